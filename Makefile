@@ -27,7 +27,7 @@ runs = $(shell $(1)/bin/python -c 'import pip' 2>/dev/null && echo yes)
 VENV := $(call stamp,.venv,constraints.txt)
 VENV_TL3 := $(call stamp,.venv-tl3,constraints-tl3.txt)
 
-.PHONY: help demo figures notebooks docs test test-tl3 bench lint format clean chromium FORCE
+.PHONY: help demo figures notebooks docs test test-tl3 trust bench lint format clean chromium FORCE
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ test: $(VENV) chromium ## run the tests (ARGS="-k word" for some of them)
 
 test-tl3: $(VENV_TL3) ## run the tests of the HookedTransformer path, on transformer-lens 3.9
 	@.venv-tl3/bin/python -m pytest tests/tl3 $(ARGS)
+
+trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at their full size (an hour; figures in runs/trust.xml)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --full tests/trust --junitxml runs/trust.xml $(ARGS)
 
 bench: $(VENV) ## measure speed and memory
 	@.venv/bin/python tests/benchmarks/bench.py $(ARGS)

@@ -38,6 +38,17 @@ CHROMIUM_FLAGS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Campaigns (kills, fuzzing, simulations) run small in the suite and at their full size in `make trust`."""
+    parser.addoption("--full", action="store_true", help="run the campaigns of tests/trust at their full size")
+
+
+@pytest.fixture(scope="session")
+def full_size(request: pytest.FixtureRequest) -> bool:
+    """Whether campaigns run at their full size."""
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder of pyproject.toml."""
