@@ -39,8 +39,8 @@ CHROMIUM_FLAGS = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Campaigns (kills, fuzzing, simulations) run small in the suite and at their full size in `make trust`."""
-    parser.addoption("--full", action="store_true", help="run the campaigns of tests/trust at their full size")
+    """Campaigns (kills, fuzzing, simulations) are small in the suite and of full size in `make trust`."""
+    parser.addoption("--full", action="store_true", help="run the campaigns of tests/trust at full size")
 
 
 @pytest.fixture(scope="session")
