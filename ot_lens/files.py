@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import RunFolderError
+from ot_lens.reading import MIB, parse_json, read_bounded
 
 LOCK = ".lock"
+# An index of five million prompts has as much.
+MOST_JSON = 32 * MIB
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
@@ -117,16 +120,13 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        RunFolderError: If it is missing or not JSON.
+        RunFolderError: If it is missing, not JSON, or larger than such a file can be.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = read_bounded(path, MOST_JSON, RunFolderError)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing: the folder is not a run, or it is incomplete.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RunFolderError(
-            f"{path} is not valid JSON ({error}): restore it or start in a new folder."
-        ) from error
+    return parse_json(content, str(path), RunFolderError, finite=False)
 
 
 def sha256_file(path: Path) -> str:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import PromptError
 from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.drawing import Pools
 from ot_lens.prompts.sources import Places, Source, read_class
+from ot_lens.reading import parse_yaml, shown
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -53,10 +53,7 @@ def read_yaml(text: str, name: str) -> Any:
     Raises:
         PromptError: If it is not YAML.
     """
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise PromptError(f"{name}: not readable YAML: {' '.join(str(error).split())[:160]}") from error
+    return parse_yaml(text, name, PromptError)
 
 
 def parse_description(content: Any, origin: str) -> Description:
@@ -114,7 +111,7 @@ def _sources(value: Any, where: str) -> list[Source]:
         return [replace(Source(str(fields.source)), **fields.model_dump(exclude={"source"}))]
     if not isinstance(value, list | tuple) or not value:
         raise PromptError(
-            f"{where}: {value!r} is no source: name a file, a preset, or hf:DATASET, or list several."
+            f"{where}: {shown(value)} is no source: name a file, a preset, or hf:DATASET, or list several."
         )
     return [source for i, part in enumerate(value) for source in _sources(part, f"{where}.{i}")]
 
@@ -135,6 +132,6 @@ def _validated(model: type[_Model], content: Any, where: str) -> _Model:
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise PromptError(
-                f"{where}: unknown field {place!r}: the fields are {', '.join(model.model_fields)}."
+                f"{where}: unknown field {shown(place)}: the fields are {', '.join(model.model_fields)}."
             ) from error
-        raise PromptError(f"{where}: {place}: {first['msg']} (got {first['input']!r}).") from error
+        raise PromptError(f"{where}: {place}: {first['msg']} (got {shown(first['input'])}).") from error

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from ot_lens.errors import PromptError
 from ot_lens.prompts.data import CLASSES, SPLITS, Prompt
@@ -16,14 +16,18 @@ class _PromptRow(BaseModel):
     model_config = ConfigDict(extra="ignore")
     text: str = Field(min_length=1)
     answer: str | None = None
-    answers: tuple[str, ...] = ()
+    answers: Annotated[tuple[str, ...], FailFast()] = ()
     category: str | None = None
+
+
+# Only the first fault is told: a large file may have millions.
+_Prompts = Annotated[list[_PromptRow | str], FailFast()]
 
 
 class _ContrastRows(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    harmful: list[_PromptRow | str]
-    harmless: list[_PromptRow | str]
+    harmful: _Prompts
+    harmless: _Prompts
 
 
 class _Document(BaseModel):
@@ -32,8 +36,8 @@ class _Document(BaseModel):
     licence: str = "unknown"
     source: str = "unknown"
     splits: dict[str, _ContrastRows] | None = None
-    harmful: list[_PromptRow | str] | None = None
-    harmless: list[_PromptRow | str] | None = None
+    harmful: _Prompts = []
+    harmless: _Prompts = []
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def read_document(content: Any, file: str) -> Document:
 
 def _pools(parsed: _Document, file: str) -> Pools:
     if parsed.splits is None:
-        return {c: {None: _rows(getattr(parsed, c) or [], f"{file}: {c}")} for c in CLASSES}
+        return {c: {None: _rows(getattr(parsed, c), f"{file}: {c}")} for c in CLASSES}
     missing = [split for split in SPLITS if split not in parsed.splits]
     if missing:
         raise PromptError(f"{file}: no split {missing[0]!r}: name all of {', '.join(SPLITS)}.")

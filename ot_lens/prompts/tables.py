@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
+from ot_lens import parquet_files, reading
 from ot_lens.errors import PromptError
 from ot_lens.prompts.text_files import decode
 
@@ -79,6 +78,7 @@ def from_records(name: str, records: Sequence[Any], row: str = "row", numbers: S
                 "give every prompt as a string, or every one as an object."
             )
     fields = dict.fromkeys(field for record in records for field in record)
+    _check_columns(name, len(fields))
     return Table(name, {f: [record.get(f) for record in records] for f in fields}, row, numbers)
 
 
@@ -88,10 +88,7 @@ def parse_json(text: str, name: str) -> Any:
     Raises:
         PromptError: If it is not JSON.
     """
-    try:
-        return from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        raise PromptError(f"{name}: Invalid JSON: {error}. Correct it there.") from error
+    return reading.parse_json(text, name, PromptError)
 
 
 def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
@@ -99,8 +96,12 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
     from pyarrow import csv as arrow_csv
 
     text = decode(content, name)
-    header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+    try:
+        header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+    except csv.Error as error:
+        raise PromptError(f"{name}: no header of column names ({error}): check quotes.") from error
     columns = [column.strip() for column in header]
+    _check_columns(name, len(columns))
     twice = next((c for c in columns if not c or columns.count(c) > 1), None)
     if twice is not None:
         raise PromptError(f"{name}: the header names column {twice!r} twice or not at all: name each once.")
@@ -128,6 +129,14 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
             f"{name}: row {len(cells[columns[0]])} opens a quote that is never closed: close it."
         )
     return Table(name, cells)
+
+
+def _check_columns(name: str, n: int) -> None:
+    """A column costs a cell in every row, also where a row leaves it out."""
+    if n > parquet_files.MOST_COLUMNS:
+        raise PromptError(
+            f"{name} names {n} columns, more than the {parquet_files.MOST_COLUMNS} that are read: is it one?"
+        )
 
 
 def _ragged(message: str) -> str:
@@ -172,18 +181,7 @@ def _json(name: str, content: bytes) -> Table:
 
 
 def _parquet(name: str, content: bytes) -> Table:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
-        raise PromptError(
-            f"{name}: not a parquet file ({str(error).splitlines()[0][:80]}): write it again."
-        ) from error
-    if len(set(table.column_names)) < len(table.column_names):
-        raise PromptError(f"{name}: two columns have one name: rename one.")
-    return from_arrow(name, table)
+    return from_arrow(name, parquet_files.read_arrow(content, name, PromptError))
 
 
 def from_arrow(name: str, table: Any) -> Table:

@@ -5,7 +5,10 @@ import hashlib
 from pathlib import Path
 
 from ot_lens.errors import PromptError
+from ot_lens.reading import MIB, read_bounded
 
+# The largest public sets have a tenth of it.
+MOST = 1024 * MIB
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -13,18 +16,14 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        PromptError: If it is missing, a folder, unreadable or empty.
+        PromptError: If it is missing, no regular file, unreadable, or larger than a prompt set can be.
     """
     if path.is_dir():
         raise PromptError(f"{path} is a folder: name a file in it, or a dataset folder as 'hf:{path}'.")
     try:
-        content = path.read_bytes()
+        return read_bounded(path, MOST, PromptError)
     except FileNotFoundError as error:
         raise PromptError(f"no file {str(path)!r}: check the path.") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"{str(path)!r} cannot be read ({reason}): check path and permissions.") from error
-    return content
 
 
 def decode(content: bytes, name: str) -> str:

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ot_lens.errors import ConfigError
+from ot_lens.reading import MOST_YAML, parse_yaml, read_bounded, shown
 
 DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     "directional_ablation",
@@ -179,12 +180,12 @@ def read_config(path: str | Path) -> StudyConfig:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        text = read_bounded(path, MOST_YAML, ConfigError).decode()
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration {path}: write one with 'ot-lens init'.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not readable YAML: {error.reason} at byte {error.start}.") from error
+    content = parse_yaml(text, str(path), ConfigError)
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -206,10 +207,9 @@ def parse_config(content: dict[str, Any], source: str = "configuration") -> Stud
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"{source}: unknown field {place!r}: the fields are {', '.join(StudyConfig.model_fields)}."
-            ) from error
-        raise ConfigError(f"{source}: {place}: {first['msg']} (got {first['input']!r}).") from error
+            fields = ", ".join(StudyConfig.model_fields)
+            raise ConfigError(f"{source}: unknown field {shown(place)}: the fields are {fields}.") from error
+        raise ConfigError(f"{source}: {place}: {first['msg']} (got {shown(first['input'])}).") from error
 
 
 def commented_yaml(config: StudyConfig | None = None) -> str:
