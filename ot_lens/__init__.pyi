@@ -72,6 +72,7 @@ from .study import paper_study as paper_study
 from .study import read_config as read_config
 from .study import run_study as run_study
 from .study import summarise as summarise
+from .study import verify_run as verify_run
 from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo

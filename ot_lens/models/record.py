@@ -23,6 +23,8 @@ RAW_WEIGHTS = "none: Hugging Face's own weights"
 PROCESSED_BRIDGE = "TransformerBridge compatibility mode: norms folded or weights centred"
 # Of the mean of a weight's rows to their size. Centring leaves rounding, untouched weights far more.
 CENTRED = 1e-4
+# Values of a weight that its fingerprint reads: few enough to take no time beside a forward pass.
+FINGERPRINTED = 4096
 
 
 def model_record(model: Any) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def model_record(model: Any) -> dict[str, Any]:
         name, class, architecture, revision (commit hash of a hub model), dtype, quantization, device_map,
         n_layers, d_model; the chat template's hash, its BOS, its own system turn and date, the system prompt
         (as hash and length, never as text), the tokens after the instruction; and what was done to the
-        weights, which changes what a covariance of the residual stream means.
+        weights, which changes what a covariance of the residual stream means; and their fingerprint
+        (`weights_fingerprint`).
 
     Raises:
         ModelError: If the model is of no kind that is served.
@@ -57,7 +60,25 @@ def model_record(model: Any) -> dict[str, Any]:
         "d_model": served.d_model,
         **_chat(served),
         "weight_processing": _weight_processing(served),
+        "weights_sha256": weights_fingerprint(hf_model if hf_model is not None else served.model),
     }
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str | None:
+    """SHA-256 of name, shape, dtype and at most 4096 evenly spaced values of every weight.
+
+    Training, merging or editing a model changes it; a change of single values between those read does not.
+    The same on every device. None where weights are kept outside memory.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if weight.is_meta:
+            return None
+        flat = weight.detach().reshape(-1)
+        read = flat[:: max(1, -(-flat.numel() // FINGERPRINTED))].cpu().contiguous()
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(read.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _chat(served: Backend) -> dict[str, Any]:

@@ -14,3 +14,4 @@ from .summary import best_singles as best_singles
 from .summary import effects as effects
 from .summary import method_label as method_label
 from .sweeping import map_folder as map_folder
+from .verify import verify_run as verify_run

@@ -1,28 +1,27 @@
 """The run folder: manifest, tables, maps; whole files only, and never another run's."""
 
 import json
-import platform
-from importlib.metadata import version
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import atomic_path, read_json, write_json, write_text
+from ot_lens.files import (
+    LOCK,
+    atomic_path,
+    read_json,
+    remove_temporaries,
+    temporaries,
+    write_json,
+    write_text,
+    writing,
+)
 from ot_lens.study.config import StudyConfig, commented_yaml
+from ot_lens.study.pins import machine, manifest_hash, seeds, versions
 
 SCHEMA = 1
-PACKAGES = (
-    "ot_lens",
-    "torch",
-    "transformers",
-    "transformer-lens",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pandas",
-)
 
 
 class RunFolder:
@@ -41,22 +40,30 @@ class RunFolder:
     def start(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder":
         """Open a folder for a run: a new one, or with `resume` one that holds this same run.
 
+        Whoever writes into it holds it (see `ot_lens.files.locked`); what killed writers left is removed.
+
         Raises:
             RunFolderError: If the folder holds another run, other files, or this run without `resume`.
         """
         held = cls.held(path, config, resume=resume)
+        for entry in (path, *path.rglob("*")):
+            if entry.is_dir():
+                remove_temporaries(entry)
         if held is not None:
+            held._write_configuration(config)
+            held._note_versions()
             return held
-        versions = {name: version(name) for name in PACKAGES}
         manifest = {
             "schema_version": SCHEMA,
             "finished": False,
             "config": config.model_dump(mode="json"),
-            "versions": {"python": platform.python_version(), **versions},
+            "versions": versions(),
+            "machine": machine(),
+            "seeds": seeds(config),
         }
         folder = cls(path, manifest)
         folder.save_manifest()
-        write_text(path / "config.yaml", commented_yaml(config))
+        folder._write_configuration(config)
         return folder
 
     @classmethod
@@ -84,7 +91,7 @@ class RunFolder:
                     "or choose another --out."
                 )
             return found
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or _foreign(path)):
             raise RunFolderError(f"{path} is not an empty folder and holds no run: choose another --out.")
         return None
 
@@ -113,8 +120,23 @@ class RunFolder:
 
     def save_manifest(self, **entries: Any) -> None:
         """Add entries to the manifest and write it."""
-        self.manifest.update(json.loads(json.dumps(entries)))
+        manifest = {**self.manifest, **entries}
+        manifest["sha256"] = manifest_hash(manifest)
+        # As it is read back, keys in order: a report does not show whether the run was stopped on the way.
+        self.manifest = json.loads(json.dumps(manifest, sort_keys=True))
         write_json(self.path / "manifest.json", self.manifest)
+
+    def _note_versions(self) -> None:
+        """Versions that went on with a run, where they are not those that began it."""
+        now, known = versions(), self.manifest.get("resumed_with", [])
+        if now not in (self.manifest.get("versions"), *known):
+            self.manifest["resumed_with"] = [*known, now]
+
+    def _write_configuration(self, config: StudyConfig) -> None:
+        """For the reader; missing where the run was killed right after its manifest."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            write_text(path, commented_yaml(config))
 
     def has_table(self, name: str) -> bool:
         """Whether a table was written."""
@@ -124,6 +146,13 @@ class RunFolder:
         """Write a table as parquet."""
         with atomic_path(self.path / "tables" / f"{name}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
+
+    def drop(self, parts: str) -> None:
+        """Remove a folder of tables that went into another."""
+        folder = self.path / "tables" / parts
+        if folder.is_dir():
+            with writing(folder):
+                shutil.rmtree(folder)
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Read a table.
@@ -142,3 +171,9 @@ class RunFolder:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every finished table by name."""
         return {p.stem: self.read_table(p.stem) for p in sorted((self.path / "tables").glob("*.parquet"))}
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a folder holds more than a run leaves that was killed before its manifest was there."""
+    ours = {folder / LOCK, *temporaries(folder)}
+    return any(path not in ours for path in folder.iterdir())

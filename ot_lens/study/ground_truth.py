@@ -1,5 +1,6 @@
 """What an embedded model was built to do and to hold, beside what the study measured."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ COLUMNS = (
     "n",
     "unit",
 )
+# Prompts of a category whose direction is estimated.
+FEWEST = 2
 # name, measure, prompts, what the rule asks for
 BEHAVIOUR = (
     ("harmful refused", "refusal_rate", "harmful", 1.0),
@@ -62,12 +65,13 @@ def ground_truth(
     Returns:
         Columns part, quantity, method, k, layer, known, value, low, high, null_mean, null_low, null_high, n,
         unit. Parts: "counts", what was built in; "behaviour", rates without an edit; "rank", each rank's best
-        single layer; "directions", `category_directions` by layer.
+        single layer; "directions", `category_directions` by layer, where every category has two prompts.
     """
     rows = [*_counts(variant), *_behaviour(sweep), *_ranks(sweep)]
     categories = [prompt.category for prompt in prompts.test.harmful]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    if set(categories) == set(CATEGORIES):
+    counts = Counter(categories)
+    if set(counts) == set(CATEGORIES) and min(counts.values()) >= FEWEST:
         directions = category_directions(acts, [str(name) for name in categories], **draws)
         table = pd.concat([table, directions.assign(part="directions")[[
             name for name in COLUMNS if name in directions or name == "part"

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ot_lens.activations import resolve_layers
 from ot_lens.behaviour import LazyJudge, PanelSettings, filter_by_behaviour
 from ot_lens.errors import ModelError
@@ -22,11 +24,13 @@ class Prepared:
         layers: The layers swept.
         settings: The panel.
         record: What the manifest says of the model.
+        measuring: What it says of how refusals are told, and of the device.
     """
 
     layers: tuple[int, ...]
     settings: PanelSettings
     record: dict[str, Any]
+    measuring: dict[str, Any]
 
 
 def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) -> Prepared:
@@ -58,7 +62,24 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     check_study(config, model, prompts, layers)
     if settings.judge is not None:
         settings.judge.make_ready(backend(model).model, swap=settings.swap)
-    return Prepared(layers, settings, model_record(model))
+    return Prepared(layers, settings, model_record(model), _measured_by(model, settings))
+
+
+def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
+    """What decides a refusal, and the device whose rounding is in the numbers."""
+    device = backend(model).device
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    phrases = settings.phrases
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "phrases": {"name": phrases.name, "version": phrases.version, "list": list(phrases.phrases)},
+        "refusal_tokens": list(settings.refusal_tokens),
+    }
 
 
 def filtered(model: Any, config: StudyConfig, prompts: ContrastSet) -> ContrastSet:

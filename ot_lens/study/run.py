@@ -16,6 +16,7 @@ from ot_lens.study.drawing import about
 from ot_lens.study.findings import summarise
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.paper_table import write_paper_table
+from ot_lens.study.pins import file_hashes
 from ot_lens.study.preparation import filtered, parameter_bytes, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import capture_split, plan_into, sweep_into
@@ -75,7 +76,9 @@ def run_study(
             prompts = workers.call(filtered, config, prompts)
         folder = RunFolder.start(path, config, resume=resume)
         engines = sorted({engine, *folder.manifest.get("engines", [])})
-        folder.save_manifest(model=ready.record, prompts=prompts.manifest(), engines=engines)
+        folder.save_manifest(
+            model=ready.record, measuring=ready.measuring, prompts=prompts.manifest(), engines=engines
+        )
         acts = {
             split: capture_split(folder, workers, getattr(prompts, split), split, config, ready.layers, stage)
             for split in ("train", "test")
@@ -86,7 +89,7 @@ def run_study(
     if config.paper_table:
         write_paper_table(folder, ready.settings.phrases.name)
     _draw(folder, config, stage)
-    folder.save_manifest(finished=True)
+    folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)
 
 

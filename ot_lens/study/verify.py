@@ -1,0 +1,87 @@
+"""A run checked against itself: bytes, tables, maps, figures and the model, a sample of everything."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ot_lens.errors import OtLensError
+from ot_lens.study.folder import RunFolder
+from ot_lens.study.stage import Stage, silent
+from ot_lens.study.verifying.check import DIFFERS, MISSING, Checks
+from ot_lens.study.verifying.evidence import Evidence
+
+SAMPLE = 100
+
+
+def verify_run(
+    run: str | Path,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    full: bool = False,
+    model: bool = True,
+    trust_remote_code: bool = False,
+    stage: Stage = silent,
+) -> pd.DataFrame:
+    """Compute a sample of a run again and compare it with what the run holds; the run is only read.
+
+    - The files: their hashes against the manifest's, every shard's against its checksum.
+    - The maps: fitted again on the stored activations, compared in where they move samples.
+    - The tables: every value computed again from stored activations, maps and sweep; nulls and intervals for
+      a sample of layers, with the seeds of the run.
+    - The model: a sample of shards captured again, the sweep planned again, a sample of its edits measured
+      again, and the tables of edited models.
+    - What people read: captions and report written again from the tables, and with `full` every figure.
+
+    Args:
+        run: A run folder.
+        sample: Rows of each table that are computed again with their draws, or on the model.
+        seed: Of the choice of rows.
+        full: Every row, and every figure.
+        model: Load the model that the manifest names; without it what needs the model stays unchecked.
+        trust_remote_code: Run code that comes with the model. A manifest alone cannot ask for it.
+        stage: Shows progress.
+
+    Returns:
+        One row a check: item, how, compared, of, deviation (largest; NaN where equality alone counts),
+        tolerance, verdict ("ok", "differs", "missing" or "not checked"), note. A number's deviation is
+        relative to it, or to 0.001 of the largest of its column and quantity where that is more.
+
+    Raises:
+        RunFolderError: If the folder holds no run.
+        ConfigError: If its manifest holds no configuration of this version.
+        OtLensError: If `sample` is below 1.
+    """
+    if sample < 1:
+        raise OtLensError(f"sample = {sample}: give at least one row, or ask for the full check.")
+    from ot_lens.study.verifying.fitted import fitted
+    from ot_lens.study.verifying.pinned import pinned
+    from ot_lens.study.verifying.recomputed import recomputed
+    from ot_lens.study.verifying.remeasured import remeasured, unmeasured
+    from ot_lens.study.verifying.shown import shown
+
+    evidence = Evidence(RunFolder.open(Path(run)), None if full else sample, seed)
+    _ = evidence.config
+    checks = Checks()
+    with stage("verifying", 5) as step:
+        pinned(evidence, checks)
+        step(1)
+        fitted(evidence, checks)
+        step(1)
+        recomputed(evidence, checks)
+        step(1)
+        if model:
+            remeasured(evidence, checks, trust_remote_code=trust_remote_code)
+        else:
+            unmeasured(evidence, checks, "without the model")
+        step(1)
+        if evidence.folder.finished:
+            with checks.of("report.html", "written again from the tables"):
+                shown(evidence, checks, figures=full)
+        step(1)
+    return checks.table()
+
+
+def holds(checks: pd.DataFrame) -> bool:
+    """Whether nothing differs and nothing is missing."""
+    return not checks["verdict"].isin([DIFFERS, MISSING]).any()

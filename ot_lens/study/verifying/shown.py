@@ -1,0 +1,105 @@
+"""What people read of a run: captions, figures and the report, drawn again from the stored tables."""
+
+import tempfile
+from pathlib import Path
+
+from ot_lens.study.drawing import about
+from ot_lens.study.findings import summarise
+from ot_lens.study.pins import manifest_hash, versions
+from ot_lens.study.verifying.check import MISSING, UNCHECKED, Check, Checks, exact, listed
+from ot_lens.study.verifying.evidence import Evidence
+
+# Whatever writes bytes of a figure or of the page.
+DRAWING = ("ot_lens", "matplotlib", "plotly", "pandas", "numpy")
+
+
+def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
+    """Captions and the report; with `figures` each of them too, which takes seconds apiece."""
+    for name in ("localisation", "geometry"):
+        run.table(name)
+    checks.add(_captions(run))
+    if figures:
+        checks.add(_figures(run))
+    checks.add(_report(run))
+
+
+def _captions(run: Evidence) -> Check:
+    """The text beside every figure, which holds the numbers that it shows."""
+    from ot_lens.plots.gallery import GALLERY, inputs
+    from ot_lens.plots.rows import TableError
+
+    tables, folder = run.folder.tables(), run.folder.path / "figures"
+    wrong, count = [], 0
+    for entry in GALLERY:
+        path = folder / f"{entry.name}.txt"
+        try:
+            needed, options = inputs(entry, tables)
+            caption = f"{entry.caption(*needed, **options)} {about(run.folder)}".strip() + "\n"
+        except TableError:
+            continue
+        if entry.name == "run_cosines" and not path.is_file():
+            continue
+        count += 1
+        if not path.is_file():
+            wrong.append(f"{path.name} is missing")
+        elif path.read_text("utf-8") != caption:
+            wrong.append(f"{path.name} says something else")
+    return exact("figures", "captions written again from the tables", wrong, count)
+
+
+def _figures(run: Evidence) -> Check:
+    """Every figure on paper, byte by byte, where the same versions draw."""
+    from ot_lens.plots import draw_all
+
+    how, folder = "drawn again from the tables", run.folder.path / "figures"
+    other = _other_versions(run)
+    if other:
+        return Check("figures", how, verdict=UNCHECKED, note=other)
+    formats = [suffix for suffix in ("png", "pdf", "svg") if any(folder.glob(f"*.{suffix}"))]
+    with tempfile.TemporaryDirectory() as place:
+        drawn = draw_all(
+            run.folder.tables(), Path(place), formats, run.config.figure_style, about=about(run.folder)
+        )
+        wrong = [
+            path.name
+            for path in drawn
+            if not (folder / path.name).is_file() or (folder / path.name).read_bytes() != path.read_bytes()
+        ]
+    note = [f"{listed(wrong)}: altered, or drawn again in another style"] if wrong else []
+    return exact("figures", how, note, len(drawn))
+
+
+def _report(run: Evidence) -> Check:
+    """The page written again, as it was before the manifest said that the run had finished."""
+    from ot_lens.report import write_report
+
+    how, folder = "written again from the tables", run.folder
+    path = folder.path / "report.html"
+    if not path.is_file():
+        return Check("report.html", how, 0, 1, verdict=MISSING, note="no such file")
+    other = _other_versions(run)
+    if other or "files" not in folder.manifest:
+        return Check("report.html", how, verdict=UNCHECKED, note=other or "its manifest pins no files")
+    pins = folder.manifest["files"]
+    tables = {n: t for n, t in folder.tables().items() if f"tables/{n}.parquet" in pins}
+    manifest = {k: v for k, v in folder.manifest.items() if k != "files"} | {"finished": False}
+    manifest["sha256"] = manifest_hash(manifest)
+    with tempfile.TemporaryDirectory() as place:
+        again = write_report(
+            folder.path, tables, manifest, summarise(tables["localisation"]), Path(place) / "report.html"
+        )
+        ours, theirs = (p.read_text("utf-8").splitlines() for p in (again, path))
+    wrong = [] if ours == theirs else [_first_difference(ours, theirs)]
+    return exact("report.html", how, wrong, len(ours))
+
+
+def _first_difference(ours: list[str], theirs: list[str]) -> str:
+    pairs = zip(ours, theirs, strict=False)
+    number = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(len(ours), len(theirs)) + 1)
+    return f"line {number} is not what the tables give"
+
+
+def _other_versions(run: Evidence) -> str:
+    then, now = run.folder.manifest.get("versions", {}), versions()
+    other = [f"{name} {then.get(name)}" for name in DRAWING if then.get(name) != now[name]]
+    return f"drawn by {listed(other)}, which draws other bytes" if other else ""
