@@ -49,7 +49,7 @@ def principal_plane(
     values, vectors = gram_spectrum(Z - centre)
     if int(numerical_rank(values, Z.norm(dim=1).amax())) < 2:
         raise FitError("the pooled samples span no plane (rank below 2): choose another layer or position")
-    axes = principal_axes(Z - centre, values, vectors, 2)
+    axes = principal_axes(Z - centre, vectors, 2)
     shares = (values[:2] / values.sum()).tolist()
     place = {"layer": layer, "position": position}
     points, clouds = [], []

@@ -167,7 +167,7 @@ def _leading_axes(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> t
     centre = X.mean(0)
     values, vectors = gram_spectrum(X - centre)
     rank = int(numerical_rank(values, X.norm(dim=1).amax()))
-    return principal_axes(X - centre, values, vectors, min(rank, SUPPORT_COMPONENTS)), centre
+    return principal_axes(X - centre, vectors, min(rank, SUPPORT_COMPONENTS)), centre
 
 
 def _covariance_error(classes: DrawnClasses) -> Float64[Tensor, " R"]:

@@ -35,7 +35,7 @@ def pooled(H: Float64[Tensor, "*L n_H d"], S: Float64[Tensor, "*L n_S d"]) -> Fl
     Ratios of rounding errors would otherwise pass for findings at a layer where nothing varies.
     """
     Z, mean = about_pooled_mean(H, S)
-    largest = torch.maximum(torch.maximum(Z.amax(-2), -Z.amin(-2)), torch.zeros_like(mean))
+    largest = torch.maximum(Z.amax(-2), -Z.amin(-2))
     return Z.mul_((largest > (16 + Z.shape[-2]) * EPS * mean.abs()).unsqueeze(-2))
 
 
@@ -78,24 +78,21 @@ def numerical_rank(
 
 def principal_axes(
     Z: Float64[Tensor, "*L n d"],
-    eigenvalues: Float64[Tensor, "*L m"],
     eigenvectors: Float64[Tensor, "*L n m"],
     k: int,
 ) -> Float64[Tensor, "*L d k"]:
     """Orthonormal top-k right singular vectors of Z, from the eigenvectors of Z Z^T.
 
-    Z^T v / sqrt(lambda) loses orthogonality as lambda_1 / lambda_k grows, hence the QR; the sign of each
-    axis is fixed by its largest coordinate, so that equal samples give equal axes on every machine.
+    Z^T v / sqrt(lambda) loses orthogonality as lambda_1 / lambda_k grows, hence the QR, which also scales the
+    columns; the sign of each axis is fixed by its largest coordinate, so that equal samples give equal axes
+    on every machine.
     """
-    weights = eigenvectors[..., :k] / eigenvalues[..., :k].clamp_min(
-        torch.finfo(Z.dtype).tiny
-    ).sqrt().unsqueeze(-2)
-    # (w^T Z)^T and not Z^T w: rows of Z are read in order, five times as fast.
-    leading = weights.mT @ Z
+    # (v^T Z)^T and not Z^T v: rows of Z are read in order, five times as fast.
+    leading = eigenvectors[..., :k].mT @ Z
     with one_thread():
         Q = torch.linalg.qr(leading.mT).Q
     largest = Q.gather(-2, Q.abs().argmax(-2, keepdim=True))
-    return Q * torch.where(largest < 0, -1.0, 1.0)
+    return torch.where(largest < 0, -Q, Q)
 
 
 def orthonormal_span(

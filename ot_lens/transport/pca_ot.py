@@ -46,7 +46,7 @@ class PooledPCA:
 
     def axes(self, k: int) -> Float64[Tensor, "L d k"]:
         """Top-k components."""
-        return principal_axes(self.Z, self.eigenvalues, self.eigenvectors, k)
+        return principal_axes(self.Z, self.eigenvectors, k)
 
     def scores(self) -> Float64[Tensor, "L N m"]:
         """The samples in the basis of all their components: an isometry, so nothing but the basis changes."""
