@@ -188,7 +188,8 @@ def test_judges_that_have_nothing_in_common_do_not_agree():
     a, b = (list(map(bool, generator.integers(0, 2, 300))) for _ in range(2))
     unrelated, same = agreement(a, b).kappa, agreement(a, a).kappa
     assert unrelated.low < 0 < unrelated.high
-    assert (same.value, same.low, same.high) == (1, 1, 1)
+    assert (same.value, same.high) == (1, 1)
+    assert 0.9 < same.low < 1  # agreement on 300 answers is no proof of agreement on every other
     assert agreement(a, [not x for x in a]).kappa.value == pytest.approx(-1, abs=0.03)
 
 

@@ -78,13 +78,17 @@ def _kappa(cells: Float[np.ndarray, "*draw 4"]) -> Float[np.ndarray, "*draw"]:
 
 
 def _kappa_estimate(cells: np.ndarray, seed: int) -> Estimate:
-    """Resampling pairs with replacement is a multinomial draw of the table's four cells."""
-    n = int(cells.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, cells / n, size=RESAMPLES)
+    """Resampling pairs with replacement is a multinomial draw of the table's four cells.
+
+    Half an answer is added to each cell drawn from: a cell that is empty by chance would stay empty in every
+    resample, and judges that agree on all answers seen would be certain to agree on every other.
+    """
+    n, value = int(cells.sum()), float(_kappa(cells.astype(np.float64)))
+    drawn = np.random.default_rng(seed).multinomial(n, (cells + 0.5) / (n + 2), size=RESAMPLES)
     kappas = _kappa(drawn.astype(np.float64))
     finite = kappas[np.isfinite(kappas)]
-    value = float(_kappa(cells.astype(np.float64)))
+    if n < 2 or not np.isfinite(value) or not len(finite):
+        return Estimate(value, float("nan"), float("nan"), n, "bootstrap")
     tail = (1 - CONFIDENCE) / 2
-    ends = np.quantile(finite, [tail, 1 - tail]) if len(finite) and n > 1 and np.isfinite(value) else None
-    low, high = (float("nan"), float("nan")) if ends is None else (float(ends[0]), float(ends[1]))
-    return Estimate(value, low, high, n, "bootstrap")
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return Estimate(value, float(min(low, value)), float(max(high, value)), n, "bootstrap")

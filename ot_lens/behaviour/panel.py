@@ -212,7 +212,7 @@ def estimates(panel: Panel, settings: PanelSettings, baseline: Panel | None = No
             shift = reading.score - baseline.next_token.score
             found["refusal_score_shift"] = mean(shift.numpy(), seed=seed)
     if reading is not None and "kl" in settings.measures:
-        found["kl"] = mean(reading.kl.numpy(), seed=seed)
+        found["kl"] = mean(reading.kl.numpy(), seed=seed, least=0.0)
     if panel.loss is not None:
         nll, counts = panel.loss.nll.numpy(), panel.loss.n_tokens.to(torch.float64).numpy()
         found["perplexity"] = perplexity(nll, counts, seed=seed)

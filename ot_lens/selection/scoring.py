@@ -181,7 +181,9 @@ class _Scorer:
         if harmful is not None:
             found["refusal"] = self._score(harmful)
         if harmless is not None:
-            found["kl_div"] = mean(kl_divergence(self._harmless, harmless).numpy(), seed=self._seed)
+            found["kl_div"] = mean(
+                kl_divergence(self._harmless, harmless).numpy(), seed=self._seed, least=0.0
+            )
         return found
 
     def _added(self, r: Float64[Tensor, " d"], layer: int) -> dict[str, Estimate]:
