@@ -10,6 +10,8 @@ from ot_lens.errors import FitError
 from ot_lens.linalg import centred, checks_samples, nuclear_norm, one_thread, orthonormal_span
 from ot_lens.moments import Moments, shrinkage_intensity
 
+EPS = torch.finfo(torch.float64).eps
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
@@ -93,7 +95,9 @@ class Gaussian:
         s, Qt = torch.linalg.svd(self.factor, full_matrices=False)[1:]
         variances = s.square() + self.floor
         spans = len(s) == self.d_model
-        if not float(variances.min()) > 0 or not (spans or float(self.floor) > 0):
+        # The square of what an SVD rounds: dependent samples have variances of 1e-32, not of 0.
+        rounding = len(s) * EPS**2 * float(variances.sum())
+        if float(variances.min()) <= rounding or not (spans or float(self.floor) > 0):
             raise FitError("the covariance is singular: give ridge > 0 or a shrinkage")
         deviation = x - self.mean
         inside = deviation @ Qt.T

@@ -8,7 +8,13 @@ from sklearn.covariance import OAS, LedoitWolf
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError
-from ot_lens.gaussian import Gaussian, bures_wasserstein, gaussian_distance
+from ot_lens.gaussian import (
+    Gaussian,
+    RestrictedRoots,
+    bures_wasserstein,
+    checked_ridge,
+    gaussian_distance,
+)
 from ot_lens.moments import Moments, merge_all
 from tests.generators import naive
 from tests.generators.awkward import floor_for, samples
@@ -105,3 +111,117 @@ def test_bad_input_is_named():
         Gaussian.fit(H).mahalanobis(S)
     with pytest.raises(ActivationError, match="width"):
         bures_wasserstein(H, S[:, :3])
+
+
+# --- boundaries
+
+
+@pytest.mark.parametrize(("options", "shrunk"), [({}, False), ({"ridge": 0.5, "shrinkage": "oas"}, True)])
+def test_a_gaussian_remembers_what_it_was_fitted_with(options, shrunk):
+    X = classes(9, 9, 6, seed=9)[0]
+    whole, streamed = Gaussian.fit(X, **options), Gaussian.of_moments(Moments.of(X), **options)
+    for gaussian in (whole, streamed):
+        assert (gaussian.n, gaussian.d_model) == (9, 6)
+        assert (gaussian.ridge, gaussian.shrinkage) == (options.get("ridge"), options.get("shrinkage"))
+        assert (float(gaussian.intensity) > 0) is shrunk
+        assert (float(gaussian.floor) > 0) is shrunk
+        batch = gaussian.batched()
+        assert (batch.n, batch.ridge, batch.shrinkage) == (gaussian.n, gaussian.ridge, gaussian.shrinkage)
+        for name in ("mean", "factor", "floor", "intensity"):
+            assert torch.equal(getattr(batch, name), getattr(gaussian, name).unsqueeze(0))
+    assert_close(streamed.intensity, whole.intensity)
+    assert_close(streamed.floor, whole.floor)
+    assert_close(dense(streamed), dense(whole))
+
+
+def test_a_batch_of_gaussians_is_one_by_one_the_single_ones():
+    X = torch.stack([classes(7, 7, 12, seed=seed)[0] * 10.0**seed for seed in range(3)])
+    batch = Gaussian.fit(X, ridge=0.1, shrinkage="ledoit_wolf")
+    for layer in range(3):
+        single = Gaussian.fit(X[layer], ridge=0.1, shrinkage="ledoit_wolf")
+        for name in ("mean", "factor", "floor", "intensity"):
+            assert_close(getattr(batch, name)[layer], getattr(single, name))
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 8), (20, 20), (40, 8)])
+def test_dependent_samples_have_no_mahalanobis_distance_until_a_floor_is_given(n, d):
+    # As many samples as coordinates, or one coordinate that follows another: singular up to rounding only.
+    X = classes(n, n, d, seed=10)[0]
+    X[:, 1] = 2 * X[:, 0] + 1
+    with pytest.raises(FitError) as caught:
+        Gaussian.fit(X).mahalanobis(X)
+    assert str(caught.value) == "the covariance is singular: give ridge > 0 or a shrinkage"
+    for options in ({"ridge": 1e-8}, {"shrinkage": "oas"}):
+        assert bool(torch.isfinite(Gaussian.fit(X, **options).mahalanobis(X)).all())
+    with pytest.raises(FitError, match="singular"):
+        Gaussian.fit(torch.ones(n, d).double()).mahalanobis(X)
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 1e-12])
+def test_a_narrow_coordinate_is_not_a_singular_one(ratio):
+    X = classes(40, 40, 6, seed=11)[0]
+    narrow = X * torch.tensor([ratio, 1, 1, 1, 1, 1]).double()
+    mean, scale = X.mean(0), torch.tensor([ratio, 1, 1, 1, 1, 1]).double()
+    found = Gaussian.fit(narrow).mahalanobis(((mean + 1) * scale).unsqueeze(0))
+    assert_close(found, Gaussian.fit(X).mahalanobis((mean + 1).unsqueeze(0)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_mahalanobis_is_in_standard_deviations(ridge):
+    X = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 2.0], [0.0, -2.0]]).double() + 5
+    # Variances 18 / 3 and 8 / 3, to which the ridge is added.
+    x = torch.tensor([[5.0, 5.0], [7.0, 5.0], [5.0, 1.0]]).double()
+    expected = torch.tensor([0.0, 2 / (6 + ridge) ** 0.5, 4 / (8 / 3 + ridge) ** 0.5]).double()
+    assert_close(Gaussian.fit(X, ridge=ridge).mahalanobis(x), expected)
+
+
+@pytest.mark.parametrize("ridge", [-1e-300, float("inf"), float("-inf"), float("nan")])
+def test_a_ridge_is_a_finite_variance(ridge):
+    with pytest.raises(FitError) as caught:
+        checked_ridge(ridge)
+    assert str(caught.value) == f"ridge = {ridge} is no variance: give a finite number >= 0"
+
+
+def test_no_ridge_is_a_ridge_of_zero():
+    assert [checked_ridge(ridge) for ridge in (None, 0.0, 0.5, 1.5)] == [0.0, 0.0, 0.5, 1.5]
+
+
+@pytest.mark.parametrize(("n_H", "n_S", "d"), [(5, 7, 20), (30, 40, 6)])
+def test_roots_within_the_span_are_those_of_the_restricted_covariances(n_H, n_S, d):
+    H, S = classes(n_H, n_S, d, seed=12)
+    source, target = Gaussian.fit(H, ridge=0.2), Gaussian.fit(S, ridge=0.7)
+    roots = RestrictedRoots.of(source, target)
+    C_H, C_S = (roots.Q.T @ dense(gaussian) @ roots.Q for gaussian in (source, target))
+    assert_close(roots.root_source @ roots.root_source, C_H)
+    assert_close(roots.root_target @ roots.root_target, C_S)
+    assert_close(roots.inverse_root_source, torch.linalg.inv(roots.root_source))
+    eigenvalues = torch.linalg.eigvalsh(C_H)
+    assert_close(roots.smallest, eigenvalues[0])
+    assert_close(roots.condition, eigenvalues[-1] / eigenvalues[0])
+
+
+@pytest.mark.parametrize("ridges", [(0.0, 0.5), (0.5, 0.0), (0.2, 0.7), (0.7, 0.2), (1.0, 1.0)])
+def test_the_distance_outside_of_the_samples_is_that_of_the_floors(ridges):
+    # Far more dimensions than samples: most of the distance is what no sample spans.
+    H, S = classes(5, 6, 60, seed=13)
+    source, target = (Gaussian.fit(X, ridge=ridge) for X, ridge in zip((H, S), ridges, strict=True))
+    expected = naive.w2(source.mean, dense(source), target.mean, dense(target))
+    assert gaussian_distance(source, target).bures == pytest.approx(expected[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("options", [{}, {"ridge": 1e-6}])
+def test_equal_moments_are_at_distance_zero_and_never_below(scale, options):
+    for seed in range(8):
+        X = scale * normal(20, 9, seed=seed)
+        found = bures_wasserstein(X, X.flip(0), **options)
+        assert 0 <= found.bures <= 1e-12 * scale**2 * 20
+        assert 0 <= found.location <= 1e-28 * scale**2
+
+
+def test_distances_close_to_the_mean_are_small_ones():
+    X = classes(8, 8, 30, seed=14)[0]
+    gaussian = Gaussian.fit(X, ridge=0.3)
+    away = normal(5, 30, seed=15)
+    near, far = (gaussian.mahalanobis(X.mean(0) + step * away) for step in (1e-4, 1.0))
+    assert_close(near, 1e-4 * far)

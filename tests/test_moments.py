@@ -6,7 +6,7 @@ from sklearn.covariance import OAS, LedoitWolf
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError
-from ot_lens.moments import Moments, merge_all, shrinkage_intensity
+from ot_lens.moments import Moments, intensity_of_gram, merge_all, shrinkage_intensity
 from tests.generators import naive
 from tests.generators.gaussians import classes, normal
 
@@ -111,3 +111,87 @@ def test_bad_input_is_named():
         merge_all([])
     with pytest.raises(FitError, match="'lw'"):
         Moments.of(torch.ones(3, 2)).shrinkage("lw")
+
+
+# --- boundaries
+
+
+def test_the_number_of_rows_kept_is_bounded_from_the_first_batch_on():
+    X = normal(9, 8, seed=5)
+    for limit, rows, exact in ((5, 10, True), (4, 8, True), (3, 3, False), (1, 1, False)):
+        m = Moments.of(X, limit=limit)
+        # One row more than samples: the gap between the means, zero for a first batch.
+        assert (m.limit, len(m.factor)) == (limit, rows)
+        assert (m.lost == 0) is exact
+        again = m.add(X + 1).add(X)
+        assert again.limit == limit
+        assert len(again.factor) <= max(2 * limit, 2 * 8 if exact else 0)
+    assert Moments.empty(8, limit=7).merge(Moments.of(X, limit=3)).limit == 3
+    assert Moments.of(X).limit == Moments.empty(8).limit == 1024
+
+
+def test_what_compressions_lose_adds_up():
+    X, Y = normal(40, 30, seed=6), normal(50, 30, seed=7)
+    a, b = Moments.of(X, limit=4), Moments.of(Y, limit=4)
+    both = a.merge(b)
+    assert both.lost >= a.lost + b.lost > max(a.lost, b.lost) > 0
+    gap = Moments.of(torch.cat([X, Y])).factor
+    missed = gap.T @ gap - both.factor.T @ both.factor
+    assert 0 < float(torch.linalg.eigvalsh(missed)[-1]) <= both.lost
+
+
+def test_a_compression_takes_the_first_direction_it_drops_from_those_it_keeps():
+    # Frequent Directions by hand: squared singular values 16, 9, 4, 1 and two rows kept, each less 4.
+    rows = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])).double()
+    X = torch.cat([rows, -rows]) / 2**0.5
+    m = Moments.of(torch.nn.functional.pad(X, (0, 5)), limit=2)
+    assert m.lost == pytest.approx(4.0)
+    assert_close(torch.linalg.svdvals(m.factor).square(), torch.tensor([12.0, 5.0]).double())
+
+
+def test_no_samples_add_nothing():
+    X = normal(6, 4, seed=8)
+    nothing = Moments.empty(4)
+    same(nothing.merge(Moments.of(X)), Moments.of(X))
+    same(Moments.of(X).merge(nothing), Moments.of(X))
+    assert nothing.merge(Moments.empty(4, limit=3)).n == 0
+    one = Moments.empty(4).add(X[:1])
+    assert (one.n, one.trace, one.lost) == (1, 0.0, 0.0)
+    assert torch.equal(one.mean, X[0])
+
+
+def test_two_samples_have_a_covariance():
+    X = normal(2, 4, seed=9)
+    factor = Moments.of(X).covariance_factor()
+    assert_close(factor.T @ factor, naive.covariance(X))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("method", "peer"), [("ledoit_wolf", LedoitWolf), ("oas", OAS)])
+def test_shrinkage_of_a_sphere_or_a_needle_is_that_of_scikit_learn(method, peer, seed):
+    # Round samples are shrunk to the last, samples along a line hardly: both ends of the interval.
+    for X in (normal(4, 3, seed=seed), normal(60, 1, seed=seed) * normal(1, 6, seed=seed + 1)):
+        theirs = peer().fit(X.numpy()).shrinkage_
+        assert float(shrinkage_intensity(X - X.mean(0), method)) == pytest.approx(theirs, rel=1e-7, abs=1e-12)
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    assert float(shrinkage_intensity(corners, method)) == pytest.approx(
+        peer().fit(corners.numpy()).shrinkage_
+    )
+
+
+def test_a_point_is_not_shrunk_by_ledoit_wolf_and_wholly_by_oas():
+    point = torch.zeros(5, 3, dtype=torch.float64)
+    assert float(shrinkage_intensity(point, "ledoit_wolf")) == 0.0
+    assert float(shrinkage_intensity(point, "oas")) == 1.0
+
+
+def test_the_unit_of_a_gram_matrix_does_not_matter():
+    Z = normal(9, 5, seed=10)
+    Z = Z - Z.mean(0)
+    for method in ("ledoit_wolf", "oas"):
+        expected = float(shrinkage_intensity(Z, method))
+        assert float(intensity_of_gram(1e6 * Z @ Z.T, 5, method)) == pytest.approx(expected)
+    assert float(intensity_of_gram(Z @ Z.T, 5)) == float(shrinkage_intensity(Z, "ledoit_wolf"))
+    with pytest.raises(FitError) as caught:
+        shrinkage_intensity(Z, "lw")
+    assert str(caught.value) == "shrinkage = 'lw' is unknown: choose one of ledoit_wolf, oas, or None"
