@@ -106,7 +106,9 @@ def add_checksum(folder: Path, name: str, checksum: str) -> None:
     """
     path = folder / CHECKSUMS
     with writing(path), path.open("ab", buffering=0) as file:
-        file.write(_line(name, checksum).encode())
+        left = _line(name, checksum).encode()
+        while left:  # the last block of a disk takes part of a line, and says so
+            left = left[file.write(left) :]
         os.fsync(file.fileno())
 
 
