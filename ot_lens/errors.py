@@ -39,6 +39,10 @@ class RunFolderError(OtLensError):
     """A run folder that is missing, belongs to another run, or cannot be written."""
 
 
+class CannotWriteError(RunFolderError):
+    """A file that cannot be written: a full disk, a read-only folder. What was there before still is."""
+
+
 class ConfigError(OtLensError):
     """A study configuration that does not validate."""
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent: write beside, flush to disk, rename; and folders that one process holds."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,12 +10,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ot_lens.errors import RunFolderError
+from ot_lens.errors import CannotWriteError, RunFolderError
 from ot_lens.reading import MIB, parse_json, read_bounded
 
 LOCK = ".lock"
 # An index of five million prompts has as much.
 MOST_JSON = 32 * MIB
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
@@ -23,14 +25,13 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a failure of the disk or the folder into one error that names `path`.
 
     Raises:
-        RunFolderError: If the block raises an OSError (read-only folder, full disk).
+        CannotWriteError: If the block raises an OSError (read-only folder, full disk).
     """
     try:
         yield
     except OSError as error:
-        raise RunFolderError(
-            f"cannot write {path}: {error.strerror or error}. Check the folder and the disk."
-        ) from error
+        remedy = "make room" if error.errno in FULL else "check the disk and the folder's permissions"
+        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}.") from error
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     and whatever stood at `path` is still there.
 
     Raises:
-        RunFolderError: If the folder cannot be written (read-only, full disk).
+        CannotWriteError: If the folder cannot be written (read-only, full disk).
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with writing(path), ExitStack() as stack:
@@ -68,7 +69,7 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what writers that were killed left behind. Only for who holds the folder (see `locked`).
 
     Raises:
-        RunFolderError: If the folder cannot be written.
+        CannotWriteError: If the folder cannot be written.
     """
     for left in temporaries(folder):
         with writing(left):
@@ -97,6 +98,13 @@ def locked(folder: Path) -> Iterator[None]:
             # While it is still held: whoever waits for a lock file that is gone makes a new one.
             stack.callback(_remove, folder / LOCK)
         yield
+
+
+def release(folder: Path) -> None:
+    """Remove the lock that a process left which was killed as it let the folder go."""
+    if (folder / LOCK).exists():
+        with suppress(RunFolderError), locked(folder):
+            pass
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -115,4 +115,4 @@ def test_a_full_disk_ends_in_one_line(ot_lens, monkeypatch):
     monkeypatch.setattr(commands, "study_into", full)
     code, _, error = ot_lens("demo")
     assert code == 2
-    assert error.strip() == "ot-lens: runs/x/shard: No space left on device."
+    assert error.strip() == "ot-lens: runs/x/shard: No space left on device: check the disk and the folder."

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,11 @@ from ot_lens.cli import organism, paper
 from ot_lens.cli.configuration import write_configuration
 from ot_lens.cli.console import complain, err, quiet_libraries, say
 from ot_lens.cli.study import Address, Engine, Resume, study_into
+from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
+
+if TYPE_CHECKING:
+    from ot_lens.study import StudyConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(organism.app, name="organism")
 app.add_typer(paper.app, name="study")
+app.command()(verify)
 
 
 def main() -> None:
@@ -31,7 +36,8 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         # A full disk or a file without permission, met by a library on our behalf.
-        complain(f"{error.filename or 'the file system'}: {error.strerror or error}.")
+        place = error.filename or "the file system"
+        complain(f"{place}: {error.strerror or error}: check the disk and the folder.")
         sys.exit(2)
 
 
@@ -42,11 +48,14 @@ def demo(
     resume: Resume = False,
 ) -> None:
     """The whole way on the embedded model: sweep, geometry, figures, report."""
-    from ot_lens.study import StudyConfig
 
-    # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
-    config = StudyConfig(model=f"organism:{variant}", max_new_tokens=16, control_draws=4)
-    study_into(config, folder, resume=resume, again=f"ot-lens demo --variant {variant} --out {folder}")
+    def configure() -> "StudyConfig":
+        from ot_lens.study import StudyConfig
+
+        # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
+        return StudyConfig(model=f"organism:{variant}", max_new_tokens=16, control_draws=4)
+
+    study_into(configure, folder, resume=resume)
 
 
 @app.command()
@@ -60,17 +69,13 @@ def run(
     resume: Resume = False,
 ) -> None:
     """Run a study from its configuration into a run folder."""
-    from ot_lens.study import read_config
 
-    folder = folder or Path("runs") / config.stem
-    study_into(
-        read_config(config),
-        folder,
-        resume=resume,
-        again=f"ot-lens run {config} --out {folder}",
-        engine=engine,
-        address=address,
-    )
+    def configure() -> "StudyConfig":
+        from ot_lens.study import read_config
+
+        return read_config(config)
+
+    study_into(configure, folder or Path("runs") / config.stem, resume=resume, engine=engine, address=address)
 
 
 @app.command()

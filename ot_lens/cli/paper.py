@@ -118,8 +118,7 @@ def paper(
         return
     if not yes:
         _refuse_what_does_not_fit(config, found, folder)
-    again = f"ot-lens study paper --model {model} --out {folder} (and the same options)"
-    study_into(config, folder, resume=resume, again=again, engine=engine, address=address)
+    study_into(lambda: config, folder, resume=resume, engine=engine, address=address)
 
 
 def _judge(given: str) -> Any:

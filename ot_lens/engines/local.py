@@ -32,5 +32,6 @@ class LocalEngine:
     def stream(
         self, function: Callable[..., Iterator[T]], pieces: Sequence[Any], *arguments: Any
     ) -> Iterator[T]:
-        """See `Engine.stream`: all pieces at once, so that what they share is done once."""
-        yield from function(self._model, *arguments, pieces)
+        """See `Engine.stream`: one piece after the other, so that a stop repeats no more than one."""
+        for piece in pieces:
+            yield from function(self._model, *arguments, [piece])

@@ -1,9 +1,12 @@
 """Reaching a Ray cluster: one that runs already, or one of this machine alone."""
 
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ot_lens.engines.engine import EngineError
@@ -48,7 +51,8 @@ def connect(address: str | None) -> tuple[Any, bool]:
     _check_answers(address)
     ray = _import_ray()
     try:
-        ray.init(address, **QUIET)
+        with _own_signals():
+            ray.init(address, **QUIET)
     except (ImportError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise _unreachable(address, error) from error
     return ray, True
@@ -66,8 +70,18 @@ def start_here(**options: Any) -> Any:
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     ray = _import_ray()
-    ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **QUIET, **options)
+    with _own_signals():
+        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **QUIET, **options)
     return ray
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray would have SIGTERM end the process without a word, whatever the process does at it."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _import_ray() -> Any:

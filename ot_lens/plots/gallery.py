@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ot_lens.errors import OtLensError
-from ot_lens.files import write_text
+from ot_lens.files import atomic_path, write_text
 from ot_lens.plots import (
     angles,
     comparison,
@@ -261,5 +261,6 @@ def save(
     paths = [stem.with_suffix(f".{suffix}") for suffix in formats]
     with styled(style):
         for path in paths:
-            figure.savefig(path, metadata=stamps[path.suffix[1:]])
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, metadata=stamps[path.suffix[1:]])
     return paths

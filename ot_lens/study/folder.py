@@ -118,6 +118,11 @@ class RunFolder:
         """Whether the run went through to the end."""
         return bool(self.manifest.get("finished"))
 
+    @property
+    def measured(self) -> bool:
+        """Whether all that needs the model was done, and only figures and report are left."""
+        return bool(self.manifest.get("measured"))
+
     def save_manifest(self, **entries: Any) -> None:
         """Add entries to the manifest and write it."""
         manifest = {**self.manifest, **entries}

@@ -1,14 +1,16 @@
 """A whole study: capture, fit, sweep, diagnose, draw, report. A stopped run goes on where it stood."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ot_lens.engines import open_engine
-from ot_lens.localization import as_methods
-from ot_lens.prompts import load_prompts
+from ot_lens.engines import Engine, open_engine
+from ot_lens.files import locked, release
+from ot_lens.localization import Method, as_methods
+from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.checks import check_choices
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import geometry_tables
@@ -17,7 +19,7 @@ from ot_lens.study.findings import summarise
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.paper_table import write_paper_table
 from ot_lens.study.pins import file_hashes
-from ot_lens.study.preparation import filtered, parameter_bytes, prepare
+from ot_lens.study.preparation import Prepared, filtered, parameter_bytes, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import capture_split, plan_into, sweep_into
 
@@ -68,29 +70,56 @@ def run_study(
     path = Path(out)
     held = RunFolder.held(path, config, resume=resume)  # before a model is loaded in vain
     if held is not None and held.finished:
+        release(path)
         return _result(held)
-    size = parameter_bytes(config) if engine == "ray" else 0
-    with open_engine(engine, config.loading(), address=address, parameter_bytes=size) as workers:
-        ready = workers.call(prepare, config, prompts, path)
-        if config.filter != "off":
-            prompts = workers.call(filtered, config, prompts)
-        folder = RunFolder.start(path, config, resume=resume)
-        engines = sorted({engine, *folder.manifest.get("engines", [])})
-        folder.save_manifest(
-            model=ready.record, measuring=ready.measuring, prompts=prompts.manifest(), engines=engines
-        )
-        acts = {
-            split: capture_split(folder, workers, getattr(prompts, split), split, config, ready.layers, stage)
-            for split in ("train", "test")
-        }
-        found, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
-        sweep_into(folder, workers, prompts.test, found, ready.settings, config, stage)
-        geometry_tables(folder, acts, maps, config, stage, engine=workers, prompts=prompts)
+    with ExitStack() as holding:
+        if held is None or not held.measured:
+            size = parameter_bytes(config) if engine == "ray" else 0
+            with open_engine(engine, config.loading(), address=address, parameter_bytes=size) as workers:
+                ready = workers.call(prepare, config, prompts, path)
+                if config.filter != "off":
+                    prompts = workers.call(filtered, config, prompts)
+                folder = _hold(path, config, resume, holding)
+                _measure(folder, workers, prompts, methods, ready, config, stage)
+        else:
+            folder = _hold(path, config, resume, holding)
+        _draw(folder, config, stage)
+        folder.save_manifest(finished=True, files=file_hashes(folder.path))
+    return _result(folder)
+
+
+def _hold(path: Path, config: StudyConfig, resume: bool, holding: ExitStack) -> RunFolder:
+    """Start or go on, with the folder held against other processes."""
+    holding.enter_context(locked(path))
+    return RunFolder.start(path, config, resume=resume)
+
+
+def _measure(
+    folder: RunFolder,
+    workers: Engine,
+    prompts: ContrastSet,
+    methods: Sequence[Method],
+    ready: Prepared,
+    config: StudyConfig,
+    stage: Stage,
+) -> None:
+    """All that needs the model."""
+    folder.save_manifest(
+        model=ready.record,
+        measuring=ready.measuring,
+        prompts=prompts.manifest(),
+        engines=sorted({workers.name, *folder.manifest.get("engines", [])}),
+    )
+    acts = {
+        split: capture_split(folder, workers, getattr(prompts, split), split, config, ready.layers, stage)
+        for split in ("train", "test")
+    }
+    found, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
+    sweep_into(folder, workers, prompts.test, found, ready.settings, config, stage)
+    geometry_tables(folder, acts, maps, config, stage, engine=workers, prompts=prompts)
     if config.paper_table:
         write_paper_table(folder, ready.settings.phrases.name)
-    _draw(folder, config, stage)
-    folder.save_manifest(finished=True, files=file_hashes(folder.path))
-    return _result(folder)
+    folder.save_manifest(measured=True)
 
 
 def _result(folder: RunFolder) -> StudyResult:

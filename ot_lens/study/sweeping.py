@@ -1,7 +1,6 @@
 """The stages of a study that run the model: capture, fit, sweep."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -121,6 +120,7 @@ def sweep_into(
 ) -> None:
     """Measure what was not measured before, and join the parts."""
     if folder.has_table("localisation"):
+        folder.drop("parts")
         return
     keys = [UNEDITED, *(candidate.key for candidate in found)]
     names = {key: f"parts/{hashlib.sha256(key.encode()).hexdigest()[:20]}" for key in keys}
@@ -135,7 +135,7 @@ def sweep_into(
             step(1)
     # Parts are joined in the order of the candidates, so that a resumed run ends with the same bytes.
     folder.write_table("localisation", join([folder.read_table(names[key]) for key in keys]))
-    shutil.rmtree(folder.path / "tables" / "parts")
+    folder.drop("parts")
 
 
 def _measured(
