@@ -145,5 +145,5 @@ def fit_entropic_ot(
         warnings.warn(
             f"Sinkhorn stopped at marginal error {error:.1e}: {remedy}", PoorFitWarning, stacklevel=3
         )
-    info = FitInfo(method="entropic_ot", n_harmful=len(H), n_harmless=len(S), ridge=None, error_bound=error)
+    info = FitInfo(method="entropic_ot", n_harmful=len(H), n_harmless=len(S), error_bound=error)
     return EntropicMap(S, absolute * log["log_v"], absolute, info=info)
