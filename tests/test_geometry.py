@@ -206,7 +206,7 @@ def test_intervals_cover_the_expected_estimate():
         value = wasserstein(DrawnClasses.of(gram, labels), fast=True)
         resampled = wasserstein(DrawnClasses.of(gram, bootstraps(labels, 100, trial)), fast=True)
         for name in names:
-            band = interval(float(value[name]), resampled[name])
+            band = interval(float(value[name]), resampled[name], 2 * n)
             hits[name] += band["low"] <= expected[name] <= band["high"]
     assert all(hit / trials > 0.87 for hit in hits.values()), hits
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.geometry.comparison import Places
 from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses
+from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, about_own_means
 from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import mapped
 from ot_lens.samples import LayerSamples, resolve_position
@@ -31,8 +31,9 @@ def class_angles(
 ) -> pd.DataFrame:
     """Principal angles between the top-k principal subspaces of the two classes, layer by layer.
 
-    Subspaces of two samples of one distribution differ too: the null, under permuted labels, says by how
-    much.
+    Subspaces of two samples of one covariance differ too: the null says by how much. It permutes labels of
+    samples about their own class's mean (Anderson 2006), because classes of one covariance and two means
+    would otherwise be mixtures, whose leading component is the difference in means.
 
     Args:
         acts: activations of both classes.
@@ -58,7 +59,8 @@ def class_angles(
         places = Places.of(acts, [(layer, at)])
         _check_k(k, min(places.sizes))
         labels = observed(*places.sizes, seed)
-        gram = places.Z[0] @ places.Z[0].T
+        centred = about_own_means(places.Z[0], places.sizes[0])
+        gram = centred @ centred.T
         value = _between_classes(gram, labels, k)[0]
         null = _between_classes(gram, relabellings(labels, permutations, seed), k) if permutations else None
         drawn = _between_classes(gram, bootstraps(labels, bootstrap, seed), k) if bootstrap else None
@@ -179,7 +181,7 @@ def _rows(
             "component": component,
             "angle": angle,
             "n": n,
-            **interval(angle, None if drawn is None else drawn[:, component], (0.0, 90.0)),
+            **interval(angle, None if drawn is None else drawn[:, component], n, (0.0, 90.0)),
             **null_band(None if null is None else null[:, component]),
             "unit": "degrees",
         }

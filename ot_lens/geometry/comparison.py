@@ -98,7 +98,7 @@ class Cosines:
         return {
             "cosine": cosine,
             "n": self.n,
-            **interval(cosine, resampled, (-1.0, 1.0)),
+            **interval(cosine, resampled, self.n, (-1.0, 1.0)),
             **null_band(null),
         }
 

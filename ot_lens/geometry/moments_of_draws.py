@@ -80,6 +80,11 @@ def joined(parts: list[dict[str, Tensor]]) -> Values:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def about_own_means(Z: Float64[Tensor, "N d"], n_source: int) -> Float64[Tensor, "N d"]:
+    """Samples about the mean of their own class, source first: what is left when only shapes may differ."""
+    return torch.cat([part - part.mean(0) for part in (Z[:n_source], Z[n_source:])])
+
+
 def class_weights(rows: Int64[Tensor, "R n"], N: int) -> Float64[Tensor, "R N"]:
     """1 / n for every time a row is drawn."""
     weights = torch.zeros(rows.shape[0], N, dtype=torch.float64, device=rows.device)

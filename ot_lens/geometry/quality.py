@@ -12,7 +12,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import DrawnClasses, Values, joined
+from ot_lens.geometry.moments_of_draws import DrawnClasses, Values, about_own_means, joined
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import gram_spectrum, mapped, numerical_rank, pooled, principal_axes
 from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
@@ -45,7 +45,8 @@ def map_quality(
 
     `w2_before`, `w2_after`: squared Gaussian W2 from the source samples, unmoved and moved, to the target
     samples; the null is that of permuted labels, so a perfect map lands `w2_after` inside it. `mean_error` is
-    the location part of `w2_after`, `covariance_error` is ||C_moved - C_target||_F / ||C_target||_F.
+    the location part of `w2_after`, `covariance_error` is ||C_moved - C_target||_F / ||C_target||_F, whose
+    null permutes samples about their own means.
     `transport_cost` is the mean of ||T(x) - x||^2, `cost_over_bound` that over the squared W2 between the
     samples and their own images, which no map with these images can undercut: 1 for an optimal map.
     `outside_source` is the share of held-out source samples out of the range of the training source along one
@@ -102,6 +103,8 @@ class _Moved:
         self.before, self.after, self.paired = (
             (Z @ Z.T).cpu() for Z in (pooled(H, S), pooled(moved, S), pooled(H, moved))
         )
+        shapes = about_own_means(pooled(moved, S), len(H))
+        self.shapes = (shapes @ shapes.T).cpu()
         axes, centre = _leading_axes(train_H, train_S)
         in_train_H, in_train_S, in_H, in_S, in_moved = (
             ((X - centre) @ axes).cpu() for X in (train_H, train_S, H, S, moved)
@@ -121,7 +124,7 @@ class _Moved:
             "w2_before": wasserstein(DrawnClasses.of(self.before, draws), fast=True)["w2_squared"],
             "w2_after": parts["w2_squared"],
             "mean_error": parts["w2_location"],
-            "covariance_error": _covariance_error(after),
+            "covariance_error": _covariance_error(DrawnClasses.of(self.shapes, draws)),
         }
 
     def costs(self, draws: Draws) -> Values:

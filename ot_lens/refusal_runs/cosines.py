@@ -119,7 +119,7 @@ def _with_samples(
         cosines[name] = (A @ (r / r.norm(dim=-1, keepdim=True)).T).clamp(-1, 1)
     rows = []
     for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
-        band = interval(cosine, cosines["resampled"][a], (-1.0, 1.0))
+        band = interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
         place = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
         rows.append({**place, **band, **null_band(cosines["relabelled"][a])})
     return rows
