@@ -25,12 +25,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MUTMUT = "mutmut==3.8.1"
-HEART = ("tests/test_linalg.py", "tests/test_gaussian.py", "tests/test_moments.py", "tests/transport")
+HEART = ("tests/test_linalg*.py", "tests/test_gaussian*.py", "tests/test_moments*.py", "tests/transport")
 
 
 @dataclass(frozen=True)
 class Area:
-    """Modules that are mutated together and the tests that are to notice."""
+    """Modules that are mutated together and the tests that are to notice, as patterns of paths."""
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
@@ -41,7 +41,7 @@ AREAS = {
     "gaussian": Area(("ot_lens/gaussian.py",), HEART),
     "moments": Area(("ot_lens/moments.py",), HEART),
     "transport": Area(("ot_lens/transport/*.py",), HEART),
-    "interventions": Area(("ot_lens/interventions.py",), ("tests/test_interventions.py",)),
+    "interventions": Area(("ot_lens/interventions.py",), ("tests/test_interventions*.py",)),
 }
 
 # Fast tests first: a mutant is judged by the first test that fails. Failing examples need not be small.
@@ -111,7 +111,10 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
             shutil.copy2(REPOSITORY / name, folder / name)
     project = (REPOSITORY / "pyproject.toml").read_text()
     project = re.sub(r'\s*"--jaxtyping-packages=[^"]*",', "", project)
-    options = CONFIGURATION.format(modules=json.dumps(area.modules), tests=json.dumps(area.tests))
+    tests = [
+        str(found.relative_to(folder)) for pattern in area.tests for found in sorted(folder.glob(pattern))
+    ]
+    options = CONFIGURATION.format(modules=json.dumps(area.modules), tests=json.dumps(tests))
     (folder / "pyproject.toml").write_text(project + options)
     with (folder / "tests" / "conftest.py").open("a") as conftest:
         conftest.write(CONFTEST)

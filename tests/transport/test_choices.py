@@ -1,0 +1,493 @@
+"""How many components, which layers, which subspace: the choices of the fits, at their boundaries."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ot_lens.errors import ActivationError, FitError
+from ot_lens.transport import (
+    FITTERS,
+    AffineMap,
+    fit,
+    fit_all,
+    fit_gaussian_ot,
+    fit_leace,
+    fit_linear_act,
+    fit_pca_ot,
+    fit_subspace_ablation,
+)
+from ot_lens.transport.pca_ot import PooledPCA, covariance, pca_ot_batch, subspace_transport
+from ot_lens.transport.projection import ablation_of, unit_directions
+from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
+from ot_lens.transport.registry import BATCHED
+from tests.generators import naive
+from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
+
+EPS = torch.finfo(torch.float64).eps
+REMEDY = 'give an int >= 1, a share of explained variance in (0, 1), or "auto"'
+
+
+# --- how many components
+
+
+@pytest.mark.parametrize("k", [1, 7, 1e-9, 0.5, 1 - 1e-9, "auto"])
+def test_ranks_that_can_be_kept(k):
+    validate_rank(k)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, False, 0.0, 1.0, -0.5, 2.0, float("nan"), float("inf")])
+def test_ranks_that_cannot_be_kept(k):
+    with pytest.raises(FitError) as caught:
+        validate_rank(k)
+    assert str(caught.value) == f"k = {k} components cannot be kept: {REMEDY}"
+
+
+def test_a_rank_that_is_no_rank_is_named():
+    with pytest.raises(FitError) as caught:
+        validate_rank("Auto")
+    assert str(caught.value) == f"k = 'Auto' is unknown: {REMEDY}"
+
+
+def test_samples_without_variance_are_named():
+    check_variance(torch.tensor([1, 2]), (3, 4))
+    with pytest.raises(FitError) as caught:
+        check_variance(torch.tensor([2, 0]), (3, 4))
+    assert str(caught.value) == (
+        "the rank of the pooled samples (n = 3 + 4) is 0: all of them are identical; "
+        "choose another layer or position"
+    )
+
+
+def test_a_share_takes_the_fewest_components_of_each_layer():
+    eigenvalues = torch.tensor([[6.0, 3.0, 1.0, 0.0], [4.0, 4.0, 1.0, 1.0]], dtype=torch.float64)
+    rank = torch.tensor([3, 4])
+    for share, expected in ((0.59, [1, 2]), (0.6, [1, 2]), (0.61, [2, 2]), (0.8, [2, 2]), (0.95, [3, 4])):
+        assert ranks_of(share, eigenvalues, rank, (4, 4)) == expected
+    assert ranks_of(0.999999999, eigenvalues, torch.tensor([2, 3]), (4, 4)) == [2, 3], "at most the rank"
+    assert ranks_of(3, eigenvalues, rank, (4, 4)) == [3, 3]
+    with pytest.raises(FitError, match="k = 4 exceeds the rank 3"):
+        ranks_of(4, eigenvalues, rank, (4, 4))
+
+
+def test_a_share_met_up_to_rounding_is_met():
+    # Three times a tenth is a little more than 0.3: what is asked for must not cost a fourth component.
+    eigenvalues = torch.full((1, 10), 0.1, dtype=torch.float64)
+    assert ranks_of(0.1 + 0.2, eigenvalues, torch.tensor([10]), (9, 9)) == [3]
+    assert ranks_of(0.3 + 1e-9, eigenvalues, torch.tensor([10]), (9, 9)) == [4]
+
+
+def recorded(n_H, n_S, rank, seed=0, layers=1, errors=None):
+    """Which k are tried on which folds; `errors` shifts the mean of what k components move."""
+    scores, calls = normal(layers, n_H + n_S, 6, seed=seed + 50), []
+
+    def push(train_H, train_S, held_out, k):
+        calls.append((k, train_H.shape[1], train_S.shape[1], held_out.shape[1]))
+        return held_out + (errors or {}).get(k, 0.0)
+
+    found = auto_ranks(scores, n_H, torch.full((layers,), rank), push, seed)
+    return found, calls
+
+
+@pytest.mark.parametrize(
+    ("n_H", "n_S", "rank", "candidates"),
+    [
+        (200, 300, 200, [1, 2, 4, 8, 16, 32, 64]),
+        (200, 300, 64, [1, 2, 4, 8, 16, 32, 64]),
+        (200, 300, 63, [1, 2, 4, 8, 16, 32]),
+        # Of 12 samples three are held out of each fold; nine leave a covariance of rank eight.
+        (12, 40, 40, [1, 2, 4, 8]),
+        (40, 12, 40, [1, 2, 4, 8]),
+        (11, 40, 40, [1, 2, 4]),
+        (4, 4, 7, [1]),
+        (40, 40, 1, [1]),
+    ],
+)
+def test_candidates_are_the_powers_of_two_that_the_folds_can_hold(n_H, n_S, rank, candidates):
+    _, calls = recorded(n_H, n_S, rank)
+    assert sorted({k for k, *_ in calls}) == candidates
+
+
+@pytest.mark.parametrize(("n_H", "n_S", "folds"), [(8, 9, 4), (30, 8, 4), (6, 40, 3), (40, 7, 3), (5, 4, 2)])
+def test_every_sample_is_held_out_once(n_H, n_S, folds):
+    _, calls = recorded(n_H, n_S, 1)
+    assert len(calls) == folds
+    assert sum(out for *_, out in calls) == n_H
+    for _, train_H, train_S, out in calls:
+        assert train_H + out == n_H
+        assert out in (n_H // folds, math.ceil(n_H / folds))
+        assert n_S - train_S in (n_S // folds, math.ceil(n_S / folds))
+
+
+@pytest.mark.parametrize(("n_H", "n_S"), [(3, 9), (9, 3)])
+def test_too_few_samples_to_hold_any_out(n_H, n_S):
+    with pytest.raises(FitError) as caught:
+        recorded(n_H, n_S, 1)
+    assert str(caught.value) == (
+        f'k = "auto" needs at least 4 samples a class to hold some out, not {n_H} + {n_S}: give k'
+    )
+
+
+def test_the_smallest_error_wins_and_of_equals_the_smallest_k():
+    assert recorded(40, 40, 8)[0] == [1]
+    assert recorded(40, 40, 8, errors={1: 9.0, 2: 9.0, 8: 9.0})[0] == [4]
+    assert recorded(40, 40, 8, errors={1: 9.0}, layers=3)[0] == [2, 2, 2]
+
+
+def test_folds_are_drawn_by_the_seed():
+    def folds(seed):
+        seen = []
+        scores = torch.arange(40, dtype=torch.float64).reshape(1, 40, 1)
+        auto_ranks(
+            scores,
+            20,
+            torch.tensor([1]),
+            lambda H, S, out, k: seen.append(out.flatten().tolist()) or out,
+            seed,
+        )
+        return seen
+
+    assert folds(0) == folds(0)
+    assert folds(0) != folds(1)
+    assert sorted(row for fold in folds(3) for row in fold) == list(range(20))
+
+
+def test_the_held_out_error_is_the_distance_of_the_moments():
+    # One candidate differs from another by what it adds to W2^2 of the held-out folds, computed densely here.
+    n, scores = 24, normal(1, 48, 3, seed=60)
+    H, S = scores[0, :n], scores[0, n:]
+    errors = {}
+
+    def push(train_H, train_S, held_out, k):
+        moved = held_out * (1 + k / 8) + 0.1 * k
+        rows = [next(i for i in range(n) if torch.equal(H[i], row)) for row in held_out[0]]
+        targets = [i for i in range(n) if not any(torch.equal(S[i], row) for row in train_S[0])]
+        assert len(rows) == len(targets) == 6
+        assert [train_H.shape[1], train_S.shape[1]] == [18, 18]
+        X, Y = moved[0], S[targets]
+        parts = naive.w2(X.mean(0), naive.covariance(X), Y.mean(0), naive.covariance(Y))
+        errors[k] = errors.get(k, 0.0) + sum(parts)
+        return moved
+
+    found = auto_ranks(scores, n, torch.tensor([4]), push, 5)
+    assert found == [min(errors, key=errors.get)]
+    assert sorted(errors) == [1, 2, 4]
+
+
+# --- PCA-OT
+
+
+def test_the_scores_are_an_isometry_of_the_samples():
+    H, S = classes(6, 7, 30, seed=0)
+    pca = PooledPCA.of(torch.stack([H, 2 * H]), torch.stack([S, 2 * S]))
+    assert_close(pca.scores() @ pca.scores().mT, pca.Z @ pca.Z.mT)
+    assert pca.rank.tolist() == [12, 12]
+    assert pca.take([0, 1]) is pca
+    second = pca.take([1])
+    for name in ("Z", "mean", "eigenvalues", "eigenvectors", "rank"):
+        assert torch.equal(getattr(second, name), getattr(pca, name)[1:])
+
+
+@pytest.mark.parametrize("mean_shift", ["full", "subspace"])
+def test_a_pushed_sample_is_a_mapped_one(mean_shift):
+    H, S = classes(9, 12, 20, seed=1)
+    pca = PooledPCA.of(H[None], S[None])
+    pushed = subspace_transport(pca.Z, 9, pca.axes(3), 0.2, mean_shift).push(pca.Z)
+    T = fit_pca_ot(H, S, k=3, ridge=0.2, mean_shift=mean_shift)
+    assert_close(pushed[0] + pca.mean, T.map(torch.cat([H, S])))
+
+
+def test_covariances_of_a_batch():
+    X = normal(3, 9, 4, seed=2) + 5
+    assert_close(covariance(X), torch.stack([naive.covariance(layer) for layer in X]))
+
+
+def test_layers_of_unlike_rank_keep_their_order():
+    acts = layered(12, 15, 30, layers=4, seed=3)
+    acts.source[2] *= torch.linspace(0.01, 5, 30, dtype=torch.float64) ** 3
+    maps = pca_ot_batch(acts.source, acts.target, 0.9)
+    singles = [fit_pca_ot(H, S, k=0.9) for H, S in zip(acts.source, acts.target, strict=True)]
+    assert len({T.info.k for T in singles}) > 1
+    for T, single, H in zip(maps, singles, acts.source, strict=True):
+        assert T.info.k == single.info.k
+        assert_close(T.map(H), single.map(H))
+
+
+def test_pca_ot_moves_two_components_and_the_whole_mean_unless_told_otherwise():
+    acts = layered(12, 15, 30, layers=1, seed=4)
+    H, S = acts.harmful(0), acts.harmless(0)
+    for T in (fit_pca_ot(H, S), fit_all(acts)[0], pca_ot_batch(H[None], S[None])[0]):
+        assert (T.info.method, T.info.k) == ("pca_ot", 2)
+        assert_close(T.map(H).mean(0), S.mean(0))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_source_of_too_low_rank_needs_a_ridge(k):
+    H, S = classes(9, 12, 20, seed=5)
+    T = fit_pca_ot(H, S, k=k, ridge=0.0)
+    assert T.info.ridge == 0.0
+    flat = H.mean(0) + torch.zeros_like(H)
+    flat[:, :] += normal(9, k - 1, seed=6) @ normal(k - 1, 20, seed=7) if k > 1 else 0.0
+    with pytest.raises(FitError) as caught:
+        fit_pca_ot(flat, S, k=k, ridge=0.0)
+    assert str(caught.value) == (
+        f"the source covariance is singular in k = {k} components: give ridge > 0, a smaller k "
+        "or more prompts"
+    )
+
+
+@pytest.mark.parametrize("ridge", [-1e-9, float("nan"), float("inf")])
+def test_a_ridge_must_be_a_variance_even_where_another_option_is_wrong(ridge):
+    H, S = classes(9, 12, 20, seed=8)
+    for method in ("pca_ot", "gaussian_ot", "leace"):
+        with pytest.raises(FitError, match=rf"^ridge = {ridge} is no variance: give a finite number >= 0$"):
+            fit(method, H, S, ridge=ridge)
+    with pytest.raises(FitError) as caught:
+        fit_pca_ot(H, S, mean_shift="Full")
+    assert str(caught.value) == 'mean_shift = \'Full\' is unknown: choose "full" or "subspace"'
+
+
+def test_without_spread_the_default_ridge_leaves_a_shift():
+    # Both classes are single points: no variance to take a share of, and nothing to rescale.
+    H, S = torch.zeros(3, 4).double(), torch.ones(3, 4).double()
+    T = fit_pca_ot(H, S, k=1)
+    assert T.info.ridge == 1.0
+    assert_close(T.map(H), S)
+
+
+# --- Gaussian OT, LEACE, Linear-AcT
+
+
+def test_a_singular_source_is_named_with_the_remedy():
+    H, S = classes(9, 12, 20, seed=9)
+    for source in (H, H[:1].expand(9, -1)):
+        with pytest.raises(FitError) as caught:
+            fit_gaussian_ot(source, S, shrinkage=None)
+        assert str(caught.value) == (
+            "the source covariance is singular (n_H = 9, d = 20): give ridge > 0, or shrinkage="
+            '"ledoit_wolf" or "oas"; samples without any spread need a ridge'
+        )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_many_samples_as_dimensions_are_singular_and_one_more_is_not(seed):
+    H, S = normal(21, 20, seed=seed) + 3, normal(40, 20, seed=seed + 9)
+    with pytest.raises(FitError, match="singular"):
+        fit_gaussian_ot(H[:20], S, shrinkage=None)
+    assert bool(torch.isfinite(fit_gaussian_ot(H, S, shrinkage=None).map(H)).all())
+
+
+def test_a_map_between_proportional_covariances_is_a_scale_up_to_rounding():
+    H, _ = classes(40, 40, 6, seed=10)
+    T = fit_gaussian_ot(H, H + 1, shrinkage=None)
+    assert T.scale is None
+    assert T.rank < 6
+    assert_close(T.U @ T.V.T, torch.zeros(6, 6, dtype=H.dtype), rtol=0, atol=1e-13)
+    wide, _ = classes(9, 9, 30, seed=11)
+    T = fit_gaussian_ot(wide, 2 * wide, shrinkage="oas")
+    assert T.rank < 18
+    assert_close(T.U @ T.V.T, torch.zeros(30, 30, dtype=H.dtype), rtol=0, atol=1e-13)
+    assert_close(T.scale, torch.full((30,), 2.0, dtype=torch.float64))
+
+
+def test_unlike_floors_stretch_what_no_sample_spans():
+    H, S = classes(5, 6, 30, seed=12)
+    T = fit_gaussian_ot(H, S, shrinkage="oas")
+    Q = torch.linalg.svd(torch.cat([H - H.mean(0), S - S.mean(0)]))[2]
+    outside = Q[9:]
+    from ot_lens.gaussian import Gaussian
+
+    floors = [float(Gaussian.fit(X, shrinkage="oas").floor) for X in (H, S)]
+    moved = T.map(H.mean(0) + outside) - S.mean(0)
+    assert_close(moved, (floors[1] / floors[0]) ** 0.5 * outside, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["leace", "gaussian_ot", "pca_ot"])
+def test_layers_of_unlike_scale_do_not_see_each_other(method):
+    acts = layered(9, 12, 30, layers=3, seed=13)
+    scale = torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64)[:, None, None]
+    acts = Layers(acts.source * scale, acts.target * scale, acts.layers)
+    for options in ({}, {"ridge": 0.5}):
+        maps = fit_all(acts, method, **options)
+        for layer, T in maps.items():
+            single = fit(method, acts.harmful(layer), acts.harmless(layer), **options)
+            size = float(acts.harmful(layer).abs().max())
+            assert_close(
+                T.map(acts.harmful(layer)), single.map(acts.harmful(layer)), rtol=1e-8, atol=1e-9 * size
+            )
+            assert T.info.rank == single.info.rank
+
+
+def test_leace_takes_the_pseudo_inverse_where_samples_depend_on_each_other():
+    H, S = classes(9, 12, 4, seed=14)
+    lift = orthogonal(30, seed=15)[:, :4].T
+    T, small = fit_leace(H @ lift + 2, S @ lift + 2, shrinkage=None), fit_leace(H, S, shrinkage=None)
+    assert T.info.rank == small.info.rank == 4
+    assert_close(T.map(H @ lift + 2), small.map(H) @ lift + 2, rtol=1e-8, atol=1e-8)
+
+
+def test_a_coordinate_that_hardly_varies_is_scaled_and_one_that_is_constant_is_not():
+    H, S = classes(30, 30, 4, seed=16)
+    H[:, 0] = 1e6 + 1e-6 * normal(30, seed=17)
+    H[:, 1] = -1e6 / 3
+    T = fit_linear_act(H, S)
+    assert abs(float(T.scale[0])) > 1e3
+    assert float(T.scale[1]) == 1.0
+    assert_close(T.map(H)[:, 1], S.mean(0)[1].expand(30), rtol=0, atol=1e-8)
+    at_zero = torch.cat([torch.zeros(5, 1), torch.ones(5, 1)], dim=1).double()
+    assert fit_linear_act(at_zero, S[:, :2]).scale.tolist() == [1.0, 1.0]
+
+
+# --- projections
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_means_coincide_up_to_rounding_only(scale):
+    point = scale * normal(6, seed=18)
+    size, aside = float(point.norm()), torch.zeros(6, dtype=torch.float64)
+
+    def directions(distance):
+        aside[0] = distance * size
+        H = torch.stack([point, point])[None]
+        return unit_directions(H + aside, H)[0]
+
+    assert_close(directions(1e-9)[0], torch.eye(6, dtype=torch.float64)[0], rtol=0, atol=1e-5)
+    for distance in (0.0, 4 * EPS):
+        with pytest.raises(FitError, match=r"^the class means coincide \(distance \d.\de[-+]\d\d\): "):
+            directions(distance)
+
+
+def test_the_layer_without_a_direction_is_told_by_its_distance():
+    H = normal(2, 5, 4, seed=19)
+    S = H.clone()
+    S[0] += 3.0
+    with pytest.raises(FitError) as caught:
+        unit_directions(H, S)
+    assert str(caught.value) == (
+        "the class means coincide (distance 0.0e+00): there is no direction to ablate; "
+        "choose another layer or position"
+    )
+    r, mean = unit_directions(H[:1], S[:1])
+    assert_close(r, -torch.full((1, 4), 0.5, dtype=torch.float64))
+    assert_close(mean, S[:1].mean(1))
+
+
+def test_an_ablation_without_anything_to_keep_has_no_bias():
+    Q = orthogonal(5, seed=20)[:, :2]
+    T = ablation_of(Q, AffineMap.identity(5).info)
+    assert not bool(T.bias.any())
+    assert_close(T.map(Q.T), torch.zeros(2, 5, dtype=Q.dtype), rtol=0, atol=1e-12)
+    assert_close(ablation_of(Q, T.info, keep=Q[:, 0]).map(torch.zeros(5).double()), Q[:, 0])
+
+
+# --- subspaces
+
+
+def test_k_runs_from_one_to_the_rank():
+    H, S = classes(4, 9, 8, seed=21)
+    for k in (1, 4):
+        assert fit_subspace_ablation(H, S, k=k).rank == k
+    for k in (0, 5):
+        with pytest.raises(FitError) as caught:
+            fit_subspace_ablation(H, S, k=k)
+        assert str(caught.value) == (
+            f"k = {k} directions, but the differences have rank 4: choose 1 <= k <= 4"
+        )
+
+
+def test_each_way_to_name_a_subspace_is_refused_in_its_own_words():
+    H, S = classes(5, 5, 8, seed=22)
+    for options, words in [
+        (
+            {"k": 2, "directions": torch.ones(1, 8)},
+            "k, categories and directions are three ways to choose the subspace: give one of them",
+        ),
+        ({"categories": "ab"}, "2 categories for 5 source samples: give one a sample"),
+        ({"directions": torch.zeros(2, 8)}, "all directions are zero: there is nothing to ablate"),
+        ({"directions": torch.ones(2, 3)}, "directions have width 3, the samples 8"),
+    ]:
+        with pytest.raises(FitError) as caught:
+            fit_subspace_ablation(H, S, **options)
+        assert str(caught.value) == words
+    with pytest.raises(ActivationError, match=r"^directions has NaN or Inf in 1 of 2 rows \(first: row 1\)"):
+        fit_subspace_ablation(H, S, directions=torch.ones(2, 8).index_fill(0, torch.tensor([1]), torch.nan))
+
+
+def test_one_direction_may_be_given():
+    H, S = classes(5, 5, 8, seed=23)
+    T = fit_subspace_ablation(H, S, directions=torch.eye(8)[:1].float())
+    assert (T.rank, T.info.k, T.info.rank) == (1, 1, 1)
+    assert_close(T.map(H)[:, 1:], H[:, 1:])
+    assert not bool(T.map(H)[:, 0].any())
+
+
+@pytest.mark.parametrize(("ratio", "rank"), [(1e-9, 2), (1e-11, 1)])
+def test_directions_that_are_nearly_one_are_merged(ratio, rank):
+    H, S = classes(5, 5, 8, seed=24)
+    Q = orthogonal(8, seed=25)[:2]
+    T = fit_subspace_ablation(H, S, directions=1e5 * Q * torch.tensor([[1.0], [ratio]]).double())
+    assert T.rank == T.info.rank == rank
+
+
+def test_subspaces_of_all_layers_are_those_of_each():
+    acts = layered(6, 7, 10, layers=3, seed=26)
+    acts.source[1] *= 1e-12
+    acts.target[1] *= 1e-12
+    labels = ["a", "b", "a", "c", "b", "a"]
+    Q = normal(2, 10, seed=27)
+    for options in ({"k": 3}, {"categories": labels}, {"directions": Q}, {"k": 2, "keep_mean": True}):
+        for layer, T in fit_all(acts, "subspace_ablation", **options).items():
+            H = acts.harmful(layer)
+            single = fit_subspace_ablation(H, acts.harmless(layer), **options)
+            assert_close(T.map(H), single.map(H), rtol=1e-8, atol=1e-9 * float(H.abs().max()))
+            assert (T.info.k, T.info.rank) == (single.info.k, single.info.rank)
+
+
+# --- by name
+
+
+def test_both_tables_of_methods_agree():
+    assert list(FITTERS) == list(BATCHED)
+    with pytest.raises(FitError) as caught:
+        fit_all(layered(5, 5, 4, layers=1, seed=28), "magic")
+    assert str(caught.value) == (
+        "method 'magic' is unknown: choose one of mean_shift, directional_ablation, ace, linear_act, pca_ot, "
+        "gaussian_ot, subspace_ablation, leace"
+    )
+
+
+def test_layers_where_nothing_varies_are_left_out_of_the_fit_and_keep_their_place():
+    acts = layered(6, 7, 10, layers=5, seed=29)
+    for layer in (1, 3):
+        acts.source[layer] = acts.target[layer] = float(layer)
+    maps = fit_all(acts, "mean_shift")
+    assert [layer for layer, T in maps.items() if T.is_identity] == [1, 3]
+    for layer in (0, 2, 4):
+        assert_close(maps[layer].map(acts.harmful(layer)).mean(0), acts.harmless(layer).mean(0))
+    acts.source[:], acts.target[:] = 1.0, 1.0
+    assert all(T.is_identity for T in fit_all(acts, "gaussian_ot").values())
+
+
+def test_classes_that_are_two_points_are_not_one():
+    acts = layered(6, 7, 10, layers=1, seed=30)
+    acts.source[:], acts.target[:] = 1.0, 2.0
+    assert not fit_all(acts, "mean_shift")[0].is_identity
+    acts.target[:] = 1.0
+    acts.target[0, 6, 9] = 1.5
+    assert not fit_all(acts, "mean_shift")[0].is_identity
+    acts.source[0, 5, 0], acts.target[0, 6, 9] = 1.5, 1.0
+    assert not fit_all(acts, "mean_shift")[0].is_identity
+
+
+def test_the_layer_that_cannot_be_fitted_is_named_and_an_error_of_all_is_passed_on():
+    acts = layered(6, 7, 10, layers=4, seed=31)
+    shown = Layers(acts.source, acts.target.clone(), (3, 5, 9, 11))
+    shown.target[2] = shown.source[2].mean(0)
+    with pytest.raises(FitError) as caught:
+        fit_all(shown, "ace")
+    assert str(caught.value).startswith("layer 9: the class means coincide")
+    assert isinstance(caught.value.__cause__, FitError)
+    with pytest.raises(FitError) as caught:
+        fit_all(acts, "pca_ot", mean_shift="half")
+    assert str(caught.value).startswith("layer 0: mean_shift = 'half'")
