@@ -91,7 +91,7 @@ def environment(folder: Path) -> Path:
         shutil.rmtree(place, ignore_errors=True)
         venv.create(place, with_pip=True)
         packages = next((place / "lib").glob("python*")) / "site-packages"
-        # Only a folder to search: the .pth files in it, that of the installed ot_lens above all, are not read.
+        # Only a folder to search: its .pth files, that of the installed ot_lens above all, are not read.
         (packages / "project.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
         subprocess.run([place / "bin" / "python", "-m", "pip", "install", "-q", MUTMUT], check=True)
         ready.touch()
