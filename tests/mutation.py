@@ -120,18 +120,12 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
         conftest.write(CONFTEST)
 
 
-def mutmut(tools: Path, folder: Path, *arguments: str) -> None:
+def mutmut(tools: Path, folder: Path, *arguments: str, check: bool = True) -> None:
     """Run mutmut in a copy, one thread a process; its progress goes to a log."""
+    command = [tools / "mutmut", "run", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
     with (folder / "log").open("a") as log:
-        subprocess.run(
-            [tools / "mutmut", "run", *arguments],
-            cwd=folder,
-            env=variables,
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
+        subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=check)
 
 
 def verdicts(folder: Path) -> dict[str, dict[str, str]]:
@@ -195,11 +189,10 @@ def test_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter
     tools, place = environment(folder), folder / name
     if arguments.fresh or not (place / "mutants").exists():
         copy_of_working_tree(place, AREAS[name])
-    if arguments.sample is not None:
-        mutmut(tools, place, f"{arguments.sample}")
-    mutmut(
-        tools, place, "--max-children", str(arguments.jobs), *chosen(place, arguments.sample, arguments.seed)
-    )
+    if arguments.sample is not None and not verdicts(place):
+        mutmut(tools, place, "none", check=False)  # mutants are made when it runs; no mutant is called so
+    names = chosen(place, arguments.sample, arguments.seed)
+    mutmut(tools, place, "--max-children", str(arguments.jobs), *names)
     total: Counter[str] = Counter()
     for module, found in verdicts(place).items():
         counts = Counter(found.values())
