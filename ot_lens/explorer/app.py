@@ -1,6 +1,7 @@
 """The Dash application: the page, its callbacks, its downloads, its guard."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx
 from flask import Flask, abort, request
 
 from ot_lens.errors import OtLensError
+from ot_lens.explorer.asked import is_known
 from ot_lens.explorer.exports import install_exports
 from ot_lens.explorer.facts import facts
 from ot_lens.explorer.guard import install_guard
@@ -32,13 +34,15 @@ def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "1
     choices = [Choices(run) for run in runs]
     app = Dash(
         __name__,
-        title=f"ot_lens: {runs[0].name}",
+        # Dash puts it into the page as it is, and fills in names between {% and %}.
+        title=escape(f"ot_lens: {runs[0].name}").replace("%", "&#37;"),
         assets_folder=str(Path(__file__).parent / "assets"),
         serve_locally=True,
         update_title="",
         add_log_handler=False,
         enable_mcp=False,
     )
+    app.server.debug = False  # whatever FLASK_DEBUG says
     app.layout = page(choices, facts(choices, live), live)
     _on_the_page(app)
     _drawing(app, choices)
@@ -56,10 +60,8 @@ def _known_callbacks_only(app: Dash) -> None:
 
     @server.before_request
     def check() -> None:
-        if request.method == "POST":
-            asked = request.get_json(silent=True)
-            if not isinstance(asked, dict) or asked.get("output") not in app.callback_map:
-                abort(400)
+        if request.method == "POST" and not is_known(request.get_data(), app.callback_map):
+            abort(400)
 
 
 def _on_the_page(app: Any) -> None:

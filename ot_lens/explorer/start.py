@@ -44,9 +44,11 @@ def explore(
         ExplorerError: The port is taken, or the address is none of this machine.
         ModelError: The model cannot be loaded, or is not the run's.
     """
+    from ot_lens.explorer.guard import is_loopback
+
     server = make_server(run, compare, host=host, port=port, model=model)
     address = url_of(server, host)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if not is_loopback(host):
         say(f"listening on {host}: everyone who reaches this machine can read the runs and use the model.")
     say(f"explorer of {run}: {address}  (stop with Ctrl-C)")
     if browser:
@@ -106,7 +108,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ExplorerError(

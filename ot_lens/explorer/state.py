@@ -213,6 +213,6 @@ def _layers(value: Any) -> list[int]:
 def _strength(value: Any, otherwise: float) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return otherwise
     return min(max(number, 0.0), 1.0) if np.isfinite(number) else otherwise
