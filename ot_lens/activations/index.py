@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import read_json, write_json, write_text, writing
+from ot_lens.files import MOST_JSON, read_json, write_json, write_text, writing
+from ot_lens.reading import read_bounded, shown
 
 SCHEMA = 2
 INDEX, CHECKSUMS = "index.json", "shards.sha256"
@@ -32,7 +33,10 @@ class ShardEntry(_Strict):
     """Which prompts of a class a shard holds, in its order."""
 
     label: Label
-    indices: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    indices: Annotated[list[Annotated[int, Field(ge=0)]], FailFast(), Field(min_length=1)]
+
+
+_ENTRY: TypeAdapter[tuple[str, ShardEntry]] = TypeAdapter(tuple[Name, ShardEntry])
 
 
 class Index(_Strict):
@@ -56,18 +60,22 @@ def read_index(folder: Path) -> Index:
             "new folder."
         )
     try:
+        _check_entries(content)
         return Index.model_validate(content)
-    except (ValidationError, RecursionError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = shown(".".join(str(part) for part in first["loc"]))
         raise RunFolderError(
-            f"{folder / INDEX} is damaged{_place(error)}: restore it, or capture into a new folder."
+            f"{folder / INDEX} is damaged at {place} ({first['msg']}): restore it, or capture into a new "
+            "folder."
         ) from error
 
 
-def _place(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return ""
-    first = error.errors()[0]
-    return f" at {'.'.join(str(part) for part in first['loc'])} ({first['msg']})"
+def _check_entries(content: Any) -> None:
+    """One shard after the other, up to the first fault: a large file may have millions."""
+    entries = content.get("shards") if isinstance(content, dict) else None
+    for entry in entries.items() if isinstance(entries, dict) else ():
+        _ENTRY.validate_python(entry)
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -81,9 +89,10 @@ def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
     A line that is torn or altered is passed over: its shard is then computed again.
     """
     try:
-        text = (folder / CHECKSUMS).read_bytes().decode("ascii", errors="replace")
+        content = read_bounded(folder / CHECKSUMS, MOST_JSON, RunFolderError)
     except FileNotFoundError:
         return {}, True
+    text = content.decode("ascii", errors="replace")
     *lines, rest = text.split("\n")
     found = [_LINE.fullmatch(line) for line in lines]
     sums = {match[2]: match[1] for match in found if match is not None}

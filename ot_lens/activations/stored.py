@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,8 +16,10 @@ from ot_lens.activations.index import Index, ShardEntry, read_checksums, read_in
 from ot_lens.errors import RunFolderError
 from ot_lens.files import sha256_file
 from ot_lens.prompts import CLASSES
+from ot_lens.reading import MIB
 
 TENSOR = "activations"
+MOST_SHARD = 64 * 1024 * MIB
 # As safetensors names them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -59,14 +62,25 @@ def open_stored(
         RunFolderError: If the index contradicts itself, or a shard is missing or of another shape.
     """
     try:
-        layers, positions = tuple(index.key["layers"]), tuple(index.key["positions"])
-        hook, width = str(index.key["hook"]), int(index.key["d_model"])
-    except (KeyError, TypeError, ValueError) as error:
+        at = _Where.model_validate(index.key)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
         raise RunFolderError(
-            f"{folder}: the index lacks a sound {error}: capture into a new folder."
+            f"{folder}: the index lacks a sound {place} ({first['msg']}): capture into a new folder."
         ) from error
-    stored = StoredActivations(folder, index, sums, (len(layers), len(positions), width), whole)
-    return Activations(stored, layers, positions, hook, index.key)
+    stored = StoredActivations(folder, index, sums, (len(at.layers), len(at.positions), at.d_model), whole)
+    return Activations(stored, at.layers, at.positions, at.hook, index.key)
+
+
+class _Where(BaseModel):
+    """What the key of a store says of its axes."""
+
+    model_config = ConfigDict(strict=True)
+    layers: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    positions: Annotated[tuple[int | Literal["mean"], ...], Field(min_length=1, strict=False)]
+    hook: str
+    d_model: int = Field(ge=1)
 
 
 class StoredActivations(LazyActivations):
@@ -153,6 +167,9 @@ class StoredActivations(LazyActivations):
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[Any]:
+    # Opening a pipe would wait for its writer; what is far larger than a batch is none of ours.
+    if not path.is_file() or path.stat().st_size > MOST_SHARD:
+        raise _altered(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file.get_slice(TENSOR)

@@ -13,9 +13,11 @@ from ot_lens.errors import PromptError, RunFolderError
 from ot_lens.files import write_text
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt, as_texts
+from ot_lens.reading import MIB, read_bounded
 
 FORMAT = "ot_lens completions"
 VERSION = 1
+MOST = 1024 * MIB
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -151,10 +153,10 @@ def load_completions(path: str | Path) -> SavedCompletions:
             line.
     """
     place = Path(path)
-    if not place.is_file():
-        raise RunFolderError(f"no file {str(path)!r}: write one with save_completions.")
     try:
-        lines = place.read_text("utf-8").split("\n")
+        lines = read_bounded(place, MOST, RunFolderError).decode().split("\n")
+    except FileNotFoundError as error:
+        raise RunFolderError(f"no file {str(path)!r}: write one with save_completions.") from error
     except UnicodeDecodeError as error:
         raise RunFolderError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     header = _line(_Header, place, 1, lines[0])

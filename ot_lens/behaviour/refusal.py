@@ -17,10 +17,12 @@ from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
 from ot_lens.models import Backend, backend
 from ot_lens.prompts import Prompt
+from ot_lens.reading import MIB, read_bounded
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
 DEFAULT_REFUSAL_TOKENS = ("I", "As")
 EPSILON = 1e-8
+MOST_PHRASES = MIB
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def phrase_list(phrases: str | Path | Sequence[str] | PhraseList) -> PhraseList:
 
 def _read(path: Path) -> PhraseList:
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_bounded(path, MOST_PHRASES, PromptError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
     if path.suffix == ".json":

@@ -14,8 +14,10 @@ from torch import Tensor
 from ot_lens.behaviour.intervals import Estimate, perplexity
 from ot_lens.errors import PromptError
 from ot_lens.models import Backend, TokenBatch, backend, batches_of_rows, evaluating, in_memory, prompt_width
+from ot_lens.reading import MIB, read_bounded
 
 DEFAULT_WINDOW = 1024
+MOST = 1024 * MIB
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ def _read(text: str | Path) -> str:
             raise PromptError(f"{text!r} names a file: hand in Path({text!r}) to read it.")
         return text
     try:
-        return text.read_text("utf-8")
+        return read_bounded(text, MOST, PromptError).decode()
     except FileNotFoundError as error:
         raise PromptError(f"no file {str(text)!r}: check the path.") from error
     except UnicodeDecodeError as error:

@@ -1,19 +1,22 @@
 """The run folder that the refusal_direction repository writes (Arditi et al. 2024, arXiv 2406.11717)."""
 
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import pandas as pd
 import torch
 from jaxtyping import Float64
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ot_lens.errors import OtLensError, RunFolderError
 from ot_lens.files import read_json
+from ot_lens.reading import MIB, check_size, shown
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 DIRECTION = "direction.pt"
@@ -23,23 +26,44 @@ FILTERED = "select_direction/direction_evaluations_filtered.json"
 LOSSES = {name: f"loss_evals/{name}_loss_eval.json" for name in ("baseline", "ablation", "actadd")}
 
 
+MOST_TENSOR = 1024 * MIB
+# What unpickling a damaged file raises, in torch and in the standard library.
+_DAMAGES = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    BadZipFile,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
+Position = Annotated[int, Field(ge=-1_000_000, lt=0)]
+Layer = Annotated[int, Field(ge=0, lt=1_000_000)]
+
+
 class _Score(BaseModel):
-    position: int
-    layer: int
+    position: Position
+    layer: Layer
     refusal_score: float | None
     steering_score: float | None
     kl_div_score: float | None
 
 
 class _Selected(BaseModel):
-    pos: int
-    layer: int
+    pos: Position
+    layer: Layer
 
 
 class _Loss(BaseModel):
     ce_loss: float
     perplexity: float
-    n_tokens: int
+    n_tokens: int = Field(ge=0, lt=2**63)
 
 
 _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
@@ -160,28 +184,52 @@ def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
 
 
 def _tensor(path: Path, ndim: int) -> Tensor | None:
-    if not path.is_file():
+    try:
+        size = check_size(path, MOST_TENSOR, RunFolderError)
+    except FileNotFoundError:
         return None
     try:
+        _check_archive(path, size)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError) as error:
+    except _DAMAGES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunFolderError(f"{path} is damaged, or more than a tensor: {reason}") from error
+        raise RunFolderError(f"{path} is damaged, or more than a tensor: {shown(reason)}") from error
     if not isinstance(loaded, Tensor) or loaded.ndim != ndim or not loaded.is_floating_point():
         found = f"shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else type(loaded).__name__
         raise RunFolderError(f"{path} holds {found}: expected a floating-point tensor of {ndim} axes.")
-    return loaded.double().clone()
+    # A tensor of stride 0 can stand for any number of values, one on the meta device for none.
+    plain = loaded.layout == torch.strided and loaded.device.type == "cpu"
+    if not plain or loaded.numel() * loaded.element_size() > size or not loaded.numel():
+        raise RunFolderError(
+            f"{path} holds a tensor of {loaded.numel()} values in {size} bytes: save it again."
+        )
+    return loaded.detach().double().clone()
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """The archive of torch.save since 1.6: stored without compression, so that nothing in it expands.
+
+    Raises:
+        ValueError: If it is anything else, such as the bare pickles or the tar file of earlier versions.
+    """
+    with ZipFile(path) as archive:
+        parts = archive.infolist()
+    if (
+        any(part.compress_type != ZIP_STORED for part in parts)
+        or sum(part.file_size for part in parts) > size
+    ):
+        raise ValueError("its parts are compressed; save it again with torch.save")
 
 
 def _validated(path: Path, kind: Any) -> Any:
     """The file's content as `kind`, or None without a file."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         return TypeAdapter(kind).validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"]) or "the file"
+        at = shown(".".join(str(part) for part in first["loc"]) or "the file")
         raise RunFolderError(f"{path}: {at}: {first['msg']}. Fetch the file again.") from error
 
 
@@ -191,7 +239,7 @@ def _selected(path: Path) -> tuple[int, int] | None:
 
 
 def _scores(path: Path) -> pd.DataFrame | None:
-    rows = _validated(path, list[_Score])
+    rows = _validated(path, Annotated[list[_Score], FailFast()])
     if rows is None:
         return None
     table = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Score.model_fields))

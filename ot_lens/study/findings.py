@@ -1,7 +1,10 @@
 """What a sweep found, in plain words, never beyond its intervals."""
 
+from pathlib import Path
+
 import pandas as pd
 
+from ot_lens.errors import RunFolderError
 from ot_lens.localization import (
     INDUCE,
     LISTED,
@@ -11,6 +14,7 @@ from ot_lens.localization import (
     one_direction,
     verdict,
 )
+from ot_lens.reading import shown
 from ot_lens.study.summary import best_singles, effects, method_label
 
 FAMILIES = {
@@ -44,6 +48,23 @@ def summarise(table: pd.DataFrame) -> list[str]:
         if len(together):
             sentences.append(_together_sentence(start, together, with_layers=layer_set != "all"))
     return sentences
+
+
+def findings(table: pd.DataFrame, run: Path) -> list[str]:
+    """`summarise`, of a table that was read from a file.
+
+    Raises:
+        RunFolderError: If its rows do not go together: it was altered.
+    """
+    try:
+        if "refusal_rate" in set(table["measure"]):
+            best_singles(effects(table))  # what is printed beside the sentences
+        return summarise(table)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise RunFolderError(
+            f"{run / 'tables' / 'localisation.parquet'} was altered ({shown(str(error))}): restore it, or "
+            "remove it and --resume."
+        ) from error
 
 
 def _without_answers(table: pd.DataFrame) -> list[str]:

@@ -11,7 +11,6 @@ from ot_lens.errors import RunFolderError
 from ot_lens.files import (
     LOCK,
     atomic_path,
-    read_json,
     remove_temporaries,
     temporaries,
     write_json,
@@ -19,9 +18,9 @@ from ot_lens.files import (
     writing,
 )
 from ot_lens.study.config import StudyConfig, commented_yaml
-from ot_lens.study.pins import machine, manifest_hash, seeds, versions
-
-SCHEMA = 1
+from ot_lens.study.manifest_file import SCHEMA, read_manifest
+from ot_lens.study.pins import machine, manifest_hash, seeds, source_hash, versions
+from ot_lens.study.table_files import read_table_file
 
 
 class RunFolder:
@@ -58,6 +57,7 @@ class RunFolder:
             "finished": False,
             "config": config.model_dump(mode="json"),
             "versions": versions(),
+            "source_sha256": source_hash(),
             "machine": machine(),
             "seeds": seeds(config),
         }
@@ -100,18 +100,13 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            RunFolderError: If the folder holds no run, or one of another schema.
+            RunFolderError: If the folder holds no run, one of another schema, or a link.
         """
         if not (path / "manifest.json").is_file():
             raise RunFolderError(
                 f"{path} is no run folder: it has no manifest.json. Make one with 'ot-lens run'."
             )
-        manifest = read_json(path / "manifest.json")
-        if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA:
-            raise RunFolderError(
-                f"{path}/manifest.json is not of schema {SCHEMA}: use the ot_lens that wrote it."
-            )
-        return cls(path, manifest)
+        return cls(path, read_manifest(path))
 
     @property
     def finished(self) -> bool:
@@ -135,7 +130,7 @@ class RunFolder:
         """Versions that went on with a run, where they are not those that began it."""
         now, known = versions(), self.manifest.get("resumed_with", [])
         if now not in (self.manifest.get("versions"), *known):
-            self.manifest["resumed_with"] = [*known, now]
+            self.save_manifest(resumed_with=[*known, now])
 
     def _write_configuration(self, config: StudyConfig) -> None:
         """For the reader; missing where the run was killed right after its manifest."""
@@ -166,12 +161,10 @@ class RunFolder:
             RunFolderError: If it is missing or damaged.
         """
         path = self.path / "tables" / f"{name}.parquet"
-        if not path.is_file():
-            raise RunFolderError(f"{path} is missing: complete the run with --resume.")
         try:
-            return pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} cannot be read ({error}): remove it and --resume.") from error
+            return read_table_file(path)
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{path} is missing: complete the run with --resume.") from error
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every finished table by name."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.engines import Engine, open_engine
+from ot_lens.errors import RunFolderError
 from ot_lens.files import locked, release
 from ot_lens.localization import Method, as_methods
 from ot_lens.prompts import ContrastSet, load_prompts
@@ -15,7 +16,7 @@ from ot_lens.study.checks import check_choices
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import geometry_tables
 from ot_lens.study.drawing import about
-from ot_lens.study.findings import summarise
+from ot_lens.study.findings import findings, summarise
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.paper_table import write_paper_table
 from ot_lens.study.pins import file_hashes
@@ -124,7 +125,10 @@ def _measure(
 
 def _result(folder: RunFolder) -> StudyResult:
     tables = folder.tables()
-    return StudyResult(folder.path, tables, summarise(tables["localisation"]), folder.path / "report.html")
+    if "localisation" not in tables:
+        raise RunFolderError(f"{folder.path} has lost its localisation table: start in a new folder.")
+    sentences = findings(tables["localisation"], folder.path)
+    return StudyResult(folder.path, tables, sentences, folder.path / "report.html")
 
 
 def _draw(folder: RunFolder, config: StudyConfig, stage: Stage) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
+from ot_lens.reading import shown
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class FitInfo:
         unknown = given - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise RunFolderError(
-                f"unknown fields {sorted(unknown)} in a stored map: it is of a newer ot_lens, update"
+                f"unknown fields {shown(sorted(unknown))} in a stored map: it is of a newer ot_lens, update"
             )
         try:
             return TypeAdapter(cls).validate_python(stored)

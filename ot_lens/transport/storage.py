@@ -5,16 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ot_lens.errors import RunFolderError
 from ot_lens.files import write_bytes
+from ot_lens.reading import MIB, check_size, shown
 from ot_lens.transport.info import FitInfo
 
 KEY = "ot_lens"
 FORMAT = "ot_lens.map/2"
+# A map of full rank at width 16,384 in float64.
+MOST = 4096 * MIB
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, info: FitInfo) -> None:
@@ -31,22 +37,41 @@ def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[d
     Raises:
         RunFolderError: no such file, a torn one, another kind, or a missing tensor.
     """
-    if not path.is_file():
-        raise RunFolderError(f"{path} does not exist: save a map there first")
+    try:
+        check_size(path, MOST, RunFolderError)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} does not exist: save a map there first") from error
     try:
         with safe_open(path, framework="pt") as stored:
             about = _parsed((stored.metadata() or {}).get(KEY))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise RunFolderError(f"{path} is no whole safetensors file ({error}): write it again") from error
     if about.get("format") != FORMAT or about.get("kind") != kind or not set(required) <= set(tensors):
-        raise RunFolderError(f"{path} holds no {kind} ({FORMAT}): it says {about.get('kind', 'nothing')!r}")
+        raise RunFolderError(
+            f"{path} holds no {kind} ({FORMAT}): it says {shown(about.get('kind', 'nothing'))}"
+        )
+    _check_shapes(path, tensors)
     return tensors, FitInfo.from_dict(about.get("info"))
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """U and V are [d, k], everything else is [d], all of one floating dtype."""
+    factors = [part for name, part in tensors.items() if name in ("U", "V")]
+    others = [part for name, part in tensors.items() if name not in ("U", "V")]
+    d = max((part.numel() for part in others), default=0)
+    alike = len({part.dtype for part in tensors.values()}) == 1 and len({part.shape for part in factors}) <= 1
+    sound = all(part.ndim == 2 and len(part) == d for part in factors) and all(
+        p.shape == (d,) for p in others
+    )
+    if not (d and alike and sound and all(part.dtype in DTYPES for part in tensors.values())):
+        parts = ", ".join(f"{name} {list(part.shape)} {part.dtype}" for name, part in tensors.items())
+        raise RunFolderError(f"{path} holds tensors that make no map ({shown(parts)}): write it again")
 
 
 def _parsed(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
-    except json.JSONDecodeError:
+        found = from_json(text or "{}")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

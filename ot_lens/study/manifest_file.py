@@ -1,0 +1,76 @@
+"""The manifest of a run, read from its file: entries have their types, and nothing leads elsewhere."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ot_lens.errors import RunFolderError
+from ot_lens.files import read_json
+from ot_lens.reading import shown
+
+SCHEMA = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    name: str = "unknown model"
+
+
+class _Prompts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    sha256: dict[str, str] = {}
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    schema_version: Literal[1]
+    finished: bool = False
+    measured: bool = False
+    config: dict[str, Any]
+    versions: dict[str, str | None]
+    machine: dict[str, str] = {}
+    seeds: dict[str, Any] = {}
+    model: _Model = _Model()
+    measuring: dict[str, Any] = {}
+    prompts: _Prompts = _Prompts()
+    engines: list[str] = []
+    resumed_with: list[dict[str, str | None]] = []
+    files: dict[str, str] = {}
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run folder, as it stands there.
+
+    Raises:
+        RunFolderError: If there is none, it is damaged or of another schema, or the folder holds a link.
+    """
+    path = run / "manifest.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
+        raise RunFolderError(f"{path} is not of schema {SCHEMA}: use the ot_lens that wrote it.")
+    try:
+        _Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = shown(".".join(str(part) for part in first["loc"]))
+        raise RunFolderError(f"{path} is damaged at {place} ({first['msg']}): restore it.") from error
+    refuse_links(run)
+    return content
+
+
+def refuse_links(run: Path) -> None:
+    """A run is its own files: through a link one could read or write elsewhere. It may itself be linked to.
+
+    Raises:
+        RunFolderError: If a file or folder in it is a link.
+    """
+    for folder, folders, names in os.walk(run):
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise RunFolderError(
+                    f"{path} is a link: a run folder holds its own files only. Put what it leads to in its "
+                    "place, or keep the whole run there."
+                )
