@@ -33,6 +33,15 @@ def _version(name: str) -> str | None:
         return None
 
 
+def source_hash() -> str:
+    """SHA-256 of the Python files of ot_lens: between releases its version alone says too little."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def machine() -> dict[str, str]:
     """Operating system, C library and instruction set."""
     return {

@@ -11,7 +11,7 @@ from ot_lens.activations.stored import shard_path
 from ot_lens.errors import OtLensError
 from ot_lens.files import sha256_file
 from ot_lens.study.config import parse_config
-from ot_lens.study.pins import file_hashes, manifest_hash, seeds, versions
+from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.evidence import Evidence
 
@@ -84,6 +84,8 @@ def _versions(manifest: Mapping[str, Any]) -> Check:
     """Versions then and now; that they differ is no fault of the run."""
     then, now = manifest.get("versions", {}), versions()
     different = [f"{name} {then[name]}, now {now.get(name)}" for name in then if then[name] != now.get(name)]
+    if manifest.get("source_sha256") not in (None, source_hash()):
+        different.insert(0, "other Python files of ot_lens")
     note = f"then {listed(different)}" if different else ""
     return Check("versions", "those installed here", len(then), len(then), verdict=OK, note=note)
 

@@ -97,7 +97,7 @@ def sampled_layers(run: Evidence, name: str, table: pd.DataFrame) -> list[int]:
     return sorted(order)
 
 
-def of_layers(table: pd.DataFrame, layers: Sequence[int]) -> "pd.Series[bool]":
+def of_layers(table: pd.DataFrame, layers: Sequence[int]) -> pd.Series:
     """Rows all of whose layers are among some."""
     return table[[column for column in LAYERS if column in table]].isin(list(layers)).all(axis=1)
 
