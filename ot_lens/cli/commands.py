@@ -67,13 +67,16 @@ def run(
     engine: Engine = "local",
     address: Address = None,
     resume: Resume = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the configuration run the model's own code.")
+    ] = False,
 ) -> None:
     """Run a study from its configuration into a run folder."""
 
     def configure() -> "StudyConfig":
         from ot_lens.study import read_config
 
-        return read_config(config)
+        return read_config(config, trust_remote_code=trust_remote_code)
 
     study_into(configure, folder or Path("runs") / config.stem, resume=resume, engine=engine, address=address)
 

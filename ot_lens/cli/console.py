@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ot_lens.reading import CONTROL
+
 if TYPE_CHECKING:
     from ot_lens.study import Stage
 
@@ -13,14 +15,19 @@ out = Console()
 err = Console(stderr=True)
 
 
+def plain(line: str) -> str:
+    """A line without control characters: names from files could steer the terminal or end its encoding."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+
+
 def say(line: str) -> None:
     """Print a line as it stands, never wrapped."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(line: str) -> None:
     """Print a line on stderr."""
-    err.print(f"ot-lens: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"ot-lens: {plain(line)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ot_lens.cli.configuration import write_configuration
 from ot_lens.cli.console import out
 from ot_lens.cli.study import Address, Engine, Resume, study_into
 from ot_lens.errors import ConfigError
+from ot_lens.reading import parse_yaml
 
 if TYPE_CHECKING:
     from ot_lens.study import StudyConfig
@@ -125,7 +125,7 @@ def _judge(given: str) -> Any:
     """None, a name, or what a mapping in YAML says."""
     if given == "none":
         return None
-    found = yaml.safe_load(given)
+    found = parse_yaml(given, "--judge", ConfigError)
     if not isinstance(found, str | dict):
         raise ConfigError(
             f"--judge {given!r}: give a preset, none, or a mapping such as '{{preset: harmbench}}'."

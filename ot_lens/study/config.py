@@ -44,7 +44,10 @@ class StudyConfig(BaseModel):
         None,
         description="System message before every prompt; default: the chat template's own way.",
     )
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run code that comes with the model; 'ot-lens run' wants --trust-remote-code as well.",
+    )
     prompts: str | dict[str, Any] = Field(
         "organism",
         description="'organism', 'paper', 'refusal_direction', a file, hf:DATASET, or a mapping "
@@ -172,11 +175,17 @@ class StudyConfig(BaseModel):
         }
 
 
-def read_config(path: str | Path) -> StudyConfig:
+def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyConfig:
     """Read and validate a YAML configuration.
+
+    Args:
+        path: The file.
+        trust_remote_code: Accept a configuration that says `trust_remote_code: true`. A file alone, which
+            may be a stranger's, does not make code run that comes with a model.
 
     Raises:
         ConfigError: If the file is missing, not YAML, or a field is unknown or invalid; the message names it.
+            Or if it asks for a model's own code to be run and `trust_remote_code` is not given.
     """
     path = Path(path)
     try:
@@ -192,7 +201,13 @@ def read_config(path: str | Path) -> StudyConfig:
         raise ConfigError(
             f"{path} holds a {type(content).__name__}, not 'field: value' lines: see 'ot-lens init'."
         )
-    return parse_config(content, str(path))
+    config = parse_config(content, str(path))
+    if config.trust_remote_code and not trust_remote_code:
+        raise ConfigError(
+            f"{path} asks to run code that comes with the model {shown(config.model)}: if you trust it, say so "
+            "with --trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
+        )
+    return config
 
 
 def parse_config(content: dict[str, Any], source: str = "configuration") -> StudyConfig:
