@@ -204,7 +204,7 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyCo
     config = parse_config(content, str(path))
     if config.trust_remote_code and not trust_remote_code:
         raise ConfigError(
-            f"{path} asks to run code that comes with the model {shown(config.model)}: if you trust it, say so "
+            f"{path} asks to run code that comes with {shown(config.model)}: if you trust it, say so "
             "with --trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
         )
     return config
