@@ -54,7 +54,7 @@ class Curve:
         return np.nan_to_num(np.clip([self.value - self.low, self.high - self.value], 0.0, None))
 
 
-def numbers(column: "pd.Series[Any]") -> Float[np.ndarray, " rows"]:
+def numbers(column: pd.Series) -> Float[np.ndarray, " rows"]:
     """A column as float64, missing values as NaN."""
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
