@@ -1,12 +1,15 @@
 """Is a fit sound? Trouble is written in the map's `info.problems` and warned about once a call."""
 
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from ot_lens.transport.affine import AffineMap
 
 MAX_CONDITION = 1e8
 MAX_STRETCH = 300.0
+PACKAGE = str(Path(__file__).parent.parent)
 
 
 class PoorFitWarning(UserWarning):
@@ -59,5 +62,12 @@ def warn_if_poor(maps: Sequence[AffineMap]) -> None:
     if poor:
         layers = [info.layer for info in poor if info.layer is not None]
         where = f" at layers {layers}" if layers else ""
-        message = f"poor {poor[0].method} fit{where}: {poor[0].problems[0]}"
-        warnings.warn(message, PoorFitWarning, stacklevel=3)
+        warn_of(f"poor {poor[0].method} fit{where}: {poor[0].problems[0]}")
+
+
+def warn_of(problem: str) -> None:
+    """Warn at the line outside of this package that asked for the fit, however deep the fit itself is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(problem, PoorFitWarning, stacklevel=level)

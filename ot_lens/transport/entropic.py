@@ -1,6 +1,5 @@
 """Entropic optimal transport by POT: the reference that is not affine (Cuturi 2013)."""
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.linalg import checks_samples
-from ot_lens.transport.diagnosis import PoorFitWarning
+from ot_lens.transport.diagnosis import warn_of
 from ot_lens.transport.info import FitInfo
 
 TOLERANCE = 1e-9
@@ -142,8 +141,6 @@ def fit_entropic_ot(
     error = float(log["err"][-1])
     if not error <= 10 * TOLERANCE:
         remedy = "choose a larger epsilon or more iterations"
-        warnings.warn(
-            f"Sinkhorn stopped at marginal error {error:.1e}: {remedy}", PoorFitWarning, stacklevel=3
-        )
+        warn_of(f"Sinkhorn stopped at marginal error {error:.1e}: {remedy}")
     info = FitInfo(method="entropic_ot", n_harmful=len(H), n_harmless=len(S), error_bound=error)
     return EntropicMap(S, absolute * log["log_v"], absolute, info=info)

@@ -1,6 +1,8 @@
 """What each fit says of itself, held against numbers computed another way."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -335,3 +337,25 @@ def test_a_table_leaves_out_what_is_not_known():
     H, S = classes(9, 9, 4, seed=12)
     assert cells(fit("linear_act", H, S)._repr_html_())["rank"] == "0, and a diagonal"
     assert_close(fit("linear_act", H, S).map(H).mean(0), S.mean(0))
+
+
+POOR_FITS = """
+import torch, warnings
+import ot_lens as otl
+H, S = (torch.randn(n, 20, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (4, 9))
+moments = [otl.Moments.of(X) for X in (H, S)]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    otl.fit_pca_ot(H, S, k=6)
+    otl.fit("pca_ot", H, S, k=6)
+    otl.fit_gaussian_ot(H, S, shrinkage=None, ridge=1e-10)
+    otl.fit_gaussian_ot_of_moments(*moments, shrinkage=None, ridge=1e-10)
+    otl.fit_entropic_ot(H, S, epsilon=0.001, iterations=2)
+print(*(f"{warning.filename}:{warning.lineno}" for warning in caught))
+"""
+
+
+def test_a_warning_points_at_the_line_that_asked_for_the_fit():
+    # In a process of its own: here the checks of shapes stand between a function and its caller.
+    shown = subprocess.run([sys.executable, "-c", POOR_FITS], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [f"<string>:{line}" for line in range(8, 13)]
