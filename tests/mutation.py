@@ -44,8 +44,7 @@ AREAS = {
     "interventions": Area(("ot_lens/interventions.py",), ("tests/test_interventions*.py",)),
 }
 
-# Fast tests first: a mutant is judged by the first test that fails. Failing examples need not be small. The one
-# test of where a warning points is left out: mutmut's calls stand between a function and its caller.
+# Fast tests first: a mutant is judged by the first test that fails. Failing examples need not be small.
 CONFTEST = """
 
 def pytest_collection_modifyitems(items):
@@ -63,6 +62,7 @@ settings.register_profile(
 )
 settings.load_profile("mutation")
 """
+# The one test of where a warning points is left out: mutmut's calls stand between a function and its caller.
 CONFIGURATION = """
 [tool.mutmut]
 source_paths = ["ot_lens"]
