@@ -1,16 +1,19 @@
 """Affine maps in hooks on a model, for as long as a `with` block lasts."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, OtLensTypeError, one_of
-from ot_lens.models import Backend, Call, backend
+from ot_lens.models import Backend, Call, Changes, backend
 from ot_lens.transport import AffineMap, EntropicMap, SupportMask
 
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
@@ -22,7 +25,6 @@ ActivationMap = AffineMap | SupportMask | EntropicMap
 Edits = Mapping[int, ActivationMap] | Mapping[tuple[int, str], ActivationMap] | Mapping[Site, ActivationMap]
 
 
-@contextmanager
 def intervene(
     model: Any,
     edits: Edits,
@@ -30,12 +32,16 @@ def intervene(
     *,
     hook: str = "resid_pre",
     prompt_length: int | None = None,
-) -> Iterator[Any]:
+) -> AbstractContextManager[Any]:
     """Edit the residual stream inside a `with` block: x -> T(x) at each site.
 
-    Inside the block any forward or generate call on the model is edited, with or without a KV cache. The
-    weights are never touched, the user's own hooks stay and run before these, and the model is as it was
-    when the block is left, by an exception too.
+    Inside the block any forward or generate call on the model is edited, with or without a KV cache, from
+    any thread. The weights, the training mode and the user's own hooks stay as they are (those hooks run
+    before these), and the model is as it was when the block is left, by an exception or an interrupt too. A
+    copy of the model made inside is edited as long as the block lasts.
+
+    Blocks may nest, and may be left in any order: each takes back its own edits. A handle may be entered
+    again once it was left.
 
     Args:
         model: A hooked model.
@@ -48,25 +54,33 @@ def intervene(
             first call is the prompt, and a call without cache that extends the one before by exactly one
             token is the next step of its generation.
 
-    Yields:
-        The model.
+    Returns:
+        A context manager; `as` names the model.
 
     Raises:
-        HookError: If a layer, hook point or scope does not exist, or cannot be edited.
+        HookError: If a layer, hook point or scope does not exist, or cannot be edited; on entry, if an
+            intervention of another thread is in force on the model, or this very one is.
         OtLensTypeError: If an edit is not a map of ot_lens.
     """
     one_of("token scope", tokens, TOKEN_SCOPES, HookError)
     if prompt_length is not None and prompt_length < 1:
         raise HookError(f"prompt_length = {prompt_length}: a prompt has at least one token.")
     served = backend(model)
-    scope = _Scope(tokens, prompt_length)
     points = [_site(served, site, edit, hook) for site, edit in edits.items()]
-    with ExitStack() as stack:
+
+    def put(changes: Changes[Any]) -> Any:
+        if not points:
+            return model
+        scope, force = _Scope(tokens, prompt_length), _Force()
+        changes.change(partial(_release, served.model, force), partial(_claim, served.model, force))
         if tokens != "all":
-            stack.push(served.watch(scope.observe))
+            served.watch(scope.observe, changes)
         for point, edit in points:
-            stack.callback(add_hook(point, _Edit(edit, scope)))
-        yield model
+            changes.edit(point, _Edit(edit, scope, force))
+        changes.change(force.off, force.on)
+        return model
+
+    return Changes(put)
 
 
 def everywhere(edit: ActivationMap, layers: Sequence[int]) -> dict[Site, ActivationMap]:
@@ -80,18 +94,6 @@ def everywhere(edit: ActivationMap, layers: Sequence[int]) -> dict[Site, Activat
         Edits for `intervene`.
     """
     return {(layer, hook): edit for layer in layers for hook in ("resid_pre", "attn_out", "mlp_out")}
-
-
-def add_hook(point: HookPoint, function: Any) -> Any:
-    """Add a forward hook to a hook point; returns the function that takes out this one hook and no other."""
-    point.add_hook(function)
-    handle = point.fwd_hooks[-1]
-
-    def remove() -> None:
-        handle.hook.remove()
-        point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
-
-    return remove
 
 
 def _site(served: Backend, site: Site, edit: ActivationMap, hook: str) -> tuple[HookPoint, ActivationMap]:
@@ -115,8 +117,54 @@ def _site(served: Backend, site: Site, edit: ActivationMap, hook: str) -> tuple[
     return point, edit
 
 
-class _Scope:
-    """Follows the forward calls, and says which positions of the call under way are in scope."""
+class _Force:
+    """Whether an intervention is in force: its hooks edit nothing before they all are on, nor after.
+
+    A copy of the model made inside the block, or a compiled graph, keeps the hook functions; what they share
+    with the block is this switch.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.thread = threading.current_thread()
+
+    def on(self) -> None:
+        self.is_on = True
+
+    def off(self) -> None:
+        self.is_on = False
+
+
+# Who edits a model now. An RLock: a thread that holds it may collect, and so release, a forgotten handle.
+_in_force: WeakKeyDictionary[nn.Module, list[_Force]] = WeakKeyDictionary()
+_claiming = threading.RLock()
+
+
+def _claim(model: nn.Module, force: _Force) -> None:
+    """Note an intervention; edits of two threads at once would be stacked, unseen by either.
+
+    Raises:
+        HookError: If another thread has one in force.
+    """
+    with _claiming:
+        held = _in_force.setdefault(model, [])
+        other = next((one.thread.name for one in held if one.thread is not force.thread), None)
+        if other is not None:
+            raise HookError(
+                f"thread {other!r} has an intervention in force on this model: leave its block first (a lock "
+                "around both serialises them), or give each thread a copy of the model."
+            )
+        held.append(force)
+
+
+def _release(model: nn.Module, force: _Force) -> None:
+    with _claiming:
+        held = _in_force.get(model, [])
+        held[:] = [one for one in held if one is not force]
+
+
+class _Scope(threading.local):
+    """Follows each thread's forward calls, and says which positions of the one under way are in scope."""
 
     def __init__(self, tokens: str, prompt_length: int | None) -> None:
         self.tokens = tokens
@@ -126,6 +174,7 @@ class _Scope:
         self._mask: Int[Tensor, "batch total"] | None = None
         self._before: Int[Tensor, "batch pos"] | None = None
         self._found: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._observed = False
 
     def observe(self, call: Call) -> None:
         """Note a call that is about to run."""
@@ -139,8 +188,21 @@ class _Scope:
             self._width = new
         self._past, self._mask = call.past, call.mask
         self._found = {}
+        self._observed = True
         # The caller may write into its tensor between steps, so what was seen is kept as a copy.
         self._before = call.tokens.clone() if call.tokens is not None and call.past == 0 else None
+
+    def check(self) -> None:
+        """Check that this thread's call was seen from its start.
+
+        Raises:
+            HookError: If it was not.
+        """
+        if not self._observed:
+            raise HookError(
+                f"scope {self.tokens!r} must see a forward call from its start, and a block was called by "
+                "itself or from another thread: call the model itself, or use scope 'all'."
+            )
 
     def _continues(self, call: Call) -> bool:
         before, now = self._before, call.tokens
@@ -182,18 +244,32 @@ class _Scope:
 class _Edit:
     """The hook function of one site."""
 
-    def __init__(self, edit: ActivationMap, scope: _Scope) -> None:
+    def __init__(self, edit: ActivationMap, scope: _Scope, force: _Force) -> None:
         self._edit = edit
         self._scope = scope
+        self._force = force
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Edit":
+        return self  # a copied model shares the switch, so that the edit ends in it with the block
 
     def __call__(
         self,
         x: Float[Tensor, "batch new d"],
         hook: Any,  # noqa: ARG002  TransformerLens passes it by name
     ) -> Float[Tensor, "batch new d"] | None:
+        if not self._force.is_on:
+            return None
         edit = self._prepared(x)
+        # The map computes in float32 at least; autocast would take its products to half precision.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._edited(edit, x)
+
+    def _edited(
+        self, edit: ActivationMap, x: Float[Tensor, "batch new d"]
+    ) -> Float[Tensor, "batch new d"] | None:
         if self._scope.tokens == "all":
             return edit(x)
+        self._scope.check()
         if self._scope.tokens == "last":
             return self._at_last(edit, x)
         columns = self._scope.columns(x.shape[1])
@@ -221,5 +297,6 @@ class _Edit:
         """
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         if self._edit.device != x.device or self._edit.dtype != dtype:
-            self._edit = self._edit.to(device=x.device, dtype=dtype)
+            with torch.inference_mode(False):  # or a later call could not keep it for its gradients
+                self._edit = self._edit.to(device=x.device, dtype=dtype)
         return self._edit

@@ -1,7 +1,7 @@
 """A capture in pieces: what its shards are, and each shard by itself, independent of all the others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ from ot_lens.activations.positions import (
     resolve_positions,
 )
 from ot_lens.errors import HookError, OtLensTypeError, PromptError
-from ot_lens.interventions import Edits, add_hook, intervene
+from ot_lens.interventions import Edits, intervene
 from ot_lens.models import (
     TOKEN_BUDGET,
     Backend,
+    Changes,
     TokenBatch,
     backend,
     encode,
@@ -164,10 +165,7 @@ def capture_shard(
     rows = encode(served, [group[i] for i in shard.indices])
     tokens, mask = pad_left(rows, pad_id(served.tokenizer))
     batch = TokenBatch(shard.indices, tokens.to(served.device), mask.to(served.device))
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(served.model))
-        if plan.edits:
-            stack.enter_context(intervene(model, plan.edits, plan.tokens))
+    with evaluating(served.model), intervene(model, plan.edits, plan.tokens):
         parts = [values for _, values in in_memory(lambda part: _read(served, part, plan), batch)]
     values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return as_dtype(values, plan.dtype, plan.layers)
@@ -218,12 +216,13 @@ def _read(served: Backend, batch: TokenBatch, plan: CapturePlan) -> Float[Tensor
     rows, width = batch.mask.shape
     # Found once and sent once to a device: a layer that waited for the device would cost more than its read.
     at = {torch.device("cpu"): columns(rows, width, batch.mask.cpu(), plan.positions)}
-    with ExitStack() as stack:
+
+    def listen(changes: Changes[None]) -> None:
         for layer in plan.layers:
-            read = _reader(seen, layer, at, plan)
-            stack.callback(add_hook(served.hook_point(layer, plan.hook), read))
-        with suppress(_StopForward):
-            served.logits(batch.tokens, batch.mask, keep=1)
+            changes.edit(served.hook_point(layer, plan.hook), _reader(seen, layer, at, plan))
+
+    with Changes(listen), suppress(_StopForward):
+        served.logits(batch.tokens, batch.mask, keep=1)
     return torch.stack([seen[layer].cpu() for layer in plan.layers])
 
 

@@ -11,6 +11,7 @@ from ot_lens.models.batching import (
     in_memory,
     pad_left,
 )
+from ot_lens.models.changes import Changes
 from ot_lens.models.chat import (
     encode,
     post_instruction_tokens,
@@ -32,6 +33,7 @@ __all__ = [
     "Backend",
     "BatchHalvedWarning",
     "Call",
+    "Changes",
     "HFBackend",
     "HookedCausalLM",
     "TokenBatch",

@@ -1,13 +1,14 @@
 """The backend that serves a hooked model, and the state it is run in."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ot_lens.errors import ModelError
+from ot_lens.models.changes import Changes
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.hooked_transformer import HookedTransformerBackend
 from ot_lens.models.hugging_face import HFBackend
@@ -30,6 +31,11 @@ def backend(model: Any) -> Backend:
         return HFBackend(model, model.original_model)
     if _is_hooked_transformer(model):
         return HookedTransformerBackend(model)
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(
+            "this is the wrapper that torch.compile returns: hand in the model that was compiled; its compiled "
+            "calls are then edited too."
+        )
     raise ModelError(
         f"{type(model).__name__} is not a hooked model: hand in what ot_lens.load_model returns, "
         "a TransformerBridge or a HookedTransformer."
@@ -44,18 +50,21 @@ def _is_hooked_transformer(model: Any) -> bool:
     return isinstance(model, HookedTransformer)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Changes[None]:
     """No gradients and no dropout; every module's training flag is put back afterwards.
 
     no_grad rather than inference_mode: tensors that a model caches (rotary tables) stay usable in training.
     """
+    return Changes(partial(_evaluate, model))
+
+
+def _evaluate(model: nn.Module, changes: Changes[None]) -> None:
+    gradients = torch.is_grad_enabled()
+    changes.change(partial(torch.set_grad_enabled, gradients), partial(torch.set_grad_enabled, False))
     training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    changes.change(partial(_set_training, training, True), partial(_set_training, training, False))
+
+
+def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
+    for module in modules:
+        module.training = training

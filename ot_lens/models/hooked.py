@@ -205,7 +205,7 @@ def _branches(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module | None]:
 def _edit_input(
     point: HookPoint, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if not point._forward_hooks:
+    if _is_idle(point):
         return None
     if args:
         return (point(args[0]), *args[1:]), kwargs
@@ -213,8 +213,14 @@ def _edit_input(
 
 
 def _edit_output(point: HookPoint, _module: nn.Module, _args: Any, output: Any) -> Any:
-    if not point._forward_hooks:
+    if _is_idle(point):
         return None
     if isinstance(output, tuple):
         return (point(output[0]), *output[1:])
     return point(output)
+
+
+def _is_idle(point: HookPoint) -> bool:
+    # torch.compile guards the length of a list, but not what hooks a module has: without fwd_hooks here, a
+    # model that was compiled before a hook was added would run without it.
+    return not point.fwd_hooks and not point._forward_hooks

@@ -1,7 +1,6 @@
 """HookedTransformer models of transformer-lens 3."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, ModelError
+from ot_lens.models.changes import Changes
 from ot_lens.models.protocol import Call, announced_width, check_hook, pad_id
 
 
@@ -85,7 +85,7 @@ class HookedTransformerBackend:
             raise HookError(f"this model has no hook point 'blocks.{layer}.hook_{hook}'.")
         return point
 
-    def watch(self, observer: Callable[[Call], None]) -> ExitStack:
+    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
         """See `Backend.watch`.
 
         The tokens are seen at the embedding and the mask and cache at block 0: `run_with_hooks` and
@@ -101,7 +101,5 @@ class HookedTransformerBackend:
             past = int(entry.past_keys.shape[1]) if entry is not None else 0
             observer(Call(tokens[0], kwargs.get("attention_mask"), past, announced_width()))
 
-        stack = ExitStack()
-        stack.callback(self.model.embed.register_forward_pre_hook(at_embed).remove)
-        stack.callback(self.model.blocks[0].register_forward_pre_hook(at_block, with_kwargs=True).remove)
-        return stack
+        changes.before(self.model.embed, at_embed)
+        changes.before(self.model.blocks[0], at_block, with_kwargs=True)

@@ -1,7 +1,6 @@
 """Models whose computation is Hugging Face's: HookedCausalLM and TransformerBridge."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError
+from ot_lens.models.changes import Changes
 from ot_lens.models.hooked import HookedCausalLM, input_device, position_ids
 from ot_lens.models.protocol import Call, announced_width, check_hook, pad_id
 
@@ -90,7 +90,7 @@ class HFBackend:
             raise HookError(f"this model has no hook point {name!r}.")
         return point
 
-    def watch(self, observer: Callable[[Call], None]) -> ExitStack:
+    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
         """See `Backend.watch`."""
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,6 +99,4 @@ class HFBackend:
             past = int(cache.get_seq_length()) if cache is not None else 0
             observer(Call(tokens, kwargs.get("attention_mask"), past, announced_width()))
 
-        stack = ExitStack()
-        stack.callback(self.hf_model.register_forward_pre_hook(before, with_kwargs=True).remove)
-        return stack
+        changes.before(self.hf_model, before, with_kwargs=True)

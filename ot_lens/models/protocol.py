@@ -1,10 +1,10 @@
 """What capture, interventions and measures need of a model, whatever its kind."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedTokenizerBase
 
 from ot_lens.errors import HookError, ModelError, one_of
+from ot_lens.models.changes import Changes
 
 HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
@@ -36,14 +37,13 @@ class Call:
     prompt_width: int | None
 
 
-@contextmanager
-def prompt_width(width: int) -> Iterator[None]:
+def prompt_width(width: int) -> Changes[None]:
     """Announce that the first `width` columns of the sequences run inside are the prompt."""
-    token = _PROMPT_WIDTH.set(width)
-    try:
-        yield
-    finally:
-        _PROMPT_WIDTH.reset(token)
+    return Changes(partial(_announce, width))
+
+
+def _announce(width: int, changes: Changes[None]) -> None:
+    changes.change(partial(_PROMPT_WIDTH.set, announced_width()), partial(_PROMPT_WIDTH.set, width))
 
 
 @runtime_checkable
@@ -84,8 +84,8 @@ class Backend(Protocol):
         """The hook point of a layer."""
         ...
 
-    def watch(self, observer: Callable[[Call], None]) -> ExitStack:
-        """Call `observer` before each forward until the returned stack is closed."""
+    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
+        """Call `observer` before each forward until `changes` are taken back."""
         ...
 
 

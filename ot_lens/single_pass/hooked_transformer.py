@@ -1,13 +1,12 @@
 """Replay of HookedTransformer blocks (transformer-lens 3)."""
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ot_lens.models import TokenBatch
+from ot_lens.models import Changes, TokenBatch
 from ot_lens.single_pass.record import SinglePassError
 
 
@@ -37,10 +36,12 @@ class HookedTransformerRecord:
         def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
             streams.append(output)
 
-        with ExitStack() as stack:
+        def listen(changes: Changes[None]) -> None:
             for block in model.blocks:
-                stack.callback(block.register_forward_pre_hook(before).remove)
-            stack.callback(model.blocks[-1].register_forward_hook(after).remove)
+                changes.before(block, before)
+            changes.after(model.blocks[-1], after)
+
+        with Changes(listen):
             logits = model(batch.tokens, attention_mask=batch.mask, past_kv_cache=cache)
         self.own_logits = logits[:, -1]
         self.streams = [stream[:, -1:] for stream in streams] if last else streams

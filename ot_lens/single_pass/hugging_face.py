@@ -1,7 +1,7 @@
 """Replay of Hugging Face decoder layers: the layer's own module, with the arguments the model passed it."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ot_lens.models import TokenBatch
+from ot_lens.models import Changes, TokenBatch
 from ot_lens.models.hooked import decoder_layers, position_ids
 from ot_lens.single_pass.record import SinglePassError
 
@@ -42,10 +42,7 @@ class HuggingFaceRecord:
         self._mask = batch.mask
         cache = DynamicCache() if last else None
         streams: list[Tensor] = []
-        with ExitStack() as stack:
-            for layer in self._layers:
-                stack.callback(layer.register_forward_pre_hook(self._note(streams), with_kwargs=True).remove)
-            stack.callback(self._layers[-1].register_forward_hook(_note_output(streams)).remove)
+        with Changes(partial(self._listen, streams)):
             output = hf_model(
                 input_ids=batch.tokens,
                 attention_mask=batch.mask,
@@ -59,6 +56,11 @@ class HuggingFaceRecord:
             raise SinglePassError("the model does not call each decoder layer once.")
         self.streams = [stream[:, -1:] for stream in streams] if last else streams
         self._prefixes = [_prefix(cache, i) for i in range(len(self._layers))] if cache is not None else []
+
+    def _listen(self, streams: list[Tensor], changes: Changes[None]) -> None:
+        for layer in self._layers:
+            changes.before(layer, self._note(streams), with_kwargs=True)
+        changes.after(self._layers[-1], _note_output(streams))
 
     def _note(self, streams: list[Tensor]) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
