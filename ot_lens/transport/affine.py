@@ -77,9 +77,10 @@ class AffineMap:
     def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """V, the transpose of [U, bias], and the scale, in the working dtype; made once a dtype."""
         if dtype not in self._working:
-            extended = torch.cat([self.U, self.bias.unsqueeze(1)], dim=1).T.contiguous()
-            scale = None if self.scale is None else self.scale.to(dtype)
-            self._working[dtype] = self.V.to(dtype), extended.to(dtype), scale
+            with torch.inference_mode(False):  # what is kept must serve a call with gradients too
+                extended = torch.cat([self.U, self.bias.unsqueeze(1)], dim=1).T.contiguous()
+                scale = None if self.scale is None else self.scale.to(dtype)
+                self._working[dtype] = self.V.to(dtype), extended.to(dtype), scale
         return self._working[dtype]
 
     def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
