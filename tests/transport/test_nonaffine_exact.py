@@ -152,7 +152,7 @@ def test_entropic_strengths_multiply_and_other_parts_stay():
     assert (T.strength, T.d_model, T.dtype) == (1.0, 3, torch.float64)
     twice = T.at(0.5).at(0.5)
     assert twice.strength == 0.25
-    for moved in (twice, T.to(torch.float32), T.to("cpu", torch.float32)):
+    for moved in (twice, T.to(torch.float32), T.to("cpu", torch.float32), T.to(dtype=torch.float64)):
         assert (moved.epsilon, moved.info) == (T.epsilon, T.info)
     single = T.at(0.5).to(torch.float32)
     assert (single.strength, single.potential.dtype, single.targets.dtype) == (
@@ -160,6 +160,7 @@ def test_entropic_strengths_multiply_and_other_parts_stay():
         torch.float32,
         torch.float32,
     )
+    assert T.to(dtype=torch.float32).dtype == torch.float32
     assert T.to("meta").device.type == T.to("meta").potential.device.type == "meta"
     assert_close(single.map(H.float()).double(), T.at(0.5).map(H), rtol=1e-4, atol=1e-4)
     assert T.at(0.0).map(H).allclose(H)
