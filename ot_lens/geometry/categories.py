@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.draws import checked_draws
-from ot_lens.geometry.tables import COLUMNS, row
+from ot_lens.geometry.tables import COLUMNS, interval, row
 from ot_lens.linalg import pooled
 from ot_lens.samples import LayerSamples, resolve_position
 
@@ -64,8 +64,11 @@ def category_directions(
         drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator))
         value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)))
         place = {"layer": layer, "position": at, "quantity": "refusal_directions"}
+        # As if every category had as few prompts as the smallest: its mean is known worst.
+        least = len(names) * int(code.bincount().min())
+        band = interval(float(value[0]), drawn, least, (1.0, float(len(names))))
         n = len(H) + len(S)
-        rows.append(row(place, float(value[0]), n, null, drawn, "directions", (1.0, float(len(names)))))
+        rows.append({**row(place, float(value[0]), n, null, None, "directions"), **band})
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -90,16 +93,23 @@ def _resampled(
     code: Int64[Tensor, " n"], count: int, n_S: int, draws: int, generator: torch.Generator
 ) -> Float64[Tensor, "R C N"]:
     """Prompts drawn again within each category and within the harmless class."""
-    parts = [torch.nonzero(code == c).flatten() for c in range(count)]
     weights = torch.zeros(draws, count, len(code) + n_S, dtype=torch.float64)
-    for c, part in enumerate(parts):
-        chosen = part[torch.randint(len(part), (draws, len(part)), generator=generator)]
-        share = torch.full(chosen.shape, 1.0 / len(part), dtype=torch.float64)
-        weights[:, c].scatter_add_(1, chosen, share)
-    again = torch.randint(n_S, (draws, n_S), generator=generator) + len(code)
-    share = torch.full(again.shape, -1.0 / n_S, dtype=torch.float64)
-    harmless = torch.zeros(draws, len(code) + n_S, dtype=torch.float64).scatter_add_(1, again, share)
-    return weights + harmless.unsqueeze(1)
+    for c in range(count):
+        part = torch.nonzero(code == c).flatten()
+        weights[:, c, part] = _shares(len(part), draws, generator)
+    weights[:, :, len(code) :] = -_shares(n_S, draws, generator).unsqueeze(1)
+    return weights
+
+
+def _shares(n: int, draws: int, generator: torch.Generator) -> Float64[Tensor, "R n"]:
+    """Weights of n prompts in the means of resamples, rescaled (Rao & Wu 1988, section 2.2).
+
+    The mean of n prompts drawn from n scatters by (n - 1) / n too little, one half for a category of two.
+    """
+    drawn = torch.randint(n, (draws, n), generator=generator)
+    counts = torch.zeros(draws, n, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    return (1 + (counts - 1) * (n / max(n - 1, 1)) ** 0.5) / n
 
 
 def _effective(gram: Float64[Tensor, "N N"], weights: Float64[Tensor, "R C N"]) -> Float64[Tensor, " R"]:

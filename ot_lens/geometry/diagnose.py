@@ -16,7 +16,7 @@ from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, r
 from ot_lens.geometry.gaussianity import STATISTICS, gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
 from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, Values, about_own_means, joined
-from ot_lens.geometry.tables import COLUMNS, row
+from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import mapped, pooled
 from ot_lens.samples import LayerSamples, layer_batches
 
@@ -100,10 +100,14 @@ def _rows(
     null |= _gaussian_nulls(labels, layer.scores.shape[1], n_permutations, seed)
     resampled = layer.measure(bootstraps(labels, n_bootstrap, seed), of=labels) if n_bootstrap else {}
     for name, unit in UNITS.items():
-        bounds = (0.0, 1.0) if unit in ("AUC", "share") else (0.0, np.inf)
-        label = {**place, "quantity": name}
-        n = _count(name, len(H), len(S))
-        yield row(label, float(value[name]), n, null.get(name), resampled.get(name), unit, bounds)
+        label, measured = {**place, "quantity": name}, float(value[name])
+        found = (null.get(name), resampled.get(name))
+        if unit == "AUC":
+            yield auc_row(label, measured, labels.sizes, labels.folds, *found)
+            continue
+        bounds = (0.0, 1.0) if unit == "share" else (0.0, np.inf)
+        n, factor = _count(name, len(H), len(S)), unit == "dimensions"
+        yield row(label, measured, n, *found, unit, bounds, factor=factor)
 
 
 def _count(name: str, n_H: int, n_S: int) -> int:

@@ -65,11 +65,21 @@ def observed(n_H: int, n_S: int, seed: int) -> Draws:
     )
 
 
-def relabellings(labels: Draws, count: int, seed: int) -> Draws:
-    """Labels permuted over the pooled prompts: how the classes would differ if they did not."""
+def relabellings(labels: Draws, count: int, seed: int, *, within_folds: bool = False) -> Draws:
+    """Labels permuted over the pooled prompts: how the classes would differ if they did not.
+
+    Within folds every prompt keeps its own: for whatever depends on the fold that a prompt was in.
+    """
     n_H, n_S = labels.sizes
     generator = torch.Generator().manual_seed(seed + 1)
-    orders = torch.rand(count, n_H + n_S, generator=generator).argsort(1)
+    keys = torch.rand(count, n_H + n_S, generator=generator)
+    if within_folds:
+        fold = torch.cat([labels.source_fold[0], labels.target_fold[0]])
+        slots = fold.argsort(stable=True)
+        orders = torch.empty_like(keys, dtype=torch.int64)
+        orders[:, slots] = (keys.double() + fold).argsort(1)
+    else:
+        orders = keys.argsort(1)
     return Draws(
         orders[:, :n_H],
         orders[:, n_H:],

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from ot_lens.behaviour.intervals import rate
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
@@ -51,8 +52,8 @@ def map_quality(
     samples and their own images, which no map with these images can undercut: 1 for an optimal map.
     `outside_source` is the share of held-out source samples out of the range of the training source along one
     of the leading pooled training components, where the map extrapolates; `outside_target` that of moved
-    samples out of the range of the training target. Their null permutes training and held-out samples of that
-    class.
+    samples out of the range of the training target. Their intervals are Wilson's; their null permutes
+    training and held-out samples of that class.
 
     Args:
         maps: fitted on `train`, by layer.
@@ -206,14 +207,27 @@ def _rows(
     drawn: Values = {}
     if n_bootstrap:
         resampled = bootstraps(labels, n_bootstrap, seed)
-        drawn = {**layer.under(resampled), **layer.costs(resampled), **layer.outside(resampled)}
+        drawn = {**layer.under(resampled), **layer.costs(resampled)}
     for name, unit in UNITS.items():
         n = (
             layer.sizes[0]
             if name in ("transport_cost", "cost_over_bound") or unit == "share"
             else sum(layer.sizes)
         )
-        bounds = (0.0, 1.0) if unit == "share" else (0.0, np.inf)
-        yield row(
-            {**place, "quantity": name}, float(value[name]), n, null.get(name), drawn.get(name), unit, bounds
+        found = row(
+            {**place, "quantity": name},
+            float(value[name]),
+            n,
+            null.get(name),
+            drawn.get(name),
+            unit,
+            (0.0, np.inf),
         )
+        yield {**found, **_wilson(found["value"], n)} if unit == "share" and n_bootstrap else found
+
+
+def _wilson(share: float, n: int) -> dict[str, float]:
+    """Of other held-out prompts, the training range being what it is."""
+    hits = round(share * n)
+    found = rate([True] * hits + [False] * (n - hits))
+    return {"low": found.low, "high": found.high}

@@ -90,16 +90,10 @@ def _rows(
 
 
 def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] | None) -> dict[str, float]:
-    """Pivotal in the logarithm, because the error of a variance is a factor, and a long one downward.
-
-    NaN for a component beyond the rank of resamples, which hold fewer distinct prompts than the sample.
-    """
+    """NaN for a component beyond the rank of resamples, which hold fewer distinct prompts than the sample."""
     if drawn is not None and float(drawn.quantile(0.025)) <= 1e-12 * total:
         drawn = None
-    if drawn is None or value <= 0:
-        return {"low": np.nan, "high": np.nan}
-    ends = interval(np.log(value), -drawn.log(), n)
-    return {name: float(np.exp(end)) for name, end in ends.items()}
+    return interval(value, drawn, n, (0.0, np.inf), factor=True)
 
 
 def _eigenvalues(gram: Float64[Tensor, "N N"], draws: Draws, label: str) -> Float64[Tensor, "R n"]:

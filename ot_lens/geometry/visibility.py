@@ -14,7 +14,7 @@ from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.draws import FOLDS, Draws, bootstraps, checked_draws, observed, relabellings
 from ot_lens.geometry.held_out import auc
 from ot_lens.geometry.moments_of_draws import LABELS, Values
-from ot_lens.geometry.tables import COLUMNS, row
+from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import check_pair, pooled
 from ot_lens.samples import LayerSamples, resolve_position
 
@@ -39,14 +39,16 @@ def visibility(
     it. Pass unedited activations for the level before any edit.
 
     - `mahalanobis`: mean Mahalanobis distance of the edited samples to a Gaussian (Ledoit-Wolf) of the
-      reference; its null is that of held-out reference samples.
+      reference; its null is that of held-out reference samples, resampled twice because as few of them say
+      what their own level is.
     - `mahalanobis_auc`: how well that distance tells edited from held-out reference samples, for a monitor
       that has never seen an edit.
     - `classifier_auc`: the same for a two-sample test, a ridge classifier trained on edited and reference
       samples (Lopez-Paz & Oquab 2017): a monitor that knows the edit.
 
     Everything is cross-fitted over folds; the null of an AUC permutes edited and reference labels. Intervals
-    resample the held-out scores. NaN where nothing varies at all.
+    resample the held-out scores: they are about other prompts under the monitor that these reference samples
+    made, not about other monitors. NaN where nothing varies at all.
 
     Args:
         edited: activations under an edit.
@@ -105,16 +107,19 @@ def _rows(
     value = _read(distances, scores, labels)
     null: Values = {}
     if n_permutations:
-        shuffled = relabellings(labels, n_permutations, seed)
+        shuffled = relabellings(labels, n_permutations, seed, within_folds=True)
         null = _null(distances, Z @ Z.T, fold, shuffled, seed)
     drawn = _read(distances, scores, bootstraps(labels, n_bootstrap, seed)) if n_bootstrap else {}
     if not bool(Z.any()):
         value, null, drawn = {name: torch.tensor([torch.nan]) for name in UNITS}, {}, {}
     for name, unit in UNITS.items():
-        bounds = (0.0, 1.0) if unit == "AUC" else (0.0, np.inf)
-        label = {**place, "quantity": name}
-        n = len(X) + len(R)
-        yield row(label, float(value[name]), n, null.get(name), drawn.get(name), unit, bounds)
+        label, measured = {**place, "quantity": name}, float(value[name])
+        found = (null.get(name), drawn.get(name))
+        if unit == "AUC":
+            retrained = name != "classifier_auc"
+            yield auc_row(label, measured, labels.sizes, labels.folds, *found, retrained=retrained)
+        else:
+            yield row(label, measured, len(X) + len(R), *found, unit, (0.0, np.inf))
 
 
 def _distances(X: Float64[Tensor, "n d"], R: Float64[Tensor, "m d"], labels: Draws) -> Float64[Tensor, " N"]:
@@ -179,14 +184,13 @@ def _null(
 ) -> Values:
     """Held-out reference samples for the distance; relabelled samples, retrained, for the AUCs."""
     n, m = shuffled.sizes
-    drawn = Draws(
-        shuffled.source, shuffled.target, fold[shuffled.source], fold[shuffled.target], shuffled.folds
-    )
     scores = _classifier_scores(gram, fold, _signs(shuffled))
     generator = torch.Generator().manual_seed(seed + 6)
-    reference = torch.randint(n, n + m, (shuffled.count, n), generator=generator)
+    # First which reference samples there are to know the level from, then edited samples of that level.
+    known = torch.randint(n, n + m, (shuffled.count, m), generator=generator)
+    reference = known.gather(1, torch.randint(m, (shuffled.count, n), generator=generator))
     return {
         "mahalanobis": distances[reference].mean(1),
-        "mahalanobis_auc": auc(distances[drawn.source], distances[drawn.target], drawn),
-        "classifier_auc": auc(scores.gather(1, drawn.source), scores.gather(1, drawn.target), drawn),
+        "mahalanobis_auc": auc(distances[shuffled.source], distances[shuffled.target], shuffled),
+        "classifier_auc": auc(scores.gather(1, shuffled.source), scores.gather(1, shuffled.target), shuffled),
     }

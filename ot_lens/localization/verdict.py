@@ -62,7 +62,7 @@ class OneDirection:
         low: Lower end of its 95 % Wilson interval.
         high: Upper end.
         n: Prompts.
-        suffices: True when the interval lies below one half, False when above, None in between.
+        suffices: True when the share is below one half, False when above, None when that is not decided.
     """
 
     layer: int
@@ -76,8 +76,10 @@ class OneDirection:
 def one_direction(table: pd.DataFrame) -> OneDirection | None:
     """Read off a sweep with "rfa" whether one direction suffices to take refusal away.
 
-    The layer is the best of those swept on the same prompts, which favours a direction: a verdict of False is
-    the stronger one. It says nothing of what else the ablation destroys; see the share answered rightly.
+    The layer is the best of those swept on the same prompts, which favours a direction. For True the upper
+    end of the Wilson interval must therefore lie below one half at a level divided by the number of layers
+    (Bonferroni); for False, which the choice makes no easier, the plain interval above it. Nothing is said of
+    what else the ablation destroys; see the share answered rightly.
 
     Args:
         table: A sweep (`localize`) with method "rfa" and measure "refusal_rate".
@@ -96,8 +98,11 @@ def one_direction(table: pd.DataFrame) -> OneDirection | None:
         return None
     best = rows.sort_values(["value", "layer"]).iloc[0]
     low, high = float(best["low"]), float(best["high"])
-    suffices = True if high < 0.5 else False if low > 0.5 else None
-    return OneDirection(int(best["layer"]), float(best["value"]), low, high, int(best["n"]), suffices)
+    n = int(best["n"])
+    test = stats.binomtest(round(float(best["value"]) * n), n)
+    corrected = float(test.proportion_ci(1 - LEVEL / len(rows), method="wilson").high)
+    suffices = True if corrected < 0.5 else False if low > 0.5 else None
+    return OneDirection(int(best["layer"]), float(best["value"]), low, high, n, suffices)
 
 
 def _bands(controls: pd.DataFrame, sign: float, n_layers: int) -> pd.DataFrame:
