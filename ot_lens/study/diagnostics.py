@@ -1,8 +1,10 @@
 """The stage of a study that measures geometry, controls and what a monitor sees: tables of a run folder."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -38,12 +40,17 @@ FEWEST_SEEN = 8
 LOOKED_AT = ("directional_ablation", "mean_shift")
 MOST_PLANES, MOST_EDITED, MOST_MEASURED = 6, 5, 8
 UNEDITED = "none"
+# Folder of the tables that are kept part by part.
+PARTS = "edited"
 Maps = Mapping[Method, Mapping[int, AffineMap]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the tables are made from; without `engine` and `prompts` those of an edited model are left out."""
+    """What the tables are made from; without `engine` and `prompts` those of an edited model are left out.
+
+    In a `folder` what takes many forward passes is kept part by part, so that a stopped run repeats one part.
+    """
 
     acts: Mapping[str, Activations]
     maps: Maps
@@ -51,6 +58,16 @@ class Study:
     sweep: pd.DataFrame
     engine: Engine | None = None
     prompts: ContrastSet | None = None
+    folder: RunFolder | None = None
+
+    def kept(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A part of a table, made once."""
+        if self.folder is None:
+            return make()
+        name = f"{PARTS}/{hashlib.sha256(part.encode()).hexdigest()[:20]}"
+        if not self.folder.has_table(name):
+            self.folder.write_table(name, make())
+        return self.folder.read_table(name)
 
     @property
     def draws(self) -> dict[str, Any]:
@@ -90,13 +107,14 @@ def geometry_tables(
     prompts: ContrastSet | None = None,
 ) -> None:
     """Write the tables of geometry that are not there yet; those of an edited model only with an engine."""
-    study = Study(acts, maps, config, folder.read_table("localisation"), engine, prompts)
+    study = Study(acts, maps, config, folder.read_table("localisation"), engine, prompts, folder)
     with stage("geometry", len(MAKERS)) as step:
         for name, make in MAKERS.items():
             if not folder.has_table(name):
                 for table_name, table in make(study).items():
                     folder.write_table(table_name, table)
             step(1)
+    folder.drop(PARTS)
 
 
 Tables = dict[str, pd.DataFrame]
@@ -187,20 +205,27 @@ def _visibility(study: Study) -> Tables:
     test, last = study.acts["test"], study.acts["test"].layers[-1]
     if study.engine is None or study.prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return {}
-    parts = [_seen(study, test, UNEDITED, None)]
-    for label, by_layer in study.compared.items():
-        for layer in spread(test.layers, MOST_EDITED):
-            edited = study.engine.call(
-                capture,
-                study.prompts.test,
-                layers=sorted({layer, last}),
-                hook=study.config.hook,
-                positions=[study.config.position],
-                edits={(layer, study.config.hook): by_layer[layer]},
-                tokens=study.config.tokens,
-                batch_size=study.config.batch_size,
-            )
-            parts.append(_seen(study, edited, label, layer))
+    engine, prompts, config = study.engine, study.prompts.test, study.config
+
+    def seen(label: str, layer: int) -> pd.DataFrame:
+        edited = engine.call(
+            capture,
+            prompts,
+            layers=sorted({layer, last}),
+            hook=config.hook,
+            positions=[config.position],
+            edits={(layer, config.hook): study.compared[label][layer]},
+            tokens=config.tokens,
+            batch_size=config.batch_size,
+        )
+        return _seen(study, edited, label, layer)
+
+    parts = [study.kept(UNEDITED, lambda: _seen(study, test, UNEDITED, None))]
+    parts += [
+        study.kept(f"{label}, {layer}", partial(seen, label, layer))
+        for label in study.compared
+        for layer in spread(test.layers, MOST_EDITED)
+    ]
     return {"visibility": pd.concat(parts, ignore_index=True)}
 
 
