@@ -55,6 +55,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
 
 
+def pytest_unconfigure():
+    import gc
+
+    gc.freeze()  # what is there before the first mutant need not be looked at, and copied, by each of them
+
+
 from hypothesis import Phase
 
 settings.register_profile(
@@ -111,7 +117,8 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
     project = (REPOSITORY / "pyproject.toml").read_text()
-    project = re.sub(r'\s*"--jaxtyping-packages=[^"]*",', "", project)
+    # Pytest ends each run with garbage collections, half of a mutant's time.
+    project = re.sub('"--jaxtyping-packages=[^"]*"', '"-p", "no:unraisableexception"', project)
     tests = [
         str(found.relative_to(folder)) for pattern in area.tests for found in sorted(folder.glob(pattern))
     ]
