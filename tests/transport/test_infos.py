@@ -52,7 +52,9 @@ def known(info: FitInfo) -> dict:
 )
 def test_maps_without_a_covariance_name_method_size_and_samples(method, expected):
     H, S = classes(5, 7, 20, seed=0)
-    assert known(fit(method, H, S).info) == {"method": method, "n_harmful": 5, "n_harmless": 7, **expected}
+    T = fit(method, H, S)
+    assert T.rank == expected["k"]
+    assert known(T.info) == {"method": method, "n_harmful": 5, "n_harmless": 7, **expected}
 
 
 @pytest.mark.parametrize("ridge", [None, 0.3])
@@ -126,6 +128,9 @@ def test_the_covariance_is_shrunk_by_ledoit_wolf_unless_said_otherwise():
         assert T.info.shrinkage_harmless == pytest.approx(
             float(shrinkage_intensity(S - S.mean(0), "ledoit_wolf"))
         )
+    streamed = fit_gaussian_ot_of_moments(Moments.of(H), Moments.of(S), ridge=0.3)
+    assert streamed.info.ridge == 0.3
+    assert_close(streamed.map(H), fit_gaussian_ot(H, S, ridge=0.3).map(H))
     for T in (fit_leace(H, S), fit_all(acts, "leace")[0]):
         assert (T.info.ridge, T.info.shrinkage) == (None, "ledoit_wolf")
 

@@ -36,6 +36,14 @@ def test_the_edges_of_the_support_belong_to_it():
     assert torch.equal(masked(x), masked.map(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_outermost_samples_are_inside_whatever_they_are_rounded_to(dtype):
+    H, _ = classes(9, 9, 40, seed=12)
+    masked = restrict_to_support(fit_mean_shift(H, H + 10), H)
+    moved = masked.map(H.to(dtype)) - H.to(dtype)
+    assert bool((moved > 9).all())
+
+
 def test_quantiles_are_cut_off_on_either_side():
     H = torch.arange(11, dtype=torch.float64).unsqueeze(1)
     masked = restrict_to_support(fit_mean_shift(H, H + 1), H, quantile=0.2)
@@ -164,6 +172,8 @@ def test_entropic_strengths_multiply_and_other_parts_stay():
     assert T.to("meta").device.type == T.to("meta").potential.device.type == "meta"
     assert_close(single.map(H.float()).double(), T.at(0.5).map(H), rtol=1e-4, atol=1e-4)
     assert T.at(0.0).map(H).allclose(H)
+    rounded = T.to(torch.float32)
+    assert torch.equal(rounded.map(H), rounded.map(H.float()).double()), "computed in the type of the map"
     for outside in (-1e-9, 1 + 1e-9, float("nan")):
         with pytest.raises(FitError) as caught:
             T.at(outside)
@@ -214,6 +224,10 @@ def test_squared_distances_are_never_negative():
     assert bool((distances >= 0).all())
     assert_close(distances, torch.cdist(X, X).square(), rtol=1e-9, atol=1e-6)
     near = normal(6, 4, seed=11)
+    far = 1e6 * normal(4, seed=13)
+    assert_close(
+        _squared_distances(near + far, near + far), torch.cdist(near, near).square(), rtol=0, atol=1e-7
+    )
     assert_close(
         _squared_distances(near, near + 1e-3).diagonal(), torch.full((6,), 4e-6).double(), rtol=1e-6, atol=0
     )
