@@ -23,6 +23,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import binomtest
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MUTMUT = "mutmut==3.8.1"
 HEART = ("tests/test_linalg*.py", "tests/test_gaussian*.py", "tests/test_moments*.py", "tests/transport")
@@ -174,25 +176,18 @@ def write_survivors(tools: Path, folder: Path, report: Path) -> None:
     report.write_text(shown.stdout)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a rate."""
-    z = 1.959963984540054
-    middle = (successes + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * (successes * (n - successes) / n + z**2 / 4) ** 0.5
-    return middle - half, middle + half
-
-
 def row(name: str, counts: Counter[str]) -> str:
-    """One line of the table; mutants that were not run count for nothing."""
+    """One line of the table; of a sample the rate has its 95 % Wilson interval."""
     tested = sum(counts.values()) - counts["not run"]
     killed = counts["killed"] + counts["timeout"]
     rate = f"{killed / tested:7.1%}" if tested else "      -"
     if tested and counts["not run"]:
-        rate += "  [{:.1%}, {:.1%}]".format(*wilson(killed, tested))
+        low, high = binomtest(killed, tested).proportion_ci(method="wilson")
+        rate += f"  [{low:.1%}, {high:.1%}]"
     return f"{name:40}" + "".join(f"{counts[column]:>10}" for column in COLUMNS) + f"  {rate}"
 
 
-def test_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[str]:
+def run_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[str]:
     """Mutate one area, print its table; its counts."""
     tools, place = environment(folder), folder / name
     if arguments.fresh or not (place / "mutants").exists():
@@ -227,7 +222,7 @@ def main() -> int:
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{'module':40}" + "".join(f"{column:>10}" for column in COLUMNS) + "     rate", flush=True)
-    total = sum((test_area(name, folder, arguments) for name in arguments.areas), Counter())
+    total = sum((run_area(name, folder, arguments) for name in arguments.areas), Counter())
     print(row("all", total))
     killed, tested = total["killed"] + total["timeout"], sum(total.values()) - total["not run"]
     return int(killed < arguments.least * tested)
