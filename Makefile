@@ -26,11 +26,28 @@ stamp = $(1)/ready-$(shell cat pyproject.toml $(2) <(echo '$(CURDIR)') | sha256s
 runs = $(shell $(1)/bin/python -c 'import pip' 2>/dev/null && echo yes)
 VENV := $(call stamp,.venv,constraints.txt)
 VENV_TL3 := $(call stamp,.venv-tl3,constraints-tl3.txt)
+VENV_LOWEST := $(call stamp,.venv-lowest,constraints-lowest.txt)
+VENV_NEWEST := $(call stamp,.venv-newest,constraints-newest.txt)
 
-.PHONY: help demo figures notebooks docs test test-tl3 trust bench lint format clean chromium FORCE
+# What is tested at both ends of the bounds of pyproject.toml: the extras of users, and the tests that need no more.
+comma := ,
+BOUNDED := test capability ray quantization notebooks
+BOUNDED_EXTRAS := $(subst $() $(),$(comma),$(BOUNDED))
+BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_behaviour.py test_capability.py test_cli.py \
+    test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
+    test_prompts.py test_selection.py test_single_pass.py trust/test_release.py)
+
+# They stand apart from what they examine: pip-audit brings a pip of its own.
+RELEASE_TOOLS := pip-audit==2.10.1 uv==0.13.9
+VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | sha256sum | cut -c1-16)
+# An identifier below wants its reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
+IGNORED ?=
+
+.PHONY: help demo figures notebooks docs test test-tl3 test-lowest test-newest trust bench lint format \
+    wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 demo: $(VENV) ## the whole way on the embedded model: table, figures and report in runs/demo
 	@.venv/bin/ot-lens demo --resume $(ARGS)
@@ -51,11 +68,38 @@ test: $(VENV) chromium ## run the tests (ARGS="-k word" for some of them)
 test-tl3: $(VENV_TL3) ## run the tests of the HookedTransformer path, on transformer-lens 3.9
 	@.venv-tl3/bin/python -m pytest tests/tl3 $(ARGS)
 
+test-lowest: $(VENV_LOWEST) ## run the core's tests with the oldest dependencies that pyproject.toml allows
+	@.venv-lowest/bin/python -m pytest -o filterwarnings=default $(BOUNDED_TESTS) $(ARGS)
+	@.venv-lowest/bin/python -m pytest -o filterwarnings=default tests/tl3 $(ARGS)
+
+test-newest: $(VENV_NEWEST) ## run the core's tests with the newest dependencies that pyproject.toml allows, today's
+	@PIP_CONSTRAINT='$(CURDIR)/constraints-newest.txt' .venv-newest/bin/python -m pip install -qq \
+	    --upgrade --upgrade-strategy eager -e '.[$(BOUNDED_EXTRAS)]'
+	@.venv-newest/bin/python -m pytest -o filterwarnings=default $(BOUNDED_TESTS) $(ARGS)
+
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at their full size (an hour; figures in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --full tests/trust --junitxml runs/trust.xml $(ARGS)
 
 bench: $(VENV) ## measure speed and memory
 	@.venv/bin/python tests/benchmarks/bench.py $(ARGS)
+
+wheel-check: $(VENV) ## build the package, install it into an empty environment and run the demo there
+	@.venv/bin/python -m pytest --full tests/trust/test_release.py $(ARGS)
+
+audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
+	@for lock in constraints.txt constraints-tl3.txt; do \
+	    .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $$lock \
+	        $(addprefix --ignore-vuln ,$(IGNORED)); \
+	done
+
+release-check: wheel-check test-lowest test-newest audit ## all that a release wants beside the tests
+
+lock-lowest: $(VENV_RELEASE) ## write constraints-lowest.txt again after a change of a lower bound
+	@.venv-release/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 \
+	    --resolution lowest-direct --override constraints-newest.txt $(addprefix --extra ,$(BOUNDED)) pyproject.toml \
+	    | sed -E '/^(nvidia|cuda|triton)-?/d; s/\[.*\]//; s/ *;.*//' \
+	    | cat <(grep '^#' constraints-lowest.txt) - > constraints-lowest.new
+	@mv constraints-lowest.new constraints-lowest.txt
 
 lint: $(VENV) ## format, style, types, import order
 	@.venv/bin/ruff format --check .
@@ -68,7 +112,7 @@ format: $(VENV) ## format the code and fix what can be fixed
 	@.venv/bin/ruff check --fix .
 
 clean: ## remove environments, caches and builds; runs/ and figures/ stay
-	rm -rf .venv .venv-tl3 build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The pages of the report and the explorer are tested in a real browser.
@@ -111,4 +155,14 @@ $(VENV): $(if $(call runs,.venv),,FORCE)
 $(VENV_TL3): $(if $(call runs,.venv-tl3),,FORCE)
 	$(call environment,.venv-tl3,constraints-tl3.txt,test,$@)
 
-comma := ,
+$(VENV_LOWEST): $(if $(call runs,.venv-lowest),,FORCE)
+	$(call environment,.venv-lowest,constraints-lowest.txt,$(BOUNDED_EXTRAS),$@)
+
+$(VENV_NEWEST): $(if $(call runs,.venv-newest),,FORCE)
+	$(call environment,.venv-newest,constraints-newest.txt,$(BOUNDED_EXTRAS),$@)
+
+$(VENV_RELEASE): $(VENV)
+	@rm -rf .venv-release
+	@.venv/bin/python -m venv .venv-release
+	@.venv-release/bin/python -m pip install -qq $(RELEASE_TOOLS)
+	@touch $@
