@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -18,6 +18,7 @@ MOST_YAML = MIB // 8
 # Half of the control characters and the halves of surrogate pairs, which no file or terminal takes.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 DEEPEST = 60
+LISTED = 600
 _BITS = 1024
 
 _SHORT = Repr()
@@ -28,6 +29,12 @@ _SHORT.maxlevel = 3
 def shown(value: object) -> str:
     """A value in a message, cut short: it may be as large as the file it came from."""
     return _SHORT.repr(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message, cut short likewise."""
+    text = ", ".join(map(str, names))
+    return text if len(text) <= LISTED else f"{text[:LISTED]} ..."
 
 
 def regular_size(path: Path, error: type[OtLensError]) -> int:

@@ -114,11 +114,16 @@ def add_checksum(folder: Path, name: str, checksum: str) -> None:
         RunFolderError: If the file cannot be written.
     """
     path = folder / CHECKSUMS
-    with writing(path), path.open("ab", buffering=0) as file:
+    with writing(path), open(path, "ab", buffering=0, opener=_opened_here) as file:
         left = _line(name, checksum).encode()
         while left:  # the last block of a disk takes part of a line, and says so
             left = left[file.write(left) :]
         os.fsync(file.fileno())
+
+
+def _opened_here(path: str, flags: int) -> int:
+    """The file itself: through a link, the checksum would go to the end of another one."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _line(name: str, checksum: str) -> str:

@@ -17,7 +17,7 @@ from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
 from ot_lens.models import Backend, backend
 from ot_lens.prompts import Prompt
-from ot_lens.reading import MIB, read_bounded
+from ot_lens.reading import MIB, read_bounded, shown
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
 DEFAULT_REFUSAL_TOKENS = ("I", "As")
@@ -120,9 +120,9 @@ def _plain(text: str, case_sensitive: bool) -> str:
 
 def model_phrases(model: Any) -> PhraseList:
     """The phrases a model's folder declares (tokenizer_config.json, key "ot_lens"); else Arditi's twelve."""
-    declared = _declared(backend(model)).get("refusal_phrases")
-    if declared:
-        return PhraseList(str(_declared(backend(model)).get("variant", "declared")), 1, tuple(declared))
+    declared = _declared(backend(model))
+    if declared.refusal_phrases:
+        return _filled(PhraseList(declared.variant, 1, tuple(declared.refusal_phrases)))
     return phrase_list("arditi")
 
 
@@ -156,7 +156,7 @@ def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> 
         PromptError: If a word is not a single token of the vocabulary, or an id lies outside it.
     """
     served = backend(model)
-    chosen = tokens if tokens is not None else _declared(served).get("refusal_tokens") or _defaults(served)
+    chosen = tokens if tokens is not None else _declared(served).refusal_tokens or _defaults(served)
     ids = {_token_id(served, token) for token in chosen}
     if not ids:
         raise PromptError("no refusal tokens: name at least one word that begins a refusal.")
@@ -195,8 +195,21 @@ def score_from_logprobs(
     return torch.log(p + EPSILON) - torch.log((1 - p).clamp(min=0) + EPSILON)
 
 
-def _declared(served: Backend) -> dict[str, Any]:
-    return served.tokenizer.init_kwargs.get("ot_lens") or {}
+class _Declared(BaseModel):
+    variant: str = "declared"
+    refusal_phrases: list[str] = []
+    refusal_tokens: list[int | str] = []
+
+
+def _declared(served: Backend) -> _Declared:
+    try:
+        return _Declared.model_validate(served.tokenizer.init_kwargs.get("ot_lens") or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(("ot_lens", *(str(part) for part in first["loc"])))
+        raise PromptError(
+            f"tokenizer_config.json of the model: {shown(place)}: {first['msg']}: correct or remove it."
+        ) from error
 
 
 def _defaults(served: Backend) -> list[str]:

@@ -111,7 +111,16 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
                 list(turns), tokenize=False, add_generation_prompt=True, **{**TEMPLATE_VARIABLES, **variables}
             )
         )
-    except TemplateError as error:
+    # The sandbox keeps a template from the machine, not from dividing by zero.
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         system = any(turn["role"] == "system" for turn in turns)
         remedy = (
             "load the model without system_prompt, or put the text into the prompts."

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: read quietly, with one clear line for each way in which that fails."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -20,10 +21,19 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
 from ot_lens.errors import ModelError, one_of
+from ot_lens.reading import MIB, check_size, shown
 
 QUANTIZATIONS = ("int8", "nf4")
 DeviceMap = str | dict[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+# Sizes by the names that they have in configurations of decoders.
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts")
+WIDTHS = (
+    "hidden_size", "intermediate_size", "n_embd", "d_model", "d_ff", "n_inner", "head_dim", "ffn_dim",
+    "num_attention_heads", "num_key_value_heads", "n_head", "moe_intermediate_size",
+)  # fmt: skip
+MOST_LAYERS, WIDEST = 4_096, 2**20
+TEXTS, MOST_TEXT = (".json", ".jinja", ".txt", ".model"), 256 * MIB
 _NOISY = ("bitsandbytes", "accelerate", "transformers", "kernels")
 
 
@@ -49,9 +59,11 @@ def load_hf(
     Raises:
         ModelError: If it cannot be loaded whole.
     """
+    check_folder(name, place)
     spread = place_on if not isinstance(place_on, torch.device) else None
     try:
         with _quiet():
+            check_sizes(name, AutoConfig.from_pretrained(place, **options).to_dict())
             if quantization is not None:
                 options = {**options, "quantization_config": _quantized(quantization, dtype)}
                 spread = {"": place_on} if isinstance(place_on, torch.device) else place_on
@@ -60,7 +72,7 @@ def load_hf(
             )
     except ModelError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise _unreachable(name, error, options.get("revision")) from error
     # transformers would make such weights up at random and only log it.
     if found["missing_keys"]:
@@ -86,11 +98,49 @@ def load_tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrained
             f"the folder {name} holds no tokenizer: add its files (tokenizer.json, tokenizer_config.json), "
             "or hand one in as tokenizer=..."
         )
+    check_folder(name, place)
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+            words = AutoTokenizer.from_pretrained(place, **options)
+    except Exception as error:
         raise _unreachable(name, error, options.get("revision")) from error
+    if not isinstance(words.model_max_length, int | float):
+        raise ModelError(
+            f"cannot load {name!r}: its tokenizer_config.json says model_max_length = "
+            f"{shown(words.model_max_length)}, which is no number."
+        )
+    return words
+
+
+def check_folder(name: str, place: str) -> None:
+    """Refuse a model folder whose texts are no files, or larger than those of any model; weights are mapped.
+
+    Raises:
+        ModelError: If there is such a one.
+    """
+    for path in Path(place).iterdir() if Path(place).is_dir() else ():
+        if path.suffix in TEXTS and not path.is_dir():
+            try:
+                check_size(path, MOST_TEXT, ModelError)
+            except FileNotFoundError as error:
+                raise ModelError(f"cannot load {name!r}: {path} leads nowhere.") from error
+
+
+def check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration of a size that no model has, before anything is built by it.
+
+    Raises:
+        ModelError: If a number of layers or a width in it is beyond all bounds.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_sizes(name, value)
+        layers, width = key in LAYERS, key in WIDTHS
+        if isinstance(value, int) and ((layers and value > MOST_LAYERS) or (width and value > WIDEST)):
+            raise ModelError(
+                f"cannot load {name!r}: its config.json says {key} = {shown(value)}, and at most "
+                f"{MOST_LAYERS if layers else WIDEST} are taken for true."
+            )
 
 
 def _quantized(quantization: str, dtype: torch.dtype | None) -> BitsAndBytesConfig:
@@ -137,7 +187,7 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
             f"cannot load {name!r}: a weights file is damaged ({error}). Fetch or copy it again."
         )
     text = str(error).strip()
-    reason = text.splitlines()[0] if text else type(error).__name__
+    reason = text.splitlines()[0][:300] if text else type(error).__name__
     return ModelError(
         f"cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model "
         "the hub can be reached for, or 'organism'."

@@ -84,7 +84,8 @@ def _folder(variant_or_folder: str | Path) -> Path:
 
 
 def _variant_of(tokenizer: Any, source: str | Path) -> str:
-    variant = tokenizer.init_kwargs.get("ot_lens", {}).get("variant")
+    declared = tokenizer.init_kwargs.get("ot_lens")
+    variant = declared.get("variant") if isinstance(declared, dict) else None
     if variant not in VARIANTS:
         raise ModelError(
             f"{source} holds no embedded model: its tokenizer_config.json names no variant. "

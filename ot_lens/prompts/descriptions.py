@@ -11,7 +11,7 @@ from ot_lens.errors import PromptError
 from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.drawing import Pools
 from ot_lens.prompts.sources import Places, Source, read_class
-from ot_lens.reading import parse_yaml, shown
+from ot_lens.reading import listed, parse_yaml, shown
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -69,7 +69,7 @@ def parse_description(content: Any, origin: str) -> Description:
     found = _validated(Description, content, origin)
     if set(found.sources) != set(CLASSES):
         raise PromptError(
-            f"{origin}: sources of {', '.join(map(str, found.sources)) or 'nothing'}: name those of "
+            f"{origin}: sources of {listed(found.sources) or 'nothing'}: name those of "
             f"{' and '.join(CLASSES)}."
         )
     return found
@@ -98,7 +98,9 @@ def _by_split(value: Any, where: str) -> dict[str | None, list[Source]]:
     if isinstance(value, Mapping) and set(value) & set(SPLITS):
         unknown = set(value) - set(SPLITS)
         if unknown:
-            raise PromptError(f"{where}: no split {unknown.pop()!r}: the splits are {', '.join(SPLITS)}.")
+            raise PromptError(
+                f"{where}: no split {shown(unknown.pop())}: the splits are {', '.join(SPLITS)}."
+            )
         return {split: _sources(value[split], f"{where}.{split}") for split in SPLITS if split in value}
     return {None: _sources(value, where)}
 

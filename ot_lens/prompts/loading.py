@@ -19,6 +19,7 @@ from ot_lens.prompts.rows import Row, rows_of
 from ot_lens.prompts.sources import Places, Source, read_any, split_column
 from ot_lens.prompts.tables import Table, from_records, parse_json, read_table
 from ot_lens.prompts.text_files import decode, read_bytes, sha256
+from ot_lens.reading import listed
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _tabular(
     if any(row.label is None for row in rows):
         raise PromptError(
             f"{origin}: no column says which prompts are harmful: name it, columns={{'label': ...}}, among "
-            f"{', '.join(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
+            f"{listed(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
         )
     pools = {label: _grouped([row for row in rows if row.label == label]) for label in CLASSES}
     return _Read(Path(origin).stem, origin, pools, [{**record, "rows": len(rows)}], drawing)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ot_lens.errors import PromptError
 from ot_lens.prompts.tables import Table
+from ot_lens.reading import listed
 
 _RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
 _MIRROR = "licence as on the card of the hub's copy walledai/{}"
@@ -76,7 +77,7 @@ class Preset:
         if column is None:
             raise PromptError(
                 f"{table.name}: not the {self.name} file: no column {' or '.join(self.text)} among "
-                f"{', '.join(table.columns)}."
+                f"{listed(table.columns)}."
             )
         kept = [i for i in range(len(table)) if not self._left_out(table, i)]
         cells = {name: [_stripped(values[i]) for i in kept] for name, values in table.columns.items()}

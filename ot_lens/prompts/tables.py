@@ -104,7 +104,9 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
     _check_columns(name, len(columns))
     twice = next((c for c in columns if not c or columns.count(c) > 1), None)
     if twice is not None:
-        raise PromptError(f"{name}: the header names column {twice!r} twice or not at all: name each once.")
+        raise PromptError(
+            f"{name}: the header names column {reading.shown(twice)} twice or not at all: name each once."
+        )
     if not columns:
         return Table(name, {})
     encoded = text.encode()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import ModelError
+from ot_lens.models.pretrained import check_folder, check_sizes
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,33 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Arch
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     place = _place(name)
+    check_folder(name, place)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, **options)
+        check_sizes(name, config.to_dict())
         causal = any(kind.endswith("ForCausalLM") for kind in config.architectures or ())
         with torch.device("meta"):
             model = (AutoModelForCausalLM if causal else AutoModel).from_config(config, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
         raise ModelError(f"cannot read the configuration of {name!r}: {reason}") from error
-    text = config.get_text_config()
     linear = sum(
         m.weight.numel()
         for n, m in model.named_modules()
         if isinstance(m, torch.nn.Linear) and n != "lm_head"
     )
     total = sum(p.numel() for p in model.parameters())
-    heads = text.num_attention_heads
     return Architecture(
         name,
         text.num_hidden_layers,
         text.hidden_size,
         getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim,
         text.vocab_size,
         total,
         total - linear,

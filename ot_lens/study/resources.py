@@ -1,10 +1,13 @@
 """What this machine has of memory and disk, and what would have to be downloaded, against an estimate."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
+from ot_lens.errors import ModelError
+from ot_lens.files import read_json
 from ot_lens.study.architecture import architecture
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.estimate import GB, Estimate, judge_model
@@ -66,8 +69,17 @@ def is_local(name: str, revision: str | None = None) -> bool:
     index = cached("model.safetensors.index.json")
     if index is None:
         return False
-    shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    return all(cached(shard) is not None for shard in shards)
+    try:
+        shards = _Weights.model_validate(read_json(index)).weight_map.values()
+    except ValidationError as error:
+        raise ModelError(
+            f"{index} names no weights: remove it from the cache, so that it is fetched again."
+        ) from error
+    return all(cached(shard) is not None for shard in set(shards))
+
+
+class _Weights(BaseModel):
+    weight_map: dict[str, str]
 
 
 def obstacles(found: Estimate, here: AtHand, config: StudyConfig) -> list[str]:

@@ -56,7 +56,7 @@ def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[d
 
 
 def _check_shapes(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """U and V are [d, k], everything else is [d], all of one floating dtype."""
+    """U and V are [d, k], everything else is [d], all of one floating dtype and without NaN."""
     factors = [part for name, part in tensors.items() if name in ("U", "V")]
     others = [part for name, part in tensors.items() if name not in ("U", "V")]
     d = max((part.numel() for part in others), default=0)
@@ -64,7 +64,8 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor]) -> None:
     sound = all(part.ndim == 2 and len(part) == d for part in factors) and all(
         p.shape == (d,) for p in others
     )
-    if not (d and alike and sound and all(part.dtype in DTYPES for part in tensors.values())):
+    plain = all(part.dtype in DTYPES and not bool(part.isnan().any()) for part in tensors.values())
+    if not (d and alike and sound and plain):
         parts = ", ".join(f"{name} {list(part.shape)} {part.dtype}" for name, part in tensors.items())
         raise RunFolderError(f"{path} holds tensors that make no map ({shown(parts)}): write it again")
 
