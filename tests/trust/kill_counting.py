@@ -1,0 +1,52 @@
+"""Notes of what a run really computes, here or on a worker of Ray: one line each, appended to one file."""
+
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+from ot_lens.activations import shards
+from ot_lens.localization import walking
+
+# The package gives the name to the function.
+sweep = importlib.import_module("ot_lens.localization.sweep")
+
+
+def note(log: str, line: str) -> None:
+    """Append a line in one write, so that lines of several processes do not mix."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
+
+
+def captured(log: str, model: Any, prompts: Any, plan: Any, found: Any) -> Iterator[Any]:
+    """In place of `ot_lens.activations.captured`: notes each shard as its forward pass begins."""
+    for shard in found:
+        note(log, f"shard {plan.key['prompts'][:8]} {shard.name}")
+        yield from shards.captured(model, prompts, plan, [shard])
+
+
+def measure_units(log: str, *arguments: Any) -> Iterator[Any]:
+    """In place of `ot_lens.localization.measure_units`: notes each candidate and each walk."""
+    panels, walk = sweep._panels, walking.next_token_sweep
+
+    def noted_panels(model: Any, prompts: Any, candidate: Any, *rest: Any) -> Any:
+        note(log, f"candidate {candidate.key}")
+        return panels(model, prompts, candidate, *rest)
+
+    def noted_walk(*given: Any, **options: Any) -> Any:
+        note(log, f"walk {sum(map(len, options['groups']))}")
+        return walk(*given, **options)
+
+    with (
+        patch.object(sweep, "_panels", noted_panels),
+        patch.object(walking, "next_token_sweep", noted_walk),
+    ):
+        yield from sweep.measure_units(*arguments)
+
+
+def called(log: str, name: str, function: Any, *arguments: Any, **options: Any) -> Any:
+    """function(...), noted by a name."""
+    note(log, name)
+    return function(*arguments, **options)

@@ -1,0 +1,281 @@
+"""A process that has imported everything and forks `ot-lens` commands, which are then disturbed.
+
+`python -m tests.trust.kill_zygote` reads requests from stdin, JSON a line, and answers likewise; see
+`tests.trust.kill_harness`. A fork costs milliseconds where a process of its own would import for seconds, and
+runs the same code: `ot_lens.cli.main` with the arguments of the command line.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ot_lens import cli
+from ot_lens.engines.ray_address import LOCAL_SETTINGS
+from ot_lens.plots import gallery
+from ot_lens.report import figures as report_figures
+from ot_lens.study import diagnostics, sweeping
+from ot_lens.study import run as study_run
+from tests.trust import kill_counting
+from tests.trust.kill_counting import note
+
+LATER = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_pdf",
+    "ot_lens.models",
+    "ot_lens.report",
+    "pyarrow.parquet",
+    "transformer_lens",
+)
+# Stages in order, and the functions that they begin with.
+STAGES = {
+    "load": "open_engine",
+    "capture": "capture_split",
+    "fit": "plan_into",
+    "sweep": "sweep_into",
+    "geometry": "geometry_tables",
+    "draw": "_draw",
+}
+# Figures of a disturbed run: all of them take as long as everything else three times over.
+DRAWN = ("w2_per_layer", "method_intervals")
+PATIENCE = 180.0
+# Audit events of whatever changes a folder.
+CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+
+def fork(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a command in a fork, disturb it as asked, wait for its end.
+
+    Args:
+        request: argv; log and stderr, files; watch, a folder. Where the run is to be disturbed: `signal` (a
+            number) with `stage` and either `access` (the n-th change of files under `watch` in that stage)
+            or `delay` (seconds after its beginning); `group` (also to what it started), `again` (seconds to a
+            second signal), `worker` (to a worker of Ray below this process, not to the run). `limit` (bytes
+            of the largest file), `powerless` (root's right to write everywhere is given up).
+    """
+    if "ray" in request["argv"]:
+        os.environ.update(LOCAL_SETTINGS)  # which Ray reads when it is imported
+        importlib.import_module("ray")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _child(request, writer)
+    os.close(writer)
+    sent, below = None, set[int]()
+    if request.get("signal") and "delay" in request:
+        sent, below = _disturb(child, reader, request)
+    ended = _wait(child)
+    left = time.monotonic()
+    os.close(reader)
+    lines = Path(request["log"]).read_text().splitlines() if Path(request["log"]).exists() else []
+    sent = next((float(x.split()[1]) for x in reversed(lines) if x.startswith("signal ")), sent)
+    return {
+        "status": ended,
+        "stage": next((x.split()[1] for x in reversed(lines) if x.startswith("stage ")), "start"),
+        "took": None if sent is None else left - sent,
+        "sent": sent is not None,
+        "orphans": _alive_after(below, 20.0),
+        "stderr": Path(request["stderr"]).read_text(),
+    }
+
+
+def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | None, set[int]]:
+    """Send the signal a while after the stage began; None where the run ended before. And what it started."""
+    heard = b""
+    wanted = f"stage {request['stage']}\n".encode()
+    while wanted not in heard:
+        piece = os.read(reader, 4096) if select.select([reader], [], [], PATIENCE)[0] else b""
+        if not piece:
+            return None, set()
+        heard += piece
+    time.sleep(request["delay"])
+    below = _descendants(child)
+    sent = time.monotonic()
+    for pause in (0.0, *([request["again"]] if "again" in request else [])):
+        time.sleep(pause)
+        if not _send(child, request) and not pause:
+            return None, below
+    return sent, below
+
+
+def _send(child: int, request: dict[str, Any]) -> bool:
+    """Whether there was anyone to send the signal to."""
+    whom = max(_workers(request["worker"]), default=None) if "worker" in request else child
+    if whom is None or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        return False
+    (os.killpg if request.get("group") else os.kill)(whom, request["signal"])
+    return True
+
+
+def _processes() -> dict[int, int]:
+    """Parent of every process that is alive."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[int(entry.name)] = int(parent)
+    return found
+
+
+def _descendants(root: int) -> set[int]:
+    parents = _processes()
+
+    def below(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == root:
+                return True
+        return False
+
+    return {pid for pid in parents if below(pid)}
+
+
+def _workers(root: int) -> list[int]:
+    """Workers of Ray among the descendants of a process."""
+    found = []
+    for pid in _descendants(root):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Worker"):
+                found.append(pid)
+    return found
+
+
+def _alive_after(pids: set[int], seconds: float) -> int:
+    """How many of some processes are still there after a while."""
+    until = time.monotonic() + seconds
+    while pids & _processes().keys() and time.monotonic() < until:
+        time.sleep(0.5)
+    return len(pids & _processes().keys())
+
+
+def _wait(child: int) -> int:
+    """The status of a child, as `subprocess` gives it; one that hangs is killed."""
+    ended = os.pidfd_open(child)
+    if not select.select([ended], [], [], PATIENCE)[0]:
+        os.kill(child, signal.SIGKILL)
+    os.close(ended)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _child(request: dict[str, Any], writer: int) -> None:
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, name in ((0, os.devnull), (1, os.devnull), (2, request["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        _restrict(request)
+        _instrument(request, writer)
+        sys.argv = ["ot-lens", *request["argv"]]
+        code = _exit_code(cli.main)
+    finally:
+        os._exit(code)
+
+
+def _exit_code(function: Callable[[], None]) -> int:
+    """What the interpreter would exit with."""
+    try:
+        function()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except KeyboardInterrupt:
+        return -signal.SIGINT
+    except Exception:  # noqa: BLE001  as the interpreter does
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _instrument(request: dict[str, Any], writer: int) -> None:
+    """Note stages and computations, leave out most figures, watch the folder."""
+    log = request["log"]
+    seen = {"stage": "start", "changes": 0}
+
+    def begin(stage: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        seen.update(stage=stage)
+        note(log, f"stage {stage} {time.monotonic()}")
+        os.write(writer, f"stage {stage}\n".encode())
+        return function(*arguments, **options)
+
+    for stage, name in STAGES.items():
+        setattr(study_run, name, partial(begin, stage, getattr(study_run, name)))
+    for name in ("captured", "measure_units"):
+        setattr(sweeping, name, partial(getattr(kill_counting, name), log))
+    for module, name in ((sweeping, "read_baseline"), (sweeping, "plan_sweep"), (diagnostics, "capture")):
+        setattr(module, name, partial(kill_counting.called, log, name, getattr(module, name)))
+    for module in (gallery, report_figures):
+        module.GALLERY = tuple(
+            entry if entry.name in DRAWN else replace(entry, tables=("left out",)) for entry in module.GALLERY
+        )
+    if "access" in request or not {"signal", "limit"} & request.keys():
+        sys.addaudithook(partial(_look, request, seen))
+
+
+def _look(request: dict[str, Any], seen: dict[str, Any], event: str, given: tuple[Any, ...]) -> None:
+    """Count the changes of the folder; at the one asked for, the signal comes before it happens."""
+    if event not in CHANGES or request["watch"] not in str(given[:1]):
+        return
+    if "access" not in request:
+        note(request["log"], f"change {seen['stage']}")
+    elif seen["stage"] == request["stage"]:
+        seen["changes"] += 1
+        if seen["changes"] == request["access"]:
+            note(request["log"], f"signal {time.monotonic()}")
+            os.kill(os.getpid(), request["signal"])
+
+
+def _restrict(request: dict[str, Any]) -> None:
+    import resource
+
+    if "limit" in request:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
+    if "powerless" in request:
+        _drop_capabilities()
+
+
+def _drop_capabilities() -> None:
+    """As capset(2) says: version 3 of the header, and no capability in any of the three sets."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Answers go to the real stdout; nothing else does."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    yield answers
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    torch.set_num_threads(1)
+    with _quiet() as answers:
+        for name in LATER:
+            importlib.import_module(name)
+        for line in sys.stdin:
+            answers.write(json.dumps(fork(json.loads(line))) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()

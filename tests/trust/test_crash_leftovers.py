@@ -1,0 +1,112 @@
+"""What a stop at one given moment leaves, each by itself; `test_crash_safety.py` stops at random."""
+
+import errno
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
+from ot_lens.behaviour import PanelSettings, phrase_list
+from ot_lens.errors import CannotWriteError, RunFolderError
+from ot_lens.files import LOCK, locked, release, temporaries
+from ot_lens.plots.gallery import save
+from ot_lens.prompts import load_prompts
+from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
+from ot_lens.study.stage import silent
+from ot_lens.study.sweeping import sweep_into
+
+
+def test_what_a_run_leaves_that_was_killed_before_its_manifest_was_there_is_no_obstacle(tmp_path):
+    (tmp_path / LOCK).touch()
+    (tmp_path / ".manifest.77.tmp.json").write_text('{"half": ')
+    assert RunFolder.held(tmp_path, StudyConfig(), resume=False) is None
+    RunFolder.start(tmp_path, StudyConfig(), resume=False)
+    assert temporaries(tmp_path) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        RunFolder.held(tmp_path / "other", StudyConfig(), resume=True)
+
+
+def test_temporary_files_are_removed_wherever_in_the_run_they_are_and_nothing_else(tmp_path):
+    RunFolder.start(tmp_path, StudyConfig(), resume=False)
+    left = [
+        tmp_path / name for name in ("tables/parts/.a.1.tmp.parquet", "maps/x/.layer-001.2.tmp.safetensors")
+    ]
+    others = [tmp_path / name for name in ("tables/a.tmp.parquet", "figures/.hidden.png", "notes.1.tmp")]
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    RunFolder.start(tmp_path, StudyConfig(), resume=True)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
+def test_a_configuration_that_a_kill_prevented_is_written_when_the_run_goes_on(tmp_path):
+    RunFolder.start(tmp_path, StudyConfig(), resume=False)
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").unlink()
+    RunFolder.start(tmp_path, StudyConfig(), resume=True)
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
+class NoEngine:
+    """For what must not compute."""
+
+    name = "none"
+    in_process = True
+
+    def call(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    def stream(self, *_: Any) -> Any:
+        raise AssertionError
+
+
+def test_parts_are_removed_although_the_kill_came_after_they_were_joined(tmp_path):
+    folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
+    for name in ("localisation", "parts/a", "parts/b"):
+        folder.write_table(name, pd.DataFrame({"x": [1]}))
+    prompts, settings = load_prompts("organism").test, PanelSettings(("kl",), phrase_list("arditi"), (1,))
+    sweep_into(folder, NoEngine(), prompts, [], settings, StudyConfig(), silent)
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localisation.parquet"]
+
+
+def test_a_folder_in_use_is_said_and_a_lock_without_a_process_is_none(tmp_path):
+    config = parse_config({"measures": ["kl"], "layers": [7]})
+    with locked(tmp_path / "run"), pytest.raises(RunFolderError, match="in use by another process"):
+        run_study(config, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "run" / LOCK).touch()
+    release(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_disk_that_takes_part_of_a_checksum_is_asked_to_take_the_rest(tmp_path, monkeypatch):
+    class Nearly(FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:10])
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Nearly(path, "ab"))
+    add_checksum(tmp_path, "harmful-00000", "0" * 64)
+    monkeypatch.undo()
+    assert (tmp_path / CHECKSUMS).read_text() == f"{'0' * 64}  harmful-00000.safetensors\n"
+    assert read_checksums(tmp_path) == ({"harmful-00000": "0" * 64}, True)
+
+
+def test_a_figure_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, monkeypatch):
+    def half(_figure: Figure, path: Path, **_options: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.png").write_bytes(b"whole")
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(
+        CannotWriteError, match=r"cannot write \S+/a.png: No space left on device; make room\."
+    ):
+        save(Figure(), tmp_path / "a", ("png",))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"whole"}
