@@ -1,0 +1,177 @@
+"""Every geometric table over replicates of two Gaussian classes: each layer handed in is one replicate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ot_lens.geometry import (
+    category_directions,
+    class_angles,
+    diagnose,
+    layer_angles,
+    map_quality,
+    run_cosines,
+    spectra,
+    visibility,
+)
+from tests.generators.gaussians import Layers, normal
+from tests.trust.coverage_counts import Counted
+
+# The fewest draws whose band has its nominal 95 %: the smallest and the largest of 39.
+DRAWS = 39
+CHUNK = 20
+Table = Callable[[Tensor, Tensor, int, int, int], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Two Gaussian classes: what they have in common, how many samples, how wide."""
+
+    regime: str
+    n_source: int
+    n_target: int
+    d: int
+
+    def __str__(self) -> str:
+        return f"{self.regime}, n = {self.n_source} + {self.n_target}, d = {self.d}"
+
+    def sample(self, replicates: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Samples [replicate, n, d] of both classes.
+
+        "same": one standard normal. "means": one decaying covariance and two means. "slightly": the same,
+        with means half a standard deviation apart. "all": two means and two covariances of other order.
+        """
+        H = normal(replicates, self.n_source, self.d, seed=2 * seed)
+        S = normal(replicates, self.n_target, self.d, seed=2 * seed + 1)
+        decay = torch.arange(1, self.d + 1, dtype=torch.float64) ** -0.5
+        if self.regime == "same":
+            return H, S
+        apart = torch.zeros(self.d, dtype=torch.float64)
+        apart[-1 if self.regime == "means" else 0] = 0.5 if self.regime == "slightly" else 3.0
+        if self.regime == "all":
+            return 2 * H * decay + apart, S * decay.flip(0)
+        return H * decay + apart, S * decay
+
+
+def simulate(table: Table, cell: Cell, replicates: int, keys: list[str], value: str) -> pd.DataFrame:
+    """Replicates of a table beside the expectation of each value.
+
+    The expectation is that at the table's seed (random slices are part of what is measured), over five times
+    as many samples as the table has replicates of that seed.
+    """
+    parts = []
+    for seed in range(-(-replicates // CHUNK)):
+        known = table(*cell.sample(5 * CHUNK, 5000 + seed), 0, 0, seed).groupby(keys)[value].mean()
+        found = table(*cell.sample(CHUNK, seed), DRAWS, DRAWS, seed)
+        parts.append(found.join(known.rename("expected"), on=keys))
+    return pd.concat(parts, ignore_index=True)
+
+
+def coverage(
+    found: pd.DataFrame, keys: list[str], shrink: float = 1.0, value: str = "value"
+) -> dict[str, Counted]:
+    """How often the interval, made shorter by a factor, holds the expectation."""
+    low = found[value] - shrink * (found[value] - found["low"])
+    high = found[value] + shrink * (found["high"] - found[value])
+    slack = 1e-9 * found["expected"].abs()
+    inside = (low - slack <= found["expected"]) & (found["expected"] <= high + slack)
+    return _counted(found.assign(hit=inside)[found["low"].notna()], keys)
+
+
+def outside(found: pd.DataFrame, keys: list[str], value: str = "value") -> dict[str, Counted]:
+    """How often the value lies outside its null band."""
+    beyond = (found[value] < found["null_low"]) | (found[value] > found["null_high"])
+    return _counted(found.assign(hit=beyond)[found["null_low"].notna()], keys)
+
+
+def _counted(found: pd.DataFrame, keys: list[str]) -> dict[str, Counted]:
+    groups = found.groupby(keys, sort=False)["hit"]
+    return {
+        " ".join(map(str, name if isinstance(name, tuple) else (name,))): Counted(int(hits.sum()), len(hits))
+        for name, hits in groups
+    }
+
+
+def layers(H: Tensor, S: Tensor) -> Layers:
+    return Layers(H, S, tuple(range(len(H))))
+
+
+def distances(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    return diagnose(layers(H, S), permutations=permutations, bootstrap=bootstrap, seed=seed)
+
+
+def eigenvalues(H: Tensor, S: Tensor, _: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    table = spectra(layers(H, S), bootstrap=bootstrap, seed=seed)
+    return table[table["component"] < 4]
+
+
+def angles(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    return class_angles(layers(H, S), k=2, permutations=permutations, bootstrap=bootstrap, seed=seed)
+
+
+def angles_of_layers(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    """Of every sample's first and second half of the coordinates."""
+    half = H.shape[2] // 2
+    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
+    rows = []
+    for h, s in zip(H, S, strict=True):
+        acts = layers(*(torch.stack([x[:, :half], x[:, half : 2 * half]]) for x in (h, s)))
+        table = layer_angles(acts, k=2, **draws)
+        rows.append(table[(table["layer_a"] == 0) & (table["layer_b"] == 1)])
+    return pd.concat(rows, ignore_index=True)
+
+
+def cosines(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    """With another run of the same prompts, whose activations share half of their variance."""
+    other = [0.7 * x + 0.7 * normal(*x.shape, seed=seed + 90_000 + i) for i, x in enumerate((H, S))]
+    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
+    return run_cosines(layers(H, S), layers(*other), **draws).assign(quantity="cosine")
+
+
+def directions(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    """Four categories, three small ones and one large; under "all" each has a mean of its own."""
+    code = np.minimum(np.arange(H.shape[1]) % 8, 3)
+    return category_directions(
+        layers(H, S), list(map(str, code)), permutations=permutations, bootstrap=bootstrap, seed=seed
+    )
+
+
+def monitors(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+    """The harmful class as what an edit made, the harmless one as the reference."""
+    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
+    return visibility(layers(H, S), layers(H, S), **draws)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A map that is known, not fitted."""
+
+    by: Tensor
+
+    def map(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
+def qualities(cell: Cell) -> Table:
+    """Of the map that moves the source's mean onto the target's; four times as many training prompts."""
+    train = Cell(cell.regime, 4 * cell.n_source, 4 * cell.n_target, cell.d)
+    ends = cell.sample(2000 // cell.n_source, 77)
+    by = torch.zeros(cell.d, dtype=torch.float64)
+    if cell.regime == "means":
+        by[-1] = -3.0
+    assert abs(float((ends[1].mean((0, 1)) - ends[0].mean((0, 1)) - by).norm())) < 0.5
+
+    def table(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+        maps = {layer: Shift(by) for layer in range(len(H))}
+        known = layers(*train.sample(len(H), 400_000 + seed))
+        draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
+        return map_quality(maps, layers(H, S), known, **draws)
+
+    return table
