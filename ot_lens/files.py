@@ -10,8 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from ot_lens.errors import CannotWriteError, RunFolderError
-from ot_lens.reading import MIB, parse_json, read_bounded
+from ot_lens.reading import MIB, read_bounded
 
 LOCK = ".lock"
 # An index of five million prompts has as much.
@@ -134,7 +136,13 @@ def read_json(path: Path) -> Any:
         content = read_bounded(path, MOST_JSON, RunFolderError)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing: the folder is not a run, or it is incomplete.") from error
-    return parse_json(content, str(path), RunFolderError, finite=False)
+    try:
+        # NaN and Infinity, which are no JSON, are what Python writes.
+        return from_json(content, allow_inf_nan=True)
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is not valid JSON ({error}): restore it or start in a new folder."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

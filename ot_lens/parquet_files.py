@@ -44,7 +44,7 @@ def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as cause:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:80]
-        raise error(f"{name}: not a parquet file ({reason}): write it again.") from cause
+        raise error(f"{name} cannot be read: not a parquet file ({reason}). Write it again.") from cause
 
 
 def _check_declared(declared: Any, name: str, error: type[OtLensError]) -> None:

@@ -97,22 +97,21 @@ def _reason(cause: Exception) -> str:
     return str(getattr(cause, "strerror", None) or cause)
 
 
-def parse_json(text: str | bytes, name: str, error: type[OtLensError], *, finite: bool = True) -> Any:
+def parse_json(text: str | bytes, name: str, error: type[OtLensError]) -> Any:
     """JSON as plain data: nesting and the digits of a number are bounded, half surrogate pairs are refused.
 
     Args:
         text: The document.
         name: What it is, for messages.
         error: Kind of error.
-        finite: Refuse NaN and Infinity, which are no JSON but which Python writes.
 
     Raises:
         OtLensError: Of the kind `error`, if it is no such document.
     """
     try:
-        return from_json(text, allow_inf_nan=not finite)
+        return from_json(text, allow_inf_nan=False)
     except ValueError as cause:
-        raise error(f"{name}: Invalid JSON: {cause}. Correct it there, or restore the file.") from cause
+        raise error(f"{name}: Invalid JSON: {cause}. Correct it there.") from cause
 
 
 def parse_yaml(text: str, name: str, error: type[OtLensError]) -> Any:
