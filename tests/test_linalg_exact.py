@@ -57,15 +57,15 @@ def test_negative_eigenvalues_are_judged_layer_by_layer():
 
 
 def test_pooled_samples_are_judged_coordinate_by_coordinate_and_layer_by_layer():
-    H, S = torch.full((2, 7, 3), 0.1).double(), torch.full((2, 4, 3), 0.1).double()
+    H, S = torch.full((2, 27, 3), 0.1).double(), torch.full((2, 4, 3), 0.1).double()
     H[0, 0, 1], H[:, :, 2], S[:, :, 2] = 5.0, 1e3 / 3, 1e3 / 3
     rounded = about_pooled_mean(H, S)[0]
     assert rounded[0, :, 2].abs().max() > 0, (
         "a mean of equal numbers that is not exact, else this shows nothing"
     )
     Z = pooled(H, S)
-    assert torch.equal(Z[0, :, [0, 2]], torch.zeros(11, 2, dtype=Z.dtype))
-    assert torch.equal(Z[1], torch.zeros(11, 3, dtype=Z.dtype))
+    assert torch.equal(Z[0, :, [0, 2]], torch.zeros(31, 2, dtype=Z.dtype))
+    assert torch.equal(Z[1], torch.zeros(31, 3, dtype=Z.dtype))
     assert torch.equal(Z[0, :, 1], rounded[0, :, 1])
 
 

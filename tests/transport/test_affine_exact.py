@@ -166,6 +166,11 @@ def test_a_product_keeps_directions_until_they_are_rounding(ratio, rank):
         )
 
 
+def test_a_product_without_any_direction_has_none():
+    zero = torch.zeros(6, 2, dtype=torch.float64)
+    assert [part.shape for part in compressed(zero, zero)] == [(6, 0), (6, 0)]
+
+
 def test_columns_of_a_product_are_ordered_by_their_size():
     U, V = normal(9, 4, seed=15), normal(9, 4, seed=16)
     left, right = compressed(U, V)

@@ -335,6 +335,8 @@ def test_a_coordinate_that_hardly_varies_is_scaled_and_one_that_is_constant_is_n
     assert abs(float(T.scale[0])) > 1e3
     assert float(T.scale[1]) == 1.0
     assert_close(T.map(H)[:, 1], S.mean(0)[1].expand(30), rtol=0, atol=1e-8)
+    S[:, 0] = 1e6 / 3
+    assert float(fit_linear_act(H, S).scale[0]) == 0.0, "a target without spread leaves none"
     at_zero = torch.cat([torch.zeros(5, 1), torch.ones(5, 1)], dim=1).double()
     assert fit_linear_act(at_zero, S[:, :2]).scale.tolist() == [1.0, 1.0]
 
@@ -431,7 +433,7 @@ def test_directions_that_are_nearly_one_are_merged(ratio, rank):
 
 
 def test_subspaces_of_all_layers_are_those_of_each():
-    acts = layered(6, 7, 10, layers=3, seed=26)
+    acts = layered(6, 7, 10, layers=8, seed=26)  # more layers than samples
     acts.source[1] *= 1e-12
     acts.target[1] *= 1e-12
     labels = ["a", "b", "a", "c", "b", "a"]
