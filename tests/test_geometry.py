@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import kstest, norm, t
 from sklearn.metrics import roc_auc_score
 from torch.testing import assert_close
 
@@ -13,7 +13,7 @@ from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.draws import bootstraps, observed, relabellings
 from ot_lens.geometry.held_out import held_out
 from ot_lens.geometry.moments_of_draws import DrawnClasses
-from ot_lens.geometry.tables import interval
+from ot_lens.geometry.tables import interval, newcombe
 from ot_lens.linalg import pooled
 from ot_lens.transport import fit_ace, fit_directional_ablation, fit_pca_ot
 from tests.generators import naive
@@ -320,3 +320,67 @@ def test_no_plane_through_a_line():
     H = torch.arange(6, dtype=torch.float64).unsqueeze(1) * torch.ones(3, dtype=torch.float64)
     with pytest.raises(FitError, match="span no plane"):
         principal_plane(H, H + 1)
+
+
+# --- intervals and nulls
+
+
+def test_relabellings_within_folds_keep_every_prompt_in_its_fold():
+    labels = observed(11, 14, 3)
+    draws = relabellings(labels, 30, 0, within_folds=True)
+    fold = torch.cat([labels.source_fold[0], labels.target_fold[0]])
+    every = torch.cat([draws.source, draws.target], dim=1)
+    assert torch.equal(every.sort(1).values, torch.arange(25).expand(30, -1))
+    assert torch.equal(fold[draws.source], draws.source_fold)
+    assert torch.equal(fold[draws.target], draws.target_fold)
+    assert len({tuple(row) for row in draws.source.tolist()}) == 30
+
+
+def test_the_error_of_a_variance_is_a_factor():
+    drawn = torch.linspace(0.5, 2.0, 79, dtype=torch.float64)
+    one = interval(1.0, drawn, 20, (0.0, np.inf), factor=True)
+    ten = interval(10.0, 10 * drawn, 20, (0.0, np.inf), factor=True)
+    assert ten == pytest.approx({name: 10 * end for name, end in one.items()})
+    assert one["high"] - 1 > 1 - one["low"] > 0
+    assert np.isnan(interval(0.0, drawn, 20, factor=True)["low"])
+
+
+def test_intervals_of_few_prompts_are_stretched():
+    drawn = torch.linspace(-1, 1, 199, dtype=torch.float64)
+    widths = [interval(0.0, drawn, n)["high"] for n in (3, 8, 32, 10**6)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(float(drawn[-5]), rel=1e-5)
+    assert widths[2] / widths[-1] == pytest.approx(
+        np.sqrt(32 / 30) * t.ppf(0.975, 30) / norm.ppf(0.975), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("value", "inflation"), [(0.5, 1.0), (0.8, 1.0), (0.97, 1.0), (0.8, 7 / 3)])
+def test_newcombes_interval_is_where_the_score_test_ends(value, inflation):
+    n, m, folds = 24, 40, 4
+    for end in newcombe(value, (n, m), folds, inflation):
+        more = (n + m) / (2 * folds) - 1
+        variance = end * (1 - end) * (1 + more * ((1 - end) / (2 - end) + end / (1 + end)))
+        variance *= folds**2 / (n * m) / folds * inflation
+        assert abs(end - value) == pytest.approx(norm.ppf(0.975) * np.sqrt(variance))
+
+
+def test_an_auc_of_one_is_not_certain():
+    low, high = newcombe(1.0, (24, 40), 4)
+    assert 0.7 < low < 0.97
+    assert high == 1
+    assert newcombe(0.0, (24, 40), 4) == pytest.approx((0.0, 1 - low))
+    H, S = normal(24, 6, seed=30) + 20, normal(40, 6, seed=31)
+    row = look_up(diagnose(one_layer(H, S), permutations=0, bootstrap=39), "auc_direction")
+    assert (row["value"], row["low"], row["high"]) == (1, pytest.approx(low), 1)
+
+
+def test_shapes_are_compared_about_own_means():
+    # One covariance and two means far apart: permuted labels of the samples themselves would be mixtures.
+    H, S = normal(30, 8, seed=32), normal(30, 8, seed=33)
+    near = diagnose(one_layer(H, S), permutations=39, bootstrap=0).set_index("quantity")
+    far = diagnose(one_layer(H + 100, S), permutations=39, bootstrap=0).set_index("quantity")
+    columns = ["value", "null_mean", "null_low", "null_high"]
+    for quantity in ("w2_bures", "effective_rank_harmful", "condition_number_harmless"):
+        assert list(far.loc[quantity, columns]) == pytest.approx(list(near.loc[quantity, columns]), rel=1e-6)
+    assert far.loc["w2_location", "null_mean"] > 10 * near.loc["w2_location", "null_mean"]

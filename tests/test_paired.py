@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ot_lens.behaviour import holm, mcnemar, paired_bootstrap
+from ot_lens.behaviour.intervals import Resampled, mean, perplexity
 from ot_lens.errors import ActivationError
 
 
@@ -110,3 +111,38 @@ def test_holm_is_the_step_down_procedure(p):
                 break
             rejected.add(int(index))
         assert {i for i, value in enumerate(adjusted) if value <= level} == rejected
+
+
+# ------------------------------------------------------------------------------------------- resamples
+def test_resamples_are_counted_in_their_own_standard_errors():
+    """Against the loop: ratio, its linearised error, and the same of every resample."""
+    generator = np.random.default_rng(6)
+    a, b = generator.gamma(2.0, size=9), generator.gamma(3.0, size=9)
+    found = Resampled.of(a, b, count=50, seed=4)
+
+    def ratio_and_error(a, b):
+        e = a - a.sum() / b.sum() * b
+        return a.sum() / b.sum(), np.sqrt(9 / 8 * (e**2).sum()) / b.sum()
+
+    value, error = ratio_and_error(a, b)
+    drawn = np.random.default_rng(4).integers(9, size=(50, 9))
+    each = [ratio_and_error(a[rows], b[rows]) for rows in drawn]
+    assert (found.value, found.error) == pytest.approx((value, error))
+    assert found.t == pytest.approx(sorted((one - value) / spread for one, spread in each))
+
+
+def test_resamples_without_spread_count_against_an_effect():
+    d = np.array([1.0] + [0.0] * 11)
+    found = Resampled.of(d, np.ones(12), count=999, seed=0)
+    assert np.isneginf(found.t).mean() == pytest.approx((11 / 12) ** 12, abs=0.05)
+    assert paired_bootstrap(d, seed=0) > 0.1
+    student = stats.ttest_1samp(d, 0).confidence_interval()
+    assert mean(d, seed=0).high == pytest.approx(student.high)
+
+
+def test_the_ends_of_a_mean_lie_on_either_side_and_above_what_is_possible():
+    values = np.random.default_rng(7).lognormal(sigma=2, size=12)
+    free, bounded = mean(values, seed=0), mean(values, seed=0, least=0.0)
+    assert free.low <= free.value <= free.high
+    assert (bounded.low, bounded.high) == (max(free.low, 0.0), free.high)
+    assert perplexity(values, np.ones(12), seed=0).low >= 1
