@@ -17,9 +17,14 @@ import ot_lens as otl
 from ot_lens.files import LOCK, temporaries
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("start", "load", "capture", "fit", "sweep", "geometry", "draw")
 # One thread: a fork has no other threads, and last digits depend on their number.
-ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "300", "RAY_ADDRESS": ""}
+ALONE = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "COLUMNS": "300",
+    "RAY_ADDRESS": "",
+    "RAY_AUTH_MODE": "token",
+}
 
 
 class Zygote:
