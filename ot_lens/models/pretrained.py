@@ -126,7 +126,7 @@ def check_folder(name: str, place: str) -> None:
                 raise ModelError(f"cannot load {name!r}: {path} leads nowhere.") from error
 
 
-def check_sizes(name: str, config: Mapping[str, Any]) -> None:
+def check_sizes(name: str, config: Mapping[Any, Any]) -> None:
     """Refuse a configuration of a size that no model has, before anything is built by it.
 
     Raises:
