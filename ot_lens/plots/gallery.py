@@ -29,7 +29,7 @@ from ot_lens.plots import (
 )
 from ot_lens.plots.canvas import style_named, styled
 from ot_lens.plots.measures import contenders, sweep_rows
-from ot_lens.plots.rows import NothingToDrawError, TableError, layers_of
+from ot_lens.plots.rows import NothingToDrawError, TableError, going_together, layers_of
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -205,13 +205,14 @@ def draw_all(
     skipped: dict[str, str] = {}
     for entry in GALLERY:
         try:
-            needed, options = inputs(entry, tables, layer)
-            figure = entry.draw(*needed, style=style, **options)
-            caption = f"{entry.caption(*needed, **options)} {about}".strip()
+            with going_together(entry.name):
+                needed, options = inputs(entry, tables, layer)
+                figure = entry.draw(*needed, style=style, **options)
+                caption = f"{entry.caption(*needed, **options)} {about}".strip()
+                _settle(figure)
         except TableError as error:
             skipped[entry.name] = str(error)
             continue
-        _settle(figure)
         paths += save(figure, out / entry.name, formats, style=style)
         paths.append(out / f"{entry.name}.txt")
         write_text(paths[-1], caption + "\n")

@@ -1,6 +1,7 @@
 """Choosing rows of the tidy tables for a figure: selected, ordered and checked; nothing is measured here."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from ot_lens.errors import OtLensError
 from ot_lens.plots.style import Mark, method_mark, method_order
+from ot_lens.reading import shown
 
 # Settings of a sweep that a curve must not mix, and the value a figure shows when several were swept; None
 # stands for the largest strength, and for the first of the others in the table.
@@ -29,6 +31,28 @@ class TableError(OtLensError):
 
 class NothingToDrawError(TableError):
     """A table that is missing, empty, or holds no finite value of what the figure shows."""
+
+
+class AlteredTableError(OtLensError):
+    """A table whose columns are there and whose rows do not go together: no sweep writes it."""
+
+
+@contextmanager
+def going_together(figure: str) -> Iterator[None]:
+    """Turn what rows without sense do to a figure into one error that names it.
+
+    Raises:
+        AlteredTableError: If the block raises anything but an error of ours.
+    """
+    try:
+        yield
+    except OtLensError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise AlteredTableError(
+            f"{figure}: the rows of its tables do not go together ({type(error).__name__}: "
+            f"{shown(str(error))}): restore the tables."
+        ) from error
 
 
 @dataclass(frozen=True)

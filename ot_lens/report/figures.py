@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
 from ot_lens.plots.interactive import SCREEN, stacked
-from ot_lens.plots.rows import TableError
+from ot_lens.plots.rows import TableError, going_together
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ def page_figures(tables: Mapping[str, pd.DataFrame], run: Path) -> dict[str, Pag
 
 def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) -> PageFigure:
     try:
-        needed, options = inputs(entry, tables)
-        figure = SCREEN[entry.name](*needed, **options)
-        caption = entry.caption(*needed, **options, screen=True)
+        with going_together(entry.name):
+            needed, options = inputs(entry, tables)
+            figure = SCREEN[entry.name](*needed, **options)
+            caption = entry.caption(*needed, **options, screen=True)
     except TableError as error:
         return PageFigure(entry.name, entry.title, missing=str(error))
     content = {"figure": json.loads(figure.to_json()), "narrow": stacked(figure)}

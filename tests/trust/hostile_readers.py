@@ -50,9 +50,12 @@ class Reader:
     files: Files
     read: Callable[[Path], object]
     structures: st.SearchStrategy | None = None
-    weight: float = 1.0
     targets: tuple[str, ...] = ()
-    suffix: str = ""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the cases, as a multiple of the usual one."""
+        return SHARES.get(self.name, 1.0)
 
     @property
     def hostile(self) -> tuple[str, ...]:
@@ -80,7 +83,7 @@ def configurations() -> Iterator[Reader]:
     content = StudyConfig(judge={"preset": "harmbench"}, layer_sets=[[1, 2]]).model_dump(mode="json")
     text = otl.study.config.commented_yaml() if hasattr(otl, "study") else yaml.safe_dump(content)
     files = {"study.yaml": text.encode()}
-    yield Reader("config.yaml", files, _read_config, _one("study.yaml", content, _yaml), 1.0)
+    yield Reader("config.yaml", files, _read_config, _one("study.yaml", content, _yaml))
 
 
 # -------------------------------------------------------------------------------------------- prompts
@@ -163,7 +166,7 @@ def prompts() -> Iterator[Reader]:
         structures = _tables(name) if name == "p.parquet" else None
         if document is not None:
             structures = _one(name, document, encode)
-        yield Reader(f"prompts {name[1:]}", {name: content}, _whole(name), structures, 1.0)
+        yield Reader(f"prompts {name[1:]}", {name: content}, _whole(name), structures)
     yield Reader(
         "prompts document", {"d.json": cases.as_json(DOCUMENT)}, _whole("d.json"), _one("d.json", DOCUMENT)
     )
@@ -182,7 +185,6 @@ def prompts() -> Iterator[Reader]:
             files,
             _whole(name),
             _one(name, DESCRIPTION, encode),
-            0.7,
             (name,),
         )
     yield _presets()
@@ -207,7 +209,6 @@ def _presets() -> Reader:
         splits,
         lambda folder: otl.load_prompts("refusal_direction", root=folder),
         _one(target, document),
-        0.3,
         (target, "dataset/splits/harmful_train.json"),
     )
 
@@ -353,18 +354,17 @@ def _read_tables(folder: Path) -> None:
 def runs(files: Files) -> Iterator[Reader]:
     small = {name: content for name, content in files.items() if not name.startswith("tables/")}
     manifest = json.loads(files["manifest.json"])
-    yield Reader("manifest", small, _open_run, _one("manifest.json", manifest), 1.0, ("manifest.json",))
+    yield Reader("manifest", small, _open_run, _one("manifest.json", manifest), ("manifest.json",))
     yield Reader(
         "manifest facts",
         {"manifest.json": files["manifest.json"]},
         _report,
         _one("manifest.json", manifest),
-        0.5,
     )
-    for name, weight in (("localisation", 1.0), ("geometry", 0.5)):
+    for name in ("localisation", "geometry"):
         target = f"tables/{name}.parquet"
         own = {"manifest.json": files["manifest.json"], target: files[target]}
-        yield Reader(f"table {name}", own, _read_tables, _tables(target, tables()[name]), weight, (target,))
+        yield Reader(f"table {name}", own, _read_tables, _tables(target, tables()[name]), (target,))
 
 
 # ----------------------------------------------------------------------------------------- activations
@@ -427,11 +427,10 @@ def stores() -> Iterator[Reader]:
         files,
         _load_activations,
         _one(store_index.INDEX, index),
-        1.0,
         (store_index.INDEX,),
     )
-    yield Reader("activations checksums", files, _load_activations, None, 0.4, (store_index.CHECKSUMS,))
-    yield Reader("activations shards", files, _vouched(shard), _tensors(shard, files[shard]), 1.0, (shard,))
+    yield Reader("activations checksums", files, _load_activations, None, (store_index.CHECKSUMS,))
+    yield Reader("activations shards", files, _vouched(shard), _tensors(shard, files[shard]), (shard,))
 
 
 def _vouched(shard: str) -> Callable[[Path], object]:
@@ -503,7 +502,7 @@ def maps() -> Iterator[Reader]:
     for name, thing in (("AffineMap", affine), ("SupportMask", mask)):
         content = _saved(thing)
         yield Reader(
-            f"map {name}", {"m.safetensors": content}, _use_map(type(thing)), _described_map(content), 0.8
+            f"map {name}", {"m.safetensors": content}, _use_map(type(thing)), _described_map(content)
         )
 
 
@@ -546,9 +545,9 @@ def refusal_runs() -> Iterator[Reader]:
         *(_one(name, json.loads(content)) for name, content in files.items() if name.endswith("json"))
     )
     texts = tuple(name for name in files if name.endswith("json"))
-    yield Reader("refusal_direction json", files, _read_refusal_run, documents, 0.8, texts)
+    yield Reader("refusal_direction json", files, _read_refusal_run, documents, texts)
     binary = tuple(name for name in files if name.endswith("pt"))
-    yield Reader("refusal_direction pt", files, _read_refusal_run, None, 1.0, binary)
+    yield Reader("refusal_direction pt", files, _read_refusal_run, None, binary)
 
 
 # ----------------------------------------------------------------------------------- answers and phrases
@@ -571,10 +570,9 @@ def answers() -> Iterator[Reader]:
         {"p.json": cases.as_json(phrases)},
         lambda f: phrase_list(f / "p.json").matches("I"),
         _one("p.json", phrases),
-        0.5,
     )
     yield Reader(
-        "phrases .txt", {"p.txt": b"I cannot\nSorry\n"}, lambda f: phrase_list(str(f / "p.txt")), None, 0.3
+        "phrases .txt", {"p.txt": b"I cannot\nSorry\n"}, lambda f: phrase_list(str(f / "p.txt")), None
     )
 
 
@@ -624,9 +622,18 @@ def models() -> list[Reader]:
     altered = st.one_of(*(_one(name, document) for name, document in made_of.items()))
     config = {"config.json": files["config.json"]}
     return [
-        Reader("model folder", files, _load_model, altered, 1.0),
-        Reader("model config", config, _read_architecture, _one("config.json", made_of["config.json"]), 0.5),
+        Reader("model folder", files, _load_model, altered),
+        Reader("model config", config, _read_architecture, _one("config.json", made_of["config.json"])),
     ]
+
+
+# Shares of the cases: fewer where one takes long.
+SHARES = {
+    "config.yaml": 0.5, "prompts .csv": 0.4, "prompts .tsv": 0.4, "prompts .jsonl": 0.6, "prompts .json": 0.6,
+    "prompts .txt": 0.4, "prompts refusal_direction": 0.3, "table localisation": 0.15, "table geometry": 0.5,
+    "activations index": 1.6, "activations checksums": 1.5, "activations shards": 1.2, "completions": 1.6,
+    "refusal_direction json": 0.4, "refusal_direction pt": 1.4, "phrases .txt": 2.0,
+}  # fmt: skip
 
 
 def all_readers() -> list[Reader]:
