@@ -187,6 +187,11 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
             f"cannot load {name!r}: a weights file is damaged ({error}). Fetch or copy it again."
         )
     text = str(error).strip()
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"the model {name!r} brings code of its own, which is not run unasked: if you trust it, say "
+            "trust_remote_code=True, and on the command line --trust-remote-code."
+        )
     reason = text.splitlines()[0][:300] if text else type(error).__name__
     return ModelError(
         f"cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model "

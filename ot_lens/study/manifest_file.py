@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import RunFolderError
 from ot_lens.files import read_json
@@ -25,7 +25,7 @@ class _Prompts(BaseModel):
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
-    schema_version: Literal[1]
+    schema_version: int = Field(ge=SCHEMA, le=SCHEMA)
     finished: bool = False
     measured: bool = False
     config: dict[str, Any]

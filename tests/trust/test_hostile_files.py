@@ -258,7 +258,9 @@ def test_no_pickle_is_loaded_anywhere_in_the_sources():
             text,
         ):
             found.setdefault(call, []).append(path.name)
-        assert not re.search(r"\b(?:eval|exec)\(|read_pickle|allow_pickle\s*=\s*True|Unpickler\(", text), path
+        assert not re.search(
+            r"(?<![.\w])(?:eval|exec)\(|read_pickle|allow_pickle\s*=\s*True|Unpickler\(", text
+        ), path
     assert all("weights_only=True" in call or "Loader=_PlainLoader" in call for call in found), found
     assert any("weights_only=True" in call for call in found)
 
