@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -135,9 +135,9 @@ class _Force:
         self.is_on = False
 
 
-# Who edits a model now. An RLock: a thread that holds it may collect, and so release, a forgotten handle.
+# Who edits a model now. Appended to and removed from in single steps of Python, so that no lock can be left
+# held by an interrupt.
 _in_force: WeakKeyDictionary[nn.Module, list[_Force]] = WeakKeyDictionary()
-_claiming = threading.RLock()
 
 
 def _claim(model: nn.Module, force: _Force) -> None:
@@ -146,21 +146,19 @@ def _claim(model: nn.Module, force: _Force) -> None:
     Raises:
         HookError: If another thread has one in force.
     """
-    with _claiming:
-        held = _in_force.setdefault(model, [])
-        other = next((one.thread.name for one in held if one.thread is not force.thread), None)
-        if other is not None:
-            raise HookError(
-                f"thread {other!r} has an intervention in force on this model: leave its block first (a lock "
-                "around both serialises them), or give each thread a copy of the model."
-            )
-        held.append(force)
+    held = _in_force.setdefault(model, [])
+    held.append(force)
+    other = next((one.thread.name for one in held if one.thread is not force.thread), None)
+    if other is not None:
+        raise HookError(
+            f"thread {other!r} has an intervention in force on this model: leave its block first (a lock "
+            "around both serialises them), or give each thread a copy of the model."
+        )
 
 
 def _release(model: nn.Module, force: _Force) -> None:
-    with _claiming:
-        held = _in_force.get(model, [])
-        held[:] = [one for one in held if one is not force]
+    with suppress(ValueError):  # it was never noted
+        _in_force.get(model, []).remove(force)
 
 
 class _Scope(threading.local):

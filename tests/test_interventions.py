@@ -1,6 +1,7 @@
 """Interventions, tested on logits: what is edited, where, in which phase, and what is left behind."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,106 @@ def test_a_deep_copy_has_hook_points_of_its_own(folder, batch):
     with otl.intervene(other, {1: random_map()}):
         assert torch.equal(all_logits(model, batch), before)
         assert not torch.allclose(all_logits(other, batch)[:, -1], before[:, -1])
+
+
+def test_a_copy_made_inside_is_edited_no_longer_than_the_block(folder, batch):
+    model = otl.load_model(folder)
+    before = all_logits(model, batch)
+    with otl.intervene(model, {1: random_map()}, "last"):
+        other = copy.deepcopy(model)
+        inside = all_logits(model, batch)
+        assert torch.equal(all_logits(other, batch), inside)
+    assert torch.equal(all_logits(other, batch), before)
+    with otl.intervene(other, {1: random_map()}, "last"):
+        assert torch.equal(all_logits(other, batch), inside)
+        assert torch.equal(all_logits(model, batch), before)
+
+
+def test_a_handle_is_entered_once_at_a_time_and_again_later(folder, batch):
+    model = otl.load_model(folder)
+    before = all_logits(model, batch)
+    handle = otl.intervene(model, {1: random_map()}, "last")
+    with handle as named:
+        assert named is model
+        inside = all_logits(model, batch)
+        with pytest.raises(HookError, match="entered already"):
+            handle.__enter__()
+        assert torch.equal(all_logits(model, batch), inside)
+    assert torch.equal(all_logits(model, batch), before)
+    with handle:
+        assert torch.equal(all_logits(model, batch), inside)
+    with otl.intervene(model, {}) as named:
+        assert named is model
+
+
+def test_a_second_thread_s_edits_are_refused_as_long_as_the_first_s_are_in_force(folder, batch):
+    model, other = otl.load_model(folder), otl.load_model(folder)
+
+    def enter(target) -> str:
+        with otl.intervene(target, {2: random_map(5)}, "last"):
+            all_logits(target, batch)
+        return "entered"
+
+    with ThreadPoolExecutor(1, thread_name_prefix="second") as pool:
+        before = all_logits(model, batch)
+        with otl.intervene(model, {1: random_map()}):
+            inside = all_logits(model, batch)
+            for _ in range(2):  # a refusal leaves nothing that would refuse or be refused later
+                with pytest.raises(HookError, match=r"'MainThread' has an intervention in force.*copy of"):
+                    pool.submit(enter, model).result()
+            assert torch.equal(all_logits(model, batch), inside)
+            assert torch.equal(pool.submit(all_logits, model, batch).result(), inside)  # edited there too
+            assert pool.submit(enter, other).result() == "entered"
+            assert enter(model) == "entered"  # one's own may nest
+            with pytest.raises(HookError, match="in force"):
+                pool.submit(enter, model).result()
+        assert torch.equal(all_logits(model, batch), before)
+        assert pool.submit(enter, model).result() == "entered"
+
+
+def test_a_call_in_inference_mode_spoils_no_later_gradient(model, batch):
+    """The map is converted at the first call; what it keeps must serve autograd at the second."""
+    with otl.intervene(model, {1: random_map(1), 2: random_map(2)}):
+        with torch.inference_mode():
+            model(batch.tokens, attention_mask=batch.mask)
+        model(batch.tokens, attention_mask=batch.mask).sum().backward()
+    model.zero_grad()
+
+
+def test_a_map_in_use_is_not_spoilt_by_inference_mode(model, batch):
+    """A user's own map in the model's dtype is used as it is, and stays usable for gradients."""
+    edit = random_map(1).to(torch.float32)
+    with otl.intervene(model, {1: edit}), torch.inference_mode():
+        model(batch.tokens)
+    x = torch.randn(3, 32, requires_grad=True)
+    edit(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_autocast_does_not_coarsen_an_edit(model):
+    """Under autocast the edit of a float32 stream is computed in float32, as everywhere."""
+    seen: list[torch.Tensor] = []
+    point, edit = backend(model).hook_point(1, "resid_pre"), random_map(1)
+    point.add_hook(lambda x, hook: seen.append(x.clone()))
+    tokens = torch.tensor([[1, 15, 16, 17]])
+    with otl.intervene(model, {1: edit}), torch.no_grad():
+        point.add_hook(lambda x, hook: seen.append(x.clone()))
+        with torch.autocast("cpu", torch.bfloat16):
+            model(tokens)
+            assert torch.is_autocast_enabled("cpu")
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[1], edit.to(torch.float32)(seen[0]), rtol=0, atol=0)
+
+
+def test_a_block_run_by_itself_is_refused_where_its_positions_are_unknown(folder):
+    model = otl.load_model(folder)
+    decoder, tokens = model.hf_model.get_decoder(), torch.tensor([[1, 15, 16]])
+    with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "last"), torch.no_grad():
+        with pytest.raises(HookError, match="from its start"):
+            decoder(tokens)
+        model(tokens)
+    with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "all"), torch.no_grad():
+        decoder(tokens)
 
 
 def test_maps_that_are_not_affine_are_edits_too(folder, batch):

@@ -33,8 +33,8 @@ def backend(model: Any) -> Backend:
         return HookedTransformerBackend(model)
     if hasattr(model, "_orig_mod"):
         raise ModelError(
-            "this is the wrapper that torch.compile returns: hand in the model that was compiled; its compiled "
-            "calls are then edited too."
+            "this is the wrapper that torch.compile returns: hand in the model that was compiled; compiled "
+            "calls of it are edited too."
         )
     raise ModelError(
         f"{type(model).__name__} is not a hooked model: hand in what ot_lens.load_model returns, "
