@@ -46,20 +46,6 @@ def run(*command: str | Path, cwd: Path, **extra: str) -> str:
     return done.stdout
 
 
-def tracked(repository: Path) -> list[Path]:
-    """Files under version control that are in the work tree, below it."""
-    names = run("git", "ls-files", "-z", cwd=repository).split("\0")
-    return [Path(name) for name in names if name and (repository / name).is_file()]
-
-
-def copied(repository: Path, folder: Path) -> Path:
-    """The files under version control, elsewhere: a build leaves nothing behind in the work tree."""
-    for name in tracked(repository):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(repository / name, folder / name)
-    return folder
-
-
 def built(source: Path, isolation: bool, *wheel_alone: str, **environment: str) -> Path:
     """Build with `python -m build`; returns the folder of what was built."""
     how = () if isolation else ("--no-isolation",)
@@ -73,24 +59,38 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def release(
-    repository: Path,
-    full_size: bool,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Built:
+def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files under version control, elsewhere: a build leaves nothing behind in the work tree."""
+    folder = tmp_path_factory.mktemp("source") / "ot_lens"
+    for name in run("git", "ls-files", "-z", cwd=repository).split("\0"):
+        if name and (repository / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(source: Path, full_size: bool, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """At full size built as anyone would, in an isolated environment; else with the hatchling at hand."""
-    folder = built(copied(repository, tmp_path_factory.mktemp("source") / "ot_lens"), full_size)
+    copy = shutil.copytree(source, tmp_path_factory.mktemp("release") / "ot_lens")
+    folder = built(copy, full_size)
     return Built(only(folder, "*.tar.gz"), only(folder, "*.whl"))
+
+
+def files(folder: Path, *tops: str) -> set[str]:
+    """Files in some of a folder's folders, by their paths in it."""
+    return {
+        str(file.relative_to(folder)) for top in tops for file in (folder / top).rglob("*") if file.is_file()
+    }
 
 
 # ------------------------------------------------------------------------------------------- what is built
 def test_the_wheel_holds_every_file_of_the_package(
-    repository: Path, release: Built, record_property: Callable[[str, object], None]
+    source: Path, release: Built, record_property: Callable[[str, object], None]
 ) -> None:
     inside = set(zipfile.ZipFile(release.wheel).namelist())
-    package = {str(name) for name in tracked(repository) if name.parts[0] == "ot_lens"}
     (metadata,) = {Path(name).parts[0] for name in inside} - {"ot_lens"}
-    assert {name for name in inside if not name.startswith(metadata)} == package
+    assert {name for name in inside if not name.startswith(metadata)} == files(source, "ot_lens")
     assert "ot_lens/py.typed" in inside
     assert f"{metadata}/licenses/LICENSE" in inside
     weights = [name for name in inside if name.endswith(".safetensors")]
@@ -101,28 +101,27 @@ def test_the_wheel_holds_every_file_of_the_package(
 
 
 def test_the_source_archive_holds_what_its_own_tests_and_documentation_need(
-    repository: Path, release: Built
+    source: Path, release: Built
 ) -> None:
     with tarfile.open(release.sdist) as archive:
         inside = {str(Path(*Path(name).parts[1:])) for name in archive.getnames()}
-    kept = {"ot_lens", "tests", "docs", "notebooks"}
-    assert {str(name) for name in tracked(repository) if name.parts[0] in kept} <= inside
+    assert files(source, "ot_lens", "tests", "docs", "notebooks") <= inside
     assert {"pyproject.toml", "constraints.txt", "constraints-lowest.txt", "LICENSE", "Makefile"} <= inside
     assert not [name for name in inside if name.startswith(("runs", ".venv", "site/"))]
 
 
 def test_a_wheel_from_the_tree_of_another_day_is_byte_equal_to_the_one_from_the_source_archive(
-    repository: Path, release: Built, tmp_path: Path
+    source: Path, release: Built, tmp_path: Path
 ) -> None:
-    source = copied(repository, tmp_path / "elsewhere")
-    for file in source.rglob("*"):
+    elsewhere = shutil.copytree(source, tmp_path / "elsewhere")
+    for file in elsewhere.rglob("*"):
         os.utime(file, (1_000_000_000, 1_000_000_000))
         file.chmod(file.stat().st_mode & 0o700)
-    again = only(built(source, False, "--wheel"), "*.whl")
+    again = only(built(elsewhere, False, "--wheel"), "*.whl")
     assert again.name == release.wheel.name
     assert again.read_bytes() == release.wheel.read_bytes()
     # The control: the day that a builder states is in the bytes.
-    stated = built(source, False, "--wheel", SOURCE_DATE_EPOCH="1700000000")
+    stated = built(elsewhere, False, "--wheel", SOURCE_DATE_EPOCH="1700000000")
     assert only(stated, "*.whl").read_bytes() != release.wheel.read_bytes()
 
 
