@@ -186,13 +186,16 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
         return ModelError(
             f"cannot load {name!r}: a weights file is damaged ({error}). Fetch or copy it again."
         )
-    text = str(error).strip()
+    return _unloadable(name, str(error).strip(), type(error).__name__)
+
+
+def _unloadable(name: str, text: str, kind: str) -> ModelError:
     if "trust_remote_code" in text:
         return ModelError(
             f"the model {name!r} brings code of its own, which is not run unasked: if you trust it, say "
             "trust_remote_code=True, and on the command line --trust-remote-code."
         )
-    reason = text.splitlines()[0][:300] if text else type(error).__name__
+    reason = text.splitlines()[0][:300] if text else kind
     return ModelError(
         f"cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model "
         "the hub can be reached for, or 'organism'."
