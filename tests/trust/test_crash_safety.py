@@ -192,7 +192,7 @@ def test_an_interruption_ends_within_two_seconds_and_says_how_to_go_on(
 ):
     chance = random.Random(1)
     took: list[float] = []
-    for _ in range(6 if full_size else 1):
+    for _ in range(4 if full_size else 1):
         study = Study(zygote, config, tmp_path / "run")
         for number, stage, how in INTERRUPTIONS:
             delay = chance.uniform(0, 0.5 * whole.seconds[stage])
@@ -212,6 +212,7 @@ def test_an_interruption_ends_within_two_seconds_and_says_how_to_go_on(
     [
         ("a call of C that hears of nothing", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"),
         ("a library that takes the exception for its own", "forever()"),
+        ("a finaliser, out of which no exception leads", "Finalised(); forever()"),
     ],
 )
 def test_an_interruption_needs_no_help_of_what_is_being_computed(what, statement):
@@ -225,6 +226,12 @@ def forever():
             time.sleep(60)
         except KeyboardInterrupt:
             pass
+
+class Finalised:
+    def __del__(self):
+        print("begun", flush=True)
+        while True:
+            time.sleep(60)
 
 with interruptible(lambda: "kept"):
     print("begun", flush=True)
