@@ -63,8 +63,11 @@ def _print(found: "pd.DataFrame") -> None:
 
     colours = {"ok": "green", "differs": "red", "missing": "red", "not checked": "yellow"}
     table = Table(box=SIMPLE_HEAD, padding=0)
-    for column in ("item", "compared with", "n", "deviation", "tolerance", "verdict"):
-        table.add_column(column, justify="right" if column in ("n", "deviation", "tolerance") else "left")
+    # Narrow enough for a terminal of 80 columns, and nothing is cut short.
+    for column in ("item", "check", "n", "off by", "at most", "verdict"):
+        right = column in ("n", "off by", "at most")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    table.caption = "n: rows, files or layers compared, of all; off by: largest deviation; at most: tolerance"
     for row in found.to_dict("records"):
         count = f"{row['compared']}/{row['of']}" if row["of"] else ""
         table.add_row(

@@ -76,8 +76,7 @@ def verify_run(
             unmeasured(evidence, checks, "without the model")
         step(1)
         if evidence.folder.finished:
-            with checks.of("report.html", "written again from the tables"):
-                shown(evidence, checks, figures=full)
+            shown(evidence, checks, figures=full)
         step(1)
     return checks.table()
 

@@ -10,6 +10,10 @@ from ot_lens.errors import OtLensError
 
 OK, DIFFERS, MISSING, UNCHECKED = "ok", "differs", "missing", "not checked"
 
+# What a computation raises on tables and manifests that are well formed and yet of no run: rows of the
+# unedited model that are gone, a column that is, a count that no rate can have.
+UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
 
 class NotAtHandError(OtLensError):
     """Something that a check needs is not there; that other thing has a check of its own."""
@@ -71,6 +75,9 @@ class Checks:
             self.add(Check(item, how, verdict=UNCHECKED, note=str(error)))
         except OtLensError as error:
             self.add(Check(item, how, verdict=DIFFERS, note=str(error)))
+        except UNSOUND as error:
+            note = f"what is stored cannot be computed with ({type(error).__name__}: {error})"
+            self.add(Check(item, how, verdict=DIFFERS, note=note))
 
     def table(self) -> pd.DataFrame:
         """One row a check."""

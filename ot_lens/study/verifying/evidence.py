@@ -12,7 +12,7 @@ import torch
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
-from ot_lens.localization import Method, as_methods
+from ot_lens.localization import COLUMNS, Method, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.prompts import CLASSES, ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig, parse_config
@@ -84,6 +84,18 @@ class Evidence:
             return self.folder.read_table(name)
         except RunFolderError as error:
             raise NotAtHandError(f"needs the {name} table") from error
+
+    @cached_property
+    def sweep(self) -> pd.DataFrame:
+        """The stored sweep, whose columns everything read off it relies on.
+
+        Raises:
+            NotAtHandError: If it cannot be read, or has other columns, which a check of its own reports.
+        """
+        table = self.table("localisation")
+        if list(table.columns) != list(COLUMNS):
+            raise NotAtHandError("needs the localisation table with its columns")
+        return table
 
     def map_path(self, method: Method, layer: int) -> Path:
         """Where a map is stored."""

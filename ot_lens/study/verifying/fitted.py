@@ -22,7 +22,7 @@ ACTION = 1e-8
 
 def fitted(run: Evidence, checks: Checks) -> None:
     """One check a method: every map is there, and those of the sampled layers move samples alike."""
-    with checks.of("maps", "fitted again on the stored activations"):
+    with checks.of("maps", "refitted"):
         config, acts = run.config, run.acts("train")
         layers = _sampled(run, acts.layers)
         few = restricted(acts, layers, config.position)
@@ -43,7 +43,7 @@ def _sampled(run: Evidence, layers: Sequence[int]) -> list[int]:
 
 
 def _method(run: Evidence, method: Method, again: dict[int, AffineMap], layers: Sequence[int]) -> Check:
-    item, how = f"maps/{map_folder(method)}", "fitted again, moved samples compared"
+    item, how = f"maps/{map_folder(method)}", "refitted"
     worst, wrong = 0.0, []
     missing = [f"layer {layer}" for layer in layers if not run.map_path(method, layer).is_file()]
     if missing:
@@ -109,7 +109,7 @@ def _strangers(run: Evidence, layers: Sequence[int]) -> list[Check]:
     return [
         Check(
             "maps",
-            "methods of the configuration",
+            "configuration",
             0,
             len(names),
             verdict=DIFFERS,

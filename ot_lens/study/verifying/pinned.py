@@ -24,12 +24,11 @@ def pinned(run: Evidence, checks: Checks) -> None:
     """The manifest itself, configuration, seeds, versions, and the hash of every file."""
     manifest = run.folder.manifest
     checks.add(_own_hash(manifest), _finished(run))
-    with checks.of("config.yaml", "configuration of the manifest"):
+    with checks.of("config.yaml", "the manifest"):
         checks.add(_config(run))
-    checks.add(_seeds(run), _versions(manifest))
-    checks.add(*_files(run.folder.path, manifest.get("files")))
+    checks.add(_seeds(run), _versions(manifest), *_files(run.folder.path, manifest.get("files")))
     for split in ("train", "test"):
-        with checks.of(f"activations/{split}", "SHA-256 of every shard"):
+        with checks.of(f"activations/{split}", "shard checksums"):
             checks.add(_shards(run.folder.path / "activations" / split, f"activations/{split}"))
 
 
@@ -45,7 +44,7 @@ def _own_hash(manifest: Mapping[str, Any]) -> Check:
 
 def _finished(run: Evidence) -> Check:
     if run.folder.finished:
-        return Check("run", "went through to the end", 1, 1)
+        return Check("run", "reached the end", 1, 1)
     lacking = [name for name in ("maps", "tables", "figures") if not (run.folder.path / name).is_dir()]
     parts = len(list((run.folder.path / "tables" / "parts").glob("*.parquet")))
     there = sorted(path.stem for path in (run.folder.path / "tables").glob("*.parquet"))
@@ -55,12 +54,12 @@ def _finished(run: Evidence) -> Check:
         f"tables: {', '.join(there) or 'none'}",
     ]
     note = f"unfinished ({'; '.join(what)}): go on with --resume"
-    return Check("run", "went through to the end", 0, 1, verdict=MISSING, note=note)
+    return Check("run", "reached the end", 0, 1, verdict=MISSING, note=note)
 
 
 def _config(run: Evidence) -> Check:
     path = run.folder.path / "config.yaml"
-    how = "configuration of the manifest"
+    how = "the manifest"
     if not path.is_file():
         return Check("config.yaml", how, 0, 1, verdict=MISSING, note="no such file")
     try:
@@ -87,13 +86,13 @@ def _versions(manifest: Mapping[str, Any]) -> Check:
     if manifest.get("source_sha256") not in (None, source_hash()):
         different.insert(0, "other Python files of ot_lens")
     note = f"then {listed(different)}" if different else ""
-    return Check("versions", "those installed here", len(then), len(then), verdict=OK, note=note)
+    return Check("versions", "those here", len(then), len(then), verdict=OK, note=note)
 
 
 def _files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
     """One check a folder of the run."""
     if pins is None:
-        yield Check("files", "SHA-256 of the manifest", verdict=UNCHECKED, note=UNPINNED)
+        yield Check("files", "pinned SHA-256", verdict=UNCHECKED, note=UNPINNED)
         return
     held = file_hashes(run)
     names = sorted({*pins, *held})
@@ -108,7 +107,7 @@ def _files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
             ),
             *(f"{name} is not of this run" for name in mine if name not in pins and name not in ADDED),
         ]
-        yield exact(group, "SHA-256 of the manifest", wrong, sum(name in pins for name in mine))
+        yield exact(group, "pinned SHA-256", wrong, sum(name in pins for name in mine))
 
 
 def _shards(folder: Path, item: str) -> Check:
@@ -129,4 +128,4 @@ def _shards(folder: Path, item: str) -> Check:
         for path in sorted(folder.glob("*.safetensors"))
         if path.stem not in names
     ]
-    return exact(item, "SHA-256 of every shard", wrong, len(names))
+    return exact(item, "shard checksums", wrong, len(names))

@@ -11,10 +11,11 @@ from functools import cache
 import pandas as pd
 from scipy import stats
 
+from ot_lens.localization import COLUMNS
 from ot_lens.localization.paired import add_holm
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
 from ot_lens.study.paper_table import paper_table
-from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, listed
+from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import EXACT, Compared, compare
 from ot_lens.study.verifying.evidence import Evidence, restricted
 
@@ -27,7 +28,7 @@ UNDRAWN = ("controls", "plane", "plane_ellipses")
 LAYERS = ("layer", "layer_a", "layer_b")
 # These read an edited model.
 OF_THE_MODEL = ("localisation", "visibility", "ground_truth")
-ARITHMETIC = "Wilson intervals and Holm's correction"
+ARITHMETIC = "own arithmetic"
 
 
 def recomputed(run: Evidence, checks: Checks) -> None:
@@ -38,11 +39,11 @@ def recomputed(run: Evidence, checks: Checks) -> None:
     expected: list[str] = ["localisation"]
     for name in MAKERS:
         if name not in OF_THE_MODEL:
-            with checks.of(name, "computed again"):
+            with checks.of(name, "recomputed"):
                 expected += _maker(run, name, checks)
     if run.config.paper_table:
         expected.append("paper")
-        with checks.of("paper", "computed again from localisation"):
+        with checks.of("paper", "recomputed"):
             checks.add(_paper(run))
     _strangers(run, expected, checks)
 
@@ -51,22 +52,20 @@ def _maker(run: Evidence, name: str, checks: Checks) -> list[str]:
     """The tables of one maker; returns their names."""
     bare = run.config.model_copy(update={"permutations": 0, "bootstrap": 0})
     acts = {split: run.acts(split) for split in ("train", "test")}
-    study = Study(acts, run.maps, bare, run.table("localisation"))
+    study = Study(acts, run.maps, bare, run.sweep)
     tables = MAKERS[name](study)
     for table_name, table in tables.items():
         if not run.folder.has_table(table_name):
-            checks.add(
-                Check(table_name, "computed again", 0, len(table), verdict=MISSING, note="no such table")
-            )
+            checks.add(Check(table_name, "recomputed", 0, len(table), verdict=MISSING, note="no such table"))
             continue
         stored, tolerance = run.folder.read_table(table_name), TOLERANCES.get(table_name, EXACT)
         undrawn = table_name in UNDRAWN
         found = compare(stored, table, tolerance, without=() if undrawn else _drawn(table))
-        how = "computed again" if undrawn else "values computed again"
+        how = "recomputed" if undrawn else "recomputed values"
         checks.add(found.check(table_name, how, len(stored), tolerance))
         if not undrawn and not found.trouble:
             drawn = _with_draws(run, name, table_name, table, stored, tolerance)
-            checks.add(drawn.check(table_name, "nulls and intervals, same seed", len(stored), tolerance))
+            checks.add(drawn.check(table_name, "recomputed draws", len(stored), tolerance))
     return list(tables)
 
 
@@ -81,7 +80,7 @@ def _with_draws(
     position = run.config.position
     acts = {split: restricted(run.acts(split), layers, position) for split in ("train", "test")}
     maps = {m: {layer: by[layer] for layer in layers} for m, by in run.maps.items()}
-    again: Tables = MAKERS[maker](Study(acts, maps, run.config, run.table("localisation")))
+    again: Tables = MAKERS[maker](Study(acts, maps, run.config, run.sweep))
     return compare(stored[of_layers(table, layers).to_numpy()], again[name], tolerance)
 
 
@@ -104,6 +103,11 @@ def of_layers(table: pd.DataFrame, layers: Sequence[int]) -> pd.Series:
 
 def _arithmetic(table: pd.DataFrame, seed: int) -> Check:
     """What the rows of a sweep say of each other: intervals of rates, corrected p-values, the seed."""
+    different = sorted({*table.columns} ^ {*COLUMNS})
+    if different:
+        return exact(
+            "localisation", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
+        )
     expected = add_holm(table).assign(seed=seed).astype(table.dtypes.to_dict())
     rates = table[(table["interval"] == "wilson") & (table["n"] > 0)]
     counts = (rates["value"] * rates["n"]).round().clip(lower=0).clip(upper=rates["n"])
@@ -124,12 +128,12 @@ def _paper(run: Evidence) -> Check:
     """The parquet table, and both of its printed forms."""
     manifest = run.folder.manifest
     phrases = manifest.get("measuring", {}).get("phrases", {}).get("name")
-    how = "computed again from localisation"
+    how = "recomputed"
     if phrases is None:
         return Check("paper", how, verdict=UNCHECKED, note="its manifest does not name the phrases")
     if not run.folder.has_table("paper"):
         return Check("paper", how, verdict=MISSING, note="no such table")
-    table = paper_table(run.table("localisation"), manifest["model"]["name"], phrases)
+    table = paper_table(run.sweep, manifest["model"]["name"], phrases)
     stored = run.folder.read_table("paper")
     return compare(stored, table, EXACT).check("paper", how, len(stored), EXACT)
 
@@ -139,11 +143,11 @@ def _strangers(run: Evidence, expected: Sequence[str], checks: Checks) -> None:
     there = {path.stem for path in (run.folder.path / "tables").glob("*.parquet")}
     known = {*expected, *OF_THE_MODEL, *MAKERS, "plane", "paper"}
     if "localisation" not in there:
-        checks.add(Check("localisation", "there at all", 0, 1, verdict=MISSING, note="no such table"))
+        checks.add(Check("localisation", "present", 0, 1, verdict=MISSING, note="no such table"))
     if "run_cosines" in there:
         note = "of another run beside this one: 'ot-lens figures RUN --against OTHER' makes it again"
-        checks.add(Check("run_cosines", "computed again", verdict=UNCHECKED, note=note))
+        checks.add(Check("run_cosines", "recomputed", verdict=UNCHECKED, note=note))
     extra = sorted(there - known - {"run_cosines"})
     if extra:
         note = f"not of this run: {listed(extra)}"
-        checks.add(Check("tables", "those of the configuration", 0, len(extra), verdict=DIFFERS, note=note))
+        checks.add(Check("tables", "configuration", 0, len(extra), verdict=DIFFERS, note=note))

@@ -70,7 +70,7 @@ def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
     """Say what is left unchecked without the model, and why."""
     items = ["model", "activations/train", "activations/test", "localisation"]
     items += [name for name in MODEL_TABLES if run.folder.has_table(name)]
-    how = "asked of the model again"
+    how = "measured again"
     checks.add(*(Check(item, how, verdict=UNCHECKED, note=reason) for item in items))
 
 
@@ -80,7 +80,7 @@ def _model(manifest: Mapping[str, Any], ready: Prepared) -> Check:
     theirs = {**manifest.get("model", {}), **_told_by(manifest.get("measuring", {}))}
     known = {name: value for name, value in theirs.items() if name != "device_map"}
     wrong = [f"{name} differs" for name in differences({n: ours.get(n) for n in known}, known)]
-    return exact("model", "record of the model loaded now", wrong, len(known))
+    return exact("model", "model loaded now", wrong, len(known))
 
 
 def _told_by(measuring: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _told_by(measuring: Mapping[str, Any]) -> dict[str, Any]:
 def _prompts(manifest: Mapping[str, Any], prompts: ContrastSet) -> Check:
     ours, theirs = prompts.manifest(), manifest.get("prompts", {})
     wrong = [f"{name} prompts differ" for name in differences(ours["sha256"], theirs.get("sha256", {}))]
-    return exact("prompts", "SHA-256 of the prompts read again", wrong, len(ours["sha256"]))
+    return exact("prompts", "prompts read now", wrong, len(ours["sha256"]))
 
 
 def _activations(
@@ -142,7 +142,7 @@ def _table(
     test = acts["test"]
     if name == "visibility" and min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return []
-    study = Study(acts, run.maps, run.config, run.table("localisation"), engine, prompts)
+    study = Study(acts, run.maps, run.config, run.sweep, engine, prompts)
     how = "measured again"
     expected = MAKERS[name](study).get(name)
     if expected is None:

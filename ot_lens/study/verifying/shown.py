@@ -1,5 +1,6 @@
 """What people read of a run: captions, figures and the report, drawn again from the stored tables."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,33 @@ from ot_lens.study.verifying.evidence import Evidence
 if TYPE_CHECKING:
     from ot_lens.plots.gallery import Entry
 
+# Formats that a run draws; others are drawn on demand.
+FIRST_DRAWN = ("png", "pdf")
 # Whatever writes bytes of a figure or of the page.
 DRAWING = ("ot_lens", "matplotlib", "plotly", "pandas", "numpy")
 
 
 def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
     """Captions and the report; with `figures` each of them too, which takes seconds apiece."""
-    for name in ("localisation", "geometry"):
-        run.table(name)
-    checks.add(_captions(run))
+    with checks.of("figures", "captions rewritten"):
+        checks.add(_captions(run))
     if figures:
-        checks.add(_figures(run))
-    checks.add(_report(run))
+        with checks.of("figures", "drawn again"):
+            checks.add(_figures(run))
+    with checks.of("report.html", "written again"):
+        checks.add(_report(run))
+
+
+def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
+    """Every stored table.
+
+    Raises:
+        NotAtHandError: If one cannot be read, which a check of its own reports.
+    """
+    _ = run.sweep
+    return {
+        path.stem: run.table(path.stem) for path in sorted((run.folder.path / "tables").glob("*.parquet"))
+    }
 
 
 def _captions(run: Evidence) -> Check:
@@ -34,7 +50,7 @@ def _captions(run: Evidence) -> Check:
     from ot_lens.plots.gallery import GALLERY, inputs
     from ot_lens.plots.rows import TableError
 
-    tables, folder = run.folder.tables(), run.folder.path / "figures"
+    tables, folder = _tables(run), run.folder.path / "figures"
     wrong, count = [], 0
     for entry in GALLERY:
         path = folder / f"{entry.name}.txt"
@@ -50,7 +66,7 @@ def _captions(run: Evidence) -> Check:
             wrong.append(f"{path.name} is missing")
         elif path.read_text("utf-8") != caption:
             wrong.append(f"{path.name} says something else")
-    return exact("figures", "captions written again from the tables", wrong, count)
+    return exact("figures", "captions rewritten", wrong, count)
 
 
 def _undrawable(entry: "Entry", needed: list[pd.DataFrame], options: dict[str, Any]) -> bool:
@@ -70,15 +86,13 @@ def _figures(run: Evidence) -> Check:
     """Every figure on paper, byte by byte, where the same versions draw."""
     from ot_lens.plots import draw_all
 
-    how, folder = "drawn again from the tables", run.folder.path / "figures"
+    how, folder = "drawn again", run.folder.path / "figures"
     other = _other_versions(run)
     if other:
         return Check("figures", how, verdict=UNCHECKED, note=other)
     formats = [suffix for suffix in ("png", "pdf", "svg") if any(folder.glob(f"*.{suffix}"))]
     with tempfile.TemporaryDirectory() as place:
-        drawn = draw_all(
-            run.folder.tables(), Path(place), formats, run.config.figure_style, about=about(run.folder)
-        )
+        drawn = draw_all(_tables(run), Path(place), formats, run.config.figure_style, about=about(run.folder))
         wrong = [
             path.name
             for path in drawn
@@ -92,7 +106,7 @@ def _report(run: Evidence) -> Check:
     """The page written again, as it was before the manifest said that the run had finished."""
     from ot_lens.report import write_report
 
-    how, folder = "written again from the tables", run.folder
+    how, folder = "written again", run.folder
     path = folder.path / "report.html"
     if not path.is_file():
         return Check("report.html", how, 0, 1, verdict=MISSING, note="no such file")
@@ -100,16 +114,26 @@ def _report(run: Evidence) -> Check:
     if other or not {"files", "sha256"} <= set(folder.manifest):
         return Check("report.html", how, verdict=UNCHECKED, note=other or "its manifest pins no files")
     pins = folder.manifest["files"]
-    tables = {n: t for n, t in folder.tables().items() if f"tables/{n}.parquet" in pins}
+    tables = {n: t for n, t in _tables(run).items() if f"tables/{n}.parquet" in pins}
     manifest = {k: v for k, v in folder.manifest.items() if k != "files"} | {"finished": False}
     manifest["sha256"] = manifest_hash(manifest)
     with tempfile.TemporaryDirectory() as place:
-        again = write_report(
-            folder.path, tables, manifest, summarise(tables["localisation"]), Path(place) / "report.html"
-        )
+        view = _as_first_drawn(folder.path, Path(place))
+        again = write_report(view, tables, manifest, summarise(tables["localisation"]), view / "report.html")
         ours, theirs = (p.read_text("utf-8").splitlines() for p in (again, path))
     wrong = [] if ours == theirs else [_first_difference(ours, theirs)]
     return exact("report.html", how, wrong, len(ours))
+
+
+def _as_first_drawn(run: Path, place: Path) -> Path:
+    """What the page reads of the folder: the configuration, and which figures stood there at first."""
+    (place / "figures").mkdir()
+    for path in (run / "figures").glob("*"):
+        if path.suffix.removeprefix(".") in FIRST_DRAWN:
+            (place / "figures" / path.name).touch()
+    if (run / "config.yaml").is_file():
+        shutil.copy(run / "config.yaml", place)
+    return place
 
 
 def _first_difference(ours: list[str], theirs: list[str]) -> str:

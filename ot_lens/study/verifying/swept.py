@@ -29,7 +29,7 @@ from ot_lens.study.verifying.evidence import Evidence
 PLACE = (
     "set", "layers", "layer", "method", "k", "strength", "transport", "control", "draw", "fitting",
 )  # fmt: skip
-HOW = "measured again on the model"
+HOW = "measured again"
 Place = tuple[Any, ...]
 
 
@@ -50,7 +50,7 @@ def swept(
         hook=config.hook,
         tokens=config.tokens,
     )
-    table = run.folder.read_table("localisation")
+    table = run.sweep
     rows = rows_by_candidate(table)
     places = dict(
         zip([UNEDITED, *(c.key for c in found)], _numbered([NOWHERE, *map(place, found)]), strict=True)
@@ -122,7 +122,7 @@ def _planned(planned: Sequence[Place], held: Sequence[Place], rows: int) -> Chec
         *([f"rows of {listed(more)}, which was not planned"] if more else []),
         *(["rows stand in another order"] if moved else []),
     ]
-    return exact("localisation", "candidates planned again", wrong, rows)
+    return exact("localisation", "planned again", wrong, rows)
 
 
 def _told(key: Place) -> str:
@@ -153,7 +153,7 @@ def _alike(
             held = rows[where][["measure", "prompts", "unit"]].to_numpy().tolist()
             if kinds.setdefault(_kind(candidate), held) != held:
                 wrong.append(f"{_told(where)} has other measures than its like")
-    return exact("localisation", "measures of every candidate", wrong, count)
+    return exact("localisation", "measures alike", wrong, count)
 
 
 def _chosen(run: Evidence, found: Sequence[Candidate], sizes: Mapping[str, int]) -> list[str]:

@@ -1,0 +1,517 @@
+"""A run checked against itself: an intact one holds, and whatever is changed in one is named."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import ot_lens as otl
+from ot_lens.cli import app
+from ot_lens.errors import ConfigError, OtLensError, RunFolderError
+from ot_lens.files import sha256_file
+from ot_lens.models import model_record
+from ot_lens.plots.gallery import GALLERY, Drawn, inputs
+from ot_lens.plots.rows import TableError
+from ot_lens.study import RunFolder, parse_config, run_study
+from ot_lens.study.pins import file_hashes, manifest_hash
+from ot_lens.study.verifying import comparing
+from ot_lens.study.verifying.check import Checks
+from ot_lens.study.verifying.evidence import Evidence
+from ot_lens.study.verifying.fitted import fitted, moved_apart
+from ot_lens.study.verifying.pinned import pinned
+from ot_lens.study.verifying.recomputed import recomputed
+from ot_lens.study.verifying.shown import shown
+
+SETTINGS = {
+    "sample": [12, 8, 12],
+    "layers": [4, 6, 7],
+    "methods": ["directional_ablation", {"name": "pca_ot", "k": 1}],
+    "permutations": 20,
+    "bootstrap": 20,
+    "max_new_tokens": 4,
+    "controls": ["random_subspace"],
+    "control_draws": 2,
+    "batch_size": 8,
+    "paper_table": True,
+    "figure_style": "icml",
+}
+OF_STORED = (
+    "geometry", "spectra", "cosines", "class_angles", "layer_angles", "map_quality", "controls", "plane",
+    "plane_ellipses", "paper",
+)  # fmt: skip
+OF_MODEL = ("localisation", "visibility", "ground_truth")
+
+
+def captions_only(tables, out: Path, *_: object, about: str = "", **__: object) -> Drawn:
+    """What `draw_all` leaves, without the minutes of drawing."""
+    out.mkdir(parents=True, exist_ok=True)
+    for entry in GALLERY:
+        try:
+            needed, options = inputs(entry, tables)
+            text = f"{entry.caption(*needed, **options)} {about}".strip()
+        except TableError:
+            continue
+        (out / f"{entry.name}.txt").write_text(text + "\n")
+    return Drawn(())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small study of the embedded model with every table that a study writes."""
+    path = tmp_path_factory.mktemp("verified") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ot_lens.plots.draw_all", captions_only)
+        run_study(parse_config(SETTINGS), path)
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(run: Path) -> dict[str, tuple[bytes, int]]:
+    found = sorted(p for p in run.rglob("*") if p.is_file())
+    return {str(p.relative_to(run)): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+
+
+def repin(run: Path, **changed: object) -> None:
+    """What a forger does: the manifest says of the altered files what they are now."""
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text()) | changed | {"files": file_hashes(run)}
+    path.write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
+
+
+def checked(run: Path, *parts: Callable[[Evidence, Checks], None], sample: int | None = None) -> pd.DataFrame:
+    """Some parts of the check by themselves."""
+    checks = Checks()
+    for part in parts:
+        part(Evidence(RunFolder.open(run), sample, 0), checks)
+    return checks.table()
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
+    """Leave out parts of the check that others of these tests look at."""
+    for part in parts:
+        monkeypatch.setattr(f"ot_lens.study.verifying.{part}", lambda *_, **__: None)
+
+
+def wrong(found: pd.DataFrame) -> dict[str, str]:
+    bad = found[found["verdict"].isin(["differs", "missing"])]
+    return {f"{row['item']}|{row['how']}": row["note"] for row in bad.to_dict("records")}
+
+
+def table_of(run: Path, name: str) -> Path:
+    return run / "tables" / f"{name}.parquet"
+
+
+def edit_table(run: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = table_of(run, name)
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+# ---------------------------------------------------------------------------------------- an intact run
+def test_an_intact_run_holds_and_is_not_written_to(finished, monkeypatch):
+    before = contents(finished)
+    found = otl.verify_run(finished, full=False, sample=40)
+    assert wrong(found) == {}
+    assert set(found["verdict"]) == {"ok"}
+    assert contents(finished) == before
+    assert {*OF_STORED, *OF_MODEL, "model", "prompts", "report.html", "figures"} <= set(found["item"])
+    assert {
+        f"maps/{name}" for name in ("directional_ablation", "pca_ot-k1", "mean_shift", "linear_act")
+    } <= set(found["item"])
+    measured = found[found["deviation"].notna()]
+    assert (measured["deviation"] <= measured["tolerance"]).all()
+    again = found[found["how"] == "measured again"].iloc[0]
+    assert 40 <= again["compared"] < again["of"]
+    without(monkeypatch, "shown.shown")
+    other = otl.verify_run(finished, sample=40, seed=1, model=False)
+    assert wrong(other) == {}
+    assert set(other[other["verdict"] == "not checked"]["item"]) == {
+        "model", "activations/train", "activations/test", *OF_MODEL
+    }  # fmt: skip
+
+
+def test_figures_drawn_later_in_another_format_are_no_difference(run):
+    (run / "figures" / "spectra.svg").write_text("<svg/>")
+    assert wrong(checked(run, partial(shown, figures=False))) == {}
+
+
+def test_a_read_only_run_is_checked(run):
+    for path in (*run.rglob("*"), run):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert wrong(checked(run, pinned, fitted, recomputed)) == {}
+    finally:
+        for path in (run, *run.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_the_manifest_pins_what_a_number_depends_on(finished):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["seeds"] == {"prompts": 0, "intervals": 0, "controls": [0, 1]}
+    assert {"python", "ot_lens", "torch", "transformers", "numpy", "pyarrow", "matplotlib"} <= set(
+        manifest["versions"]
+    )
+    assert set(manifest["machine"]) == {"system", "release", "machine", "libc"}
+    assert manifest["measuring"]["refusal_tokens"]
+    assert manifest["measuring"]["phrases"]["list"]
+    assert len(manifest["model"]["weights_sha256"]) == 64
+    assert manifest["sha256"] == manifest_hash(manifest)
+    pinned_files = set(manifest["files"])
+    assert {"config.yaml", "report.html", "activations/train/shards.sha256"} <= pinned_files
+    assert {f"tables/{path.name}" for path in (finished / "tables").iterdir()} <= pinned_files
+    assert manifest["files"]["config.yaml"] == sha256_file(finished / "config.yaml")
+
+
+def test_a_fingerprint_tells_models_apart():
+    model = otl.load_model("organism")
+    before = model_record(model)["weights_sha256"]
+    assert before == model_record(otl.load_model("organism"))["weights_sha256"]
+    assert before != model_record(otl.load_model("organism:single"))["weights_sha256"]
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight.mul_(1 + 1e-3)
+    assert model_record(model)["weights_sha256"] != before
+
+
+# ------------------------------------------------------------------------------------------ bytes
+def a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def first(run: Path, pattern: str) -> Path:
+    return sorted(run.glob(pattern))[0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "item"),
+    [
+        ("tables/geometry.parquet", "tables"),
+        ("tables/localisation.parquet", "tables"),
+        ("tables/paper.md", "tables"),
+        ("maps/*/layer-006.safetensors", "maps"),
+        ("activations/train/*.safetensors", "activations/train"),
+        ("activations/test/shards.sha256", "activations"),
+        ("activations/test/index.json", "activations"),
+        ("config.yaml", "config.yaml"),
+        ("report.html", "report.html"),
+    ],
+)
+def test_a_changed_byte_is_found(run, pattern, item):
+    path = first(run, pattern)
+    a_byte(path)
+    found = wrong(checked(run, pinned))
+    assert item in {key.partition("|")[0] for key in found}
+    assert any(path.name in note for note in found.values())
+
+
+@pytest.mark.parametrize("pattern", ["tables/spectra.parquet", "maps/*/layer-006.safetensors"])
+def test_a_missing_and_an_added_file_are_found(run, pattern):
+    path = first(run, pattern)
+    shutil.copy(path, path.with_name("stranger" + path.suffix))
+    path.unlink()
+    notes = " ".join(wrong(checked(run, pinned)).values())
+    assert f"{path.name} is missing" in notes
+    assert "not of this run" in notes
+
+
+@pytest.mark.parametrize("name", ["seeds", "versions", "config", "files", "finished"])
+def test_an_altered_manifest_is_found(run, name):
+    manifest = json.loads((run / "manifest.json").read_text())
+    part = manifest[name]
+    if name == "finished":
+        manifest[name] = False
+    elif name == "seeds":
+        part["prompts"] = 5
+    elif name == "config":
+        part["seed"] = 1
+    else:
+        part[sorted(part)[0]] = "0" * 64
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "manifest.json|its own SHA-256" in wrong(checked(run, pinned))
+
+
+def test_a_forged_configuration_and_seed_are_found(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    repin(run, config=manifest["config"] | {"seed": 1})
+    found = wrong(checked(run, pinned, recomputed))
+    assert found["config.yaml|the manifest"] == "seed"
+    assert "seeds|configuration" in found
+    assert {
+        "geometry|recomputed values",
+        "localisation|own arithmetic",
+    } <= set(found)
+
+
+def test_a_shard_whose_checksum_was_forged_is_found_by_what_it_holds(run):
+    path = first(run, "activations/train/harmful-*.safetensors")
+    values = load_file(path)["activations"].clone()
+    values[1, 0] *= 1.01
+    save_file({"activations": values}, path)
+    sums = path.with_name("shards.sha256")
+    lines = [line.split("  ") for line in sums.read_text().splitlines()]
+    forged = {name: sha256_file(path.with_name(name)) for _, name in lines}
+    sums.write_text("".join(f"{total}  {name}\n" for name, total in forged.items()))
+    repin(run)
+    found = wrong(checked(run, pinned, fitted, recomputed))
+    assert not any("SHA-256" in key for key in found)
+    assert {"maps/mean_shift|refitted", "geometry|recomputed values"} <= set(found)
+
+
+# ------------------------------------------------------------------------------------------ numbers
+def a_number(table: pd.DataFrame) -> pd.DataFrame:
+    """The largest value, off by a thousandth."""
+    for name in ("value", "eigenvalue", "cosine", "angle", "pc1", "mean1", "asr"):
+        if name in table:
+            table.loc[table[name].abs().idxmax(), name] *= 1.001
+            return table
+    raise AssertionError(list(table))
+
+
+def a_null(table: pd.DataFrame) -> pd.DataFrame:
+    column = "null_high" if "null_high" in table else "high"
+    row = table.index[table[column].abs() > 0][-1]
+    table.loc[row, column] *= 1.001
+    return table
+
+
+def two_rows(table: pd.DataFrame) -> pd.DataFrame:
+    order = list(table.index)
+    order[0], order[-1] = order[-1], order[0]
+    return table.loc[order]
+
+
+CHANGES = {
+    "a number": a_number,
+    "two rows": two_rows,
+    "a row less": lambda table: table.iloc[:-1],
+    "a row more": lambda table: pd.concat([table, table.iloc[[-1]]]),
+    "a column less": lambda table: table.iloc[:, :-1],
+}
+
+
+@pytest.mark.parametrize("name", OF_STORED)
+def test_whatever_is_changed_in_a_table_is_found_by_computing_it_again(run, name):
+    """The manifest is made to fit, so that no hash tells."""
+    original = table_of(run, name).read_bytes()
+    changes = CHANGES | ({"a null": a_null} if name in ("geometry", "spectra", "map_quality") else {})
+    for what, change in changes.items():
+        table_of(run, name).write_bytes(original)
+        edit_table(run, name, change)
+        repin(run)
+        found = only(run, name)
+        assert name in {key.partition("|")[0] for key in found}, what
+        assert all(found.values()), what
+
+
+def only(run: Path, name: str) -> dict[str, str]:
+    """The check of one table."""
+    from ot_lens.study.diagnostics import MAKERS
+    from ot_lens.study.verifying import recomputed as module
+
+    makers = {n: MAKERS[n] for n in MAKERS if n == name or (name, n) == ("plane", "plane_ellipses")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAKERS", makers)
+        return {
+            key: note
+            for key, note in wrong(checked(run, recomputed)).items()
+            if key.partition("|")[0] not in ("tables",)
+        }
+
+
+def test_a_sweep_of_no_run_is_found_and_breaks_nothing(run, monkeypatch):
+    """A column less; then no row of the unedited model, on which every finding stands."""
+    without(monkeypatch, "fitted.fitted")
+    original = table_of(run, "localisation").read_bytes()
+    edit_table(run, "localisation", lambda table: table.drop(columns="interval"))
+    found = otl.verify_run(run, model=False)
+    assert wrong(found)["localisation|own arithmetic"] == "column interval differs"
+    assert "needs the localisation table" in " ".join(found["note"])
+    table_of(run, "localisation").write_bytes(original)
+    edit_table(run, "localisation", lambda table: table[table["set"] != "none"])
+    assert "report.html|written again" in wrong(otl.verify_run(run, model=False))
+
+
+@pytest.mark.parametrize("change", ["p_holm", "high", "value"])
+def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
+    def off(table: pd.DataFrame) -> pd.DataFrame:
+        rows = (table["interval"] == "wilson") if change != "p_holm" else table["p_holm"].notna()
+        table.loc[table.index[rows][0], change] += 0.01
+        return table
+
+    edit_table(run, "localisation", off)
+    found = wrong(checked(run, recomputed))
+    assert change in found["localisation|own arithmetic"]
+
+
+def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
+    """A score, a table of an edited model and a shard, each forged so that no hash tells."""
+
+    def score(table: pd.DataFrame) -> pd.DataFrame:
+        row = table.index[(table["measure"] == "refusal_score") & (table["set"] == "none")][0]
+        table.loc[row, "value"] += 0.01
+        return table.drop(
+            index=table.index[(table["control"] != "") & (table["measure"] == "refusal_score")][0]
+        )
+
+    edit_table(run, "localisation", score)
+    edit_table(run, "visibility", a_number)
+    edit_table(run, "ground_truth", two_rows)
+    manifest = json.loads((run / "manifest.json").read_text())
+    model = manifest["model"] | {"weights_sha256": "0" * 64}
+    hashes = manifest["prompts"] | {"sha256": manifest["prompts"]["sha256"] | {"test": "0" * 64}}
+    repin(run, model=model, prompts=hashes)
+    without(monkeypatch, "fitted.fitted", "recomputed.recomputed")
+    found = wrong(otl.verify_run(run, sample=10))
+    assert "weights_sha256" in found["model|model loaded now"]
+    assert "test" in found["prompts|prompts read now"]
+    assert "refusal_score" in found["localisation|measured again"]
+    assert "other measures" in found["localisation|measures alike"]
+    assert "another order" in found["ground_truth|measured again"]
+    assert "visibility|measured again" in found
+    assert "line" in found["report.html|written again"]
+
+
+def test_a_missing_table_and_a_missing_map_are_found(run):
+    for name in ("cosines", "localisation"):
+        table_of(run, name).unlink()
+    first(run, "maps/pca_ot-k1/layer-006.safetensors").unlink()
+    repin(run)
+    found = checked(run, fitted, recomputed)
+    assert wrong(found)["maps/pca_ot-k1|refitted"] == "no map of layer 6"
+    assert "localisation|present" in wrong(found)
+    assert "needs" in " ".join(found[found["verdict"] == "not checked"]["note"])
+
+
+# ---------------------------------------------------------------------------------- halves of a run
+def test_an_unfinished_run_says_in_one_line_what_is_missing(run):
+    shutil.rmtree(run / "figures")
+    for name in ("plane", "plane_ellipses", "visibility"):
+        table_of(run, name).unlink()
+    manifest = {k: v for k, v in json.loads((run / "manifest.json").read_text()).items() if k != "files"}
+    manifest["finished"] = False
+    (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
+    found = wrong(otl.verify_run(run, model=False))
+    note = found["run|reached the end"]
+    assert note.startswith("unfinished (no figures; tables: class_angles")
+    assert note.endswith("go on with --resume")
+    assert set(found) <= {
+        "run|reached the end",
+        "plane|recomputed",
+        "plane_ellipses|recomputed",
+    }
+
+
+def test_a_run_that_has_barely_begun_is_checked(run):
+    for name in ("activations", "maps", "tables", "figures"):
+        shutil.rmtree(run / name)
+    manifest = json.loads((run / "manifest.json").read_text())
+    begun = {k: manifest[k] for k in ("schema_version", "config", "versions")} | {"finished": False}
+    (run / "manifest.json").write_text(json.dumps(begun))
+    found = otl.verify_run(run, model=False)
+    assert "no maps" in wrong(found)["run|reached the end"]
+
+
+def test_no_run_and_no_sample_are_the_user_s_mistakes(tmp_path, run):
+    with pytest.raises(RunFolderError, match="no run folder"):
+        otl.verify_run(tmp_path / "nothing")
+    with pytest.raises(OtLensError, match="sample = 0"):
+        otl.verify_run(run, sample=0)
+    (run / "manifest.json").write_text('{"schema_version": 1}')
+    with pytest.raises((ConfigError, RunFolderError)):
+        otl.verify_run(run)
+
+
+def test_a_manifest_cannot_ask_for_foreign_code(run, monkeypatch):
+    asked: list[bool] = []
+
+    def load(*_: object, trust_remote_code: bool, **__: object) -> None:
+        asked.append(trust_remote_code)
+        raise OtLensError("not loaded")
+
+    monkeypatch.setattr("ot_lens.models.load_model", load)
+    manifest = json.loads((run / "manifest.json").read_text())
+    repin(run, config=manifest["config"] | {"trust_remote_code": True})
+    without(monkeypatch, "fitted.fitted", "recomputed.recomputed", "shown.shown")
+    found = otl.verify_run(run)
+    otl.verify_run(run, trust_remote_code=True)
+    assert asked == [False, True]
+    assert found.loc[found["item"] == "model", "note"].tolist() == ["not loaded"]
+
+
+# ------------------------------------------------------------------------------------- the command
+@pytest.fixture
+def command() -> Iterator[Callable[..., tuple[int, str]]]:
+    def call(*arguments: object) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["verify", *map(str, arguments)])
+        return done.exit_code, done.output
+
+    return call
+
+
+def test_the_command_says_which_and_exits_with_1(run, command, monkeypatch):
+    without(monkeypatch, "fitted.fitted", "shown.shown")
+    code, said = command(run, "--no-model", "--sample", 20)
+    assert code == 0, said
+    assert "all that was checked holds" in said
+    edit_table(run, "geometry", a_number)
+    code, said = command(run, "--no-model", "--sample", 20)
+    assert code == 1
+    assert "tables/geometry.parquet is altered" in said
+    assert "the run does not hold" in said
+    code, said = command(run, "--no-model", "--sample", 20, "--json")
+    assert code == 1
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert {row["item"] for row in rows if row["verdict"] == "differs"} >= {"tables", "geometry"}
+
+
+# ------------------------------------------------------------------------------------ the comparison
+def test_two_tables_are_compared_by_rows_and_numbers():
+    table = pd.DataFrame({"layer": [1, 2], "quantity": ["a", "b"], "value": [1.0, float("nan")]})
+    assert comparing.compare(table, table, 1e-9).trouble == ""
+    near = table.assign(value=[1.0 + 1e-12, float("nan")])
+    assert comparing.compare(near, table, 1e-9).trouble == ""
+    assert 0 < comparing.compare(near, table, 1e-9).deviation < 1e-11
+    for other in (
+        [1.0 + 1e-6, float("nan")],
+        [1.0, 2.0],
+        [float("nan"), float("nan")],
+        [float("inf"), float("nan")],
+    ):
+        assert "value" in comparing.compare(table.assign(value=other), table, 1e-9).trouble
+    assert "another order" in comparing.compare(table.iloc[::-1], table, 1e-9).trouble
+    assert "layer 2" in comparing.compare(table.iloc[:1], table, 1e-9).trouble
+    assert "columns" in comparing.compare(table.drop(columns="layer"), table, 1e-9).trouble
+
+
+def test_rounding_beside_large_numbers_is_no_difference():
+    large = pd.DataFrame({"value": [1.0, 1e-17]})
+    assert comparing.compare(large.assign(value=[1.0, 3e-17]), large, 1e-9).trouble == ""
+    apart = large.assign(unit=["m", "share"])
+    assert comparing.compare(apart.assign(value=[1.0, 3e-17]), apart, 1e-9).trouble != ""
+
+
+def test_maps_are_compared_in_what_they_do():
+    generator = torch.Generator().manual_seed(0)
+    U, V, x = (torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    bias, samples = x[:, 0], torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    edit = otl.AffineMap(U, V, bias)
+    turned = torch.linalg.qr(torch.randn(2, 2, generator=generator, dtype=torch.float64)).Q
+    same = otl.AffineMap(U @ turned, V @ turned, bias)
+    assert moved_apart(same, edit, samples) < 1e-14
+    assert moved_apart(otl.AffineMap(U * (1 + 1e-6), V, bias), edit, samples) > 1e-8
+    still = otl.AffineMap.identity(6)
+    assert moved_apart(still, still, samples) == 0
+    assert moved_apart(edit, still, samples) == float("inf")
+    assert moved_apart(otl.AffineMap.identity(5), still, samples) == float("inf")
