@@ -1,6 +1,8 @@
 """Boundaries of affine maps: what is rounding in a product or an inverse, what is kept, what messages say."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -312,6 +314,64 @@ def test_format_and_kind_must_both_be_right(about, ok, tmp_path):
     else:
         with pytest.raises(RunFolderError, match=f"it says '{about['kind']}'"):
             AffineMap.load(tmp_path / "m")
+
+
+WHOLE = {"U": (3, 1), "V": (3, 1), "bias": (3,), "scale": (3,)}
+
+
+def stored(path: Path, shapes: dict, dtypes: dict | None = None) -> None:
+    from ot_lens.transport.storage import write_tensors
+
+    chosen = {"default": torch.float64, **(dtypes or {})}
+    parts = {
+        name: torch.ones(shape, dtype=chosen.get(name, chosen["default"])) for name, shape in shapes.items()
+    }
+    write_tensors(path, parts, "AffineMap", FitInfo())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        WHOLE,
+        {"U": (3, 0), "V": (3, 0), "bias": (3,)},
+        {"U": (1, 1), "V": (1, 1), "bias": (1,)},
+        {"U": (3, 3), "V": (3, 3), "bias": (3,)},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_that_make_a_map_are_taken(shapes, dtype, tmp_path):
+    stored(tmp_path / "m", shapes, {"default": dtype})
+    assert AffineMap.load(tmp_path / "m").U.shape == shapes["U"]
+
+
+@pytest.mark.parametrize(
+    ("change", "dtypes"),
+    [
+        ({"U": (2, 1)}, {}),
+        ({"U": (3, 2)}, {}),
+        ({"V": (3, 2)}, {}),
+        ({"U": (2, 1), "V": (2, 1)}, {}),
+        ({"U": (3,), "V": (3,)}, {}),
+        ({"U": (3, 1, 1), "V": (3, 1, 1)}, {}),
+        ({"bias": (3, 1)}, {}),
+        ({"bias": (2,)}, {}),
+        ({"scale": (2,)}, {}),
+        ({"scale": ()}, {}),
+        ({"U": (0, 1), "V": (0, 1), "bias": (0,), "scale": (0,)}, {}),
+        ({}, {"U": torch.float32}),
+        ({}, {"scale": torch.float16}),
+        ({}, {"default": torch.int64}),
+    ],
+)
+def test_tensors_that_make_no_map_are_refused(change, dtypes, tmp_path):
+    path, shapes = tmp_path / "m", WHOLE | change
+    stored(path, shapes, dtypes)
+    with pytest.raises(RunFolderError) as caught:
+        AffineMap.load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path} holds tensors that make no map (")
+    assert text.endswith("): write it again")
+    assert re.search(r"U \[[\d, ]*\] torch\.\w+, V", text), "what they are is shown"
 
 
 def test_what_is_stored_is_detached_and_whole(tmp_path):

@@ -360,6 +360,16 @@ def test_means_coincide_up_to_rounding_only(scale):
             directions(distance)
 
 
+def test_coinciding_means_are_judged_layer_by_layer():
+    H, S = classes(9, 12, 6, seed=40)
+    scale = torch.tensor([1e-20, 1.0]).double()[:, None, None]
+    r, _ = unit_directions(scale * H, scale * S)
+    assert_close(r[0], r[1])
+    assert_close(unit_directions(scale.flip(0) * H, scale.flip(0) * S)[0], r)
+    with pytest.raises(FitError, match="means coincide"):
+        unit_directions(torch.zeros(1, 3, 6).double(), torch.zeros(1, 4, 6).double())
+
+
 def test_the_layer_without_a_direction_is_told_by_its_distance():
     H = normal(2, 5, 4, seed=19)
     S = H.clone()

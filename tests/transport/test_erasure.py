@@ -4,6 +4,7 @@ from concept_erasure import LeaceFitter
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError
+from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport import fit_all, fit_directional_ablation, fit_leace, fit_subspace_ablation
 from tests.generators.gaussians import classes, layered, normal, orthogonal
 
@@ -22,16 +23,20 @@ def test_leace_is_that_of_concept_erasure(n_H, n_S, d):
     assert_close(ours.map(H), theirs(H), rtol=1e-8, atol=1e-8)
 
 
-def test_leace_is_the_dense_oblique_projection():
-    H, S = classes(15, 20, 30, seed=1)
+@pytest.mark.parametrize(("n_H", "n_S", "d"), [(15, 20, 30), (12, 12, 30), (30, 40, 5), (7, 9, 1)])
+@pytest.mark.parametrize(("ridge", "name"), [(0.3, None), (0.0, "oas"), (0.3, "ledoit_wolf")])
+def test_leace_is_the_dense_oblique_projection(n_H, n_S, d, ridge, name):
+    H, S = classes(n_H, n_S, d, seed=1)
     Z = torch.cat([H, S])
     Z = Z - Z.mean(0)
-    sigma = Z.T @ Z / (len(Z) - 1) + 0.3 * torch.eye(30, dtype=torch.float64)
+    s = 0.0 if name is None else float(shrinkage_intensity(Z, name))
+    C, eye = Z.T @ Z / (len(Z) - 1), torch.eye(d, dtype=torch.float64)
+    sigma = (1 - s) * C + (s * torch.trace(C) / d + ridge) * eye
     delta = H.mean(0) - S.mean(0)
     probe = torch.linalg.solve(sigma, delta)
-    x = normal(4, 30, seed=2)
+    x = normal(4, d, seed=2)
     expected = x - ((x - torch.cat([H, S]).mean(0)) @ probe)[:, None] * delta / (probe @ delta)
-    assert_close(fit_leace(H, S, ridge=0.3, shrinkage=None).map(x), expected, rtol=1e-9, atol=1e-9)
+    assert_close(fit_leace(H, S, ridge=ridge, shrinkage=name).map(x), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("shrinkage", [None, "ledoit_wolf", "oas"])
