@@ -119,6 +119,7 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
         LookupError,
         AttributeError,
         ArithmeticError,
+        RecursionError,
         MemoryError,
     ) as error:
         system = any(turn["role"] == "system" for turn in turns)

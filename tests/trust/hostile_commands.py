@@ -14,6 +14,7 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from rich.console import Console
 
@@ -99,6 +100,48 @@ def lay_out(place: Path) -> None:
     (place / "same.yaml").write_text(yaml.safe_dump(config))
 
 
+EXTREMES = (0, -1, 3, 10**9, 1e308, -1e308, float("inf"), float("-inf"), float("nan"), 1e-320)
+WORDS = (
+    "",
+    "nan",
+    "none",
+    "harmful",
+    "pca_ot",
+    "$x^{",
+    "\\frac{",
+    "<b>",
+    "all",
+    "0,1",
+    "x" * 500,
+    "é",
+    "\U0001f600",
+)
+
+
+def altered_table(content: bytes, draw: random.Random) -> bytes:
+    """A whole table, with types as they should be, whose rows make no sense."""
+    table = pd.read_parquet(io.BytesIO(content))
+    for _ in range(draw.randint(1, 3)):
+        name = draw.choice(list(table.columns))
+        kind = draw.randrange(4)
+        if kind == 0:
+            table = table.sample(
+                n=min(len(table), draw.choice((0, 1, 2, 7))), random_state=draw.randrange(99)
+            )
+        elif kind == 1:
+            table = pd.concat([table, table.head(3)], ignore_index=True)
+        elif kind == 2:
+            table = table.drop(columns=name) if len(table.columns) > 1 else table
+        elif pd.api.types.is_numeric_dtype(table[name]):
+            table[name] = table[name].astype("float64")
+            table.loc[table.index[:: draw.choice((1, 2, 5))], name] = draw.choice(EXTREMES)
+        else:
+            table.loc[table.index[:: draw.choice((1, 2, 5))], name] = draw.choice(WORDS)
+    held = io.BytesIO()
+    table.to_parquet(held, index=False)
+    return held.getvalue()
+
+
 def given(arguments: tuple[str, ...]) -> tuple[int, str]:
     """Exit code and standard error of a command."""
     said, sys.argv = io.StringIO(), ["ot-lens", *arguments]
@@ -125,7 +168,8 @@ def run_commands(place: Path, n: int, first: int) -> dict:
         target, arguments = asked[i % len(asked)]
         path, draw = place / target, random.Random(f"command:{first}:{i}")
         whole = path.read_bytes()
-        path.write_bytes(cases.mutated(whole, [whole], draw))
+        whole_tables = path.suffix == ".parquet" and draw.random() < 0.8
+        path.write_bytes(altered_table(whole, draw) if whole_tables else cases.mutated(whole, [whole], draw))
         found: list[tuple[int, str]] = []
         _, fault = judged(lambda: found.append(given(arguments)), watch, place / "canary")  # noqa: B023
         path.write_bytes(whole)

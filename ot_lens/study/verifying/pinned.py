@@ -4,13 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ot_lens.activations.index import read_checksums, read_index
 from ot_lens.activations.stored import shard_path
 from ot_lens.errors import OtLensError
 from ot_lens.files import sha256_file
-from ot_lens.study.config import parse_config
+from ot_lens.study.config import read_config
 from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.evidence import Evidence
@@ -63,9 +61,10 @@ def _config(run: Evidence) -> Check:
     if not path.is_file():
         return Check("config.yaml", how, 0, 1, verdict=MISSING, note="no such file")
     try:
-        held = yaml.safe_load(path.read_text("utf-8"))
-        ours, theirs = run.config.model_dump(), parse_config(held, "config.yaml").model_dump()
-    except (yaml.YAMLError, UnicodeDecodeError, OtLensError) as error:
+        # It is compared and nothing is loaded by it, so that whatever it asks for may stand there.
+        held = read_config(path, trust_remote_code=True)
+        ours, theirs = run.config.model_dump(), held.model_dump()
+    except OtLensError as error:
         return Check("config.yaml", how, 0, 1, verdict=DIFFERS, note=f"cannot be read: {error}")
     return exact("config.yaml", how, [name for name in ours if ours[name] != theirs[name]], len(ours))
 
