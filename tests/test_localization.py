@@ -314,6 +314,23 @@ def test_a_random_subspace_has_the_rank_and_the_size_of_the_map():
     assert random_subspace(diagonal, samples, generator=generator) is None
 
 
+def test_a_random_subspace_hangs_on_its_seed_and_not_on_rounding():
+    """U and V of a map within one subspace depend on each other: no basis of theirs is unique."""
+    generator = torch.Generator().manual_seed(0)
+    H, S = (torch.randn(12, 24, generator=generator, dtype=torch.float64) + at for at in (3, 0))
+
+    def control(seed, factor=1.0):
+        edit = otl.fit_pca_ot(factor * H, S, k=2)
+        return random_subspace(edit, H, generator=torch.Generator().manual_seed(seed))(H)
+
+    moved = (control(1) - H).norm()
+    assert (control(1, 1 + 1e-13) - control(1)).norm() < 1e-7 * moved
+    assert (control(2) - control(1)).norm() > 0.1 * moved
+    narrow = AffineMap(torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64), torch.ones(2))
+    turned = random_subspace(narrow, H[:, :2], generator=generator)
+    assert turned(H[:, :2]).isfinite().all()
+
+
 def test_sequential_fitting_repairs_what_earlier_edits_moved(organism, prompts):
     """Each later map is fitted on the edited stream: under all edits, means end on the harmless ones."""
     method = Method("mean_shift")

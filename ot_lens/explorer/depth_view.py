@@ -15,7 +15,7 @@ from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import NothingToDrawError, localization_curve
 from ot_lens.plots.curve_panels import curve_figure
-from ot_lens.plots.interactive.panels import Panel, measure_axis, panel_figure
+from ot_lens.plots.interactive.panels import Panel, measure_axis, panel_figure, plain
 from ot_lens.plots.interactive.traces import band, hover_text, line, null_band, on_cost_scale
 from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
 from ot_lens.plots.panels import CurvePanel, Series, null_of
@@ -98,7 +98,7 @@ def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
     }
     if "geometry" in tables:
         rows, quantity = tables["geometry"], quantity_of(state.measure) or ""
-        figure = panel_figure([Panel("", x, {"title": {"text": _unit(rows)}})], columns=1, row=STRIP)
+        figure = panel_figure([Panel("", x, {"title": {"text": plain(_unit(rows))}})], columns=1, row=STRIP)
         return _strip(figure.add_traces(_quantity_traces(rows, quantity)))
     sweep, measure = tables["localisation"], measure_named(state.measure)
     real = _real_rows(run, state)

@@ -13,7 +13,7 @@ from typing import Any
 from werkzeug.serving import WSGIRequestHandler
 
 # A request that has not come whole by then is given up, however steadily it trickles in.
-REQUEST_SECONDS = 30
+REQUEST_SECONDS = 30.0
 # Twenty pages of a browser, which opens up to six connections each, and as many again.
 MOST_CONNECTIONS = 256
 

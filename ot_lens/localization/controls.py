@@ -109,15 +109,29 @@ def random_subspace(
     m = samples.mean(dim=0)
     c = edit.bias + edit.U @ (edit.V.T @ m)
     columns = torch.cat([edit.U, edit.V, c[:, None]], dim=1)
-    basis = torch.linalg.qr(columns).Q
-    drawn = torch.randn(basis.shape, generator=generator, dtype=torch.float64).to(basis.device)
-    turned = torch.linalg.qr(drawn).Q @ (basis.T @ columns)
+    turned = _turned(columns, generator)
     k = edit.rank
     U, V, shift = turned[:, :k], turned[:, k : 2 * k], turned[:, -1]
     before = (edit(samples) - samples).norm(dim=1).mean()
     after = (shift + (samples - m) @ V @ U.T).norm(dim=1).mean()
     size = before / after
     return AffineMap(size * U, V, size * (shift - U @ (V.T @ m)), info=edit.info)
+
+
+def _turned(columns: Float64[Tensor, "d m"], generator: torch.Generator) -> Float64[Tensor, "d m"]:
+    """Columns in random directions with their mutual inner products, which they depend on smoothly.
+
+    A basis of columns that depend on each other, as U and V within one subspace do, would hang on rounding.
+    """
+    d, m = columns.shape
+    drawn = torch.randn(d, min(d, m), generator=generator, dtype=torch.float64).to(columns.device)
+    directions = torch.linalg.qr(drawn).Q
+    if m >= d:
+        return directions @ columns
+    size = columns.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = columns / size
+    values, vectors = torch.linalg.eigh(unit.T @ unit)
+    return directions @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T * size
 
 
 def _random(acts: Activations, maps: Maps, position: int, seed: int, draw: int) -> Maps:

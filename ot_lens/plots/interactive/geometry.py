@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 
 from ot_lens.plots.directions import MOST_NUMBERS, by_chance, cosine_matrix
 from ot_lens.plots.distances import TITLES, parts, unit_of
-from ot_lens.plots.interactive.panels import Panel, add_layer_slider, add_legend, panel_figure
+from ot_lens.plots.interactive.panels import Panel, add_layer_slider, add_legend, panel_figure, plain
 from ot_lens.plots.interactive.traces import band, hover_text, line, null_band, on_screen
 from ot_lens.plots.rows import curve, layers_of, spread_out
 from ot_lens.plots.spectra import positive
@@ -23,7 +23,7 @@ def w2_per_layer(geometry: pd.DataFrame, *, position: int | str | None = None) -
         TableError: a column is missing, or there is nothing to draw.
     """
     found = parts(geometry, position)
-    y = {"title": {"text": f"squared distance ({unit_of(found)})"}, "rangemode": "tozero"}
+    y = {"title": {"text": f"squared distance ({plain(unit_of(found))})"}, "rangemode": "tozero"}
     titles = [TITLES[name].replace("$W_2^2$", "W<sub>2</sub><sup>2</sup>") for name in found]
     panels = [Panel("", {"title": {"text": "layer"}, "tickformat": "d"}, y) for _ in titles]
     figure = panel_figure(panels, columns=3)
@@ -62,7 +62,7 @@ def covariance_spectra(
     axes = {"type": "log", "dtick": 1, "exponentformat": "power"}
     values = rows["eigenvalue"].to_numpy(float)
     span = [float(np.log10(values.min())) - 0.2, float(np.log10(values.max())) + 0.2]
-    y = axes | {"title": {"text": f"eigenvalue ({unit})"}, "range": span}
+    y = axes | {"title": {"text": f"eigenvalue ({plain(unit)})"}, "range": span}
     figure = panel_figure([Panel("", axes | {"title": {"text": "component"}}, y)], columns=1, row=340)
     owners: list[int] = []
     for here in layers:
