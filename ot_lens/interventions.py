@@ -246,6 +246,7 @@ class _Edit:
         self._edit = edit
         self._scope = scope
         self._force = force
+        self._made: dict[tuple[torch.device, torch.dtype, bool], ActivationMap] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Edit":
         return self  # a copied model shares the switch, so that the edit ends in it with the block
@@ -258,6 +259,8 @@ class _Edit:
         if not self._force.is_on:
             return None
         edit = self._prepared(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._edited(edit, x)
         # The map computes in float32 at least; autocast would take its products to half precision.
         with torch.autocast(x.device.type, enabled=False):
             return self._edited(edit, x)
@@ -294,7 +297,8 @@ class _Edit:
         A model spread over devices hands each layer's edit its own: it moves there once, at the first call.
         """
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-        if self._edit.device != x.device or self._edit.dtype != dtype:
-            with torch.inference_mode(False):  # or a later call could not keep it for its gradients
-                self._edit = self._edit.to(device=x.device, dtype=dtype)
-        return self._edit
+        # What is made in inference mode cannot serve a call with gradients.
+        key = x.device, dtype, torch.is_inference_mode_enabled()
+        if key not in self._made:
+            self._made[key] = self._edit.to(device=x.device, dtype=dtype)
+        return self._made[key]

@@ -71,17 +71,18 @@ class AffineMap:
         return self.rank == 0 and self.scale is None and not bool(self.bias.any())
 
     @functools.cached_property
-    def _working(self) -> dict[torch.dtype, "tuple[Tensor, Tensor, Tensor | None]"]:
+    def _working(self) -> "dict[tuple[torch.dtype, bool], tuple[Tensor, Tensor, Tensor | None]]":
         return {}
 
     def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """V, the transpose of [U, bias], and the scale, in the working dtype; made once a dtype."""
-        if dtype not in self._working:
-            with torch.inference_mode(False):  # what is kept must serve a call with gradients too
-                extended = torch.cat([self.U, self.bias.unsqueeze(1)], dim=1).T.contiguous()
-                scale = None if self.scale is None else self.scale.to(dtype)
-                self._working[dtype] = self.V.to(dtype), extended.to(dtype), scale
-        return self._working[dtype]
+        # What is made in inference mode cannot serve a call with gradients.
+        key = dtype, torch.is_inference_mode_enabled()
+        if key not in self._working:
+            extended = torch.cat([self.U, self.bias.unsqueeze(1)], dim=1).T.contiguous()
+            scale = None if self.scale is None else self.scale.to(dtype)
+            self._working[key] = self.V.to(dtype), extended.to(dtype), scale
+        return self._working[key]
 
     def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """T(x) for activations `[..., d]`, in their dtype.

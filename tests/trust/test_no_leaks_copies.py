@@ -1,0 +1,197 @@
+"""Copies, pickles, compiled graphs and modes of a model under an intervention."""
+
+import copy
+import io
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ot_lens as otl
+from ot_lens.errors import ModelError
+from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.models import backend, evaluating
+from tests import checkpoints
+from tests.trust.leak_checks import bits, digest, evaluated, leaked, random_map, state, weights
+
+PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
+EDITS = {1: random_map(1), 2: random_map(2)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture
+def model(folder: Path):
+    loaded = otl.load_model(folder)
+    evaluated(loaded, checkpoints.one_batch(loaded, PROMPTS))
+    return loaded
+
+
+@pytest.fixture
+def batch(model):
+    return checkpoints.one_batch(model, PROMPTS)
+
+
+# --- copies and pickles
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_a_copy_made_inside_is_edited_no_longer_than_the_block(model, batch, tokens):
+    before = state(model, batch)
+    with otl.intervene(model, EDITS, tokens):
+        other = copy.deepcopy(model)
+        inside = bits(model, batch)
+        assert bits(other, batch) == inside
+    assert leaked(before, state(model, batch)) == []
+    assert bits(other, batch) == before["logits"]
+    assert weights(other).keys() == weights(model).keys()
+    with otl.intervene(other, EDITS, tokens):  # the copy is a model like any other
+        assert bits(other, batch) == inside
+        assert bits(model, batch) == before["logits"]
+    assert bits(other, batch) == before["logits"]
+
+
+def test_a_copy_made_inside_outlives_its_original_unedited(folder, batch):
+    model = otl.load_model(folder)
+    plain = bits(model, batch)
+    handle = otl.intervene(model, EDITS)
+    other = copy.deepcopy(handle.__enter__())
+    assert bits(other, batch) != plain
+    del model, handle
+    assert bits(other, batch) == plain
+
+
+def test_a_pickle_holds_no_edit(model, batch):
+    """A model is pickled outside a block; inside, pickle refuses the hook functions by itself."""
+    plain = bits(model, batch)
+    with (
+        otl.intervene(model, EDITS),
+        pytest.raises((pickle.PicklingError, AttributeError), match="local object"),
+    ):
+        pickle.dumps(model)
+    stored = io.BytesIO(pickle.dumps(model))
+    again = pickle.load(stored)
+    assert bits(again, batch) == plain
+    with otl.intervene(again, EDITS):
+        assert bits(again, batch) != plain
+    assert bits(again, batch) == plain
+
+
+def test_saved_weights_are_the_same_bytes_inside(model, tmp_path):
+    before = {name: digest(tensor) for name, tensor in model.state_dict().items()}
+    with otl.intervene(model, EDITS):
+        otl.refusal_score(model, ["w1"])
+        assert {name: digest(tensor) for name, tensor in model.state_dict().items()} == before
+        model.hf_model.save_pretrained(tmp_path / "inside")
+    model.hf_model.save_pretrained(tmp_path / "outside")
+    stored = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("inside", "outside")]
+    assert stored[0] == stored[1]
+
+
+# --- modes
+
+
+def test_dropout_acts_under_an_edit_as_without(model, batch):
+    """Training mode is the user's: kept inside, and the same draws give the same logits."""
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.train()
+    quiet = bits(model, batch)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        other_draw = backend(model).logits(batch.tokens, batch.mask)
+    assert digest(other_draw) != quiet  # dropout is on
+    identity = {1: otl.AffineMap.identity(32)}
+    with otl.intervene(model, identity):
+        assert all(module.training for module in model.hf_model.modules())
+        assert bits(model, batch) == quiet
+    assert bits(model, batch) == quiet
+
+
+def test_gradients_through_an_edit_are_those_of_the_map(model, batch):
+    """d logits / d embedding under an edit of the first layer, against the same map on the embeddings."""
+    edit, tokens = random_map(3), torch.tensor([[1, 15, 16, 17]])
+    stem = model.hf_model.get_input_embeddings()(tokens).detach()
+    found = stem.clone().requires_grad_()
+    with otl.intervene(model, {0: edit}):
+        model.hf_model(inputs_embeds=found).logits.sum().backward()
+    expected = stem.clone().requires_grad_()
+    model.hf_model(inputs_embeds=edit.to(torch.float32)(expected)).logits.sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-4)
+    model.zero_grad()
+
+
+# --- torch.compile
+
+
+class _Layer(nn.Module):
+    """Half a decoder layer: enough for hook points, quick to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(hidden_states + self.self_attn(hidden_states))
+
+
+def test_a_hook_added_after_compilation_takes_effect_and_goes():
+    from ot_lens.models.hooked import _attach, _BlockHooks
+
+    layer, hooks = _Layer(), _BlockHooks()
+    _attach(layer, hooks)
+    compiled = torch.compile(layer, backend="eager")
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = compiled(x)
+        for shift in (1.0, 2.0):
+            hooks.hook_resid_pre.add_hook(lambda x, hook, shift=shift: x + shift)
+            assert torch.equal(compiled(x), layer(x))
+            assert torch.equal(compiled(x), layer.forward(x + shift))
+            hooks.hook_resid_pre.remove_hooks()
+            assert torch.equal(compiled(x), plain)
+
+
+def test_a_compiled_wrapper_is_named_for_what_it_is(model):
+    with pytest.raises(ModelError, match="hand in the model that was compiled"):
+        backend(torch.compile(model, backend="eager"))
+
+
+@pytest.mark.parametrize("engine", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_compiled_models_are_edited_inside_and_only_there(folder, engine, hooks, full_size, record_property):
+    """Compiled before any block or inside one, whole or by layer."""
+    if not full_size:
+        pytest.skip("compiles whole models: `pytest --full`")
+    model, twin = (otl.load_model(folder, hooks=hooks) for _ in range(2))
+    batch = checkpoints.one_batch(model, PROMPTS)
+    served, reference = backend(model), backend(twin)
+    for inside_first in (False, True):
+        torch._dynamo.reset()
+        call = torch.compile(partial(served.hf_model.forward), backend=engine)
+        _check_compiled(served, reference, batch, call, inside_first)
+    served.hf_model.compile(backend=engine)
+    _check_compiled(served, reference, batch, served.hf_model, False)
+
+
+def _check_compiled(served: Any, reference: Any, batch: Any, call: Any, inside_first: bool) -> None:
+    ask = {"input_ids": batch.tokens, "attention_mask": batch.mask, "use_cache": False}
+    cases = [({}, "all"), *(({1: random_map(s)}, t) for s, t in enumerate(("all", "all", "last", "last")))]
+    with evaluating(served.model), evaluating(reference.model):
+        plain = reference.hf_model(**ask).logits
+        for edits, tokens in cases[inside_first:]:
+            with otl.intervene(reference.model, edits, tokens):
+                expected = reference.hf_model(**ask).logits
+            with otl.intervene(served.model, edits, tokens):
+                found = call(**ask).logits
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(call(**ask).logits, plain, rtol=1e-3, atol=1e-3)
+            assert not edits or not torch.allclose(found, plain, atol=1e-2)

@@ -1,0 +1,215 @@
+"""Any order of entering, leaving, hooking, copying and raising: in force is what was entered, and no more."""
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import ot_lens as otl
+from ot_lens.errors import HookError
+from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.models import backend
+from tests import checkpoints
+from tests.trust.leak_checks import bits, evaluated, hook_tables, leaked, logits, random_map, state
+
+PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
+MAPS = [random_map(seed) for seed in range(3)]
+POINTS = [(layer, hook) for layer in (0, 1, 3) for hook in ("resid_pre", "mlp_out", "resid_post")]
+
+
+class OwnError(Exception):
+    """An error of the user's own."""
+
+
+class _Block:
+    """A block of the machine: its handle, and what it does."""
+
+    def __init__(self, model: Any, sites: list[tuple[int, str]], number: int, tokens: str) -> None:
+        self.edits = {site: MAPS[(number + i) % 3] for i, site in enumerate(sites)}
+        self.tokens = tokens
+        self.handle = otl.intervene(model, self.edits, tokens)
+
+
+class Machine(RuleBasedStateMachine):
+    """One model under use. `twin` is never hooked but by hand: what the model must compute."""
+
+    model: Any
+    twin: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch = checkpoints.one_batch(self.model, PROMPTS)
+        self.clean = state(self.model, self.batch)
+        self.blocks: list[_Block] = []
+        self.user: list[tuple[tuple[int, str], Any]] = []
+        self.copies: list[tuple[Any, list[Any]]] = []
+
+    @precondition(lambda self: len(self.blocks) < 4)
+    @rule(
+        sites=st.lists(st.sampled_from(POINTS), min_size=1, max_size=3, unique=True),
+        number=st.integers(0, 2),
+        tokens=st.sampled_from(TOKEN_SCOPES),
+    )
+    def enter(self, sites: list[tuple[int, str]], number: int, tokens: str) -> None:
+        block = _Block(self.model, sites, number, tokens)
+        block.handle.__enter__()
+        self.blocks.append(block)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data(), raised=st.sampled_from([None, OwnError(), KeyboardInterrupt()]))
+    def leave_any(self, data: st.DataObject, raised: BaseException | None) -> None:
+        block = self.blocks.pop(data.draw(st.integers(0, len(self.blocks) - 1)))
+        block.handle.__exit__(type(raised) if raised else None, raised, None)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data())
+    def forget_any(self, data: st.DataObject) -> None:
+        self.blocks.pop(data.draw(st.integers(0, len(self.blocks) - 1)))
+
+    @precondition(lambda self: self.blocks)
+    @rule()
+    def enter_twice(self) -> None:
+        with pytest.raises(HookError, match="entered already"):
+            self.blocks[-1].handle.__enter__()
+
+    @precondition(lambda self: self.blocks)
+    @rule()
+    def enter_elsewhere(self) -> None:
+        refused: list[bool] = []
+
+        def work() -> None:
+            try:
+                otl.intervene(self.model, {0: MAPS[0]}).__enter__()
+            except HookError:
+                refused.append(True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert refused
+
+    @precondition(lambda self: len(self.user) < 3)
+    @rule(site=st.sampled_from(POINTS), kind=st.sampled_from(["plain", "permanent", "level", "first"]))
+    def user_adds(self, site: tuple[int, str], kind: str) -> None:
+        point = backend(self.model).hook_point(*site)
+        options = {"permanent": {"is_permanent": True}, "level": {"level": 3}, "first": {"prepend": True}}
+        point.add_hook(lambda x, hook: None, **options.get(kind, {}))
+        self.user.append((site, point.fwd_hooks[0 if kind == "first" else -1]))
+
+    @precondition(lambda self: self.user)
+    @rule(data=st.data())
+    def user_removes(self, data: st.DataObject) -> None:
+        site, handle = self.user.pop(data.draw(st.integers(0, len(self.user) - 1)))
+        handle.hook.remove()
+        point = backend(self.model).hook_point(*site)
+        point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
+
+    @rule(layer=st.integers(0, 3))
+    def forward_raises(self, layer: int) -> None:
+        def fail(*_: object) -> None:
+            raise OwnError
+
+        handle = backend(self.model).hf_model.get_decoder().layers[layer].register_forward_hook(fail)
+        with pytest.raises(OwnError):
+            logits(self.model, self.batch)
+        handle.remove()
+
+    @rule()
+    def capture(self) -> None:
+        otl.capture(self.model, checkpoints.contrast(1), layers=[1], edits={0: MAPS[0]}, tokens="last")
+
+    @precondition(lambda self: len(self.copies) < 2)
+    @rule()
+    def copy(self) -> None:
+        self.copies.append((copy.deepcopy(self.model), list(self.blocks)))
+
+    @invariant()
+    def computes_what_is_in_force(self) -> None:
+        assert bits(self.model, self.batch) == self.expected(self.blocks)
+
+    @invariant()
+    def copies_end_with_their_blocks(self) -> None:
+        for other, blocks in self.copies:
+            alive = [block for block in blocks if block in self.blocks]
+            assert bits(other, self.batch) == self.expected(alive)
+
+    @invariant()
+    def hooks_are_the_user_s(self) -> None:
+        """And nothing else is changed, once no block is left."""
+        own = {id(handle) for _, handle in self.user}
+        for name, found in hook_tables(self.model).items():
+            if name.endswith("fwd_hooks"):
+                assert own >= {one[0] for one in found} or self.blocks
+        if not self.blocks and not self.user:
+            assert leaked(self.clean, state(self.model, self.batch)) == []
+
+    def expected(self, blocks: list[_Block]) -> str:
+        """The bytes of the twin's logits with the blocks' edits in hooks that are written out here."""
+        mask = self.batch.mask.bool()
+        last = torch.zeros_like(mask)
+        last[:, -1] = True
+        added = []
+        for block in blocks:
+            for site, edit in block.edits.items():
+                point = backend(self.twin).hook_point(*site)
+                if block.tokens != "generated":
+                    function = _by_hand(edit.to(torch.float32), last if block.tokens == "last" else None)
+                    added.append((point, point.add_hook(function)))
+        try:
+            return bits(self.twin, self.batch)
+        finally:
+            for point, _ in added:
+                point.remove_hooks()
+
+    def teardown(self) -> None:
+        for block in self.blocks:
+            block.handle.__exit__(None, None, None)
+        self.blocks = []
+        while self.user:
+            site, handle = self.user.pop()
+            handle.hook.remove()
+            point = backend(self.model).hook_point(*site)
+            point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
+        self.computes_what_is_in_force()
+        self.copies_end_with_their_blocks()
+        self.hooks_are_the_user_s()
+
+
+def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
+    def hook(x: torch.Tensor, hook: object) -> torch.Tensor:
+        if chosen is None:
+            return edit(x)
+        edited = x.clone()
+        edited[:, -1] = edit(x[:, -1])
+        return edited
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_any_order_of_use_leaves_what_was_there(folder, hooks, full_size, record_property):
+    pair = {name: otl.load_model(folder, hooks=hooks) for name in ("model", "twin")}
+    for one in pair.values():
+        evaluated(one, checkpoints.one_batch(one, PROMPTS))
+    machine = type("Machine", (Machine,), pair)
+    examples, steps = (100, 30) if full_size else (5, 12)
+    record_property("runs", f"{examples} of {steps} steps")
+    chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True)
+    run_state_machine_as_test(machine, settings=chosen)
