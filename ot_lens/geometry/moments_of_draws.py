@@ -81,8 +81,14 @@ def joined(parts: list[dict[str, Tensor]]) -> Values:
 
 
 def about_own_means(Z: Float64[Tensor, "N d"], n_source: int) -> Float64[Tensor, "N d"]:
-    """Samples about the mean of their own class, source first: what is left when only shapes may differ."""
-    return torch.cat([part - part.mean(0) for part in (Z[:n_source], Z[n_source:])])
+    """Samples about the mean of their own class, source first: what is left when only shapes may differ.
+
+    Scaled, because they lie closer to a mean that was made of them: of classes with one covariance a
+    relabelled class has that covariance, as an observed one has, and not (N - 2) / (N - 1) of it.
+    """
+    N, parts = len(Z), (Z[:n_source], Z[n_source:])
+    scales = ((len(part) / max(len(part) - 1, 1) * (N - 1) / N) ** 0.5 for part in parts)
+    return torch.cat([scale * (part - part.mean(0)) for scale, part in zip(scales, parts, strict=True)])
 
 
 def class_weights(rows: Int64[Tensor, "R n"], N: int) -> Float64[Tensor, "R N"]:

@@ -19,6 +19,8 @@ from tests.trust.coverage_tables import Cell, coverage, outside, simulate
 SLACK = 0.05
 SLACK_OF = {"participation_ratio": 0.1, "refusal_directions": 0.08, "effective_rank": 0.08}
 SHAPES = ("w2_bures", "effective_rank", "participation_ratio", "condition_number")
+# What the null of a shape may exceed 5 % by: samples about estimated means are exchangeable only nearly.
+SHAPE_SLACK = 0.04
 NORMALITY = ("mardia", "henze")
 # name: table, keys, column of the value, quantities whose null holds under "means" and under "all"
 TABLES = {
@@ -77,6 +79,11 @@ def known_null(name: str, quantity: str, cell: Cell) -> bool:
     return cell.regime == "same"
 
 
+def null_slack(name: str, quantity: str) -> float:
+    shape = name == "class_angles" or quantity.startswith((*SHAPES, "covariance_error"))
+    return SHAPE_SLACK if shape else 0.0
+
+
 def one_sided(name: str, quantity: str) -> bool:
     """Whether the null is only a bound: training samples stretch the very axes they are compared along."""
     return quantity == "w2_before" or quantity.startswith(("outside", "transport_cost", "cost_over_bound"))
@@ -106,7 +113,7 @@ def test_intervals_and_nulls_hold_what_they_say(name, cell, full_size, record_pr
     levels = nominal(held)
     short = {q: c.record for q, c in held.items() if not c.reaches(levels[q])}
     assert not short
-    lax = {q: c.record for q, c in beyond.items() if c.exceeds(0.05)}
+    lax = {q: c.record for q, c in beyond.items() if c.exceeds(0.05 + null_slack(name, q))}
     assert not lax
 
 
@@ -120,7 +127,7 @@ def test_labels_of_samples_about_one_mean_fail_the_same_check(monkeypatch):
     """What `class_angles` did before: classes of one covariance looked turned against each other."""
     monkeypatch.setattr(angles_module, "about_own_means", lambda Z, n: Z)
     found = simulated("class_angles", Cell("means", 16, 16, 32), 120)
-    assert any(c.exceeds(0.05) for c in outside(found, ["component"], value="angle").values())
+    assert any(c.exceeds(0.05 + SHAPE_SLACK) for c in outside(found, ["component"], value="angle").values())
 
 
 def test_the_interval_of_a_distance_to_a_monitor_is_about_that_monitor(full_size, record_property):
