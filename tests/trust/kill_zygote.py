@@ -88,7 +88,7 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
         "stage": next((x.split()[1] for x in reversed(lines) if x.startswith("stage ")), "start"),
         "took": None if sent is None else left - sent,
         "sent": sent is not None,
-        "orphans": _alive_after(below, 20.0),
+        "orphans": _alive_after(below, 60.0),
         "stderr": Path(request["stderr"]).read_text(),
     }
 

@@ -445,14 +445,19 @@ def test_an_interruption_on_a_cluster_ends_as_soon(
     for number, stage in found if full_size else found[1:2]:
         moment = {"stage": stage, "delay": chance.uniform(0, 0.5 * whole.seconds[stage])}
         took.append(interrupted(study, moment, number))
-    # A cluster of its own ends with the run.
-    alone = Study(zygote, config, tmp_path / "alone", ("--engine", "ray"))
-    if full_size:
-        took.append(interrupted(alone, {"stage": "capture", "delay": 0.2, "group": True}, signal.SIGINT))
-        ended = alone.go(signal=signal.SIGKILL, stage="sweep", delay=0.2)
-        assert (ended["status"], ended["orphans"]) == (-signal.SIGKILL, 0)
     study.engine = ()  # the rest is done here
     assert study.go()["status"] == 0
     assert without_engines(contents(study.run)) == without_engines(whole.contents)
     record_property("seconds_to_end", {"median": statistics.median(took), "max": max(took)})
     assert max(took) < 2
+
+
+@pytest.mark.slow
+def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(zygote, config, tmp_path, full_size):
+    study = Study(zygote, config, tmp_path / "run", ("--engine", "ray"))
+    seconds = interrupted(study, {"stage": "capture", "delay": 0.2, "group": True}, signal.SIGINT)
+    assert seconds is not None
+    assert seconds < 2
+    if full_size:
+        ended = study.go(signal=signal.SIGKILL, stage="sweep", delay=0.2)
+        assert (ended["status"], ended["orphans"]) == (-signal.SIGKILL, 0)
