@@ -210,7 +210,7 @@ class _Scope(threading.local):
 
     def columns(self, new: int) -> slice:
         """The columns, among the `new` ones of this call, that scope "prompt" or "generated" covers."""
-        width = self._past + new if self._width is None else self._width
+        width = new if self._width is None else self._width
         border = min(max(width - self._past, 0), new)
         return slice(0, border) if self.tokens == "prompt" else slice(border, new)
 
@@ -229,7 +229,7 @@ class _Scope(threading.local):
         return self._found[x.device]
 
     def _last(self, x: Float[Tensor, "batch new d"]) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
-        width = self._past + x.shape[1] if self._width is None else self._width
+        width = x.shape[1] if self._width is None else self._width
         column = torch.full((x.shape[0],), width - 1, device=x.device)
         if self._mask is not None and self._mask.ndim == 2:
             real = self._mask[:, :width].to(x.device).bool()

@@ -158,6 +158,26 @@ def test_the_block_covers_the_model_s_own_calls(model, batch):
     assert "blocks.1.hook_resid_pre" in cache
 
 
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_embeddings_are_edited_like_the_tokens_they_are_of(folder, tokens, side):
+    """A call with embeddings tells no token; its length is that of what the blocks see."""
+    model = otl.load_model(folder)
+    batch = checkpoints.one_batch(model, ["w1 w2 w3 w4", "w5", "w6 w7"])
+    ids, mask = (part.flip(1) if side == "right" else part for part in (batch.tokens, batch.mask))
+    stem, forward = model.hf_model.get_input_embeddings()(ids), model.hf_model
+    with otl.intervene(model, {0: random_map(1), 2: random_map(2)}, tokens), torch.no_grad():
+        expected = forward(input_ids=ids, attention_mask=mask, use_cache=True)
+        found = forward(inputs_embeds=stem, attention_mask=mask, use_cache=True)
+        torch.testing.assert_close(found.logits, expected.logits)
+        longer = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        steps = [
+            forward(input_ids=ids[:, :1], attention_mask=longer, past_key_values=past.past_key_values).logits
+            for past in (expected, found)
+        ]
+    torch.testing.assert_close(steps[1], steps[0])
+
+
 def test_a_new_prompt_of_one_token_more_is_not_a_continuation(model):
     """A longer prompt is only taken for the next step when it extends the one before token for token."""
     served, edit = backend(model), random_map()
