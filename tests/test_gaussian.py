@@ -157,6 +157,14 @@ def test_dependent_samples_have_no_mahalanobis_distance_until_a_floor_is_given(n
         Gaussian.fit(torch.ones(n, d).double()).mahalanobis(X)
 
 
+def test_what_a_compression_dropped_has_no_variance_either():
+    compressed = Moments.of(normal(40, 30, seed=16), limit=4)
+    with pytest.raises(FitError, match="singular"):
+        Gaussian.of_moments(compressed).mahalanobis(normal(2, 30, seed=17))
+    floored = Gaussian.of_moments(compressed, ridge=0.5)
+    assert bool(torch.isfinite(floored.mahalanobis(normal(2, 30, seed=17))).all())
+
+
 @pytest.mark.parametrize("ratio", [1e-4, 1e-12])
 def test_a_narrow_coordinate_is_not_a_singular_one(ratio):
     X = classes(40, 40, 6, seed=11)[0]

@@ -45,7 +45,7 @@ def woodbury_inverse(
     coupling = V.T @ left
     _check_regular(coupling, name)
     capacitance = torch.eye(U.shape[1], dtype=U.dtype, device=U.device) + coupling
-    solved = torch.linalg.solve(capacitance.T, left.T).T if U.shape[1] else left
+    solved = torch.linalg.solve(capacitance.T, left.T).T
     return -solved, right, None if scale is None else 1 / stretch
 
 

@@ -120,11 +120,12 @@ def test_an_overflow_says_how_large_the_image_is(dtype):
 
 def test_parameters_are_made_once_for_each_dtype():
     T = rank_two(4, seed=4)
+    for dtype in (torch.float64, torch.float32):
+        first, again = T._parameters(dtype), T._parameters(dtype)
+        assert first[0] is again[0]
+        assert {part.dtype for part in first if part is not None} == {dtype}
     for x in (normal(2, 4, seed=5), normal(2, 4, seed=6).float(), normal(2, 4, seed=7).half()):
-        T.map(x)
-        T.map(x)
-    assert set(T._working) == {torch.float64, torch.float32}
-    assert T._parameters(torch.float32)[0] is T._parameters(torch.float32)[0]
+        assert torch.equal(T.map(x), T.map(x))
 
 
 # --- products
@@ -287,6 +288,8 @@ def test_what_is_stored_instead_of_a_map_is_named(tmp_path):
     with pytest.raises(RunFolderError) as caught:
         AffineMap.load(str(tmp_path / "none"))
     assert str(caught.value) == f"{tmp_path / 'none'} does not exist: save a map there first"
+    with pytest.raises(RunFolderError, match="is a folder: name a file"):
+        AffineMap.load(tmp_path)
     other.write_bytes(b"\x00" * 3)
     with pytest.raises(RunFolderError) as caught:
         AffineMap.load(other)
