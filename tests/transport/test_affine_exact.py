@@ -247,6 +247,15 @@ def test_a_projection_is_told_from_a_strong_contraction(k, left_over, invertible
             T.inverse()
 
 
+def test_a_direction_lost_among_large_numbers_is_lost():
+    # I + V^T U = (1 + 1e8) [[1, 1], [1, 1]]: what rounding leaves of its zero is far above the rounding of 1.
+    Q, large = orthogonal(9, seed=30)[:, :2], 1e8
+    coupling = torch.tensor([[large, 1 + large], [1 + large, large]], dtype=torch.float64)
+    T = AffineMap(Q, Q @ coupling.T, torch.zeros(9, dtype=torch.float64), info=FitInfo("lost"))
+    with pytest.raises(NotInvertibleError, match="lost is a projection"):
+        T.inverse()
+
+
 # --- moving and storing
 
 

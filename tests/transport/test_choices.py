@@ -198,6 +198,23 @@ def test_a_pushed_sample_is_a_mapped_one(mean_shift):
     assert_close(pushed[0] + pca.mean, T.map(torch.cat([H, S])))
 
 
+def test_the_held_out_choice_tries_the_map_that_is_asked_for(monkeypatch):
+    from ot_lens.transport import pca_ot
+
+    tried = []
+
+    def watched(Z, n_H, axes, ridge, mean_shift):
+        tried.append((n_H, axes.shape[-1], ridge, mean_shift))
+        return subspace_transport(Z, n_H, axes, ridge, mean_shift)
+
+    monkeypatch.setattr(pca_ot, "subspace_transport", watched)
+    H, S = classes(12, 16, 6, seed=41)
+    T = fit_pca_ot(H, S, k="auto", ridge=0.2, mean_shift="subspace")
+    folds, final = tried[:-1], tried[-1]
+    assert folds == [(9, k, 0.2, "subspace") for k in (1, 2, 4) for _ in range(4)]
+    assert final == (12, T.info.k, 0.2, "subspace")
+
+
 def test_covariances_of_a_batch():
     X = normal(3, 9, 4, seed=2) + 5
     assert_close(covariance(X), torch.stack([naive.covariance(layer) for layer in X]))
