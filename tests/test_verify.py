@@ -22,7 +22,7 @@ from ot_lens.plots.rows import TableError
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.study.pins import file_hashes, manifest_hash
 from ot_lens.study.verifying import comparing
-from ot_lens.study.verifying.check import Checks
+from ot_lens.study.verifying.check import Check, Checks
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.fitted import fitted, moved_apart
 from ot_lens.study.verifying.pinned import pinned
@@ -118,7 +118,7 @@ def edit_table(run: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFra
 
 
 # ---------------------------------------------------------------------------------------- an intact run
-def test_an_intact_run_holds_and_is_not_written_to(finished, monkeypatch):
+def test_an_intact_run_holds_and_is_not_written_to(finished):
     before = contents(finished)
     found = otl.verify_run(finished, full=False, sample=40)
     assert wrong(found) == {}
@@ -132,12 +132,6 @@ def test_an_intact_run_holds_and_is_not_written_to(finished, monkeypatch):
     assert (measured["deviation"] <= measured["tolerance"]).all()
     again = found[found["how"] == "measured again"].iloc[0]
     assert 40 <= again["compared"] < again["of"]
-    without(monkeypatch, "shown.shown")
-    other = otl.verify_run(finished, sample=40, seed=1, model=False)
-    assert wrong(other) == {}
-    assert set(other[other["verdict"] == "not checked"]["item"]) == {
-        "model", "activations/train", "activations/test", *OF_MODEL
-    }  # fmt: skip
 
 
 def test_figures_drawn_later_in_another_format_are_no_difference(run):
@@ -351,7 +345,7 @@ def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
         return table
 
     edit_table(run, "localisation", off)
-    found = wrong(checked(run, recomputed))
+    found = only(run, "localisation")
     assert change in found["localisation|own arithmetic"]
 
 
@@ -402,7 +396,17 @@ def test_an_unfinished_run_says_in_one_line_what_is_missing(run):
     manifest = {k: v for k, v in json.loads((run / "manifest.json").read_text()).items() if k != "files"}
     manifest["finished"] = False
     (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
-    found = wrong(otl.verify_run(run, model=False))
+    checks = otl.verify_run(run, model=False)
+    unchecked = set(checks[checks["verdict"] == "not checked"]["item"])
+    assert unchecked == {
+        "files",
+        "model",
+        "activations/train",
+        "activations/test",
+        "localisation",
+        "ground_truth",
+    }
+    found = wrong(checks)
     note = found["run|reached the end"]
     assert note.startswith("unfinished (no figures; tables: class_angles")
     assert note.endswith("go on with --resume")
@@ -460,20 +464,32 @@ def command() -> Iterator[Callable[..., tuple[int, str]]]:
     return call
 
 
-def test_the_command_says_which_and_exits_with_1(run, command, monkeypatch):
-    without(monkeypatch, "fitted.fitted", "shown.shown")
-    code, said = command(run, "--no-model", "--sample", 20)
-    assert code == 0, said
-    assert "all that was checked holds" in said
-    edit_table(run, "geometry", a_number)
-    code, said = command(run, "--no-model", "--sample", 20)
-    assert code == 1
-    assert "tables/geometry.parquet is altered" in said
-    assert "the run does not hold" in said
-    code, said = command(run, "--no-model", "--sample", 20, "--json")
-    assert code == 1
+@pytest.mark.parametrize("verdict", ["ok", "differs", "missing", "not checked"])
+def test_the_command_says_which_and_exits_with_1(command, monkeypatch, verdict):
+    checks = Checks()
+    checks.add(
+        Check("tables", "pinned SHA-256", 2, 3, verdict=verdict, note="tables/geometry.parquet is altered"),
+        Check("geometry", "recomputed values", 44, 44, 2e-3, 1e-9),
+    )
+    asked: list[dict[str, object]] = []
+
+    def found(_: Path, **options: object) -> pd.DataFrame:
+        asked.append(options)
+        return checks.table()
+
+    monkeypatch.setattr("ot_lens.study.verify.verify_run", found)
+    code, said = command("runs/demo", "--no-model", "--sample", 20, "--seed", 3)
+    assert {k: asked[0][k] for k in ("model", "sample", "seed", "full", "trust_remote_code")} == {
+        "model": False, "sample": 20, "seed": 3, "full": False, "trust_remote_code": False
+    }  # fmt: skip
+    assert code == (1 if verdict in ("differs", "missing") else 0), said
+    assert f"tables: {verdict}: tables/geometry.parquet is altered" in said
+    assert ("the run does not hold" in said) == bool(code)
+    assert "0.002" in said
+    again, said = command("runs/demo", "--json")
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert {row["item"] for row in rows if row["verdict"] == "differs"} >= {"tables", "geometry"}
+    assert again == code
+    assert [row["verdict"] for row in rows] == [verdict, "ok"]
 
 
 # ------------------------------------------------------------------------------------ the comparison
