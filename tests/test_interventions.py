@@ -178,6 +178,28 @@ def test_embeddings_are_edited_like_the_tokens_they_are_of(folder, tokens, side)
     torch.testing.assert_close(steps[1], steps[0])
 
 
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_without_a_mask_every_token_is_real(folder, tokens):
+    model = otl.load_model(folder)
+    ids = torch.tensor([[1, 15, 16, 17], [1, 18, 19, 15], [1, 16, 16, 18]])
+    with otl.intervene(model, {1: random_map()}, tokens), torch.no_grad():
+        bare = model.hf_model(input_ids=ids).logits
+        masked = model.hf_model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(bare, masked)
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_edits_are_made_where_the_activations_are(folder, tokens):
+    """Not on torch's default device, which a user may set to another than the model's."""
+    model = otl.load_model(folder)
+    ids = torch.tensor([[1, 15, 16, 17], [1, 18, 19, 15]])
+    with otl.intervene(model, {1: random_map()}, tokens), torch.no_grad():
+        expected = model.hf_model(input_ids=ids, use_cache=False).logits
+        with torch.device("meta"):
+            found = model.hf_model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(found, expected)
+
+
 def test_a_new_prompt_of_one_token_more_is_not_a_continuation(model):
     """A longer prompt is only taken for the next step when it extends the one before token for token."""
     served, edit = backend(model), random_map()
