@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ot_lens.errors import OtLensError, RunFolderError
 from ot_lens.files import read_json
-from ot_lens.reading import MIB, check_size, shown
+from ot_lens.reading import MIB, check_size, listed, shown
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 DIRECTION = "direction.pt"
@@ -229,7 +229,7 @@ def _validated(path: Path, kind: Any) -> Any:
         return TypeAdapter(kind).validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        at = shown(".".join(str(part) for part in first["loc"]) or "the file")
+        at = listed([".".join(str(part) for part in first["loc"]) or "the file"])
         raise RunFolderError(f"{path}: {at}: {first['msg']}. Fetch the file again.") from error
 
 
