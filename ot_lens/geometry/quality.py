@@ -50,6 +50,7 @@ def map_quality(
     null permutes samples about their own means.
     `transport_cost` is the mean of ||T(x) - x||^2, `cost_over_bound` that over the squared W2 between the
     samples and their own images, which no map with these images can undercut: 1 for an optimal map.
+    Its interval covers nothing where the map is far from optimal and n far below d: read it as scatter.
     `outside_source` is the share of held-out source samples out of the range of the training source along one
     of the leading pooled training components, where the map extrapolates; `outside_target` that of moved
     samples out of the range of the training target. Their intervals are Wilson's; their null permutes

