@@ -20,7 +20,7 @@ from ot_lens.transport import (
 )
 from ot_lens.transport.pca_ot import PooledPCA, covariance, pca_ot_batch, subspace_transport
 from ot_lens.transport.projection import ablation_of, unit_directions
-from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
+from ot_lens.transport.ranks import _squared_distance, auto_ranks, check_variance, ranks_of, validate_rank
 from ot_lens.transport.registry import BATCHED
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
@@ -173,6 +173,16 @@ def test_the_held_out_error_is_the_distance_of_the_moments():
     found = auto_ranks(scores, n, torch.tensor([4]), push, 5)
     assert found == [min(errors, key=errors.get)]
     assert sorted(errors) == [1, 2, 4]
+
+
+def test_the_distance_of_held_out_samples_is_that_of_their_gaussians():
+    X, Y = normal(3, 9, 4, seed=61) + 2, 3 * normal(3, 12, 4, seed=62)
+    found = _squared_distance(X, Y)
+    for layer in range(3):
+        A, B = X[layer], Y[layer]
+        parts = naive.w2(A.mean(0), naive.covariance(A), B.mean(0), naive.covariance(B))
+        assert float(found[layer]) == pytest.approx(sum(parts), rel=1e-6)
+    assert_close(_squared_distance(X, X), torch.zeros(3, dtype=X.dtype), rtol=0, atol=1e-12)
 
 
 # --- PCA-OT
@@ -492,10 +502,23 @@ def test_layers_where_nothing_varies_are_left_out_of_the_fit_and_keep_their_plac
         acts.source[layer] = acts.target[layer] = float(layer)
     maps = fit_all(acts, "mean_shift")
     assert [layer for layer, T in maps.items() if T.is_identity] == [1, 3]
+    assert {T.d_model for T in maps.values()} == {10}
     for layer in (0, 2, 4):
         assert_close(maps[layer].map(acts.harmful(layer)).mean(0), acts.harmless(layer).mean(0))
     acts.source[:], acts.target[:] = 1.0, 1.0
     assert all(T.is_identity for T in fit_all(acts, "gaussian_ot").values())
+
+
+@pytest.mark.parametrize("layers_at_a_time", [1, 2])
+def test_layers_fitted_in_several_batches_are_all_there(layers_at_a_time, monkeypatch):
+    acts = layered(6, 7, 10, layers=5, seed=42)
+    together = fit_all(acts, "ace")
+    monkeypatch.setattr("ot_lens.samples.BATCH_BYTES", {"cpu": layers_at_a_time * 8 * 13 * 10})
+    apart = fit_all(acts, "ace")
+    assert list(apart) == list(together) == [0, 1, 2, 3, 4]
+    for layer, T in together.items():
+        assert_close(apart[layer].map(acts.harmful(layer)), T.map(acts.harmful(layer)))
+        assert apart[layer].info == T.info
 
 
 def test_classes_that_are_two_points_are_not_one():
