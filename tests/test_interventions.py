@@ -200,6 +200,21 @@ def test_edits_are_made_where_the_activations_are(folder, tokens):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_a_prompt_read_in_two_calls_is_edited_as_in_one(folder, tokens):
+    """Rows that end in the first call, at the second's first column, and at its last."""
+    model = otl.load_model(folder)
+    forward, ids = model.hf_model, torch.tensor([[1, 15, 16, 17, 18, 19]]).repeat(4, 1)
+    mask = (torch.arange(6) < torch.tensor([[1], [3], [4], [6]])).long()
+    edits = {0: random_map(1), 2: random_map(2)}
+    with otl.intervene(model, edits, tokens, prompt_length=6), torch.no_grad():
+        whole = forward(input_ids=ids, attention_mask=mask).logits
+        first = forward(input_ids=ids[:, :3], attention_mask=mask[:, :3], use_cache=True)
+        second = forward(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=first.past_key_values)
+    found = torch.cat([first.logits, second.logits], dim=1)
+    torch.testing.assert_close(found[mask.bool()], whole[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
 def test_a_new_prompt_of_one_token_more_is_not_a_continuation(model):
     """A longer prompt is only taken for the next step when it extends the one before token for token."""
     served, edit = backend(model), random_map()

@@ -124,7 +124,7 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
 def test_interrupts_at_random_moments_leave_nothing(model, full_size, record_property, monkeypatch):
     """Real signals, from a timer of the system, at moments drawn over a whole use of the model."""
     batch = checkpoints.one_batch(model, PROMPTS)
-    rounds, generator = 20_000 if full_size else 200, random.Random(0)
+    rounds, generator = 5_000 if full_size else 200, random.Random(0)
     before, look = state(model, batch), light_look(model)
     light = look()
     served = backend(model)
