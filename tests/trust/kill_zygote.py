@@ -88,7 +88,7 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
         "stage": next((x.split()[1] for x in reversed(lines) if x.startswith("stage ")), "start"),
         "took": None if sent is None else left - sent,
         "sent": sent is not None,
-        "orphans": _alive_after(below, 60.0),
+        "orphans": alive_after(below, 60.0),
         "stderr": Path(request["stderr"]).read_text(),
     }
 
@@ -103,7 +103,7 @@ def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | 
             return None, set()
         heard += piece
     time.sleep(request["delay"])
-    below = _descendants(child)
+    below = descendants(child)
     sent = time.monotonic()
     for pause in (0.0, *([request["again"]] if "again" in request else [])):
         time.sleep(pause)
@@ -133,7 +133,8 @@ def _processes() -> dict[int, int]:
     return found
 
 
-def _descendants(root: int) -> set[int]:
+def descendants(root: int) -> set[int]:
+    """All processes below one."""
     parents = _processes()
 
     def below(pid: int) -> bool:
@@ -149,14 +150,14 @@ def _descendants(root: int) -> set[int]:
 def _workers(root: int) -> list[int]:
     """Workers of Ray among the descendants of a process."""
     found = []
-    for pid in _descendants(root):
+    for pid in descendants(root):
         with suppress(FileNotFoundError, ProcessLookupError):
             if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Worker"):
                 found.append(pid)
     return found
 
 
-def _alive_after(pids: set[int], seconds: float) -> int:
+def alive_after(pids: set[int], seconds: float) -> int:
     """How many of some processes are still there after a while."""
     until = time.monotonic() + seconds
     while pids & _processes().keys() and time.monotonic() < until:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.trust.kill_harness import ALONE, ROOT, Study, Zygote, contents, left_over, write_study
+from tests.trust.kill_zygote import alive_after, descendants
 
 STAGES = ("load", "capture", "fit", "sweep", "geometry", "draw")
 # Kills of one run, in the order of the stages so that each gets its turn.
@@ -453,11 +454,24 @@ def test_an_interruption_on_a_cluster_ends_as_soon(
 
 
 @pytest.mark.slow
-def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(zygote, config, tmp_path, full_size):
-    study = Study(zygote, config, tmp_path / "run", ("--engine", "ray"))
-    seconds = interrupted(study, {"stage": "capture", "delay": 0.2, "group": True}, signal.SIGINT)
-    assert seconds is not None
-    assert seconds < 2
-    if full_size:
-        ended = study.go(signal=signal.SIGKILL, stage="sweep", delay=0.2)
-        assert (ended["status"], ended["orphans"]) == (-signal.SIGKILL, 0)
+def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, full_size, record_property):
+    if not full_size:
+        pytest.skip("starts a cluster of its own: run with --full")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run), "--engine", "ray"]
+    environment = {name: value for name, value in {**os.environ, **ALONE}.items() if value}
+    for number, resume in ((signal.SIGINT, []), (signal.SIGKILL, ["--resume"])):
+        process = subprocess.Popen([*command, *resume], start_new_session=True, cwd=ROOT, env=environment)
+        deadline = time.monotonic() + 240
+        while not list(run.rglob("maps/*" if resume else "harmful-*")) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        below = descendants(process.pid)
+        sent = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(60) == (130 if number == signal.SIGINT else -number)
+        if number == signal.SIGINT:
+            record_property("seconds_to_end", time.monotonic() - sent)
+            assert time.monotonic() - sent < 2
+        assert below
+        # A worker that is just starting looks for its cluster for more than a minute.
+        assert alive_after(below, 200.0) == 0
