@@ -152,10 +152,11 @@ def test_a_map_between_proportional_covariances_is_a_scale_up_to_rounding():
     assert T.rank < 6
     assert_close(T.U @ T.V.T, torch.zeros(6, 6, dtype=H.dtype), rtol=0, atol=1e-13)
     wide, _ = classes(9, 9, 30, seed=11)
-    T = fit_gaussian_ot(wide, 2 * wide, shrinkage="oas")
-    assert T.rank < 18
-    assert_close(T.U @ T.V.T, torch.zeros(30, 30, dtype=H.dtype), rtol=0, atol=1e-13)
-    assert_close(T.scale, torch.full((30,), 2.0, dtype=torch.float64))
+    for factor in (2.0, 100.0):
+        T = fit_gaussian_ot(wide, factor * wide, shrinkage="oas")
+        assert T.rank < 18
+        assert_close(T.U @ T.V.T, torch.zeros(30, 30, dtype=H.dtype), rtol=0, atol=factor * 1e-13)
+        assert_close(T.scale, torch.full((30,), factor, dtype=torch.float64))
 
 
 def test_unlike_floors_stretch_what_no_sample_spans():
@@ -184,6 +185,7 @@ def test_layers_of_unlike_scale_do_not_see_each_other(method):
                 T.map(acts.harmful(layer)), single.map(acts.harmful(layer)), rtol=1e-8, atol=1e-9 * size
             )
             assert T.info.rank == single.info.rank
+            assert T.info.explained_variance == pytest.approx(single.info.explained_variance)
 
 
 def test_leace_takes_the_pseudo_inverse_where_samples_depend_on_each_other():

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from ot_lens.errors import RunFolderError
 from ot_lens.gaussian import Gaussian
+from ot_lens.linalg import psd_eigen
 from ot_lens.moments import Moments, shrinkage_intensity
 from ot_lens.transport import (
     AffineMap,
@@ -86,6 +87,7 @@ def test_only_a_drawn_choice_of_k_records_a_seed():
     assert fit_pca_ot(H, S, k=0.5, seed=3).info.seed is None
     assert fit_pca_ot(H, S, k="auto", seed=3).info.seed == 3
     assert fit_pca_ot(H, S, k="auto").info.seed == 0
+    assert fit_all(layered(9, 9, 6, layers=1, seed=2), k="auto")[0].info.seed == 0
 
 
 @pytest.mark.parametrize(("n_H", "n_S", "d"), [(9, 12, 40), (60, 50, 8)])
@@ -99,7 +101,7 @@ def test_gaussian_ot_describes_its_covariances(n_H, n_S, d):
     m = min(n_H + n_S, d)
     found = known(T.info)
     assert found.pop("condition_number") == pytest.approx(condition)
-    assert found.pop("error_bound") == pytest.approx(m * EPS * (8 + condition**0.5))
+    assert found.pop("error_bound") == pytest.approx(m * EPS * (8 + condition**0.5), rel=1e-6, abs=0)
     assert found.pop("shrinkage_harmful") == pytest.approx(float(shrinkage_intensity(H - H.mean(0), "oas")))
     assert found.pop("shrinkage_harmless") == pytest.approx(float(shrinkage_intensity(S - S.mean(0), "oas")))
     assert found == {
@@ -247,6 +249,18 @@ def test_negative_eigenvalues_are_counted_over_both_classes(monkeypatch):
     assert subspace_transport(pca.Z, 9, pca.axes(2), 0.1, "full").clipped.tolist() == [2]
     with pytest.warns(PoorFitWarning, match="2 eigenvalues came out negative"):
         assert fit_pca_ot(H, S, k=2, ridge=0.1).info.clipped_eigenvalues == 2
+
+
+def test_negative_eigenvalues_of_the_map_are_counted(monkeypatch):
+    from ot_lens.transport import gaussian_ot
+
+    def clipping(C):
+        values, vectors, _ = psd_eigen(C)
+        return values, vectors, torch.tensor([2])
+
+    monkeypatch.setattr(gaussian_ot, "psd_eigen", clipping)
+    with pytest.warns(PoorFitWarning, match="2 eigenvalues came out negative"):
+        assert fit_gaussian_ot(*classes(9, 12, 20, seed=13)).info.clipped_eigenvalues == 2
 
 
 # --- on disk and in a notebook
