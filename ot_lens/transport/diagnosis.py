@@ -22,8 +22,8 @@ def problems_of(
     condition_number: float,
     *,
     regularised: bool,
-    clipped: int = 0,
-    stretch: float = 1.0,
+    clipped: int,
+    stretch: float,
 ) -> tuple[str, ...]:
     """Sentences about the covariances behind a map; empty when they are sound.
 

@@ -47,7 +47,7 @@ def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
     d, m = roots.Q.shape[-2:]
     least = roots.smallest if m == d else torch.minimum(roots.smallest, source.floor)
     largest = source.factor.square().sum((-2, -1)) + source.floor
-    if bool((least <= m * EPS**2 * largest).any()) or bool((largest == 0).any()):
+    if bool((least <= m * EPS**2 * largest).any()):
         raise FitError(
             f"the source covariance is singular (n_H = {source.n}, d = {d}): give ridge > 0, or shrinkage="
             '"ledoit_wolf" or "oas"; samples without any spread need a ridge'

@@ -176,12 +176,18 @@ def test_a_layer_where_nothing_varies_is_described_like_the_others():
 # --- trouble
 
 
-SOUND = {"n": 11, "dimension": 10, "condition_number": 1e8, "regularised": False, "stretch": 300.0}
+SOUND = {
+    "n": 11,
+    "dimension": 10,
+    "condition_number": 1e8,
+    "regularised": False,
+    "clipped": 0,
+    "stretch": 300.0,
+}
 
 
 def test_a_sound_fit_has_no_problems():
     assert problems_of(**SOUND) == ()
-    assert problems_of(11, 10, 1.0, regularised=False) == ()
     assert problems_of(**(SOUND | {"n": 3, "regularised": True})) == ()
 
 
