@@ -135,7 +135,7 @@ def _asked(choices: Choices, live: LiveModel, asked: str, show: Any) -> Any:
         if "prompt" not in request:
             return no_update, done
         try:
-            return show(live, request["prompt"], choices.read(request)), done
+            return show(live, live.checked(request["prompt"]), choices.read(request)), done
         except OtLensError as error:
             return trouble(str(error)), done
 
@@ -143,11 +143,11 @@ def _asked(choices: Choices, live: LiveModel, asked: str, show: Any) -> Any:
     return answer
 
 
-def _tokens(live: LiveModel, prompt: Any, state: Any) -> Any:
+def _tokens(live: LiveModel, prompt: str, state: Any) -> Any:
     return token_table(live, prompt, state)
 
 
-def _answers(live: LiveModel, prompt: Any, state: Any) -> Any:
+def _answers(live: LiveModel, prompt: str, state: Any) -> Any:
     return answer_cards(live.answers(prompt, state), state)
 
 

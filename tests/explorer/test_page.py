@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -365,3 +366,56 @@ def test_updates_are_quick(visit, address):
         times.append(took)
     print("plane updates, ms:", [round(t) for t in times])
     assert sorted(times)[len(times) // 2] < 1500
+
+
+LINK = "<a href='javascript:window.hacked=1'>x</a><b>y</b>"
+
+
+def test_script_in_an_answer_in_tokens_and_in_trouble_is_text(visit, small_run, monkeypatch):
+    """What a model says is as hostile as it likes: its answer, its tokens, and errors that repeat them."""
+    from ot_lens.errors import PromptError
+    from ot_lens.explorer.live import Answer, LiveModel, NextToken
+
+    said = HOSTILE + LINK
+    column = NextToken((0.5,), 1.0, 0.0)
+    monkeypatch.setattr(LiveModel, "answers", lambda *_: [Answer(said, True, False)] * 3)
+    monkeypatch.setattr(LiveModel, "next_tokens", lambda *_: ([said], [True], [column] * 3))
+    with served(small_run) as url:
+        page = ready(visit(url))
+        page.locator("#view-live").scroll_into_view_if_needed()
+        live_done(page)
+        assert live_answers(page) == [said] * 3
+        assert page.locator("#live-tokens tbody code").inner_text() == said
+        monkeypatch.setattr(LiveModel, "answers", _raising(PromptError(said)))
+        page.locator("#live-prompt").fill("another")
+        page.locator("#live-answers .missing").wait_for()
+        assert page.locator("#live-answers .missing").inner_text() == said
+        assert page.locator("main img, main script, main a[href^=javascript]").count() == 0
+        assert page.evaluate("window.hacked") is None
+
+
+def _raising(error):
+    def answers(*_):
+        raise error
+
+    return answers
+
+
+def test_hostile_units_quantities_and_folders_are_text(visit, from_tables, tmp_path):
+    """Plotly reads some HTML in titles and hover labels, and Dash puts the title of a page in as it is."""
+    from tests import generators_tables
+
+    tables = generators_tables.tables()
+    tables["geometry"]["unit"] = tables["spectra"]["unit"] = LINK
+    hostile = tables["geometry"]["quantity"].iloc[-1]
+    tables["geometry"]["quantity"] = tables["geometry"]["quantity"].replace(hostile, LINK)
+    run = from_tables(tables)
+    other = run.rename(tmp_path / "<title><script>window.hacked=1<")
+    with served(other) as url:
+        page = ready(visit(url + "?measure=geometry/" + quote(LINK)))
+        assert page.title() == f"ot_lens: {other.name}"
+        for view in ("depth", "distances", "spectra"):
+            shown = drawn(page, view).locator(".js-plotly-plot")
+            assert shown.locator("a[*|href*=javascript], a[href]").count() == 0
+            assert "<a href=" in shown.locator(".ytitle").first.text_content()
+        assert page.evaluate("window.hacked") is None

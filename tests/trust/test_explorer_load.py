@@ -1,0 +1,90 @@
+"""Twenty users at once: no error, nobody's live edit in another's answer; times are measured, not judged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ot_lens.explorer.runs import OpenRun
+from ot_lens.explorer.state import Choices
+from ot_lens.study import parse_config, run_study
+from tests.explorer.conftest import write_prompts
+from tests.trust.explorer_users import Crowd, listening
+
+USERS = 20
+
+
+@pytest.fixture(scope="module")
+def run(full_size, repository, tmp_path_factory, without_figures) -> Path:
+    """The demo run, or a small one of two layers and two methods."""
+    folder = tmp_path_factory.mktemp("load")
+    if full_size:
+        made = repository / "runs" / "demo"
+        # One of an earlier format, or unfinished, has no maps that can be read.
+        if not (made / "report.html").is_file() or not OpenRun(made).map_folders:
+            made = folder / "demo"
+            subprocess.run([sys.executable, "-m", "ot_lens.cli", "demo", "--out", str(made)], check=True)
+        return made
+    settings = {
+        "prompts": str(write_prompts(folder / "few.json")),
+        "layers": [5, 7],
+        "methods": ["directional_ablation", {"name": "pca_ot", "k": 1}],
+        "measures": ["refusal_score"],
+        "controls": [],
+        "sufficiency": False,
+        "search_size": 0,
+        "permutations": 20,
+        "bootstrap": 20,
+        "max_new_tokens": 8,
+    }
+    with without_figures():
+        run_study(parse_config(settings), folder / "small")
+    return folder / "small"
+
+
+def states_of(choices: Choices) -> list[dict]:
+    """States that differ in layer, edits and strength; each has its maps."""
+    layers = [n for n in choices.layers if n > 0]
+    keys = [key for key in choices.run.map_folders if key.startswith("pca_ot")]
+    some = [layers[0], layers[len(layers) // 2], layers[-1]]
+    return [
+        {"layers": [layer], "ot": keys[at % len(keys)], "by": "directional_ablation", "strength": strength}
+        for at, (layer, strength) in enumerate([(n, s) for n in dict.fromkeys(some) for s in (0.0, 0.5, 1.0)])
+    ]
+
+
+def test_twenty_users_at_once(run, full_size, record_property):
+    choices = Choices(OpenRun(run))
+    prompts = choices.run.texts["harmful"][:2]
+    with listening(run) as (port, process):
+        crowd = Crowd(port, states_of(choices)[: None if full_size else 3], prompts)
+        assert {status for status, _ in crowd.alone.values()} == {200}
+        assert len(set(crowd.alone.values())) > len(prompts) * 2  # edits that could be told apart
+        crowd.run(USERS, 60.0 if full_size else 5.0, (0.5, 1.5))
+        process.terminate()
+        told = process.stderr.read()
+    assert crowd.wrong == []
+    assert "Traceback" not in told
+    asked = {kind: len(times) for kind, times in crowd.seconds.items()}
+    record_property("explorer_load_requests", sum(asked.values()))
+    for kind, number in asked.items():
+        record_property(f"explorer_load_{kind}_requests", number)
+        for share in (0.5, 0.95):
+            seconds = round(crowd.quantile(share, kind), 4)
+            record_property(f"explorer_load_{kind}_p{round(100 * share)}_seconds", seconds)
+            print(kind, number, f"p{100 * share:.0f}", seconds)
+    assert asked["view"] > asked["live"] > 0
+
+
+def test_the_comparison_can_fail(run):
+    """A crowd told the wrong single-user answers says so."""
+    choices = Choices(OpenRun(run))
+    with listening(run) as (port, _process):
+        crowd = Crowd(port, states_of(choices)[:2], choices.run.texts["harmful"][:1])
+        swapped = list(crowd.alone.values())[::-1]
+        crowd.alone = dict(zip(crowd.alone, swapped, strict=True))
+        crowd.run(4, 0.0, (0.0, 0.0))
+        for key, expected in crowd.alone.items():
+            crowd._timed("live", lambda key=key: crowd._live(*key), expected)
+    assert any("not that of a single user" in line for line in crowd.wrong)
