@@ -33,7 +33,9 @@ def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
     try:
         buffer = pa.BufferReader(content)
         declared = parquet.read_metadata(buffer)
-        _check_declared(declared, name, error)
+        _check_width(declared, name, error)
+        _check_chunks(parquet.ParquetFile(buffer))
+        _check_length(declared, name, error)
         texts = _texts(declared)
         # Texts as codes, so that their size can be told before they are written out.
         table = parquet.ParquetFile(buffer, read_dictionary=texts).read(use_threads=False)
@@ -47,9 +49,21 @@ def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
         raise error(f"{name} cannot be read: not a parquet file ({reason}). Write it again.") from cause
 
 
-def _check_declared(declared: Any, name: str, error: type[OtLensError]) -> None:
+def _check_width(declared: Any, name: str, error: type[OtLensError]) -> None:
     if declared.num_columns > MOST_COLUMNS:
         raise error(f"{name} has {declared.num_columns} columns: more than {MOST_COLUMNS} are not read.")
+
+
+def _check_chunks(file: Any) -> None:
+    """Reads a value of each column: pyarrow looks at a chunk's description there and raises what it finds.
+
+    `row_group(i).column(j)` looks at it too, but outside of all catching: the process would be aborted.
+    """
+    for group in range(file.num_row_groups):
+        next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
+
+
+def _check_length(declared: Any, name: str, error: type[OtLensError]) -> None:
     groups = [declared.row_group(i) for i in range(declared.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     cells = sum(chunk.num_values for chunk in chunks)

@@ -5,7 +5,7 @@ They run before the shape annotations do, so that a user reads what is wrong and
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import Float64
@@ -105,4 +105,4 @@ def checks_samples(
         source, target = check_pair(H, S)
         return function(source, target, *args, **kwargs)
 
-    return checked
+    return cast(Callable[Concatenate[Tensor, Tensor, P], R], checked)

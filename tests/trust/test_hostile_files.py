@@ -287,6 +287,39 @@ def test_pickled_cells_and_metadata_of_parquet_are_passed_over(tmp_path):
     assert not canary.exists()
 
 
+FOOTERS = """
+import os, struct, sys, pyarrow as pa
+from io import BytesIO
+from pyarrow import parquet
+from ot_lens.errors import PromptError
+from ot_lens.parquet_files import read_arrow
+file = BytesIO()
+parquet.write_table(pa.table({"text": ["abc", "de"], "x": [1.0, 2.0]}), file)
+good = file.getvalue()
+start = len(good) - 8 - struct.unpack("<I", good[-8:-4])[0]
+ends = set()
+for place in range(start, len(good) - 8):
+    bad = bytearray(good)
+    bad[place] ^= 1 << place % 8
+    child = os.fork()
+    if child == 0:
+        try:
+            read_arrow(bytes(bad), "t", PromptError)
+        except PromptError:
+            os._exit(1)
+        os._exit(0)
+    ends.add(os.waitpid(child, 0)[1])
+print(sorted(ends))
+"""
+
+
+def test_no_bit_of_a_parquet_footer_aborts_the_process():
+    # A chunk of another type than its statistics: pyarrow ends the process where it is asked about the chunk.
+    code = [sys.executable, "-c", FOOTERS]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == str([0, 256])
+
+
 # --------------------------------------------------------------------------------------- model folders
 @pytest.fixture(scope="module")
 def folder_of_a_model() -> readers.Files:
