@@ -166,6 +166,13 @@ def test_no_samples_add_nothing():
     assert torch.equal(one.mean, X[0])
 
 
+def test_moments_are_kept_where_the_samples_are():
+    X = normal(9, 4, seed=11)
+    with torch.device("meta"):  # where whatever forgets the samples' device would end
+        found = Moments.of(X).add(X)
+    same(found, Moments.of(torch.cat([X, X])))
+
+
 def test_two_samples_have_a_covariance():
     X = normal(2, 4, seed=9)
     factor = Moments.of(X).covariance_factor()

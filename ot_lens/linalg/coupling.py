@@ -13,7 +13,8 @@ def monotone_coupling(
     For n = m these are the sorted pairs; otherwise both step functions are cut at the union of i/n and j/m.
     """
     # Exact in integers: cuts at multiples of m and of n on a line of length n * m.
-    cuts = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
+    ends = (torch.arange(1, count + 1, device=device) * other for count, other in ((n, m), (m, n)))
+    cuts = torch.cat(list(ends)).unique()
     starts = torch.cat([cuts.new_zeros(1), cuts[:-1]])
     mass = (cuts - starts).to(torch.float64) / (n * m)
-    return (starts // m).to(device), (starts // n).to(device), mass.to(device)
+    return starts // m, starts // n, mass

@@ -328,6 +328,25 @@ def test_subspaces_of_all_layers_are_those_of_each():
 # --- by name
 
 
+@pytest.mark.parametrize("method", list(FITTERS))
+def test_a_fit_is_made_where_its_samples_are(method):
+    # Whatever is made on the default device, which here holds no numbers, would meet the samples' and fail.
+    acts = layered(6, 7, 10, layers=3, seed=43)
+    acts.source[1] = acts.target[1] = 0.5
+    x = acts.harmful(0)
+    expected = fit_all(acts, method)
+    with torch.device("meta"):
+        found = fit_all(acts, method)
+        halfway = found[0].at(0.5).compose(found[2]).map(x)
+        back = found[0].at(0.5).inverse().map(found[0].at(0.5).map(x))
+        still = found[0].at(0.0).map(x)
+    for layer, T in expected.items():
+        assert_close(found[layer].map(x), T.map(x))
+    assert_close(halfway, expected[0].at(0.5).map(expected[2].map(x)))
+    assert_close(back, x, rtol=1e-6, atol=1e-6)
+    assert torch.equal(still, x)
+
+
 def test_both_tables_of_methods_agree():
     assert list(FITTERS) == list(BATCHED)
     with pytest.raises(FitError) as caught:

@@ -124,6 +124,17 @@ def test_tensors_that_make_no_map_are_refused(change, dtypes, tmp_path):
     assert re.search(r"U \[[\d, ]*\] torch\.\w+, V", text), "what they are is shown"
 
 
+@pytest.mark.parametrize("part", ["U", "V", "bias", "scale"])
+def test_a_map_of_no_number_is_refused(part, tmp_path):
+    from ot_lens.transport.storage import write_tensors
+
+    parts = {name: torch.ones(shape) for name, shape in WHOLE.items()}
+    parts[part].view(-1)[0] = torch.nan
+    write_tensors(tmp_path / "m", parts, "AffineMap", FitInfo())
+    with pytest.raises(RunFolderError, match="make no map"):
+        AffineMap.load(tmp_path / "m")
+
+
 def test_what_is_stored_is_detached_and_whole(tmp_path):
     U, V = normal(4, 2, seed=26), normal(4, 2, seed=27)
     T = AffineMap(U, V, normal(4, seed=28), info=FitInfo("low"))
