@@ -16,7 +16,7 @@ from ot_lens.transport import (
     fit_pca_ot,
     fit_subspace_ablation,
 )
-from ot_lens.transport.pca_ot import PooledPCA, covariance, pca_ot_batch, subspace_transport
+from ot_lens.transport.pca_ot import PooledPCA, _pusher, covariance, pca_ot_batch, subspace_transport
 from ot_lens.transport.projection import ablation_of, unit_directions
 from ot_lens.transport.registry import BATCHED
 from tests.generators import naive
@@ -46,6 +46,20 @@ def test_a_pushed_sample_is_a_mapped_one(mean_shift):
     pushed = subspace_transport(pca.Z, 9, pca.axes(3), 0.2, mean_shift).push(pca.Z)
     T = fit_pca_ot(H, S, k=3, ridge=0.2, mean_shift=mean_shift)
     assert_close(pushed[0] + pca.mean, T.map(torch.cat([H, S])))
+
+
+@pytest.mark.parametrize("mean_shift", ["full", "subspace"])
+def test_what_is_held_out_moves_like_any_sample(mean_shift):
+    H, S = classes(12, 16, 6, seed=44)
+    held_out = normal(5, 6, seed=45) + 30
+    T = fit_pca_ot(H + 30, S + 30, k=2, ridge=0.2, mean_shift=mean_shift)
+    moved = _pusher(0.2, mean_shift)((H + 30)[None], (S + 30)[None], held_out[None], 2)
+    assert_close(moved[0], T.map(held_out))
+
+
+def test_identical_samples_are_counted_by_class():
+    with pytest.raises(FitError, match=r"^the rank of the pooled samples \(n = 9 \+ 8\) is 0"):
+        fit_pca_ot(torch.ones(9, 5).double(), torch.ones(8, 5).double(), k=1)
 
 
 def test_the_held_out_choice_tries_the_map_that_is_asked_for(monkeypatch):

@@ -7,7 +7,14 @@ import torch
 from torch.testing import assert_close
 
 from ot_lens.errors import FitError
-from ot_lens.transport.ranks import _squared_distance, auto_ranks, check_variance, ranks_of, validate_rank
+from ot_lens.transport.ranks import (
+    _held_out_error,
+    _squared_distance,
+    auto_ranks,
+    check_variance,
+    ranks_of,
+    validate_rank,
+)
 from tests.generators import naive
 from tests.generators.gaussians import normal
 
@@ -49,8 +56,9 @@ def test_a_share_takes_the_fewest_components_of_each_layer():
         assert ranks_of(share, eigenvalues, rank, (4, 4)) == expected
     assert ranks_of(0.999999999, eigenvalues, torch.tensor([2, 3]), (4, 4)) == [2, 3], "at most the rank"
     assert ranks_of(3, eigenvalues, rank, (4, 4)) == [3, 3]
-    with pytest.raises(FitError, match="k = 4 exceeds the rank 3"):
-        ranks_of(4, eigenvalues, rank, (4, 4))
+    with pytest.raises(FitError) as caught:
+        ranks_of(4, eigenvalues, rank, (4, 5))
+    assert str(caught.value) == ("k = 4 exceeds the rank 3 of the pooled samples (n = 4 + 5): choose k <= 3")
 
 
 def test_a_share_met_up_to_rounding_is_met():
@@ -155,6 +163,14 @@ def test_the_held_out_error_is_the_distance_of_the_moments():
     found = auto_ranks(scores, n, torch.tensor([4]), push, 5)
     assert found == [min(errors, key=errors.get)]
     assert sorted(errors) == [1, 2, 4]
+
+
+def test_the_errors_of_the_folds_add_up():
+    H, S = normal(2, 8, 3, seed=63), normal(2, 8, 3, seed=64) + 1
+    masks = [torch.arange(8) < 4, torch.arange(8) >= 4]
+    found = _held_out_error(H, S, [(mask, mask) for mask in masks], lambda H, S, out, k: out * k, 2)
+    expected = sum(_squared_distance(2 * H[:, mask], S[:, mask]) for mask in masks)
+    assert_close(found, expected)
 
 
 def test_the_distance_of_held_out_samples_is_that_of_their_gaussians():
