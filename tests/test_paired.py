@@ -140,6 +140,15 @@ def test_resamples_without_spread_count_against_an_effect():
     assert mean(d, seed=0).high == pytest.approx(student.high)
 
 
+def test_one_prompt_far_from_the_others_leaves_a_bounded_interval():
+    # A third of the resamples miss it: unbounded, their t would put the upper end at thousands.
+    values = np.append(np.linspace(0.0, 0.02, 11), 4.0)
+    found = mean(values, seed=0)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert found.high == pytest.approx(found.value + np.sqrt(39) * error)
+    assert Resampled.of(values, np.ones(12), count=999, seed=0).t[25] < -100
+
+
 def test_the_ends_of_a_mean_lie_on_either_side_and_above_what_is_possible():
     values = np.random.default_rng(7).lognormal(sigma=2, size=12)
     free, bounded = mean(values, seed=0), mean(values, seed=0, least=0.0)
