@@ -188,7 +188,7 @@ def test_unlike_floors_stretch_what_no_sample_spans():
 @pytest.mark.parametrize("method", ["leace", "gaussian_ot", "pca_ot"])
 def test_layers_of_unlike_scale_do_not_see_each_other(method):
     acts = layered(9, 12, 30, layers=3, seed=13)
-    scale = torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64)[:, None, None]
+    scale = torch.tensor([1e-9, 1.0, 1e9], dtype=torch.float64)[:, None, None]
     acts = Layers(acts.source * scale, acts.target * scale, acts.layers)
     for options in ({}, {"ridge": 0.5}):
         maps = fit_all(acts, method, **options)
