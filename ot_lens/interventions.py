@@ -2,18 +2,17 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, OtLensTypeError, one_of
-from ot_lens.models import Backend, Call, Changes, backend
+from ot_lens.models import Backend, Call, Changes, Force, backend, claim, release
 from ot_lens.transport import AffineMap, EntropicMap, SupportMask
 
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
@@ -49,17 +48,19 @@ def intervene(
         tokens: Which positions: "all"; "prompt", the prompt's; "last", the last real token of the prompt;
             "generated", those after it.
         hook: Hook point of the sites that are given by layer alone.
-        prompt_length: Columns of the sequences that belong to the prompt, padding included. Needed only when
-            a forward call without cache holds a prompt and an answer; else it follows from the calls: the
-            first call is the prompt, and a call without cache that extends the one before by exactly one
-            token is the next step of its generation.
+        prompt_length: Columns of the sequences that belong to the prompt, padding included. Needed where a
+            call without cache holds a prompt and an answer, and where a prompt is read in several calls
+            (transformers' `prefill_chunk_size`, a cache of its beginning). Else it follows from the calls:
+            the first call is the prompt, and one that adds a single token to the one before, with a cache
+            or without, is the next step of its generation.
 
     Returns:
         A context manager; `as` names the model.
 
     Raises:
         HookError: If a layer, hook point or scope does not exist, or cannot be edited; on entry, if an
-            intervention of another thread is in force on the model, or this very one is.
+            intervention of another thread is in force on the model, or this very one is; inside, for every
+            scope but "all", from a call of which it cannot be known which tokens are the prompt's.
         OtLensTypeError: If an edit is not a map of ot_lens.
     """
     one_of("token scope", tokens, TOKEN_SCOPES, HookError)
@@ -71,8 +72,8 @@ def intervene(
     def put(changes: Changes[Any]) -> Any:
         if not points:
             return model
-        scope, force = _Scope(tokens, prompt_length), _Force()
-        changes.change(partial(_release, served.model, force), partial(_claim, served.model, force))
+        scope, force = _Scope(tokens, prompt_length), Force()
+        changes.change(partial(release, served.model, force), partial(claim, served.model, force))
         if tokens != "all":
             served.watch(scope.observe, changes)
         for point, edit in points:
@@ -117,50 +118,6 @@ def _site(served: Backend, site: Site, edit: ActivationMap, hook: str) -> tuple[
     return point, edit
 
 
-class _Force:
-    """Whether an intervention is in force: its hooks edit nothing before they all are on, nor after.
-
-    A copy of the model made inside the block, or a compiled graph, keeps the hook functions; what they share
-    with the block is this switch.
-    """
-
-    def __init__(self) -> None:
-        self.is_on = False
-        self.thread = threading.current_thread()
-
-    def on(self) -> None:
-        self.is_on = True
-
-    def off(self) -> None:
-        self.is_on = False
-
-
-# Who edits a model now. Appended to and removed from in single steps of Python, so that no lock can be left
-# held by an interrupt.
-_in_force: WeakKeyDictionary[nn.Module, list[_Force]] = WeakKeyDictionary()
-
-
-def _claim(model: nn.Module, force: _Force) -> None:
-    """Note an intervention; edits of two threads at once would be stacked, unseen by either.
-
-    Raises:
-        HookError: If another thread has one in force.
-    """
-    held = _in_force.setdefault(model, [])
-    held.append(force)
-    other = next((one.thread.name for one in held if one.thread is not force.thread), None)
-    if other is not None:
-        raise HookError(
-            f"thread {other!r} has an intervention in force on this model: leave its block first (a lock "
-            "around both serialises them), or give each thread a copy of the model."
-        )
-
-
-def _release(model: nn.Module, force: _Force) -> None:
-    with suppress(ValueError):  # it was never noted
-        _in_force.get(model, []).remove(force)
-
-
 class _Scope(threading.local):
     """Follows each thread's forward calls, and says which positions of the one under way are in scope."""
 
@@ -173,11 +130,17 @@ class _Scope(threading.local):
         self._before: Int[Tensor, "batch pos"] | None = None
         self._found: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._observed = False
+        self._is_known = False
+        self._unseen = False
 
-    def observe(self, call: Call) -> None:
-        """Note a call that is about to run."""
+    def observe(self, call: Call | None) -> None:
+        """Note a call that is about to run, or that the one noted is over."""
+        self._observed = call is not None
+        if call is None:
+            return
         new = call.tokens.shape[1] if call.tokens is not None else None
         announced = call.prompt_width if self._fixed is None else self._fixed
+        self._is_known = announced is not None or call.past == 0
         if announced is not None:
             self._width = announced
         elif call.past > 0:
@@ -186,20 +149,27 @@ class _Scope(threading.local):
             self._width = new
         self._past, self._mask = call.past, call.mask
         self._found = {}
-        self._observed = True
+        self._unseen = self._unseen and call.past > 0
         # The caller may write into its tensor between steps, so what was seen is kept as a copy.
         self._before = call.tokens.clone() if call.tokens is not None and call.past == 0 else None
 
-    def check(self) -> None:
-        """Check that this thread's call was seen from its start.
+    def check(self, new: int) -> None:
+        """Check that this thread's call was seen from its start, and whose its `new` columns are.
 
         Raises:
-            HookError: If it was not.
+            HookError: If it was not, or if they may be the prompt's as well as the answer's.
         """
         if not self._observed:
             raise HookError(
                 f"scope {self.tokens!r} must see a forward call from its start, and a block was called by "
-                "itself or from another thread: call the model itself, or use scope 'all'."
+                "itself, from another thread, or in a graph that was compiled before: call the model itself, "
+                "compile it by `model.forward = torch.compile(model.forward)`, or use scope 'all'."
+            )
+        if new > 1 and not self._is_known:
+            raise HookError(
+                f"scope {self.tokens!r} cannot tell whether {new} tokens that are added to a cache of "
+                f"{self._past} are still the prompt's, read in several calls, or the answer's: hand in "
+                "prompt_length."
             )
 
     def _continues(self, call: Call) -> bool:
@@ -233,16 +203,27 @@ class _Scope(threading.local):
         column = torch.full((x.shape[0],), width - 1, device=x.device)
         if self._mask is not None and self._mask.ndim == 2:
             real = self._mask[:, :width].to(x.device).bool()
-            column = real.shape[1] - 1 - real.flip(1).int().argmax(1)
+            # What a mask does not reach is read later: real tokens, unless a longer mask gainsays it then.
+            if real.shape[1] == width:
+                column = width - 1 - real.flip(1).int().argmax(1)
+                self._check_seen(column)
+            self._unseen = real.shape[1] < width
         column = column - self._past
         inside = (column >= 0) & (column < x.shape[1])
         return column.clamp(0, x.shape[1] - 1), inside
+
+    def _check_seen(self, column: Int[Tensor, " batch"]) -> None:
+        if self._unseen and bool((column < self._past).any()):
+            raise HookError(
+                "the last real token of a prompt was read by an earlier call, whose mask ended too soon to "
+                "tell: pad on the left, hand each call the mask of the whole prompt, or read it in one call."
+            )
 
 
 class _Edit:
     """The hook function of one site."""
 
-    def __init__(self, edit: ActivationMap, scope: _Scope, force: _Force) -> None:
+    def __init__(self, edit: ActivationMap, scope: _Scope, force: Force) -> None:
         self._edit = edit
         self._scope = scope
         self._force = force
@@ -270,7 +251,7 @@ class _Edit:
     ) -> Float[Tensor, "batch new d"] | None:
         if self._scope.tokens == "all":
             return edit(x)
-        self._scope.check()
+        self._scope.check(x.shape[1])
         if self._scope.tokens == "last":
             return self._at_last(edit, x)
         columns = self._scope.columns(x.shape[1])

@@ -43,7 +43,9 @@ AREAS = {
     "gaussian": Area(("ot_lens/gaussian.py",), HEART),
     "moments": Area(("ot_lens/moments.py",), HEART),
     "transport": Area(("ot_lens/transport/*.py",), HEART),
-    "interventions": Area(("ot_lens/interventions.py",), ("tests/test_interventions*.py",)),
+    "interventions": Area(
+        ("ot_lens/interventions.py", "ot_lens/models/in_force.py"), ("tests/test_interventions*.py",)
+    ),
 }
 
 # Fast tests first: a mutant is judged by the first test that fails. Failing examples need not be small.

@@ -200,19 +200,69 @@ def test_edits_are_made_where_the_activations_are(folder, tokens):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
-def test_a_prompt_read_in_two_calls_is_edited_as_in_one(folder, tokens):
-    """Rows that end in the first call, at the second's first column, and at its last."""
+RIGHT_PADDED = torch.arange(6) < torch.tensor([[1], [3], [4], [6]])
+LEFT_PADDED = RIGHT_PADDED.flip(1)
+
+
+@pytest.fixture
+def in_two_calls(folder):
+    """Logits of a prompt of six columns in one call, and in two of three."""
     model = otl.load_model(folder)
     forward, ids = model.hf_model, torch.tensor([[1, 15, 16, 17, 18, 19]]).repeat(4, 1)
-    mask = (torch.arange(6) < torch.tensor([[1], [3], [4], [6]])).long()
-    edits = {0: random_map(1), 2: random_map(2)}
-    with otl.intervene(model, edits, tokens, prompt_length=6), torch.no_grad():
-        whole = forward(input_ids=ids, attention_mask=mask).logits
-        first = forward(input_ids=ids[:, :3], attention_mask=mask[:, :3], use_cache=True)
-        second = forward(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=first.past_key_values)
-    found = torch.cat([first.logits, second.logits], dim=1)
-    torch.testing.assert_close(found[mask.bool()], whole[mask.bool()], rtol=1e-4, atol=1e-4)
+
+    def read(mask: torch.Tensor, tokens: str, first_mask: torch.Tensor | None = None, **options: int):
+        mask = mask.long()
+        with otl.intervene(model, {0: random_map(1), 2: random_map(2)}, tokens, **options), torch.no_grad():
+            whole = forward(input_ids=ids, attention_mask=mask).logits
+            known = mask[:, :3] if first_mask is None else first_mask.long()
+            first = forward(input_ids=ids[:, :3], attention_mask=known, use_cache=True)
+            past = first.past_key_values
+            second = forward(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=past).logits
+        return whole[mask.bool()], torch.cat([first.logits, second], dim=1)[mask.bool()]
+
+    return read
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_a_prompt_read_in_two_calls_is_edited_as_in_one(in_two_calls, tokens):
+    """Rows that begin in the first call and at every column of the second."""
+    whole, found = in_two_calls(LEFT_PADDED, tokens, prompt_length=6)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_a_mask_of_the_whole_prompt_tells_where_its_rows_end(in_two_calls, tokens):
+    """Rows that end in the first call, at the second's first column, and at its last."""
+    whole, found = in_two_calls(RIGHT_PADDED, tokens, first_mask=RIGHT_PADDED, prompt_length=6)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_that_ended_before_its_end_was_known_is_refused(in_two_calls):
+    with pytest.raises(HookError, match="pad on the left, hand each call the mask of the whole prompt"):
+        in_two_calls(RIGHT_PADDED, "last", prompt_length=6)
+    ends_later = RIGHT_PADDED[[2, 2, 3, 3]]  # none in the first call
+    whole, found = in_two_calls(ends_later, "last", prompt_length=6)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "last", "generated"])
+def test_several_tokens_for_a_cache_are_refused_where_they_could_be_either_s(in_two_calls, tokens):
+    with pytest.raises(HookError, match=r"3 tokens that are added to a cache of 3.*prompt_length"):
+        in_two_calls(LEFT_PADDED, tokens)
+    whole, found = in_two_calls(LEFT_PADDED, "all")
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_generate_with_a_prefill_in_chunks_is_edited_as_without(model, batch, tokens):
+    """Chunks of two columns, the last of which may hold a single one."""
+    inner, width = backend(model).hf_model, batch.tokens.shape[1]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    asked = {"input_ids": batch.tokens, "attention_mask": batch.mask, **options}
+    with otl.intervene(model, {0: random_map(4), 2: random_map(4)}, tokens, prompt_length=width):
+        expected = inner.generate(**asked)
+        for size in (2, width - 1):
+            assert torch.equal(inner.generate(**asked, prefill_chunk_size=size), expected)
 
 
 def test_a_new_prompt_of_one_token_more_is_not_a_continuation(model):
@@ -417,9 +467,10 @@ def test_a_block_run_by_itself_is_refused_where_its_positions_are_unknown(folder
     model = otl.load_model(folder)
     decoder, tokens = model.hf_model.get_decoder(), torch.tensor([[1, 15, 16]])
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "last"), torch.no_grad():
-        with pytest.raises(HookError, match="from its start"):
-            decoder(tokens)
-        model(tokens)
+        for _ in range(2):  # a call that is over tells nothing of the next
+            with pytest.raises(HookError, match="from its start"):
+                decoder(tokens)
+            model(tokens)
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "all"), torch.no_grad():
         decoder(tokens)
 

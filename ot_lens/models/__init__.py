@@ -22,6 +22,7 @@ from ot_lens.models.chat import (
 )
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.hugging_face import HFBackend
+from ot_lens.models.in_force import Force, claim, release
 from ot_lens.models.loading import VARIANTS, load_model, model_name
 from ot_lens.models.protocol import HOOKS, Backend, Call, pad_id, prompt_width
 from ot_lens.models.record import model_record
@@ -34,12 +35,14 @@ __all__ = [
     "BatchHalvedWarning",
     "Call",
     "Changes",
+    "Force",
     "HFBackend",
     "HookedCausalLM",
     "TokenBatch",
     "backend",
     "batches",
     "batches_of_rows",
+    "claim",
     "encode",
     "evaluating",
     "groups_by_length",
@@ -51,6 +54,7 @@ __all__ = [
     "pad_left",
     "post_instruction_tokens",
     "prompt_width",
+    "release",
     "render",
     "render_turns",
     "set_system_prompt",

@@ -85,7 +85,7 @@ class HookedTransformerBackend:
             raise HookError(f"this model has no hook point 'blocks.{layer}.hook_{hook}'.")
         return point
 
-    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
+    def watch(self, observer: Callable[[Call | None], None], changes: Changes[Any]) -> None:
         """See `Backend.watch`.
 
         The tokens are seen at the embedding and the mask and cache at block 0: `run_with_hooks` and
@@ -103,3 +103,4 @@ class HookedTransformerBackend:
 
         changes.before(self.model.embed, at_embed)
         changes.before(self.model.blocks[0], at_block, with_kwargs=True)
+        changes.after(self.model.blocks[-1], lambda *_: observer(None))

@@ -90,7 +90,7 @@ class HFBackend:
             raise HookError(f"this model has no hook point {name!r}.")
         return point
 
-    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
+    def watch(self, observer: Callable[[Call | None], None], changes: Changes[Any]) -> None:
         """See `Backend.watch`."""
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,3 +100,4 @@ class HFBackend:
             observer(Call(tokens, kwargs.get("attention_mask"), past, announced_width()))
 
         changes.before(self.hf_model, before, with_kwargs=True)
+        changes.after(self.hf_model, lambda *_: observer(None))

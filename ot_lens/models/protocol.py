@@ -84,8 +84,8 @@ class Backend(Protocol):
         """The hook point of a layer."""
         ...
 
-    def watch(self, observer: Callable[[Call], None], changes: Changes[Any]) -> None:
-        """Call `observer` before each forward until `changes` are taken back."""
+    def watch(self, observer: Callable[[Call | None], None], changes: Changes[Any]) -> None:
+        """Call `observer` before each forward, and with None after it, until `changes` are taken back."""
         ...
 
 

@@ -131,6 +131,7 @@ def test_an_interrupt_at_any_step_of_entering_or_leaving_leaves_nothing(hooked, 
     files = (
         "changes.py",
         "interventions.py",
+        "in_force.py",
         "backend.py",
         "hooked_transformer.py",
         "hook_points.py",

@@ -33,6 +33,7 @@ ON_TRIAL = (
     "ot_lens/models/backend.py",
     "ot_lens/models/protocol.py",
     "ot_lens/models/hugging_face.py",
+    "ot_lens/models/in_force.py",
     "ot_lens/interventions.py",
     "transformer_lens/hook_points.py",
     "torch/utils/hooks.py",
