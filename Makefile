@@ -43,7 +43,7 @@ VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | 
 # An identifier below wants its reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo figures notebooks docs test test-tl3 test-lowest test-newest trust bench lint format \
+.PHONY: help demo figures notebooks docs test test-tl3 test-lowest test-newest trust mutation bench lint format \
     wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -79,6 +79,9 @@ test-newest: $(VENV_NEWEST) ## run the core's tests with the newest dependencies
 
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at their full size (an hour; figures in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --full tests/trust --junitxml runs/trust.xml $(ARGS)
+
+mutation: $(VENV) ## change the mathematics in every small way and see that a test fails (half an hour)
+	@.venv/bin/python tests/mutation.py $(ARGS)
 
 bench: $(VENV) ## measure speed and memory
 	@.venv/bin/python tests/benchmarks/bench.py $(ARGS)
