@@ -65,9 +65,10 @@ def _blocks(model: Any) -> None:
         pass
 
 
-def test_an_interrupt_at_any_step_of_entering_or_leaving_leaves_nothing(model, record_property):
+def test_an_interrupt_at_any_step_of_entering_or_leaving_leaves_nothing(model, full_size, record_property):
     """Once for every step of Python at which a signal can be handled."""
-    places, lost, held = interrupted_everywhere(lambda: _blocks(model), light_look(model), ON_TRIAL)
+    every = 1 if full_size else 5
+    places, lost, held = interrupted_everywhere(lambda: _blocks(model), light_look(model), ON_TRIAL, every)
     record_property("interrupted_places", places)
     assert places > 200
     assert lost == {}
@@ -115,9 +116,9 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
         lambda: otl.capture(model, contrast, layers=[1], edits={0: random_map()}, tokens="last"),
         lambda: next_token_sweep(model, ["w1"], [EDITS], lambda rows, own: rows[..., :2]),
     ]
-    for task in tasks if full_size else tasks[:1]:
+    for task in tasks:
         task()
-        _, lost, held = interrupted_everywhere(task, light_look(model), files)
+        _, lost, held = interrupted_everywhere(task, light_look(model), files, 1 if full_size else 23)
         assert lost == {}
         assert held <= {"call changes.py __exit__"}
 
@@ -125,7 +126,7 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
 def test_interrupts_at_random_moments_leave_nothing(model, full_size, record_property, monkeypatch):
     """Real signals, from a timer of the system, at moments drawn over a whole use of the model."""
     batch = checkpoints.one_batch(model, PROMPTS)
-    rounds, generator = 5_000 if full_size else 200, random.Random(0)
+    rounds, generator = 5_000 if full_size else 60, random.Random(0)
     before, look = state(model, batch), light_look(model)
     light = look()
     served = backend(model)
