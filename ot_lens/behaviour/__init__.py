@@ -10,7 +10,13 @@ from ot_lens.behaviour.completions import (
     load_completions,
     save_completions,
 )
-from ot_lens.behaviour.filtering import FILTERS, filter_by_behaviour
+from ot_lens.behaviour.filtering import (
+    FILTERS,
+    FilterPlan,
+    filter_by_behaviour,
+    plan_filter,
+    treated_as_labelled,
+)
 from ot_lens.behaviour.intervals import Estimate, mean, perplexity, rate
 from ot_lens.behaviour.judges import (
     Judge,
@@ -58,6 +64,7 @@ __all__ = [
     "ClassifierJudge",
     "CompletionStats",
     "Estimate",
+    "FilterPlan",
     "Judge",
     "JudgeError",
     "Judgement",
@@ -91,6 +98,7 @@ __all__ = [
     "paired_bootstrap",
     "perplexity",
     "phrase_list",
+    "plan_filter",
     "rate",
     "read_next_token",
     "refusal_score",
@@ -99,4 +107,5 @@ __all__ = [
     "save_completions",
     "score_from_logprobs",
     "text_loss",
+    "treated_as_labelled",
 ]

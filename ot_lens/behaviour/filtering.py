@@ -1,12 +1,9 @@
 """Prompts kept by the model's own behaviour: harmful ones that it refuses, harmless ones that it answers."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import Bool
 
 from ot_lens.behaviour.refusal import (
     PhraseList,
@@ -18,9 +15,12 @@ from ot_lens.behaviour.refusal import (
 )
 from ot_lens.errors import OtLensTypeError, PromptError, one_of
 from ot_lens.generation import complete
+from ot_lens.models import backend, batches
 from ot_lens.prompts import SPLITS, Contrast, ContrastSet, Prompt
 
 FILTERS = ("refusal_score", "answers")
+
+Batch = tuple[str, tuple[Prompt, ...]]
 
 
 def filter_by_behaviour(
@@ -63,6 +63,112 @@ def filter_by_behaviour(
         PromptError: If a choice is unknown, or no prompt of a class is left in a split.
         OtLensTypeError: If `prompts` is no whole set.
     """
+    plan = plan_filter(
+        model,
+        prompts,
+        by=by,
+        threshold=threshold,
+        splits=splits,
+        tokens=tokens,
+        phrases=phrases,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    batches = plan.batches(prompts)
+    return plan.keep(prompts, {name: treated_as_labelled(model, plan, b) for name, b in batches.items()})
+
+
+@dataclass(frozen=True)
+class FilterPlan:
+    """How prompts are filtered, and the batches in which a model is asked.
+
+    Attributes:
+        by: "refusal_score" or "answers".
+        threshold: Of the refusal score, in nats.
+        tokens: Refusal tokens of the score.
+        phrases: Phrases of a refusal in an answer.
+        max_new_tokens: Token budget of an answer.
+        groups: For each split and class the prompts of each batch, as indices.
+    """
+
+    by: str
+    threshold: float
+    tokens: tuple[int, ...]
+    phrases: PhraseList
+    max_new_tokens: int
+    groups: Mapping[tuple[str, str], Sequence[Sequence[int]]]
+
+    def batches(self, prompts: ContrastSet) -> dict[str, Batch]:
+        """Class and prompts of every batch, by name."""
+        return {
+            _batch_name(split, label, number): (
+                label,
+                tuple(dict(getattr(prompts, split))[label][i] for i in group),
+            )
+            for (split, label), groups in self.groups.items()
+            for number, group in enumerate(groups)
+        }
+
+    def keep(self, prompts: ContrastSet, right: Mapping[str, Sequence[bool]]) -> ContrastSet:
+        """The prompts that are treated as of their class, in order.
+
+        Args:
+            prompts: All splits.
+            right: Of each batch, whether the model treats its prompts as of their class.
+
+        Raises:
+            PromptError: If none is left of a class.
+        """
+        counts: list[dict[str, Any]] = []
+        kept = dict(prompts.splits)
+        for split in dict.fromkeys(split for split, _ in self.groups):
+            groups = {}
+            for label, group in getattr(prompts, split):
+                chosen = sorted(self._chosen(split, label, right))
+                groups[label] = tuple(group[index] for index in chosen)
+                _refuse_empty(groups[label], label, len(group), f"{prompts.name}: {split}", self.by)
+                counts.append({"split": split, "class": label, "n": len(group), "kept": len(chosen)})
+            kept[split] = Contrast(**groups)
+        past = list(prompts.provenance.get("filtered", []))
+        provenance = {**prompts.provenance, "filtered": [*past, {**self._record, "counts": counts}]}
+        return replace(
+            prompts, train=kept["train"], val=kept["val"], test=kept["test"], provenance=provenance
+        )
+
+    def _chosen(self, split: str, label: str, right: Mapping[str, Sequence[bool]]) -> list[int]:
+        return [
+            index
+            for number, group in enumerate(self.groups[split, label])
+            for index, kept in zip(group, right[_batch_name(split, label, number)], strict=True)
+            if kept
+        ]
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        if self.by == "refusal_score":
+            return {"by": self.by, "threshold": self.threshold, "tokens": list(self.tokens)}
+        named = f"{self.phrases.name} v{self.phrases.version}"
+        return {"by": self.by, "phrases": named, "max_new_tokens": self.max_new_tokens}
+
+
+def plan_filter(
+    model: Any,
+    prompts: ContrastSet,
+    *,
+    by: str = "refusal_score",
+    threshold: float = 0.0,
+    splits: Sequence[str] = ("train", "val"),
+    tokens: Sequence[str | int] | None = None,
+    phrases: str | Path | Sequence[str] | PhraseList | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = 64,
+) -> FilterPlan:
+    """What `filter_by_behaviour` asks of a model, batch by batch; its arguments.
+
+    Raises:
+        PromptError: If a choice is unknown.
+        OtLensTypeError: If `prompts` is no whole set.
+    """
     if not isinstance(prompts, ContrastSet):
         raise OtLensTypeError(
             f"filter_by_behaviour takes a ContrastSet, got {type(prompts).__name__}: it keeps the counts of "
@@ -71,19 +177,36 @@ def filter_by_behaviour(
     one_of("filter", by, FILTERS, PromptError)
     for split in splits:
         one_of("split", split, SPLITS, PromptError)
-    refused = _Refused(model, by, threshold, tokens, phrases, max_new_tokens, batch_size)
-    counts: list[dict[str, Any]] = []
-    kept = dict(prompts.splits)
-    for split in dict.fromkeys(splits):
-        groups = {label: refused.keep(group, label) for label, group in getattr(prompts, split)}
-        for label, group in getattr(prompts, split):
-            _refuse_empty(groups[label], label, len(group), f"{prompts.name}: {split}", by)
-            counts.append({"split": split, "class": label, "n": len(group), "kept": len(groups[label])})
-        kept[split] = Contrast(**groups)
-    record = {**refused.settings, "counts": counts}
-    past = list(prompts.provenance.get("filtered", []))
-    provenance = {**prompts.provenance, "filtered": [*past, record]}
-    return replace(prompts, train=kept["train"], val=kept["val"], test=kept["test"], provenance=provenance)
+    groups = {
+        (split, label): [batch.indices for batch in batches(backend(model), group, batch_size)]
+        if group
+        else []
+        for split in splits
+        for label, group in getattr(prompts, split)
+    }
+    return FilterPlan(
+        by,
+        threshold,
+        tuple(refusal_token_ids(model, tokens)) if by == "refusal_score" else (),
+        model_phrases(model) if phrases is None else phrase_list(phrases),
+        max_new_tokens,
+        groups,
+    )
+
+
+def treated_as_labelled(model: Any, plan: FilterPlan, batch: Batch) -> list[bool]:
+    """Whether a model refuses each of some harmful prompts, or answers each of some harmless ones."""
+    label, group = batch
+    if plan.by == "refusal_score":
+        scores = refusal_score(model, group, tokens=plan.tokens, batch_size=len(group))
+        right = scores > plan.threshold if label == "harmful" else scores < plan.threshold
+        return [bool(value) for value in right]
+    answers = complete(model, group, max_new_tokens=plan.max_new_tokens, batch_size=len(group))
+    return [bool(refused) == (label == "harmful") for refused in refuses(answers, plan.phrases)]
+
+
+def _batch_name(split: str, label: str, number: int) -> str:
+    return f"filter|{split}|{label}|{number}"
 
 
 def _refuse_empty(kept: Sequence[Prompt], label: str, n: int, where: str, by: str) -> None:
@@ -94,44 +217,3 @@ def _refuse_empty(kept: Sequence[Prompt], label: str, n: int, where: str, by: st
             f"{where}: the model {verb} none of {n} {label} prompts (by {by}): check model, chat template "
             f"and {cause}."
         )
-
-
-class _Refused:
-    """Which prompts a model refuses, by its next token or by its answers."""
-
-    def __init__(
-        self,
-        model: Any,
-        by: str,
-        threshold: float,
-        tokens: Sequence[str | int] | None,
-        phrases: str | Path | Sequence[str] | PhraseList | None,
-        max_new_tokens: int,
-        batch_size: int,
-    ) -> None:
-        self._model, self._batch_size = model, batch_size
-        self.settings: dict[str, Any] = {"by": by}
-        if by == "refusal_score":
-            self.settings |= {"threshold": threshold, "tokens": list(refusal_token_ids(model, tokens))}
-        else:
-            self._phrases = model_phrases(model) if phrases is None else phrase_list(phrases)
-            named = f"{self._phrases.name} v{self._phrases.version}"
-            self.settings |= {"phrases": named, "max_new_tokens": max_new_tokens}
-
-    def keep(self, group: Sequence[Prompt], label: str) -> tuple[Prompt, ...]:
-        """The prompts of a class that the model treats as of that class."""
-        right = self._right(group, label) if group else np.zeros(0, dtype=bool)
-        return tuple(prompt for prompt, kept in zip(group, right, strict=True) if kept)
-
-    def _right(self, group: Sequence[Prompt], label: str) -> Bool[np.ndarray, " prompt"]:
-        if self.settings["by"] == "refusal_score":
-            scores = refusal_score(
-                self._model, group, tokens=self.settings["tokens"], batch_size=self._batch_size
-            ).numpy()
-            threshold = self.settings["threshold"]
-            return scores > threshold if label == "harmful" else scores < threshold
-        answers = complete(
-            self._model, group, max_new_tokens=self.settings["max_new_tokens"], batch_size=self._batch_size
-        )
-        refused = np.array(refuses(answers, self._phrases), dtype=bool)
-        return refused if label == "harmful" else ~refused

@@ -15,7 +15,8 @@ from ot_lens.localization.controls import CONTROLS, controls, permuted, random_s
 from ot_lens.localization.localize import localize, panel_settings
 from ot_lens.localization.methods import RFA, Method, as_methods, fit_maps
 from ot_lens.localization.overview import overview
-from ot_lens.localization.plan import REVERSIBLE, SweepPlan, plan_sweep
+from ot_lens.localization.pieces import Compute
+from ot_lens.localization.plan import REVERSIBLE, SweepPlan, plan_by_pieces, plan_sweep, swept
 from ot_lens.localization.rows import COLUMNS, join
 from ot_lens.localization.search import SEARCHES, Found, confirmations, search
 from ot_lens.localization.sequential import fit_sequentially
@@ -47,6 +48,7 @@ __all__ = [
     "UNEDITED",
     "Baseline",
     "Candidate",
+    "Compute",
     "Found",
     "Measured",
     "Measuring",
@@ -70,12 +72,14 @@ __all__ = [
     "overview",
     "panel_settings",
     "permuted",
+    "plan_by_pieces",
     "plan_sweep",
     "random_subspace",
     "read_baseline",
     "search",
     "swapped",
     "sweep",
+    "swept",
     "unfinished",
     "units",
     "verdict",

@@ -10,8 +10,9 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.localization.candidates import INDUCE, SETS, Candidate, Maps, candidates, listed
 from ot_lens.localization.controls import CONTROLS, REFERENCES, controls, swapped
 from ot_lens.localization.methods import Method, fit_maps
-from ot_lens.localization.search import confirmations, search
-from ot_lens.localization.sequential import fit_sequentially
+from ot_lens.localization.pieces import Compute, here
+from ot_lens.localization.search import confirmations, search_by_pieces
+from ot_lens.localization.sequential import sequential_by_pieces
 from ot_lens.models import backend
 from ot_lens.prompts import ContrastSet
 
@@ -91,17 +92,71 @@ def plan_sweep(
         FitError: If a fit fails.
         HookError: If a choice of the plan is unknown.
     """
-    n_layers = backend(model).n_layers
-    swept = [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
-    maps = fit_maps(acts, swept, layers=layers, position=position)
+    maps = fit_maps(acts, swept(methods, plan), layers=layers, position=position)
+    found = plan_by_pieces(
+        here(model),
+        backend(model).n_layers,
+        prompts,
+        acts,
+        maps,
+        methods,
+        settings,
+        plan,
+        position=position,
+        hook=hook,
+        tokens=tokens,
+    )
+    return found, maps
+
+
+def swept(methods: Sequence[Method], plan: SweepPlan) -> list[Method]:
+    """The methods asked for, and the references of controls."""
+    return [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
+
+
+def plan_by_pieces(
+    compute: Compute,
+    n_layers: int,
+    prompts: ContrastSet,
+    acts: Activations,
+    maps: Maps,
+    methods: Sequence[Method],
+    settings: PanelSettings,
+    plan: SweepPlan,
+    *,
+    position: int,
+    hook: str,
+    tokens: str,
+) -> list[Candidate]:
+    """Candidates of a plan; see `plan_sweep`. Only its pieces need the model.
+
+    Args:
+        compute: Computes the pieces.
+        n_layers: Layers of the model.
+        prompts: All splits.
+        acts: Activations of the training prompts.
+        maps: Map of every swept method at every layer.
+        methods: The methods asked for.
+        settings: The panel.
+        plan: What is tried.
+        position: Token position of the fits.
+        hook: Hook point.
+        tokens: Token scope.
+
+    Raises:
+        FitError: If a fit fails.
+        HookError: If a choice of the plan is unknown.
+    """
+    layers = list(next(iter(maps.values())))
     generates = plan.answers == "all"
     found = candidates(maps, n_layers, plan.sets, plan.strengths, generates=generates)
     several = [s for s in plan.sets if s != "single"]
     if "sequential" in plan.fitting and several and len(layers) > 1:
-        later = fit_sequentially(
-            model,
+        later = sequential_by_pieces(
+            compute,
             prompts.train,
-            swept,
+            acts,
+            list(maps),
             layers=layers,
             position=position,
             hook=hook,
@@ -113,14 +168,15 @@ def plan_sweep(
             later, n_layers, ["all"], plan.strengths, fitting="sequential", generates=generates
         )
     if plan.sufficiency:
-        reversible = [m for m in swept if m.name in REVERSIBLE]
+        reversible = [m for m in maps if m.name in REVERSIBLE]
         back = fit_maps(swapped(acts), reversible, layers=layers, position=position)
         found += candidates(back, n_layers, ["single"], plan.strengths, transport=INDUCE, generates=generates)
     real = {method: maps[method] for method in methods}
     found += listed(real, n_layers, plan.layer_sets, plan.strengths)
     if plan.search_size:
-        best = search(
-            model,
+        best = search_by_pieces(
+            compute,
+            n_layers,
             prompts.val.harmful,
             real,
             settings,
@@ -143,4 +199,4 @@ def plan_sweep(
             both_ways=REVERSIBLE if plan.sufficiency else (),
             seed=settings.seed,
         )
-    return found, maps
+    return found

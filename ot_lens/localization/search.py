@@ -1,14 +1,15 @@
 """A budgeted search for the best set of m layers: chosen on validation prompts, reported on test prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.behaviour import PanelSettings, next_token_logprobs, next_token_values
 from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import Edits, intervene
-from ot_lens.localization.candidates import SEARCHED, Candidate, Maps, edits_at
+from ot_lens.localization.candidates import SEARCHED, Candidate, Maps, edits_at, layers_label
 from ot_lens.localization.methods import RFA, Method
+from ot_lens.localization.pieces import Compute, here
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass import SinglePassError, next_token_sweep, why_not
@@ -16,6 +17,8 @@ from ot_lens.transport import AffineMap
 
 MOST_LAYERS = 4
 SEARCHES = ("greedy", "beam")
+
+Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Found:
     """
 
     method: Method
-    layers: tuple[int, ...]
+    layers: Layers
     score: float
     tried: int
 
@@ -69,25 +72,76 @@ def search(
     Raises:
         HookError: If the size, kind or width is out of range.
     """
+    return search_by_pieces(
+        here(model),
+        backend(model).n_layers,
+        validation,
+        maps,
+        settings,
+        size=size,
+        kind=kind,
+        width=width,
+        each_size=each_size,
+        tokens=tokens,
+        hook=hook,
+    )
+
+
+def search_by_pieces(
+    compute: Compute,
+    n_layers: int,
+    validation: Sequence[Prompt],
+    maps: Maps,
+    settings: PanelSettings,
+    *,
+    size: int,
+    kind: str,
+    width: int = 4,
+    each_size: bool = False,
+    tokens: str = "all",
+    hook: str = "resid_pre",
+) -> list[Found]:
+    """See `search`. A piece is one round of one method, or one set where the model cannot be walked.
+
+    Args:
+        compute: Computes the pieces.
+        n_layers: Layers of the model.
+        validation: Harmful validation prompts.
+        maps: Maps of each method by layer.
+        settings: The panel.
+        size: Most layers.
+        kind: "greedy" or "beam".
+        width: Sets kept a round by "beam".
+        each_size: Find the best set of each size.
+        tokens: Token scope.
+        hook: Hook point.
+
+    Raises:
+        HookError: If the size, kind or width is out of range.
+    """
     one_of("search", kind, SEARCHES, HookError)
     if not 1 <= size <= MOST_LAYERS:
         raise HookError(f"search size = {size}: choose 1 to {MOST_LAYERS} layers.")
     if width < 1:
         raise HookError(f"beam width = {width}: keep at least one set a round.")
     keep = 1 if kind == "greedy" else width
-
-    n_layers = backend(model).n_layers
-
-    def score(edits: Sequence[Edits]) -> list[float]:
-        return _scores(model, validation, edits, settings, tokens, hook)
-
-    found = []
-    for method, by_layer in maps.items():
-        if method.name != RFA or each_size:
-            most = 1 if method.name == RFA else size
-            scored = _search_one(score, method, by_layer, n_layers, most, keep)
-            found += _best(method, scored, each_size=each_size)
-    return found
+    scored: dict[Method, dict[Layers, float]] = {m: {} for m in maps if m.name != RFA or each_size}
+    beams: dict[Method, list[Layers]] = {method: [()] for method in scored}
+    for number in range(size):
+        new = {
+            method: _grown(beams[method], maps[method], scored[method])
+            for method in scored
+            if number == 0 or method.name != RFA
+        }
+        edits = {
+            method: {layers: edits_at(method, maps[method], layers, n_layers) for layers in sets}
+            for method, sets in new.items()
+            if sets
+        }
+        for method, scores in _scored(compute, edits, validation, settings, tokens, hook).items():
+            scored[method] |= scores
+            beams[method] = sorted(scores, key=lambda layers: (scores[layers], layers))[:keep]
+    return [best for m, scores in scored.items() for best in _best(m, scores, each_size=each_size)]
 
 
 def confirmations(found: Sequence[Found], maps: Maps, n_layers: int) -> list[Candidate]:
@@ -106,30 +160,41 @@ def confirmations(found: Sequence[Found], maps: Maps, n_layers: int) -> list[Can
     ]
 
 
-def _search_one(
-    score: Callable[[Sequence[Edits]], list[float]],
-    method: Method,
-    by_layer: Mapping[int, AffineMap],
-    n_layers: int,
-    size: int,
-    keep: int,
-) -> dict[tuple[int, ...], float]:
-    """Mean refusal score under every set of layers that was tried."""
-    scored: dict[tuple[int, ...], float] = {}
-    beam: list[tuple[int, ...]] = [()]
-    for _ in range(size):
-        grown = {tuple(sorted((*s, layer))) for s in beam for layer in by_layer if layer not in s}
-        new = sorted(grown - set(scored))
-        if not new:
-            break
-        edits = [edits_at(method, by_layer, layers, n_layers) for layers in new]
-        scored |= dict(zip(new, score(edits), strict=True))
-        beam = sorted(new, key=lambda layers: (scored[layers], layers))[:keep]
-    return scored
+def _grown(
+    beam: Sequence[Layers], by_layer: Mapping[int, AffineMap], scored: Mapping[Layers, float]
+) -> list[Layers]:
+    """Sets of one layer more that were not tried."""
+    grown = {tuple(sorted((*layers, layer))) for layers in beam for layer in by_layer if layer not in layers}
+    return sorted(grown - set(scored))
 
 
-def _best(method: Method, scored: Mapping[tuple[int, ...], float], *, each_size: bool) -> list[Found]:
-    groups: dict[int, list[tuple[int, ...]]] = {}
+def _scored(
+    compute: Compute, asked: Mapping[Method, Mapping[Layers, Edits]], *given: Any
+) -> dict[Method, dict[Layers, float]]:
+    """Mean refusal score under each edit."""
+    rounds = {method: _name("walk", method, edits) for method, edits in asked.items()}
+    walked = compute(walked_scores, {rounds[m]: list(edits.values()) for m, edits in asked.items()}, *given)
+    left = {
+        _name("hooks", method, [layers]): edit
+        for method, edits in asked.items()
+        if not walked[rounds[method]]
+        for layers, edit in edits.items()
+    }
+    hooked = compute(hooked_score, left, *given)
+    return {
+        method: dict(zip(edits, walked[rounds[method]], strict=True))
+        if walked[rounds[method]]
+        else {layers: hooked[_name("hooks", method, [layers])][0] for layers in edits}
+        for method, edits in asked.items()
+    }
+
+
+def _name(how: str, method: Method, sets: Iterable[Layers]) -> str:
+    return "|".join(["search", how, method.label, *map(layers_label, sets)])
+
+
+def _best(method: Method, scored: Mapping[Layers, float], *, each_size: bool) -> list[Found]:
+    groups: dict[int, list[Layers]] = {}
     for layers in scored:
         groups.setdefault(len(layers) if each_size else 0, []).append(layers)
     best = [min(sets, key=lambda layers: (scored[layers], len(layers), layers)) for sets in groups.values()]
@@ -139,31 +204,36 @@ def _best(method: Method, scored: Mapping[tuple[int, ...], float], *, each_size:
     ]
 
 
-def _scores(
+def walked_scores(
     model: Any,
     prompts: Sequence[Prompt],
-    edits: Sequence[Edits],
     settings: PanelSettings,
     tokens: str,
     hook: str,
+    edits: Sequence[Edits],
 ) -> list[float]:
-    """Mean refusal score under each edit, in one walk where the model allows it."""
-    options: dict[str, Any] = {"tokens": tokens, "hook": hook, "batch_size": settings.batch_size}
+    """Mean refusal score under each edit, in one walk; none where the model cannot be walked."""
+    if any(why_not(model, edit, hook) is not None for edit in edits[:1]):
+        return []
     try:
-        if all(why_not(model, edit, hook) is None for edit in edits[:1]):
-            values = next_token_sweep(
-                model,
-                prompts,
-                edits,
-                lambda rows, own: next_token_values(rows.log_softmax(-1), own.log_softmax(-1), settings),
-                **options,
-            )
-            return [float(mean) for mean in values[..., 0].mean(dim=1)]
+        values = next_token_sweep(
+            model,
+            prompts,
+            edits,
+            lambda rows, own: next_token_values(rows.log_softmax(-1), own.log_softmax(-1), settings),
+            tokens=tokens,
+            hook=hook,
+            batch_size=settings.batch_size,
+        )
     except SinglePassError:
-        pass
-    scores = []
-    for edit in edits:
-        with intervene(model, edit, tokens, hook=hook):
-            logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
-        scores.append(float(next_token_values(logprobs, logprobs, settings)[..., 0].mean()))
-    return scores
+        return []
+    return [float(mean) for mean in values[..., 0].mean(dim=1)]
+
+
+def hooked_score(
+    model: Any, prompts: Sequence[Prompt], settings: PanelSettings, tokens: str, hook: str, edits: Edits
+) -> list[float]:
+    """Mean refusal score under one edit."""
+    with intervene(model, edits, tokens, hook=hook):
+        logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
+    return [float(next_token_values(logprobs, logprobs, settings)[..., 0].mean())]

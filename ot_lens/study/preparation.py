@@ -22,12 +22,14 @@ class Prepared:
 
     Attributes:
         layers: The layers swept.
+        n_layers: Layers of the model.
         settings: The panel.
         record: What the manifest says of the model.
         measuring: What it says of how refusals are told, and of the device.
     """
 
     layers: tuple[int, ...]
+    n_layers: int
     settings: PanelSettings
     record: dict[str, Any]
     measuring: dict[str, Any]
@@ -45,7 +47,8 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     Raises:
         OtLensError: If it does not.
     """
-    layers = resolve_layers(config.layers, backend(model).n_layers)
+    n_layers = backend(model).n_layers
+    layers = resolve_layers(config.layers, n_layers)
     settings = panel_settings(
         model,
         config.measures,
@@ -62,7 +65,7 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     check_study(config, model, prompts, layers)
     if settings.judge is not None:
         settings.judge.make_ready(backend(model).model, swap=settings.swap)
-    return Prepared(layers, settings, model_record(model), _measured_by(model, settings))
+    return Prepared(layers, n_layers, settings, model_record(model), _measured_by(model, settings))
 
 
 def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
@@ -88,15 +91,18 @@ def filtered(model: Any, config: StudyConfig, prompts: ContrastSet) -> ContrastS
     Raises:
         PromptError: If none is left of a class.
     """
-    return filter_by_behaviour(
-        model,
-        prompts,
-        by=config.filter,
-        tokens=config.refusal_tokens,
-        phrases=config.phrases,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
+    return filter_by_behaviour(model, prompts, **filter_options(config))
+
+
+def filter_options(config: StudyConfig) -> dict[str, Any]:
+    """How a configuration has prompts filtered, as `filter_by_behaviour` takes it."""
+    return {
+        "by": config.filter,
+        "tokens": config.refusal_tokens,
+        "phrases": config.phrases,
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.batch_size,
+    }
 
 
 def parameter_bytes(config: StudyConfig) -> int:

@@ -20,9 +20,9 @@ from ot_lens.study.findings import findings, summarise
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.paper_table import write_paper_table
 from ot_lens.study.pins import file_hashes
-from ot_lens.study.preparation import Prepared, filtered, parameter_bytes, prepare
+from ot_lens.study.preparation import Prepared, parameter_bytes, prepare
 from ot_lens.study.stage import Stage, silent
-from ot_lens.study.sweeping import capture_split, plan_into, sweep_into
+from ot_lens.study.sweeping import FILTERED, capture_split, filter_into, plan_into, sweep_into
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +78,13 @@ def run_study(
             size = parameter_bytes(config) if engine == "ray" else 0
             with open_engine(engine, config.loading(), address=address, parameter_bytes=size) as workers:
                 ready = workers.call(prepare, config, prompts, path)
-                if config.filter != "off":
-                    prompts = workers.call(filtered, config, prompts)
                 folder = _hold(path, config, resume, holding)
+                if config.filter != "off":
+                    prompts = filter_into(folder, workers, prompts, config)
                 _measure(folder, workers, prompts, methods, ready, config, stage)
         else:
             folder = _hold(path, config, resume, holding)
+        folder.drop(FILTERED)
         _draw(folder, config, stage)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)

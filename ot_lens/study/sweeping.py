@@ -1,11 +1,10 @@
-"""The stages of a study that run the model: capture, fit, sweep."""
+"""The stages of a study that run the model: filter, capture, fit, sweep."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from ot_lens.activations import Activations, ActivationStore, captured, plan_shards
-from ot_lens.behaviour import PanelSettings
+from ot_lens.behaviour import PanelSettings, plan_filter, treated_as_labelled
 from ot_lens.engines import Engine
 from ot_lens.localization import (
     UNEDITED,
@@ -13,22 +12,41 @@ from ot_lens.localization import (
     Measured,
     Measuring,
     Method,
+    fit_maps,
     join,
     measure_units,
     measured_unedited,
-    plan_sweep,
+    plan_by_pieces,
     read_baseline,
+    swept,
     unfinished,
 )
-from ot_lens.prompts import CLASSES, Contrast, ContrastSet
+from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.preparation import Prepared
+from ot_lens.study.kept import KeptPieces
+from ot_lens.study.preparation import Prepared, filter_options
 from ot_lens.study.stage import Stage
 from ot_lens.transport import AffineMap
 
+# Folder of which prompts a filter keeps, which is asked again as long as the model is needed.
+FILTERED = "filtered"
+# Folder of what is kept until the sweep is joined, and therein of what its plan asked of the model.
+PARTS = "parts"
+PLANNED = f"{PARTS}/planned"
 Maps = Mapping[Method, Mapping[int, AffineMap]]
+
+
+def filter_into(folder: RunFolder, engine: Engine, prompts: ContrastSet, config: StudyConfig) -> ContrastSet:
+    """Training and validation prompts that the unedited model treats as of their class, as configured.
+
+    Raises:
+        PromptError: If none is left of a class.
+    """
+    plan = engine.call(plan_filter, prompts, **filter_options(config))
+    kept = KeptPieces(folder, engine, FILTERED)
+    return plan.keep(prompts, kept(treated_as_labelled, plan.batches(prompts), plan))
 
 
 def capture_split(
@@ -73,28 +91,28 @@ def plan_into(
     config: StudyConfig,
     stage: Stage,
 ) -> tuple[list[Candidate], Maps]:
-    """Fit the maps and write them; returns what is to be measured, and the maps."""
+    """Fit the maps and write them; returns what is to be measured, nothing once it was, and the maps."""
+    plan = sweep_plan(config)
     with stage("maps and candidates", 1) as step:
-        found, maps = engine.call(
-            plan_sweep,
-            prompts,
-            acts if engine.in_process else _in_memory(acts),
-            methods,
-            ready.layers,
-            ready.settings,
-            sweep_plan(config),
-            position=config.position,
-            hook=config.hook,
-            tokens=config.tokens,
-        )
+        maps = fit_maps(acts, swept(methods, plan), layers=ready.layers, position=config.position)
         save_maps(folder, maps)
+        found = []
+        if not folder.has_table("localisation"):
+            found = plan_by_pieces(
+                KeptPieces(folder, engine, PLANNED),
+                ready.n_layers,
+                prompts,
+                acts,
+                maps,
+                methods,
+                ready.settings,
+                plan,
+                position=config.position,
+                hook=config.hook,
+                tokens=config.tokens,
+            )
         step(1)
     return found, maps
-
-
-def _in_memory(acts: Activations) -> Activations:
-    """A copy that stands for no file of this machine."""
-    return replace(acts, data={label: acts.data[label] for label in CLASSES})
 
 
 def save_maps(folder: RunFolder, maps: Maps) -> None:
@@ -120,10 +138,10 @@ def sweep_into(
 ) -> None:
     """Measure what was not measured before, and join the parts."""
     if folder.has_table("localisation"):
-        folder.drop("parts")
+        folder.drop(PARTS)
         return
     keys = [UNEDITED, *(candidate.key for candidate in found)]
-    names = {key: f"parts/{hashlib.sha256(key.encode()).hexdigest()[:20]}" for key in keys}
+    names = {key: f"{PARTS}/{hashlib.sha256(key.encode()).hexdigest()[:20]}" for key in keys}
     done = frozenset(key for key in keys if folder.has_table(names[key]))
     how = Measuring(settings, config.tokens, config.hook, config.engine)
     with stage("sweep over layers and methods", len(keys)) as step:
@@ -135,7 +153,7 @@ def sweep_into(
             step(1)
     # Parts are joined in the order of the candidates, so that a resumed run ends with the same bytes.
     folder.write_table("localisation", join([folder.read_table(names[key]) for key in keys]))
-    folder.drop("parts")
+    folder.drop(PARTS)
 
 
 def _measured(
