@@ -209,7 +209,7 @@ def test_any_order_of_use_leaves_what_was_there(folder, hooks, full_size, record
     for one in pair.values():
         evaluated(one, checkpoints.one_batch(one, PROMPTS))
     machine = type("Machine", (Machine,), pair)
-    examples, steps = (300, 40) if full_size else (2, 10)
+    examples, steps = (100, 30) if full_size else (2, 10)
     record_property("runs", f"{examples} of {steps} steps")
     chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True)
     run_state_machine_as_test(machine, settings=chosen)
