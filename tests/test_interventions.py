@@ -206,18 +206,18 @@ LEFT_PADDED = RIGHT_PADDED.flip(1)
 
 @pytest.fixture
 def in_two_calls(folder):
-    """Logits of a prompt of six columns in one call, and in two of three."""
+    """Logits of a prompt of six columns in one call, and in two with a border at column 3 or another."""
     model = otl.load_model(folder)
     forward, ids = model.hf_model, torch.tensor([[1, 15, 16, 17, 18, 19]]).repeat(4, 1)
 
-    def read(mask: torch.Tensor, tokens: str, first_mask: torch.Tensor | None = None, **options: int):
+    def read(mask: torch.Tensor, tokens: str, first_mask=None, border: int = 3, **options: int):
         mask = mask.long()
         with otl.intervene(model, {0: random_map(1), 2: random_map(2)}, tokens, **options), torch.no_grad():
             whole = forward(input_ids=ids, attention_mask=mask).logits
-            known = mask[:, :3] if first_mask is None else first_mask.long()
-            first = forward(input_ids=ids[:, :3], attention_mask=known, use_cache=True)
+            known = mask[:, :border] if first_mask is None else first_mask.long()
+            first = forward(input_ids=ids[:, :border], attention_mask=known, use_cache=True)
             past = first.past_key_values
-            second = forward(input_ids=ids[:, 3:], attention_mask=mask, past_key_values=past).logits
+            second = forward(input_ids=ids[:, border:], attention_mask=mask, past_key_values=past).logits
         return whole[mask.bool()], torch.cat([first.logits, second], dim=1)[mask.bool()]
 
     return read
@@ -233,12 +233,17 @@ def test_a_prompt_read_in_two_calls_is_edited_as_in_one(in_two_calls, tokens):
 @pytest.mark.parametrize("tokens", TOKEN_SCOPES)
 def test_a_mask_of_the_whole_prompt_tells_where_its_rows_end(in_two_calls, tokens):
     """Rows that end in the first call, at the second's first column, and at its last."""
-    whole, found = in_two_calls(RIGHT_PADDED, tokens, first_mask=RIGHT_PADDED, prompt_length=6)
-    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+    for border in (2, 3, 4):
+        whole, found = in_two_calls(RIGHT_PADDED, tokens, RIGHT_PADDED, border, prompt_length=6)
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_that_ended_before_its_end_was_known_is_refused(in_two_calls):
-    with pytest.raises(HookError, match="pad on the left, hand each call the mask of the whole prompt"):
+    message = (
+        "^the last real token of a prompt was read by an earlier call, whose mask ended too soon to tell: "
+        "pad on the left, hand each call the mask of the whole prompt, or read it in one call.$"
+    )
+    with pytest.raises(HookError, match=message):
         in_two_calls(RIGHT_PADDED, "last", prompt_length=6)
     ends_later = RIGHT_PADDED[[2, 2, 3, 3]]  # none in the first call
     whole, found = in_two_calls(ends_later, "last", prompt_length=6)
