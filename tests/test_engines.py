@@ -289,6 +289,8 @@ def config(tmp_path_factory: pytest.TempPathFactory):
             "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 2}],
             "sets": ["single", "pair", "all"],
             "fitting": ["independent", "sequential"],
+            "search_size": 2,
+            "filter": "refusal_score",
             "max_new_tokens": 6,
             "control_draws": 2,
             "sufficiency": False,

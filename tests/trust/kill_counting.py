@@ -8,9 +8,11 @@ from unittest.mock import patch
 
 from ot_lens.activations import shards
 from ot_lens.localization import walking
+from ot_lens.study import kept
 
 # The package gives the name to the function.
 sweep = importlib.import_module("ot_lens.localization.sweep")
+named = kept._named
 
 
 def note(log: str, line: str) -> None:
@@ -44,6 +46,13 @@ def measure_units(log: str, *arguments: Any) -> Iterator[Any]:
         patch.object(walking, "next_token_sweep", noted_walk),
     ):
         yield from sweep.measure_units(*arguments)
+
+
+def pieces(log: str, model: Any, function: Any, arguments: Any, found: Any) -> Iterator[Any]:
+    """In place of `ot_lens.study.kept._named`: notes each piece of a filter, sequential fit or search."""
+    for piece in found:
+        note(log, f"{piece[0].partition('|')[0]} {piece[0]}")
+        yield from named(model, function, arguments, [piece])
 
 
 def called(log: str, name: str, function: Any, *arguments: Any, **options: Any) -> Any:

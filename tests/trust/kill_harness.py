@@ -16,6 +16,8 @@ import yaml
 import ot_lens as otl
 from ot_lens.files import LOCK, temporaries
 
+# Folders of what is kept until something is made of all of it.
+JOINED = ("parts", "edited", "filtered")
 ROOT = Path(__file__).resolve().parents[2]
 # One thread: a fork has no other threads, and last digits depend on their number.
 ALONE = {
@@ -73,6 +75,7 @@ def write_study(folder: Path, n: int = 8, **changes: Any) -> Path:
         "controls": [],
         "sufficiency": False,
         "search_size": 2,
+        "filter": "refusal_score",
         "max_new_tokens": 4,
         "batch_size": 4,
         "keep_completions": True,
@@ -94,9 +97,7 @@ def left_over(run: Path) -> list[str]:
     """Temporary files, locks and parts, of which a finished run has none."""
     folders = [run, *(path for path in run.rglob("*") if path.is_dir())]
     found = [path for folder in folders for path in temporaries(folder)]
-    found += [
-        path for folder in folders for path in folder.iterdir() if path.name in (LOCK, "parts", "edited")
-    ]
+    found += [path for folder in folders for path in folder.iterdir() if path.name in (LOCK, *JOINED)]
     return sorted(str(path.relative_to(run)) for path in found)
 
 

@@ -27,7 +27,7 @@ from ot_lens import cli
 from ot_lens.engines.ray_address import LOCAL_SETTINGS
 from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
-from ot_lens.study import diagnostics, sweeping
+from ot_lens.study import diagnostics, kept, sweeping
 from ot_lens.study import run as study_run
 from tests.trust import kill_counting
 from tests.trust.kill_counting import note
@@ -43,6 +43,7 @@ LATER = (
 # Stages in order, and the functions that they begin with.
 STAGES = {
     "load": "open_engine",
+    "filter": "filter_into",
     "capture": "capture_split",
     "fit": "plan_into",
     "sweep": "sweep_into",
@@ -218,7 +219,8 @@ def _instrument(request: dict[str, Any], writer: int) -> None:
         setattr(study_run, name, partial(begin, stage, getattr(study_run, name)))
     for name in ("captured", "measure_units"):
         setattr(sweeping, name, partial(getattr(kill_counting, name), log))
-    for module, name in ((sweeping, "read_baseline"), (sweeping, "plan_sweep"), (diagnostics, "capture")):
+    kept._named = partial(kill_counting.pieces, log)
+    for module, name in ((sweeping, "read_baseline"), (diagnostics, "capture")):
         setattr(module, name, partial(kill_counting.called, log, name, getattr(module, name)))
     for module in (gallery, report_figures):
         module.GALLERY = tuple(
