@@ -143,10 +143,8 @@ class _Scope(threading.local):
         self._is_known = announced is not None or call.past == 0
         if announced is not None:
             self._width = announced
-        elif call.past > 0:
-            self._width = call.past if self._width is None else self._width
         elif not self._continues(call):
-            self._width = new
+            self._width = new  # of a call with a cache: one token, beyond that width, so the answer's
         self._past, self._mask = call.past, call.mask
         self._found = {}
         self._unseen = self._unseen and call.past > 0

@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import ot_lens as otl
 from ot_lens.errors import ActivationError, HookError
 from ot_lens.interventions import TOKEN_SCOPES, everywhere
-from ot_lens.models import backend, evaluating
+from ot_lens.models import backend, evaluating, prompt_width
 from ot_lens.transport import AffineMap
 from tests import checkpoints
 
@@ -268,6 +269,36 @@ def test_generate_with_a_prefill_in_chunks_is_edited_as_without(model, batch, to
         expected = inner.generate(**asked)
         for size in (2, width - 1):
             assert torch.equal(inner.generate(**asked, prefill_chunk_size=size), expected)
+
+
+@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
+def test_an_announced_width_is_the_prompt_s_unless_a_length_is_given(model, tokens):
+    ids = torch.tensor([[1, 15, 16, 17, 18, 19]])
+    found = []
+    for given, announced in ((None, 3), (3, 5), (3, None)):
+        with otl.intervene(model, {1: random_map()}, tokens, prompt_length=given), ExitStack() as stack:
+            if announced is not None:
+                stack.enter_context(prompt_width(announced))
+            with evaluating(model):
+                found.append(backend(model).logits(ids, torch.ones_like(ids)))
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_cache_made_outside_is_the_prompt_of_what_is_added_to_it(model):
+    """And is so after a longer prompt that was read inside."""
+    forward, ids = backend(model).hf_model, torch.tensor([[1, 15, 16]])
+    for length in (1, 2):
+        with torch.no_grad():
+            caches = [forward(input_ids=ids[:, :length], use_cache=True).past_key_values for _ in range(5)]
+            step = {"input_ids": ids[:, length : length + 1]}
+            plain = forward(**step, past_key_values=caches.pop()).logits
+            with otl.intervene(model, {1: random_map()}):
+                edited = forward(**step, past_key_values=caches.pop()).logits
+            for tokens, expected in (("prompt", plain), ("last", plain), ("generated", edited)):
+                with otl.intervene(model, {1: random_map()}, tokens):
+                    forward(input_ids=torch.tensor([[1, 15, 16, 17, 18, 19]]))
+                    assert torch.equal(forward(**step, past_key_values=caches.pop()).logits, expected)
 
 
 def test_a_new_prompt_of_one_token_more_is_not_a_continuation(model):
