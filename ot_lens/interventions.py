@@ -147,7 +147,6 @@ class _Scope(threading.local):
             self._width = new  # of a call with a cache: one token, beyond that width, so the answer's
         self._past, self._mask = call.past, call.mask
         self._found = {}
-        self._unseen = self._unseen and call.past > 0
         # The caller may write into its tensor between steps, so what was seen is kept as a copy.
         self._before = call.tokens.clone() if call.tokens is not None and call.past == 0 else None
 
@@ -198,14 +197,14 @@ class _Scope(threading.local):
 
     def _last(self, x: Float[Tensor, "batch new d"]) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
         width = x.shape[1] if self._width is None else self._width
+        # What a mask does not reach is read later: real tokens, unless a longer mask gainsays it then.
         column = torch.full((x.shape[0],), width - 1, device=x.device)
-        if self._mask is not None and self._mask.ndim == 2:
+        reaches = self._mask is not None and self._mask.ndim == 2 and self._mask.shape[1] >= width
+        if self._mask is not None and reaches:
             real = self._mask[:, :width].to(x.device).bool()
-            # What a mask does not reach is read later: real tokens, unless a longer mask gainsays it then.
-            if real.shape[1] == width:
-                column = width - 1 - real.flip(1).int().argmax(1)
-                self._check_seen(column)
-            self._unseen = real.shape[1] < width
+            column = width - 1 - real.flip(1).int().argmax(1)
+            self._check_seen(column)
+        self._unseen = not reaches
         column = column - self._past
         inside = (column >= 0) & (column < x.shape[1])
         return column.clamp(0, x.shape[1] - 1), inside

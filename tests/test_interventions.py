@@ -244,8 +244,9 @@ def test_a_row_that_ended_before_its_end_was_known_is_refused(in_two_calls):
         "^the last real token of a prompt was read by an earlier call, whose mask ended too soon to tell: "
         "pad on the left, hand each call the mask of the whole prompt, or read it in one call.$"
     )
-    with pytest.raises(HookError, match=message):
-        in_two_calls(RIGHT_PADDED, "last", prompt_length=6)
+    for known in (None, RIGHT_PADDED[:, :5]):
+        with pytest.raises(HookError, match=message):
+            in_two_calls(RIGHT_PADDED, "last", known, prompt_length=6)
     ends_later = RIGHT_PADDED[[2, 2, 3, 3]]  # none in the first call
     whole, found = in_two_calls(ends_later, "last", prompt_length=6)
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
