@@ -511,8 +511,8 @@ def test_a_block_run_by_itself_is_refused_where_its_positions_are_unknown(folder
                 decoder(tokens)
             assert str(refusal.value) == (
                 "scope 'last' must see a forward call from its start, and a block was called by itself, from "
-                "another thread, or in a graph that was compiled before: call the model itself, compile it by "
-                "`model.forward = torch.compile(model.forward)`, or use scope 'all'."
+                "another thread, or in a graph that was compiled before: call the model itself, compile it "
+                "by `model.forward = torch.compile(model.forward)`, or use scope 'all'."
             )
             model(tokens)
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "all"), torch.no_grad():
