@@ -125,7 +125,7 @@ def _estimate(resampled: Resampled, least: float) -> Estimate:
     """Its 95 % interval; where too many resamples have no spread, Student's t stands in for them.
 
     One prompt far from all others is missing from a third of the resamples, which then scatter by next to
-    nothing: an end is no further than Cantelli's inequality puts it for any distribution, 6.2 standard errors.
+    nothing: no end is further than Cantelli's inequality puts it for any distribution, 6.2 standard errors.
     """
     value, error, n = resampled.value, resampled.error, resampled.n
     if error == 0:

@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import FitError
 from ot_lens.geometry.comparison import Places
-from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, about_own_means
+from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed
+from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes
 from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import mapped
 from ot_lens.samples import LayerSamples, resolve_position
@@ -32,8 +32,8 @@ def class_angles(
     """Principal angles between the top-k principal subspaces of the two classes, layer by layer.
 
     Subspaces of two samples of one covariance differ too: the null says by how much. It permutes labels of
-    samples about their own class's mean (Anderson 2006), because classes of one covariance and two means
-    would otherwise be mixtures, whose leading component is the difference in means.
+    contrasts within the classes (see `DrawnShapes`), because classes of one covariance and two means would
+    otherwise be mixtures, whose leading component is the difference in means.
 
     Args:
         acts: activations of both classes.
@@ -59,10 +59,10 @@ def class_angles(
         places = Places.of(acts, [(layer, at)])
         _check_k(k, min(places.sizes))
         labels = observed(*places.sizes, seed)
-        centred = about_own_means(places.Z[0], places.sizes[0])
-        gram = centred @ centred.T
+        gram = places.Z[0] @ places.Z[0].T
         value = _between_classes(gram, labels, k)[0]
-        null = _between_classes(gram, relabellings(labels, permutations, seed), k) if permutations else None
+        shapes = DrawnShapes.relabelled(gram, places.sizes, permutations, seed) if permutations else None
+        null = None if shapes is None else torch.cat(mapped(lambda s: _between_shapes(s, k), shapes.chunks()))
         drawn = _between_classes(gram, bootstraps(labels, bootstrap, seed), k) if bootstrap else None
         place = {"layer": layer, "position": at}
         rows += _rows(place, value, null, drawn, sum(places.sizes))
@@ -126,12 +126,20 @@ def _check_k(k: int, n: int) -> None:
 
 def _basis(gram: Float64[Tensor, "N N"], draws: Draws, label: str, k: int) -> Float64[Tensor, "R N k"]:
     """W such that Z^T W is orthonormal and spans the top-k components of a class of samples Z."""
-    values, vectors = torch.linalg.eigh(DrawnClasses.of(gram, draws).within(label))
     rows = draws.source if label == "harmful" else draws.target
+    within = DrawnClasses.of(gram, draws).within(label)
+    return _weights(within, rows, rows.shape[1] - 1, len(gram), k)
+
+
+def _weights(
+    within: Float64[Tensor, "R n n"], rows: Int64[Tensor, "R n"], freedom: int, N: int, k: int
+) -> Float64[Tensor, "R N k"]:
+    """From the inner products over the degrees of freedom of those rows that are the class."""
+    values, vectors = torch.linalg.eigh(within)
     leading = values[:, -k:].unsqueeze(1)
-    scaled = vectors[:, :, -k:] / (leading * (rows.shape[1] - 1)).sqrt()
+    scaled = vectors[:, :, -k:] / (leading * freedom).sqrt()
     scaled = scaled.masked_fill(leading <= SMALLEST * values[:, -1:, None], torch.nan)
-    W = gram.new_zeros(rows.shape[0], len(gram), k)
+    W = within.new_zeros(rows.shape[0], N, k)
     return W.scatter_add_(1, rows.unsqueeze(2).expand(-1, -1, k), scaled)
 
 
@@ -141,6 +149,15 @@ def _between_classes(gram: Float64[Tensor, "N N"], draws: Draws, k: int) -> Floa
         return _angles(source.mT @ gram @ target)
 
     return torch.cat(mapped(measure, draws.chunks()))
+
+
+def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
+    rows = shapes.draws.source, shapes.draws.target
+    source, target = (
+        _weights(shapes.contrasts(label), of, of.shape[1], len(shapes.gram), k)
+        for label, of in zip(LABELS, rows, strict=True)
+    )
+    return _angles(source.mT @ shapes.gram @ target)
 
 
 def _between_layers(places: Places, draws: Draws, label: str, k: int) -> Float64[Tensor, "R L L k"]:

@@ -11,11 +11,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.geometry.dimensions import dimensions
-from ot_lens.geometry.distances import empirical, sliced, wasserstein
+from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
 from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
 from ot_lens.geometry.gaussianity import STATISTICS, gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, Values, about_own_means, joined
+from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import mapped, pooled
 from ot_lens.samples import LayerSamples, layer_batches
@@ -51,8 +51,8 @@ def diagnose(
 
     Distances (all of them squared) between finite samples are biased upward when n is far below d: read every
     value against its null, the same quantity under permuted labels (mean and 95 % band). For `w2_bures` and
-    the dimensions of a class, which know no means, the labels are those of samples about their own class's
-    mean (Anderson 2006): the null is one covariance, whatever the means. For the three tests of normality the
+    the dimensions of a class, which know no means, the labels are those of contrasts within the classes (see
+    `DrawnShapes`): the null is one covariance, whatever the means. For the three tests of normality the
     null is that of Gaussian samples. The interval is over prompts (see `interval`). What is
     fitted is never evaluated on its own prompts: `auc_direction`, `fisher_ratio`, `w2_on_direction` and
     `location_share_on_direction` are cross-fitted over folds of the prompts given. All layers share the same
@@ -96,7 +96,7 @@ def _rows(
     labels = observed(len(H), len(S), seed)
     layer = _Layer.of(H, S, seed)
     value = layer.measure(labels)
-    null = layer.null(relabellings(labels, n_permutations, seed)) if n_permutations else {}
+    null = layer.null(labels, n_permutations, seed) if n_permutations else {}
     null |= _gaussian_nulls(labels, layer.scores.shape[1], n_permutations, seed)
     resampled = layer.measure(bootstraps(labels, n_bootstrap, seed), of=labels) if n_bootstrap else {}
     for name, unit in UNITS.items():
@@ -132,50 +132,52 @@ class _Layer:
 
     Attributes:
         gram: inner products of the samples about the pooled mean.
-        shapes: the same about the means of their own classes.
         projected: samples on random unit directions.
         scores: samples on the leading pooled components.
         d: width.
     """
 
     gram: Float64[Tensor, "N N"]
-    shapes: Float64[Tensor, "N N"]
     projected: Float64[Tensor, "p N"]
     scores: Float64[Tensor, "N k"]
     d: int
 
     @classmethod
     def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"], seed: int) -> "_Layer":
-        """Gram matrices and projections."""
+        """Gram matrix and projections."""
         Z = pooled(H, S)
         generator = torch.Generator().manual_seed(seed + 3)
         directions = torch.randn(Z.shape[1], SLICES, generator=generator, dtype=Z.dtype).to(Z.device)
-        centred = about_own_means(Z, len(H))
-        gram, shapes = ((X @ X.T).cpu() for X in (Z, centred))
+        gram = (Z @ Z.T).cpu()
         projected = ((directions / directions.norm(dim=0)).T @ Z.T).cpu()
-        return cls(gram, shapes, projected, leading_scores(gram), Z.shape[1])
+        return cls(gram, projected, leading_scores(gram), Z.shape[1])
 
     def measure(self, draws: Draws, *, of: Draws | None = None) -> Values:
         """Every quantity under every draw, a few draws at a time; `of` are the labels that were resampled."""
         sample = None if of is None else DrawnClasses.of(self.gram, of)
-        parts = mapped(lambda part: self._measure(part, sample), draws.chunks())
-        return joined(parts)
+        return joined(mapped(lambda part: self._all(part, sample), draws.chunks()))
 
-    def null(self, draws: Draws) -> Values:
-        """Every quantity under permuted labels, `w2_bures` as if only shapes could differ."""
-        parts = mapped(
-            lambda part: wasserstein(DrawnClasses.of(self.shapes, part), fast=True), draws.chunks()
-        )
-        return self.measure(draws) | {"w2_bures": joined(parts)["w2_bures"]}
+    def null(self, labels: Draws, count: int, seed: int) -> Values:
+        """Every quantity under permuted labels; for what knows no means, as if only shapes could differ."""
+        draws = relabellings(labels, count, seed)
+        shapes = DrawnShapes.relabelled(self.gram, labels.sizes, count, seed)
+        placed = joined(mapped(lambda part: self._placed(DrawnClasses.of(self.gram, part)), draws.chunks()))
+        return placed | joined(mapped(self._shapes, shapes.chunks()))
 
-    def _measure(self, draws: Draws, sample: DrawnClasses | None) -> Values:
+    def _all(self, draws: Draws, sample: DrawnClasses | None) -> Values:
         classes = DrawnClasses.of(self.gram, draws)
+        return self._placed(classes, sample) | dimensions(classes, self.d)
+
+    def _placed(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
+        draws = classes.draws
         return {
             **wasserstein(classes, fast=draws.count > 1),
             **held_out(classes),
             **location_share(classes, sample),
             **sliced(self.projected, draws),
             **empirical(self.gram, draws),
-            **dimensions(DrawnClasses.of(self.shapes, draws), self.d),
             **gaussianity(self.scores, draws),
         }
+
+    def _shapes(self, classes: DrawnShapes) -> Values:
+        return {"w2_bures": bures(classes, fast=True), **dimensions(classes, self.d)}

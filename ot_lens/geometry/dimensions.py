@@ -2,11 +2,11 @@
 
 import torch
 
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, Values
+from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes, Values
 from ot_lens.moments import intensity_of_gram
 
 
-def dimensions(classes: DrawnClasses, d: int) -> Values:
+def dimensions(classes: DrawnClasses | DrawnShapes, d: int) -> Values:
     """Effective rank, participation ratio and condition number of each class.
 
     Effective rank is exp(entropy of the normalised spectrum) (Roy & Vetterli 2007), the participation ratio

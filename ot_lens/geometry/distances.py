@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ot_lens.geometry.draws import Draws
-from ot_lens.geometry.moments_of_draws import DrawnClasses, Values
+from ot_lens.geometry.moments_of_draws import DrawnClasses, DrawnShapes, Values
 from ot_lens.linalg import monotone_coupling, nuclear_norm
 
 MAX_ASSIGNMENT = 256
@@ -18,14 +18,19 @@ def wasserstein(classes: DrawnClasses, *, fast: bool) -> Values:
 
     The trace of (S_H^{1/2} S_S S_H^{1/2})^{1/2} is the nuclear norm of X~ Y~^T.
     """
-    location = classes.location()
-    bures = (sum(classes.traces()) - 2 * nuclear_norm(classes.cross(), fast=fast)).clamp_min(0.0)
+    location, shape = classes.location(), bures(classes, fast=fast)
     return {
-        "w2_squared": location + bures,
+        "w2_squared": location + shape,
         "w2_location": location,
-        "w2_bures": bures,
+        "w2_bures": shape,
         "direction_norm": location.sqrt(),
     }
+
+
+def bures(classes: DrawnClasses | DrawnShapes, *, fast: bool) -> Float64[Tensor, " R"]:
+    """The part of `wasserstein` that knows no means."""
+    shared = nuclear_norm(classes.cross(), fast=fast)
+    return (sum(classes.traces()) - 2 * shared).clamp_min(0.0)
 
 
 def sliced(projected: Float64[Tensor, "p N"], draws: Draws) -> Values:

@@ -1,12 +1,14 @@
 """Class moments under every draw, read off one N x N Gram matrix: a draw costs O(N^2), never O(d)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
+from scipy.linalg import helmert
 from torch import Tensor
 
-from ot_lens.geometry.draws import Draws
+from ot_lens.geometry.draws import Draws, observed, relabellings
 
 LABELS = ("harmful", "harmless")
 Values = dict[str, Float64[Tensor, " R"]]
@@ -75,20 +77,71 @@ class DrawnClasses:
         return block.div_(((left.shape[1] - 1) * (right.shape[1] - 1)) ** 0.5)
 
 
+@dataclass(frozen=True)
+class DrawnShapes:
+    """Classes that share one covariance, whatever their means: what shapes are under relabelling.
+
+    The centred samples of a class hang together (they add to zero), those of two classes do not: permuted
+    labels of them are told from the true ones, at d >> n by every draw. Here a class of n is n - 1
+    orthonormal contrasts of its samples, in which its mean does not occur and which have its covariance.
+    Those of Gaussian classes of one covariance are all alike and independent, so that permuting labels over
+    them is exact (Langsrud 2005, Statistics and Computing 15).
+
+    Attributes:
+        gram: inner products of the contrasts of both classes, source first.
+        draws: the contrasts of each class.
+    """
+
+    gram: Float64[Tensor, "M M"]
+    draws: Draws
+
+    @classmethod
+    def relabelled(
+        cls, gram: Float64[Tensor, "N N"], sizes: tuple[int, int], count: int, seed: int
+    ) -> "DrawnShapes":
+        """From the Gram matrix of the samples, about any point."""
+        basis = torch.block_diag(*(contrasts(n) for n in sizes)).to(gram)
+        n_H, n_S = sizes
+        return cls(basis @ gram @ basis.T, relabellings(observed(n_H - 1, n_S - 1, seed), count, seed))
+
+    def chunks(self) -> Iterator["DrawnShapes"]:
+        """A few draws at a time."""
+        for part in self.draws.chunks():
+            yield DrawnShapes(self.gram, part)
+
+    def traces(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, " R"]]:
+        """Total variance of each class."""
+        squares = self.gram.diagonal()
+        return squares[self.draws.source].mean(1), squares[self.draws.target].mean(1)
+
+    def cross(self) -> Float64[Tensor, "R m_H m_S"]:
+        """Inner products of the classes' contrasts over sqrt((n_H - 1)(n_S - 1))."""
+        return self._block(self.draws.source, self.draws.target)
+
+    def contrasts(self, label: str) -> Float64[Tensor, "R m m"]:
+        """Inner products of one class's contrasts over n - 1."""
+        rows = self.draws.source if label == "harmful" else self.draws.target
+        return self._block(rows, rows)
+
+    def within(self, label: str) -> Float64[Tensor, "R n n"]:
+        """X~ X~^T of centred samples with these contrasts."""
+        block = self.contrasts(label)
+        basis = contrasts(block.shape[1] + 1).to(block)
+        return basis.T @ block @ basis
+
+    def _block(self, left: Int64[Tensor, "R a"], right: Int64[Tensor, "R b"]) -> Float64[Tensor, "R a b"]:
+        block = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
+        return block.div_((left.shape[1] * right.shape[1]) ** 0.5)
+
+
+def contrasts(n: int) -> Float64[Tensor, "m n"]:
+    """Helmert's n - 1 orthonormal contrasts of n samples: each but the first is nearly one sample's."""
+    return torch.from_numpy(helmert(n))
+
+
 def joined(parts: list[dict[str, Tensor]]) -> Values:
     """Values of consecutive draws, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def about_own_means(Z: Float64[Tensor, "N d"], n_source: int) -> Float64[Tensor, "N d"]:
-    """Samples about the mean of their own class, source first: what is left when only shapes may differ.
-
-    Scaled, because they lie closer to a mean that was made of them: of classes with one covariance a
-    relabelled class has that covariance, as an observed one has, and not (N - 2) / (N - 1) of it.
-    """
-    N, parts = len(Z), (Z[:n_source], Z[n_source:])
-    scales = ((len(part) / max(len(part) - 1, 1) * (N - 1) / N) ** 0.5 for part in parts)
-    return torch.cat([scale * (part - part.mean(0)) for scale, part in zip(scales, parts, strict=True)])
 
 
 def class_weights(rows: Int64[Tensor, "R n"], N: int) -> Float64[Tensor, "R N"]:

@@ -13,7 +13,7 @@ from ot_lens.behaviour.intervals import rate
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import DrawnClasses, Values, about_own_means, joined
+from ot_lens.geometry.moments_of_draws import DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import gram_spectrum, mapped, numerical_rank, pooled, principal_axes
 from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
@@ -47,7 +47,7 @@ def map_quality(
     `w2_before`, `w2_after`: squared Gaussian W2 from the source samples, unmoved and moved, to the target
     samples; the null is that of permuted labels, so a perfect map lands `w2_after` inside it. `mean_error` is
     the location part of `w2_after`, `covariance_error` is ||C_moved - C_target||_F / ||C_target||_F, whose
-    null permutes samples about their own means.
+    null permutes contrasts within the classes (see `DrawnShapes`).
     `transport_cost` is the mean of ||T(x) - x||^2, `cost_over_bound` that over the squared W2 between the
     samples and their own images, which no map with these images can undercut: 1 for an optimal map.
     Its interval covers nothing where the map is far from optimal and n far below d: read it as scatter.
@@ -105,8 +105,6 @@ class _Moved:
         self.before, self.after, self.paired = (
             (Z @ Z.T).cpu() for Z in (pooled(H, S), pooled(moved, S), pooled(H, moved))
         )
-        shapes = about_own_means(pooled(moved, S), len(H))
-        self.shapes = (shapes @ shapes.T).cpu()
         axes, centre = _leading_axes(train_H, train_S)
         in_train_H, in_train_S, in_H, in_S, in_moved = (
             ((X - centre) @ axes).cpu() for X in (train_H, train_S, H, S, moved)
@@ -126,8 +124,14 @@ class _Moved:
             "w2_before": wasserstein(DrawnClasses.of(self.before, draws), fast=True)["w2_squared"],
             "w2_after": parts["w2_squared"],
             "mean_error": parts["w2_location"],
-            "covariance_error": _covariance_error(DrawnClasses.of(self.shapes, draws)),
+            "covariance_error": _covariance_error(after),
         }
+
+    def null(self, labels: Draws, count: int, seed: int) -> Values:
+        """Under permuted labels; the covariances as if only shapes could differ."""
+        shapes = DrawnShapes.relabelled(self.after, self.sizes, count, seed)
+        error = {"covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks()))}
+        return self.under(relabellings(labels, count, seed)) | error | self.outside_null(count, seed)
 
     def costs(self, draws: Draws) -> Values:
         """Mean squared displacement of the drawn source samples, and that over its Gelbrich bound."""
@@ -175,7 +179,7 @@ def _leading_axes(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> t
     return principal_axes(X - centre, vectors, min(rank, SUPPORT_COMPONENTS)), centre
 
 
-def _covariance_error(classes: DrawnClasses) -> Float64[Tensor, " R"]:
+def _covariance_error(classes: DrawnClasses | DrawnShapes) -> Float64[Tensor, " R"]:
     """||C_H - C_S||_F / ||C_S||_F, from the blocks of the Gram matrix."""
     moved, target = (classes.within(label).square().sum((1, 2)) for label in ("harmful", "harmless"))
     cross = classes.cross().square().sum((1, 2))
@@ -202,9 +206,7 @@ def _rows(
     value = {**layer.under(labels), **layer.costs(labels), **layer.outside(labels)}
     null: Values = {}
     if n_permutations:
-        null = layer.under(relabellings(labels, n_permutations, seed)) | layer.outside_null(
-            n_permutations, seed
-        )
+        null = layer.null(labels, n_permutations, seed)
     drawn: Values = {}
     if n_bootstrap:
         resampled = bootstraps(labels, n_bootstrap, seed)
