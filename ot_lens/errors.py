@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+LONGEST = 80  # characters of a wrong value in a message
+
 
 class OtLensError(ValueError):
     """A mistake in what the user handed in; the command line prints it in one line and exits with 2."""
@@ -54,4 +56,4 @@ def one_of(what: str, value: object, allowed: Sequence[str], error: type[OtLensE
         OtLensError: Of the kind `error`, if `value` is none of `allowed`.
     """
     if value not in allowed:
-        raise error(f"no {what} {value!r}: choose one of {', '.join(allowed)}.")
+        raise error(f"no {what} {repr(value)[:LONGEST]}: choose one of {', '.join(allowed)}.")

@@ -419,3 +419,9 @@ def test_impossible_options_are_refused(folder, options, message):
 def test_options_of_loading_do_not_reach_a_loaded_model(model):
     with pytest.raises(ModelError, match="loaded already"):
         otl.load_model(model, dtype="bfloat16")
+
+
+def test_a_wrong_name_as_long_as_a_file_is_cut_short():
+    with pytest.raises(ModelError, match="choose one of") as refused:
+        otl.load_model("organism:multi", hooks="z" * 9_000)
+    assert len(str(refused.value)) < 300

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ot_lens.errors import PromptError, RunFolderError
+from ot_lens.errors import LONGEST, PromptError, RunFolderError
 from ot_lens.files import write_text
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt, as_texts
@@ -177,7 +177,7 @@ def _line(kind: type[Row], path: Path, number: int, line: str) -> Row:
         return kind.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"]) or "the line"
+        at = ".".join(str(part)[:LONGEST] for part in first["loc"]) or "the line"
         raise RunFolderError(
             f"{path}, line {number}: {at}: {first['msg']}. It is no completions file, or it is damaged."
         ) from error

@@ -1,6 +1,7 @@
 """The door to a model: a hub name, a local folder, an embedded model, or one already loaded."""
 
 from importlib.resources import files
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _place(name: str) -> str:
         if variant not in VARIANTS:
             raise ModelError(f"no embedded model {name!r}: choose organism:{', organism:'.join(VARIANTS)}.")
         return str(files("ot_lens") / "organism" / "weights" / variant)
-    if Path(name).is_dir():
+    if isdir(name):
         if not (Path(name) / "config.json").is_file():
             raise ModelError(
                 f"the folder {name} holds no config.json: it is not a Hugging Face model folder."
@@ -157,7 +158,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _revision(name: str, revision: str | None) -> str | None:
-    if revision is not None and (name.startswith("organism") or Path(name).is_dir()):
+    if revision is not None and (name.startswith("organism") or isdir(name)):
         raise ModelError(f"revision = {revision!r}: {name} is a folder, only models of the hub have them.")
     return revision
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _file(
     columns: Mapping[str, str],
     labels: Mapping[str, str],
 ) -> _Read:
-    if not path.exists():
+    if not exists(path):
         raise PromptError(
             f"no prompt set {name!r}: give {', '.join(map(repr, SETS))}, hf:DATASET, the path of an existing "
             "file, or {'harmful': SOURCE, 'harmless': SOURCE}."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def read_any(source: Source, base: Path) -> tuple[Table, dict[str, Any]]:
 
 def split_column(name: str, base: Path) -> tuple[str, str | None]:
     """Source and column of SOURCE#COLUMN; a file whose own name holds '#' is taken as it is."""
-    if "#" not in name or (base / name).exists():
+    if "#" not in name or exists(base / name):
         return name, None
     source, _, column = name.rpartition("#")
     return source, column

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+from os.path import isdir  # unlike Path.is_dir it takes names that no file system takes
 from pathlib import Path
 
 from ot_lens.errors import PromptError
@@ -18,7 +19,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         PromptError: If it is missing, no regular file, unreadable, or larger than a prompt set can be.
     """
-    if path.is_dir():
+    if isdir(path):
         raise PromptError(f"{path} is a folder: name a file in it, or a dataset folder as 'hf:{path}'.")
     try:
         return read_bounded(path, MOST, PromptError)

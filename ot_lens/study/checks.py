@@ -1,6 +1,6 @@
 """What is checked before a run begins."""
 
-from pathlib import Path
+from os.path import isfile
 from typing import Any
 
 from ot_lens.behaviour import FILTERS, LazyJudge
@@ -53,7 +53,7 @@ def check_choices(config: StudyConfig) -> None:
     if config.judge is not None:
         LazyJudge(config.judge)
     text = config.perplexity_text
-    if text is not None and not Path(text).is_file():
+    if text is not None and not isfile(text):
         raise ConfigError(f"perplexity_text = {text!r}: no such file.")
 
 

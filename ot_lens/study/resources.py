@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -56,7 +57,7 @@ def missing_models(config: StudyConfig) -> dict[str, float]:
 
 def is_local(name: str, revision: str | None = None) -> bool:
     """Whether a model's weights are on this machine: an embedded one, a folder, or in the hub's cache."""
-    if name.partition(":")[0] == "organism" or Path(name).is_dir():
+    if name.partition(":")[0] == "organism" or isdir(name):
         return True
     from huggingface_hub import try_to_load_from_cache
 
