@@ -199,5 +199,5 @@ def test_yaml_makes_no_objects(tmp_path):
 def test_a_name_that_no_file_system_takes_is_named(tmp_path):
     (tmp_path / "good.txt").write_bytes(GOOD)
     for sources in ({"harmful": "x" * 5_000, "harmless": str(tmp_path / "good.txt")}, "y" * 5_000):
-        with pytest.raises(PromptError, match="check the path|no prompt set"):
+        with pytest.raises(PromptError, match=r"check the path|no prompt set"):
             otl.load_prompts(sources)
