@@ -1,5 +1,6 @@
 """Interrupts at any moment: between two hooks, within a removal, at the edges of a block."""
 
+import gc
 import random
 import signal
 import sys
@@ -140,7 +141,7 @@ def test_interrupts_at_random_moments_leave_nothing(model, full_size, record_pro
     for _ in range(50):
         use()
     span = (time.perf_counter() - started) / 50
-    hit = 0
+    hit = late = 0
     lost_in_finalisers: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lost_in_finalisers.append)
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -152,11 +153,17 @@ def test_interrupts_at_random_moments_leave_nothing(model, full_size, record_pro
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 hit += 1
+            if leaked(light, look()):
+                # An interrupt in Python's own gap, its traceback held by a cycle of whoever passed it on.
+                late += 1
+                gc.collect()
             assert leaked(light, look()) == []
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     record_property("signals", hit)
+    record_property("taken_back_by_the_garbage_collector", late)
+    assert late <= hit / 100
     record_property("signals_dropped_by_finalisers", len(lost_in_finalisers))
     assert hit > rounds / 4
     assert leaked(before, state(model, batch)) == []
