@@ -294,7 +294,7 @@ def licence_of(name: str) -> str:
         for text in stated.get_all("Classifier") or []
         if text.startswith("License ::")
     ]
-    texts = (stated["License-Expression"], "; ".join(classified), stated["License"])
+    texts = (stated.get("License-Expression"), "; ".join(classified), stated.get("License"))
     return next((text for text in texts if text), "").partition("\n")[0]
 
 
