@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from http.client import HTTPConnection
 
 import psutil
@@ -382,7 +383,10 @@ def test_what_is_in_a_run_is_not_kept_by_the_browser(port):
     def kept(path):
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", path)
-        return connection.getresponse().headers.get("Cache-Control")
+        # Read to its end: a file that the server still sends is left to the garbage collector.
+        with closing(connection), connection.getresponse() as response:
+            response.read()
+            return response.headers.get("Cache-Control")
 
     assert {kept(path) for path in ("/", "/_dash-layout", "/export/0/spectra.csv")} == {"no-store"}
     assert kept("/assets/explorer.js") != "no-store"
