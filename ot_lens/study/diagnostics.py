@@ -1,6 +1,5 @@
 """The stage of a study that measures geometry, controls and what a monitor sees: tables of a run folder."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.control_bands import control_bands
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
+from ot_lens.study.kept import part_table
 from ot_lens.study.stage import Stage
 from ot_lens.study.summary import biting_layer
 from ot_lens.transport import AffineMap
@@ -64,7 +64,7 @@ class Study:
         """A part of a table, made once."""
         if self.folder is None:
             return make()
-        name = f"{PARTS}/{hashlib.sha256(part.encode()).hexdigest()[:20]}"
+        name = part_table(PARTS, part)
         if not self.folder.has_table(name):
             self.folder.write_table(name, make())
         return self.folder.read_table(name)

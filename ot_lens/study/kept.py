@@ -42,7 +42,7 @@ class KeptPieces:
         return {name: self._read(name) for name in pieces}
 
     def _table(self, name: str) -> str:
-        return f"{self._parts}/{hashlib.sha256(name.encode()).hexdigest()[:20]}"
+        return part_table(self._parts, name)
 
     def _map(self, name: str) -> Path:
         return self._folder.path / "tables" / f"{self._table(name)}.safetensors"
@@ -60,6 +60,11 @@ class KeptPieces:
         if self._map(name).is_file():
             return AffineMap.load(self._map(name))
         return self._folder.read_table(self._table(name))["result"].tolist()
+
+
+def part_table(parts: str, name: str) -> str:
+    """The table, below a folder of parts, of what is known by a name that no file could have."""
+    return f"{parts}/{hashlib.sha256(name.encode()).hexdigest()[:20]}"
 
 
 def _named(

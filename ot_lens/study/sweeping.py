@@ -1,6 +1,5 @@
 """The stages of a study that run the model: filter, capture, fit, sweep."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from ot_lens.activations import Activations, ActivationStore, captured, plan_shards
@@ -25,7 +24,7 @@ from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.kept import KeptPieces
+from ot_lens.study.kept import KeptPieces, part_table
 from ot_lens.study.preparation import Prepared, filter_options
 from ot_lens.study.stage import Stage
 from ot_lens.transport import AffineMap
@@ -141,7 +140,7 @@ def sweep_into(
         folder.drop(PARTS)
         return
     keys = [UNEDITED, *(candidate.key for candidate in found)]
-    names = {key: f"{PARTS}/{hashlib.sha256(key.encode()).hexdigest()[:20]}" for key in keys}
+    names = {key: part_table(PARTS, key) for key in keys}
     done = frozenset(key for key in keys if folder.has_table(names[key]))
     how = Measuring(settings, config.tokens, config.hook, config.engine)
     with stage("sweep over layers and methods", len(keys)) as step:
