@@ -16,7 +16,7 @@ from tests import checkpoints
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that got as far as its activations."""
-    config = parse_config({"permutations": 20, "bootstrap": 20, "layers": [1, 3]})
+    config = parse_config({"permutations": 39, "bootstrap": 39, "layers": [1, 3]})
     folder = RunFolder.start(tmp_path / "one", config, resume=False)
     model = otl.load_model(checkpoints.model("llama"), tokenizer=checkpoints.tokenizer("llama"))
     otl.capture(model, checkpoints.contrast(8), layers=[1, 3], store=folder.path / "activations" / "train")

@@ -271,8 +271,8 @@ def finished(
         keep_completions=True,
         max_new_tokens=4,
         batch_size=64,
-        permutations=20,
-        bootstrap=20,
+        permutations=39,
+        bootstrap=39,
     )
     with without_figures():
         run_study(config, folder / "run")

@@ -51,8 +51,8 @@ def settings(prompt_file: Path) -> dict:
         "prompts": str(prompt_file),
         "layers": [5, 7],
         "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 2}],
-        "permutations": 20,
-        "bootstrap": 20,
+        "permutations": 39,
+        "bootstrap": 39,
         "max_new_tokens": 16,
         "control_draws": 2,
     }

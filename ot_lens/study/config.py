@@ -152,8 +152,10 @@ class StudyConfig(BaseModel):
         False, description="Write tables/paper.*: this run beside the numbers of arXiv 2603.04355."
     )
     batch_size: int = Field(128, ge=1, description="Prompts a batch.")
-    permutations: int = Field(200, ge=20, description="Label permutations of each null.")
-    bootstrap: int = Field(200, ge=20, description="Bootstrap resamples of each geometric interval.")
+    permutations: int = Field(200, ge=39, description="Label permutations of each null; 39 make a 95 % band.")
+    bootstrap: int = Field(
+        200, ge=39, description="Bootstrap resamples of each geometric interval; 39 make one of 95 %."
+    )
     plane_layer: int | None = Field(
         None, description="Layer of the principal-plane figure; default: where the sweep's edits bite most."
     )

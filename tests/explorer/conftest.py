@@ -47,8 +47,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, without_figures) -> Path
         "control_draws": 2,
         "sufficiency": False,
         "search_size": 0,
-        "permutations": 20,
-        "bootstrap": 20,
+        "permutations": 39,
+        "bootstrap": 39,
         "max_new_tokens": 12,
     }
     with without_figures():

@@ -79,8 +79,8 @@ def write_study(folder: Path, n: int = 8, **changes: Any) -> Path:
         "max_new_tokens": 4,
         "batch_size": 4,
         "keep_completions": True,
-        "permutations": 20,
-        "bootstrap": 20,
+        "permutations": 39,
+        "bootstrap": 39,
         **changes,
     }
     path = folder / "study.yaml"

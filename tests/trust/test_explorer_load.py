@@ -34,8 +34,8 @@ def run(full_size, repository, tmp_path_factory, without_figures) -> Path:
         "controls": [],
         "sufficiency": False,
         "search_size": 0,
-        "permutations": 20,
-        "bootstrap": 20,
+        "permutations": 39,
+        "bootstrap": 39,
         "max_new_tokens": 8,
     }
     with without_figures():

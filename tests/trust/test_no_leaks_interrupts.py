@@ -1,33 +1,22 @@
 """Interrupts at any moment: between two hooks, within a removal, at the edges of a block."""
 
-import gc
-import random
-import signal
+import json
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import ot_lens as otl
 from ot_lens.models import backend, evaluating, prompt_width
 from ot_lens.single_pass import next_token_sweep
 from tests import checkpoints
-from tests.trust.leak_checks import (
-    evaluated,
-    interrupted_everywhere,
-    leaked,
-    light_look,
-    random_map,
-    state,
-)
+from tests.trust.interrupt_campaign import EDITS, only_look, with_users_hook
+from tests.trust.leak_checks import interrupted_everywhere, leaked, light_look, random_map
 
-PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
-EDITS = {1: random_map(1), 2: random_map(2)}
 # What runs where a block is entered or left; a signal that comes elsewhere falls inside the block.
 ON_TRIAL = (
     "ot_lens/models/changes.py",
@@ -50,15 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["residual", "full"])
 def model(request: pytest.FixtureRequest, folder: Path):
-    loaded = otl.load_model(folder, hooks=request.param)
-    backend(loaded).hook_point(1, "resid_pre").add_hook(_look)
-    loaded.train()
-    evaluated(loaded, checkpoints.one_batch(loaded, PROMPTS))
-    return loaded
-
-
-def _look(x: torch.Tensor, hook: object) -> None:
-    """A hook that only reads."""
+    return with_users_hook(str(folder), request.param)
 
 
 def _blocks(model: Any) -> None:
@@ -85,7 +66,7 @@ def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
     def usual() -> Iterator[None]:
         with ExitStack() as stack:
             for point in points:
-                point.add_hook(_look)
+                point.add_hook(only_look)
                 stack.callback(point.fwd_hooks[-1].hook.remove)
                 stack.callback(point.fwd_hooks.pop)
             yield
@@ -124,46 +105,18 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
         assert held <= {"call changes.py __exit__"}
 
 
-def test_interrupts_at_random_moments_leave_nothing(model, full_size, record_property, monkeypatch):
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_interrupts_at_random_moments_leave_nothing(hooks, folder, full_size, record_property):
     """Real signals, from a timer of the system, at moments drawn over a whole use of the model."""
-    batch = checkpoints.one_batch(model, PROMPTS)
-    rounds, generator = 5_000 if full_size else 60, random.Random(0)
-    before, look = state(model, batch), light_look(model)
-    light = look()
-    served = backend(model)
-
-    def use() -> None:
-        with evaluating(model), otl.intervene(model, EDITS, "last"):
-            if generator.random() < 0.2:
-                served.logits(batch.tokens[:, -1:], batch.mask[:, -1:], keep=1)
-
-    started = time.perf_counter()
-    for _ in range(50):
-        use()
-    span = (time.perf_counter() - started) / 50
-    hit = late = 0
-    lost_in_finalisers: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", lost_in_finalisers.append)
-    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        for _ in range(rounds):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-6, span))
-                use()
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except KeyboardInterrupt:
-                hit += 1
-            if leaked(light, look()):
-                # An interrupt in Python's own gap, its traceback held by a cycle of whoever passed it on.
-                late += 1
-                gc.collect()
-            assert leaked(light, look()) == []
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    record_property("signals", hit)
-    record_property("taken_back_by_the_garbage_collector", late)
-    assert late <= hit / 100
-    record_property("signals_dropped_by_finalisers", len(lost_in_finalisers))
-    assert hit > rounds / 4
-    assert leaked(before, state(model, batch)) == []
+    rounds = 5_000 if full_size else 60
+    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(folder), "--hooks", hooks]
+    done = subprocess.run(
+        [*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name in ("signals", "dropped_by_finalisers"):
+        record_property(name, found[name])
+    assert found["lost"] == []
+    assert found["differs_at_the_end"] == []
+    assert found["signals"] > rounds / 4

@@ -23,8 +23,8 @@ SMALL = {
     "controls": [],
     "sufficiency": False,
     "max_new_tokens": 4,
-    "permutations": 20,
-    "bootstrap": 20,
+    "permutations": 39,
+    "bootstrap": 39,
 }
 
 

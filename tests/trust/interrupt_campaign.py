@@ -1,0 +1,93 @@
+"""Real signals at random moments of a model's use, in a process as a user's: nothing checks array shapes there.
+
+python -m tests.trust.interrupt_campaign MODEL_FOLDER --hooks residual --rounds 5000 [--seed 0]
+
+Prints what came of it as JSON. (The wrappers that check shapes in tests stand between a block's end and its
+`__exit__`: an interrupt within them skips the exit, and their stack keeps the arguments alive.)
+"""
+
+import argparse
+import gc
+import json
+import random
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+
+import ot_lens as otl
+from ot_lens.models import backend, evaluating
+from tests import checkpoints
+from tests.trust.leak_checks import evaluated, leaked, light_look, random_map, state
+
+PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
+EDITS = {1: random_map(1), 2: random_map(2)}
+
+
+def only_look(x: torch.Tensor, hook: object) -> None:
+    """A hook that only reads."""
+
+
+def with_users_hook(folder: str, hooks: str) -> Any:
+    """A model in training mode, with a hook of its user's."""
+    model = otl.load_model(folder, hooks=hooks)
+    backend(model).hook_point(1, "resid_pre").add_hook(only_look)
+    model.train()
+    evaluated(model, checkpoints.one_batch(model, PROMPTS))
+    return model
+
+
+def campaign(model: Any, rounds: int, seed: int) -> dict[str, Any]:
+    """Interrupt a use of the model at moments drawn over the whole of it, and look for what is left."""
+    generator, batch, served = random.Random(seed), checkpoints.one_batch(model, PROMPTS), backend(model)
+    whole, look = state(model, batch), light_look(model)
+    before = look()
+
+    def use() -> None:
+        with evaluating(model), otl.intervene(model, EDITS, "last"):
+            if generator.random() < 0.2:
+                served.logits(batch.tokens[:, -1:], batch.mask[:, -1:], keep=1)
+
+    started = time.perf_counter()
+    for _ in range(50):
+        use()
+    span = (time.perf_counter() - started) / 50
+    signals, lost, dropped = 0, [], []
+    sys.unraisablehook = lambda found: dropped.append(str(found.object))
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    gc.disable()  # nothing is to be put right by chance
+    for at in range(rounds):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-6, span))
+            use()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            signals += 1
+        if found := leaked(before, look()):
+            lost.append({"round": at, "left": found})
+            before = look()
+    gc.enable()
+    return {
+        "rounds": rounds,
+        "signals": signals,
+        "lost": lost,
+        "dropped_by_finalisers": len(dropped),
+        "differs_at_the_end": [] if lost else leaked(whole, state(model, batch)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--hooks", default="residual")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    model = with_users_hook(arguments.folder, arguments.hooks)
+    print(json.dumps(campaign(model, arguments.rounds, arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()
