@@ -1,4 +1,4 @@
-"""Real signals at random moments of a model's use, in a process as a user's: nothing checks array shapes there.
+"""Real signals at random moments of a use of a model, in a process as a user's: no shapes are checked there.
 
 python -m tests.trust.interrupt_campaign MODEL_FOLDER --hooks residual --rounds 5000 [--seed 0]
 
