@@ -31,7 +31,7 @@ from ot_lens.plots.measures import (
     sweep_rows,
 )
 from ot_lens.plots.rows import NothingToDrawError, counts, measured, settings
-from ot_lens.plots.style import BASELINE, Mark
+from ot_lens.plots.style import BASELINE, BASELINE_LINE, Mark
 
 # with success rates, else with refusal rates
 PAIRS = (((KL, SUCCESS), (PERPLEXITY, SUCCESS), (SUCCESS, RIGHT)), ((KL, REFUSES), (REFUSES, RIGHT)))
@@ -206,9 +206,7 @@ def method_intervals(
         grid[0, 0].set_yticks(range(len(methods)), names)
         grid[0, 0].set_ylim(len(methods) - 0.4, -0.6)
         if axes is None:
-            none = Line2D(
-                [], [], color=BASELINE.color, linestyle=(0, (5, 2)), linewidth=0.8, label=BASELINE.label
-            )
+            none = Line2D([], [], **BASELINE_LINE, label=BASELINE.label)
             figure.legend(handles=[*KINDS[:2], none], loc="outside upper right", ncols=3)
     return figure
 
@@ -229,9 +227,7 @@ def _forest(ax: Axes, sweep: pd.DataFrame, methods: list[Contender], measure: Me
     if np.isfinite(value):
         ax.axvline(
             value,
-            color=BASELINE.color,
-            linewidth=0.8,
-            linestyle=(0, (5, 2)),
+            **BASELINE_LINE,
             zorder=1,
             gid=f"baseline:{measure.key}",
         )

@@ -26,7 +26,7 @@ from ot_lens.plots.rows import (
     settings,
     single_layers,
 )
-from ot_lens.plots.style import BASELINE, FAMILIES, Mark
+from ot_lens.plots.style import BASELINE, BASELINE_LINE, FAMILIES, Mark
 
 # inches of figure from which a legend above a panel has room for two columns
 TWO_COLUMNS = 6.0
@@ -158,9 +158,7 @@ def _baseline(ax: Axes, rows: pd.DataFrame, measure: Measure) -> None:
     for value, low, high in zip(*(numbers(rows[name]) for name in ("value", "low", "high")), strict=True):
         ax.axhline(
             value,
-            color=BASELINE.color,
-            linewidth=0.8,
-            linestyle=(0, (5, 2)),
+            **BASELINE_LINE,
             zorder=1,
             gid=f"baseline:{measure.key}",
         )

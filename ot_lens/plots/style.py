@@ -86,6 +86,7 @@ MISSING = "#ECEDEF"
 SEQUENTIAL = ("cividis", "Cividis")
 DIVERGING = ("RdBu_r", "RdBu_r")
 BASELINE = Mark("no intervention", "#767B84", "pentagon", "dash", "baseline")
+BASELINE_LINE: dict[str, Any] = {"color": BASELINE.color, "linewidth": 0.8, "linestyle": (0, (5, 2))}
 PROJECTION, SHIFT, TRANSPORT = "Projection", "Shift, coordinate-wise", "PCA-OT"
 FAMILIES = (PROJECTION, SHIFT, TRANSPORT, "Gaussian OT", "Other")
 METHODS = {
