@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Machine(RuleBasedStateMachine):
         self.clean = state(self.model, self.batch)
         self.blocks: list[_Block] = []
         self.user: list[tuple[tuple[int, str], Any]] = []
-        self.copies: list[tuple[Any, list[Any]]] = []
+        self.copies: list[tuple[Any, list[weakref.ref[_Block]]]] = []
 
     @precondition(lambda self: len(self.blocks) < 4)
     @rule(
@@ -133,7 +134,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.copies) < 2)
     @rule()
     def copy(self) -> None:
-        self.copies.append((copy.deepcopy(self.model), list(self.blocks)))
+        # A block that is forgotten is to be gone.
+        blocks = [weakref.ref(block) for block in self.blocks]
+        self.copies.append((copy.deepcopy(self.model), blocks))
 
     @invariant()
     def computes_what_is_in_force(self) -> None:
@@ -142,7 +145,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def copies_end_with_their_blocks(self) -> None:
         for other, blocks in self.copies:
-            alive = [block for block in blocks if block in self.blocks]
+            alive = [found for block in blocks if (found := block()) in self.blocks]
             assert bits(other, self.batch) == self.expected(alive)
 
     @invariant()
