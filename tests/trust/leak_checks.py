@@ -64,7 +64,7 @@ def hook_tables(model: nn.Module) -> dict[str, Any]:
 
 def attributes(model: nn.Module) -> dict[str, Any]:
     """Every other attribute of every module, `forward` and `training` too; by identity or plain value."""
-    # TransformerLens looks its aliases up anew whenever any other bridge was made in the process, and keeps the
+    # TransformerLens looks its aliases up anew whenever another bridge was made in the process, and keeps the
     # last call's residual stream, which stands wherever memory was free.
     skipped = {*HOOK_TABLES, "fwd_hooks", "bwd_hooks", "_compiled_call_impl", "_block_alias_cache"}
     skipped.add("_captured_pre_ln_residual")
