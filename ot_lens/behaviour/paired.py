@@ -37,9 +37,14 @@ def paired_bootstrap(differences: Float[np.ndarray, " n"], *, seed: int) -> floa
     """Two-sided bootstrap test that the mean of paired differences is zero.
 
     Studentised: the mean over its standard error is compared with the same of resamples, about the mean they
-    were drawn from (Efron & Tibshirani 1993, 16.4), twice the smaller tail counting. Without the division the
-    test is too lax for few differences, because a resample of them scatters too little. The smallest p-value
-    it can give is 2 / (RESAMPLES + 1), and with n differences 2 / 2^n: the least that their signs allow.
+    were drawn from (Efron & Tibshirani 1993, 16.4). Without the division the test is too lax for few
+    differences, because a resample of them scatters too little. Twice the smaller tail counts, or both tails
+    beyond the distance where that is more: the first is too lax for long symmetric tails, as the differences
+    of two methods that are alike have, the second for skewed ones (Hall 1992, 3.6).
+
+    The smallest p-value it can give is 2 / (RESAMPLES + 1), and with n differences 2 / 2^n: the least that
+    their signs allow. Few and very skewed differences are called too often: log-normal ones with mean zero
+    by about 10 % at n = 8 to 16, at a nominal 5 %.
 
     Args:
         differences: One difference a prompt.
@@ -57,7 +62,9 @@ def paired_bootstrap(differences: Float[np.ndarray, " n"], *, seed: int) -> floa
         return 1.0
     t = found.value / found.error if found.error > 0 else float(np.copysign(np.inf, found.value))
     tail = min((found.t >= t).sum(), (found.t <= t).sum())
-    return float(min(1.0, max(2 * (tail + 1) / (RESAMPLES + 1), 2.0 ** (1 - len(d)))))
+    beyond = (np.abs(found.t) >= abs(t)).sum()
+    p = max(2 * (tail + 1), beyond + 1) / (RESAMPLES + 1)
+    return float(min(1.0, max(p, 2.0 ** (1 - len(d)))))
 
 
 def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:

@@ -45,9 +45,10 @@ def gaussian_maps(source: Gaussian, target: Gaussian) -> list[AffineMap]:
 
 def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
     d, m = roots.Q.shape[-2:]
-    least = roots.smallest if m == d else torch.minimum(roots.smallest, source.floor)
+    # Where the samples span less than the whole space, their basis has a direction in which the source has
+    # only its floor: a centred sample spans less than its number.
     largest = source.factor.square().sum((-2, -1)) + source.floor
-    if bool((least <= m * EPS**2 * largest).any()):
+    if bool((roots.smallest <= m * EPS**2 * largest).any()):
         raise FitError(
             f"the source covariance is singular (n_H = {source.n}, d = {d}): give ridge > 0, or shrinkage="
             '"ledoit_wolf" or "oas"; samples without any spread need a ridge'

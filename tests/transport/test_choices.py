@@ -151,6 +151,14 @@ def test_a_singular_source_is_named_with_the_remedy():
         )
 
 
+def test_a_singular_source_is_named_also_where_the_target_lies_in_its_span():
+    """Every direction of the joint span has spread then, and those outside have none."""
+    H, _ = classes(9, 12, 20, seed=9)
+    with pytest.raises(FitError, match="singular"):
+        fit_gaussian_ot(H, 2 * H, ridge=0.0, shrinkage=None)
+    assert fit_gaussian_ot(H, 2 * H, ridge=1e-3, shrinkage=None).rank == 8
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_as_many_samples_as_dimensions_are_singular_and_one_more_is_not(seed):
     H, S = normal(21, 20, seed=seed) + 3, normal(40, 20, seed=seed + 9)

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from ot_lens.behaviour import agreement, holm, mcnemar, paired_bootstrap
-from ot_lens.behaviour.intervals import mean, perplexity, rate
+from ot_lens.behaviour.intervals import Resampled, mean, perplexity, rate
 from ot_lens.localization import REMOVE, one_direction, verdict
 from tests.trust.coverage_counts import Counted, covered
 
@@ -168,6 +168,24 @@ def test_the_paired_bootstrap_has_its_size(law, n, full_size, record_property):
     found = covered([paired_bootstrap(LAWS[law][0](generator, n), seed=i) <= 0.05 for i in range(replicates)])
     record_property("size", found.record)
     assert not found.exceeds(0.05 + LAWS[law][1])
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_two_methods_that_are_alike_are_seldom_told_apart(n, full_size, record_property):
+    """Their differences are symmetric, with long tails where the scores have them."""
+    generator, p, smaller_tail = np.random.default_rng(20 + n), [], []
+    for seed in range(1000 if full_size else 200):
+        d = np.exp(generator.normal(size=n)) - np.exp(generator.normal(size=n))
+        p.append(paired_bootstrap(d, seed=seed))
+        t = Resampled.of(d, np.ones(n), count=999, seed=seed).t
+        own = d.mean() / (d.std(ddof=1) / np.sqrt(n))
+        smaller_tail.append(2 * (1 + min((t >= own).sum(), (t <= own).sum())) / 1000)
+    found, before = covered(np.array(p) <= 0.05), covered(np.array(smaller_tail) <= 0.05)
+    record_property("size", found.record)
+    record_property("size_by_the_smaller_tail_alone", before.record)
+    assert not found.exceeds(0.05)
+    if full_size and n > 8:  # the negative control
+        assert before.exceeds(0.05)
 
 
 def test_a_bootstrap_that_is_not_studentised_has_not():
