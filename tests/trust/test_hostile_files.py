@@ -41,7 +41,7 @@ def campaign(*arguments: str, module: str = "hostile_campaign") -> dict:
         command, capture_output=True, text=True, check=False, cwd=SOURCES.parent, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])  # tokenizers prints of its own on the lines before
 
 
 def judge(found: dict, record, least: int) -> None:
