@@ -19,6 +19,7 @@ MOST_YAML = MIB // 8
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 DEEPEST = 60
 LISTED = 600
+REASON = 300
 _BITS = 1024
 
 _SHORT = Repr()
@@ -35,6 +36,12 @@ def listed(names: Iterable[str]) -> str:
     """Names in a message, cut short likewise."""
     text = ", ".join(map(str, names))
     return text if len(text) <= LISTED else f"{text[:LISTED]} ..."
+
+
+def in_short(error: BaseException) -> str:
+    """What another library complains of, in one line, cut short: it may quote the file."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= REASON else f"{text[:REASON]} ...") or type(error).__name__
 
 
 def regular_size(path: Path, error: type[OtLensError]) -> int:
@@ -127,7 +134,7 @@ def parse_yaml(text: str, name: str, error: type[OtLensError]) -> Any:
         found = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     # Beside its own errors: a date that is none, a number of too many digits, one that overflows.
     except (yaml.YAMLError, ValueError, OverflowError) as cause:
-        raise error(f"{name} is not readable YAML: {' '.join(str(cause).split())[:200]}") from cause
+        raise error(f"{name} is not readable YAML: {in_short(cause)}") from cause
     _check_scalars(found, name, error)
     return found
 

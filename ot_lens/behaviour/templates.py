@@ -5,6 +5,7 @@ from string import Formatter
 from ot_lens.behaviour.judges import JudgeError, answer_text
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt
+from ot_lens.reading import in_short
 
 FIELDS = ("prompt", "completion")
 
@@ -18,7 +19,9 @@ def checked_template(template: str) -> str:
     try:
         fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
-        raise JudgeError(f"the template cannot be filled ({error}): write a plain brace twice.") from error
+        raise JudgeError(
+            f"the template cannot be filled ({in_short(error)}): write a plain brace twice."
+        ) from error
     unknown = sorted(fields - set(FIELDS))
     if unknown:
         raise JudgeError(

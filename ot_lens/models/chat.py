@@ -12,6 +12,7 @@ from ot_lens.errors import OtLensTypeError, PromptError
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.protocol import Backend
 from ot_lens.prompts import Prompt, as_texts
+from ot_lens.reading import in_short
 
 # Llama 3 writes a date into every prompt: Llama-3.2's template today's, unless it is given this one, the
 # default of Llama-3.1's. With today's date yesterday's activations would be those of other prompts.
@@ -130,7 +131,7 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
         )
         raise PromptError(
             f"the chat template of {_name(tokenizer)} refuses the "
-            f"{'system prompt' if system else 'conversation'} ({error}): {remedy}"
+            f"{'system prompt' if system else 'conversation'} ({in_short(error)}): {remedy}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
 from ot_lens.errors import ModelError, one_of
-from ot_lens.reading import MIB, check_size, shown
+from ot_lens.reading import MIB, check_size, in_short, shown
 
 QUANTIZATIONS = ("int8", "nf4")
 DeviceMap = str | dict[str, Any]
@@ -184,7 +184,7 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
         )
     if because(SafetensorError):
         return ModelError(
-            f"cannot load {name!r}: a weights file is damaged ({error}). Fetch or copy it again."
+            f"cannot load {name!r}: a weights file is damaged ({in_short(error)}). Fetch or copy it again."
         )
     return _unloadable(name, str(error).strip(), type(error).__name__)
 

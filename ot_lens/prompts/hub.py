@@ -8,6 +8,7 @@ from typing import Any
 
 from ot_lens.errors import PromptError
 from ot_lens.prompts.tables import Table, from_arrow
+from ot_lens.reading import in_short
 
 PREFIX = "hf:"
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")
@@ -91,8 +92,7 @@ def _reached(name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (DatasetsError, OSError, ValueError) as error:  # the hub's own errors are OSErrors
-        reason = " ".join(str(error.__cause__ or error).split())[:160] or type(error).__name__
         raise PromptError(
-            f"{name} cannot be read ({reason}): check name, split, access and connection, or point at a "
-            "local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
+            f"{name} cannot be read ({in_short(error.__cause__ or error)}): check name, split, access and "
+            "connection, or point at a local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
         ) from error

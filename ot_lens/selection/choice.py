@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.errors import OtLensError
+from ot_lens.reading import in_short
 
 SCORES = ("refusal_score", "steering_score", "kl_div_score")
 
@@ -132,7 +133,7 @@ def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
         numbers = table[["position", "layer", *SCORES]].astype(dict.fromkeys(SCORES, np.float64))
         table = table.assign(**numbers.astype({"position": np.int64, "layer": np.int64}))
     except (TypeError, ValueError) as error:
-        raise OtLensError(f"the scores hold something that is no number: {error}.") from error
+        raise OtLensError(f"the scores hold something that is no number: {in_short(error)}.") from error
     twice = table.duplicated(["position", "layer"])
     if twice.any():
         row = table[twice].iloc[0]

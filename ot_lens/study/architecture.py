@@ -9,6 +9,7 @@ from typing import Any
 
 from ot_lens.errors import ModelError
 from ot_lens.models.pretrained import check_folder, check_sizes
+from ot_lens.reading import in_short
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Arch
     except ModelError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot read the configuration of {name!r}: {reason}") from error
+        raise ModelError(f"cannot read the configuration of {name!r}: {in_short(error)}") from error
     linear = sum(
         m.weight.numel()
         for n, m in model.named_modules()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ot_lens.errors import RunFolderError
 from ot_lens.files import write_bytes
-from ot_lens.reading import MIB, check_size, shown
+from ot_lens.reading import MIB, check_size, in_short, shown
 from ot_lens.transport.info import FitInfo
 
 KEY = "ot_lens"
@@ -46,7 +46,9 @@ def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[d
             about = _parsed((stored.metadata() or {}).get(KEY))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise RunFolderError(f"{path} is no whole safetensors file ({error}): write it again") from error
+        raise RunFolderError(
+            f"{path} is no whole safetensors file ({in_short(error)}): write it again"
+        ) from error
     if about.get("format") != FORMAT or about.get("kind") != kind or not set(required) <= set(tensors):
         raise RunFolderError(
             f"{path} holds no {kind} ({FORMAT}): it says {shown(about.get('kind', 'nothing'))}"

@@ -1,5 +1,6 @@
 """Maps on disk: what is stored comes back, and what is no map is refused by name."""
 
+import json
 import re
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_what_is_stored_instead_of_a_map_is_named(tmp_path):
     assert str(caught.value).endswith("): write it again")
 
 
+def test_a_header_that_is_quoted_is_cut_short(tmp_path):
+    header = json.dumps("a" * 5000).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(RunFolderError, match=r"invalid JSON in header.* \.\.\.\): write it again$") as caught:
+        AffineMap.load(path)
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
 @pytest.mark.parametrize(
     ("about", "ok"),
     [
@@ -53,8 +63,6 @@ def test_what_is_stored_instead_of_a_map_is_named(tmp_path):
     ],
 )
 def test_format_and_kind_must_both_be_right(about, ok, tmp_path):
-    import json
-
     from safetensors.torch import save_file
 
     parts = {"U": torch.zeros(2, 1), "V": torch.zeros(2, 1), "bias": torch.zeros(2)}
