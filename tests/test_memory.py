@@ -44,4 +44,4 @@ def test_memory_does_not_grow_with_the_number_of_prompts(peaks, how):
 
 def test_the_check_would_see_activations_in_memory(peaks):
     more = (streaming.MANY - streaming.FEW) * streaming.BYTES
-    assert peaks["in memory"]["many"] - peaks["in memory"]["few"] > 0.9 * more
+    assert peaks["in memory"]["many"] - peaks["in memory"]["few"] > more / 2
