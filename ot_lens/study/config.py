@@ -1,10 +1,12 @@
 """The configuration of a study: one YAML file, every field documented, a misspelt key refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import ConfigError
 from ot_lens.reading import MOST_YAML, parse_yaml, read_bounded, shown
@@ -20,6 +22,9 @@ DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     {"name": "pca_ot", "k": 4},
     {"name": "pca_ot", "k": 8},
 )
+# A method's parameters name the folder of its maps: words and numbers without a path, of a name's length.
+PLAIN = re.compile(r"[\w.+-]*", re.ASCII)
+MOST_PARAMETERS = 120
 
 
 class StudyConfig(BaseModel):
@@ -166,6 +171,22 @@ class StudyConfig(BaseModel):
     @classmethod
     def _named_position(cls, value: Any) -> Any:
         return -1 if value == "last" else value
+
+    @field_validator("methods")
+    @classmethod
+    def _plain_parameters(cls, methods: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
+        for method in methods:
+            if isinstance(method, str):
+                continue
+            texts = [str(part) for item in method.items() for part in item]
+            wrong = next((text for text in texts if not PLAIN.fullmatch(text)), None)
+            if wrong is not None or sum(map(len, texts)) > MOST_PARAMETERS:
+                raise PydanticCustomError(
+                    "method",
+                    "the parameters of a method are short words and numbers, not {wrong}",
+                    {"wrong": shown(method if wrong is None else wrong)},
+                )
+        return methods
 
     def loading(self) -> dict[str, Any]:
         """Arguments of `load_model`."""

@@ -21,8 +21,9 @@ from pyarrow import parquet
 import ot_lens as otl
 from ot_lens.behaviour import load_completions
 from ot_lens.errors import ConfigError, ModelError, OtLensError, PromptError, RunFolderError
+from ot_lens.explorer.runs import OpenRun
 from ot_lens.files import read_json
-from ot_lens.study import RunFolder, read_config
+from ot_lens.study import RunFolder, parse_config, read_config
 from tests.trust import hostile_readers as readers
 
 QUICK, FULL = 4_000, 110_000
@@ -479,6 +480,35 @@ def test_shards_have_no_path(run, name):
     (run / "activations/train/index.json").write_text(json.dumps(index))
     with pytest.raises(RunFolderError, match="is damaged"):
         otl.load_activations(run / "activations/train")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"k": "../../outside"},
+        {"k": "/etc"},
+        {"../outside": 1},
+        {"k": {"a" * 300: None}},
+        {"k": "a" * 300},
+        {"k": ["1/../..", 2]},
+        {"k": "\u0101" * 100},
+    ],
+)
+def test_parameters_of_methods_have_no_path(run, parameters):
+    """They name the folder of a method's maps."""
+    manifest = read_json(run / "manifest.json")
+    manifest["config"] = {"methods": ["mean_shift", {"name": "pca_ot", **parameters}]}
+    with pytest.raises(ConfigError, match="parameters of a method are short words and numbers, not "):
+        parse_config(manifest["config"])
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    opened = OpenRun(run)
+    assert opened.config is None
+    assert opened.map_folders == {}
+
+
+def test_parameters_of_methods_are_words_and_numbers():
+    full = {"name": "pca_ot", "k": 4, "ridge": 1e-6, "mean_shift": "full"}
+    assert parse_config({"methods": ["rfa", full, {"name": "leace", "shrinkage": None}]}).methods[1] == full
 
 
 def test_nothing_is_appended_through_a_link(tmp_path):
