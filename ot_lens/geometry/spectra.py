@@ -45,7 +45,7 @@ def spectra(
 
     Returns:
         Columns layer, position, class, component (from 0), eigenvalue, share (of the class's variance), n,
-        low, high (of the eigenvalue; NaN beyond the rank of a resample), unit.
+        low, high (of the eigenvalue; NaN beyond the rank of any resample), unit.
 
     Raises:
         ActivationError: samples that cannot be used; the message names the layer.
@@ -90,8 +90,8 @@ def _rows(
 
 
 def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] | None) -> dict[str, float]:
-    """NaN for a component beyond the rank of resamples, which hold fewer distinct prompts than the sample."""
-    if drawn is not None and float(drawn.quantile(0.025)) <= 1e-12 * total:
+    """NaN for a component beyond the rank of any resample: some hold few distinct prompts."""
+    if drawn is not None and float(drawn.min()) <= 1e-12 * total:
         drawn = None
     return interval(value, drawn, n, (0.0, np.inf), factor=True)
 
