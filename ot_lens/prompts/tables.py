@@ -190,7 +190,8 @@ def _parquet(name: str, content: bytes) -> Table:
 def from_arrow(name: str, table: Any) -> Table:
     """A table of pyarrow; columns of other than text, numbers, or lists of text stay unread.
 
-    Bytes are never interpreted: a column of pickled objects is named in the columns and refused when used.
+    Bytes are never interpreted: a column of pickled objects, or of what Python has no value for, is named in
+    the columns and refused when used.
     """
     return Table(name, {c: _cells(table.column(c)) for c in table.column_names})
 
@@ -201,7 +202,11 @@ def _cells(column: Any) -> list[Any]:
     kind = column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or isinstance(kind, pa.BaseExtensionType):
         return [b""] * len(column)
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    # Dates before the year 1, nanoseconds, unknown time zones: Python has no value for them.
+    except (ValueError, OverflowError, KeyError, NotImplementedError):
+        return [b""] * len(column)
 
 
 def kind_of(value: Any) -> str:

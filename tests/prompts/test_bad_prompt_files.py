@@ -99,6 +99,26 @@ def test_parquet_of_pickled_objects_or_bytes_is_refused_and_not_opened(tmp_path)
         load(tmp_path, "a.parquet", path.read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (-(2**31), pa.date32()),
+        (2**50, pa.timestamp("ms")),
+        (0, pa.timestamp("s", tz="../../etc/passwd")),
+        ([2**50], pa.list_(pa.timestamp("ms"))),
+    ],
+)
+def test_what_python_has_no_value_for_is_refused_only_where_it_is_used(tmp_path, value, kind):
+    path = tmp_path / "a.parquet"
+    when = pa.array([value] * len(HARMFUL), kind)
+    parquet.write_table(pa.table({"text": HARMFUL, "when": when}), path)
+    read = load(tmp_path, path.name, path.read_bytes()).train.harmful
+    assert {prompt.text for prompt in read} <= set(HARMFUL)
+    parquet.write_table(pa.table({"text": when}), path)
+    with pytest.raises(PromptError, match="row 1: column 'text' holds binary data, not text"):
+        load(tmp_path, path.name, path.read_bytes())
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "json"])
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, encoding, ending):
