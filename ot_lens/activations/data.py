@@ -246,5 +246,5 @@ class Activations:
 
 
 def _span(layers: Sequence[int]) -> str:
-    consecutive = list(layers) == list(range(layers[0], layers[-1] + 1))
+    consecutive = list(layers) == list(range(layers[0], layers[0] + len(layers)))
     return f"{layers[0]}-{layers[-1]}" if consecutive and len(layers) > 1 else ", ".join(map(str, layers))

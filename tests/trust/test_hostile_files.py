@@ -482,6 +482,14 @@ def test_shards_have_no_path(run, name):
         otl.load_activations(run / "activations/train")
 
 
+def test_layers_far_apart_are_named_without_those_between(run):
+    index = read_json(run / "activations/train/index.json")
+    layers = index["key"]["layers"]
+    index["key"]["layers"] = [0, *range(10**12, 10**12 + len(layers) - 1)]
+    (run / "activations/train/index.json").write_text(json.dumps(index))
+    assert "layers 0, 1000000000000" in repr(otl.load_activations(run / "activations/train"))
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
