@@ -225,12 +225,7 @@ def _forest(ax: Axes, sweep: pd.DataFrame, methods: list[Contender], measure: Me
                 )  # fmt: skip
     value = interval(baseline(sweep), measure)[0]
     if np.isfinite(value):
-        ax.axvline(
-            value,
-            **BASELINE_LINE,
-            zorder=1,
-            gid=f"baseline:{measure.key}",
-        )
+        ax.axvline(value, **BASELINE_LINE, zorder=1, gid=f"baseline:{measure.key}")
     _forest_axis(ax, sweep, measure)
 
 

@@ -156,12 +156,7 @@ def _panel(ax: Axes, sweep: pd.DataFrame, measure: Measure, members: list[tuple[
 
 def _baseline(ax: Axes, rows: pd.DataFrame, measure: Measure) -> None:
     for value, low, high in zip(*(numbers(rows[name]) for name in ("value", "low", "high")), strict=True):
-        ax.axhline(
-            value,
-            **BASELINE_LINE,
-            zorder=1,
-            gid=f"baseline:{measure.key}",
-        )
+        ax.axhline(value, **BASELINE_LINE, zorder=1, gid=f"baseline:{measure.key}")
         if np.isfinite([low, high]).all():
             ax.axhspan(low, high, color=BASELINE.color, alpha=0.12, linewidth=0, zorder=0)
 

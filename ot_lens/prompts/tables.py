@@ -11,7 +11,6 @@ from typing import Any
 from ot_lens import parquet_files, reading
 from ot_lens.errors import PromptError
 from ot_lens.prompts.text_files import decode
-from ot_lens.reading import in_short
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,9 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
     try:
         header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
     except csv.Error as error:
-        raise PromptError(f"{name}: no header of column names ({in_short(error)}): check quotes.") from error
+        raise PromptError(
+            f"{name}: no header of column names ({reading.in_short(error)}): check quotes."
+        ) from error
     columns = [column.strip() for column in header]
     _check_columns(name, len(columns))
     twice = next((c for c in columns if not c or columns.count(c) > 1), None)
