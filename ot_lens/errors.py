@@ -3,10 +3,21 @@
 from collections.abc import Sequence
 
 LONGEST = 80  # characters of a wrong value in a message
+LONGEST_MESSAGE = 2_000
 
 
 class OtLensError(ValueError):
-    """A mistake in what the user handed in; the command line prints it in one line and exits with 2."""
+    """A mistake in what the user handed in; the command line prints it in one line and exits with 2.
+
+    A message that quotes something very long loses its middle: the cause is at its beginning, the remedy at
+    its end.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__(message)
 
 
 class OtLensTypeError(OtLensError, TypeError):
