@@ -365,7 +365,7 @@ def test_killed_workers_and_a_change_of_engine_leave_no_trace(config, reference,
         run_study(config, tmp_path / "run", engine="ray", stage=on_ray.stage)
     assert killed
     assert not workers() & set(killed)
-    parts = list((tmp_path / "run" / "tables" / "parts").glob("*.parquet"))
+    parts = list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet"))
     assert 3 <= len(parts) < on_ray.totals["sweep"]
     here = Interruption()
     run_study(config, tmp_path / "run", resume=True, stage=here.stage)
@@ -379,7 +379,7 @@ def test_a_run_stopped_here_goes_on_on_a_cluster_that_loses_a_worker(config, ref
     here = Interruption(sweep=stop)
     with pytest.raises(KeyboardInterrupt):
         run_study(config, tmp_path / "run", stage=here.stage)
-    done = len(list((tmp_path / "run" / "tables" / "parts").glob("*.parquet")))
+    done = len(list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet")))
     before = set()
 
     def kill() -> None:

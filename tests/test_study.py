@@ -120,7 +120,7 @@ def wait_for_parts(process: subprocess.Popen[str], run: Path, more_than: int) ->
 
 
 def parts(run: Path) -> int:
-    return len(list((run / "tables" / "parts").glob("*.parquet")))
+    return len(list((run / "tables" / "parts").glob("[!.]*.parquet")))
 
 
 def test_an_interrupted_and_then_killed_run_resumes_to_the_same_tables(

@@ -68,7 +68,7 @@ class OpenRun:
         self.memory = Memory()
         self.tables: dict[str, pd.DataFrame] = {}
         self.faults: dict[str, str] = {}
-        for stem in sorted(p.stem for p in (self.path / "tables").glob("*.parquet")):
+        for stem in self._folder.table_names:
             try:
                 self.tables[stem] = self._folder.read_table(stem)
             except RunFolderError as error:

@@ -166,9 +166,14 @@ class RunFolder:
         except FileNotFoundError as error:
             raise RunFolderError(f"{path} is missing: complete the run with --resume.") from error
 
+    @property
+    def table_names(self) -> list[str]:
+        """The finished tables; what a writer is still at, or left when it was killed, is none."""
+        return sorted(path.stem for path in (self.path / "tables").glob("[!.]*.parquet"))
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every finished table by name."""
-        return {p.stem: self.read_table(p.stem) for p in sorted((self.path / "tables").glob("*.parquet"))}
+        return {name: self.read_table(name) for name in self.table_names}
 
 
 def _foreign(folder: Path) -> bool:

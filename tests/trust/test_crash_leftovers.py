@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
 from ot_lens.behaviour import PanelSettings, phrase_list
 from ot_lens.errors import CannotWriteError, RunFolderError
+from ot_lens.explorer.runs import OpenRun
 from ot_lens.files import LOCK, locked, release, temporaries
 from ot_lens.plots.gallery import save
 from ot_lens.prompts import load_prompts
@@ -30,6 +31,16 @@ def test_what_a_run_leaves_that_was_killed_before_its_manifest_was_there_is_no_o
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(RunFolderError, match="not an empty folder"):
         RunFolder.held(tmp_path / "other", StudyConfig(), resume=True)
+
+
+def test_a_table_that_is_being_written_is_none_yet(tmp_path):
+    """Figures and the explorer look into a run while it is written, or after its writer was killed."""
+    folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
+    folder.write_table("geometry", pd.DataFrame({"layer": [1]}))
+    (tmp_path / "tables" / ".cosines.1.tmp.parquet").write_bytes(b"PAR1")
+    assert list(RunFolder.open(tmp_path).tables()) == ["geometry"]
+    opened = OpenRun(tmp_path)
+    assert (list(opened.tables), opened.faults) == (["geometry"], {})
 
 
 def test_temporary_files_are_removed_wherever_in_the_run_they_are_and_nothing_else(tmp_path):

@@ -40,9 +40,7 @@ def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
         NotAtHandError: If one cannot be read, which a check of its own reports.
     """
     _ = run.sweep
-    return {
-        path.stem: run.table(path.stem) for path in sorted((run.folder.path / "tables").glob("*.parquet"))
-    }
+    return {name: run.table(name) for name in run.folder.table_names}
 
 
 def _captions(run: Evidence) -> Check:
