@@ -45,11 +45,10 @@ def _finished(run: Evidence) -> Check:
         return Check("run", "reached the end", 1, 1)
     lacking = [name for name in ("maps", "tables", "figures") if not (run.folder.path / name).is_dir()]
     parts = len(list((run.folder.path / "tables" / "parts").glob("*.parquet")))
-    there = sorted(path.stem for path in (run.folder.path / "tables").glob("*.parquet"))
     what = [
         *(f"no {name}" for name in lacking),
         *([f"{parts} parts of the sweep"] if parts else []),
-        f"tables: {', '.join(there) or 'none'}",
+        f"tables: {', '.join(run.folder.table_names) or 'none'}",
     ]
     note = f"unfinished ({'; '.join(what)}): go on with --resume"
     return Check("run", "reached the end", 0, 1, verdict=MISSING, note=note)
