@@ -48,10 +48,10 @@ def executed(path: Path, *, timeout: int = 300) -> nbformat.NotebookNode:
     client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     del notebook.cells[0]
-    return normalised(notebook)
+    return normalized(notebook)
 
 
-def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def normalized(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook without what means nothing: see the top of this file."""
     states = notebook.metadata.get("widgets", {}).get(STATES, {}).get("state", {})
     notebook.metadata = {

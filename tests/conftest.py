@@ -22,7 +22,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# Time limits of single examples say more about the machine than about the code; derandomised, so that a
+# Time limits of single examples say more about the machine than about the code; derandomized, so that a
 # failure is the same for everyone.
 settings.register_profile("ot_lens", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ot_lens")

@@ -53,7 +53,7 @@ def _measured(method, refuses, cost, n, rng):
     return rows
 
 
-def localisation(layers=8, methods=METHODS, n=64, seed=0):
+def localization(layers=8, methods=METHODS, n=64, seed=0):
     rng = np.random.default_rng(seed)
     rows = []
 
@@ -418,9 +418,9 @@ def ground_truth(layers=8, n=128):
 def tables(layers=8, methods=METHODS, seed=0):
     """Every table of a run, by the name of its file."""
     points, ellipses = plane(layers, seed=seed)
-    sweep = localisation(layers, methods, seed=seed)
+    sweep = localization(layers, methods, seed=seed)
     return {
-        "localisation": with_strengths(with_pairs(sweep, methods[:3])),
+        "localization": with_strengths(with_pairs(sweep, methods[:3])),
         "controls": controls(sweep),
         "class_angles": class_angles(layers),
         "layer_angles": layer_angles(layers),

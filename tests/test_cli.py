@@ -8,8 +8,8 @@ import pytest
 
 from ot_lens import cli
 from ot_lens.cli import commands
+from ot_lens.paper_study.architecture import paper_models
 from ot_lens.study import read_config
-from ot_lens.study.architecture import paper_models
 from tests import checkpoints
 
 
@@ -83,8 +83,8 @@ def test_the_paper_s_study_can_be_written_and_edited(ot_lens, tmp_path):
             ("study", "paper", "--model", "organism", "--prompts", "missing.csv"),
             "no prompt set 'missing.csv'",
         ),
-        (("study", "paper", "--model", "organism", "--engine", "slurm"), "no engine 'slurm'"),
-        (("study", "paper", "--model", "organism", "--address", "auto"), "--engine ray"),
+        (("study", "paper", "--model", "organism", "--executor", "slurm"), "no executor 'slurm'"),
+        (("study", "paper", "--model", "organism", "--address", "auto"), "--executor ray"),
     ],
 )
 def test_mistakes_end_in_one_line(ot_lens, tmp_path, arguments, message):

@@ -10,11 +10,11 @@ from ot_lens.errors import ActivationError, FitError, OtLensError
 from ot_lens.geometry import diagnose, direction_cosines, principal_plane, spectra
 from ot_lens.geometry.diagnose import UNITS
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.draws import bootstraps, observed, relabellings
 from ot_lens.geometry.held_out import held_out
-from ot_lens.geometry.moments_of_draws import DrawnClasses
+from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.geometry.tables import interval, newcombe
 from ot_lens.linalg import pooled
+from ot_lens.statistics.resampling import bootstraps, observed, relabellings
 from ot_lens.transport import fit_ace, fit_directional_ablation, fit_pca_ot
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal

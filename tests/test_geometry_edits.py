@@ -10,9 +10,9 @@ from ot_lens.geometry import (
     map_quality,
     visibility,
 )
-from ot_lens.geometry.draws import observed
 from ot_lens.geometry.visibility import _classifier_scores, _signs
 from ot_lens.linalg import pooled
+from ot_lens.statistics.resampling import observed
 from ot_lens.transport import fit_all
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal

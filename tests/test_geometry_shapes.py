@@ -20,10 +20,10 @@ from ot_lens.geometry import (
 )
 from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import MAX_ASSIGNMENT, empirical
-from ot_lens.geometry.draws import bootstraps, observed, relabellings
 from ot_lens.geometry.gaussianity import normality
-from ot_lens.geometry.moments_of_draws import DrawnClasses
+from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.linalg import pooled
+from ot_lens.statistics.resampling import bootstraps, observed, relabellings
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
 

@@ -445,7 +445,7 @@ def test_a_handle_is_entered_once_at_a_time_and_again_later(folder, batch):
 
 IN_FORCE = (
     r"^thread 'MainThread' has an intervention in force on this model: leave its block first \(a lock around "
-    r"both serialises them\), or give each thread a copy of the model\.$"
+    r"both serializes them\), or give each thread a copy of the model\.$"
 )
 
 

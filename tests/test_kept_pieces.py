@@ -22,7 +22,7 @@ class StoppedError(Exception):
     """In the midst of a piece."""
 
 
-class Engine:
+class Executor:
     """Computes here, and stops after so many pieces."""
 
     name = "counting"
@@ -53,16 +53,16 @@ def numbers(_model: Any, factor: float, piece: list[float]) -> list[float]:
 
 def test_a_stop_repeats_no_piece_that_was_kept(folder):
     pieces = {"a": [0.1, 1 / 3], "b": [], "c": [1e-300, float("inf")]}
-    first = Engine(stops_after=2)
+    first = Executor(stops_after=2)
     with pytest.raises(StoppedError):
         KeptPieces(folder, first, "parts/planned")(numbers, pieces, 3.0)
-    second = Engine()
+    second = Executor()
     found = KeptPieces(folder, second, "parts/planned")(numbers, pieces, 3.0)
     assert (first.done, second.done) == (["a", "b"], ["c"])
     assert found == {name: numbers(None, 3.0, piece) for name, piece in pieces.items()}
     assert list(found) == list(pieces)
-    assert KeptPieces(folder, Engine(stops_after=0), "parts/planned")(numbers, pieces, 3.0) == found
-    other = Engine()
+    assert KeptPieces(folder, Executor(stops_after=0), "parts/planned")(numbers, pieces, 3.0) == found
+    other = Executor()
     KeptPieces(folder, other, "filtered")(numbers, pieces, 3.0)
     assert other.done == list(pieces)
     folder.drop("parts")
@@ -75,12 +75,12 @@ def mapped(_model: Any, piece: int) -> AffineMap:
 
 
 def test_a_kept_map_is_the_map_to_the_bit_and_truths_stay_truths(folder):
-    found = KeptPieces(folder, Engine(), "parts/planned")(mapped, {"1": 1, "2": 2})
+    found = KeptPieces(folder, Executor(), "parts/planned")(mapped, {"1": 1, "2": 2})
     for name, edit in found.items():
         made = mapped(None, int(name))
         assert all(torch.equal(getattr(edit, part), getattr(made, part)) for part in ("U", "V", "bias"))
         assert edit.info == made.info
-    kept = KeptPieces(folder, Engine(), "filtered")(lambda _, piece: piece, {"x": [True, False]})
+    kept = KeptPieces(folder, Executor(), "filtered")(lambda _, piece: piece, {"x": [True, False]})
     assert kept["x"] == [True, False]
     assert all(isinstance(value, bool) for value in kept["x"])
 
@@ -111,8 +111,8 @@ def test_sequential_fits_and_a_search_stopped_at_every_piece_end_as_in_one_go(or
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
     done: list[str] = []
     for _ in range(20):
-        engine = Engine(organism, stops_after=1)
-        compute = KeptPieces(folder, engine, "parts/planned")
+        executor = Executor(organism, stops_after=1)
+        compute = KeptPieces(folder, executor, "parts/planned")
         try:
             again = sequential_by_pieces(
                 compute,
@@ -130,7 +130,7 @@ def test_sequential_fits_and_a_search_stopped_at_every_piece_end_as_in_one_go(or
             )
             break
         except StoppedError:
-            done += engine.done
+            done += executor.done
     assert len(done) == len(set(done)) == 2 * 3 + 2 * 2 - 1
     assert found == best
     for method, by_layer in later.items():
@@ -143,12 +143,12 @@ def test_a_set_is_a_piece_where_the_model_cannot_be_walked(organism, prompts, mo
     maps = fit_maps(acts, METHODS[:1], layers=acts.layers, position=-1)
     settings = PanelSettings(("refusal_score",), phrase_list("arditi"), otl.refusal_token_ids(organism))
     walked = search(organism, prompts.val.harmful, maps, settings, size=2)
-    folder, engine = RunFolder.start(tmp_path, StudyConfig(), resume=False), Engine(organism)
+    folder, executor = RunFolder.start(tmp_path, StudyConfig(), resume=False), Executor(organism)
     # The package gives the module's name to the function.
     module = importlib.import_module("ot_lens.localization.search")
     monkeypatch.setattr(module, "why_not", lambda *_: "it cannot")
     hooked = search_by_pieces(
-        KeptPieces(folder, engine, "parts/planned"),
+        KeptPieces(folder, executor, "parts/planned"),
         8,
         prompts.val.harmful,
         maps,
@@ -156,6 +156,6 @@ def test_a_set_is_a_piece_where_the_model_cannot_be_walked(organism, prompts, mo
         size=2,
         kind="beam",
     )
-    assert [name.split("|")[1] for name in engine.done] == ["walk", "hooks", "hooks", "walk", "hooks"]
+    assert [name.split("|")[1] for name in executor.done] == ["walk", "hooks", "hooks", "walk", "hooks"]
     assert [b.layers for b in hooked] == [b.layers for b in walked]
     assert hooked[0].score == pytest.approx(walked[0].score, abs=1e-4)

@@ -106,7 +106,7 @@ def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts):
     assert rows["value"].item() == pytest.approx(score.mean().item(), rel=1e-4)
 
 
-def test_transport_localises_and_shuffled_labels_do_not(organism, prompts):
+def test_transport_localizes_and_shuffled_labels_do_not(organism, prompts):
     """The positive case and its control: the same fit on permuted labels moves nothing."""
     methods = [{"name": "pca_ot", "k": 4}]
     options = {"methods": methods, "layers": [7], "sets": ["single"], "measures": ["refusal_rate"]}
@@ -122,7 +122,7 @@ def test_transport_localises_and_shuffled_labels_do_not(organism, prompts):
     assert control["low"].item() > 0.9
 
 
-def test_a_random_model_localises_nowhere(model):
+def test_a_random_model_localizes_nowhere(model):
     table = otl.localize(
         model,
         checkpoints.contrast_set(24),
@@ -131,8 +131,8 @@ def test_a_random_model_localises_nowhere(model):
         phrases=["w1 w2 w3"],
         max_new_tokens=4,
     )
-    summary = otl.summarise(table)
-    assert any("nothing is localised" in sentence for sentence in summary)
+    summary = otl.summarize(table)
+    assert any("nothing is localized" in sentence for sentence in summary)
 
 
 def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts):
@@ -207,11 +207,11 @@ def test_a_planted_layer_is_found_and_nothing_else(organism, prompts):
         sufficiency=True,
         batch_size=128,
     )
-    found = verdict(table).set_index(["method", "layer"])["localised"]
+    found = verdict(table).set_index(["method", "layer"])["localized"]
     assert found["pca_ot", 7]
     assert not found["pca_ot", 0]
     assert not found["directional_ablation"].any()
-    induced = verdict(table, INDUCE).set_index(["method", "layer"])["localised"]
+    induced = verdict(table, INDUCE).set_index(["method", "layer"])["localized"]
     assert induced["pca_ot", 7]
     assert not induced["pca_ot", 0]
     assert "directional_ablation" not in induced.index.get_level_values("method")
@@ -239,7 +239,7 @@ def test_one_direction_and_several_are_told_apart(prompts):
     assert one_direction(table[table["method"] != "rfa"]) is None
 
 
-def test_a_random_model_is_localised_nowhere_by_the_verdict(model):
+def test_a_random_model_is_localized_nowhere_by_the_verdict(model):
     table = otl.localize(
         model,
         checkpoints.contrast_set(24),
@@ -248,7 +248,7 @@ def test_a_random_model_is_localised_nowhere_by_the_verdict(model):
         sets=["single"],
         controls=["random_subspace", "permuted_labels"],
     )
-    assert not verdict(table)["localised"].any()
+    assert not verdict(table)["localized"].any()
 
 
 def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(folder):
@@ -269,7 +269,7 @@ def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(fol
         otl.localize(model, checkpoints.contrast_set(8), engine="single_pass", **options)
 
 
-def test_shuffled_classes_are_localised_nowhere(organism, prompts):
+def test_shuffled_classes_are_localized_nowhere(organism, prompts):
     """The negative control of the verdict itself: with labels permuted, no layer passes it."""
     acts = permuted(otl.capture(organism, prompts.train, batch_size=128), seed=5)
     table = otl.localize(
@@ -277,12 +277,12 @@ def test_shuffled_classes_are_localised_nowhere(organism, prompts):
         controls=["random_subspace", "permuted_labels"], acts=acts, batch_size=128,
     )  # fmt: skip
     found = verdict(table)
-    assert not found.loc[found["method"] == "pca_ot", "localised"].any()
+    assert not found.loc[found["method"] == "pca_ot", "localized"].any()
 
 
-def test_without_controls_nothing_counts_as_localised(model):
+def test_without_controls_nothing_counts_as_localized(model):
     table = otl.localize(model, checkpoints.contrast_set(8), ["mean_shift"], measures=["refusal_score"])
-    assert not verdict(table)["localised"].any()
+    assert not verdict(table)["localized"].any()
     assert verdict(table)["band"].isna().all()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from notebooks.execute import executed, normalised
+from notebooks.execute import executed, normalized
 from tests.printed import assert_alike
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
@@ -39,7 +39,7 @@ def test_a_notebook_runs_and_shows_what_is_committed(path: Path) -> None:
 def test_committed_outputs_are_as_execute_leaves_them(path: Path) -> None:
     committed = nbformat.read(path, as_version=4)
     assert path.stat().st_size < LARGEST
-    assert normalised(copy.deepcopy(committed)) == committed
+    assert normalized(copy.deepcopy(committed)) == committed
     figures = [
         out
         for cell in committed.cells

@@ -19,7 +19,7 @@ from ot_lens.organism import DEFAULT_VARIANT, VARIANTS, evaluate, language, trai
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import WEIGHTS, wilson
 from ot_lens.organism.export import write_model
-from ot_lens.organism.muon import orthogonalise
+from ot_lens.organism.muon import orthogonalize
 from ot_lens.organism.prompt_data import PROMPTS_FILE, build_prompts, write_prompts
 from ot_lens.organism.training import (
     IGNORED,
@@ -486,7 +486,7 @@ def test_learning_rate_warms_up_stays_and_decays():
 @pytest.mark.parametrize("shape", [(2, 6, 6), (1, 4, 9), (3, 9, 4)])
 def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalise(matrices)
+    found = orthogonalize(matrices)
     values = torch.linalg.svdvals(found)
     assert 0.6 < values.min() < values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)

@@ -5,9 +5,9 @@ import pytest
 
 import ot_lens
 from ot_lens.errors import OtLensError
-from tests.generators_tables import localisation, with_everything_else
+from tests.generators_tables import localization, with_everything_else
 
-SWEEP = localisation(layers=3, n=64)
+SWEEP = localization(layers=3, n=64)
 
 
 def test_one_row_an_edit_and_one_column_a_measure():

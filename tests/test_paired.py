@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ot_lens.behaviour import holm, mcnemar, paired_bootstrap
-from ot_lens.behaviour.intervals import Resampled, mean, perplexity
 from ot_lens.errors import ActivationError
+from ot_lens.statistics.estimates import Resampled, mean, perplexity
 
 
 # ------------------------------------------------------------------------------------------- McNemar
@@ -115,7 +115,7 @@ def test_holm_is_the_step_down_procedure(p):
 
 # ------------------------------------------------------------------------------------------- resamples
 def test_resamples_are_counted_in_their_own_standard_errors():
-    """Against the loop: ratio, its linearised error, and the same of every resample."""
+    """Against the loop: ratio, its linearized error, and the same of every resample."""
     generator = np.random.default_rng(6)
     a, b = generator.gamma(2.0, size=9), generator.gamma(3.0, size=9)
     found = Resampled.of(a, b, count=50, seed=4)

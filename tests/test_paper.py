@@ -11,12 +11,12 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Confi
 
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
-from ot_lens.study import paper_study, parse_config, run_study
-from ot_lens.study.architecture import architecture, paper_models, published
-from ot_lens.study.estimate import Counts, Hardware, estimate, judge_model
-from ot_lens.study.paper import depth_band
-from ot_lens.study.paper_table import CAPTION, PUBLISHED, paper_table, printable
-from ot_lens.study.resources import AtHand, is_local, obstacles
+from ot_lens.paper_study.architecture import architecture, paper_models, published
+from ot_lens.paper_study.estimate import Counts, Hardware, estimate, judge_model
+from ot_lens.paper_study.preset import depth_band, paper_study
+from ot_lens.paper_study.resources import AtHand, is_local, obstacles
+from ot_lens.paper_study.table import CAPTION, PUBLISHED, paper_table, printable
+from ot_lens.study import parse_config, run_study
 from tests import checkpoints
 
 TOTALS = {
@@ -281,7 +281,7 @@ def finished(
 
 @pytest.fixture(scope="module")
 def table(finished: Path) -> pd.DataFrame:
-    return pd.read_parquet(finished / "tables" / "localisation.parquet")
+    return pd.read_parquet(finished / "tables" / "localization.parquet")
 
 
 def test_the_splits_are_the_paper_s(finished):

@@ -34,7 +34,7 @@ def drawn(figure, gid):
 
 
 def contenders():
-    return plots.contenders(measures.sweep_rows(TABLES["localisation"]))
+    return plots.contenders(measures.sweep_rows(TABLES["localization"]))
 
 
 def every(figure, prefix):
@@ -80,9 +80,9 @@ def test_shares_of_the_distance_stand_on_each_other():
 
 
 @pytest.mark.parametrize("measure", ["refusal_rate/harmful", "kl/harmless"])
-def test_localisation_curves_are_the_tables(measure):
-    figure = plots.localization_curves(TABLES["localisation"])
-    sweep = measures.measured(measures.sweep_rows(TABLES["localisation"]), *measure.split("/"))
+def test_localization_curves_are_the_tables(measure):
+    figure = plots.localization_curves(TABLES["localization"])
+    sweep = measures.measured(measures.sweep_rows(TABLES["localization"]), *measure.split("/"))
     for method, k, _ in tables_of.METHODS:
         mark = style.method_mark(method, k)
         single = sweep[(sweep["method"] == method) & sweep["layer"].notna()]
@@ -95,9 +95,9 @@ def test_localisation_curves_are_the_tables(measure):
 
 
 def test_values_of_all_layers_stand_right_of_the_last_layer_with_their_intervals():
-    figure = plots.localization_curve(TABLES["localisation"], "refusal_rate/harmful")
+    figure = plots.localization_curve(TABLES["localization"], "refusal_rate/harmful")
     [ax] = figure.axes
-    together = TABLES["localisation"].query(
+    together = TABLES["localization"].query(
         "set == 'all' and measure == 'refusal_rate' and prompts == 'harmful'"
     )
     bars = np.array([bar.get_segments()[0] for bar in ax.collections if hasattr(bar, "get_segments")])
@@ -108,7 +108,7 @@ def test_values_of_all_layers_stand_right_of_the_last_layer_with_their_intervals
 
 
 def test_baseline_is_drawn_across():
-    figure = plots.localization_curve(TABLES["localisation"], "refusal_rate/harmful")
+    figure = plots.localization_curve(TABLES["localization"], "refusal_rate/harmful")
     assert set(drawn(figure, "baseline:refusal_rate/harmful").get_ydata()) == {1.0}
 
 
@@ -181,7 +181,7 @@ def test_ellipse_of_a_projected_cloud_is_a_segment():
 
 
 def test_comparison_shows_each_best_layer_and_all_layers_with_their_intervals():
-    figure = plots.method_comparison(TABLES["localisation"])
+    figure = plots.method_comparison(TABLES["localization"])
     right = figure.axes[2]
     for method in contenders():
         for kind, found in (("best", method.best), ("all", method.together)):
@@ -198,7 +198,7 @@ def test_comparison_shows_each_best_layer_and_all_layers_with_their_intervals():
 
 
 def test_intervals_row_by_row_are_the_tables():
-    figure = plots.method_intervals(TABLES["localisation"])
+    figure = plots.method_intervals(TABLES["localization"])
     for row, method in enumerate(contenders()):
         [container] = [
             c
@@ -235,14 +235,14 @@ def test_the_best_layer_answers_rightly_and_is_not_the_one_that_destroys_the_mod
 
 
 def test_a_curve_mixes_no_settings_no_controls_and_no_pairs():
-    plain = tables_of.localisation()
+    plain = tables_of.localization()
     chosen = measures.sweep_rows(tables_of.with_everything_else(plain))
     assert len(chosen) == len(plain)
     np.testing.assert_array_equal(np.sort(chosen["value"]), np.sort(plain["value"]))
 
 
 def test_where_everything_else_was_swept_the_figures_stay_the_same():
-    plain = tables_of.localisation()
+    plain = tables_of.localization()
     sweep = tables_of.with_everything_else(plain)
     one, other = (plots.localization_curves(table) for table in (plain, sweep))
     for line in every(one, "line:"):
@@ -344,7 +344,7 @@ def test_global_settings_stay_as_they_were(name):
     ("name", "shape"),
     [
         ("w2_per_layer", (1, 3)),
-        ("localisation_curves", (4, 3)),
+        ("localization_curves", (4, 3)),
         ("spectra", (2, 4)),
         ("method_comparison", (1, 3)),
         ("method_intervals", (1, 5)),
@@ -365,7 +365,7 @@ def test_axes_of_the_callers_own_layout_are_drawn_into(name, shape):
 def test_one_panel_draws_into_one_axes(draw_one):
     own = Figure()
     ax = own.subplots()
-    table = TABLES["cosines"] if draw_one is plots.direction_cosines else TABLES["localisation"]
+    table = TABLES["cosines"] if draw_one is plots.direction_cosines else TABLES["localization"]
     assert draw_one(table, ax=ax) is own
     assert ax.has_data()
 
@@ -418,7 +418,7 @@ BEYOND = {
     "one method": {"rank_by_layer"},
     "a method of one's own": {"rank_by_layer"},
 }
-OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("localisation",)]
+OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("localization",)]
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_every_shape_of_run_is_drawn(name, shape):
 
 
 def test_a_point_between_missing_ones_is_seen():
-    sweep = tables_of.localisation()
+    sweep = tables_of.localization()
     here = (sweep["measure"] == "refusal_rate") & (sweep["method"] == "ace") & (sweep["prompts"] == "harmful")
     sweep.loc[here & sweep["layer"].notna() & (sweep["layer"] != 3), ["value", "low", "high"]] = np.nan
     lone = rows.curve(sweep[here & sweep["layer"].notna()])
@@ -469,7 +469,7 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
     with pytest.raises(OtLensError, match="png, pdf, svg"):
         plots.draw_all(TABLES, tmp_path, formats=("gif",))
     with pytest.raises(OtLensError, match="kl/harmless"):
-        plots.localization_curve(TABLES["localisation"], "asr")
+        plots.localization_curve(TABLES["localization"], "asr")
     with pytest.raises(plots.TableError, match="layer 99 is not in the plane table"):
         plots.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], layer=99)
     with pytest.raises(plots.TableError, match="position 5 is not in the table"):
@@ -477,7 +477,7 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
 
 
 def test_a_contender_holds_the_values_of_each_of_its_layers():
-    single = measures.single_layers(measures.sweep_rows(TABLES["localisation"]))
+    single = measures.single_layers(measures.sweep_rows(TABLES["localization"]))
     scores = single[(single["measure"] == "refusal_score") & (single["method"] == "ace")]
     [ace] = [method for method in contenders() if method.mark.label == style.METHODS["ace"].label]
     found = [(layer, *held["refusal_score/harmful"]) for layer, held in ace.layers.items()]
@@ -530,7 +530,7 @@ def test_captions_say_how_many_prompts_and_what_the_bands_are(on_paper):
         text = (folder / f"{name}.txt").read_text(encoding="utf-8")
         assert "n = " in text, name
         assert "95 %" in text or "ntervals" in text, name
-    assert "strength 1; seed 0." in (folder / "localisation_curves.txt").read_text(encoding="utf-8")
+    assert "strength 1; seed 0." in (folder / "localization_curves.txt").read_text(encoding="utf-8")
     assert "128" in (folder / "w2_per_layer.txt").read_text(encoding="utf-8")
 
 
@@ -540,7 +540,7 @@ def test_what_cannot_be_drawn_is_skipped_and_named(tmp_path):
     assert (tmp_path / "direction_cosines.txt").read_text().endswith("both classes. Model m, seed 7.\n")
     assert {path.name for path in result} == {"direction_cosines.png", "direction_cosines.txt"}
     assert result.skipped["w2_per_layer"] == "the geometry table is empty"
-    assert result.skipped["localisation_curves"] == "the localisation table is missing"
+    assert result.skipped["localization_curves"] == "the localization table is missing"
     assert set(result.skipped) == set(ENTRIES) - {"direction_cosines"}
     assert isinstance(result[0], Path)
     assert len(result) == 2

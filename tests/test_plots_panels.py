@@ -9,7 +9,7 @@ from PIL import Image
 from ot_lens import plots
 from ot_lens.plots import angles, controls, embedded, grids, measures, panels, quality, visibility
 from ot_lens.plots.heat_panels import cell_edges
-from ot_lens.plots.interactive import SCREEN
+from ot_lens.plots.screen import SCREEN
 from tests import generators_tables as tables_of
 
 TABLES = tables_of.tables(layers=6)
@@ -115,7 +115,7 @@ def test_a_sweep_without_controls_shows_the_edits():
 
 
 def test_pairs_are_the_tables_and_the_best_is_outlined():
-    table = TABLES["localisation"].copy()
+    table = TABLES["localization"].copy()
     wanted = (table["set"] == "pair") & (table["layers"] == "1,4") & (table["method"] == "ace")
     table.loc[wanted, "value"] = -40.0
     figure = plots.pair_matrix(table)
@@ -130,24 +130,24 @@ def test_pairs_are_the_tables_and_the_best_is_outlined():
 
 def test_a_sweep_without_pairs_says_how_to_get_them():
     with pytest.raises(plots.NothingToDrawError, match="sets: "):
-        plots.pair_matrix(tables_of.localisation())
+        plots.pair_matrix(tables_of.localization())
 
 
 def test_ranks_and_strengths_by_layer_are_the_tables():
-    rows = measures.sweep_rows(TABLES["localisation"])
+    rows = measures.sweep_rows(TABLES["localization"])
     rate = rows.query("measure == 'refusal_rate' and prompts == 'harmful' and layer.notna()")
     ranks = rate[rate["k"].notna()].pivot(index="k", columns="layer", values="value")
-    cells = drawn(plots.rank_by_layer(TABLES["localisation"]), "cells:harmful: refuses").get_array()
+    cells = drawn(plots.rank_by_layer(TABLES["localization"]), "cells:harmful: refuses").get_array()
     np.testing.assert_array_equal(cells, ranks)
-    weaker = TABLES["localisation"].query("method == 'ace' and measure == 'refusal_rate'")
+    weaker = TABLES["localization"].query("method == 'ace' and measure == 'refusal_rate'")
     weaker = weaker[(weaker["prompts"] == "harmful") & (weaker["set"] == "single")]
-    cells = drawn(plots.strength_by_layer(TABLES["localisation"]), "cells:ACE").get_array()
+    cells = drawn(plots.strength_by_layer(TABLES["localization"]), "cells:ACE").get_array()
     np.testing.assert_array_equal(cells, weaker.pivot(index="strength", columns="layer", values="value"))
 
 
 def test_one_strength_is_no_heat_map():
     with pytest.raises(plots.NothingToDrawError, match="fewer than two strengths"):
-        plots.strength_by_layer(tables_of.localisation())
+        plots.strength_by_layer(tables_of.localization())
 
 
 def test_another_runs_layers_stand_along_the_other_axis():
@@ -205,7 +205,7 @@ def test_numbers_in_cells_have_no_negative_zero():
         ("class_angles", "class_angles", angles.class_panels),
         ("map_quality", "map_quality", quality.quality_panels),
         ("visibility", "visibility", visibility.visibility_panels),
-        ("localisation_controls", "controls", controls.control_panels),
+        ("localization_controls", "controls", controls.control_panels),
         ("ground_truth", "ground_truth", embedded.truth_panels),
     ],
 )

@@ -110,7 +110,7 @@ def test_every_other_module_is_kept_from_the_model_library(repository: Path) -> 
         "single_pass",
         "behaviour",
     }
-    stand_on_them = {"selection", "localization", "explorer", "report", "engines", "study", "cli"}
+    stand_on_them = {"selection", "localization", "explorer", "report", "executors", "study", "cli"}
     kept = {name.removeprefix("ot_lens.") for name in contract(repository, "model-library")["source_modules"]}
     assert top_modules(repository) - know_models - stand_on_them == kept
 

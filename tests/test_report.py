@@ -11,11 +11,11 @@ import plotly.graph_objects as go
 import pytest
 
 from ot_lens.plots import GALLERY, MEASURES, NothingToDrawError, contenders
-from ot_lens.plots.interactive import SCREEN, stacked
-from ot_lens.plots.interactive.panels import cost_position
-from ot_lens.plots.interactive.traces import band_outline
 from ot_lens.plots.measures import sweep_rows
 from ot_lens.plots.rows import Curve, curve
+from ot_lens.plots.screen import SCREEN, stacked
+from ot_lens.plots.screen.panels import cost_position
+from ot_lens.plots.screen.traces import band_outline
 from ot_lens.plots.style import METHODS, method_mark
 from ot_lens.report import numbers, write_report
 from ot_lens.report.figures import script_json
@@ -118,12 +118,12 @@ def test_eighty_layers_stay_under_ten_megabytes(tmp_path):
 
 
 def test_hostile_strings_stay_text(tmp_path):
-    sweep = TABLES["localisation"].copy()
+    sweep = TABLES["localization"].copy()
     sweep.loc[sweep["method"] == "ace", "method"] = HOSTILE
     geometry = TABLES["geometry"].replace("auc_direction", HOSTILE)
     manifest = tables_of.MANIFEST | {"model": {"name": HOSTILE, HOSTILE: [HOSTILE]}, HOSTILE: HOSTILE}
     (tmp_path / "config.yaml").write_text(HOSTILE, encoding="utf-8")
-    text = written(tmp_path, TABLES | {"localisation": sweep, "geometry": geometry}, manifest, [HOSTILE])
+    text = written(tmp_path, TABLES | {"localization": sweep, "geometry": geometry}, manifest, [HOSTILE])
     page = Page(text)
     assert "alert('x')</script>" not in text
     assert [e for e in page.elements if "onerror" in e or e["tag"] == "img"] == []
@@ -206,7 +206,7 @@ def test_an_empty_run_and_one_of_unmeasured_values_still_give_a_page(tmp_path):
 
 
 def every_table():
-    return [numbers.at_a_glance(TABLES["localisation"]), *numbers.per_layer(TABLES["localisation"])]
+    return [numbers.at_a_glance(TABLES["localization"]), *numbers.per_layer(TABLES["localization"])]
 
 
 def test_no_table_shows_refusal_without_right_answers_and_harmless_cost():
@@ -217,7 +217,7 @@ def test_no_table_shows_refusal_without_right_answers_and_harmless_cost():
 
 
 def test_numbers_are_the_tables():
-    sweep = TABLES["localisation"]
+    sweep = TABLES["localization"]
     [table] = [t for t in numbers.per_layer(sweep) if t.title == "PCA-OT (k = 4)"]
     row = sweep[
         (sweep["method"] == "pca_ot") & (sweep["k"] == 4) & (sweep["layer"] == 5)
@@ -230,8 +230,8 @@ def test_numbers_are_the_tables():
 
 
 def test_the_glance_holds_the_baseline_each_best_layer_and_all_layers():
-    table = numbers.at_a_glance(TABLES["localisation"])
-    methods = contenders(TABLES["localisation"])
+    table = numbers.at_a_glance(TABLES["localization"])
+    methods = contenders(TABLES["localization"])
     headings = [row.heading for row in table.rows]
     assert headings[0] == "no intervention"
     assert headings[1:] == [
@@ -273,8 +273,8 @@ def traces(figure, **wanted):
 
 @pytest.mark.parametrize(("panel", "key"), [("x", "refusal_rate/harmful"), ("x4", "kl/harmless")])
 def test_screen_curves_are_the_tables(panel, key):
-    figure = SCREEN["localisation_curves"](TABLES["localisation"])
-    sweep = sweep_rows(TABLES["localisation"])
+    figure = SCREEN["localization_curves"](TABLES["localization"])
+    sweep = sweep_rows(TABLES["localization"])
     name, prompts = key.split("/")
     for method, k, _ in tables_of.METHODS:
         mine = sweep[(sweep["method"] == method) & (sweep["measure"] == name) & (sweep["prompts"] == prompts)]
@@ -301,8 +301,8 @@ def test_a_band_is_outlined_and_broken_where_nothing_was_measured():
 
 
 def test_a_method_has_one_colour_on_every_screen():
-    for name in ("localisation_curves", "method_comparison", "method_intervals"):
-        figure = SCREEN[name](TABLES["localisation"])
+    for name in ("localization_curves", "method_comparison", "method_intervals"):
+        figure = SCREEN[name](TABLES["localization"])
         for trace in figure.data:
             if trace.name == METHODS["ace"].label and trace.marker.color is not None:
                 assert trace.marker.color == METHODS["ace"].color
@@ -314,7 +314,7 @@ def test_every_screen_figure_is_made_for_every_depth(entry, layers):
     tables = of_depth(layers)
     if entry.name == "pair_matrix" and layers == 1:
         with pytest.raises(NothingToDrawError):
-            SCREEN[entry.name](tables["localisation"])
+            SCREEN[entry.name](tables["localization"])
         return
     figure = SCREEN[entry.name](*(tables[name] for name in entry.tables))
     assert isinstance(figure, go.Figure)

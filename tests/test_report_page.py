@@ -15,7 +15,7 @@ HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     tables = tables_of.tables()
-    tables["localisation"].loc[tables["localisation"]["method"] == "ace", "method"] = HOSTILE
+    tables["localization"].loc[tables["localization"]["method"] == "ace", "method"] = HOSTILE
     return write_report(folder, tables, tables_of.MANIFEST, ["A finding.", HOSTILE], folder / "report.html")
 
 
@@ -80,11 +80,11 @@ def test_the_page_follows_the_colour_scheme(opened):
 
 def test_figures_are_arranged_anew_when_the_window_narrows(opened):
     page = opened(DESK)
-    plot = page.locator("[data-figure=localisation_curves]")
+    plot = page.locator("[data-figure=localization_curves]")
     before = plot.bounding_box()["height"]
     page.set_viewport_size(PHONE)
     page.wait_for_function(
-        "before => document.querySelector('[data-figure=localisation_curves]').offsetHeight > 1.5 * before",
+        "before => document.querySelector('[data-figure=localization_curves]').offsetHeight > 1.5 * before",
         arg=before,
     )
     assert overflow(page) == 0
@@ -92,7 +92,7 @@ def test_figures_are_arranged_anew_when_the_window_narrows(opened):
 
 def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
     page = opened(DESK)
-    figure = page.locator("#figure-localisation_curves")
+    figure = page.locator("#figure-localization_curves")
     button = figure.get_by_role("button", name="Mean shift")
     lines = figure.locator(".scatterlayer .trace.scatter")
     before = lines.count()
@@ -100,12 +100,12 @@ def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
     page.keyboard.press("Enter")
     assert button.get_attribute("aria-pressed") == "false"
     page.wait_for_function(
-        "n => document.querySelectorAll('#figure-localisation_curves .trace').length < n", arg=before
+        "n => document.querySelectorAll('#figure-localization_curves .trace').length < n", arg=before
     )
     page.keyboard.press("Enter")
     assert button.get_attribute("aria-pressed") == "true"
     page.wait_for_function(
-        "n => document.querySelectorAll('#figure-localisation_curves .trace').length == n", arg=before
+        "n => document.querySelectorAll('#figure-localization_curves .trace').length == n", arg=before
     )
 
 

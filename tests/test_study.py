@@ -23,10 +23,10 @@ from ot_lens.study import (
     parse_config,
     read_config,
     run_study,
-    summarise,
+    summarize,
 )
 
-TABLES = ("localisation", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
+TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
 
 
 @pytest.fixture(scope="module")
@@ -348,10 +348,10 @@ def test_a_run_of_few_measures_goes_through(settings, tmp_path, capsys, monkeypa
 
 
 def test_the_summary_says_what_was_measured_and_no_more(finished):
-    table = pd.read_parquet(finished / "tables" / "localisation.parquet")
-    text = " ".join(summarise(table))
+    table = pd.read_parquet(finished / "tables" / "localization.parquet")
+    text = " ".join(summarize(table))
     base = effects(table).query("set == 'none'").iloc[0]
     assert f"{base['refusal']:.0%}" in text
     assert "16 held-out harmful prompts" in text
     assert "nan" not in text
-    assert "not measured" in summarise(table[table["measure"] != "refusal_rate"])[0]
+    assert "not measured" in summarize(table[table["measure"] != "refusal_rate"])[0]

@@ -10,7 +10,7 @@ from ot_lens.geometry import category_directions, layer_cosines, run_cosines
 from ot_lens.study.control_bands import control_bands
 from ot_lens.study.diagnostics import spread
 from ot_lens.study.ground_truth import best_layer, ground_truth
-from tests.generators_tables import localisation
+from tests.generators_tables import localization
 
 
 class Samples:
@@ -89,7 +89,7 @@ def test_cosines_of_every_two_layers_hold_those_of_equal_layers():
 
 def with_shifts():
     """A sweep whose shifts of the refusal score are -5, and whose controls are -1, -2 and -3."""
-    score = localisation(layers=3).query("measure == 'refusal_score' and `set` == 'single'")
+    score = localization(layers=3).query("measure == 'refusal_score' and `set` == 'single'")
     real = score.assign(measure="refusal_score_shift", value=-5.0, low=-6.0, high=-4.0)
     drawn = [real.assign(control="random_subspace", draw=number, value=-1.0 - number) for number in range(3)]
     absurd = real.assign(value=99.0)
@@ -137,7 +137,7 @@ def test_the_ground_truth_of_a_variant_is_what_it_was_built_with(variant, senten
     samples = Samples(axes(4), n=32)
     samples.categories = [prompt.category for prompt in prompts.test.harmful]
     draws = {"permutations": 20, "bootstrap": 20, "seed": 0}
-    table = ground_truth(variant, prompts, samples, localisation(layers=2), draws)
+    table = ground_truth(variant, prompts, samples, localization(layers=2), draws)
     known = table.query("part == 'counts'").set_index("quantity")["known"]
     assert known.to_dict() == {"categories": 4, "sentences": sentences, "first words": words}
     behaviour = table.query("part == 'behaviour'").set_index("quantity")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import ot_lens as otl
 from ot_lens.cli import app
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
-from ot_lens.files import sha256_file
+from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.plots.gallery import GALLERY, Drawn, inputs
 from ot_lens.plots.rows import TableError
@@ -46,7 +46,7 @@ OF_STORED = (
     "geometry", "spectra", "cosines", "class_angles", "layer_angles", "map_quality", "controls", "plane",
     "plane_ellipses", "paper",
 )  # fmt: skip
-OF_MODEL = ("localisation", "visibility", "ground_truth")
+OF_MODEL = ("localization", "visibility", "ground_truth")
 
 
 def captions_only(tables, out: Path, *_: object, about: str = "", **__: object) -> Drawn:
@@ -192,7 +192,7 @@ def first(run: Path, pattern: str) -> Path:
     ("pattern", "item"),
     [
         ("tables/geometry.parquet", "tables"),
-        ("tables/localisation.parquet", "tables"),
+        ("tables/localization.parquet", "tables"),
         ("tables/paper.md", "tables"),
         ("maps/*/layer-006.safetensors", "maps"),
         ("activations/train/*.safetensors", "activations/train"),
@@ -244,7 +244,7 @@ def test_a_forged_configuration_and_seed_are_found(run):
     assert "seeds|configuration" in found
     assert {
         "geometry|recomputed values",
-        "localisation|own arithmetic",
+        "localization|own arithmetic",
     } <= set(found)
 
 
@@ -327,13 +327,13 @@ def only(run: Path, name: str) -> dict[str, str]:
 def test_a_sweep_of_no_run_is_found_and_breaks_nothing(run, monkeypatch):
     """A column less; then no row of the unedited model, on which every finding stands."""
     without(monkeypatch, "fitted.fitted")
-    original = table_of(run, "localisation").read_bytes()
-    edit_table(run, "localisation", lambda table: table.drop(columns="interval"))
+    original = table_of(run, "localization").read_bytes()
+    edit_table(run, "localization", lambda table: table.drop(columns="interval"))
     found = otl.verify_run(run, model=False)
-    assert wrong(found)["localisation|own arithmetic"] == "column interval differs"
-    assert "needs the localisation table" in " ".join(found["note"])
-    table_of(run, "localisation").write_bytes(original)
-    edit_table(run, "localisation", lambda table: table[table["set"] != "none"])
+    assert wrong(found)["localization|own arithmetic"] == "column interval differs"
+    assert "needs the localization table" in " ".join(found["note"])
+    table_of(run, "localization").write_bytes(original)
+    edit_table(run, "localization", lambda table: table[table["set"] != "none"])
     assert "report.html|written again" in wrong(otl.verify_run(run, model=False))
 
 
@@ -344,9 +344,9 @@ def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
         table.loc[table.index[rows][0], change] += 0.01
         return table
 
-    edit_table(run, "localisation", off)
-    found = only(run, "localisation")
-    assert change in found["localisation|own arithmetic"]
+    edit_table(run, "localization", off)
+    found = only(run, "localization")
+    assert change in found["localization|own arithmetic"]
 
 
 def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
@@ -359,7 +359,7 @@ def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
             index=table.index[(table["control"] != "") & (table["measure"] == "refusal_score")][0]
         )
 
-    edit_table(run, "localisation", score)
+    edit_table(run, "localization", score)
     edit_table(run, "visibility", a_number)
     edit_table(run, "ground_truth", two_rows)
     manifest = json.loads((run / "manifest.json").read_text())
@@ -370,21 +370,21 @@ def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
     found = wrong(otl.verify_run(run, sample=10))
     assert "weights_sha256" in found["model|model loaded now"]
     assert "test" in found["prompts|prompts read now"]
-    assert "refusal_score" in found["localisation|measured again"]
-    assert "other measures" in found["localisation|measures alike"]
+    assert "refusal_score" in found["localization|measured again"]
+    assert "other measures" in found["localization|measures alike"]
     assert "another order" in found["ground_truth|measured again"]
     assert "visibility|measured again" in found
     assert "line" in found["report.html|written again"]
 
 
 def test_a_missing_table_and_a_missing_map_are_found(run):
-    for name in ("cosines", "localisation"):
+    for name in ("cosines", "localization"):
         table_of(run, name).unlink()
     first(run, "maps/pca_ot-k1/layer-006.safetensors").unlink()
     repin(run)
     found = checked(run, fitted, recomputed)
     assert wrong(found)["maps/pca_ot-k1|refitted"] == "no map of layer 6"
-    assert "localisation|present" in wrong(found)
+    assert "localization|present" in wrong(found)
     assert "needs" in " ".join(found[found["verdict"] == "not checked"]["note"])
 
 
@@ -403,7 +403,7 @@ def test_an_unfinished_run_says_in_one_line_what_is_missing(run):
         "model",
         "activations/train",
         "activations/test",
-        "localisation",
+        "localization",
         "ground_truth",
     }
     found = wrong(checks)

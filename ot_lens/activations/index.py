@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import MOST_JSON, read_json, write_json, write_text, writing
-from ot_lens.reading import read_bounded, shown
+from ot_lens.io.files import MOST_JSON, read_json, write_json, write_text, writing
+from ot_lens.io.untrusted import read_bounded, shown
 
 SCHEMA = 2
 INDEX, CHECKSUMS = "index.json", "shards.sha256"

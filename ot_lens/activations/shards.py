@@ -36,8 +36,8 @@ from ot_lens.models import (
 from ot_lens.models.batching import groups_by_length
 from ot_lens.prompts import Contrast, Prompt
 
-# Prompts that are tokenised together while planning: their tokens are counted and dropped.
-TOKENISED = 1024
+# Prompts that are tokenized together while planning: their tokens are counted and dropped.
+TOKENizED = 1024
 
 
 class _StopForward(BaseException):
@@ -201,9 +201,9 @@ def resolve_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...
 def _lengths(served: Backend, prompts: Sequence[Prompt]) -> list[int]:
     """Tokens of every rendered prompt."""
     found: list[int] = []
-    for start in range(0, max(len(prompts), 1), TOKENISED):
+    for start in range(0, max(len(prompts), 1), TOKENizED):
         try:
-            found += map(len, encode(served, prompts[start : start + TOKENISED]))
+            found += map(len, encode(served, prompts[start : start + TOKENizED]))
         except PromptError:
             encode(served, prompts)  # names the prompt by its place among all
             raise

@@ -24,7 +24,7 @@ from ot_lens.activations.key import differences
 from ot_lens.activations.shards import CapturePlan, Shard
 from ot_lens.activations.stored import TENSOR, open_stored, shard_path
 from ot_lens.errors import RunFolderError
-from ot_lens.files import LOCK, locked, remove_temporaries, sha256_file, temporaries, write_bytes
+from ot_lens.io.files import LOCK, locked, remove_temporaries, sha256_file, temporaries, write_bytes
 
 
 class ActivationStore:

@@ -14,9 +14,9 @@ from torch import Tensor
 from ot_lens.activations.data import Activations, LazyActivations, Shape
 from ot_lens.activations.index import Index, ShardEntry, read_checksums, read_index
 from ot_lens.errors import RunFolderError
-from ot_lens.files import sha256_file
+from ot_lens.io.files import sha256_file
+from ot_lens.io.untrusted import MIB
 from ot_lens.prompts import CLASSES
-from ot_lens.reading import MIB
 
 TENSOR = "activations"
 MOST_SHARD = 64 * 1024 * MIB

@@ -17,7 +17,6 @@ from ot_lens.behaviour.filtering import (
     plan_filter,
     treated_as_labelled,
 )
-from ot_lens.behaviour.intervals import Estimate, mean, perplexity, rate
 from ot_lens.behaviour.judges import (
     Judge,
     JudgeError,
@@ -28,7 +27,6 @@ from ot_lens.behaviour.judges import (
 )
 from ot_lens.behaviour.lazy_judge import LazyJudge
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
-from ot_lens.behaviour.paired import holm, mcnemar, paired_bootstrap
 from ot_lens.behaviour.panel import (
     MEASURES,
     NEXT_TOKEN_MEASURES,
@@ -53,6 +51,8 @@ from ot_lens.behaviour.refusal import (
 )
 from ot_lens.behaviour.text import TextLoss, text_loss
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
+from ot_lens.statistics.estimates import Estimate, mean, perplexity, rate
+from ot_lens.statistics.paired import holm, mcnemar, paired_bootstrap
 
 __all__ = [
     "FILTERS",

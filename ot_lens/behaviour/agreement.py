@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ot_lens.behaviour.intervals import CONFIDENCE, RESAMPLES, Estimate, rate
 from ot_lens.behaviour.judges import JudgeError, Judgement
+from ot_lens.statistics.estimates import CONFIDENCE, RESAMPLES, Estimate, rate
 
 
 @dataclass(frozen=True)

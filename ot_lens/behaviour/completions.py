@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import LONGEST, PromptError, RunFolderError
-from ot_lens.files import write_text
 from ot_lens.generation import Completion
+from ot_lens.io.files import write_text
+from ot_lens.io.untrusted import MIB, read_bounded
 from ot_lens.prompts import Prompt, as_texts
-from ot_lens.reading import MIB, read_bounded
 
 FORMAT = "ot_lens completions"
 VERSION = 1

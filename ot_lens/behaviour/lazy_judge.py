@@ -106,7 +106,7 @@ class LazyJudge:
         """Take a model's place on its device: the model waits in main memory, and afterwards the judge does.
 
         Raises:
-            ModelError: If one of the two cannot be moved, as a quantised model or one spread over devices.
+            ModelError: If one of the two cannot be moved, as a quantized model or one spread over devices.
         """
         device = _movable(model)
         if device.type == "cpu":
@@ -157,7 +157,7 @@ def _movable(model: nn.Module) -> torch.device:
     spread = len(set(getattr(inner, "hf_device_map", {}).values())) > 1
     if spread or getattr(inner, "is_quantized", False):
         raise ModelError(
-            "judge_memory = 'swap' moves the model and the judge to main memory and back, which a quantised "
+            "judge_memory = 'swap' moves the model and the judge to main memory and back, which a quantized "
             "model and one spread over devices do not bear: use 'together', or a smaller judge."
         )
     return next(model.parameters()).device

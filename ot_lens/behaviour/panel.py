@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.behaviour.intervals import Estimate, mean, perplexity, rate
 from ot_lens.behaviour.judges import Judgement, judge_completions
 from ot_lens.behaviour.lazy_judge import LazyJudge
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
@@ -21,6 +20,7 @@ from ot_lens.errors import PromptError, one_of
 from ot_lens.generation import Completion, complete
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
+from ot_lens.statistics.estimates import Estimate, mean, perplexity, rate
 
 NEXT_TOKEN_MEASURES = ("refusal_score", "kl")
 MEASURES = ("refusal_rate", "exact_answer_rate", *NEXT_TOKEN_MEASURES, "perplexity")

@@ -15,9 +15,9 @@ from torch import Tensor
 from ot_lens.behaviour.next_token import next_token_logprobs
 from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
+from ot_lens.io.untrusted import MIB, read_bounded, shown
 from ot_lens.models import Backend, backend
 from ot_lens.prompts import Prompt
-from ot_lens.reading import MIB, read_bounded, shown
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
 DEFAULT_REFUSAL_TOKENS = ("I", "As")

@@ -4,8 +4,8 @@ from string import Formatter
 
 from ot_lens.behaviour.judges import JudgeError, answer_text
 from ot_lens.generation import Completion
+from ot_lens.io.untrusted import in_short
 from ot_lens.prompts import Prompt
-from ot_lens.reading import in_short
 
 FIELDS = ("prompt", "completion")
 

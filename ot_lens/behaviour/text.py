@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ot_lens.behaviour.intervals import Estimate, perplexity
 from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import MIB, read_bounded
 from ot_lens.models import Backend, TokenBatch, backend, batches_of_rows, evaluating, in_memory, prompt_width
-from ot_lens.reading import MIB, read_bounded
+from ot_lens.statistics.estimates import Estimate, perplexity
 
 DEFAULT_WINDOW = 1024
 MOST = 1024 * MIB

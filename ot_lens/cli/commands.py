@@ -10,7 +10,7 @@ import typer
 from ot_lens.cli import organism, paper
 from ot_lens.cli.configuration import write_configuration
 from ot_lens.cli.console import complain, err, quiet_libraries, say
-from ot_lens.cli.study import Address, Engine, Resume, study_into
+from ot_lens.cli.study import Address, Executor, Resume, study_into
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
 
@@ -64,7 +64,7 @@ def run(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/CONFIG_NAME.")
     ] = None,
-    engine: Engine = "local",
+    executor: Executor = "local",
     address: Address = None,
     resume: Resume = False,
     trust_remote_code: Annotated[
@@ -78,7 +78,9 @@ def run(
 
         return read_config(config, trust_remote_code=trust_remote_code)
 
-    study_into(configure, folder or Path("runs") / config.stem, resume=resume, engine=engine, address=address)
+    study_into(
+        configure, folder or Path("runs") / config.stem, resume=resume, executor=executor, address=address
+    )
 
 
 @app.command()

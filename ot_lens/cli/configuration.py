@@ -16,7 +16,7 @@ def write_configuration(path: Path, config: "StudyConfig | None" = None) -> None
     Raises:
         RunFolderError: If the file exists, or cannot be written.
     """
-    from ot_lens.files import write_text
+    from ot_lens.io.files import write_text
     from ot_lens.study import commented_yaml
 
     if path.exists():

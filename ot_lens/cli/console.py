@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ot_lens.reading import CONTROL
+from ot_lens.io.untrusted import CONTROL
 
 if TYPE_CHECKING:
     from ot_lens.study import Stage

@@ -68,7 +68,7 @@ class _Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  as signal.signal asks
         if self.signal is None:
             self.signal = number
-            # Where the exception falls into a finaliser, Python would print a traceback and go on.
+            # Where the exception falls into a finalizer, Python would print a traceback and go on.
             sys.unraisablehook = lambda _: None
             raise KeyboardInterrupt
 

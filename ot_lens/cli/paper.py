@@ -7,13 +7,13 @@ import typer
 
 from ot_lens.cli.configuration import write_configuration
 from ot_lens.cli.console import out
-from ot_lens.cli.study import Address, Engine, Resume, study_into
+from ot_lens.cli.study import Address, Executor, Resume, study_into
 from ot_lens.errors import ConfigError
-from ot_lens.reading import parse_yaml
+from ot_lens.io.untrusted import parse_yaml
 
 if TYPE_CHECKING:
+    from ot_lens.paper_study.estimate import Estimate, Hardware
     from ot_lens.study import StudyConfig
-    from ot_lens.study.estimate import Estimate, Hardware
 
 app = typer.Typer(no_args_is_help=True, help="Studies known by name: the paper's.")
 
@@ -69,7 +69,7 @@ def paper(
     yes: Annotated[
         bool, typer.Option("--yes", help="Start although memory is short or weights must be downloaded.")
     ] = False,
-    engine: Engine = "local",
+    executor: Executor = "local",
     address: Address = None,
     resume: Resume = False,
 ) -> None:
@@ -78,7 +78,7 @@ def paper(
     It says first what it needs. Where memory is short, or weights would have to be downloaded, it stops with
     exit code 2 unless --yes is given.
     """
-    from ot_lens.study.paper import paper_study
+    from ot_lens.paper_study.preset import paper_study
 
     options = {
         "judge_memory": judge_memory,
@@ -104,7 +104,7 @@ def paper(
     if model is None:
         if not estimate_only:
             raise ConfigError("--model is missing: name one, or ask for --estimate of all six.")
-        from ot_lens.study.architecture import paper_models
+        from ot_lens.paper_study.architecture import paper_models
 
         _print_estimates([paper_study(name, **rules, **given) for name in paper_models()], device_of)
         return
@@ -118,7 +118,7 @@ def paper(
         return
     if not yes:
         _refuse_what_does_not_fit(config, found, folder)
-    study_into(lambda: config, folder, resume=resume, engine=engine, address=address)
+    study_into(lambda: config, folder, resume=resume, executor=executor, address=address)
 
 
 def _judge(given: str) -> Any:
@@ -134,7 +134,7 @@ def _judge(given: str) -> Any:
 
 
 def _hardware(tflops: float | None, bandwidth: float | None) -> "Hardware":
-    from ot_lens.study.estimate import Hardware
+    from ot_lens.paper_study.estimate import Hardware
 
     if tflops is None and bandwidth is None:
         return Hardware()
@@ -146,7 +146,7 @@ def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "lis
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ot_lens.study.estimate import GB, assumptions, estimate
+    from ot_lens.paper_study.estimate import GB, assumptions, estimate
 
     found = [estimate(config, hardware) for config in configs]
     # Narrow enough for a terminal of 80 columns, where rich would cut numbers short.
@@ -169,7 +169,7 @@ def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "lis
 
 
 def _refuse_what_does_not_fit(config: "StudyConfig", found: "Estimate", folder: Path) -> None:
-    from ot_lens.study.resources import at_hand, obstacles
+    from ot_lens.paper_study.resources import at_hand, obstacles
 
     reasons = obstacles(found, at_hand(config, folder), config)
     if reasons:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def print_result(result: "StudyResult") -> None:
     """Print the table and the findings of a run, and where its files are."""
-    measured = result.tables["localisation"]
+    measured = result.tables["localization"]
     if "refusal_rate" in set(measured["measure"]):
         _print_table(measured)
     if "paper" in result.tables:
@@ -55,7 +55,7 @@ def _print_paper(measured: "pd.DataFrame") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from ot_lens.study.paper_table import CAPTION, printable
+    from ot_lens.paper_study.table import CAPTION, printable
 
     known = measured[["asr", "perplexity", "paper_asr", "paper_perplexity"]].notna().any(axis=1)
     shown = printable(measured[known]).drop(columns=["n", "judge", "of"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with a stopped run; a finished one is shown again.")
 ]
-Engine = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
+Executor = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster, ray://HOST:10001 or auto; default: one of this machine.")
 ]
@@ -29,7 +29,7 @@ def study_into(
     folder: Path,
     *,
     resume: bool,
-    engine: str = "local",
+    executor: str = "local",
     address: str | None = None,
 ) -> None:
     """Run a study and print what it found; an interruption ends in one line and exit code 130 or 143.
@@ -38,7 +38,7 @@ def study_into(
         configure: Reads the study, once an interruption is provided for.
         folder: Its run folder.
         resume: Go on with a stopped run.
-        engine: Where the model is run.
+        executor: Where the model is run.
         address: Of a Ray cluster.
 
     Raises:
@@ -53,7 +53,9 @@ def study_into(
             quiet_libraries()
         try:
             with progress() as stage:
-                result = run_study(config, folder, resume=resume, stage=stage, engine=engine, address=address)
+                result = run_study(
+                    config, folder, resume=resume, stage=stage, executor=executor, address=address
+                )
         except CannotWriteError as error:
             raise CannotWriteError(f"{error} {_kept(folder)}") from error
         print_result(result)

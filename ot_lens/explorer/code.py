@@ -20,27 +20,27 @@ def table(name: str) -> str:
 
 
 def method_mask(key: str) -> str:
-    """An expression that picks the rows of a method and rank in the table `localisation`."""
+    """An expression that picks the rows of a method and rank in the table `localization`."""
     method, k = split_key(key)
-    mask = f'localisation["method"].eq({method!r})'
-    return f'({mask} & localisation["k"].eq({k}).fillna(False))' if k is not None else mask
+    mask = f'localization["method"].eq({method!r})'
+    return f'({mask} & localization["k"].eq({k}).fillna(False))' if k is not None else mask
 
 
 def sweep_lines(run: OpenRun, state: State, keys: Sequence[str] | None) -> list[str]:
     """Lines that leave the rows of the state's settings, and of some methods, in the table."""
-    lines = [table("localisation"), 'unedited = localisation["method"].eq("none")']
+    lines = [table("localization"), 'unedited = localization["method"].eq("none")']
     settings = sweep_settings(run, state)
-    masks = [f'localisation["{name}"].eq({value!r})' for name, value in settings.items()]
+    masks = [f'localization["{name}"].eq({value!r})' for name, value in settings.items()]
     if keys is not None:
         masks.append(f"({' | '.join(map(method_mask, keys))})" if keys else "False")
     if masks:
-        lines.append(f"localisation = localisation[unedited | ({' & '.join(masks)})]")
+        lines.append(f"localization = localization[unedited | ({' & '.join(masks)})]")
     return lines
 
 
 def sweep_settings(run: OpenRun, state: State) -> dict[str, str | float]:
     """Strength and token scope of the state, where the sweep holds several of them and these among them."""
-    sweep = run.tables.get("localisation")
+    sweep = run.tables.get("localization")
     if sweep is None:
         return {}
     acting = sweep[sweep["method"] != "none"] if "method" in sweep else sweep

@@ -15,11 +15,11 @@ from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import NothingToDrawError, localization_curve
 from ot_lens.plots.curve_panels import curve_figure
-from ot_lens.plots.interactive.panels import Panel, measure_axis, panel_figure, plain
-from ot_lens.plots.interactive.traces import band, hover_text, line, null_band, on_cost_scale
 from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
 from ot_lens.plots.panels import CurvePanel, Series, null_of
 from ot_lens.plots.rows import Curve, curve, measured, methods_of, numbers, single_layers
+from ot_lens.plots.screen.panels import Panel, measure_axis, panel_figure, plain
+from ot_lens.plots.screen.traces import band, hover_text, line, null_band, on_cost_scale
 from ot_lens.plots.style import BASELINE, CONTROLS, Mark
 
 GEOMETRY = "geometry/"
@@ -79,7 +79,7 @@ def _tables(run: OpenRun, state: State) -> Tables:
         return {"geometry": quantity_rows(run.table("geometry"), quantity)}
     if not state.measure:
         raise NothingToDrawError("this run has neither a sweep nor a geometry table")
-    return {"localisation": sweep_rows_of(run, state, state.keys)}
+    return {"localization": sweep_rows_of(run, state, state.keys)}
 
 
 def _kept(tables: Tables, run: OpenRun, state: State) -> go.Figure:
@@ -100,7 +100,7 @@ def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
         rows, quantity = tables["geometry"], quantity_of(state.measure) or ""
         figure = panel_figure([Panel("", x, {"title": {"text": plain(_unit(rows))}})], columns=1, row=STRIP)
         return _strip(figure.add_traces(_quantity_traces(rows, quantity)))
-    sweep, measure = tables["localisation"], measure_named(state.measure)
+    sweep, measure = tables["localization"], measure_named(state.measure)
     real = _real_rows(run, state)
     ends = extent(real[real["method"] != "none"], measure)
     figure = panel_figure([Panel("", x, measure_axis(measure, "", ends))], columns=1, row=STRIP)
@@ -202,7 +202,7 @@ def _paper(tables: Tables, _run: OpenRun, state: State) -> Figure:
     quantity = quantity_of(state.measure)
     if quantity is not None:
         return quantity_by_layer(tables["geometry"], quantity, style=PAPER_STYLE)
-    return localization_curve(tables["localisation"], state.measure, style=PAPER_STYLE)
+    return localization_curve(tables["localization"], state.measure, style=PAPER_STYLE)
 
 
 def _code(run: OpenRun, state: State) -> str:
@@ -215,7 +215,7 @@ def _code(run: OpenRun, state: State) -> str:
         )
         draw = f'figure = quantity_by_layer(geometry, {quantity!r}, style="{PAPER_STYLE}")'
         return program(run, "depth", imports, [table("geometry"), draw])
-    draw = f'figure = plots.localization_curve(localisation, {state.measure!r}, style="{PAPER_STYLE}")'
+    draw = f'figure = plots.localization_curve(localization, {state.measure!r}, style="{PAPER_STYLE}")'
     imports = ("import pandas as pd", "from ot_lens import plots")
     return program(run, "depth", imports, [*sweep_lines(run, state, state.keys), draw])
 

@@ -24,7 +24,7 @@ def facts(choices: list[Choices], live: LiveModel | None) -> dict[str, Any]:
         "scopes": list(TOKEN_SCOPES),
         "first": fields(first.first),
         "views": {view.name: {"fields": view.fields, "wide": view.wide} for view in VIEWS.values()},
-        "localised": localised(first.run),
+        "localized": localized(first.run),
         "live": {"ready": live is not None, "most": MOST_CHARACTERS, "examples": list(examples(first.run))},
         "texts": [c.run.texts for c in choices],
     }
@@ -55,14 +55,14 @@ def _method(key: str) -> dict[str, Any]:
     }
 
 
-def localised(run: OpenRun) -> dict[str, list[int]]:
-    """Layers that count as localised, by method; empty where the sweep cannot say."""
-    sweep = run.tables.get("localisation")
+def localized(run: OpenRun) -> dict[str, list[int]]:
+    """Layers that count as localized, by method; empty where the sweep cannot say."""
+    sweep = run.tables.get("localization")
     needed = {"set", "measure", "prompts", "control", "transport", "method", "k", "layer", "p_holm"}
     if sweep is None or not needed <= set(sweep.columns):
         return {}
     found = verdict(sweep)
-    rows = found[found["localised"].fillna(value=False)]
+    rows = found[found["localized"].fillna(value=False)]
     if rows.empty:
         return {}
     keyed = pd.Series([method_key(m, k) for m, k in zip(rows["method"], rows["k"], strict=True)], rows.index)

@@ -11,11 +11,11 @@ from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import GALLERY, TableError
 from ot_lens.plots.gallery import Entry, inputs
-from ot_lens.plots.interactive import SCREEN
+from ot_lens.plots.screen import SCREEN
 
 # Shown by views of their own, which follow the chosen layer and edits.
 ELSEWHERE = (
-    "localisation_curves",
+    "localization_curves",
     "method_intervals",
     "principal_plane",
     "w2_per_layer",

@@ -15,7 +15,7 @@ from ot_lens.plots import (
     direction_cosines,
     w2_per_layer,
 )
-from ot_lens.plots.interactive import SCREEN
+from ot_lens.plots.screen import SCREEN
 
 IMPORTS = ("import pandas as pd", "from ot_lens import plots")
 

@@ -12,9 +12,9 @@ from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.geometry import principal_plane
 from ot_lens.plots import NothingToDrawError, TableError
 from ot_lens.plots import principal_plane as paper_plane
-from ot_lens.plots.interactive import SCREEN
-from ot_lens.plots.interactive.traces import axes_of
 from ot_lens.plots.plane import BEFORE, states_of
+from ot_lens.plots.screen import SCREEN
+from ot_lens.plots.screen.traces import axes_of
 
 HIGHLIGHT = "highlight"
 

@@ -73,7 +73,7 @@ class Choices:
     def layers(self) -> list[int]:
         """Layers of the run: of its tables, else of its stored activations."""
         found: set[int] = set()
-        for name in ("localisation", "geometry", "spectra", "plane"):
+        for name in ("localization", "geometry", "spectra", "plane"):
             table = self.run.tables.get(name)
             if table is not None and "layer" in table.columns:
                 found |= set(layers_of(table))
@@ -86,7 +86,7 @@ class Choices:
         """Keys of every method with a measurement or a map, in the fixed order of the figures."""
         found = dict.fromkeys(self.run.map_folders)
         try:
-            rows = sweep_rows(self.run.table("localisation"))
+            rows = sweep_rows(self.run.table("localization"))
         except TableError:
             return sorted(found, key=_order)
         acting = rows[rows["method"] != "none"]
@@ -99,7 +99,7 @@ class Choices:
         """What the strip can show: measures of the sweep, then quantities of the geometry, with a label."""
         found: dict[str, str] = {}
         try:
-            rows = sweep_rows(self.run.table("localisation"))
+            rows = sweep_rows(self.run.table("localization"))
             acting = single_layers(rows[rows["method"] != "none"])
             found |= {k: f"{m.prompts}: {m.label}" for k, m in MEASURES.items() if present(acting, m)}
         except TableError:
@@ -114,7 +114,7 @@ class Choices:
     @property
     def tokens(self) -> list[str]:
         """Token scopes that the sweep holds."""
-        sweep = self.run.tables.get("localisation")
+        sweep = self.run.tables.get("localization")
         if sweep is None or "tokens" not in sweep.columns:
             return []
         return [scope for scope in TOKEN_SCOPES if scope in set(sweep["tokens"])]
@@ -122,7 +122,7 @@ class Choices:
     @property
     def strengths(self) -> list[float]:
         """Strengths that the sweep holds."""
-        sweep = self.run.tables.get("localisation")
+        sweep = self.run.tables.get("localization")
         if sweep is None or "strength" not in sweep.columns:
             return []
         return sorted(map(float, sweep.loc[sweep["method"] != "none", "strength"].dropna().unique()))
@@ -151,7 +151,7 @@ class Choices:
     def _best(self) -> dict[str, int]:
         """Best layer of each method that has one, the best method first."""
         try:
-            found = contenders(sweep_rows(self.run.table("localisation")))
+            found = contenders(sweep_rows(self.run.table("localization")))
         except TableError:
             return {}
         measured = [(c, c.layer) for c in found if c.layer is not None]

@@ -1,4 +1,4 @@
-"""Views of the sweep: localisation by depth with its controls, and every method at the chosen layer."""
+"""Views of the sweep: localization by depth with its controls, and every method at the chosen layer."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import NothingToDrawError, localization_curves, method_intervals
-from ot_lens.plots.interactive import SCREEN
 from ot_lens.plots.rows import checked
+from ot_lens.plots.screen import SCREEN
 
 IMPORTS = ("import pandas as pd", "from ot_lens import plots")
 
@@ -28,7 +28,7 @@ def sweep_rows_of(run: OpenRun, state: State, keys: Sequence[str] | None = None)
     Raises:
         TableError: The run has no sweep.
     """
-    sweep = checked(run.table("localisation"), "localisation", ("method", "k", "measure", "prompts", "value"))
+    sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     keep = pd.Series(data=True, index=sweep.index)
     for name, value in sweep_settings(run, state).items():
         keep &= sweep[name].eq(value)
@@ -53,20 +53,20 @@ def sweep_note(run: OpenRun, state: State) -> str:
 
 
 def _chosen(run: OpenRun, state: State) -> Tables:
-    return {"localisation": sweep_rows_of(run, state, state.keys)}
+    return {"localization": sweep_rows_of(run, state, state.keys)}
 
 
-def _localisation_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
-    return SCREEN["localisation_curves"](tables["localisation"])
+def _localization_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
+    return SCREEN["localization_curves"](tables["localization"])
 
 
-def _localisation_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
-    return localization_curves(tables["localisation"], style=PAPER_STYLE)
+def _localization_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
+    return localization_curves(tables["localization"], style=PAPER_STYLE)
 
 
-def _localisation_code(run: OpenRun, state: State) -> str:
-    draw = f'figure = plots.localization_curves(localisation, style="{PAPER_STYLE}")'
-    return program(run, "localisation", IMPORTS, [*sweep_lines(run, state, state.keys), draw])
+def _localization_code(run: OpenRun, state: State) -> str:
+    draw = f'figure = plots.localization_curves(localization, style="{PAPER_STYLE}")'
+    return program(run, "localization", IMPORTS, [*sweep_lines(run, state, state.keys), draw])
 
 
 def _at_layer(run: OpenRun, state: State) -> Tables:
@@ -74,38 +74,38 @@ def _at_layer(run: OpenRun, state: State) -> Tables:
     here = rows[rows["method"].eq("none") | rows["layer"].eq(state.layer).fillna(value=False)]
     if here["layer"].notna().sum() == 0:
         raise NothingToDrawError(f"the sweep holds no single edit at layer {state.layer}")
-    return {"localisation": here}
+    return {"localization": here}
 
 
 def _methods_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
-    return SCREEN["method_intervals"](tables["localisation"])
+    return SCREEN["method_intervals"](tables["localization"])
 
 
 def _methods_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
-    return method_intervals(tables["localisation"], style=PAPER_STYLE)
+    return method_intervals(tables["localization"], style=PAPER_STYLE)
 
 
 def _methods_code(run: OpenRun, state: State) -> str:
-    here = f'here = localisation["layer"].eq({state.layer}).fillna(False)'
+    here = f'here = localization["layer"].eq({state.layer}).fillna(False)'
     body = [
         *sweep_lines(run, state, None),
         here,
-        'localisation = localisation[localisation["method"].eq("none") | here]',
-        f'figure = plots.method_intervals(localisation, style="{PAPER_STYLE}")',
+        'localization = localization[localization["method"].eq("none") | here]',
+        f'figure = plots.method_intervals(localization, style="{PAPER_STYLE}")',
     ]
     return program(run, "methods", IMPORTS, body)
 
 
 LOCALISATION = View(
-    "localisation",
-    "Localisation",
+    "localization",
+    "Localization",
     "What the two edits do at each layer alone, and at the right edge at all layers together. Bands: 95 % "
     "intervals over prompts; dashed grey: no intervention.",
     ("ot", "by", "strength", "tokens"),
     _chosen,
-    _localisation_screen,
-    _localisation_paper,
-    _localisation_code,
+    _localization_screen,
+    _localization_paper,
+    _localization_code,
     sweep_note,
     depth=True,
 )

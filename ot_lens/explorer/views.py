@@ -15,7 +15,7 @@ from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.sweep_views import LOCALISATION, METHODS
 from ot_lens.explorer.view import View
-from ot_lens.plots.interactive import stacked
+from ot_lens.plots.screen import stacked
 
 OWN = (DEPTH, PLANE, LOCALISATION, METHODS, DISTANCES, SPECTRA, COSINES)
 VIEWS: Mapping[str, View] = MappingProxyType({view.name: view for view in (*OWN, *gallery_views())})

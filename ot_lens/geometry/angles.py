@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ot_lens.errors import FitError
 from ot_lens.geometry.comparison import Places
-from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes
+from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes
 from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import mapped
 from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
 SMALLEST = 1e-12

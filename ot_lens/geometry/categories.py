@@ -9,10 +9,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.draws import checked_draws
 from ot_lens.geometry.tables import COLUMNS, interval, row
 from ot_lens.linalg import pooled
 from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.statistics.resampling import checked_draws
 
 
 def category_directions(
@@ -26,7 +26,7 @@ def category_directions(
 ) -> pd.DataFrame:
     """Effective number of refusal directions of the categories of harmful prompts, layer by layer.
 
-    With r_c the mean of category c less the harmless mean, it is exp(entropy) of the normalised eigenvalues
+    With r_c the mean of category c less the harmless mean, it is exp(entropy) of the normalized eigenvalues
     of [r_c . r_c'] (Roy & Vetterli 2007): 1 when all categories share one direction, at most the number of
     categories. Noise of the means raises it; the null, categories permuted among the harmful prompts, is
     what one direction for all looks like at this n.

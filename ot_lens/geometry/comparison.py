@@ -8,11 +8,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.draws import Draws, bootstraps, observed, relabellings
-from ot_lens.geometry.moments_of_draws import class_weights
+from ot_lens.geometry.resampled_moments import class_weights
 from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import check_pair, pooled
 from ot_lens.samples import LayerSamples
+from ot_lens.statistics.resampling import Draws, bootstraps, observed, relabellings
 
 CHUNK_BYTES = 64 * 2**20
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
-from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
 from ot_lens.geometry.gaussianity import STATISTICS, gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes, Values, joined
+from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import mapped, pooled
 from ot_lens.samples import LayerSamples, layer_batches
+from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
 
 SLICES = 64
 UNITS = {

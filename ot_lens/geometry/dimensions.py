@@ -2,14 +2,14 @@
 
 import torch
 
-from ot_lens.geometry.moments_of_draws import LABELS, DrawnClasses, DrawnShapes, Values
+from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values
 from ot_lens.moments import intensity_of_gram
 
 
 def dimensions(classes: DrawnClasses | DrawnShapes, d: int) -> Values:
     """Effective rank, participation ratio and condition number of each class.
 
-    Effective rank is exp(entropy of the normalised spectrum) (Roy & Vetterli 2007), the participation ratio
+    Effective rank is exp(entropy of the normalized spectrum) (Roy & Vetterli 2007), the participation ratio
     (sum l)^2 / sum l^2. The condition number is that of the Ledoit-Wolf covariance, because the raw one is
     singular for n <= d: it says how ill-posed a map fitted here would be.
     """

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.comparison import Cosines, Places
-from ot_lens.geometry.draws import checked_draws
 from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.statistics.resampling import checked_draws
 
 COLUMNS = ("cosine", "n", "low", "high", "null_mean", "null_low", "null_high")
 

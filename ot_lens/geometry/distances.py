@@ -6,9 +6,9 @@ from jaxtyping import Float64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ot_lens.geometry.draws import Draws
-from ot_lens.geometry.moments_of_draws import DrawnClasses, DrawnShapes, Values
+from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values
 from ot_lens.linalg import monotone_coupling, nuclear_norm
+from ot_lens.statistics.resampling import Draws
 
 MAX_ASSIGNMENT = 256
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from ot_lens.geometry.draws import Draws
-from ot_lens.geometry.moments_of_draws import LABELS, Values
+from ot_lens.geometry.resampled_moments import LABELS, Values
+from ot_lens.statistics.resampling import Draws
 
 COMPONENTS = 2
 STATISTICS = ("mardia_skewness", "mardia_kurtosis", "henze_zirkler")

@@ -5,8 +5,8 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from ot_lens.geometry.distances import line_distance
-from ot_lens.geometry.draws import Draws
-from ot_lens.geometry.moments_of_draws import DrawnClasses, Values
+from ot_lens.geometry.resampled_moments import DrawnClasses, Values
+from ot_lens.statistics.resampling import Draws
 
 
 def held_out(classes: DrawnClasses) -> Values:

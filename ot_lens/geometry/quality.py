@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from ot_lens.behaviour.intervals import rate
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.draws import Draws, bootstraps, checked_draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import DrawnClasses, DrawnShapes, Values, joined
+from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import gram_spectrum, mapped, numerical_rank, pooled, principal_axes
 from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
+from ot_lens.statistics.estimates import rate
+from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
 
 SUPPORT_COMPONENTS = 4
 UNITS = {

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.geometry.draws import Draws, bootstraps, observed
-from ot_lens.geometry.moments_of_draws import DrawnClasses
+from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.geometry.tables import interval
 from ot_lens.linalg import mapped, pooled
 from ot_lens.samples import LayerSamples, layer_batches
+from ot_lens.statistics.resampling import Draws, bootstraps, observed
 
 COLUMNS = (
     "layer",

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.gaussian import Gaussian
-from ot_lens.geometry.draws import FOLDS, Draws, bootstraps, checked_draws, observed, relabellings
 from ot_lens.geometry.held_out import auc
-from ot_lens.geometry.moments_of_draws import LABELS, Values
+from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import check_pair, pooled
 from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.statistics.resampling import FOLDS, Draws, bootstraps, checked_draws, observed, relabellings
 
 RELATIVE_RIDGE = 0.01
 UNITS = {"mahalanobis": "standard deviations", "mahalanobis_auc": "AUC", "classifier_auc": "AUC"}
@@ -151,7 +151,7 @@ def _signs(draws: Draws) -> Float64[Tensor, "r N"]:
 def _classifier_scores(
     gram: Float64[Tensor, "N N"], fold: Int64[Tensor, " N"], signs: Float64[Tensor, "r N"]
 ) -> Float64[Tensor, "r N"]:
-    """Held-out scores of a ridge classifier; the factorisation of a fold serves every labelling."""
+    """Held-out scores of a ridge classifier; the factorization of a fold serves every labelling."""
     scores = torch.zeros_like(signs)
     for held_out in range(int(fold.max()) + 1):
         test, train = fold == held_out, fold != held_out

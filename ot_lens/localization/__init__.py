@@ -1,5 +1,6 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
+from ot_lens.execution.runner import Compute
 from ot_lens.localization.candidates import (
     INDUCE,
     LISTED,
@@ -15,7 +16,6 @@ from ot_lens.localization.controls import CONTROLS, controls, permuted, random_s
 from ot_lens.localization.localize import localize, panel_settings
 from ot_lens.localization.methods import RFA, Method, as_methods, fit_maps
 from ot_lens.localization.overview import overview
-from ot_lens.localization.pieces import Compute
 from ot_lens.localization.plan import REVERSIBLE, SweepPlan, plan_by_pieces, plan_sweep, swept
 from ot_lens.localization.rows import COLUMNS, join
 from ot_lens.localization.search import SEARCHES, Found, confirmations, search

@@ -7,10 +7,10 @@ from typing import Any
 from ot_lens.activations import Activations
 from ot_lens.behaviour import PanelSettings
 from ot_lens.errors import HookError, one_of
+from ot_lens.execution.runner import Compute, here
 from ot_lens.localization.candidates import INDUCE, SETS, Candidate, Maps, candidates, listed
 from ot_lens.localization.controls import CONTROLS, REFERENCES, controls, swapped
 from ot_lens.localization.methods import Method, fit_maps
-from ot_lens.localization.pieces import Compute, here
 from ot_lens.localization.search import confirmations, search_by_pieces
 from ot_lens.localization.sequential import sequential_by_pieces
 from ot_lens.models import backend

@@ -8,8 +8,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.activations import Activations, capture
+from ot_lens.execution.runner import Compute, here
 from ot_lens.localization.methods import RFA, Method
-from ot_lens.localization.pieces import Compute, here
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap, fit_all
 

@@ -1,4 +1,4 @@
-"""Which layers count as localised: only those above the control band, after correction over layers."""
+"""Which layers count as localized: only those above the control band, after correction over layers."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ KEYS = ["method", "k", "layer"]
 def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
     """Each single layer of each method against its controls.
 
-    A layer counts as localised when the whole 95 % interval of its refusal-score shift lies beyond the
+    A layer counts as localized when the whole 95 % interval of its refusal-score shift lies beyond the
     control band of the same method and layer, and its Holm-corrected p-value is below 0.05. The band of one
     kind of control is the one-sided prediction limit for one more draw, mean + t sd sqrt(1 + 1/draws), at
     level 0.05 divided by the number of layers, and never inside a draw; the widest kind counts. Two draws are
@@ -29,7 +29,7 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
 
     Returns:
         One row a method and layer: method, k, layer, shift, low, high, n, band (NaN without controls), margin
-        (distance of the interval's near end beyond the band, positive when beyond), draws, p_holm, localised.
+        (distance of the interval's near end beyond the band, positive when beyond), draws, p_holm, localized.
     """
     sign = -1.0 if transport == REMOVE else 1.0
     label = "harmful" if transport == REMOVE else "harmless"
@@ -47,7 +47,7 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
             "margin": near - merged["limit"],
             "draws": merged["draws"].fillna(0).astype("int64"),
             "p_holm": merged["p_holm"],
-            "localised": (near > merged["limit"].clip(lower=0)) & (merged["p_holm"] < LEVEL),
+            "localized": (near > merged["limit"].clip(lower=0)) & (merged["p_holm"] < LEVEL),
         }
     )
 

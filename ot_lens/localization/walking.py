@@ -30,7 +30,7 @@ class Walked:
     walks: bool
 
     def columns(self, candidate: Candidate) -> dict[str, str]:
-        """Engine and note of a candidate, for the table."""
+        """Executor and note of a candidate, for the table."""
         reason = self.reasons[candidate.key]
         engine = "single_pass" if self.walks and reason is None else "hooks"
         return {

@@ -9,10 +9,10 @@ from jinja2 import TemplateError
 from torch import nn
 
 from ot_lens.errors import OtLensTypeError, PromptError
+from ot_lens.io.untrusted import in_short
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.protocol import Backend
 from ot_lens.prompts import Prompt, as_texts
-from ot_lens.reading import in_short
 
 # Llama 3 writes a date into every prompt: Llama-3.2's template today's, unless it is given this one, the
 # default of Llama-3.1's. With today's date yesterday's activations would be those of other prompts.

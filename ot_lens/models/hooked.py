@@ -90,7 +90,7 @@ class HookedCausalLM(HookedRootModule):
         return input_device(self.hf_model)
 
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:
-        """Tokenise rendered text, left padded, adding no special token unless `prepend_bos`."""
+        """Tokenize rendered text, left padded, adding no special token unless `prepend_bos`."""
         texts = [text] if isinstance(text, str) else list(text)
         if prepend_bos:
             texts = [f"{self.tokenizer.bos_token}{t}" for t in texts]
@@ -188,7 +188,7 @@ def _attach(layer: nn.Module, hooks: Any) -> None:
 
 def _branches(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module | None]:
     """The modules whose outputs are added to the residual stream, and the norm in front of the MLP."""
-    if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 normalise each branch before adding it
+    if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 normalize each branch before adding it
         return (
             layer.post_attention_layernorm,
             layer.post_feedforward_layernorm,

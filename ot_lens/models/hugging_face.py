@@ -82,7 +82,7 @@ class HFBackend:
         name = f"blocks.{layer}.hook_{hook}"
         points = self.model.hook_dict
         if not isinstance(self.model, HookedCausalLM) and hook in _ADDED_NORMS:
-            # Where a branch is normalised before it is added (Gemma 2 and 3) the addend is the norm's output.
+            # Where a branch is normalized before it is added (Gemma 2 and 3) the addend is the norm's output.
             addend = f"blocks.{layer}.{_ADDED_NORMS[hook]}.hook_out"
             name = addend if addend in points else name
         point = points.get(name)

@@ -46,7 +46,7 @@ def claim(model: nn.Module, force: Force) -> None:
     if other is not None:
         raise HookError(
             f"thread {other!r} has an intervention in force on this model: leave its block first (a lock "
-            "around both serialises them), or give each thread a copy of the model."
+            "around both serializes them), or give each thread a copy of the model."
         )
 
 

@@ -21,7 +21,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
 from ot_lens.errors import ModelError, one_of
-from ot_lens.reading import MIB, check_size, in_short, shown
+from ot_lens.io.untrusted import MIB, check_size, in_short, shown
 
 QUANTIZATIONS = ("int8", "nf4")
 DeviceMap = str | dict[str, Any]

@@ -1,7 +1,7 @@
-"""Muon: momentum with orthogonalised updates (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+"""Muon: momentum with orthogonalized updates (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
 `torch.optim.Muon` runs its Newton-Schulz iteration in bfloat16, which a CPU without bfloat16 arithmetic
-emulates. Here it runs in float32, and matrices of one shape are orthogonalised in one batched product.
+emulates. Here it runs in float32, and matrices of one shape are orthogonalized in one batched product.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ _ITERATIONS = 5
 _RMS_OF_ADAMW = 0.2  # Liu et al. 2025, arXiv 2502.16982, eq. (4): the update's RMS is that of AdamW
 
 
-def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
+def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
     """Move every singular value of each matrix close to one (five Newton-Schulz steps).
 
     Args:
@@ -33,7 +33,7 @@ def orthogonalise(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum with orthogonalised updates, for matrices alone.
+    """Nesterov momentum with orthogonalized updates, for matrices alone.
 
     Args:
         params: Two-dimensional parameters.
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
                         (param, self._nesterov(param, param.grad, group["momentum"]))
                     )
             for (rows, columns), pairs in by_shape.items():
-                updates = orthogonalise(torch.stack([momentum for _, momentum in pairs]))
+                updates = orthogonalize(torch.stack([momentum for _, momentum in pairs]))
                 scale = _RMS_OF_ADAMW * max(rows, columns) ** 0.5
                 for (param, _), update in zip(pairs, updates, strict=True):
                     param.add_(update, alpha=-group["lr"] * scale)

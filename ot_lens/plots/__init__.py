@@ -1,6 +1,6 @@
 """Figures: a tidy table in, a figure out. Nothing is computed here but positions on the paper.
 
-Matplotlib for paper in this package; plotly for the screen in `ot_lens.plots.interactive`, not imported here.
+Matplotlib for paper in this package; plotly for the screen in `ot_lens.plots.screen`, not imported here.
 """
 
 from ot_lens.plots.angles import class_angles, layer_angles

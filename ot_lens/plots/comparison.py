@@ -71,19 +71,19 @@ KINDS = tuple(
 
 
 def method_comparison(
-    localisation: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
+    localization: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """Attack success against each cost, and right answers against success, with intervals both ways.
 
     Args:
-        localisation: the table of `localize`.
+        localization: the table of `localize`.
         style: "icml", "neurips" or "wide".
         axes: one axes a pair of measures in the table (three at most), to draw into one's own layout.
 
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     methods, pairs = contenders(sweep), drawable_pairs(sweep)
     width = style_named(style).text * (1.0 if len(pairs) > 1 else 0.6)
     height = 0.36 * style_named(style).text + 0.13 * (3 + len(methods) / 3)
@@ -106,7 +106,7 @@ def drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
         found = [(x, y) for x, y in pairs if present(sweep, x) and present(sweep, y)]
         if found:
             return found
-    raise NothingToDrawError("the localisation table lacks refusal rates with a cost or with right answers")
+    raise NothingToDrawError("the localization table lacks refusal rates with a cost or with right answers")
 
 
 def drawable_columns(sweep: pd.DataFrame) -> list[Measure]:
@@ -117,7 +117,7 @@ def drawable_columns(sweep: pd.DataFrame) -> list[Measure]:
     """
     shown = [measure for measure in COLUMNS if present(sweep, measure)]
     if not shown:
-        raise NothingToDrawError("the localisation table holds no finite rate or cost")
+        raise NothingToDrawError("the localization table holds no finite rate or cost")
     return shown
 
 
@@ -180,19 +180,19 @@ def _legend(figure: Figure, ax: Axes, style: str) -> None:
 
 
 def method_intervals(
-    localisation: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
+    localization: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """One row a method, one column a measure: best single layer (filled) and all layers together (hollow).
 
     Args:
-        localisation: the table of `localize`.
+        localization: the table of `localize`.
         style: "icml", "neurips" or "wide".
         axes: one axes a measure in the table, to draw into one's own layout.
 
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     methods = contenders(sweep)
     shown = drawable_columns(sweep)
     width = style_named(style).text
@@ -237,9 +237,9 @@ def _forest_axis(ax: Axes, sweep: pd.DataFrame, measure: Measure) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def caption(localisation: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: Any) -> str:
     """What `method_comparison` shows."""
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     return (
         "Attack success rate (share of harmful prompts not refused) against the cost on harmless prompts: "
         "KL(original || edited) of the next-token distribution (asinh scale), and perplexity of the "
@@ -249,9 +249,9 @@ def caption(localisation: pd.DataFrame, **_: Any) -> str:
     )
 
 
-def caption_intervals(localisation: pd.DataFrame, **_: Any) -> str:
+def caption_intervals(localization: pd.DataFrame, **_: Any) -> str:
     """What `method_intervals` shows."""
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     return "Every method at its best single layer and at all layers together. " + _how_chosen(sweep)
 
 

@@ -64,7 +64,7 @@ def caption(geometry: pd.DataFrame, **_: Any) -> str:
     names = [f"{name}_{label}" for name in TITLES for label in CLASSES]
     return (
         "Dimensions that the activations of each class occupy, by layer: the effective rank, exp(entropy of "
-        "the normalised covariance spectrum), and the participation ratio, (sum l)^2 / sum l^2. Coloured "
+        "the normalized covariance spectrum), and the participation ratio, (sum l)^2 / sum l^2. Coloured "
         "bands: 95 % bootstrap intervals over prompts. Grey: mean (dotted) and 95 % band under permuted "
         "class labels, one band a class. Neither can exceed n - 1. n = "
         f"{counts(geometry[geometry['quantity'].isin(names)])} prompts a class."

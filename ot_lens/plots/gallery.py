@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ot_lens.errors import OtLensError
-from ot_lens.files import atomic_path, write_text
+from ot_lens.io.files import atomic_path, write_text
 from ot_lens.plots import (
     angles,
     comparison,
@@ -45,17 +45,17 @@ class Entry:
     caption: Callable[..., str]
 
 
-SWEEP = ("localisation",)
+SWEEP = ("localization",)
 GALLERY = (
     Entry(
-        "localisation_curves",
+        "localization_curves",
         "Where refusal lives",
         SWEEP,
         localization.localization_curves,
         localization.caption,
     ),
     Entry(
-        "localisation_controls",
+        "localization_controls",
         "Against edits that know nothing of refusal",
         ("controls",),
         controls.localization_controls,
@@ -184,7 +184,7 @@ def draw_all(
     """Draw every figure whose tables are there, and write it with a caption file beside it.
 
     Args:
-        tables: tables of a run by name ("localisation", "geometry", ...).
+        tables: tables of a run by name ("localization", "geometry", ...).
         out: folder, made when missing; figures of the same name are replaced.
         formats: of "png", "pdf", "svg".
         style: "icml", "neurips" or "wide".
@@ -243,7 +243,7 @@ def inputs(
 
 def telling_layer(tables: Mapping[str, pd.DataFrame]) -> int | None:
     """The layer at which most methods do best, of those in the plane table; None without a sweep."""
-    sweep, points = tables.get("localisation"), tables.get("plane")
+    sweep, points = tables.get("localization"), tables.get("plane")
     if sweep is None or points is None or points.empty:
         return None
     try:

@@ -34,40 +34,40 @@ MOST_METHODS, MOST_PANELS = 4, 9
 # ---------------------------------------------------------------- rank by layer
 
 
-def rank_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
+def rank_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     """Refused, answered rightly and cost of PCA-OT by layer (x) and rank (y).
 
     Raises:
         TableError: a column is missing, or the sweep holds one rank only.
     """
-    sweep = single_layers(pinned(real_edits(checked(localisation, "localisation", COLUMNS))))
+    sweep = single_layers(pinned(real_edits(checked(localization, "localization", COLUMNS))))
     rows = sweep[sweep["k"].notna()]
     ranks = sorted({int(k) for k in rows["k"]})
     if len(ranks) < 2:
-        raise NothingToDrawError("the localisation table holds fewer than two ranks of PCA-OT")
+        raise NothingToDrawError("the localization table holds fewer than two ranks of PCA-OT")
     return _some([_grid(rows, measure, "k", ranks, "rank $k$") for measure in SHOWN])
 
 
 def rank_by_layer(
-    localisation: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
+    localization: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """What PCA-OT at one layer does, by layer and rank: one panel a measure.
 
     Args:
-        localisation: the table of `localize`, with at least two ranks.
+        localization: the table of `localize`, with at least two ranks.
         style: "icml", "neurips" or "wide".
         axes: one axes for each of the three measures in the table, to draw into one's own layout.
 
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    panels = rank_panels(localisation)
+    panels = rank_panels(localization)
     return heat_figure(panels, style=style, axes=axes, columns=3, height=0.3 + 0.2 * panels[0].shape[0])
 
 
-def caption_ranks(localisation: pd.DataFrame, **_: Any) -> str:
+def caption_ranks(localization: pd.DataFrame, **_: Any) -> str:
     """What `rank_by_layer` shows."""
-    sweep = pinned(real_edits(checked(localisation, "localisation", COLUMNS)))
+    sweep = pinned(real_edits(checked(localization, "localization", COLUMNS)))
     rows = sweep[sweep["k"].notna()]
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "
@@ -79,18 +79,18 @@ def caption_ranks(localisation: pd.DataFrame, **_: Any) -> str:
 # ---------------------------------------------------------------- strength by layer
 
 
-def strength_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
+def strength_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     """Share of harmful prompts refused, by layer (x) and strength (y), one panel a method.
 
     Raises:
         TableError: a column is missing, or the sweep holds one strength only.
     """
-    table = checked(localisation, "localisation", (*COLUMNS, "strength"))
+    table = checked(localization, "localization", (*COLUMNS, "strength"))
     sweep = single_layers(real_edits(table))
     sweep = pinned(sweep.assign(level=sweep["strength"], strength=np.nan))
     strengths = sorted({float(t) for t in sweep["level"]})
     if len(strengths) < 2:
-        raise NothingToDrawError("the localisation table holds fewer than two strengths")
+        raise NothingToDrawError("the localization table holds fewer than two strengths")
     methods = [(mark, part) for mark, part in methods_of(sweep) if part["level"].nunique() > 1][:MOST_PANELS]
     return _some(
         [_grid(part, REFUSES, "level", strengths, "strength $t$", title=mark.label) for mark, part in methods]
@@ -98,26 +98,26 @@ def strength_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
 
 
 def strength_by_layer(
-    localisation: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
+    localization: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """Share of harmful prompts refused by layer and strength of the edit, one panel a method.
 
     Args:
-        localisation: the table of `localize`, with at least two strengths.
+        localization: the table of `localize`, with at least two strengths.
         style: "icml", "neurips" or "wide".
         axes: one axes a method, to draw into one's own layout.
 
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    panels = strength_panels(localisation)
+    panels = strength_panels(localization)
     return heat_figure(panels, style=style, axes=axes, columns=3, height=0.25 + 0.17 * panels[0].shape[0])
 
 
-def caption_strengths(localisation: pd.DataFrame, **_: Any) -> str:
+def caption_strengths(localization: pd.DataFrame, **_: Any) -> str:
     """What `strength_by_layer` shows."""
-    strength_panels(localisation)
-    rows = measured(single_layers(real_edits(localisation)), REFUSES.name, REFUSES.prompts)
+    strength_panels(localization)
+    rows = measured(single_layers(real_edits(localization)), REFUSES.name, REFUSES.prompts)
     return (
         "Share of harmful prompts refused under x + t (T(x) - x) at one layer, by layer and strength t, a "
         "panel a method: t = 0 leaves the model as it is, t = 1 applies the whole map. Intervals are in the "
@@ -128,7 +128,7 @@ def caption_strengths(localisation: pd.DataFrame, **_: Any) -> str:
 # ---------------------------------------------------------------- pairs of layers
 
 
-def pair_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
+def pair_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     """Refusal score under edits at two layers together, one panel a method, single layers on the diagonal.
 
     The methods shown are those whose best pair brings the score lowest, four at most.
@@ -136,7 +136,7 @@ def pair_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
     Raises:
         TableError: a column is missing, or the sweep holds no pairs.
     """
-    table = pinned(checked(localisation, "localisation", (*COLUMNS, "layers")))
+    table = pinned(checked(localization, "localization", (*COLUMNS, "layers")))
     rows = measured(table, SCORE, "harmful")
     if "control" in rows:
         rows = rows[rows["control"].fillna("") == ""]
@@ -145,7 +145,7 @@ def pair_panels(localisation: pd.DataFrame) -> list[HeatPanel]:
     pairs = rows[(rows["set"] == "pair") & rows["value"].notna()]
     if pairs.empty:
         raise NothingToDrawError(
-            "the localisation table holds no pairs of layers: sweep them with sets: [single, pair, all]"
+            "the localization table holds no pairs of layers: sweep them with sets: [single, pair, all]"
         )
     low, high = float(numbers(rows["value"]).min()), float(np.nanmax(numbers(rows["value"])))
     scale = Scale("refusal score (nats)", low, high)
@@ -178,26 +178,26 @@ def _pair_panel(rows: pd.DataFrame, title: str, layers: list[int], scale: Scale)
 
 
 def pair_matrix(
-    localisation: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
+    localization: pd.DataFrame, *, style: str = "icml", axes: Sequence[Axes] | np.ndarray | None = None
 ) -> Figure:
     """Refusal score under edits at every two layers, one panel a method, the best pair marked.
 
     Args:
-        localisation: the table of `localize` with sets "pair" and "single".
+        localization: the table of `localize` with sets "pair" and "single".
         style: "icml", "neurips" or "wide".
         axes: one axes a method (four at most), to draw into one's own layout.
 
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    return heat_figure(pair_panels(localisation), style=style, axes=axes, columns=2)
+    return heat_figure(pair_panels(localization), style=style, axes=axes, columns=2)
 
 
-def caption_pairs(localisation: pd.DataFrame, **_: Any) -> str:
+def caption_pairs(localization: pd.DataFrame, **_: Any) -> str:
     """What `pair_matrix` shows."""
-    panels = pair_panels(localisation)
-    rows = measured(localisation[localisation["set"] == "pair"], SCORE, "harmful")
-    base = measured(localisation[localisation["method"] == "none"], SCORE, "harmful")
+    panels = pair_panels(localization)
+    rows = measured(localization[localization["set"] == "pair"], SCORE, "harmful")
+    base = measured(localization[localization["method"] == "none"], SCORE, "harmful")
     before = numbers(base["value"])
     level = f" ({BASELINE.label}: {before[0]:.1f} nats)" if np.isfinite(before).any() else ""
     which = "the four methods with the lowest score" if len(panels) == MOST_METHODS else "each method"

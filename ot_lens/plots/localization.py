@@ -43,7 +43,7 @@ def available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measur
     rows = [(measure_named(key), measured(acting, *key.split("/"))) for key in wanted]
     found = [measure for measure, part in rows if np.isfinite(numbers(part["value"])).any()]
     if not found:
-        raise NothingToDrawError(f"the localisation table has no single-layer value of {', '.join(wanted)}")
+        raise NothingToDrawError(f"the localization table has no single-layer value of {', '.join(wanted)}")
     return found
 
 
@@ -56,7 +56,7 @@ def families(sweep: pd.DataFrame) -> dict[str, list[tuple[Mark, pd.DataFrame]]]:
 
 
 def localization_curve(
-    localisation: pd.DataFrame,
+    localization: pd.DataFrame,
     measure: str = "refusal_rate/harmful",
     *,
     style: str = "icml",
@@ -65,7 +65,7 @@ def localization_curve(
     """One measure by layer, one line a method, in one panel.
 
     Args:
-        localisation: the table of `localize`; pass only the rows of the methods to show.
+        localization: the table of `localize`; pass only the rows of the methods to show.
         measure: one of `MEASURES`.
         style: "icml", "neurips" or "wide".
         ax: an axes to draw into.
@@ -73,7 +73,7 @@ def localization_curve(
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     shown = available(sweep, [measure])[0]
     width = style_named(style).column
     with canvas(style, None if ax is None else [ax], (1, 1), (width, 0.85 * width)) as (figure, grid):
@@ -86,7 +86,7 @@ def localization_curve(
 
 
 def localization_curves(
-    localisation: pd.DataFrame,
+    localization: pd.DataFrame,
     *,
     measures: Sequence[str] = SHOWN,
     style: str = "icml",
@@ -95,7 +95,7 @@ def localization_curves(
     """Measures (rows) by layer for each family of methods (columns), the other families in grey behind.
 
     Args:
-        localisation: the table of `localize`.
+        localization: the table of `localize`.
         measures: keys of `MEASURES`; those the table lacks are left out.
         style: "icml", "neurips" or "wide".
         axes: measures x families axes, to draw into one's own layout.
@@ -103,7 +103,7 @@ def localization_curves(
     Raises:
         TableError: a column is missing, or there is nothing to draw.
     """
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     shown, groups = available(sweep, measures), families(sweep)
     shape, width = (len(shown), len(groups)), style_named(style).text
     heading = 0.55 if width > TWO_COLUMNS else 0.85
@@ -188,9 +188,9 @@ def _layers_and_side(ax: Axes, layers: list[int], *, side: bool) -> None:
     ax.set_xticks([*ticks, at], [*(f"{tick}" for tick in ticks), "all"])
 
 
-def caption(localisation: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
+def caption(localization: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
     """What `localization_curves` shows, on paper or on a screen."""
-    sweep = sweep_rows(localisation)
+    sweep = sweep_rows(localization)
     rows = pd.concat([measured(sweep, m.name, m.prompts) for m in available(sweep)])
     context = "" if screen else " The other families are in grey behind."
     return (

@@ -75,13 +75,13 @@ def measure_named(key: str) -> Measure:
     return MEASURES[key]
 
 
-def sweep_rows(localisation: pd.DataFrame) -> pd.DataFrame:
+def sweep_rows(localization: pd.DataFrame) -> pd.DataFrame:
     """The real edits of a sweep at one setting each (see `rows.real_edits` and `rows.pinned`).
 
     Raises:
         TableError: a column is missing, or the table is empty.
     """
-    return pinned(real_edits(checked(localisation, "localisation", COLUMNS)))
+    return pinned(real_edits(checked(localization, "localization", COLUMNS)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def contenders(sweep: pd.DataFrame) -> list[Contender]:
         best = layers[layer] if layer is not None else {}
         found.append(Contender(mark, layer, best, values(every_layer(rows)), layers))
     if not found:
-        raise NothingToDrawError("the localisation table holds no method")
+        raise NothingToDrawError("the localization table holds no method")
     return found
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from ot_lens.errors import OtLensError
+from ot_lens.io.untrusted import shown
 from ot_lens.plots.style import Mark, method_mark, method_order
-from ot_lens.reading import shown
 
 # Settings of a sweep that a curve must not mix, and the value a figure shows when several were swept; None
 # stands for the largest strength, and for the first of the others in the table.

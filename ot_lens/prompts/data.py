@@ -142,7 +142,7 @@ class ContrastSet:
 
         Returns:
             Tidy: kind ("exact", "near"), class, split, other_class, other_split, n (prompts of the first
-            with a twin in the second), of (prompts of the first). Exact means equal after normalisation
+            with a twin in the second), of (prompts of the first). Exact means equal after normalization
             (NFKC, letter case, white space); near does not count these again.
 
         Raises:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import listed, parse_yaml, shown
 from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.drawing import Pools
 from ot_lens.prompts.sources import Places, Source, read_class
-from ot_lens.reading import listed, parse_yaml, shown
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

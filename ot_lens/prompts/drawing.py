@@ -9,7 +9,7 @@ import numpy as np
 
 from ot_lens.errors import PromptError, one_of
 from ot_lens.prompts.data import CLASSES, SPLITS, Contrast
-from ot_lens.prompts.duplicates import near_pairs, normalised
+from ot_lens.prompts.duplicates import near_pairs, normalized
 from ot_lens.prompts.rows import Row
 
 # Prompts by class and split; None is a pool that is still to be split.
@@ -103,10 +103,10 @@ def _refuse_too_few(
 def _refuse_both_classes(pools: Pools) -> None:
     seen: dict[str, Row] = {}
     for rows in pools["harmful"].values():
-        seen.update({normalised(row.prompt.text): row for row in rows})
+        seen.update({normalized(row.prompt.text): row for row in rows})
     for rows in pools["harmless"].values():
         for row in rows:
-            twin = seen.get(normalised(row.prompt.text))
+            twin = seen.get(normalized(row.prompt.text))
             if twin is not None:
                 raise PromptError(
                     f"one prompt is in both classes: harmful at {twin.place}, harmless at {row.place}: "
@@ -119,7 +119,7 @@ def _clean(
 ) -> tuple[dict[str | None, list[Row]], list[dict[str, Any]]]:
     """Groups without duplicates and leaks, and the counts of what went, by group and reason."""
     order = [group for group in _PRECEDENCE if group in groups]
-    texts = [normalised(row.prompt.text) for group in order for row in groups[group]]
+    texts = [normalized(row.prompt.text) for group in order for row in groups[group]]
     places = [(group, row) for group in order for row in groups[group]]
     reasons: dict[int, str] = {}
     first: dict[str, str | None] = {}

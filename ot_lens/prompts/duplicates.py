@@ -1,4 +1,4 @@
-"""Prompts that say the same: exactly after normalisation, or nearly by their character n-grams."""
+"""Prompts that say the same: exactly after normalization, or nearly by their character n-grams."""
 
 import unicodedata
 from collections import Counter
@@ -19,7 +19,7 @@ _SHARED = 8  # members that candidates must share among their rarest
 _PAIRS = 100_000  # candidate pairs verified at a time
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Text without differences of Unicode form (NFKC), letter case and white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -45,7 +45,7 @@ def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[Int[np.ndarra
     only they are compared in full: exact, without looking at all pairs.
 
     Args:
-        texts: Normalised texts. A text shorter than an n-gram is near to none.
+        texts: Normalized texts. A text shorter than an n-gram is near to none.
         threshold: The similarity t.
 
     Yields:
@@ -75,10 +75,10 @@ def _rarest_first(texts: Sequence[str]) -> Any:
     padded = [f" {text} " for text in texts]
     if max((len(text) for text in padded), default=0) < N_GRAM:
         return sparse.csr_matrix((len(texts), 1), dtype=np.int32)
-    vectoriser = CountVectorizer(
+    vectorizer = CountVectorizer(
         analyzer="char", ngram_range=(N_GRAM, N_GRAM), binary=True, lowercase=False, dtype=np.int32
     )
-    found = vectoriser.fit_transform(padded)
+    found = vectorizer.fit_transform(padded)
     rank = np.argsort(np.argsort(np.bincount(found.indices), kind="stable"))
     ranked = sparse.csr_matrix((found.data, rank[found.indices], found.indptr), shape=found.shape)
     ranked.sort_indices()
@@ -111,7 +111,7 @@ def duplicate_table(prompts: ContrastSet, near_duplicates: float) -> pd.DataFram
     for split, contrast in prompts.splits:
         for label, members in contrast:
             groups[label, split] = np.arange(len(texts), len(texts) + len(members))
-            texts.extend(normalised(p.text) for p in members)
+            texts.extend(normalized(p.text) for p in members)
     group_of = np.concatenate([np.full(len(g), i) for i, g in enumerate(groups.values())])
     near = np.zeros((len(texts), len(groups)), dtype=bool)
     for pairs in near_pairs(texts, near_duplicates):

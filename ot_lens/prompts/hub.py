@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import in_short
 from ot_lens.prompts.tables import Table, from_arrow
-from ot_lens.reading import in_short
 
 PREFIX = "hf:"
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")

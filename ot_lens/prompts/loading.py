@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import listed
 from ot_lens.prompts.data import CLASSES, SPLITS, ContrastSet
 from ot_lens.prompts.descriptions import gather, parse_description, read_yaml
 from ot_lens.prompts.documents import read_document
@@ -20,7 +21,6 @@ from ot_lens.prompts.rows import Row, rows_of
 from ot_lens.prompts.sources import Places, Source, read_any, split_column
 from ot_lens.prompts.tables import Table, from_records, parse_json, read_table
 from ot_lens.prompts.text_files import decode, read_bytes, sha256
-from ot_lens.reading import listed
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import listed
 from ot_lens.prompts.tables import Table
-from ot_lens.reading import listed
 
 _RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
 _MIRROR = "licence as on the card of the hub's copy walledai/{}"

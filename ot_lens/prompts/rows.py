@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.errors import PromptError, one_of
+from ot_lens.io.untrusted import listed, shown
 from ot_lens.prompts.data import CLASSES, SPLITS, Prompt
 from ot_lens.prompts.tables import Table, kind_of
-from ot_lens.reading import listed, shown
 
 # Column names that are guessed, letter case aside; of the first role at most one may be there.
 GUESSES = {

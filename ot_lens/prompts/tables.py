@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ot_lens import parquet_files, reading
 from ot_lens.errors import PromptError
+from ot_lens.io import parquet, untrusted
 from ot_lens.prompts.text_files import decode
 
 
@@ -88,7 +88,7 @@ def parse_json(text: str, name: str) -> Any:
     Raises:
         PromptError: If it is not JSON.
     """
-    return reading.parse_json(text, name, PromptError)
+    return untrusted.parse_json(text, name, PromptError)
 
 
 def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
@@ -100,14 +100,14 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
         header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
     except csv.Error as error:
         raise PromptError(
-            f"{name}: no header of column names ({reading.in_short(error)}): check quotes."
+            f"{name}: no header of column names ({untrusted.in_short(error)}): check quotes."
         ) from error
     columns = [column.strip() for column in header]
     _check_columns(name, len(columns))
     twice = next((c for c in columns if not c or columns.count(c) > 1), None)
     if twice is not None:
         raise PromptError(
-            f"{name}: the header names column {reading.shown(twice)} twice or not at all: name each once."
+            f"{name}: the header names column {untrusted.shown(twice)} twice or not at all: name each once."
         )
     if not columns:
         return Table(name, {})
@@ -137,9 +137,9 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
 
 def _check_columns(name: str, n: int) -> None:
     """A column costs a cell in every row, also where a row leaves it out."""
-    if n > parquet_files.MOST_COLUMNS:
+    if n > parquet.MOST_COLUMNS:
         raise PromptError(
-            f"{name} names {n} columns, more than the {parquet_files.MOST_COLUMNS} that are read: is it one?"
+            f"{name} names {n} columns, more than the {parquet.MOST_COLUMNS} that are read: is it one?"
         )
 
 
@@ -185,7 +185,7 @@ def _json(name: str, content: bytes) -> Table:
 
 
 def _parquet(name: str, content: bytes) -> Table:
-    return from_arrow(name, parquet_files.read_arrow(content, name, PromptError))
+    return from_arrow(name, parquet.read_arrow(content, name, PromptError))
 
 
 def from_arrow(name: str, table: Any) -> Table:

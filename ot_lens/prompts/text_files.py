@@ -6,7 +6,7 @@ from os.path import isdir  # unlike Path.is_dir it takes names that no file syst
 from pathlib import Path
 
 from ot_lens.errors import PromptError
-from ot_lens.reading import MIB, read_bounded
+from ot_lens.io.untrusted import MIB, read_bounded
 
 # The largest public sets have a tenth of it.
 MOST = 1024 * MIB

@@ -10,8 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
-from ot_lens.plots.interactive import SCREEN, stacked
 from ot_lens.plots.rows import TableError, going_together
+from ot_lens.plots.screen import SCREEN, stacked
 
 
 @dataclass(frozen=True)

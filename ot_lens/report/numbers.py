@@ -90,12 +90,12 @@ def _digits(value: float, *, share: bool) -> str:
     return text.replace("-", MINUS)
 
 
-def at_a_glance(localisation: pd.DataFrame | None) -> NumberTable | None:
+def at_a_glance(localization: pd.DataFrame | None) -> NumberTable | None:
     """Each method at its best single layer and at all layers together: gain and cost side by side."""
-    if localisation is None:
+    if localization is None:
         return None
     try:
-        sweep = sweep_rows(localisation)
+        sweep = sweep_rows(localization)
         methods = contenders(sweep)
     except TableError:
         return None
@@ -121,12 +121,12 @@ def _name(measure: Measure) -> str:
     return measure.label.removesuffix(" (%)")
 
 
-def per_layer(localisation: pd.DataFrame | None) -> list[NumberTable]:
+def per_layer(localization: pd.DataFrame | None) -> list[NumberTable]:
     """One table a method: rows are layers, columns are measures, so that cost stands beside gain."""
-    if localisation is None:
+    if localization is None:
         return []
     try:
-        sweep = sweep_rows(localisation)
+        sweep = sweep_rows(localization)
         methods = contenders(sweep)
     except TableError:
         return []
@@ -164,9 +164,9 @@ def _diagnostic(row: dict[object, object] | None) -> Cell:
     return cell(*ends[:3], note=null if np.isfinite(ends[3:]).all() else "")
 
 
-def prompts_measured(localisation: pd.DataFrame | None) -> str:
+def prompts_measured(localization: pd.DataFrame | None) -> str:
     """How many prompts each rate stands on, in words."""
-    if localisation is None or "n" not in localisation:
+    if localization is None or "n" not in localization:
         return ""
-    counts = {kind: measured(localisation, "refusal_rate", kind)["n"].max() for kind in CLASSES}
+    counts = {kind: measured(localization, "refusal_rate", kind)["n"].max() for kind in CLASSES}
     return ", ".join(f"{int(n)} {kind}" for kind, n in counts.items() if pd.notna(n))

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ot_lens.files import write_text
+from ot_lens.io.files import write_text
 from ot_lens.plots.style import MARKERS
 from ot_lens.report import numbers
 from ot_lens.report.figures import page_figures, script_json
@@ -45,10 +45,10 @@ def write_report(
             facts=_facts(manifest, tables),
             summary=list(summary),
             figures=page_figures(tables, run),
-            glance=numbers.at_a_glance(tables.get("localisation")),
-            per_layer=numbers.per_layer(tables.get("localisation")),
+            glance=numbers.at_a_glance(tables.get("localization")),
+            per_layer=numbers.per_layer(tables.get("localization")),
             geometry=numbers.geometry_table(tables.get("geometry")),
-            measured=numbers.prompts_measured(tables.get("localisation")),
+            measured=numbers.prompts_measured(tables.get("localization")),
             manifest=_sections(manifest),
             manifest_json=json.dumps(manifest, indent=2, ensure_ascii=False, default=str),
             versions=manifest.get("versions", {}),
@@ -96,7 +96,7 @@ def _facts(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
         ("model", model.get("name") or config.get("model") or "unknown"),
         ("size", size),
         ("prompts", prompts.get("name") or config.get("prompts") or ""),
-        ("measured on", numbers.prompts_measured(tables.get("localisation"))),
+        ("measured on", numbers.prompts_measured(tables.get("localization"))),
         ("seed", config.get("seed", "")),
         ("ot_lens", versions.get("ot_lens", "")),
     ]

@@ -4,9 +4,8 @@ from .config import commented_yaml as commented_yaml
 from .config import parse_config as parse_config
 from .config import read_config as read_config
 from .drawing import draw_figures as draw_figures
-from .findings import summarise as summarise
+from .findings import summarize as summarize
 from .folder import RunFolder as RunFolder
-from .paper import paper_study as paper_study
 from .run import StudyResult as StudyResult
 from .run import run_study as run_study
 from .stage import Stage as Stage

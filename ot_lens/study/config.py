@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import ConfigError
-from ot_lens.reading import MOST_YAML, parse_yaml, read_bounded, shown
+from ot_lens.io.untrusted import MOST_YAML, parse_yaml, read_bounded, shown
 
 DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     "directional_ablation",

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.activations import Activations, capture
-from ot_lens.engines import Engine
 from ot_lens.errors import FitError
+from ot_lens.execution import Executor
 from ot_lens.geometry import (
     class_angles,
     diagnose,
@@ -47,7 +47,7 @@ Maps = Mapping[Method, Mapping[int, AffineMap]]
 
 @dataclass(frozen=True)
 class Study:
-    """What the tables are made from; without `engine` and `prompts` those of an edited model are left out.
+    """What the tables are made from; without `executor` and `prompts` those of an edited model are left out.
 
     In a `folder` what takes many forward passes is kept part by part, so that a stopped run repeats one part.
     """
@@ -56,7 +56,7 @@ class Study:
     maps: Maps
     config: StudyConfig
     sweep: pd.DataFrame
-    engine: Engine | None = None
+    executor: Executor | None = None
     prompts: ContrastSet | None = None
     folder: RunFolder | None = None
 
@@ -103,11 +103,11 @@ def geometry_tables(
     config: StudyConfig,
     stage: Stage,
     *,
-    engine: Engine | None = None,
+    executor: Executor | None = None,
     prompts: ContrastSet | None = None,
 ) -> None:
-    """Write the tables of geometry that are not there yet; those of an edited model only with an engine."""
-    study = Study(acts, maps, config, folder.read_table("localisation"), engine, prompts, folder)
+    """Write the tables of geometry that are not there yet; those of an edited model only with an executor."""
+    study = Study(acts, maps, config, folder.read_table("localization"), executor, prompts, folder)
     with stage("geometry", len(MAKERS)) as step:
         for name, make in MAKERS.items():
             if not folder.has_table(name):
@@ -203,12 +203,12 @@ def _plane(study: Study) -> Tables:
 def _visibility(study: Study) -> Tables:
     """What a monitor at the edited layer and one at the last layer see of each edit, and of none."""
     test, last = study.acts["test"], study.acts["test"].layers[-1]
-    if study.engine is None or study.prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
+    if study.executor is None or study.prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return {}
-    engine, prompts, config = study.engine, study.prompts.test, study.config
+    executor, prompts, config = study.executor, study.prompts.test, study.config
 
     def seen(label: str, layer: int) -> pd.DataFrame:
-        edited = engine.call(
+        edited = executor.call(
             capture,
             prompts,
             layers=sorted({layer, last}),
@@ -237,7 +237,7 @@ def _seen(study: Study, edited: Activations, label: str, edited_layer: int | Non
 
 
 def _ground_truth(study: Study) -> Tables:
-    variant = None if study.engine is None else study.engine.call(variant_of)
+    variant = None if study.executor is None else study.executor.call(variant_of)
     if variant is None or study.prompts is None:
         return {}
     table = ground_truth(variant, study.prompts, study.acts["test"], study.sweep, study.draws)

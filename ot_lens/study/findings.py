@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
+from ot_lens.io.untrusted import shown
 from ot_lens.localization import (
     INDUCE,
     LISTED,
@@ -14,7 +15,6 @@ from ot_lens.localization import (
     one_direction,
     verdict,
 )
-from ot_lens.reading import shown
 from ot_lens.study.summary import best_singles, effects, method_label
 
 FAMILIES = {
@@ -23,7 +23,7 @@ FAMILIES = {
 }
 
 
-def summarise(table: pd.DataFrame) -> list[str]:
+def summarize(table: pd.DataFrame) -> list[str]:
     """Findings of a sweep in sentences: which layers matter, what each method reaches, and at what cost."""
     if "refusal_rate" not in set(table["measure"]):
         return _without_answers(table)
@@ -51,7 +51,7 @@ def summarise(table: pd.DataFrame) -> list[str]:
 
 
 def findings(table: pd.DataFrame, run: Path) -> list[str]:
-    """`summarise`, of a table that was read from a file.
+    """`summarize`, of a table that was read from a file.
 
     Raises:
         RunFolderError: If its rows do not go together: it was altered.
@@ -59,10 +59,10 @@ def findings(table: pd.DataFrame, run: Path) -> list[str]:
     try:
         if "refusal_rate" in set(table["measure"]):
             best_singles(effects(table))  # what is printed beside the sentences
-        return summarise(table)
+        return summarize(table)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise RunFolderError(
-            f"{run / 'tables' / 'localisation.parquet'} was altered ({shown(str(error))}): restore it, or "
+            f"{run / 'tables' / 'localization.parquet'} was altered ({shown(str(error))}): restore it, or "
             "remove it and --resume."
         ) from error
 
@@ -84,10 +84,10 @@ def _layers_sentence(table: pd.DataFrame, removal: pd.DataFrame, singles: pd.Dat
     if not (table["control"] != "").any():
         lowered = _counted(singles, "lowers")
         shown = f"lowers the refusal rate at {lowered}" if lowered else "lowers the refusal rate at no layer"
-        return f"A single-layer edit {shown}. No control was swept, so nothing is localised."
-    counted = _counted(removal, "localised")
+        return f"A single-layer edit {shown}. No control was swept, so nothing is localized."
+    counted = _counted(removal, "localized")
     if not counted:
-        return "No single-layer edit lowers refusal beyond the control band: nothing is localised."
+        return "No single-layer edit lowers refusal beyond the control band: nothing is localized."
     return (
         f"Refusal is removed beyond the control band, after Holm's correction over layers, at {counted}. "
         "The band is what random subspaces and permuted labels do at equal rank."
@@ -140,7 +140,7 @@ def _band_words(best: pd.Series, bands: dict[str, pd.DataFrame]) -> str:
         mine = rows[(rows["method"] == best["method"]) & k]
         if mine.empty or not (mine["draws"] > 0).any():
             continue
-        above = mine[mine["localised"]]
+        above = mine[mine["localized"]]
         if above.empty:
             words.append(f"{verb} at no layer")
             continue

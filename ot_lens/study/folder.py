@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import (
+from ot_lens.io.files import (
     LOCK,
     atomic_path,
     remove_temporaries,
@@ -39,7 +39,7 @@ class RunFolder:
     def start(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder":
         """Open a folder for a run: a new one, or with `resume` one that holds this same run.
 
-        Whoever writes into it holds it (see `ot_lens.files.locked`); what killed writers left is removed.
+        Whoever writes into it holds it (see `ot_lens.io.files.locked`); what killed writers left is removed.
 
         Raises:
             RunFolderError: If the folder holds another run, other files, or this run without `resume`.

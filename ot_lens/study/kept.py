@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from ot_lens.engines import Engine
+from ot_lens.execution import Executor
 from ot_lens.study.folder import RunFolder
 from ot_lens.transport import AffineMap
 
@@ -15,21 +15,21 @@ T = TypeVar("T")
 
 
 class KeptPieces:
-    """Computes pieces on an engine, each once in the life of a run; see `ot_lens.localization.Compute`.
+    """Computes pieces on an executor, each once in the life of a run; see `ot_lens.localization.Compute`.
 
     A result is a map or a list of numbers. What is handed on has been read from the folder, whether or not it
     was computed just now: it does not depend on where a run was stopped.
     """
 
-    def __init__(self, folder: RunFolder, engine: Engine, parts: str) -> None:
+    def __init__(self, folder: RunFolder, executor: Executor, parts: str) -> None:
         """Choose where pieces are kept.
 
         Args:
             folder: The run folder.
-            engine: Where the model is.
+            executor: Where the model is.
             parts: Folder of the results, below tables/.
         """
-        self._folder, self._engine, self._parts = folder, engine, parts
+        self._folder, self._executor, self._parts = folder, executor, parts
 
     def __call__(
         self, function: Callable[..., T], pieces: Mapping[str, Any], *arguments: Any
@@ -37,7 +37,7 @@ class KeptPieces:
         """function(model, *arguments, piece) of every piece, by name."""
         left = [(name, piece) for name, piece in pieces.items() if not self._has(name)]
         if left:
-            for name, result in self._engine.stream(_named, left, function, arguments):
+            for name, result in self._executor.stream(_named, left, function, arguments):
                 self._write(name, result)
         return {name: self._read(name) for name in pieces}
 

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import read_json
-from ot_lens.reading import shown
+from ot_lens.io.files import read_json
+from ot_lens.io.untrusted import shown
 
 SCHEMA = 1
 
@@ -35,7 +35,7 @@ class _Manifest(BaseModel):
     model: _Model = _Model()
     measuring: dict[str, Any] = {}
     prompts: _Prompts = _Prompts()
-    engines: list[str] = []
+    executors: list[str] = []
     resumed_with: list[dict[str, str | None]] = []
     files: dict[str, str] = {}
 

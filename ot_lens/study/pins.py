@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ot_lens.files import LOCK, sha256_file
+from ot_lens.io.files import LOCK, sha256_file
 from ot_lens.study.config import StudyConfig
 
 # Whatever takes part in a number of a run, or draws it.

@@ -107,11 +107,11 @@ def filter_options(config: StudyConfig) -> dict[str, Any]:
 
 def parameter_bytes(config: StudyConfig) -> int:
     """Bytes of the weights of model and judge, read off their configurations; 0 where they cannot be read."""
-    from ot_lens.study.estimate import estimate
+    from ot_lens.paper_study.estimate import estimate
 
     try:
         found = estimate(config)
     except ModelError:
-        # Loading the model says what is wrong with it, in the same words whichever the engine.
+        # Loading the model says what is wrong with it, in the same words whichever the executor.
         return 0
     return round(found.weights + found.judge)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from ot_lens.engines import Engine, open_engine
 from ot_lens.errors import RunFolderError
-from ot_lens.files import locked, release
+from ot_lens.execution import Executor, open_executor
+from ot_lens.io.files import locked, release
 from ot_lens.localization import Method, as_methods
+from ot_lens.paper_study.table import write_paper_table
 from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.checks import check_choices
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import geometry_tables
 from ot_lens.study.drawing import about
-from ot_lens.study.findings import findings, summarise
+from ot_lens.study.findings import findings, summarize
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.paper_table import write_paper_table
 from ot_lens.study.pins import file_hashes
 from ot_lens.study.preparation import Prepared, parameter_bytes, prepare
 from ot_lens.study.stage import Stage, silent
@@ -48,7 +48,7 @@ def run_study(
     *,
     resume: bool = False,
     stage: Stage = silent,
-    engine: str = "local",
+    executor: str = "local",
     address: str | None = None,
 ) -> StudyResult:
     """Run a study into a folder.
@@ -58,9 +58,9 @@ def run_study(
         out: The run folder: new, empty, or with `resume` one that holds this same study.
         resume: Go on with a stopped run, or hand back a finished one.
         stage: Shows progress: called with a name and a total, it yields a function that takes steps done.
-        engine: Where the model is run, "local" or "ray"; the tables do not depend on it, and a run stopped
+        executor: Where the model is run, "local" or "ray"; the tables do not depend on it, and a run stopped
             with one can go on with the other.
-        address: Of a Ray cluster; see `ot_lens.engines.open_engine`.
+        address: Of a Ray cluster; see `ot_lens.execution.open_executor`.
 
     Raises:
         OtLensError: If the configuration cannot be carried out; nothing that was there is overwritten.
@@ -75,8 +75,8 @@ def run_study(
         return _result(held)
     with ExitStack() as holding:
         if held is None or not held.measured:
-            size = parameter_bytes(config) if engine == "ray" else 0
-            with open_engine(engine, config.loading(), address=address, parameter_bytes=size) as workers:
+            size = parameter_bytes(config) if executor == "ray" else 0
+            with open_executor(executor, config.loading(), address=address, parameter_bytes=size) as workers:
                 ready = workers.call(prepare, config, prompts, path)
                 folder = _hold(path, config, resume, holding)
                 if config.filter != "off":
@@ -98,7 +98,7 @@ def _hold(path: Path, config: StudyConfig, resume: bool, holding: ExitStack) -> 
 
 def _measure(
     folder: RunFolder,
-    workers: Engine,
+    workers: Executor,
     prompts: ContrastSet,
     methods: Sequence[Method],
     ready: Prepared,
@@ -110,7 +110,7 @@ def _measure(
         model=ready.record,
         measuring=ready.measuring,
         prompts=prompts.manifest(),
-        engines=sorted({workers.name, *folder.manifest.get("engines", [])}),
+        executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
     )
     acts = {
         split: capture_split(folder, workers, getattr(prompts, split), split, config, ready.layers, stage)
@@ -118,7 +118,7 @@ def _measure(
     }
     found, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
     sweep_into(folder, workers, prompts.test, found, ready.settings, config, stage)
-    geometry_tables(folder, acts, maps, config, stage, engine=workers, prompts=prompts)
+    geometry_tables(folder, acts, maps, config, stage, executor=workers, prompts=prompts)
     if config.paper_table:
         write_paper_table(folder, ready.settings.phrases.name)
     folder.save_manifest(measured=True)
@@ -126,9 +126,9 @@ def _measure(
 
 def _result(folder: RunFolder) -> StudyResult:
     tables = folder.tables()
-    if "localisation" not in tables:
-        raise RunFolderError(f"{folder.path} has lost its localisation table: start in a new folder.")
-    sentences = findings(tables["localisation"], folder.path)
+    if "localization" not in tables:
+        raise RunFolderError(f"{folder.path} has lost its localization table: start in a new folder.")
+    sentences = findings(tables["localization"], folder.path)
     return StudyResult(folder.path, tables, sentences, folder.path / "report.html")
 
 
@@ -144,7 +144,7 @@ def _draw(folder: RunFolder, config: StudyConfig, stage: Stage) -> None:
             folder.path,
             tables,
             folder.manifest,
-            summarise(tables["localisation"]),
+            summarize(tables["localization"]),
             folder.path / "report.html",
         )
         step(1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ot_lens.activations import Activations, ActivationStore, captured, plan_shards
 from ot_lens.behaviour import PanelSettings, plan_filter, treated_as_labelled
-from ot_lens.engines import Engine
+from ot_lens.execution import Executor
 from ot_lens.localization import (
     UNEDITED,
     Candidate,
@@ -37,20 +37,22 @@ PLANNED = f"{PARTS}/planned"
 Maps = Mapping[Method, Mapping[int, AffineMap]]
 
 
-def filter_into(folder: RunFolder, engine: Engine, prompts: ContrastSet, config: StudyConfig) -> ContrastSet:
+def filter_into(
+    folder: RunFolder, executor: Executor, prompts: ContrastSet, config: StudyConfig
+) -> ContrastSet:
     """Training and validation prompts that the unedited model treats as of their class, as configured.
 
     Raises:
         PromptError: If none is left of a class.
     """
-    plan = engine.call(plan_filter, prompts, **filter_options(config))
-    kept = KeptPieces(folder, engine, FILTERED)
+    plan = executor.call(plan_filter, prompts, **filter_options(config))
+    kept = KeptPieces(folder, executor, FILTERED)
     return plan.keep(prompts, kept(treated_as_labelled, plan.batches(prompts), plan))
 
 
 def capture_split(
     folder: RunFolder,
-    engine: Engine,
+    executor: Executor,
     contrast: Contrast,
     split: str,
     config: StudyConfig,
@@ -58,7 +60,7 @@ def capture_split(
     stage: Stage,
 ) -> Activations:
     """Activations of one split, kept in the run folder; this process alone writes there."""
-    plan = engine.call(
+    plan = executor.call(
         plan_shards,
         contrast,
         layers=layers,
@@ -74,7 +76,7 @@ def capture_split(
     ):
         left = store.missing()
         step(prompts - sum(len(shard.indices) for shard in left))
-        for shard, values in engine.stream(captured, left, contrast, plan):
+        for shard, values in executor.stream(captured, left, contrast, plan):
             store.write(shard, values)
             step(len(shard.indices))
         return store.finish()
@@ -82,7 +84,7 @@ def capture_split(
 
 def plan_into(
     folder: RunFolder,
-    engine: Engine,
+    executor: Executor,
     prompts: ContrastSet,
     acts: Activations,
     methods: Sequence[Method],
@@ -96,9 +98,9 @@ def plan_into(
         maps = fit_maps(acts, swept(methods, plan), layers=ready.layers, position=config.position)
         save_maps(folder, maps)
         found = []
-        if not folder.has_table("localisation"):
+        if not folder.has_table("localization"):
             found = plan_by_pieces(
-                KeptPieces(folder, engine, PLANNED),
+                KeptPieces(folder, executor, PLANNED),
                 ready.n_layers,
                 prompts,
                 acts,
@@ -128,7 +130,7 @@ def map_folder(method: Method) -> str:
 
 def sweep_into(
     folder: RunFolder,
-    engine: Engine,
+    executor: Executor,
     prompts: Contrast,
     found: Sequence[Candidate],
     settings: PanelSettings,
@@ -136,7 +138,7 @@ def sweep_into(
     stage: Stage,
 ) -> None:
     """Measure what was not measured before, and join the parts."""
-    if folder.has_table("localisation"):
+    if folder.has_table("localization"):
         folder.drop(PARTS)
         return
     keys = [UNEDITED, *(candidate.key for candidate in found)]
@@ -145,23 +147,23 @@ def sweep_into(
     how = Measuring(settings, config.tokens, config.hook, config.engine)
     with stage("sweep over layers and methods", len(keys)) as step:
         step(len(done))
-        for part in _measured(engine, prompts, found, how, done):
+        for part in _measured(executor, prompts, found, how, done):
             if settings.completions is not None:
                 part.save_answers(settings.completions, prompts)
             folder.write_table(names[part.key], part.table)
             step(1)
     # Parts are joined in the order of the candidates, so that a resumed run ends with the same bytes.
-    folder.write_table("localisation", join([folder.read_table(names[key]) for key in keys]))
+    folder.write_table("localization", join([folder.read_table(names[key]) for key in keys]))
     folder.drop(PARTS)
 
 
 def _measured(
-    engine: Engine, prompts: Contrast, found: Sequence[Candidate], how: Measuring, done: frozenset[str]
+    executor: Executor, prompts: Contrast, found: Sequence[Candidate], how: Measuring, done: frozenset[str]
 ) -> Iterator[Measured]:
     groups = unfinished(found, how.settings, done)
     if UNEDITED in done and not groups:
         return
-    baseline = engine.call(read_baseline, prompts, how)
+    baseline = executor.call(read_baseline, prompts, how)
     if UNEDITED not in done:
         yield measured_unedited(baseline, how)
-    yield from engine.stream(measure_units, groups, prompts, baseline, how, done)
+    yield from executor.stream(measure_units, groups, prompts, baseline, how, done)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.parquet_files import MOST_BYTES, read_frame
-from ot_lens.reading import CONTROL, read_bounded, shown
+from ot_lens.io.parquet import MOST_BYTES, read_frame
+from ot_lens.io.untrusted import CONTROL, read_bounded, shown
 
 WHOLE = (
     "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "component", "prompt", "k", "draw", "draws",

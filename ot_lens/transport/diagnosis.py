@@ -21,7 +21,7 @@ def problems_of(
     dimension: int,
     condition_number: float,
     *,
-    regularised: bool,
+    regularized: bool,
     clipped: int,
     stretch: float,
 ) -> tuple[str, ...]:
@@ -30,13 +30,13 @@ def problems_of(
     Args:
         n: samples of the smaller class.
         dimension: of the space the covariances live in.
-        condition_number: of the regularised source covariance.
-        regularised: whether shrinkage, which is meant for n <= dimension, was asked for.
+        condition_number: of the regularized source covariance.
+        regularized: whether shrinkage, which is meant for n <= dimension, was asked for.
         clipped: eigenvalues that came out negative.
         stretch: largest eigenvalue of the map.
     """
     problems = []
-    if n <= dimension and not regularised:
+    if n <= dimension and not regularized:
         problems.append(
             f"{n} samples cannot estimate a covariance in {dimension} dimensions: "
             "choose a smaller k, more prompts or a larger ridge"

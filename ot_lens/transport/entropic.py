@@ -25,7 +25,7 @@ class EntropicMap:
     Attributes:
         targets: y, `[n_S, d]`.
         potential: `[n_S]`, in squared activation units.
-        epsilon: regularisation in squared activation units.
+        epsilon: regularization in squared activation units.
         strength: t of x + t (T(x) - x).
         info: where the map came from.
     """
@@ -108,7 +108,7 @@ def fit_entropic_ot(
     Args:
         H: source samples `[n_H, d]`.
         S: target samples `[n_S, d]`.
-        epsilon: regularisation relative to the mean squared distance between the classes.
+        epsilon: regularization relative to the mean squared distance between the classes.
         iterations: of Sinkhorn, at most.
 
     Raises:

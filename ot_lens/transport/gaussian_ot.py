@@ -79,7 +79,7 @@ def _info(
     n = min(source.n, target.n)
     shrunk = source.shrinkage is not None
     problems = problems_of(
-        n, d, condition, regularised=bool(source.ridge or shrunk), clipped=clipped, stretch=stretch
+        n, d, condition, regularized=bool(source.ridge or shrunk), clipped=clipped, stretch=stretch
     )
     return FitInfo(
         method="gaussian_ot",

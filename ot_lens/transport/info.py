@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.reading import shown
+from ot_lens.io.untrusted import shown
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FitInfo:
         shrinkage_harmful: intensity in [0, 1] of the source's covariance.
         shrinkage_harmless: intensity in [0, 1] of the target's covariance.
         rank: numerical rank of the pooled centred samples.
-        condition_number: of the regularised source covariance, the one that is inverted.
+        condition_number: of the regularized source covariance, the one that is inverted.
         clipped_eigenvalues: eigenvalues that came out negative and were set to zero.
         explained_variance: share of the pooled variance within the k components.
         error_bound: bound on the relative rounding error of the map on samples.

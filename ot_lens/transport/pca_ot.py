@@ -195,7 +195,7 @@ def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
                 min(n_H, n_S),
                 k,
                 float(fitted.condition[layer]),
-                regularised=False,
+                regularized=False,
                 clipped=int(fitted.clipped[layer]),
                 stretch=float(stretch[layer]),
             ),

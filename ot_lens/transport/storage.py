@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ot_lens.errors import RunFolderError
-from ot_lens.files import write_bytes
-from ot_lens.reading import MIB, check_size, in_short, shown
+from ot_lens.io.files import write_bytes
+from ot_lens.io.untrusted import MIB, check_size, in_short, shown
 from ot_lens.transport.info import FitInfo
 
 KEY = "ot_lens"

@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load, save
 
 import ot_lens as otl
-from ot_lens import files
 from ot_lens.activations import ActivationStore, capture_shard, plan_shards
 from ot_lens.activations import shards as shards_module
 from ot_lens.errors import ActivationError, OtLensError, RunFolderError
-from ot_lens.files import locked, temporaries
+from ot_lens.io import files
+from ot_lens.io.files import locked, temporaries
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap
 from tests import checkpoints
@@ -343,7 +343,7 @@ def test_a_folder_of_other_files_is_left_alone(model, prompts, tmp_path):
     assert contents(tmp_path) == before
 
 
-HOLD = "import sys, time; from pathlib import Path; from ot_lens.files import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from ot_lens.io.files import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
 
 

@@ -5,10 +5,10 @@ from functools import partial
 
 from ot_lens.geometry import diagnose, direction_cosines, spectra
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.draws import observed, relabellings
-from ot_lens.geometry.moments_of_draws import DrawnClasses
+from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.linalg import mapped, pooled
 from ot_lens.samples import layer_batches
+from ot_lens.statistics.resampling import observed, relabellings
 from tests.benchmarks.measure import Row, seconds, within
 from tests.benchmarks.transport import LAYERS, D, N, samples
 from tests.generators.gaussians import Layers

@@ -53,7 +53,7 @@ def test_the_page_opens_with_every_view_drawn(visit, address):
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     print(f"first contentful paint after {paint:.0f} ms")
     assert paint < 10_000
-    for name in ("localisation", "methods", "distances", "spectra", "cosines"):
+    for name in ("localization", "methods", "distances", "spectra", "cosines"):
         drawn(page, name)
     assert page.locator(".missing:visible").count() == 0
     assert overflow(page) == 0
@@ -258,7 +258,7 @@ def test_hostile_names_in_a_run_are_text(visit, from_tables):
     from tests import generators_tables
 
     tables = generators_tables.tables()
-    tables["localisation"].loc[tables["localisation"]["method"] == "ace", "method"] = HOSTILE
+    tables["localization"].loc[tables["localization"]["method"] == "ace", "method"] = HOSTILE
     with served(from_tables(tables)) as url:
         page = ready(visit(url))
         drawn(page, "methods")
@@ -286,7 +286,7 @@ def test_two_runs_stand_side_by_side(visit, small_run, copied):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_one_column_without_sideways_scrolling(visit, address, scheme):
     page = ready(visit(address, **PHONE, color_scheme=scheme))
-    for name in ("localisation", "spectra", "cosines"):
+    for name in ("localization", "spectra", "cosines"):
         drawn(page, name)
     page.locator("#view-live").scroll_into_view_if_needed()
     live_done(page)

@@ -20,7 +20,7 @@ from ot_lens.plots.measures import MEASURES
 from tests import generators_tables
 from tests.explorer.conftest import LAYERS
 
-OWN = ("depth", "plane", "localisation", "methods", "distances", "spectra", "cosines")
+OWN = ("depth", "plane", "localization", "methods", "distances", "spectra", "cosines")
 
 
 def state_of(choices, **fields):
@@ -76,7 +76,7 @@ def test_the_python_of_a_quantity_of_the_geometry_makes_its_figure(opened, tmp_p
 
 
 def test_rows_are_those_of_the_state(opened):
-    rows = pd.read_csv(pd.io.common.StringIO(csv_text(VIEWS["localisation"], opened.run, state_of(opened))))
+    rows = pd.read_csv(pd.io.common.StringIO(csv_text(VIEWS["localization"], opened.run, state_of(opened))))
     acting = rows[rows["method"] != "none"]
     assert set(zip(acting["method"], acting["k"].fillna(0), strict=True)) == {
         ("pca_ot", 2),
@@ -103,7 +103,7 @@ def test_the_plane_from_activations_is_the_stored_one(opened):
 
 
 def test_controls_are_the_range_of_their_draws(opened):
-    sweep = opened.run.tables["localisation"]
+    sweep = opened.run.tables["localization"]
     band, draws = control_range(sweep, MEASURES["refusal_score/harmful"], "pca_ot:2", "random_subspace")
     rows = sweep[
         (sweep["control"] == "random_subspace")
@@ -153,7 +153,7 @@ def test_layers_and_methods_that_another_run_lacks_are_said_to_be_missing(opened
 
 
 def test_a_run_that_lacks_both_chosen_methods_beside_a_whole_one(opened, copied):
-    table = copied / "tables" / "localisation.parquet"
+    table = copied / "tables" / "localization.parquet"
     sweep = pd.read_parquet(table)
     sweep[sweep["method"] != "directional_ablation"].to_parquet(table)
     other = OpenRun(copied)
@@ -165,7 +165,7 @@ def test_a_run_that_lacks_both_chosen_methods_beside_a_whole_one(opened, copied)
 
 
 @pytest.mark.parametrize(
-    "table", ["localisation", "geometry", "spectra", "cosines", "plane", "plane_ellipses"]
+    "table", ["localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses"]
 )
 def test_a_missing_table_is_named_and_the_rest_is_shown(copied, table):
     (copied / "tables" / f"{table}.parquet").unlink()
@@ -178,7 +178,7 @@ def test_a_missing_table_is_named_and_the_rest_is_shown(copied, table):
         "geometry": "distances",
         "spectra": "spectra",
         "cosines": "cosines",
-        "localisation": "localisation",
+        "localization": "localization",
     }
     assert table not in needs or needs[table] in gone
     assert facts([choices], None)["layers"] == list(LAYERS)
@@ -228,7 +228,7 @@ def test_runs_of_any_depth_are_shown(from_tables, layers):
 def test_rows_of_nan_leave_gaps_and_no_error(from_tables):
     tables = generators_tables.tables()
     for name, column in (
-        ("localisation", "value"),
+        ("localization", "value"),
         ("geometry", "value"),
         ("spectra", "eigenvalue"),
         ("cosines", "cosine"),
@@ -241,14 +241,14 @@ def test_rows_of_nan_leave_gaps_and_no_error(from_tables):
 
 
 def test_a_run_of_one_prompt_a_class_is_shown_without_intervals(from_tables):
-    tables = {name: generators_tables.tables()[name] for name in ("localisation", "plane", "plane_ellipses")}
+    tables = {name: generators_tables.tables()[name] for name in ("localization", "plane", "plane_ellipses")}
     tables["plane"] = tables["plane"][tables["plane"]["prompt"] == 0]
     tables["plane_ellipses"].loc[:, ["cov11", "cov12", "cov22"]] = np.nan
-    tables["localisation"].loc[:, ["low", "high"]] = np.nan
+    tables["localization"].loc[:, ["low", "high"]] = np.nan
     choices = Choices(OpenRun(from_tables(tables)))
     layer = str(tables["plane"]["layer"].iloc[0])
     found = shown(choices, choices.read({"layers": layer}))
-    for name in ("depth", "plane", "localisation", "methods"):
+    for name in ("depth", "plane", "localization", "methods"):
         assert found[name].figure is not None, found[name].missing
         assert json.dumps(found[name].figure, allow_nan=False)
     assert "no table" in found["spectra"].missing

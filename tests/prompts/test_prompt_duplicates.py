@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts import CLASSES, SPLITS, Contrast, ContrastSet, Prompt
-from ot_lens.prompts.duplicates import N_GRAM, near_pairs, normalised
+from ot_lens.prompts.duplicates import N_GRAM, near_pairs, normalized
 from tests.generators.prompt_sets import sentences, write_json
 
 
@@ -47,12 +47,12 @@ def test_near_pairs_across_blocks_are_found(monkeypatch):
     [("Weave  a\tbasket", "weave a basket "), ("ＷＥＡＶＥ", "weave"), ("Straße", "STRASSE"), ("ﬁt", "fit")],
 )
 def test_normalisation_ignores_form_case_and_space(one, other):
-    assert normalised(one) == normalised(other)
-    assert normalised("weave a basket") != normalised("weave baskets")
+    assert normalized(one) == normalized(other)
+    assert normalized("weave a basket") != normalized("weave baskets")
 
 
 def changed(text: str) -> str:
-    """Exactly the same once normalised."""
+    """Exactly the same once normalized."""
     return f"  {text.upper()} "
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts import CLASSES, SPLITS, Contrast, ContrastSet, Prompt
-from ot_lens.prompts.duplicates import normalised
+from ot_lens.prompts.duplicates import normalized
 from ot_lens.prompts.hub import commit_of
 from tests.generators.prompt_sets import sentences, write_csv, write_json, write_jsonl
 
@@ -25,7 +25,7 @@ DRAWN = st.lists(
     st.tuples(TEXT, st.none() | TEXT, st.none() | TEXT),
     min_size=6,
     max_size=12,
-    unique_by=lambda row: normalised(row[0]),
+    unique_by=lambda row: normalized(row[0]),
 )
 
 

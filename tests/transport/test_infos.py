@@ -180,7 +180,7 @@ SOUND = {
     "n": 11,
     "dimension": 10,
     "condition_number": 1e8,
-    "regularised": False,
+    "regularized": False,
     "clipped": 0,
     "stretch": 300.0,
 }
@@ -188,7 +188,7 @@ SOUND = {
 
 def test_a_sound_fit_has_no_problems():
     assert problems_of(**SOUND) == ()
-    assert problems_of(**(SOUND | {"n": 3, "regularised": True})) == ()
+    assert problems_of(**(SOUND | {"n": 3, "regularized": True})) == ()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_each_problem_names_its_remedy(change, sentence):
 
 
 def test_problems_add_up():
-    assert len(problems_of(10, 10, 2e8, regularised=False, clipped=2, stretch=400.0)) == 4
+    assert len(problems_of(10, 10, 2e8, regularized=False, clipped=2, stretch=400.0)) == 4
 
 
 def test_one_warning_names_the_layers_and_the_first_problem():

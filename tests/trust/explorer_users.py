@@ -19,7 +19,7 @@ from ot_lens.explorer.guard import UPDATE
 from tests.explorer.test_hostile_requests import live
 from tests.explorer.test_server import asked
 
-VIEWS = ("depth", "plane", "localisation", "methods", "distances", "spectra", "cosines")
+VIEWS = ("depth", "plane", "localization", "methods", "distances", "spectra", "cosines")
 PATIENCE = 120.0
 
 

@@ -283,7 +283,7 @@ def tables() -> dict[str, pd.DataFrame]:
     layers = 3
     points, ellipses = made.plane(layers, n=12)
     return {
-        "localisation": made.localisation(layers, methods=made.METHODS[:1] + made.METHODS[5:7], n=16).assign(
+        "localization": made.localization(layers, methods=made.METHODS[:1] + made.METHODS[5:7], n=16).assign(
             p_value=0.01, p_holm=0.02, test="mcnemar", note=""
         ),
         "geometry": made.geometry(layers),
@@ -310,7 +310,7 @@ def run_folder() -> Files:
             finished=True,
             model={"name": "organism:multi", "n_layers": 3, "d_model": 4},
             prompts={"name": "organism", "sha256": {"test": "0" * 64}},
-            engines=["local"],
+            executors=["local"],
         )
         for name, table in tables().items():
             folder.write_table(name, table)
@@ -347,8 +347,8 @@ def _report(folder: Path) -> None:
 
 def _read_tables(folder: Path) -> None:
     found = RunFolder.open(folder).tables()
-    if "localisation" in found:
-        findings(found["localisation"], folder)
+    if "localization" in found:
+        findings(found["localization"], folder)
 
 
 def runs(files: Files) -> Iterator[Reader]:
@@ -361,7 +361,7 @@ def runs(files: Files) -> Iterator[Reader]:
         _report,
         _one("manifest.json", manifest),
     )
-    for name in ("localisation", "geometry"):
+    for name in ("localization", "geometry"):
         target = f"tables/{name}.parquet"
         own = {"manifest.json": files["manifest.json"], target: files[target]}
         yield Reader(f"table {name}", own, _read_tables, _tables(target, tables()[name]), (target,))
@@ -610,7 +610,7 @@ def _load_model(folder: Path) -> None:
 
 
 def _read_architecture(folder: Path) -> None:
-    from ot_lens.study.architecture import architecture
+    from ot_lens.paper_study.architecture import architecture
 
     architecture(str(folder))
 
@@ -630,7 +630,7 @@ def models() -> list[Reader]:
 # Shares of the cases: fewer where one takes long.
 SHARES = {
     "config.yaml": 0.5, "prompts .csv": 0.4, "prompts .tsv": 0.4, "prompts .jsonl": 0.6, "prompts .json": 0.6,
-    "prompts .txt": 0.4, "prompts refusal_direction": 0.3, "table localisation": 0.15, "table geometry": 0.5,
+    "prompts .txt": 0.4, "prompts refusal_direction": 0.3, "table localization": 0.15, "table geometry": 0.5,
     "activations index": 1.6, "activations checksums": 1.5, "activations shards": 1.2, "completions": 1.6,
     "refusal_direction json": 0.4, "refusal_direction pt": 1.4, "phrases .txt": 2.0,
 }  # fmt: skip

@@ -5,7 +5,7 @@
 
 import sys
 
-from ot_lens.engines.ray_address import start_here
+from ot_lens.execution.ray_address import start_here
 
 if __name__ == "__main__":
     ray = start_here(num_cpus=int(sys.argv[1]))

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import ot_lens as otl
-from ot_lens.files import LOCK, temporaries
+from ot_lens.io.files import LOCK, temporaries
 
 # Folders of what is kept until something is made of all of it.
 JOINED = ("parts", "edited", "filtered")
@@ -108,7 +108,7 @@ class Study:
     zygote: Zygote
     config: Path
     run: Path
-    engine: tuple[str, ...] = ()
+    executor: tuple[str, ...] = ()
     log: Path | None = None
     started: int = 0
 
@@ -121,7 +121,7 @@ class Study:
         resume = ("--resume",) if self.started else ()
         self.started += 1
         return self.zygote.fork(
-            argv=["run", str(self.config), "--out", str(self.run), *self.engine, *resume],
+            argv=["run", str(self.config), "--out", str(self.run), *self.executor, *resume],
             log=str(self.computed),
             stderr=str(self.said),
             watch=f"{self.run}/",

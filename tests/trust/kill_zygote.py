@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ot_lens import cli
-from ot_lens.engines.ray_address import LOCAL_SETTINGS
+from ot_lens.execution.ray_address import LOCAL_SETTINGS
 from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
 from ot_lens.study import diagnostics, kept, sweeping
@@ -42,7 +42,7 @@ LATER = (
 )
 # Stages in order, and the functions that they begin with.
 STAGES = {
-    "load": "open_engine",
+    "load": "open_executor",
     "filter": "filter_into",
     "capture": "capture_split",
     "fit": "plan_into",

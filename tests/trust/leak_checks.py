@@ -200,7 +200,7 @@ class Interrupter:
         if event == "c_exception" or not frame.f_code.co_filename.endswith(self.files):
             return
         if any(caller.f_code.co_name == "__del__" for caller in _callers(frame)):
-            return  # Python drops what a finaliser raises
+            return  # Python drops what a finalizer raises
         entered = argument.__name__ if event in ("c_call", "c_return") else frame.f_code.co_name
         if event in ("return", "c_return") and entered == "__enter__":
             return  # `with` looks for no signal between this and the block's first step

@@ -35,7 +35,7 @@ class Numbers:
         w2: Squared 2-Wasserstein distance between the classes, by layer: location and Bures part.
         cosines: Cosines between the difference-in-means directions of the layers.
         table: Rows of `localize`: value, low, high in nats; sorted by their key.
-        localised: Layers that count as localised, by method.
+        localized: Layers that count as localized, by method.
     """
 
     activations: np.ndarray
@@ -44,14 +44,14 @@ class Numbers:
     w2: np.ndarray
     cosines: np.ndarray
     table: pd.DataFrame
-    localised: dict[str, list[int]]
+    localized: dict[str, list[int]]
 
     @property
     def conclusions(self) -> dict[str, Any]:
-        """Localised layers; the sign of each measured value, and of its interval where that excludes zero."""
+        """Localized layers; the sign of each measured value, and of its interval where that excludes zero."""
         signs = np.sign(self.table["low"]) * (np.sign(self.table["low"]) == np.sign(self.table["high"]))
         refused = (self.scores > 0).tolist()
-        return {"localised": self.localised, "intervals": signs.astype(int).tolist(), "refused": refused}
+        return {"localized": self.localized, "intervals": signs.astype(int).tolist(), "refused": refused}
 
     def summary(self, digits: int = 9) -> dict[str, Any]:
         """The numbers as JSON values; activations as their projections on two directions of a fixed seed."""
@@ -96,7 +96,7 @@ def numbers_of(model: Any, prompts: ContrastSet, *, batch_size: int = 64, draws:
         np.array([[w2.location, w2.bures] for w2 in distances]),
         (directions @ directions.T).numpy(),
         _rows(table),
-        _localised(otl.verdict(table)),
+        _localized(otl.verdict(table)),
     )
 
 
@@ -105,8 +105,8 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(keys, kind="stable", ignore_index=True)[[*keys, "value", "low", "high"]]
 
 
-def _localised(found: pd.DataFrame) -> dict[str, list[int]]:
-    rows = found[found["localised"].fillna(value=False)]
+def _localized(found: pd.DataFrame) -> dict[str, list[int]]:
+    rows = found[found["localized"].fillna(value=False)]
     return {str(name): sorted(map(int, part)) for name, part in rows["layer"].groupby(rows["method"])}
 
 

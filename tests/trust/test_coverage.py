@@ -7,10 +7,10 @@ by simulation; the null band about the value under its null hypothesis. Replicat
 import pytest
 import torch
 
-from ot_lens.geometry.draws import Draws, observed, relabellings
-from ot_lens.geometry.moments_of_draws import DrawnShapes
+from ot_lens.geometry.resampled_moments import DrawnShapes
 from ot_lens.geometry.tables import null_band
 from ot_lens.geometry.visibility import _distances, visibility
+from ot_lens.statistics.resampling import Draws, observed, relabellings
 from tests.trust import coverage_tables as tables
 from tests.trust.coverage_counts import Counted
 from tests.trust.coverage_tables import Cell, coverage, outside, simulate

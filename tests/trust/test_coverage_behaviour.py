@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from ot_lens.behaviour import agreement, holm, mcnemar, paired_bootstrap
-from ot_lens.behaviour.intervals import Resampled, mean, perplexity, rate
 from ot_lens.localization import REMOVE, one_direction, verdict
+from ot_lens.statistics.estimates import Resampled, mean, perplexity, rate
 from tests.trust.coverage_counts import Counted, covered
 
 SHARES = np.linspace(0.005, 0.995, 199)
@@ -238,10 +238,10 @@ def sweeps(count, generator, layers=8, draws=5):
     )  # fmt: skip
 
 
-def test_what_controls_do_is_seldom_called_localised(full_size, record_property):
+def test_what_controls_do_is_seldom_called_localized(full_size, record_property):
     table = sweeps(1000 if full_size else 200, np.random.default_rng(6))
     found = verdict(table)
-    alarms = covered(found.groupby("method")["localised"].any().tolist())
+    alarms = covered(found.groupby("method")["localized"].any().tolist())
     record_property("familywise_error", alarms.record)
     assert not alarms.exceeds(0.05)
     # A band of one standard deviation about the draws' mean.

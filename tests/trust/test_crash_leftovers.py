@@ -13,7 +13,7 @@ from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
 from ot_lens.behaviour import PanelSettings, phrase_list
 from ot_lens.errors import CannotWriteError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
-from ot_lens.files import LOCK, locked, release, temporaries
+from ot_lens.io.files import LOCK, locked, release, temporaries
 from ot_lens.plots.gallery import save
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
@@ -80,11 +80,11 @@ class NoEngine:
 
 def test_parts_are_removed_although_the_kill_came_after_they_were_joined(tmp_path):
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
-    for name in ("localisation", "parts/a", "parts/b"):
+    for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     prompts, settings = load_prompts("organism").test, PanelSettings(("kl",), phrase_list("arditi"), (1,))
     sweep_into(folder, NoEngine(), prompts, [], settings, StudyConfig(), silent)
-    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localisation.parquet"]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
 
 def test_a_folder_in_use_is_said_and_a_lock_without_a_process_is_none(tmp_path):

@@ -69,7 +69,7 @@ def whole(zygote: Zygote, config: Path, tmp_path_factory: pytest.TempPathFactory
 def cluster(full_size: bool) -> Iterator[tuple[str, int]]:
     """Address and process of a cluster that outlives its drivers."""
     if not full_size:
-        pytest.skip("starts a cluster; tests/test_engines.py kills workers and drivers: run with --full")
+        pytest.skip("starts a cluster; tests/test_execution.py kills workers and drivers: run with --full")
     held = subprocess.Popen(
         [sys.executable, "-m", "tests.trust.kill_cluster", "1"],
         stdin=subprocess.PIPE,
@@ -141,9 +141,11 @@ REPEATED = {
 }
 
 
-def check_repeated(study: Study, whole: Whole, hits: Counter[str], worst: Counter[str], engine: str) -> None:
+def check_repeated(
+    study: Study, whole: Whole, hits: Counter[str], worst: Counter[str], executor: str
+) -> None:
     """At most one piece of work is done twice a kill."""
-    for what, stage, most in REPEATED[engine]:
+    for what, stage, most in REPEATED[executor]:
         times = study.times()
         repeated = sum(n - whole.times[name] for name, n in times.items() if name.split()[0] == what)
         assert what in {name.split()[0] for name in whole.times}
@@ -179,7 +181,9 @@ def interrupted(study: Study, moment: dict[str, Any], number: int) -> float | No
     assert ended["status"] == 128 + number, ended
     assert "Traceback" not in ended["stderr"]
     said = [line for line in ended["stderr"].splitlines() if line.startswith("ot-lens: ")]
-    resume = f"ot-lens run {study.config} --out {study.run}{''.join(f' {x}' for x in study.engine)} --resume"
+    resume = (
+        f"ot-lens run {study.config} --out {study.run}{''.join(f' {x}' for x in study.executor)} --resume"
+    )
     if (study.run / "manifest.json").is_file():
         kept = f"all that was measured is kept in {study.run}"
         assert said == [f"ot-lens: interrupted: {kept}; go on with: {resume}"]
@@ -225,7 +229,7 @@ def test_an_interruption_ends_within_two_seconds_and_says_how_to_go_on(
     [
         ("a call of C that hears of nothing", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"),
         ("a library that takes the exception for its own", "forever()"),
-        ("a finaliser, out of which no exception leads", "Finalised(); forever()"),
+        ("a finalizer, out of which no exception leads", "Finalized(); forever()"),
     ],
 )
 def test_an_interruption_needs_no_help_of_what_is_being_computed(what, statement):
@@ -240,7 +244,7 @@ def forever():
         except KeyboardInterrupt:
             pass
 
-class Finalised:
+class Finalized:
     def __del__(self):
         print("begun", flush=True)
         while True:
@@ -291,7 +295,7 @@ def check_kept(before: dict[str, bytes], study: Study) -> None:
     }
     assert not lost
     if any("parts" in Path(name).parts for name in before):
-        assert "tables/localisation.parquet" in after or {
+        assert "tables/localization.parquet" in after or {
             n for n in before if "parts" in Path(n).parts
         } <= set(after)
     assert [name for name in left_over(study.run) if not name.endswith(JOINED)] == []
@@ -394,10 +398,10 @@ def only_readable(folder: Path) -> Iterator[None]:
 
 
 def on(cluster: tuple[str, int]) -> tuple[str, ...]:
-    return ("--engine", "ray", "--address", cluster[0])
+    return ("--executor", "ray", "--address", cluster[0])
 
 
-def without_engines(found: dict[str, bytes]) -> dict[str, bytes]:
+def without_executors(found: dict[str, bytes]) -> dict[str, bytes]:
     """The manifest and the report name the engines."""
     return {name: content for name, content in found.items() if name not in ("manifest.json", "report.html")}
 
@@ -435,7 +439,7 @@ def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
             here[ended["stage"] if stage != "worker" else "sweep"] += 1
         assert study.go()["status"] == 0
         check_repeated(study, whole, here, worst, "ray")
-        assert without_engines(contents(study.run)) == without_engines(whole.contents)
+        assert without_executors(contents(study.run)) == without_executors(whole.contents)
         assert left_over(study.run) == []
         study.remove()
     record_property("drivers_killed", dict(hits))
@@ -458,9 +462,9 @@ def test_an_interruption_on_a_cluster_ends_as_soon(zygote, config, whole, cluste
     for number, stage in found:
         moment = {"stage": stage, "delay": chance.uniform(0, 0.5 * whole.seconds[stage])}
         took.append(interrupted(study, moment, number))
-    study.engine = ()  # the rest is done here
+    study.executor = ()  # the rest is done here
     assert study.go()["status"] == 0
-    assert without_engines(contents(study.run)) == without_engines(whole.contents)
+    assert without_executors(contents(study.run)) == without_executors(whole.contents)
     record_property("seconds_to_end", {"median": statistics.median(took), "max": max(took)})
     assert max(took) < 2
 
@@ -470,7 +474,17 @@ def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, 
     if not full_size:
         pytest.skip("starts a cluster of its own: run with --full")
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run), "--engine", "ray"]
+    command = [
+        sys.executable,
+        "-m",
+        "ot_lens.cli",
+        "run",
+        str(config),
+        "--out",
+        str(run),
+        "--executor",
+        "ray",
+    ]
     environment = {name: value for name, value in {**os.environ, **ALONE}.items() if value}
     for number, resume in ((signal.SIGINT, []), (signal.SIGKILL, ["--resume"])):
         process = subprocess.Popen([*command, *resume], start_new_session=True, cwd=ROOT, env=environment)

@@ -22,7 +22,7 @@ import ot_lens as otl
 from ot_lens.behaviour import load_completions
 from ot_lens.errors import ConfigError, ModelError, OtLensError, PromptError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
-from ot_lens.files import read_json
+from ot_lens.io.files import read_json
 from ot_lens.study import RunFolder, parse_config, read_config
 from tests.trust import hostile_readers as readers
 
@@ -293,7 +293,7 @@ import os, struct, sys, pyarrow as pa
 from io import BytesIO
 from pyarrow import parquet
 from ot_lens.errors import PromptError
-from ot_lens.parquet_files import read_arrow
+from ot_lens.io.parquet import read_arrow
 file = BytesIO()
 parquet.write_table(pa.table({"text": ["abc", "de"], "x": [1.0, 2.0]}), file)
 good = file.getvalue()
@@ -541,7 +541,7 @@ def test_nothing_is_appended_through_a_link(tmp_path):
         {"versions": None},
         {"finished": "no"},
         {"schema_version": True},
-        {"engines": [3]},
+        {"executors": [3]},
     ],
 )
 def test_an_entry_of_the_wrong_type_is_named(run, change):

@@ -54,7 +54,7 @@ def test_numbers_and_conclusions_are_those_of_float64(setting, record_property):
         record_property(f"numerics_{variant}_{dtype}_{hooks}_{size}_{name}", f"{value:.2e}")
     assert {name: value for name, value in apart.items() if value > TOLERANCES[name]} == {}
     assert found.conclusions == expected["conclusions"]
-    assert found.localised
+    assert found.localized
 
 
 def test_the_comparison_can_fail(record_property):

@@ -137,7 +137,7 @@ def test_the_installed_wheel_runs_a_study_in_an_empty_folder(release: Built, tmp
     assert Path(where.strip()).is_relative_to(site)
     assert "Usage" in run(site / "bin" / "ot-lens", "--help", cwd=folder, **seen)
     run(site / "bin" / "ot-lens", "run", "study.yaml", "--out", "mine", cwd=folder, **seen)
-    assert (folder / "mine" / "tables" / "localisation.parquet").stat().st_size > 0
+    assert (folder / "mine" / "tables" / "localization.parquet").stat().st_size > 0
     assert "<svg" in (folder / "mine" / "report.html").read_text()
 
 
@@ -165,6 +165,6 @@ def test_the_demo_runs_in_an_empty_environment(
     assert sorted(path.name for path in folder.iterdir()) == ["runs"]
     run_folder = folder / "runs" / "demo"
     assert "<svg" in (run_folder / "report.html").read_text()
-    assert {"localisation", "geometry"} <= {path.stem for path in (run_folder / "tables").glob("*.parquet")}
+    assert {"localization", "geometry"} <= {path.stem for path in (run_folder / "tables").glob("*.parquet")}
     version = run(python, "-c", "import ot_lens; print(ot_lens.__version__)", cwd=folder).strip()
     assert version == importlib.metadata.version("ot_lens")

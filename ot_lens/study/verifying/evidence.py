@@ -92,9 +92,9 @@ class Evidence:
         Raises:
             NotAtHandError: If it cannot be read, or has other columns, which a check of its own reports.
         """
-        table = self.table("localisation")
+        table = self.table("localization")
         if list(table.columns) != list(COLUMNS):
-            raise NotAtHandError("needs the localisation table with its columns")
+            raise NotAtHandError("needs the localization table with its columns")
         return table
 
     def map_path(self, method: Method, layer: int) -> Path:

@@ -16,7 +16,7 @@ from ot_lens.study.verifying.evidence import Evidence, restricted
 from ot_lens.transport import AffineMap, PoorFitWarning
 
 # Of the largest displacement: another order of adding shows in the 12th digit of a displacement, times the
-# condition of the fit, whose regularised covariances stay below 1e4.
+# condition of the fit, whose regularized covariances stay below 1e4.
 ACTION = 1e-8
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ot_lens.activations.index import read_checksums, read_index
 from ot_lens.activations.stored import shard_path
 from ot_lens.errors import OtLensError
-from ot_lens.files import sha256_file
+from ot_lens.io.files import sha256_file
 from ot_lens.study.config import read_config
 from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed

@@ -13,8 +13,8 @@ from scipy import stats
 
 from ot_lens.localization import COLUMNS
 from ot_lens.localization.paired import add_holm
+from ot_lens.paper_study.table import paper_table
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
-from ot_lens.study.paper_table import paper_table
 from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import EXACT, Compared, compare
 from ot_lens.study.verifying.evidence import Evidence, restricted
@@ -27,16 +27,16 @@ TOLERANCES = {"class_angles": ANGLES, "layer_angles": ANGLES}
 UNDRAWN = ("controls", "plane", "plane_ellipses")
 LAYERS = ("layer", "layer_a", "layer_b")
 # These read an edited model.
-OF_THE_MODEL = ("localisation", "visibility", "ground_truth")
+OF_THE_MODEL = ("localization", "visibility", "ground_truth")
 ARITHMETIC = "own arithmetic"
 
 
 def recomputed(run: Evidence, checks: Checks) -> None:
     """Every table that needs no model, the sweep's own arithmetic, and whether any table is missing."""
-    if run.folder.has_table("localisation"):
-        with checks.of("localisation", ARITHMETIC):
-            checks.add(_arithmetic(run.folder.read_table("localisation"), run.config.seed))
-    expected: list[str] = ["localisation"]
+    if run.folder.has_table("localization"):
+        with checks.of("localization", ARITHMETIC):
+            checks.add(_arithmetic(run.folder.read_table("localization"), run.config.seed))
+    expected: list[str] = ["localization"]
     for name in MAKERS:
         if name not in OF_THE_MODEL:
             with checks.of(name, "recomputed"):
@@ -106,14 +106,14 @@ def _arithmetic(table: pd.DataFrame, seed: int) -> Check:
     different = sorted({*table.columns} ^ {*COLUMNS})
     if different:
         return exact(
-            "localisation", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
+            "localization", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
         )
     expected = add_holm(table).assign(seed=seed).astype(table.dtypes.to_dict())
     rates = table[(table["interval"] == "wilson") & (table["n"] > 0)]
     counts = (rates["value"] * rates["n"]).round().clip(lower=0).clip(upper=rates["n"])
     found = [_wilson(int(count), int(n)) for count, n in zip(counts, rates["n"], strict=True)]
     expected.loc[rates.index, ["value", "low", "high"]] = found
-    check = compare(table, expected, EXACT).check("localisation", ARITHMETIC, len(table), EXACT)
+    check = compare(table, expected, EXACT).check("localization", ARITHMETIC, len(table), EXACT)
     tested = rates.index.union(table.index[table["p_holm"].notna()])
     return replace(check, compared=len(tested))
 
@@ -142,8 +142,8 @@ def _strangers(run: Evidence, expected: Sequence[str], checks: Checks) -> None:
     """Tables that are not there, and tables that this run would not have written."""
     there = {path.stem for path in (run.folder.path / "tables").glob("*.parquet")}
     known = {*expected, *OF_THE_MODEL, *MAKERS, "plane", "paper"}
-    if "localisation" not in there:
-        checks.add(Check("localisation", "present", 0, 1, verdict=MISSING, note="no such table"))
+    if "localization" not in there:
+        checks.add(Check("localization", "present", 0, 1, verdict=MISSING, note="no such table"))
     if "run_cosines" in there:
         note = "of another run beside this one: 'ot-lens figures RUN --against OTHER' makes it again"
         checks.add(Check("run_cosines", "recomputed", verdict=UNCHECKED, note=note))

@@ -12,8 +12,8 @@ from ot_lens.activations import capture_shard, plan_shards
 from ot_lens.activations.index import read_index
 from ot_lens.activations.key import differences
 from ot_lens.activations.stored import TENSOR, shard_path
-from ot_lens.engines import LocalEngine
 from ot_lens.errors import OtLensError
+from ot_lens.execution import LocalExecutor
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, Study
 from ot_lens.study.preparation import Prepared, filtered, prepare
@@ -48,9 +48,9 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     """
     config = run.config.model_copy(update={"keep_completions": False, "trust_remote_code": trust_remote_code})
     try:
-        engine = LocalEngine(config.loading())
-        ready = engine.call(prepare, config, run.prompts, run.folder.path)
-        prompts = run.prompts if config.filter == "off" else engine.call(filtered, config, run.prompts)
+        executor = LocalExecutor(config.loading())
+        ready = executor.call(prepare, config, run.prompts, run.folder.path)
+        prompts = run.prompts if config.filter == "off" else executor.call(filtered, config, run.prompts)
     except OtLensError as error:
         unmeasured(run, checks, str(error))
         return
@@ -58,17 +58,17 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     checks.add(_model(run.folder.manifest, ready), _prompts(run.folder.manifest, prompts))
     for split in ("train", "test"):
         with checks.of(f"activations/{split}", "captured again"):
-            checks.add(_activations(run, engine, prompts, split, ready, tolerance))
-    with checks.of("localisation", "measured again"):
-        checks.add(*swept(run, engine, prompts, ready, tolerance))
+            checks.add(_activations(run, executor, prompts, split, ready, tolerance))
+    with checks.of("localization", "measured again"):
+        checks.add(*swept(run, executor, prompts, ready, tolerance))
     for name in MODEL_TABLES:
         with checks.of(name, "measured again"):
-            checks.add(*_table(run, engine, prompts, name, tolerance))
+            checks.add(*_table(run, executor, prompts, name, tolerance))
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
     """Say what is left unchecked without the model, and why."""
-    items = ["model", "activations/train", "activations/test", "localisation"]
+    items = ["model", "activations/train", "activations/test", "localization"]
     items += [name for name in MODEL_TABLES if run.folder.has_table(name)]
     how = "measured again"
     checks.add(*(Check(item, how, verdict=UNCHECKED, note=reason) for item in items))
@@ -94,12 +94,17 @@ def _prompts(manifest: Mapping[str, Any], prompts: ContrastSet) -> Check:
 
 
 def _activations(
-    run: Evidence, engine: LocalEngine, prompts: ContrastSet, split: str, ready: Prepared, tolerance: float
+    run: Evidence,
+    executor: LocalExecutor,
+    prompts: ContrastSet,
+    split: str,
+    ready: Prepared,
+    tolerance: float,
 ) -> Check:
     """Some shards captured again; the tolerance is relative to the largest value of a layer."""
     config, contrast = run.config, getattr(prompts, split)
     folder = run.folder.path / "activations" / split
-    plan = engine.call(
+    plan = executor.call(
         plan_shards,
         contrast,
         layers=ready.layers,
@@ -118,7 +123,7 @@ def _activations(
         chosen = chosen[: max(1, run.sample // config.batch_size)]
     worst = 0.0
     for shard in chosen:
-        values = engine.call(capture_shard, contrast, plan, shard).double()
+        values = executor.call(capture_shard, contrast, plan, shard).double()
         stored = _stored(folder, shard.name).double()
         size = values.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         worst = max(worst, float(((stored - values).abs() / size).nan_to_num(nan=float("inf")).max()))
@@ -135,14 +140,14 @@ def _stored(folder: Path, name: str) -> torch.Tensor:
 
 
 def _table(
-    run: Evidence, engine: LocalEngine, prompts: ContrastSet, name: str, tolerance: float
+    run: Evidence, executor: LocalExecutor, prompts: ContrastSet, name: str, tolerance: float
 ) -> Sequence[Check]:
     """A table of the edited model, made again as a whole."""
     acts = {split: run.acts(split) for split in ("train", "test")}
     test = acts["test"]
     if name == "visibility" and min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return []
-    study = Study(acts, run.maps, run.config, run.sweep, engine, prompts)
+    study = Study(acts, run.maps, run.config, run.sweep, executor, prompts)
     how = "measured again"
     expected = MAKERS[name](study).get(name)
     if expected is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ot_lens.study.drawing import about
-from ot_lens.study.findings import summarise
+from ot_lens.study.findings import summarize
 from ot_lens.study.pins import manifest_hash, versions
 from ot_lens.study.verifying.check import MISSING, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.evidence import Evidence
@@ -117,7 +117,7 @@ def _report(run: Evidence) -> Check:
     manifest["sha256"] = manifest_hash(manifest)
     with tempfile.TemporaryDirectory() as place:
         view = _as_first_drawn(folder.path, Path(place))
-        again = write_report(view, tables, manifest, summarise(tables["localisation"]), view / "report.html")
+        again = write_report(view, tables, manifest, summarize(tables["localization"]), view / "report.html")
         ours, theirs = (p.read_text("utf-8").splitlines() for p in (again, path))
     wrong = [] if ours == theirs else [_first_difference(ours, theirs)]
     return exact("report.html", how, wrong, len(ours))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.engines import LocalEngine
+from ot_lens.execution import LocalExecutor
 from ot_lens.localization import (
     UNEDITED,
     Candidate,
@@ -34,11 +34,11 @@ Place = tuple[Any, ...]
 
 
 def swept(
-    run: Evidence, engine: LocalEngine, prompts: ContrastSet, ready: Prepared, tolerance: float
+    run: Evidence, executor: LocalExecutor, prompts: ContrastSet, ready: Prepared, tolerance: float
 ) -> Iterator[Check]:
     """Whether the table holds the planned candidates in their order, and whether some measure the same."""
     config = run.config
-    found, _ = engine.call(
+    found, _ = executor.call(
         plan_sweep,
         prompts,
         run.acts("train"),
@@ -58,15 +58,15 @@ def swept(
     yield _planned(list(places.values()), list(rows), len(table))
     yield _alike(found, places, rows, len(table))
     chosen = _chosen(run, found, {key: len(rows.get(where, ())) for key, where in places.items()})
-    again = _measured(engine, prompts, found, chosen, ready, config)
+    again = _measured(executor, prompts, found, chosen, ready, config)
     stored = [rows[places[key]] for key in again if places[key] in rows]
     expected = pd.concat(list(again.values()), ignore_index=True).astype(TYPES)
     seen = compare(pd.concat(stored, ignore_index=True), expected, tolerance, without=("p_holm",))
-    yield seen.check("localisation", HOW, len(table), tolerance)
+    yield seen.check("localization", HOW, len(table), tolerance)
 
 
 def _measured(
-    engine: LocalEngine,
+    executor: LocalExecutor,
     prompts: ContrastSet,
     found: Sequence[Candidate],
     chosen: Sequence[str],
@@ -75,11 +75,11 @@ def _measured(
 ) -> dict[str, pd.DataFrame]:
     """Rows of the unedited model and of chosen candidates, each measured beside the rest of its unit."""
     how = Measuring(ready.settings, config.tokens, config.hook, config.engine)
-    baseline = engine.call(read_baseline, prompts.test, how)
+    baseline = executor.call(read_baseline, prompts.test, how)
     done = frozenset(c.key for c in found) - frozenset(chosen)
     groups = unfinished(found, ready.settings, done)
     again = {UNEDITED: measured_unedited(baseline, how).table}
-    stream = engine.stream(measure_units, groups, prompts.test, baseline, how, done)
+    stream = executor.stream(measure_units, groups, prompts.test, baseline, how, done)
     again |= {part.key: part.table for part in stream}
     return {key: again[key] for key in (UNEDITED, *chosen)}
 
@@ -122,7 +122,7 @@ def _planned(planned: Sequence[Place], held: Sequence[Place], rows: int) -> Chec
         *([f"rows of {listed(more)}, which was not planned"] if more else []),
         *(["rows stand in another order"] if moved else []),
     ]
-    return exact("localisation", "planned again", wrong, rows)
+    return exact("localization", "planned again", wrong, rows)
 
 
 def _told(key: Place) -> str:
@@ -153,14 +153,14 @@ def _alike(
             held = rows[where][["measure", "prompts", "unit"]].to_numpy().tolist()
             if kinds.setdefault(_kind(candidate), held) != held:
                 wrong.append(f"{_told(where)} has other measures than its like")
-    return exact("localisation", "measures alike", wrong, count)
+    return exact("localization", "measures alike", wrong, count)
 
 
 def _chosen(run: Evidence, found: Sequence[Candidate], sizes: Mapping[str, int]) -> list[str]:
     """One candidate of every kind, then others, until they have the rows asked for; in their own order."""
     if run.sample is None:
         return [candidate.key for candidate in found]
-    order = run.choice("localisation", found)
+    order = run.choice("localization", found)
     first = {_kind(candidate): candidate for candidate in reversed(order)}
     queue = [*first.values(), *(c for c in order if first[_kind(c)] is not c)]
     chosen: set[str] = set()

@@ -1,0 +1,139 @@
+"""Published refusal directions compared with one's own, in the table of `ot_lens.direction_cosines`."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from ot_lens.directions.published_run import RefusalDirectionRun
+from ot_lens.errors import ActivationError, OtLensError, OtLensTypeError
+from ot_lens.geometry.tables import interval, null_band
+from ot_lens.linalg import check_pair, pooled
+from ot_lens.samples import LayerSamples, resolve_position
+
+COLUMNS = (
+    "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
+)  # fmt: skip
+UNKNOWN = dict.fromkeys(("low", "high", "null_mean", "null_low", "null_high"), float("nan"))
+# A published difference in means this much shorter than the longest is rounding: all prompts share that token
+# and all before it, so there is no direction.
+ROUNDING = 1e-10
+
+
+def compare_directions(
+    run: RefusalDirectionRun,
+    other: Any = None,
+    *,
+    position: int | None = None,
+    other_position: int | str | None = None,
+    permutations: int = 200,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Cosine of a run's direction at every layer with another's at every layer.
+
+    Args:
+        run: A run that has its mean_diffs.
+        other: One's own activations of both classes, whose prompts give an interval and a null; another run;
+            or directions [layer, d]. Default: the run itself.
+        position: Position in `run`; default: the selected one, else the prompt's last.
+        other_position: Position in `other`; default: the same.
+        permutations: Relabellings of one's own prompts, for the null; 0 for none.
+        bootstrap: Resamplings of one's own prompts within each class, for the interval; 0 for none.
+        seed: Of both.
+
+    Returns:
+        The columns of `ot_lens.direction_cosines`: `layer_a` of the run, `layer_b` of the other. The cosine
+        is NaN at a layer without a direction; n, interval and null are missing where prompts are not known.
+
+    Raises:
+        OtLensError: If a position or a number of draws does not fit, or `other` is none of those.
+        ActivationError: If widths differ, or one's own activations cannot be used.
+    """
+    if permutations < 0 or bootstrap < 0:
+        raise OtLensError(f"permutations = {permutations}, bootstrap = {bootstrap}: give numbers >= 0.")
+    at = run.default_position if position is None else position
+    theirs = at if other_position is None else other_position
+    A = _unit(run.directions(at))
+    if isinstance(other, LayerSamples):
+        draws = (permutations, bootstrap, seed)
+        rows = [row for layer in other.layers for row in _with_samples(A, other, layer, theirs, draws)]
+    else:
+        B = _directions_of(run if other is None else other, theirs)
+        _check_widths(A, B.shape[1])
+        rows = _with_directions(A, _unit(B))
+    label = at if theirs == at else f"{at} and {theirs}"
+    table = pd.DataFrame([{**row, "position": label} for row in rows], columns=list(COLUMNS))
+    return table.sort_values(["layer_a", "layer_b"], ignore_index=True).astype({"n": "Int64"})
+
+
+def _unit(directions: Float[Tensor, "layer d"]) -> Float64[Tensor, "layer d"]:
+    """Unit directions; NaN at a layer that has none."""
+    norms = directions.double().norm(dim=-1, keepdim=True)
+    finite = norms.nan_to_num(nan=0, posinf=0)
+    return torch.where(finite > ROUNDING * finite.max(), directions.double() / norms, torch.nan)
+
+
+def _directions_of(other: Any, position: int | str) -> Float64[Tensor, "layer d"]:
+    if isinstance(other, RefusalDirectionRun):
+        return other.directions(int(position))
+    if isinstance(other, Tensor) and other.ndim == 2 and other.is_floating_point():
+        return other.double().cpu()
+    found = f"shape {tuple(other.shape)}" if isinstance(other, Tensor) else type(other).__name__
+    raise OtLensTypeError(f"cannot compare with {found}: give activations, a run, or directions [layer, d].")
+
+
+def _check_widths(A: Tensor, width: int) -> None:
+    if A.shape[1] != width:
+        raise ActivationError(
+            f"the run's directions have width {A.shape[1]}, the others {width}: they are of two models."
+        )
+
+
+def _with_directions(A: Float64[Tensor, "a d"], B: Float64[Tensor, "b d"]) -> list[dict[str, Any]]:
+    cosines = (A @ B.T).clamp(-1, 1)
+    return [
+        {"layer_a": a, "layer_b": b, "cosine": float(cosines[a, b]), "n": None, **UNKNOWN}
+        for a in range(len(A))
+        for b in range(len(B))
+    ]
+
+
+def _with_samples(
+    A: Float64[Tensor, "a d"],
+    samples: LayerSamples,
+    layer: int,
+    position: int | str,
+    draws: tuple[int, int, int],
+) -> list[dict[str, Any]]:
+    at = resolve_position(samples, position)
+    H, S = check_pair(samples.harmful(layer=layer, position=at), samples.harmless(layer=layer, position=at))
+    _check_widths(A, H.shape[1])
+    Z = pooled(H, S).cpu()
+    cosines = {}
+    for name, weights in _weights(len(H), len(S), *draws).items():
+        r = weights @ Z
+        cosines[name] = (A @ (r / r.norm(dim=-1, keepdim=True)).T).clamp(-1, 1)
+    rows = []
+    for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
+        band = interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
+        place = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
+        rows.append({**place, **band, **null_band(cosines["relabelled"][a])})
+    return rows
+
+
+def _weights(
+    n_H: int, n_S: int, permutations: int, bootstrap: int, seed: int
+) -> dict[str, Float64[Tensor, "draw n"]]:
+    """Weights that turn pooled samples into a difference in means: as observed, resampled and relabelled."""
+    generator = np.random.default_rng(seed)
+    observed = np.concatenate([np.full(n_H, 1 / n_H), np.full(n_S, -1 / n_S)])
+    counts = [generator.multinomial(n, np.full(n, 1 / n), size=bootstrap) / n for n in (n_H, n_S)]
+    return {
+        "observed": torch.from_numpy(observed[None]),
+        "resampled": torch.from_numpy(np.concatenate([counts[0], -counts[1]], axis=1)),
+        "relabelled": torch.from_numpy(generator.permuted(np.tile(observed, (permutations, 1)), axis=1)),
+    }

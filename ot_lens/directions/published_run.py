@@ -1,0 +1,257 @@
+"""The run folder that the refusal_direction repository writes (Arditi et al. 2024, arXiv 2406.11717)."""
+
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
+
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from pydantic import BaseModel, FailFast, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from ot_lens.errors import OtLensError, RunFolderError
+from ot_lens.io.files import read_json
+from ot_lens.io.untrusted import MIB, check_size, listed, shown
+
+MEAN_DIFFS = "generate_directions/mean_diffs.pt"
+DIRECTION = "direction.pt"
+SELECTED = "direction_metadata.json"
+SCORES = "select_direction/direction_evaluations.json"
+FILTERED = "select_direction/direction_evaluations_filtered.json"
+LOSSES = {name: f"loss_evals/{name}_loss_eval.json" for name in ("baseline", "ablation", "actadd")}
+
+
+MOST_TENSOR = 1024 * MIB
+# What unpickling a damaged file raises, in torch and in the standard library.
+_DAMAGES = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    BadZipFile,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
+Position = Annotated[int, Field(ge=-1_000_000, lt=0)]
+Layer = Annotated[int, Field(ge=0, lt=1_000_000)]
+
+
+class _Score(BaseModel):
+    position: Position
+    layer: Layer
+    refusal_score: float | None
+    steering_score: float | None
+    kl_div_score: float | None
+
+
+class _Selected(BaseModel):
+    pos: Position
+    layer: Layer
+
+
+class _Loss(BaseModel):
+    ce_loss: float
+    perplexity: float
+    n_tokens: int = Field(ge=0, lt=2**63)
+
+
+_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
+    "mean_diffs": lambda r: "mean_diffs [{} positions, {} layers, d {}]".format(*r.shape),
+    "direction": lambda r: f"direction [{len(r)}]",
+    "selected": lambda at: "selected position {}, layer {}".format(*at),
+    "scores": lambda table: f"scores of {len(table)} candidates",
+    "filtered": lambda table: f"{len(table)} left by its filters",
+    "losses": lambda table: f"{len(table)} losses",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RefusalDirectionRun:
+    """What a run folder of the refusal_direction repository holds; None for each file that is absent.
+
+    Attributes:
+        folder: The run folder.
+        mean_diffs: mu_harmful - mu_harmless at resid_pre; the prompt's last position comes last.
+        direction: The chosen direction, as published (not unit).
+        selected: The published choice, (position, layer); positions count from the prompt's end.
+        scores: A row a candidate: position, layer, refusal_score (bypass) and steering_score (induce) in
+            nats, kl_div_score. NaN where the run found none.
+        filtered: The candidates that the run's own filters left, best first.
+        losses: Tidy: intervention (baseline, ablation, actadd), dataset, measure, value, n (tokens), unit.
+    """
+
+    folder: Path
+    mean_diffs: Float64[Tensor, "position layer d"] | None = None
+    direction: Float64[Tensor, " d"] | None = None
+    selected: tuple[int, int] | None = None
+    scores: pd.DataFrame | None = None
+    filtered: pd.DataFrame | None = None
+    losses: pd.DataFrame | None = None
+
+    def __repr__(self) -> str:
+        """What is there, and what is missing."""
+        parts = {name: getattr(self, name) for name in _DESCRIPTIONS}
+        there = ", ".join(_DESCRIPTIONS[name](part) for name, part in parts.items() if part is not None)
+        missing = ", ".join(name for name, part in parts.items() if part is None) or "nothing"
+        return f"RefusalDirectionRun({self.folder.name}: {there}; missing: {missing})"
+
+    @property
+    def positions(self) -> tuple[int, ...] | None:
+        """Token positions of the candidates, counted from the prompt's end."""
+        if self.mean_diffs is not None:
+            return tuple(range(-len(self.mean_diffs), 0))
+        return None if self.scores is None else tuple(sorted(set(self.scores["position"].tolist())))
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the model: those of `mean_diffs`, else one more than the highest that was scored."""
+        if self.mean_diffs is not None:
+            return int(self.mean_diffs.shape[1])
+        return None if self.scores is None else int(self.scores["layer"].max()) + 1
+
+    def directions(self, position: int | None = None) -> Float64[Tensor, "layer d"]:
+        """The difference in means of every layer at one position.
+
+        Args:
+            position: Counted from the prompt's end; default: the selected one, else the last.
+
+        Raises:
+            OtLensError: If the run has no mean_diffs.pt, or no such position.
+        """
+        if self.mean_diffs is None or self.positions is None:
+            raise OtLensError(f"the run {self.folder.name} has no {MEAN_DIFFS}: there are no directions.")
+        at = self.default_position if position is None else position
+        if at not in self.positions:
+            raise OtLensError(f"position {at} is not in the run: it has {list(self.positions)}.")
+        return self.mean_diffs[at]
+
+    @property
+    def default_position(self) -> int:
+        """The selected position, or the prompt's last where no choice is recorded."""
+        return -1 if self.selected is None else self.selected[0]
+
+
+def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
+    """Read a run folder that the refusal_direction repository wrote (`pipeline/runs/MODEL`).
+
+    Tensors are loaded with `weights_only`, onto the CPU, as float64 of their own storage: the published
+    direction.pt drags a whole mean_diffs.pt along.
+
+    Args:
+        folder: The folder that holds direction_metadata.json.
+
+    Returns:
+        What is there; a file that is absent is None.
+
+    Raises:
+        RunFolderError: If the folder is missing, holds nothing of such a run, or a file of it is damaged.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise RunFolderError(f"no folder {str(folder)!r}: give the pipeline/runs/MODEL folder of a run.")
+    mean_diffs, direction = _tensor(place / MEAN_DIFFS, 3), _tensor(place / DIRECTION, 1)
+    if mean_diffs is not None and direction is not None and mean_diffs.shape[2] != len(direction):
+        raise RunFolderError(
+            f"{folder}: {MEAN_DIFFS} has width {mean_diffs.shape[2]}, {DIRECTION} {len(direction)}: "
+            "the files are of two runs."
+        )
+    run = RefusalDirectionRun(
+        folder=place,
+        mean_diffs=mean_diffs,
+        direction=direction,
+        selected=_selected(place / SELECTED),
+        scores=_scores(place / SCORES),
+        filtered=_scores(place / FILTERED),
+        losses=_losses(place),
+    )
+    if all(getattr(run, name) is None for name in _DESCRIPTIONS):
+        raise RunFolderError(
+            f"{folder} holds none of {MEAN_DIFFS}, {DIRECTION}, {SELECTED}, {SCORES}: it is not a run folder "
+            "of refusal_direction."
+        )
+    return run
+
+
+def _tensor(path: Path, ndim: int) -> Tensor | None:
+    try:
+        size = check_size(path, MOST_TENSOR, RunFolderError)
+    except FileNotFoundError:
+        return None
+    try:
+        _check_archive(path, size)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGES as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunFolderError(f"{path} is damaged, or more than a tensor: {shown(reason)}") from error
+    if not isinstance(loaded, Tensor) or loaded.ndim != ndim or not loaded.is_floating_point():
+        found = f"shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else type(loaded).__name__
+        raise RunFolderError(f"{path} holds {found}: expected a floating-point tensor of {ndim} axes.")
+    # A tensor of stride 0 can stand for any number of values, one on the meta device for none.
+    plain = loaded.layout == torch.strided and loaded.device.type == "cpu"
+    if not plain or loaded.numel() * loaded.element_size() > size or not loaded.numel():
+        raise RunFolderError(
+            f"{path} holds a tensor of {loaded.numel()} values in {size} bytes: save it again."
+        )
+    return loaded.detach().double().clone()
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """The archive of torch.save since 1.6: stored without compression, so that nothing in it expands.
+
+    Raises:
+        ValueError: If it is anything else, such as the bare pickles or the tar file of earlier versions.
+    """
+    with ZipFile(path) as archive:
+        parts = archive.infolist()
+    if (
+        any(part.compress_type != ZIP_STORED for part in parts)
+        or sum(part.file_size for part in parts) > size
+    ):
+        raise ValueError("its parts are compressed; save it again with torch.save")
+
+
+def _validated(path: Path, kind: Any) -> Any:
+    """The file's content as `kind`, or None without a file."""
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = listed([".".join(str(part) for part in first["loc"]) or "the file"])
+        raise RunFolderError(f"{path}: {at}: {first['msg']}. Fetch the file again.") from error
+
+
+def _selected(path: Path) -> tuple[int, int] | None:
+    found = _validated(path, _Selected)
+    return None if found is None else (found.pos, found.layer)
+
+
+def _scores(path: Path) -> pd.DataFrame | None:
+    rows = _validated(path, Annotated[list[_Score], FailFast()])
+    if rows is None:
+        return None
+    table = pd.DataFrame([row.model_dump() for row in rows], columns=list(_Score.model_fields))
+    return table.astype({"position": "int64", "layer": "int64"} | dict.fromkeys(table.columns[2:], "float64"))
+
+
+def _losses(folder: Path) -> pd.DataFrame | None:
+    rows = []
+    for intervention, name in LOSSES.items():
+        for dataset, loss in (_validated(folder / name, dict[str, _Loss]) or {}).items():
+            place = {"intervention": intervention, "dataset": dataset, "n": loss.n_tokens}
+            rows.append({**place, "measure": "ce_loss", "value": loss.ce_loss, "unit": "nats"})
+            rows.append({**place, "measure": "perplexity", "value": loss.perplexity, "unit": ""})
+    columns = ["intervention", "dataset", "measure", "value", "n", "unit"]
+    return pd.DataFrame(rows, columns=columns) if rows else None

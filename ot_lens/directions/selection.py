@@ -1,0 +1,196 @@
+"""The choice among scored directions: filters, ranking, and the reason in words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ot_lens.errors import OtLensError
+from ot_lens.io.untrusted import in_short
+
+SCORES = ("refusal_score", "steering_score", "kl_div_score")
+
+
+@dataclass(frozen=True)
+class FilterCount:
+    """One filter of the selection.
+
+    Attributes:
+        rule: What it drops.
+        removed: Candidates that it dropped.
+        left: Candidates after it.
+    """
+
+    rule: str
+    removed: int
+    left: int
+
+    def __str__(self) -> str:
+        """The rule and its count."""
+        return f"{self.rule}: {self.removed}"
+
+
+class NoDirectionLeftError(OtLensError):
+    """The filters of direction selection left no candidate.
+
+    Attributes:
+        filters: How many each filter removed, in order.
+        table: The candidates, each with the filter that dropped it.
+    """
+
+    def __init__(self, message: str, filters: tuple[FilterCount, ...], table: pd.DataFrame) -> None:
+        super().__init__(message)
+        self.filters = filters
+        self.table = table
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection:
+    """The chosen direction.
+
+    Attributes:
+        position: Its token position, counted from the prompt's end.
+        layer: Its layer.
+        why: The reason, in words.
+        filters: How many candidates each filter removed, in order.
+        table: All candidates as they were scored, with `dropped` (the first filter that dropped it, "" if
+            none did) and `rank` (0 for the chosen one, missing for those dropped).
+    """
+
+    position: int
+    layer: int
+    why: str
+    filters: tuple[FilterCount, ...]
+    table: pd.DataFrame
+
+    def __repr__(self) -> str:
+        """The choice, the reason and the filters."""
+        dropped = "; ".join(str(step) for step in self.filters)
+        return f"Selection({self.why} Dropped: {dropped}.)"
+
+
+def select_direction(
+    scores: pd.DataFrame,
+    n_layers: int,
+    *,
+    kl_threshold: float | None = 0.1,
+    induce_threshold: float | None = 0.0,
+    prune_share: float | None = 0.2,
+) -> Selection:
+    """Choose the direction that bypasses refusal best among those that do no other harm.
+
+    Dropped are candidates with NaN, of a layer >= int((1 - prune_share) n_layers), with KL above
+    `kl_threshold`, with an induce score below `induce_threshold`. The smallest bypass score wins; of equal
+    ones that of the earliest position, then of the lowest layer, as published.
+
+    Args:
+        scores: A row a candidate: position, layer, refusal_score (bypass), steering_score (induce),
+            kl_div_score; from `score_directions`, or the `scores` of a published run.
+        n_layers: Layers of the model.
+        kl_threshold: In nats; None for no such filter.
+        induce_threshold: In nats; None for no such filter.
+        prune_share: Share of the layers, the last ones, that are left out; None for no such filter.
+
+    Returns:
+        The choice and how it came about.
+
+    Raises:
+        NoDirectionLeftError: If every candidate is dropped; the message says by what.
+        OtLensError: If the table lacks a column, has no row, names a candidate twice or a layer the model
+            lacks.
+    """
+    table = _checked(scores, n_layers)
+    table["dropped"], steps = "", []
+    for rule, drops in _filters(table, n_layers, kl_threshold, induce_threshold, prune_share):
+        removed = drops & (table["dropped"] == "").to_numpy()
+        table.loc[removed, "dropped"] = rule
+        steps.append(FilterCount(rule, int(removed.sum()), int((table["dropped"] == "").sum())))
+    filters = tuple(steps)
+    kept = table[table["dropped"] == ""]
+    if kept.empty:
+        raise NoDirectionLeftError(_nothing_left(table, filters), filters, table)
+    order = kept.sort_values(["refusal_score", "position", "layer"]).index
+    table["rank"] = pd.Series(range(len(order)), index=order, dtype="Int64").reindex(table.index)
+    best = table.loc[order[0]]
+    return Selection(
+        int(best["position"]), int(best["layer"]), _why(table.loc[order], len(table)), filters, table
+    )
+
+
+def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
+    absent = [name for name in ("position", "layer", *SCORES) if name not in scores.columns]
+    if absent:
+        raise OtLensError(
+            f"the scores have no column {', '.join(absent)}: hand in what score_directions returns, or the "
+            "scores of a published run."
+        )
+    if scores.empty:
+        raise OtLensError("the scores have no row: there is no candidate to choose among.")
+    table = scores.reset_index(drop=True)
+    try:
+        numbers = table[["position", "layer", *SCORES]].astype(dict.fromkeys(SCORES, np.float64))
+        table = table.assign(**numbers.astype({"position": np.int64, "layer": np.int64}))
+    except (TypeError, ValueError) as error:
+        raise OtLensError(f"the scores hold something that is no number: {in_short(error)}.") from error
+    twice = table.duplicated(["position", "layer"])
+    if twice.any():
+        row = table[twice].iloc[0]
+        place = f"position {int(row['position'])}, layer {int(row['layer'])}"
+        raise OtLensError(f"{place} is scored twice: keep one row.")
+    beyond = table[(table["layer"] < 0) | (table["layer"] >= n_layers)]
+    if len(beyond):
+        raise OtLensError(
+            f"layer {beyond['layer'].iloc[0]} is scored, but the model has {n_layers} layers: check n_layers."
+        )
+    return table
+
+
+def _filters(
+    table: pd.DataFrame,
+    n_layers: int,
+    kl_threshold: float | None,
+    induce_threshold: float | None,
+    prune_share: float | None,
+) -> Iterator[tuple[str, Any]]:
+    """Each filter's rule and the candidates it drops, in the order of the published code."""
+    yield "a score is NaN", table[list(SCORES)].isna().any(axis=1).to_numpy()
+    if prune_share is not None:
+        first = int(n_layers * (1.0 - prune_share))
+        yield f"layer >= {first} of {n_layers}", (table["layer"] >= first).to_numpy()
+    if kl_threshold is not None:
+        yield f"KL > {kl_threshold:g}", (table["kl_div_score"] > kl_threshold).to_numpy()
+    if induce_threshold is not None:
+        yield f"induce < {induce_threshold:g}", (table["steering_score"] < induce_threshold).to_numpy()
+
+
+def _nothing_left(table: pd.DataFrame, filters: Sequence[FilterCount]) -> str:
+    counts = "; ".join(f"{step.rule} dropped {step.removed}" for step in filters)
+    message = f"no direction is left of {len(table)} candidates: {counts}."
+    known = table.dropna(subset=list(SCORES))
+    if known.empty:
+        return f"{message} Every score holds NaN: load the model in bfloat16 or float32."
+    return (
+        f"{message} The smallest KL is {known['kl_div_score'].min():.3g}, the highest induce score "
+        f"{known['steering_score'].max():.3g}: look at the table, and loosen a threshold only with a reason."
+    )
+
+
+def _why(ranked: pd.DataFrame, n_candidates: int) -> str:
+    best = ranked.iloc[0]
+    words = (
+        f"position {int(best['position'])}, layer {int(best['layer'])}: the lowest bypass score "
+        f"({best['refusal_score']:.2f} nats) of the {len(ranked)} of {n_candidates} candidates left; KL "
+        f"{best['kl_div_score']:.3f}, induce {best['steering_score']:.2f}."
+    )
+    if len(ranked) > 1:
+        second = ranked.iloc[1]
+        words += (
+            f" Next: position {int(second['position'])}, layer {int(second['layer'])} at "
+            f"{second['refusal_score']:.2f}."
+        )
+    if {"refusal_low", "refusal_high"} <= set(ranked.columns):
+        close = int((ranked["refusal_low"].iloc[1:] <= best["refusal_high"]).sum())
+        words += f" The 95 % intervals of {close} others overlap its own."
+    return words
