@@ -43,6 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the campaigns of tests/trust at full size")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in tests/trust is a campaign: `make test` leaves it out."""
+    for item in items:
+        if "trust" in item.path.relative_to(item.config.rootpath).parts:
+            item.add_marker(pytest.mark.trust)
+
+
 @pytest.fixture(scope="session")
 def full_size(request: pytest.FixtureRequest) -> bool:
     """Whether campaigns run at their full size."""
