@@ -348,7 +348,7 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_killed_workers_and_a_change_of_engine_leave_no_trace(config, reference, cluster, tmp_path):
     """A worker dies during the capture, the driver during the sweep; the run goes on here."""
     killed = []
@@ -366,7 +366,7 @@ def test_killed_workers_and_a_change_of_engine_leave_no_trace(config, reference,
     assert RunFolder.open(tmp_path / "run").manifest["executors"] == ["local", "ray"]
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_a_run_stopped_here_goes_on_on_a_cluster_that_loses_a_worker(config, reference, cluster, tmp_path):
     here = Interruption(sweep=stop)
     with pytest.raises(KeyboardInterrupt):

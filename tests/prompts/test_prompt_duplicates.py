@@ -149,7 +149,7 @@ def test_too_few_left_says_what_went(tmp_path):
         otl.load_prompts(path)
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_twenty_thousand_prompts_are_checked_in_seconds():
     """All pairs would be 2e8. Process time: other work on the machine is no fault of ours."""
     import time

@@ -415,7 +415,7 @@ ON_A_CLUSTER = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
     zygote, config, whole, cluster, tmp_path, record_property
 ):
@@ -448,7 +448,7 @@ def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
     assert hits.total() + workers >= 12
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_an_interruption_on_a_cluster_ends_as_soon(zygote, config, whole, cluster, tmp_path, record_property):
     chance = random.Random(3)
     study = Study(zygote, config, tmp_path / "run", on(cluster))
@@ -469,7 +469,7 @@ def test_an_interruption_on_a_cluster_ends_as_soon(zygote, config, whole, cluste
     assert max(took) < 2
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, full_size, record_property):
     if not full_size:
         pytest.skip("starts a cluster of its own: run with --full")
