@@ -1,15 +1,15 @@
-# Every target brings its own environment: .venv is made when it is missing, half-made or moved, updated when
-# pyproject.toml or constraints.txt say something new, and left alone otherwise.
+# Every target sets up its own environment. .venv is made when it is missing, incomplete or moved, updated when
+# pyproject.toml or the lock changes, and left alone otherwise.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# Two threads that wait passively: spinning ones are 10-20 times slower on busy cores.
+# Two threads that wait passively: spinning threads are 10-20 times slower on busy cores.
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
-# Nothing here needs a model hub: the embedded model is in the package.
+# Nothing here needs a model hub: the embedded models are in the package.
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MPLBACKEND ?= Agg
@@ -17,70 +17,74 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 ARGS ?=
-# Test files run side by side, one thread each.
+# Test files run in parallel, with one thread each.
 JOBS ?= 2
 
-# A stamp is named by what the environment was made from, this folder's path included: scripts in a moved
-# environment point nowhere. An environment without any stamp was interrupted.
-stamp = $(1)/ready-$(shell cat pyproject.toml $(2) <(echo '$(CURDIR)') | sha256sum | cut -c1-16)
+# A stamp is named after everything the environment was made from, including the path of this folder, since the
+# scripts of a moved environment no longer work. An environment without a stamp was interrupted.
+stamp = $(1)/$(2)-$(shell cat pyproject.toml $(3) <(echo '$(CURDIR)') | sha256sum | cut -c1-16)
 runs = $(shell $(1)/bin/python -c 'import pip' 2>/dev/null && echo yes)
-VENV := $(call stamp,.venv,constraints.txt)
-VENV_TL3 := $(call stamp,.venv-tl3,constraints-tl3.txt)
-VENV_LOWEST := $(call stamp,.venv-lowest,constraints-lowest.txt)
-VENV_NEWEST := $(call stamp,.venv-newest,constraints-newest.txt)
+# The core and the page are all that the demo needs; the tests and tools are added to the same environment.
+CORE := $(call stamp,.venv,core,constraints.txt)
+VENV := $(call stamp,.venv,ready,constraints.txt)
+VENV_TL3 := $(call stamp,.venv-tl3,ready,constraints-tl3.txt)
+VENV_LOWEST := $(call stamp,.venv-lowest,ready,constraints-lowest.txt)
+VENV_NEWEST := $(call stamp,.venv-newest,ready,constraints-newest.txt)
 
-# What is tested at both ends of the bounds of pyproject.toml: the extras of users, and the tests that need no more.
+# Tested at both ends of the version ranges in pyproject.toml: the users' extras, and the tests that need nothing else.
 comma := ,
-BOUNDED := test capability ray quantization notebooks
+BOUNDED := test page hub capability ray quantization notebooks
 BOUNDED_EXTRAS := $(subst $() $(),$(comma),$(BOUNDED))
 BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_behaviour.py test_capability.py test_cli.py \
     test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
     test_prompts.py test_selection.py test_single_pass.py trust/test_release.py)
 
-# They stand apart from what they examine: pip-audit brings a pip of its own.
+# Kept apart from the packages it examines: pip-audit brings its own pip.
 RELEASE_TOOLS := pip-audit==2.10.1 uv==0.13.9
 VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | sha256sum | cut -c1-16)
-# An identifier below wants its reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
+# Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo figures notebooks docs test test-tl3 test-lowest test-newest trust mutation bench lint format \
-    wheel-check release-check audit lock-lowest clean chromium FORCE
+.PHONY: help demo figures notebooks docs test test-all test-tl3 test-lowest test-newest trust mutation bench lint \
+    format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
-demo: $(VENV) ## the whole way on the embedded model: table, figures and report in runs/demo
+demo: $(CORE) ## run the complete study on the embedded model: tables, figures and report in runs/demo
 	@.venv/bin/ot-lens demo --resume $(ARGS)
 
-figures: demo ## draw figures/*.png again
+figures: demo ## redraw figures/*.png
 	@.venv/bin/ot-lens figures runs/demo --out figures --format png
 
-notebooks: $(VENV) ## run the notebooks and keep their outputs
+notebooks: $(VENV) chromium ## run the notebooks and keep their outputs
 	@.venv/bin/python notebooks/execute.py $(ARGS)
 
 docs: $(VENV) ## build the documentation site into site/
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-test: $(VENV) chromium ## run the tests (ARGS="-k word" for some of them)
+test: $(VENV) chromium ## run the tests of every change (ARGS="-k word" selects some)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not trust" $(ARGS)
+
+test-all: $(VENV) chromium test-tl3 ## run all tests: notebooks and small campaigns too, and transformer-lens 3.9
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-tl3: $(VENV_TL3) ## run the tests of the HookedTransformer path, on transformer-lens 3.9
+test-tl3: $(VENV_TL3) ## test HookedTransformer models on transformer-lens 3.9
 	@.venv-tl3/bin/python -m pytest tests/tl3 $(ARGS)
 
-test-lowest: $(VENV_LOWEST) ## run the core's tests with the oldest dependencies that pyproject.toml allows
+test-lowest: $(VENV_LOWEST) ## test the core with the oldest dependencies that pyproject.toml allows
 	@.venv-lowest/bin/python -m pytest -o filterwarnings=default $(BOUNDED_TESTS) $(ARGS)
 	@.venv-lowest/bin/python -m pytest -o filterwarnings=default tests/tl3 $(ARGS)
 
-test-newest: $(VENV_NEWEST) ## run the core's tests with the newest dependencies that pyproject.toml allows, today's
-	@PIP_CONSTRAINT='$(CURDIR)/constraints-newest.txt' .venv-newest/bin/python -m pip install -qq \
-	    --upgrade --upgrade-strategy eager -e '.[$(BOUNDED_EXTRAS)]'
+test-newest: $(VENV_NEWEST) ## test the core with today's newest dependencies that pyproject.toml allows
+	@$(call uv,.venv-newest) --upgrade --constraint constraints-newest.txt -e '.[$(BOUNDED_EXTRAS)]'
 	@.venv-newest/bin/python -m pytest -o filterwarnings=default $(BOUNDED_TESTS) $(ARGS)
 
-trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at their full size (an hour; figures in runs/trust.xml)
+trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at full size (an hour; results in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --full tests/trust --junitxml runs/trust.xml $(ARGS)
 
-mutation: $(VENV) ## change the mathematics in every small way and see that a test fails (half an hour)
+mutation: $(VENV) ## mutate the mathematics and check that a test fails each time (half an hour)
 	@.venv/bin/python tests/mutation.py $(ARGS)
 
 bench: $(VENV) ## measure speed and memory
@@ -91,20 +95,20 @@ wheel-check: $(VENV) ## build the package, install it into an empty environment 
 
 audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
 	@for lock in constraints.txt constraints-tl3.txt; do \
-	    .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $$lock \
-	        $(addprefix --ignore-vuln ,$(IGNORED)); \
+	    .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+	        -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
 	done
 
-release-check: wheel-check test-lowest test-newest audit ## all that a release wants beside the tests
+release-check: wheel-check test-lowest test-newest audit ## everything a release needs besides the tests
 
-lock-lowest: $(VENV_RELEASE) ## write constraints-lowest.txt again after a change of a lower bound
-	@.venv-release/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 \
+lock-lowest: $(VENV_RELEASE) ## rewrite constraints-lowest.txt after a lower bound has changed
+	@$(wheels); .venv-release/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 $$wheels \
 	    --resolution lowest-direct --override constraints-newest.txt $(addprefix --extra ,$(BOUNDED)) pyproject.toml \
 	    | sed -E '/^(nvidia|cuda|triton)-?/d; s/\[.*\]//; s/ *;.*//' \
 	    | cat <(grep '^#' constraints-lowest.txt) - > constraints-lowest.new
 	@mv constraints-lowest.new constraints-lowest.txt
 
-lint: $(VENV) ## format, style, types, import order
+lint: $(VENV) ## check format, style, types and import order
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
@@ -114,45 +118,63 @@ format: $(VENV) ## format the code and fix what can be fixed
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-clean: ## remove environments, caches and builds; runs/ and figures/ stay
+clean: ## remove environments, caches and builds; keep runs/ and figures/
 	rm -rf .venv .venv-* build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The pages of the report and the explorer are tested in a real browser.
+# The report and the explorer are tested in a real browser.
 chromium:
 	@if command -v chromium >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "installing Debian's chromium for the tests of the pages"; \
+	    echo "installing Debian's chromium for the browser tests"; \
 	    export DEBIAN_FRONTEND=noninteractive; \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; \
 	else \
-	    echo "chromium is missing: the tests of the pages are skipped; install it with your package manager"; \
+	    echo "chromium is missing, so the browser tests are skipped; install it with your package manager"; \
 	fi
+
+# uv reads none of pip's settings: folders of wheels that pip is told about are passed on to it. Where there are none,
+# PyTorch's own index has the CPU build that the locks name.
+wheels = wheels=""; \
+    for folder in $$(python3 -m pip config list 2>/dev/null | sed -n "s/.*find-links='\(.*\)'/\1/p" | sed 's/\\n/ /g'); do \
+        wheels="$$wheels --find-links $$folder"; \
+    done; \
+    wheels="$${wheels:---index-strategy unsafe-best-match --extra-index-url https://download.pytorch.org/whl/cpu}"
+
+# $(1) environment. A uv on the PATH serves; otherwise pip installs one into the environment.
+uv = $(wheels); \
+    uv="$$(command -v uv || true)"; \
+    if [ -z "$$uv" ]; then \
+        $(1)/bin/python -m pip install -qq uv; \
+        uv=$(1)/bin/uv; \
+    fi; \
+    "$$uv" pip install --quiet --python $(1)/bin/python $$wheels
 
 # $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp.
 define environment
-@if ! { ls $(1)/ready-* && $(1)/bin/python -c 'import pip' \
+@if ! { ls $(1)/core-* $(1)/ready-* 2>/dev/null | grep -q . && $(1)/bin/python -c 'import pip' \
         && grep -qxF '$(CURDIR)' $(1)/made-in; } >/dev/null 2>&1; then \
     rm -rf $(1); \
     for python in python3.11 python3 python3.12 python3.13; do \
         if $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
         python=; \
     done; \
-    if [ -z "$$python" ]; then echo "no Python >= 3.11 with venv and pip was found" >&2; exit 2; fi; \
-    echo "making $(1) with $$($$python --version): a few minutes, once"; \
+    if [ -z "$$python" ]; then echo "Python >= 3.11 with venv and pip was not found" >&2; exit 2; fi; \
+    echo "setting up $(1) with $$($$python --version), once"; \
     $$python -m venv $(1); \
     echo '$(CURDIR)' > $(1)/made-in; \
 else \
-    echo "updating $(1): pyproject.toml or $(2) changed"; \
-    rm -f $(1)/ready-*; \
+    echo "updating $(1) for .[$(3)]"; \
+    rm -f $(1)/$$(basename $(4) | cut -d- -f1)-*; \
 fi; \
-export PIP_CONSTRAINT='$(CURDIR)/$(2)'; \
-$(1)/bin/python -m pip install -qq torch; \
-$(1)/bin/python -m pip install -qq -e '.[$(3)]'; \
+$(call uv,$(1)) --constraint $(2) -e '.[$(3)]'; \
 touch $(4)
 endef
 
-$(VENV): $(if $(call runs,.venv),,FORCE)
+$(CORE): $(if $(call runs,.venv),,FORCE)
+	$(call environment,.venv,constraints.txt,page,$@)
+
+$(VENV): $(CORE)
 	$(call environment,.venv,constraints.txt,test$(comma)dev,$@)
 
 $(VENV_TL3): $(if $(call runs,.venv-tl3),,FORCE)
@@ -164,7 +186,7 @@ $(VENV_LOWEST): $(if $(call runs,.venv-lowest),,FORCE)
 $(VENV_NEWEST): $(if $(call runs,.venv-newest),,FORCE)
 	$(call environment,.venv-newest,constraints-newest.txt,$(BOUNDED_EXTRAS),$@)
 
-$(VENV_RELEASE): $(VENV)
+$(VENV_RELEASE): $(CORE)
 	@rm -rf .venv-release
 	@.venv/bin/python -m venv .venv-release
 	@.venv-release/bin/python -m pip install -qq $(RELEASE_TOOLS)
