@@ -152,7 +152,7 @@ uv = $(wheels); \
 
 # $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp.
 define environment
-@if ! { ls $(1)/core-* $(1)/ready-* 2>/dev/null | grep -q . && $(1)/bin/python -c 'import pip' \
+@if ! { { compgen -G '$(1)/core-*' || compgen -G '$(1)/ready-*'; } && $(1)/bin/python -c 'import pip' \
         && grep -qxF '$(CURDIR)' $(1)/made-in; } >/dev/null 2>&1; then \
     rm -rf $(1); \
     for python in python3.11 python3 python3.12 python3.13; do \
