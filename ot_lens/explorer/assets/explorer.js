@@ -281,7 +281,7 @@ window.dash_clientside = window.dash_clientside || {};
 
   const syncRuler = () => {
     if (!chosen.layers.includes(ruler.active) && ruler.from === null) ruler.active = ruler.active ?? chosen.layers[0];
-    const found = [chosen.ot, chosen.by].map((key) => ({ layers: new Set(facts.localised[key] ?? []), color: methodOf(key)?.color }));
+    const found = [chosen.ot, chosen.by].map((key) => ({ layers: new Set(facts.localized[key] ?? []), color: methodOf(key)?.color }));
     ruler.cells.forEach((cell, layer) => {
       cell.setAttribute("aria-selected", String(chosen.layers.includes(layer)));
       cell.classList.toggle("first", layer === chosen.layers[0]);
@@ -290,7 +290,7 @@ window.dash_clientside = window.dash_clientside || {};
     });
     ruler.box.setAttribute("aria-activedescendant", `layer-${ruler.active ?? chosen.layers[0]}`);
     const many = chosen.layers.length > 1;
-    const marks = Object.keys(facts.localised).length ? " Dots: layers whose effect lies beyond the controls (Holm over layers)." : "";
+    const marks = Object.keys(facts.localized).length ? " Dots: layers whose effect lies beyond the controls (Holm over layers)." : "";
     document.getElementById("ruler-said").textContent =
       `Chosen: layer${many ? "s" : ""} ${span(chosen.layers)}.${many ? ` Views of one layer show layer ${chosen.layers[0]}; the live model is edited at all of them.` : ""}${marks}`;
   };
