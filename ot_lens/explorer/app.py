@@ -9,7 +9,6 @@ from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx
 from flask import Flask, abort, request
 
 from ot_lens.errors import OtLensError
-from ot_lens.explorer.asked import is_known
 from ot_lens.explorer.exports import install_exports
 from ot_lens.explorer.facts import facts
 from ot_lens.explorer.guard import install_guard
@@ -18,6 +17,7 @@ from ot_lens.explorer.live import LiveModel
 from ot_lens.explorer.live_page import answer_cards, token_table, trouble
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
+from ot_lens.explorer.updates import is_known
 from ot_lens.explorer.views import VIEWS, content
 
 SCRIPT = "explorer"

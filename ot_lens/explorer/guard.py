@@ -1,4 +1,8 @@
-"""Who may ask: requests by a known host name, from this page itself, small; and headers that say so."""
+"""Which requests are served: small ones, to a known host name, from the page itself; and security headers.
+
+Flask's TRUSTED_HOSTS is not enough here: it knows no IPv6 addresses and no class of addresses such as all those
+that DNS cannot rebind.
+"""
 
 import ipaddress
 import socket
@@ -13,12 +17,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 128 * 1024
 METHODS = ("GET", "HEAD", "POST")
 UPDATE = "/_dash-update-component"
-# Scripts, styles and icons of the page; everything else holds what is in a run.
+# Scripts, styles and icons of the page; every other path shows content of a run.
 STATIC = ("/assets/", "/_dash-component-suites/", "/_favicon.ico")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
+    """Whether a host name or address is a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -32,8 +36,8 @@ def install_guard(server: Flask, host: str, script_hashes: Sequence[str]) -> Non
 
     Args:
         server: The application.
-        host: The address it is bound to; on loopback no other host name is served, else also addresses in
-            figures (which DNS cannot rebind) and this machine's name.
+        host: The address it is bound to. On loopback only loopback names are served; otherwise also numeric
+            addresses, which DNS cannot rebind, and this machine's name.
         script_hashes: Content-Security-Policy hashes of the page's inline scripts.
     """
     server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
@@ -42,20 +46,17 @@ def install_guard(server: Flask, host: str, script_hashes: Sequence[str]) -> Non
     @server.before_request
     def check() -> None:
         if not _known_host(_host_name(), host):
-            _refuse(403, f"unknown host {request.headers.get('Host', '')!r}")
+            _refuse(403, f"Unknown host {request.headers.get('Host', '')!r}.")
         if not _from_the_page():
-            _refuse(403, "requests from another site are refused")
+            _refuse(403, "Requests from another site are refused.")
         if request.method not in METHODS or (request.method == "POST" and request.path != UPDATE):
             abort(405)
-        # Werkzeug's reader of chunks runs past its buffer where a client breaks off, which ends the process.
-        if "Transfer-Encoding" in request.headers:
-            abort(411)
         if request.method == "POST" and not request.is_json:
             abort(415)
 
     @server.errorhandler(DependencyException)
     def no_such_file(_error: DependencyException) -> Response:
-        return Response("no such file\n", 404, mimetype="text/plain")
+        return Response("No such file.\n", 404, mimetype="text/plain")
 
     @server.after_request
     def headers(response: Response) -> Response:
@@ -74,7 +75,7 @@ def _refuse(status: int, why: str) -> NoReturn:
 
 
 def _from_the_page() -> bool:
-    """Whether a browser, if it is one, asks for this page: no other site's script, image or form does."""
+    """Whether no other site's script, image or form sent the request, as far as a browser tells."""
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
     if origin is not None and origin not in (f"http://{request.host}", f"https://{request.host}"):
         return False
@@ -82,7 +83,7 @@ def _from_the_page() -> bool:
 
 
 def _policy(script_hashes: Sequence[str]) -> str:
-    """Everything from here; plotly writes style elements, and draws images from data and blob URLs."""
+    """Load everything from here; plotly writes style elements and draws images from data and blob URLs."""
     parts = {
         "default-src": "'self'",
         "script-src": " ".join(["'self'", *script_hashes]),
@@ -97,11 +98,8 @@ def _policy(script_hashes: Sequence[str]) -> str:
 
 
 def _host_name() -> str:
-    """The name in the request's Host header, without port and brackets; "" where there is none.
-
-    A request line that names a host of its own, as one to a proxy does, has none either.
-    """
-    if "Host" not in request.headers or not request.environ.get("RAW_URI", "/").startswith("/"):
+    """The name in the request's Host header, without port and brackets; "" without one."""
+    if "Host" not in request.headers:
         return ""
     try:
         return (urlsplit(f"//{request.host}").hostname or "").rstrip(".")

@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+from cachetools import LRUCache
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError
@@ -21,25 +21,21 @@ SPLIT = "test"
 Made = TypeVar("Made")
 
 
-@dataclass
 class Memory:
-    """What was made once is kept, the oldest thrown out: pages ask for the same views again and again."""
+    """The most recently used views and maps: pages request the same ones again and again."""
 
-    size: int = 256
-    _kept: dict[Any, Any] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, size: int = 256) -> None:
+        self._cache: LRUCache[Any, Any] = LRUCache(size)
+        self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], Made]) -> Made:
-        """The value of a key, made if it is not there."""
+        """The value of a key, made if it is not there; two threads may both make it."""
         with self._lock:
-            if key in self._kept:
-                self._kept[key] = self._kept.pop(key)
-                return self._kept[key]
+            if key in self._cache:
+                return self._cache[key]
         made = make()
         with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > self.size:
-                self._kept.pop(next(iter(self._kept)))
+            self._cache[key] = made
         return made
 
 

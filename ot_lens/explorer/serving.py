@@ -1,65 +1,70 @@
-"""How connections are served: a thread each, bounded, not logged, since paths hold what users do.
+"""The server of the page: waitress, with bounds on what a connection may send and how long it may take."""
 
-Werkzeug's threaded server comes with Dash. A page on this machine, for one user or a handful, needs no more;
-its warning is about debug mode and the open network, and neither is on here unless asked for.
-"""
-
-import io
+import logging
 import socket
-import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from werkzeug.serving import WSGIRequestHandler
+from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
 
-# A request that has not come whole by then is given up, however steadily it trickles in.
-REQUEST_SECONDS = 30.0
-# Twenty pages of a browser, which opens up to six connections each, and as many again.
+from ot_lens.explorer.guard import MOST_BYTES
+
+# A request that is not complete by then is dropped, however steadily it trickles in.
+REQUEST_SECONDS = 30
+CLEANUP_SECONDS = 5
+# A browser opens up to six connections for each page.
 MOST_CONNECTIONS = 256
+THREADS = 8
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-class Quiet(WSGIRequestHandler):
-    """A connection that may not idle, and of which nothing is written down."""
+class Server:
+    """Serves an application on a listening socket until it is stopped.
 
-    timeout = REQUEST_SECONDS
-    seats = threading.BoundedSemaphore(MOST_CONNECTIONS)
+    Attributes:
+        app: The application.
+        port: The port it listens on.
+    """
 
-    def setup(self) -> None:
-        """Read by a deadline."""
-        super().setup()
-        self.rfile: Any = io.BufferedReader(_Deadline(self.connection, REQUEST_SECONDS))
+    def __init__(self, app: Application, listener: socket.socket) -> None:
+        """Accept connections on a bound socket, which the server closes in the end."""
+        # It warns of every request that waits for a thread.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+        self.app = app
+        self._server = create_server(
+            app,
+            sockets=[listener],
+            threads=THREADS,
+            ident="ot_lens",
+            channel_timeout=REQUEST_SECONDS,
+            cleanup_interval=min(CLEANUP_SECONDS, REQUEST_SECONDS),
+            connection_limit=MOST_CONNECTIONS,
+            max_request_body_size=MOST_BYTES,
+        )
+        self._server.channel_class = _Channel
+        self.port = int(self._server.effective_port)
 
-    def handle(self) -> None:
-        """Serve the connection, or close it where there are too many."""
-        if not self.seats.acquire(blocking=False):
-            return
-        try:
-            super().handle()
-        finally:
-            self.seats.release()
+    def serve(self) -> None:
+        """Serve until Ctrl-C, or until another thread calls `stop`."""
+        self._server.run()
 
-    def log(self, *_: Any) -> None:
-        """Keep no record of who asked for what."""
+    def stop(self) -> None:
+        """End `serve`, which runs in another thread."""
+        self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._server._map))
 
-    def version_string(self) -> str:
-        """Tell no version."""
-        return "ot_lens"
+    def close(self) -> None:
+        """Close the socket and end the threads."""
+        self._server.close()
+        self._server.task_dispatcher.shutdown()
 
 
-class _Deadline(io.RawIOBase):
-    """What a connection sends, up to a moment."""
+class _Channel(HTTPChannel):
+    """A connection on which only complete requests count as activity, so that the timeout is a deadline."""
 
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection = connection
-        self._end = time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        before = self._connection.gettimeout()
-        self._connection.settimeout(max(self._end - time.monotonic(), 0.001))
-        try:
-            return self._connection.recv_into(buffer)
-        finally:
-            self._connection.settimeout(before)
+    def handle_read(self) -> None:
+        before = self.last_activity
+        super().handle_read()
+        self.last_activity = before if self.request is not None else time.time()

@@ -1,4 +1,4 @@
-"""Starting the explorer: open the runs, bind the port, serve until it is stopped."""
+"""Start the explorer: open the runs, bind the port, serve until stopped."""
 
 import socket
 import threading
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from ot_lens.errors import OtLensError
 
 if TYPE_CHECKING:
-    from werkzeug.serving import BaseWSGIServer
+    from ot_lens.explorer.serving import Server
 
 
 class ExplorerError(OtLensError):
-    """The explorer cannot be served as asked."""
+    """The explorer cannot be served as requested."""
 
 
 def explore(
@@ -31,34 +31,34 @@ def explore(
 
     Args:
         run: A run folder.
-        compare: A second one, shown beside it.
+        compare: A second run, shown next to the first.
         host: Address to listen on; everyone who reaches it can read the runs and use the live model.
         port: Port; 0 takes any free one.
         browser: Open the page in the default browser.
-        model: Model of the live panel, what `load_model` takes. Default: the embedded model if the run is of
-            it, else none.
+        model: Model of the live panel, in the form `load_model` takes. Default: the embedded model if the
+            run used it, else none.
         say: Called with each line for the user.
 
     Raises:
-        RunFolderError: A folder holds no run.
-        ExplorerError: The port is taken, or the address is none of this machine.
-        ModelError: The model cannot be loaded, or is not the run's.
+        RunFolderError: If a folder holds no run.
+        ExplorerError: If the page's packages are missing, the port is taken, or the address does not belong
+            to this machine.
+        ModelError: If the model cannot be loaded, or does not match the run.
     """
+    server = make_server(run, compare, host=host, port=port, model=model)
     from ot_lens.explorer.guard import is_loopback
 
-    server = make_server(run, compare, host=host, port=port, model=model)
     address = url_of(server, host)
     if not is_loopback(host):
-        say(f"listening on {host}: everyone who reaches this machine can read the runs and use the model.")
-    say(f"explorer of {run}: {address}  (stop with Ctrl-C)")
+        say(f"Listening on {host}: everyone who reaches this machine can read the runs and use the model.")
+    say(f"Explorer of {run}: {address}  (stop with Ctrl-C)")
     if browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        say("stopped")
+        server.serve()
     finally:
-        server.server_close()
+        server.close()
+    say("Stopped.")
 
 
 def make_server(
@@ -68,40 +68,39 @@ def make_server(
     host: str = "127.0.0.1",
     port: int = 0,
     model: str | None = None,
-) -> "BaseWSGIServer":
-    """A bound server, a thread a connection, ready for `serve_forever`; see `explore`."""
-    from werkzeug.serving import make_server as bind
-
-    from ot_lens.explorer.app import build_app
+) -> "Server":
+    """A server that listens already; see `explore`."""
+    try:
+        from ot_lens.explorer.app import build_app
+        from ot_lens.explorer.serving import Server
+    except ModuleNotFoundError as error:
+        raise ExplorerError(f"The explorer needs {error.name}: pip install 'ot-lens[page]'.") from error
     from ot_lens.explorer.live import live_model
     from ot_lens.explorer.runs import OpenRun
-    from ot_lens.explorer.serving import Quiet
     from ot_lens.explorer.views import warm
 
     paths = [Path(run)] + ([] if compare is None else [Path(compare)])
-    names = _names(paths)
-    bound = _bound(host, port)
+    listener = _bind(host, port)
     try:
-        runs = [OpenRun(path, name) for path, name in zip(paths, names, strict=True)]
+        runs = [OpenRun(path, name) for path, name in zip(paths, _names(paths), strict=True)]
         live = live_model(runs[0], model)
         if live is not None and model is not None:
             live.model  # noqa: B018  loaded now, so that a mistake in --model ends the command
         app = build_app(runs, live, host=host)
         warm(runs)
+        return Server(app.server, listener)
     except BaseException:
-        bound.close()
+        listener.close()
         raise
-    with bound:
-        return bind(host, port, app.server, threaded=True, request_handler=Quiet, fd=bound.fileno())
 
 
-def url_of(server: "BaseWSGIServer", host: str) -> str:
+def url_of(server: "Server", host: str) -> str:
     """The address to open."""
-    shown = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  compared, not bound
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{server.port}/"
+    name = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  compared, not bound
+    return f"http://{f'[{name}]' if ':' in name else name}:{server.port}/"
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,12 +111,12 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ExplorerError(
-            f"cannot listen on {host}:{port} ({reason}): choose another --port, or 0 for any free one."
+            f"Cannot listen on {host}:{port} ({reason}): choose another --port, or 0 for any free one."
         ) from error
     return listener
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """Names of the runs: their folders', or their paths where those are the same."""
+    """The folders' names, or their paths where two names are equal."""
     short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]

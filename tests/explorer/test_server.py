@@ -184,7 +184,7 @@ def test_runs_of_the_same_name_are_told_apart(small_run, tmp_path):
 
     other = shutil.copytree(small_run, tmp_path / small_run.name)
     server = make_server(small_run, other)
-    server.server_close()
+    server.close()
     page = server.app.test_client().get("/_dash-layout", headers={"Host": LOCAL}).json
     assert str(other) in str(page)
 

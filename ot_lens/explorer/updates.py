@@ -1,7 +1,7 @@
 """The shape of a page's request for an update: anything else is refused before Dash reads it.
 
-Dash takes a request's shape on trust, so a forged one ends in an unhandled error. Pydantic reads the bytes
-here first; it also bounds how deep they are nested and refuses text that is no Unicode.
+Dash trusts the shape of a request, so a forged one ends in an unhandled error. Pydantic parses the bytes first
+and thereby bounds their nesting and refuses text that is not valid Unicode.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class Place(_Strict):
-    """Where a view stands on the page."""
+class PatternId(_Strict):
+    """The identifier of one of several components of a type."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
     type: str
@@ -27,9 +27,9 @@ class Place(_Strict):
 
 
 class Property(_Strict):
-    """A property of a component, with its value where it is an input."""
+    """A property of a component, with its value if it is an input."""
 
-    id: str | Place
+    id: str | PatternId
     property: str
     value: Value = None
 
@@ -44,28 +44,22 @@ class Update(_Strict):
     state: list[Property] = []
 
     def fits(self, callbacks: Mapping[str, Any]) -> bool:
-        """Whether it asks for a callback of the server with the inputs and outputs that this one has."""
+        """Whether the server has this callback, with these inputs and outputs."""
         known = callbacks.get(self.output, {})
         if "callback" not in known or self.state:
             return False
-        outputs, inputs = known["output"], known["inputs"]
-        return _names(self.outputs) == [part.component_property for part in outputs] and _names(
-            self.inputs
-        ) == [part["property"] for part in inputs]
+        outputs = [part.component_property for part in known["output"]]
+        inputs = [part["property"] for part in known["inputs"]]
+        return _names(self.outputs) == outputs and _names(self.inputs) == inputs
 
 
 def is_known(body: bytes, callbacks: Mapping[str, Any]) -> bool:
-    """Whether a request's body is JSON that asks for a callback of the page, in the page's way.
-
-    Args:
-        body: What was sent.
-        callbacks: The application's callbacks, by the name of their outputs.
-    """
+    """Whether a request's body is JSON that calls one of the page's callbacks the way the page does."""
     try:
         return Update.model_validate_json(body).fits(callbacks)
     except ValidationError:
         return False
 
 
-def _names(parts: list[Property]) -> list[str]:
-    return [part.property for part in parts]
+def _names(properties: list[Property]) -> list[str]:
+    return [part.property for part in properties]
