@@ -42,7 +42,7 @@ class Server:
             channel_timeout=REQUEST_SECONDS,
             cleanup_interval=min(CLEANUP_SECONDS, REQUEST_SECONDS),
             connection_limit=MOST_CONNECTIONS,
-            max_request_body_size=MOST_BYTES,
+            max_request_body_size=4 * MOST_BYTES,  # Flask refuses from MOST_BYTES on, with an answer
         )
         self._server.channel_class = _Channel
         self.port = int(self._server.effective_port)

@@ -1,7 +1,7 @@
 """The shape of a page's request for an update: anything else is refused before Dash reads it.
 
-Dash trusts the shape of a request, so a forged one ends in an unhandled error. Pydantic parses the bytes first
-and thereby bounds their nesting and refuses text that is not valid Unicode.
+Dash trusts the shape of a request, so a forged one ends in an unhandled error. Pydantic parses the bytes
+first, which also bounds their nesting and refuses text that is not valid Unicode.
 """
 
 from collections.abc import Mapping

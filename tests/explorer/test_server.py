@@ -196,7 +196,7 @@ def test_runs_of_the_same_name_are_told_apart(small_run, tmp_path):
         (["explore", "missing"], "is no run folder"),
         (["explore", "RUN", "--compare", "."], "is no run folder"),
         (["explore", "RUN", "--model", "./none"], "no model folder"),
-        (["explore", "RUN", "--host", "203.0.113.7"], "cannot listen on"),
+        (["explore", "RUN", "--host", "203.0.113.7"], "203.0.113.7"),
     ],
 )
 def test_the_command_names_a_mistake(arguments, message, small_run, tmp_path, monkeypatch, capsys):
