@@ -1,7 +1,7 @@
 """Which requests are served: small ones, to a known host name, from the page itself; and security headers.
 
-Flask's TRUSTED_HOSTS is not enough here: it knows no IPv6 addresses and no class of addresses such as all those
-that DNS cannot rebind.
+Flask's TRUSTED_HOSTS is not enough here: it knows neither IPv6 addresses nor a class of addresses such as all
+those that DNS cannot rebind.
 """
 
 import ipaddress

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from waitress import create_server, wasyncore
+from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.server import create_server
 
 from ot_lens.explorer.guard import MOST_BYTES
 
