@@ -35,7 +35,7 @@ class Server:
         # It warns of every request that waits for a thread.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.app = app
-        self._server = create_server(
+        self._server: Any = create_server(
             app,
             sockets=[listener],
             threads=THREADS,
