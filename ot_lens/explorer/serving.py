@@ -35,7 +35,7 @@ class Server:
         # It warns of every request that waits for a thread.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.app = app
-        self._server: Any = create_server(
+        server: Any = create_server(
             app,
             sockets=[listener],
             threads=THREADS,
@@ -45,8 +45,8 @@ class Server:
             connection_limit=MOST_CONNECTIONS,
             max_request_body_size=4 * MOST_BYTES,  # Flask refuses from MOST_BYTES on, with an answer
         )
-        self._server.channel_class = _Channel
-        self.port = int(self._server.effective_port)
+        server.channel_class = _Channel
+        self._server, self.port = server, int(server.effective_port)
 
     def serve(self) -> None:
         """Serve until Ctrl-C, or until another thread calls `stop`."""
