@@ -52,9 +52,6 @@ from .interventions import intervene as intervene
 from .localization import Method as Method
 from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
-from .localization import one_direction as one_direction
-from .localization import overview as overview
-from .localization import verdict as verdict
 from .models import HookedCausalLM as HookedCausalLM
 from .models import load_model as load_model
 from .moments import Moments as Moments
@@ -73,6 +70,9 @@ from .study import read_config as read_config
 from .study import run_study as run_study
 from .study import summarize as summarize
 from .study import verify_run as verify_run
+from .tables import one_direction as one_direction
+from .tables import overview as overview
+from .tables import verdict as verdict
 from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo

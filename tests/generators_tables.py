@@ -61,6 +61,7 @@ def localization(layers=8, methods=METHODS, n=64, seed=0):
         for measure, prompts, value, low, high, unit, interval in _measured(method, refuses, cost, n, rng):
             rows.append(
                 {
+                    "key": "none" if kind == "none" else f"{kind}|{chosen}|{method}|{k}",
                     "set": kind,
                     "layers": chosen,
                     "layer": layer,
@@ -399,7 +400,7 @@ def ground_truth(layers=8, n=128):
     for name, known in (
         ("harmful refused", 1.0),
         ("harmless refused", 0.0),
-        ("harmless answered rightly", 1.0),
+        ("harmless answered correctly", 1.0),
     ):
         low, high = wilson(known, n)
         found = {"known": known, "value": known, "low": low, "high": high, "n": n, "unit": "share"}

@@ -11,20 +11,9 @@ import ot_lens as otl
 from ot_lens.activations import Activations
 from ot_lens.behaviour import PanelSettings, phrase_list
 from ot_lens.errors import FitError, HookError, PromptError
-from ot_lens.localization import (
-    COLUMNS,
-    INDUCE,
-    Method,
-    as_methods,
-    fit_sequentially,
-    layers_label,
-    one_direction,
-    permuted,
-    random_subspace,
-    search,
-    verdict,
-)
+from ot_lens.localization import Method, as_methods, fit_sequentially, permuted, random_subspace, search
 from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.tables import COLUMNS, INDUCE, layers_label, one_direction, verdict
 from ot_lens.transport import FITTERS, AffineMap, fit_all
 from tests import checkpoints
 

@@ -19,12 +19,12 @@ from ot_lens.errors import ConfigError, RunFolderError
 from ot_lens.study import (
     StudyConfig,
     commented_yaml,
-    effects,
     parse_config,
     read_config,
     run_study,
     summarize,
 )
+from ot_lens.tables import effects
 
 TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
 

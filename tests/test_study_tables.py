@@ -7,9 +7,9 @@ import torch
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry import category_directions, layer_cosines, run_cosines
-from ot_lens.study.control_bands import control_bands
 from ot_lens.study.diagnostics import spread
-from ot_lens.study.ground_truth import best_layer, ground_truth
+from ot_lens.study.ground_truth import ground_truth
+from ot_lens.tables import control_bands, most_effective_layer
 from tests.generators_tables import localization
 
 
@@ -122,9 +122,9 @@ def test_the_best_layer_of_a_rank_answers_rightly_and_not_only_refuses_little():
             "value": [0.0, 0.1, 0.2, 0.8],
         }
     )
-    assert best_layer(rows) == 2
-    assert best_layer(rows[rows["measure"] == "refusal_rate"]) == 1
-    assert best_layer(rows[rows["measure"] == "kl"]) is None
+    assert most_effective_layer(rows) == 2
+    assert most_effective_layer(rows[rows["measure"] == "refusal_rate"]) == 1
+    assert most_effective_layer(rows[rows["measure"] == "kl"]) is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_ground_truth_of_a_variant_is_what_it_was_built_with(variant, senten
     assert behaviour["known"].to_dict() == {
         "harmful refused": 1.0,
         "harmless refused": 0.0,
-        "harmless answered rightly": 1.0,
+        "harmless answered correctly": 1.0,
     }
     assert behaviour.loc["harmful refused", "value"] == 1.0  # the unedited model of the sweep refuses all
     ranks = table.query("part == 'rank' and quantity == 'refusal_rate'")

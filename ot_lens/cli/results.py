@@ -27,24 +27,25 @@ def print_result(result: "StudyResult") -> None:
 def _print_table(measured: "pd.DataFrame") -> None:
     from rich.table import Table
 
-    from ot_lens.study import best_singles, effects, method_label
+    from ot_lens.study import method_label
+    from ot_lens.tables import ALL, LISTED, SEARCHED, UNEDITED, baseline_of, best_singles, effects, select
 
     found = effects(measured)
     table = Table(title="Held-out prompts: best single layers, all layers, sets chosen or named")
-    for column in ("method", "layers", "refuses %", "right %", "KL", "harmless %"):
+    for column in ("method", "layers", "refuses %", "correct %", "KL", "harmless %"):
         table.add_column(column, justify="left" if column in ("method", "layers") else "right", no_wrap=True)
     table.caption = (
-        "refuses: harmful prompts refused, with 95 % Wilson interval; right: harmful ones answered rightly; "
+        "refuses: harmful prompts refused, with 95 % Wilson interval; correct: those answered correctly; "
         "KL: next-token divergence on harmless prompts, nats; harmless: harmless prompts answered exactly"
     )
     groups = (
-        found[found["set"] == "none"],
-        best_singles(found),
-        found[found["set"].isin(["all", "search", "listed"])],
+        baseline_of(found),
+        best_singles(measured),
+        select(found, set=(ALL, SEARCHED, LISTED)),
     )
     for rows in groups:
         for _, row in rows.iterrows():
-            name = "unedited" if row["set"] == "none" else method_label(row["method"], row["k"])
+            name = "unedited" if row["set"] == UNEDITED else method_label(row["method"], row["k"])
             table.add_row(name, row["layers"] or "-", *_cells(row))
         table.add_section()
     out.print(table)
@@ -73,9 +74,9 @@ def _cells(row: "pd.Series") -> tuple[str, str, str, str]:
     share = f"{100 * row['refusal']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
     return (
         share,
-        _number(100 * row["right"], 1),
+        _number(100 * row["correct"], 1),
         _number(row["kl"], 4),
-        _number(100 * row["harmless_right"], 1),
+        _number(100 * row["harmless_correct"], 1),
     )
 
 

@@ -9,8 +9,8 @@ from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.views import VIEWS
 from ot_lens.interventions import TOKEN_SCOPES
-from ot_lens.localization import verdict
 from ot_lens.plots import method_mark
+from ot_lens.tables import verdict
 
 
 def facts(choices: list[Choices], live: LiveModel | None) -> dict[str, Any]:

@@ -8,12 +8,19 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import Edits, everywhere
 from ot_lens.localization.methods import RFA, Method
 from ot_lens.prompts import CLASSES
+from ot_lens.tables import (
+    ALL,
+    INDEPENDENT,
+    INDUCE,
+    LISTED,
+    NOT_A_CONTROL,
+    PAIR,
+    REMOVE,
+    SETS,
+    SINGLE,
+    layers_label,
+)
 from ot_lens.transport import AffineMap
-
-SETS = ("single", "pair", "all")
-LISTED, SEARCHED = "listed", "search"
-REMOVE, INDUCE = "harmful_to_harmless", "harmless_to_harmful"
-NOT_A_CONTROL = ""
 
 Maps = Mapping[Method, Mapping[int, AffineMap]]
 
@@ -48,7 +55,7 @@ class Candidate:
     transport: str = REMOVE
     control: str = NOT_A_CONTROL
     draw: int | None = None
-    fitting: str = "independent"
+    fitting: str = INDEPENDENT
     prompts: tuple[str, ...] = CLASSES
     generates: bool = True
     chosen_at: float | None = None
@@ -81,7 +88,7 @@ def candidates(
     sets: Sequence[str] = ("single", "all"),
     strengths: Sequence[float] = (1.0,),
     transport: str = REMOVE,
-    fitting: str = "independent",
+    fitting: str = INDEPENDENT,
     *,
     generates: bool = True,
 ) -> list[Candidate]:
@@ -163,22 +170,15 @@ def _scaled(by_layer: Mapping[int, AffineMap], strength: float) -> dict[int, Aff
 def _of_method(
     method: Method, scaled: Mapping[int, AffineMap], n_layers: int, sets: Sequence[str]
 ) -> Iterator[Candidate]:
-    if "single" in sets:
+    if SINGLE in sets:
         for layer, edit in scaled.items():
             edits = edits_at(method, scaled, (layer,), n_layers)
-            yield Candidate("single", (layer,), method, edits, method.k([edit]))
+            yield Candidate(SINGLE, (layer,), method, edits, method.k([edit]))
     if method.name == RFA:
         return
-    if "pair" in sets:
+    if PAIR in sets:
         for i, j in combinations(sorted(scaled), 2):
             both = {i: scaled[i], j: scaled[j]}
-            yield Candidate("pair", (i, j), method, {**both}, method.k(list(both.values())), generates=False)
-    if "all" in sets and len(scaled) > 1:
-        yield Candidate("all", tuple(scaled), method, {**scaled}, method.k(list(scaled.values())))
-
-
-def layers_label(layers: Sequence[int]) -> str:
-    """Layers as text: "4" for one, "0-7" for a run of three or more, "1,4" otherwise."""
-    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
+            yield Candidate(PAIR, (i, j), method, {**both}, method.k(list(both.values())), generates=False)
+    if ALL in sets and len(scaled) > 1:
+        yield Candidate(ALL, tuple(scaled), method, {**scaled}, method.k(list(scaled.values())))

@@ -18,11 +18,11 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.localization.methods import Method, as_methods
 from ot_lens.localization.plan import SweepPlan, plan_sweep
-from ot_lens.localization.rows import join
-from ot_lens.localization.sweep import UNEDITED, sweep
+from ot_lens.localization.sweep import sweep
 from ot_lens.localization.units import ENGINES
 from ot_lens.models import backend
 from ot_lens.prompts import ContrastSet
+from ot_lens.tables import UNEDITED, join
 
 
 def localize(
@@ -90,10 +90,10 @@ def localize(
         progress: Called with the key of each candidate just measured.
 
     Returns:
-        One measured quantity a row: set, layers, layer, method, k, strength, tokens, hook, transport,
-        control, draw, fitting, measure, prompts, value, low, high (95 %), n, unit, interval, p_value and
-        p_holm (paired test against the unedited model; Holm over layers), test, seed, engine, note. Rows of
-        set "none" are the unedited model.
+        One row per measured quantity: key (of the edit), set, layers, layer, method, k, strength, tokens,
+        hook, transport, control, draw, fitting, measure, prompts, value, low, high (95 %), n, unit, interval,
+        p_value and p_holm (paired test against the unedited model; Holm over layers), test, seed, engine,
+        note. Rows of set "none" are the unedited model.
 
     Raises:
         FitError: If a method is unknown or cannot be fitted.

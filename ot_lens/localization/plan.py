@@ -8,15 +8,16 @@ from ot_lens.activations import Activations
 from ot_lens.behaviour import PanelSettings
 from ot_lens.errors import HookError, one_of
 from ot_lens.execution.runner import Compute, here
-from ot_lens.localization.candidates import INDUCE, SETS, Candidate, Maps, candidates, listed
+from ot_lens.localization.candidates import Candidate, Maps, candidates, listed
 from ot_lens.localization.controls import CONTROLS, REFERENCES, controls, swapped
 from ot_lens.localization.methods import Method, fit_maps
 from ot_lens.localization.search import confirmations, search_by_pieces
 from ot_lens.localization.sequential import sequential_by_pieces
 from ot_lens.models import backend
 from ot_lens.prompts import ContrastSet
+from ot_lens.tables import INDEPENDENT, INDUCE, SEQUENTIAL, SETS, SINGLE
 
-FITTINGS = ("independent", "sequential")
+FITTINGS = (INDEPENDENT, SEQUENTIAL)
 ANSWERS = ("all", "chosen")
 # Methods whose map onto the other class is another map; a projection is the same in both directions.
 REVERSIBLE = ("mean_shift", "ace", "linear_act", "pca_ot", "gaussian_ot")
@@ -150,8 +151,8 @@ def plan_by_pieces(
     layers = list(next(iter(maps.values())))
     generates = plan.answers == "all"
     found = candidates(maps, n_layers, plan.sets, plan.strengths, generates=generates)
-    several = [s for s in plan.sets if s != "single"]
-    if "sequential" in plan.fitting and several and len(layers) > 1:
+    several = [s for s in plan.sets if s != SINGLE]
+    if SEQUENTIAL in plan.fitting and several and len(layers) > 1:
         later = sequential_by_pieces(
             compute,
             prompts.train,

@@ -1,36 +1,26 @@
 """A candidate's panels as rows of the sweep's table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.behaviour import NEXT_TOKEN_MEASURES, UNITS, Estimate, Panel, PanelSettings, estimates
-from ot_lens.localization.candidates import Candidate, layers_label
-from ot_lens.localization.paired import add_holm, p_value
+from ot_lens.localization.candidates import Candidate
+from ot_lens.statistics.paired import mcnemar, paired_bootstrap
+from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label
 
 CONTROL_MEASURES = ("refusal_score",)
-COLUMNS = (
-    "set", "layers", "layer", "method", "k", "strength", "tokens", "hook", "transport", "control", "draw",
-    "fitting", "measure", "prompts", "value", "low", "high", "n", "unit", "interval", "p_value", "p_holm",
-    "test", "seed", "engine", "note",
-)  # fmt: skip
-TYPES = {"layer": "Int64", "k": "Int64", "draw": "Int64", "n": "int64"} | dict.fromkeys(
-    ("value", "low", "high", "p_value", "p_holm", "strength"), "float64"
-)
-NOWHERE: dict[str, Any] = {
-    "set": "none", "layers": "", "layer": None, "method": "none", "k": None, "strength": 0.0, "tokens": "",
-    "hook": "", "transport": "", "control": "", "draw": None, "fitting": "", "engine": "hooks", "note": "",
-}  # fmt: skip
 
 
 def place(candidate: Candidate) -> dict[str, Any]:
     """What a candidate is, in the columns of the table."""
     return {
+        "key": candidate.key,
         "set": candidate.layer_set,
         "layers": layers_label(candidate.layers),
-        "layer": candidate.layers[0] if candidate.layer_set == "single" else None,
+        "layer": candidate.layers[0] if candidate.layer_set == SINGLE else None,
         "method": candidate.method.name,
         "k": candidate.k,
         "strength": candidate.strength,
@@ -59,7 +49,7 @@ def candidate_rows(
         for name, estimate in found.items():
             judged = panel.judgement if name == "judged_success_rate" else None
             next_token = name.removesuffix("_shift") in NEXT_TOKEN_MEASURES or name == "choice_price"
-            test, p = ("", float("nan")) if where["control"] else p_value(name, panel, before, settings.seed)
+            test, p = ("", float("nan")) if where["control"] else _p_value(name, panel, before, settings.seed)
             rows.append(
                 {
                     **where,
@@ -81,11 +71,28 @@ def candidate_rows(
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
 
 
-def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table from the parts of a sweep, p-values corrected for the number of layers tried (Holm)."""
-    return add_holm(pd.concat(tables, ignore_index=True).astype(TYPES))
-
-
 def _price(test: Estimate, chosen_at: float) -> Estimate:
     """What choosing on the validation prompts flattered: the test score less the one it was chosen by."""
     return replace(test, value=test.value - chosen_at, low=test.low - chosen_at, high=test.high - chosen_at)
+
+
+def _p_value(name: str, panel: Panel, before: Panel | None, seed: int) -> tuple[str, float]:
+    """Test and two-sided p-value of a measure against the unedited model; ("", NaN) where none is made.
+
+    Rates are compared by McNemar's exact test, scores by a paired bootstrap of the mean difference.
+    """
+    if before is None:
+        return "", float("nan")
+    if name == "refusal_rate" and panel.refused is not None and before.refused is not None:
+        return "mcnemar", mcnemar(before.refused, panel.refused)
+    if name == "exact_answer_rate" and panel.right is not None and before.right is not None:
+        return "mcnemar", mcnemar(before.right, panel.right)
+    if name == "judged_success_rate" and panel.judgement is not None and before.judgement is not None:
+        pairs = zip(before.judgement.succeeded, panel.judgement.succeeded, strict=True)
+        decided = [(b, a) for b, a in pairs if b is not None and a is not None]
+        if decided:
+            return "mcnemar", mcnemar([b for b, _ in decided], [a for _, a in decided])
+    if name == "refusal_score_shift" and panel.next_token is not None and before.next_token is not None:
+        shift = (panel.next_token.score - before.next_token.score).numpy()
+        return "paired_bootstrap", paired_bootstrap(shift, seed=seed)
+    return "", float("nan")

@@ -21,14 +21,13 @@ from ot_lens.behaviour import (
 )
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
-from ot_lens.localization.candidates import REMOVE, Candidate
-from ot_lens.localization.rows import NOWHERE, candidate_rows, place
+from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.rows import candidate_rows, place
 from ot_lens.localization.units import Measuring, Unit, units
 from ot_lens.localization.walking import walk_units
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import why_not, why_not_replayed
-
-UNEDITED = "none"
+from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +137,7 @@ def read_baseline(model: Any, prompts: Contrast, how: Measuring) -> Baseline:
 
 def measured_unedited(baseline: Baseline, how: Measuring) -> Measured:
     """The rows of the unedited model, set "none"."""
-    rows = candidate_rows(baseline.panels, {}, how.settings, {**how.columns, **NOWHERE})
+    rows = candidate_rows(baseline.panels, {}, how.settings, {**how.columns, **UNEDITED_COLUMNS})
     return Measured(UNEDITED, rows, baseline.answers)
 
 

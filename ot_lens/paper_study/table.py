@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.io.files import write_text
-from ot_lens.localization import LISTED, SEARCHED
 from ot_lens.paper_study.architecture import paper_models
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.summary import method_label
+from ot_lens.tables import LISTED, SEARCHED
 
 # (attack success rate in per cent, perplexity); the one row of its tables that is known here.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, float]] = {

@@ -21,7 +21,7 @@ RIGHT = Mark("answered rightly, PCA-OT", "#7B5AA6", "star", "dash")
 SHORT = {
     "harmful refused": "harmful\nrefused",
     "harmless refused": "harmless\nrefused",
-    "harmless answered rightly": "harmless\nright",
+    "harmless answered correctly": "harmless\ncorrect",
 }
 
 

@@ -24,12 +24,11 @@ from ot_lens.geometry import (
 from ot_lens.localization import Method
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.control_bands import control_bands
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.kept import part_table
 from ot_lens.study.stage import Stage
-from ot_lens.study.summary import biting_layer
+from ot_lens.tables import control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap
 
 # Tables of quantities that cost an eigendecomposition a draw: a 95 % band is read off this many draws.
@@ -179,9 +178,13 @@ def _controls(study: Study) -> Tables:
 def _plane(study: Study) -> Tables:
     """Held-out prompts in the principal plane over the depth, before and after projection and transport."""
     config, test = study.config, study.acts["test"]
-    telling = biting_layer(study.sweep) if config.plane_layer is None else config.plane_layer
+    chosen_layer = config.plane_layer
+    if chosen_layer is None:
+        chosen_layer = most_effective_layer(reported(study.sweep))
     points, clouds = [], []
-    for layer in sorted({*spread(test.layers, MOST_PLANES), telling}):
+    for layer in sorted(
+        {*spread(test.layers, MOST_PLANES), *([] if chosen_layer is None else [chosen_layer])}
+    ):
         chosen = {
             method.label: by_layer[layer]
             for method, by_layer in study.maps.items()

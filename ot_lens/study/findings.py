@@ -1,4 +1,4 @@
-"""What a sweep found, in plain words, never beyond its intervals."""
+"""The findings of a sweep in sentences, never beyond its intervals."""
 
 from pathlib import Path
 
@@ -6,59 +6,70 @@ import pandas as pd
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.untrusted import shown
-from ot_lens.localization import (
+from ot_lens.study.summary import method_label
+from ot_lens.tables import (
+    ALL,
     INDUCE,
     LISTED,
     REMOVE,
     SEARCHED,
+    baseline_of,
+    best_singles,
+    controls_of,
+    effects,
     layers_label,
     one_direction,
+    select,
+    single_layers,
     verdict,
 )
-from ot_lens.study.summary import best_singles, effects, method_label
 
 FAMILIES = {
     "projection": ("directional_ablation", "rfa", "ace", "subspace_ablation", "leace"),
     "transport": ("pca_ot", "gaussian_ot"),
 }
+CONCLUSION = {
+    True: "one direction suffices to take most refusals away",
+    False: "one direction does not suffice to take most refusals away",
+    None: "whether one direction suffices is undecided",
+}
+SETS_OF_LAYERS = {
+    ALL: "Edited at all layers at once",
+    SEARCHED: "Best sets of layers, chosen on the validation prompts and measured on these",
+    LISTED: "Listed sets of layers",
+}
 
 
 def summarize(table: pd.DataFrame) -> list[str]:
-    """Findings of a sweep in sentences: which layers matter, what each method reaches, and at what cost."""
+    """Put a sweep into sentences: which layers matter, what each method achieves, and at what cost.
+
+    Args:
+        table: A sweep (`localize`).
+    """
     if "refusal_rate" not in set(table["measure"]):
         return _without_answers(table)
-    found = effects(table)
-    base = found[found["set"] == "none"].iloc[0]
-    best = best_singles(found)
-    bands = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
+    edits, best = effects(table), best_singles(table)
+    base = baseline_of(edits).iloc[0]
+    verdicts = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
     sentences = [
-        f"Unedited, the model refuses {_share(base)} of {int(base['n'])} held-out harmful prompts and "
+        f"Unedited, the model refuses {_refusal(base)} of {int(base['n'])} held-out harmful prompts and "
         f"{base['harmless_refusal']:.0%} of the harmless ones.",
         *_one_direction_sentence(table),
         *([_comparison_sentence(best)] if len(best) else []),
-        _layers_sentence(table, bands[REMOVE], found[found["set"] == "single"]),
-        *(_method_sentence(row, bands) for _, row in best.iterrows()),
+        _layers_sentence(table, verdicts[REMOVE], single_layers(edits)),
+        *(_method_sentence(row, verdicts) for _, row in best.iterrows()),
     ]
-    for layer_set, start in (
-        ("all", "Edited at all layers at once"),
-        (SEARCHED, "Best sets of layers, chosen on the validation prompts and measured on these"),
-        (LISTED, "Sets of layers that were named"),
-    ):
-        together = found[found["set"] == layer_set]
-        if len(together):
-            sentences.append(_together_sentence(start, together, with_layers=layer_set != "all"))
-    return sentences
+    groups = {start: select(edits, set=name) for name, start in SETS_OF_LAYERS.items()}
+    return sentences + [_together_sentence(start, rows) for start, rows in groups.items() if len(rows)]
 
 
 def findings(table: pd.DataFrame, run: Path) -> list[str]:
-    """`summarize`, of a table that was read from a file.
+    """`summarize` for a table that was read from a file.
 
     Raises:
-        RunFolderError: If its rows do not go together: it was altered.
+        RunFolderError: If its rows are inconsistent because the file was altered.
     """
     try:
-        if "refusal_rate" in set(table["measure"]):
-            best_singles(effects(table))  # what is printed beside the sentences
         return summarize(table)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise RunFolderError(
@@ -68,138 +79,131 @@ def findings(table: pd.DataFrame, run: Path) -> list[str]:
 
 
 def _without_answers(table: pd.DataFrame) -> list[str]:
-    """What next-token measures alone allow to say."""
+    """What next-token measures alone allow us to say."""
     sentences = ["The refusal rate was not measured: answers were not generated."]
-    if "refusal_score" in set(table["measure"]) and (table["control"] != "").any():
+    if "refusal_score" in set(table["measure"]) and len(controls_of(table)):
         sentences.append(_layers_sentence(table, verdict(table, REMOVE), table.iloc[:0]))
     return sentences
 
 
-def _share(row: pd.Series) -> str:
+def _refusal(row: pd.Series) -> str:
     return f"{row['refusal']:.0%} (95 % interval {row['low']:.0%} to {row['high']:.0%})"
 
 
 def _layers_sentence(table: pd.DataFrame, removal: pd.DataFrame, singles: pd.DataFrame) -> str:
     """A layer counts only above the control band; without controls the refusal rate alone is reported."""
-    if not (table["control"] != "").any():
-        lowered = _counted(singles, "lowers")
-        shown = f"lowers the refusal rate at {lowered}" if lowered else "lowers the refusal rate at no layer"
-        return f"A single-layer edit {shown}. No control was swept, so nothing is localized."
-    counted = _counted(removal, "localized")
-    if not counted:
+    if controls_of(table).empty:
+        layers = _methods_by_layer(singles, "lowers") or "no layer"
+        return (
+            f"A single-layer edit lowers the refusal rate at {layers}. "
+            "No control was swept, so nothing is localized."
+        )
+    layers = _methods_by_layer(removal, "localized")
+    if not layers:
         return "No single-layer edit lowers refusal beyond the control band: nothing is localized."
     return (
-        f"Refusal is removed beyond the control band, after Holm's correction over layers, at {counted}. "
+        f"Refusal is removed beyond the control band, after Holm's correction over layers, at {layers}. "
         "The band is what random subspaces and permuted labels do at equal rank."
     )
 
 
-def _counted(rows: pd.DataFrame, flag: str) -> str:
+def _methods_by_layer(rows: pd.DataFrame, flag: str) -> str:
+    """Layers where the flag is set for at least one method, with the number of methods."""
     counts = rows.groupby("layer")[flag].agg(["sum", "size"])
-    acting = counts[counts["sum"] > 0]
     return ", ".join(
-        f"layer {layer} ({int(row['sum'])} of {int(row['size'])} methods)" for layer, row in acting.iterrows()
+        f"layer {layer} ({int(row['sum'])} of {int(row['size'])} methods)"
+        for layer, row in counts[counts["sum"] > 0].iterrows()
     )
 
 
 def _one_direction_sentence(table: pd.DataFrame) -> list[str]:
-    found = one_direction(table)
-    if found is None:
+    best = one_direction(table)
+    if best is None:
         return []
-    meaning = {
-        True: "one direction suffices to take most refusals away",
-        False: "one direction does not suffice to take most refusals away",
-        None: "whether one direction suffices is not decided",
-    }
     return [
-        f"With the best single direction ablated at every block (RFA, direction of layer {found.layer}), "
-        f"{found.refusal:.0%} (95 % interval {found.low:.0%} to {found.high:.0%}) of {found.n} harmful "
-        f"prompts are still refused: {meaning[found.suffices]}."
+        f"With the best single direction ablated at every block (RFA, direction of layer {best.layer}), "
+        f"{best.refusal:.0%} (95 % interval {best.low:.0%} to {best.high:.0%}) of {best.n} harmful "
+        f"prompts are still refused: {CONCLUSION[best.suffices]}."
     ]
 
 
-def _method_sentence(best: pd.Series, bands: dict[str, pd.DataFrame]) -> str:
+def _method_sentence(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
     name = method_label(best["method"], best["k"])
     start = f"{name[0].upper()}{name[1:]}"
-    band = _band_words(best, bands)
+    beyond = _beyond_band(best, verdicts)
     if not best["lowers"]:
-        return f"{start}: no single layer lowers the refusal rate (best: {_share(best)}){band}."
-    right = "" if pd.isna(best["right"]) else f" and {best['right']:.0%} answered rightly"
+        return f"{start}: no single layer lowers the refusal rate (best: {_refusal(best)}){beyond}."
     return (
-        f"{start}: best at layer {int(best['layer'])}, {_share(best)} still refused{right}; cost on harmless "
-        f"prompts: {_cost(best)}{band}."
+        f"{start}: best at layer {int(best['layer'])}, {_refusal(best)} still refused{_correct(best)}; "
+        f"cost on harmless prompts: {_cost(best)}{beyond}."
     )
 
 
-def _band_words(best: pd.Series, bands: dict[str, pd.DataFrame]) -> str:
+def _beyond_band(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
     """Where the method removes and induces refusal beyond its control band, as the end of a sentence."""
-    words = []
+    k = None if pd.isna(best["k"]) else best["k"]
+    clauses = []
     for transport, verb in ((REMOVE, "removes refusal"), (INDUCE, "induces it on harmless prompts")):
-        rows = bands[transport]
-        k = rows["k"].isna() if pd.isna(best["k"]) else rows["k"] == best["k"]
-        mine = rows[(rows["method"] == best["method"]) & k]
-        if mine.empty or not (mine["draws"] > 0).any():
+        layers = select(verdicts[transport], method=best["method"], k=k)
+        localized = layers[layers["localized"]]
+        if not (layers["draws"] > 0).any():
             continue
-        above = mine[mine["localized"]]
-        if above.empty:
-            words.append(f"{verb} at no layer")
+        if localized.empty:
+            clauses.append(f"{verb} at no layer")
             continue
-        far = above.sort_values("margin").iloc[-1]
-        layers = layers_label(sorted(int(layer) for layer in above["layer"]))
-        plural = "layer" if len(above) == 1 else "layers"
-        words.append(
-            f"{verb} at {plural} {layers} (most at {int(far['layer'])}, by {far['margin']:.1f} nats)"
+        furthest = localized.sort_values("margin").iloc[-1]
+        plural = "layer" if len(localized) == 1 else "layers"
+        clauses.append(
+            f"{verb} at {plural} {layers_label(sorted(map(int, localized['layer'])))} "
+            f"(most at {int(furthest['layer'])}, by {furthest['margin']:.1f} nats)"
         )
-    return f"; beyond the control band it {' and '.join(words)}" if words else ""
+    return f"; beyond the control band it {' and '.join(clauses)}" if clauses else ""
+
+
+def _correct(row: pd.Series) -> str:
+    return "" if pd.isna(row["correct"]) else f" and {row['correct']:.0%} answered correctly"
 
 
 def _cost(row: pd.Series) -> str:
-    parts = []
-    if not pd.isna(row["kl"]):
-        parts.append(f"KL {row['kl']:.3f} nats")
-    if not pd.isna(row["harmless_right"]):
-        parts.append(f"{row['harmless_right']:.0%} answered exactly")
-    if not pd.isna(row["perplexity"]):
-        parts.append(f"perplexity {row['perplexity']:.2f}")
+    costs = {
+        "kl": "KL {:.3f} nats",
+        "harmless_correct": "{:.0%} answered correctly",
+        "perplexity": "perplexity {:.2f}",
+    }
+    parts = [text.format(row[name]) for name, text in costs.items() if not pd.isna(row[name])]
     return ", ".join(parts) or "not measured"
 
 
-def _together_sentence(start: str, together: pd.DataFrame, *, with_layers: bool) -> str:
+def _together_sentence(start: str, together: pd.DataFrame) -> str:
     parts = [
-        method_label(row["method"], row["k"])
-        + (f" at {row['layers']}," if with_layers else "")
-        + f" {row['refusal']:.0%} refused"
-        + ("" if pd.isna(row["right"]) else f" and {row['right']:.0%} right")
+        f"{method_label(row['method'], row['k'])}{'' if row['set'] == ALL else f' at {row.layers},'} "
+        f"{row['refusal']:.0%} refused{_correct(row)}"
         for _, row in together.iterrows()
     ]
     return f"{start}: {'; '.join(parts)}."
 
 
 def _comparison_sentence(best: pd.DataFrame) -> str:
-    """Transport against projection at their best single layers, only as far as the intervals part."""
+    """Transport against projection at their best single layers, as far as the intervals separate them."""
     chosen = {}
     for family, methods in FAMILIES.items():
-        part = best[best["method"].isin(methods)]
-        if part.empty:
+        rows = select(best, method=methods)
+        if rows.empty:
             return "Transport and projection were not both in this sweep, so they are not compared."
-        chosen[family] = part.assign(wrong=-part["right"].fillna(0)).sort_values(["wrong", "refusal"]).iloc[0]
+        ranked = rows.assign(wrong=-rows["correct"].fillna(0)).sort_values(["wrong", "refusal"])
+        chosen[family] = ranked.iloc[0]
     projection, transport = chosen["projection"], chosen["transport"]
     text = f"Best single layers: transport, {_at(transport)}; projection, {_at(projection)}"
-    answered = not (pd.isna(transport["right"]) or pd.isna(projection["right"]))
-    ends = ("right_low", "right_high") if answered else ("low", "high")
-    what = "right answers" if answered else "refusals"
-    if transport[ends[1]] < projection[ends[0]] or projection[ends[1]] < transport[ends[0]]:
-        more = (
-            transport["right"] > projection["right"]
-            if answered
-            else transport["refusal"] < projection["refusal"]
-        )
-        winner = "Transport" if more else "Projection"
-        return f"{text}. {winner} does better: the intervals of their {what} do not overlap."
-    return f"{text}. The intervals of their {what} overlap: this sweep does not tell them apart."
+    answered = not (pd.isna(transport["correct"]) or pd.isna(projection["correct"]))
+    low, high = ("correct_low", "correct_high") if answered else ("low", "high")
+    quantity = "correct answers" if answered else "refusals"
+    if transport[high] >= projection[low] and projection[high] >= transport[low]:
+        return f"{text}. The intervals of their {quantity} overlap: this sweep does not tell them apart."
+    transport_is_higher = transport[low] > projection[high]
+    winner = "Transport" if transport_is_higher == answered else "Projection"
+    return f"{text}. {winner} does better: the intervals of their {quantity} do not overlap."
 
 
 def _at(row: pd.Series) -> str:
-    right = "" if pd.isna(row["right"]) else f" and {row['right']:.0%} answered rightly"
     name = method_label(row["method"], row["k"])
-    return f"{name} at layer {int(row['layer'])} with {row['refusal']:.0%} refused{right}"
+    return f"{name} at layer {int(row['layer'])} with {row['refusal']:.0%} refused{_correct(row)}"

@@ -6,13 +6,11 @@ from ot_lens.activations import Activations, ActivationStore, captured, plan_sha
 from ot_lens.behaviour import PanelSettings, plan_filter, treated_as_labelled
 from ot_lens.execution import Executor
 from ot_lens.localization import (
-    UNEDITED,
     Candidate,
     Measured,
     Measuring,
     Method,
     fit_maps,
-    join,
     measure_units,
     measured_unedited,
     plan_by_pieces,
@@ -27,6 +25,7 @@ from ot_lens.study.folder import RunFolder
 from ot_lens.study.kept import KeptPieces, part_table
 from ot_lens.study.preparation import Prepared, filter_options
 from ot_lens.study.stage import Stage
+from ot_lens.tables import UNEDITED, join
 from ot_lens.transport import AffineMap
 
 # Folder of which prompts a filter keeps, which is asked again as long as the model is needed.

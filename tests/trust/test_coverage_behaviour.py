@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from ot_lens.behaviour import agreement, holm, mcnemar, paired_bootstrap
-from ot_lens.localization import REMOVE, one_direction, verdict
 from ot_lens.statistics.estimates import Resampled, mean, perplexity, rate
+from ot_lens.tables import REMOVE, one_direction, verdict
 from tests.trust.coverage_counts import Counted, covered
 
 SHARES = np.linspace(0.005, 0.995, 199)

@@ -12,13 +12,14 @@ import torch
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
-from ot_lens.localization import COLUMNS, Method, as_methods
+from ot_lens.localization import Method, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.prompts import CLASSES, ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig, parse_config
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.sweeping import map_folder
 from ot_lens.study.verifying.check import NotAtHandError
+from ot_lens.tables import COLUMNS
 from ot_lens.transport import AffineMap
 
 T = TypeVar("T")

@@ -11,13 +11,12 @@ from functools import cache
 import pandas as pd
 from scipy import stats
 
-from ot_lens.localization import COLUMNS
-from ot_lens.localization.paired import add_holm
 from ot_lens.paper_study.table import paper_table
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
 from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import EXACT, Compared, compare
 from ot_lens.study.verifying.evidence import Evidence, restricted
+from ot_lens.tables import COLUMNS, add_holm
 
 DRAWN = ("null_mean", "null_low", "null_high", "low", "high")
 # arccos of a cosine near 1 keeps half of its digits.

@@ -1,6 +1,5 @@
 """Rows of the sweep measured again: the sweep is planned anew, and some of its candidates are measured."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,6 @@ import pandas as pd
 
 from ot_lens.execution import LocalExecutor
 from ot_lens.localization import (
-    UNEDITED,
     Candidate,
     Measuring,
     measure_units,
@@ -17,7 +15,7 @@ from ot_lens.localization import (
     read_baseline,
     unfinished,
 )
-from ot_lens.localization.rows import NOWHERE, TYPES, place
+from ot_lens.localization.rows import place
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
@@ -25,12 +23,9 @@ from ot_lens.study.preparation import Prepared
 from ot_lens.study.verifying.check import Check, exact, listed
 from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
+from ot_lens.tables import IDENTITY, TYPES, UNEDITED, UNEDITED_COLUMNS
 
-PLACE = (
-    "set", "layers", "layer", "method", "k", "strength", "transport", "control", "draw", "fitting",
-)  # fmt: skip
 HOW = "measured again"
-Place = tuple[Any, ...]
 
 
 def swept(
@@ -51,15 +46,12 @@ def swept(
         tokens=config.tokens,
     )
     table = run.sweep
-    rows = rows_by_candidate(table)
-    places = dict(
-        zip([UNEDITED, *(c.key for c in found)], _numbered([NOWHERE, *map(place, found)]), strict=True)
-    )
-    yield _planned(list(places.values()), list(rows), len(table))
-    yield _alike(found, places, rows, len(table))
-    chosen = _chosen(run, found, {key: len(rows.get(where, ())) for key, where in places.items()})
+    rows = {str(key): part for key, part in table.groupby("key", sort=False)}
+    yield _planned([UNEDITED_COLUMNS, *map(place, found)], table)
+    yield _alike(found, rows, len(table))
+    chosen = _chosen(run, found, {key: len(part) for key, part in rows.items()})
     again = _measured(executor, prompts, found, chosen, ready, config)
-    stored = [rows[places[key]] for key in again if places[key] in rows]
+    stored = [rows[key] for key in again if key in rows]
     expected = pd.concat(list(again.values()), ignore_index=True).astype(TYPES)
     seen = compare(pd.concat(stored, ignore_index=True), expected, tolerance, without=("p_holm",))
     yield seen.check("localization", HOW, len(table), tolerance)
@@ -84,49 +76,28 @@ def _measured(
     return {key: again[key] for key in (UNEDITED, *chosen)}
 
 
-def rows_by_candidate(table: pd.DataFrame) -> dict[Place, pd.DataFrame]:
-    """Rows of each candidate by its place in the table; a measure that comes again begins another one."""
-    columns = [[None if pd.isna(v) else v for v in table[name].tolist()] for name in PLACE]
-    measured = list(zip(table["measure"], table["prompts"], strict=True))
-    starts: list[int] = []
-    seen: set[tuple[str, str]] = set()
-    wheres = list(zip(*columns, strict=True))
-    for row, (where, measure) in enumerate(zip(wheres, measured, strict=True)):
-        if not row or where != wheres[row - 1] or measure in seen:
-            starts.append(row)
-            seen = set()
-        seen.add(measure)
-    keys = _numbered([dict(zip(PLACE, wheres[start], strict=True)) for start in starts])
-    ends = [*starts[1:], len(table)]
-    return {k: table.iloc[a:b] for k, a, b in zip(keys, starts, ends, strict=True)}
-
-
-def _numbered(places: Sequence[Mapping[str, Any]]) -> list[Place]:
-    """Places as tuples; methods that differ in a parameter which the table has no column for are counted."""
-    counts: Counter[Place] = Counter()
-    found = []
-    for where in places:
-        key = tuple(None if pd.isna(where[name]) else where[name] for name in PLACE)
-        found.append((*key, counts[key]))
-        counts[key] += 1
-    return found
-
-
-def _planned(planned: Sequence[Place], held: Sequence[Place], rows: int) -> Check:
-    """Every candidate of the plan stands there, in its place, and no other does."""
-    lacking = [_told(p) for p in planned if p not in set(held)]
-    more = [_told(p) for p in held if p not in set(planned)]
-    moved = not lacking and not more and list(planned) != list(held)
+def _planned(candidates: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> Check:
+    """Whether the table has the rows of every planned candidate, in order, and no others."""
+    planned = {where["key"]: _identity(where) for where in candidates}
+    columns = table[list(IDENTITY)].drop_duplicates().to_dict("records")
+    stored = [_identity(where) for where in columns]
+    keys = [where[0] for where in stored]
+    missing = [key for key in planned if key not in set(keys)]
+    unknown = [str(key) for key in dict.fromkeys(keys) if key not in planned]
+    altered = [str(where[0]) for where in stored if where[0] in planned and planned[where[0]] != where]
+    starts = (table["key"] != table["key"].shift()).sum()
+    moved = not (missing or unknown or altered) and (keys != list(planned) or starts != len(keys))
     wrong = [
-        *([f"no rows of {listed(lacking)}"] if lacking else []),
-        *([f"rows of {listed(more)}, which was not planned"] if more else []),
-        *(["rows stand in another order"] if moved else []),
+        *([f"no rows of {listed(missing)}"] if missing else []),
+        *([f"rows of {listed(unknown)}, which was not planned"] if unknown else []),
+        *([f"other columns than planned for {listed(altered)}"] if altered else []),
+        *(["rows are in another order"] if moved else []),
     ]
-    return exact("localization", "planned again", wrong, rows)
+    return exact("localization", "planned again", wrong, len(table))
 
 
-def _told(key: Place) -> str:
-    return " ".join(str(part) for part in key[:-1] if part not in (None, "", 1.0))
+def _identity(where: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(where[name]) else where[name] for name in IDENTITY)
 
 
 def _kind(candidate: Candidate) -> tuple[Any, ...]:
@@ -141,18 +112,15 @@ def _kind(candidate: Candidate) -> tuple[Any, ...]:
     )
 
 
-def _alike(
-    found: Sequence[Candidate], places: Mapping[str, Place], rows: Mapping[Place, pd.DataFrame], count: int
-) -> Check:
+def _alike(found: Sequence[Candidate], rows: Mapping[str, pd.DataFrame], count: int) -> Check:
     """Candidates of one kind have the same measures, so that one that lost or gained a row shows."""
     kinds: dict[tuple[Any, ...], Any] = {}
     wrong = []
     for candidate in found:
-        where = places[candidate.key]
-        if where in rows:
-            held = rows[where][["measure", "prompts", "unit"]].to_numpy().tolist()
-            if kinds.setdefault(_kind(candidate), held) != held:
-                wrong.append(f"{_told(where)} has other measures than its like")
+        if candidate.key in rows:
+            measures = rows[candidate.key][["measure", "prompts", "unit"]].to_numpy().tolist()
+            if kinds.setdefault(_kind(candidate), measures) != measures:
+                wrong.append(f"{candidate.key} has other measures than others of its kind")
     return exact("localization", "measures alike", wrong, count)
 
 
@@ -169,5 +137,5 @@ def _chosen(run: Evidence, found: Sequence[Candidate], sizes: Mapping[str, int])
         if number >= len(first) and count >= run.sample:
             break
         chosen.add(candidate.key)
-        count += sizes[candidate.key]
+        count += sizes.get(candidate.key, 0)
     return [candidate.key for candidate in found if candidate.key in chosen]

@@ -1,0 +1,47 @@
+"""The sweep's table: its columns, their types, and the words that stand in them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from ot_lens.tables.multiplicity import add_holm
+
+# Key, method and layer set of the rows of the unedited model.
+UNEDITED = "none"
+SINGLE, PAIR, ALL = "single", "pair", "all"
+SETS = (SINGLE, PAIR, ALL)
+LISTED, SEARCHED = "listed", "search"
+REMOVE, INDUCE = "harmful_to_harmless", "harmless_to_harmful"
+NOT_A_CONTROL = ""
+INDEPENDENT, SEQUENTIAL = "independent", "sequential"
+
+# What a candidate is, in the columns of the table. The key alone identifies it.
+IDENTITY = (
+    "key", "set", "layers", "layer", "method", "k", "strength", "transport", "control", "draw", "fitting",
+)  # fmt: skip
+COLUMNS = (
+    "key", "set", "layers", "layer", "method", "k", "strength", "tokens", "hook", "transport", "control",
+    "draw", "fitting", "measure", "prompts", "value", "low", "high", "n", "unit", "interval", "p_value",
+    "p_holm", "test", "seed", "engine", "note",
+)  # fmt: skip
+TYPES = {"layer": "Int64", "k": "Int64", "draw": "Int64", "n": "int64"} | dict.fromkeys(
+    ("value", "low", "high", "p_value", "p_holm", "strength"), "float64"
+)
+UNEDITED_COLUMNS: dict[str, Any] = {
+    "key": UNEDITED, "set": UNEDITED, "layers": "", "layer": None, "method": UNEDITED, "k": None,
+    "strength": 0.0, "tokens": "", "hook": "", "transport": "", "control": NOT_A_CONTROL, "draw": None,
+    "fitting": "", "engine": "hooks", "note": "",
+}  # fmt: skip
+
+
+def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Concatenate the tables of a sweep's candidates and correct the p-values over layers (Holm)."""
+    return add_holm(pd.concat(tables, ignore_index=True).astype(TYPES))
+
+
+def layers_label(layers: Sequence[int]) -> str:
+    """Layers as text: "4" for one, "0-7" for three or more consecutive ones, "1,4" otherwise."""
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))

@@ -1,0 +1,120 @@
+"""Selecting rows of a sweep, and of the tables derived from it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
+
+# The settings that must not be mixed in one curve, each with the value to use where the sweep has several.
+# None stands for the largest strength, and for the first value of the other settings.
+SETTINGS: Mapping[str, Any] = {
+    "fitting": INDEPENDENT,
+    "strength": None,
+    "tokens": "all",
+    "hook": None,
+    "seed": None,
+}
+
+
+def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
+    """Rows whose columns have the given values.
+
+    Args:
+        table: Any table.
+        criteria: Value by column: a tuple, list or set allows any of its values, None selects missing values.
+
+    Raises:
+        KeyError: If a column does not exist.
+    """
+    keep = pd.Series(data=True, index=table.index)
+    for column, value in criteria.items():
+        values = table[column]
+        if value is None:
+            keep &= values.isna()
+        elif isinstance(value, (tuple, list, set, frozenset)):
+            keep &= values.isin(list(value))
+        else:
+            keep &= values.eq(value).fillna(value=False).astype(bool)
+    return table[keep]
+
+
+def measured(table: pd.DataFrame, measure: str, prompts: str) -> pd.DataFrame:
+    """Rows of one measure on one class of prompts."""
+    return select(table, measure=measure, prompts=prompts)
+
+
+def baseline_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the unedited model."""
+    return select(table, method=UNEDITED)
+
+
+def edits_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of edited models, controls included."""
+    return table[table["method"] != UNEDITED]
+
+
+def controls_of(table: pd.DataFrame, kind: str | None = None) -> pd.DataFrame:
+    """Rows of the controls, or of one kind of control; none where the table has no such column."""
+    if "control" not in table:
+        return table.iloc[:0]
+    return table[_control(table) != NOT_A_CONTROL] if kind is None else select(table, control=kind)
+
+
+def not_controls(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are not controls; the unedited model is among them."""
+    return table[_control(table) == NOT_A_CONTROL] if "control" in table else table
+
+
+def real_edits(table: pd.DataFrame) -> pd.DataFrame:
+    """The unedited model and the edits from harmful to harmless, without controls."""
+    real = not_controls(table)
+    return real[real["transport"].fillna("") != INDUCE] if "transport" in real else real
+
+
+def single_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of edits at a single layer."""
+    return table[table["layer"].notna()]
+
+
+def every_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of edits at all layers together."""
+    return select(table, set=ALL)
+
+
+def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one setting per method and rank; see `SETTINGS`."""
+    keep = pd.Series(data=True, index=table.index)
+    for column, preferred in SETTINGS.items():
+        if column not in table:
+            continue
+        for _, values in table[keep].groupby(["method", "k"], dropna=False, sort=False)[column]:
+            known = values.dropna()
+            if len(known):
+                other = known.max() if column == "strength" else known.iloc[0]
+                chosen = preferred if preferred in set(known) else other
+                keep[values.index] = values.isna() | (values == chosen)
+    return table[keep]
+
+
+def by_depth(table: pd.DataFrame) -> pd.DataFrame:
+    """What a curve over the layers shows: real edits of single layers and of all, at one setting each."""
+    return at_one_setting(select(real_edits(table), set=(UNEDITED, SINGLE, ALL)))
+
+
+def reported(table: pd.DataFrame) -> pd.DataFrame:
+    """What the findings are about: real edits at one setting each; pairs, which have no answers, left out."""
+    real = real_edits(table)
+    return at_one_setting(real[real["set"] != PAIR])
+
+
+def methods_of(table: pd.DataFrame) -> Iterator[tuple[tuple[str, int | None], pd.DataFrame]]:
+    """Each method and rank with its rows, in the order of the table; the unedited model is left out."""
+    groups: Any = edits_of(table).groupby(["method", "k"], dropna=False, sort=False)
+    for (method, k), rows in groups:
+        yield (str(method), None if pd.isna(k) else int(k)), rows
+
+
+def _control(table: pd.DataFrame) -> pd.Series:
+    return table["control"].fillna(NOT_A_CONTROL)
