@@ -22,14 +22,15 @@ from .behaviour import refusal_token_ids as refusal_token_ids
 from .behaviour import refuses as refuses
 from .behaviour import save_completions as save_completions
 from .behaviour import text_loss as text_loss
-from .directions import NoDirectionLeftError as NoDirectionLeftError
 from .directions import RefusalDirectionRun as RefusalDirectionRun
 from .directions import Selection as Selection
 from .directions import compare_directions as compare_directions
 from .directions import read_refusal_direction_run as read_refusal_direction_run
 from .directions import score_directions as score_directions
 from .directions import select_direction as select_direction
+from .errors import NoDirectionLeftError as NoDirectionLeftError
 from .errors import OtLensError as OtLensError
+from .errors import PoorFitWarning as PoorFitWarning
 from .explorer import explore as explore
 from .gaussian import BuresWasserstein as BuresWasserstein
 from .gaussian import Gaussian as Gaussian
@@ -76,7 +77,6 @@ from .tables import verdict as verdict
 from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo
-from .transport import PoorFitWarning as PoorFitWarning
 from .transport import SupportMask as SupportMask
 from .transport import fit as fit
 from .transport import fit_ace as fit_ace

@@ -1,6 +1,7 @@
 """Named errors. Each message gives the cause, the value that caused it and the remedy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 LONGEST = 80  # characters of a wrong value in a message
 LONGEST_MESSAGE = 2_000
@@ -58,6 +59,60 @@ class CannotWriteError(RunFolderError):
 
 class ConfigError(OtLensError):
     """A study configuration that does not validate."""
+
+
+class TableError(OtLensError):
+    """A table that cannot be drawn: a column is missing."""
+
+
+class NothingToDrawError(TableError):
+    """A table that is missing, empty, or without a finite value of the quantity drawn."""
+
+
+class AlteredTableError(OtLensError):
+    """A table with all its columns, but with rows that no sweep writes together."""
+
+
+class ExplorerError(OtLensError):
+    """The explorer cannot be served as asked."""
+
+
+class ExecutorError(OtLensError):
+    """An executor that is not installed, cannot be reached, or has no room for the model."""
+
+
+class SinglePassError(OtLensError):
+    """The single-pass engine does not serve this model or edit; plain hooks do."""
+
+
+class JudgeError(OtLensError):
+    """A judge that cannot be built or used, or whose verdicts cannot be read."""
+
+
+class EvidenceError(OtLensError):
+    """Something that a check of `verify` needs is missing; a check of its own reports that."""
+
+
+class NoDirectionLeftError(OtLensError):
+    """The filters of direction selection left no candidate.
+
+    Attributes:
+        filters: How many candidates each filter removed, in order (`FilterCount`).
+        table: The candidates, each with the filter that dropped it.
+    """
+
+    def __init__(self, message: str, filters: Any, table: Any) -> None:
+        super().__init__(message)
+        self.filters = filters
+        self.table = table
+
+
+class PoorFitWarning(UserWarning):
+    """A map whose numbers should not be trusted as they are; the message names the remedy."""
+
+
+class BatchHalvedWarning(UserWarning):
+    """A batch did not fit into memory and was split in two; the results are those of the whole batch."""
 
 
 def one_of(what: str, value: object, allowed: Sequence[str], error: type[OtLensError] = ConfigError) -> None:

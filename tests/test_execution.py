@@ -17,14 +17,8 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.errors import ModelError
-from ot_lens.execution import (
-    ExecutorError,
-    LocalExecutor,
-    RayExecutor,
-    open_executor,
-    ray_cluster,
-)
+from ot_lens.errors import BatchHalvedWarning, ExecutorError, ModelError
+from ot_lens.execution import LocalExecutor, RayExecutor, open_executor, ray_cluster
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import (
     Candidate,
@@ -36,7 +30,6 @@ from ot_lens.localization import (
     read_baseline,
     units,
 )
-from ot_lens.models import BatchHalvedWarning
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap

@@ -23,7 +23,6 @@ import ot_lens as otl
 from ot_lens.behaviour import (
     ClassifierJudge,
     Judge,
-    JudgeError,
     PhraseJudge,
     Verdict,
     YesNoJudge,
@@ -36,7 +35,7 @@ from ot_lens.behaviour import (
     refuses,
     save_completions,
 )
-from ot_lens.errors import ModelError, OtLensError, PromptError, RunFolderError
+from ot_lens.errors import JudgeError, ModelError, OtLensError, PromptError, RunFolderError
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt
 from tests import checkpoints

@@ -17,9 +17,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import ot_lens as otl
-from ot_lens.errors import ModelError, PromptError
+from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
 from ot_lens.models import (
-    BatchHalvedWarning,
     TokenBatch,
     backend,
     batches,

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from ot_lens import plots
-from ot_lens.errors import OtLensError
+from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.plots import gallery, measures, plane, rows, style
 from ot_lens.plots.lines import cost_ticks
 from tests import generators_tables as tables_of
@@ -335,7 +335,7 @@ def test_global_settings_stay_as_they_were(name):
         draw(name)
         assert dict(mpl.rcParams) == before
         empty = {table: frame.iloc[:0] for table, frame in TABLES.items()}
-        with pytest.raises(plots.NothingToDrawError):
+        with pytest.raises(NothingToDrawError):
             draw(name, empty)
         assert dict(mpl.rcParams) == before
 
@@ -427,7 +427,7 @@ OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("local
 )
 def test_every_shape_of_run_is_drawn(name, shape):
     if name in BEYOND.get(shape, ()):
-        with pytest.raises(plots.NothingToDrawError):
+        with pytest.raises(NothingToDrawError):
             draw(name, SHAPES[shape])
         return
     assert any(ax.has_data() for ax in draw(name, SHAPES[shape]).axes)
@@ -459,7 +459,7 @@ def test_one_prompt_a_class_is_drawn_without_ellipses():
     [(TABLES["geometry"].iloc[:0], "is empty"), (TABLES["spectra"], "no column")],
 )
 def test_a_table_that_cannot_be_drawn_says_so(table, message):
-    with pytest.raises(plots.TableError, match=message):
+    with pytest.raises(TableError, match=message):
         plots.w2_per_layer(table)
 
 
@@ -470,9 +470,9 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
         plots.draw_all(TABLES, tmp_path, formats=("gif",))
     with pytest.raises(OtLensError, match="kl/harmless"):
         plots.localization_curve(TABLES["localization"], "asr")
-    with pytest.raises(plots.TableError, match="layer 99 is not in the plane table"):
+    with pytest.raises(TableError, match="layer 99 is not in the plane table"):
         plots.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], layer=99)
-    with pytest.raises(plots.TableError, match="position 5 is not in the table"):
+    with pytest.raises(TableError, match="position 5 is not in the table"):
         plots.w2_per_layer(TABLES["geometry"], position=5)
 
 

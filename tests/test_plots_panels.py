@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ot_lens import plots
+from ot_lens.errors import NothingToDrawError, TableError
 from ot_lens.plots import angles, controls, embedded, grids, measures, panels, quality, visibility
 from ot_lens.plots.heat_panels import cell_edges
 from ot_lens.plots.screen import SCREEN
@@ -129,7 +130,7 @@ def test_pairs_are_the_tables_and_the_best_is_outlined():
 
 
 def test_a_sweep_without_pairs_says_how_to_get_them():
-    with pytest.raises(plots.NothingToDrawError, match="sets: "):
+    with pytest.raises(NothingToDrawError, match="sets: "):
         plots.pair_matrix(tables_of.localization())
 
 
@@ -146,7 +147,7 @@ def test_ranks_and_strengths_by_layer_are_the_tables():
 
 
 def test_one_strength_is_no_heat_map():
-    with pytest.raises(plots.NothingToDrawError, match="fewer than two strengths"):
+    with pytest.raises(NothingToDrawError, match="fewer than two strengths"):
         plots.strength_by_layer(tables_of.localization())
 
 
@@ -240,12 +241,12 @@ def test_an_empty_table_and_one_of_missing_values_are_answered_alike():
         measured = ("value", "angle", "cosine", "pc1", "eigenvalue")
         blank = [table.assign(**{c: np.nan for c in measured if c in table}) for table in needed]
         for tables in ([table.iloc[:0] for table in needed], blank):
-            with pytest.raises(plots.NothingToDrawError):
+            with pytest.raises(NothingToDrawError):
                 entry.draw(*tables)
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(plots.TableError, match="no column edited_layer"):
+    with pytest.raises(TableError, match="no column edited_layer"):
         plots.visibility_to_monitor(TABLES["visibility"].drop(columns="edited_layer"))
 
 

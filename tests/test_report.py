@@ -10,7 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from ot_lens.plots import GALLERY, MEASURES, NothingToDrawError, contenders
+from ot_lens.errors import NothingToDrawError
+from ot_lens.plots import GALLERY, MEASURES, contenders
 from ot_lens.plots.measures import sweep_rows
 from ot_lens.plots.rows import Curve, curve
 from ot_lens.plots.screen import SCREEN, stacked

@@ -11,13 +11,8 @@ import torch
 
 import ot_lens as otl
 from ot_lens.behaviour import kl_divergence, model_phrases, refusal_token_ids, refuses, score_from_logprobs
-from ot_lens.directions import (
-    NoDirectionLeftError,
-    read_refusal_direction_run,
-    score_directions,
-    select_direction,
-)
-from ot_lens.errors import HookError, OtLensError, OtLensTypeError
+from ot_lens.directions import read_refusal_direction_run, score_directions, select_direction
+from ot_lens.errors import HookError, NoDirectionLeftError, OtLensError, OtLensTypeError
 from ot_lens.models import backend, batches
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap

@@ -7,8 +7,9 @@ import torch
 
 import ot_lens as otl
 from ot_lens.behaviour import next_token_logprobs
+from ot_lens.errors import SinglePassError
 from ot_lens.models import backend
-from ot_lens.single_pass import SinglePassError, next_token_sweep, why_not
+from ot_lens.single_pass import next_token_sweep, why_not
 from ot_lens.transport import AffineMap
 from tests import families
 

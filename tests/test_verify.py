@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 import ot_lens as otl
 from ot_lens.cli import app
-from ot_lens.errors import ConfigError, OtLensError, RunFolderError
+from ot_lens.errors import ConfigError, OtLensError, RunFolderError, TableError
 from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.plots.gallery import GALLERY, Drawn, inputs
-from ot_lens.plots.rows import TableError
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.study.pins import file_hashes, manifest_hash
 from ot_lens.study.verifying import comparing

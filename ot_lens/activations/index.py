@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, 
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import MOST_JSON, read_json, write_json, write_text, writing
-from ot_lens.io.untrusted import read_bounded, shown
+from ot_lens.io.untrusted import quoted, read_bounded
 
 SCHEMA = 2
 INDEX, CHECKSUMS = "index.json", "shards.sha256"
@@ -64,7 +64,7 @@ def read_index(folder: Path) -> Index:
         return Index.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = shown(".".join(str(part) for part in first["loc"]))
+        place = quoted(".".join(str(part) for part in first["loc"]))
         raise RunFolderError(
             f"{folder / INDEX} is damaged at {place} ({first['msg']}): restore it, or capture into a new "
             "folder."

@@ -17,14 +17,7 @@ from ot_lens.behaviour.filtering import (
     plan_filter,
     treated_as_labelled,
 )
-from ot_lens.behaviour.judges import (
-    Judge,
-    JudgeError,
-    Judgement,
-    PhraseJudge,
-    Verdict,
-    judge_completions,
-)
+from ot_lens.behaviour.judges import Judge, Judgement, PhraseJudge, Verdict, judge_completions
 from ot_lens.behaviour.lazy_judge import LazyJudge
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
 from ot_lens.behaviour.panel import (
@@ -66,7 +59,6 @@ __all__ = [
     "Estimate",
     "FilterPlan",
     "Judge",
-    "JudgeError",
     "Judgement",
     "LazyJudge",
     "NextToken",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ot_lens.behaviour.judges import JudgeError, Judgement
+from ot_lens.behaviour.judges import Judgement
+from ot_lens.errors import JudgeError
 from ot_lens.statistics.estimates import CONFIDENCE, RESAMPLES, Estimate, rate
 
 

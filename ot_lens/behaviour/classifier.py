@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ot_lens.behaviour.judges import QUESTIONS, JudgeError, Verdict
+from ot_lens.behaviour.judges import QUESTIONS, Verdict
 from ot_lens.behaviour.templates import checked_template, fill
-from ot_lens.errors import ModelError, one_of
+from ot_lens.errors import JudgeError, ModelError, one_of
 from ot_lens.generation import Completion
 from ot_lens.models import evaluating, groups_by_length
 from ot_lens.prompts import Prompt

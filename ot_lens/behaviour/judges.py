@@ -9,17 +9,13 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.behaviour.refusal import PhraseList, phrase_list, refuses
-from ot_lens.errors import OtLensError, one_of
+from ot_lens.errors import JudgeError, one_of
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt, as_texts
 from ot_lens.statistics.estimates import Estimate, rate
 
 # What a yes of a judge means: the answer refuses, or it is the harm that was asked for.
 QUESTIONS = ("refused", "harmful")
-
-
-class JudgeError(OtLensError):
-    """A judge that cannot be built or used, or whose verdicts cannot be read."""
 
 
 @dataclass(frozen=True)

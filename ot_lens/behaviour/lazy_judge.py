@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ot_lens.behaviour.classifier import ClassifierJudge
-from ot_lens.behaviour.judges import Judge, JudgeError, Verdict
+from ot_lens.behaviour.judges import Judge, Verdict
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
-from ot_lens.errors import ModelError
+from ot_lens.errors import JudgeError, ModelError
 from ot_lens.generation import Completion
 from ot_lens.models import load_model
 from ot_lens.prompts import Prompt

@@ -15,7 +15,7 @@ from torch import Tensor
 from ot_lens.behaviour.next_token import next_token_logprobs
 from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
-from ot_lens.io.untrusted import MIB, read_bounded, shown
+from ot_lens.io.untrusted import MIB, quoted, read_bounded
 from ot_lens.models import Backend, backend
 from ot_lens.prompts import Prompt
 
@@ -208,7 +208,7 @@ def _declared(served: Backend) -> _Declared:
         first = error.errors()[0]
         place = ".".join(("ot_lens", *(str(part) for part in first["loc"])))
         raise PromptError(
-            f"tokenizer_config.json of the model: {shown(place)}: {first['msg']}: correct or remove it."
+            f"tokenizer_config.json of the model: {quoted(place)}: {first['msg']}: correct or remove it."
         ) from error
 
 

@@ -2,9 +2,10 @@
 
 from string import Formatter
 
-from ot_lens.behaviour.judges import JudgeError, answer_text
+from ot_lens.behaviour.judges import answer_text
+from ot_lens.errors import JudgeError
 from ot_lens.generation import Completion
-from ot_lens.io.untrusted import in_short
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.prompts import Prompt
 
 FIELDS = ("prompt", "completion")
@@ -20,7 +21,7 @@ def checked_template(template: str) -> str:
         fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError as error:
         raise JudgeError(
-            f"the template cannot be filled ({in_short(error)}): write a plain brace twice."
+            f"the template cannot be filled ({abbreviated(error)}): write a plain brace twice."
         ) from error
     unknown = sorted(fields - set(FIELDS))
     if unknown:

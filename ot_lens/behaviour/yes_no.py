@@ -10,9 +10,9 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ot_lens.behaviour.judges import QUESTIONS, JudgeError, Verdict, answer_text
+from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text
 from ot_lens.behaviour.templates import checked_template, fill
-from ot_lens.errors import PromptError, one_of
+from ot_lens.errors import JudgeError, PromptError, one_of
 from ot_lens.generation import Completion, eos_ids
 from ot_lens.models import (
     TokenBatch,

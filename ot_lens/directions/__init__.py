@@ -6,11 +6,10 @@ Source: Arditi et al. 2024 (arXiv 2406.11717), section 2.3 and appendix C.
 from ot_lens.directions.comparison import compare_directions
 from ot_lens.directions.published_run import RefusalDirectionRun, read_refusal_direction_run
 from ot_lens.directions.scoring import score_directions
-from ot_lens.directions.selection import FilterCount, NoDirectionLeftError, Selection, select_direction
+from ot_lens.directions.selection import FilterCount, Selection, select_direction
 
 __all__ = [
     "FilterCount",
-    "NoDirectionLeftError",
     "RefusalDirectionRun",
     "Selection",
     "compare_directions",

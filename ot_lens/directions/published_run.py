@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ot_lens.errors import OtLensError, RunFolderError
 from ot_lens.io.files import read_json
-from ot_lens.io.untrusted import MIB, check_size, listed, shown
+from ot_lens.io.untrusted import MIB, check_size, listed, quoted
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 DIRECTION = "direction.pt"
@@ -193,7 +193,7 @@ def _tensor(path: Path, ndim: int) -> Tensor | None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunFolderError(f"{path} is damaged, or more than a tensor: {shown(reason)}") from error
+        raise RunFolderError(f"{path} is damaged, or more than a tensor: {quoted(reason)}") from error
     if not isinstance(loaded, Tensor) or loaded.ndim != ndim or not loaded.is_floating_point():
         found = f"shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else type(loaded).__name__
         raise RunFolderError(f"{path} holds {found}: expected a floating-point tensor of {ndim} axes.")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ot_lens.errors import OtLensError
-from ot_lens.io.untrusted import in_short
+from ot_lens.errors import NoDirectionLeftError, OtLensError
+from ot_lens.io.untrusted import abbreviated
 
 SCORES = ("refusal_score", "steering_score", "kl_div_score")
 
@@ -30,20 +30,6 @@ class FilterCount:
     def __str__(self) -> str:
         """The rule and its count."""
         return f"{self.rule}: {self.removed}"
-
-
-class NoDirectionLeftError(OtLensError):
-    """The filters of direction selection left no candidate.
-
-    Attributes:
-        filters: How many each filter removed, in order.
-        table: The candidates, each with the filter that dropped it.
-    """
-
-    def __init__(self, message: str, filters: tuple[FilterCount, ...], table: pd.DataFrame) -> None:
-        super().__init__(message)
-        self.filters = filters
-        self.table = table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,7 +119,7 @@ def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
         numbers = table[["position", "layer", *SCORES]].astype(dict.fromkeys(SCORES, np.float64))
         table = table.assign(**numbers.astype({"position": np.int64, "layer": np.int64}))
     except (TypeError, ValueError) as error:
-        raise OtLensError(f"the scores hold something that is no number: {in_short(error)}.") from error
+        raise OtLensError(f"the scores hold something that is no number: {abbreviated(error)}.") from error
     twice = table.duplicated(["position", "layer"])
     if twice.any():
         row = table[twice].iloc[0]

@@ -4,15 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from ot_lens.errors import OtLensError, one_of
+from ot_lens.errors import ExecutorError, one_of
 
 NAMES = ("local", "ray")
 
 T = TypeVar("T")
-
-
-class ExecutorError(OtLensError):
-    """An executor that is not installed, cannot be reached, or has no place for the model."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ot_lens.execution.executor import ExecutorError
+from ot_lens.errors import ExecutorError
 
 # Bytes of the object store of a cluster started here; what does not fit Ray keeps on disk.
 OBJECT_STORE = 2**29

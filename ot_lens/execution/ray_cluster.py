@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ot_lens.errors import OtLensError
-from ot_lens.execution.executor import ExecutorError
+from ot_lens.errors import ExecutorError, OtLensError
 from ot_lens.execution.ray_address import connect
 from ot_lens.execution.ray_worker import Worker
 

@@ -8,12 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.code import program, sweep_lines, table
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import NothingToDrawError, localization_curve
+from ot_lens.plots import localization_curve
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
 from ot_lens.plots.panels import CurvePanel, Series, null_of

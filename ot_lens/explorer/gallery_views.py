@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from ot_lens.errors import TableError
 from ot_lens.explorer.code import program
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import GALLERY, TableError
+from ot_lens.plots import GALLERY
 from ot_lens.plots.gallery import Entry, inputs
 from ot_lens.plots.screen import SCREEN
 

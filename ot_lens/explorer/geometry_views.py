@@ -5,16 +5,12 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.code import program, table
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import (
-    NothingToDrawError,
-    covariance_spectra,
-    direction_cosines,
-    w2_per_layer,
-)
+from ot_lens.plots import covariance_spectra, direction_cosines, w2_per_layer
 from ot_lens.plots.screen import SCREEN
 
 IMPORTS = ("import pandas as pd", "from ot_lens import plots")

@@ -4,13 +4,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.explorer.code import program, table
 from ot_lens.explorer.runs import SPLIT, OpenRun, split_key
 from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.geometry import principal_plane
-from ot_lens.plots import NothingToDrawError, TableError
 from ot_lens.plots import principal_plane as paper_plane
 from ot_lens.plots.plane import BEFORE, states_of
 from ot_lens.plots.screen import SCREEN

@@ -10,9 +10,8 @@ import pandas as pd
 from cachetools import LRUCache
 
 from ot_lens.activations import Activations, load_activations
-from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError
+from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError, TableError
 from ot_lens.localization import Method, as_methods
-from ot_lens.plots import TableError
 from ot_lens.prompts import CLASSES, load_prompts
 from ot_lens.study import RunFolder, StudyConfig, map_folder, parse_config
 from ot_lens.transport import AffineMap

@@ -7,14 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import ExplorerError
 
 if TYPE_CHECKING:
     from ot_lens.explorer.serving import Server
-
-
-class ExplorerError(OtLensError):
-    """The explorer cannot be served as requested."""
 
 
 def explore(

@@ -9,9 +9,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from ot_lens.errors import TableError
 from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.interventions import TOKEN_SCOPES
-from ot_lens.plots import MEASURES, TableError, contenders, method_mark
+from ot_lens.plots import MEASURES, contenders, method_mark
 from ot_lens.plots.measures import present, sweep_rows
 from ot_lens.plots.rows import layers_of, single_layers
 from ot_lens.plots.style import PROJECTION, method_order

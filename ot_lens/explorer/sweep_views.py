@@ -6,11 +6,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.code import program, sweep_lines, sweep_settings
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import NothingToDrawError, localization_curves, method_intervals
+from ot_lens.plots import localization_curves, method_intervals
 from ot_lens.plots.rows import checked
 from ot_lens.plots.screen import SCREEN
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from ot_lens.errors import OtLensError
-from ot_lens.io.untrusted import MIB, shown
+from ot_lens.io.untrusted import MIB, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,13 +129,13 @@ def read_frame(content: bytes, name: str, error: type[OtLensError]) -> "pd.DataF
     table = table.replace_schema_metadata(None)
     odd = next((field for field in table.schema if not _plain(field.type)), None)
     if odd is not None:
-        raise error(f"{name}: column {shown(odd.name)} holds {odd.type}, neither numbers nor text.")
+        raise error(f"{name}: column {quoted(odd.name)} holds {odd.type}, neither numbers nor text.")
     try:
         frame = table.to_pandas()
         for column in _nullable(marks, table.schema):
             frame[column] = table.column(column).to_pandas(types_mapper=lambda _: pd.Int64Dtype())
     except (ValueError, MemoryError) as cause:
-        raise error(f"{name}: not a table of pandas ({shown(str(cause))}): write it again.") from cause
+        raise error(f"{name}: not a table of pandas ({quoted(str(cause))}): write it again.") from cause
     return frame
 
 

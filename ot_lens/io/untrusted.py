@@ -27,7 +27,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlevel = 3
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value in a message, cut short: it may be as large as the file it came from."""
     return _SHORT.repr(value)
 
@@ -38,7 +38,7 @@ def listed(names: Iterable[str]) -> str:
     return text if len(text) <= LISTED else f"{text[:LISTED]} ..."
 
 
-def in_short(error: BaseException) -> str:
+def abbreviated(error: BaseException) -> str:
     """What another library complains of, in one line, cut short: it may quote the file."""
     text = " ".join(str(error).split())
     return (text if len(text) <= REASON else f"{text[:REASON]} ...") or type(error).__name__
@@ -56,7 +56,7 @@ def regular_size(path: Path, error: type[OtLensError]) -> int:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as cause:  # a loop of links; a name that no file system takes
-        raise error(f"{shown(str(path))} cannot be read ({_reason(cause)}): check the path.") from cause
+        raise error(f"{quoted(str(path))} cannot be read ({_reason(cause)}): check the path.") from cause
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
         raise error(f"{path} is {kind}: name a file.")
@@ -134,7 +134,7 @@ def parse_yaml(text: str, name: str, error: type[OtLensError]) -> Any:
         found = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     # Beside its own errors: a date that is none, a number of too many digits, one that overflows.
     except (yaml.YAMLError, ValueError, OverflowError) as cause:
-        raise error(f"{name} is not readable YAML: {in_short(cause)}") from cause
+        raise error(f"{name} is not readable YAML: {abbreviated(cause)}") from cause
     _check_scalars(found, name, error)
     return found
 
@@ -158,7 +158,7 @@ class _PlainLoader(yaml.SafeLoader):
 def _check_scalars(content: Any, name: str, error: type[OtLensError]) -> None:
     for value in _scalars(content):
         if isinstance(value, str) and (found := CONTROL.search(value)):
-            raise error(f"{name}: control character U+{ord(found[0]):04X} in {shown(value)}: remove it.")
+            raise error(f"{name}: control character U+{ord(found[0]):04X} in {quoted(value)}: remove it.")
         if isinstance(value, int) and value.bit_length() > _BITS:
             raise error(f"{name}: a whole number of more than {_BITS} bits: no field takes it.")
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.behaviour import PanelSettings, next_token_logprobs, next_token_values
-from ot_lens.errors import HookError, one_of
+from ot_lens.errors import HookError, SinglePassError, one_of
 from ot_lens.execution.runner import Compute, here
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization.candidates import Candidate, Maps, edits_at
 from ot_lens.localization.methods import RFA, Method
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass import SinglePassError, next_token_sweep, why_not
+from ot_lens.single_pass import next_token_sweep, why_not
 from ot_lens.tables import SEARCHED, layers_label
 from ot_lens.transport import AffineMap
 

@@ -3,7 +3,6 @@
 from ot_lens.models.backend import backend, evaluating
 from ot_lens.models.batching import (
     TOKEN_BUDGET,
-    BatchHalvedWarning,
     TokenBatch,
     batches,
     batches_of_rows,
@@ -32,7 +31,6 @@ __all__ = [
     "TOKEN_BUDGET",
     "VARIANTS",
     "Backend",
-    "BatchHalvedWarning",
     "Call",
     "Changes",
     "Force",

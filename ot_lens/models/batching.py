@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ot_lens.errors import ModelError, PromptError
+from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
 from ot_lens.models.chat import encode
 from ot_lens.models.protocol import Backend, pad_id
 from ot_lens.prompts import Prompt
@@ -23,10 +23,6 @@ MOST_PADDING = 0.10
 _CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory")
 
 T = TypeVar("T")
-
-
-class BatchHalvedWarning(UserWarning):
-    """A batch did not fit into memory and was cut in half; the results are those of the whole batch."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from torch import nn
 
 from ot_lens.errors import OtLensTypeError, PromptError
-from ot_lens.io.untrusted import in_short
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.protocol import Backend
 from ot_lens.prompts import Prompt, as_texts
@@ -131,7 +131,7 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
         )
         raise PromptError(
             f"the chat template of {_name(tokenizer)} refuses the "
-            f"{'system prompt' if system else 'conversation'} ({in_short(error)}): {remedy}"
+            f"{'system prompt' if system else 'conversation'} ({abbreviated(error)}): {remedy}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
 from ot_lens.errors import ModelError, one_of
-from ot_lens.io.untrusted import MIB, check_size, in_short, shown
+from ot_lens.io.untrusted import MIB, abbreviated, check_size, quoted
 
 QUANTIZATIONS = ("int8", "nf4")
 DeviceMap = str | dict[str, Any]
@@ -107,7 +107,7 @@ def load_tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrained
     if not isinstance(words.model_max_length, int | float):
         raise ModelError(
             f"cannot load {name!r}: its tokenizer_config.json says model_max_length = "
-            f"{shown(words.model_max_length)}, which is no number."
+            f"{quoted(words.model_max_length)}, which is no number."
         )
     return words
 
@@ -138,7 +138,7 @@ def check_sizes(name: str, config: Mapping[Any, Any]) -> None:
         layers, width = key in LAYERS, key in WIDTHS
         if isinstance(value, int) and ((layers and value > MOST_LAYERS) or (width and value > WIDEST)):
             raise ModelError(
-                f"cannot load {name!r}: its config.json says {key} = {shown(value)}, and at most "
+                f"cannot load {name!r}: its config.json says {key} = {quoted(value)}, and at most "
                 f"{MOST_LAYERS if layers else WIDEST} are taken for true."
             )
 
@@ -184,7 +184,7 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
         )
     if because(SafetensorError):
         return ModelError(
-            f"cannot load {name!r}: a weights file is damaged ({in_short(error)}). Fetch or copy it again."
+            f"cannot load {name!r}: a weights file is damaged ({abbreviated(error)}). Fetch or copy it again."
         )
     return _unloadable(name, str(error).strip(), type(error).__name__)
 

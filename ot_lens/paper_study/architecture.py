@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import ModelError
-from ot_lens.io.untrusted import in_short
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.pretrained import check_folder, check_sizes
 
 
@@ -108,7 +108,7 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Arch
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"cannot read the configuration of {name!r}: {in_short(error)}") from error
+        raise ModelError(f"cannot read the configuration of {name!r}: {abbreviated(error)}") from error
     linear = sum(
         m.weight.numel()
         for n, m in model.named_modules()

@@ -19,7 +19,6 @@ from ot_lens.plots.measures import MEASURES, contenders
 from ot_lens.plots.other_run import run_cosines
 from ot_lens.plots.plane import principal_plane
 from ot_lens.plots.quality import map_quality
-from ot_lens.plots.rows import NothingToDrawError, TableError
 from ot_lens.plots.spectra import covariance_spectra, spectra_by_depth
 from ot_lens.plots.style import CLASSES, METHODS, Mark, method_mark
 from ot_lens.plots.visibility import visibility_to_monitor
@@ -32,9 +31,7 @@ __all__ = [
     "STYLES",
     "Drawn",
     "Mark",
-    "NothingToDrawError",
     "Style",
-    "TableError",
     "canvas",
     "class_angles",
     "contenders",

@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.heat_panels import heat_figure
 from ot_lens.plots.panels import CurvePanel, HeatPanel, Scale, Series, matrix_of, null_of, without_empty
-from ot_lens.plots.rows import NothingToDrawError, at_position, checked, counts, curve, some
+from ot_lens.plots.rows import at_position, checked, counts, curve, some
 from ot_lens.plots.style import CLASSES, NULL, Mark
 
 COLUMNS = ("layer", "component", "angle")

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.canvas import canvas, style_named
 from ot_lens.plots.lines import letter, scale_axis
 from ot_lens.plots.measures import (
@@ -30,7 +31,7 @@ from ot_lens.plots.measures import (
     present,
     sweep_rows,
 )
-from ot_lens.plots.rows import NothingToDrawError, counts, measured, settings
+from ot_lens.plots.rows import counts, measured, settings
 from ot_lens.plots.style import BASELINE, BASELINE_LINE, Mark
 
 # with success rates, else with refusal rates

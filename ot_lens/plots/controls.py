@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import Band, CurvePanel, Reference, Series, without_empty
-from ot_lens.plots.rows import NothingToDrawError, checked, counts, curve, methods_of
+from ot_lens.plots.rows import checked, counts, curve, methods_of
 from ot_lens.plots.style import CONTROLS, Mark
 
 COLUMNS = ("layer", "method", "k", "control", "value", "low", "high")

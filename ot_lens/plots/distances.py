@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.canvas import canvas, style_named
 from ot_lens.plots.lines import draw_band, draw_curve, layer_axis, letter, typeset
-from ot_lens.plots.rows import Curve, NothingToDrawError, at_position, checked, counts, curve, layers_of
+from ot_lens.plots.rows import Curve, at_position, checked, counts, curve, layers_of
 from ot_lens.plots.style import NULL, PARTS
 
 COLUMNS = ("layer", "quantity", "value")

@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import CurvePanel, Reference, Series, null_of, without_empty
-from ot_lens.plots.rows import NothingToDrawError, checked, counts, curve, layers_of, numbers, some
+from ot_lens.plots.rows import checked, counts, curve, layers_of, numbers, some
 from ot_lens.plots.style import CLASSES, Mark, method_mark
 
 COLUMNS = ("part", "quantity", "method", "k", "layer", "known", "value", "low", "high")

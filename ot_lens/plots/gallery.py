@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.io.files import atomic_path, write_text
 from ot_lens.plots import (
     angles,
@@ -29,7 +29,7 @@ from ot_lens.plots import (
 )
 from ot_lens.plots.canvas import style_named, styled
 from ot_lens.plots.measures import contenders, sweep_rows
-from ot_lens.plots.rows import NothingToDrawError, TableError, going_together, layers_of
+from ot_lens.plots.rows import going_together, layers_of
 
 FORMATS = ("png", "pdf", "svg")
 

@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.heat_panels import heat_figure
 from ot_lens.plots.measures import COLUMNS, KL, REFUSES, RIGHT, Measure
 from ot_lens.plots.panels import HeatPanel, Scale, matrix_of
 from ot_lens.plots.rows import (
-    NothingToDrawError,
     checked,
     counts,
     layers_of,

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.canvas import canvas, style_named
 from ot_lens.plots.lines import draw_context, draw_curve, draw_points, layer_axis, scale_axis
 from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
 from ot_lens.plots.rows import (
     Curve,
-    NothingToDrawError,
     counts,
     curve,
     every_layer,

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import NothingToDrawError, OtLensError
 from ot_lens.plots.rows import (
-    NothingToDrawError,
     checked,
     every_layer,
     layers_of,

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ot_lens.errors import TableError
 from ot_lens.plots.canvas import canvas, style_named
-from ot_lens.plots.rows import TableError, at_position, checked, counts, layers_of, numbers, some
+from ot_lens.plots.rows import at_position, checked, counts, layers_of, numbers, some
 from ot_lens.plots.style import CLASSES, Mark, method_mark, method_order, split_label
 
 COLUMNS = ("layer", "prompt", "class", "state", "pc1", "pc2")

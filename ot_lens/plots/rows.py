@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from ot_lens.errors import OtLensError
-from ot_lens.io.untrusted import shown
+from ot_lens.errors import AlteredTableError, NothingToDrawError, OtLensError, TableError
+from ot_lens.io.untrusted import quoted
 from ot_lens.plots.style import Mark, method_mark, method_order
 
 # Settings of a sweep that a curve must not mix, and the value a figure shows when several were swept; None
@@ -23,18 +23,6 @@ SETTINGS: Mapping[str, Any] = {
     "seed": None,
 }
 INDUCE = "harmless_to_harmful"
-
-
-class TableError(OtLensError):
-    """A table that cannot be drawn: a column is missing."""
-
-
-class NothingToDrawError(TableError):
-    """A table that is missing, empty, or holds no finite value of what the figure shows."""
-
-
-class AlteredTableError(OtLensError):
-    """A table whose columns are there and whose rows do not go together: no sweep writes it."""
 
 
 @contextmanager
@@ -51,7 +39,7 @@ def going_together(figure: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise AlteredTableError(
             f"{figure}: the rows of its tables do not go together ({type(error).__name__}: "
-            f"{shown(str(error))}): restore the tables."
+            f"{quoted(str(error))}): restore the tables."
         ) from error
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import CurvePanel, Series, null_of, without_empty
-from ot_lens.plots.rows import NothingToDrawError, at_position, checked, counts, curve, numbers
+from ot_lens.plots.rows import at_position, checked, counts, curve, numbers
 from ot_lens.plots.style import BASELINE, NULL, Mark, method_mark, method_order, split_label
 
 COLUMNS = ("layer", "edited_layer", "method", "quantity", "value")

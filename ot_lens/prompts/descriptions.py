@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import PromptError
-from ot_lens.io.untrusted import listed, parse_yaml, shown
+from ot_lens.io.untrusted import listed, parse_yaml, quoted
 from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.drawing import Pools
 from ot_lens.prompts.sources import Places, Source, read_class
@@ -99,7 +99,7 @@ def _by_split(value: Any, where: str) -> dict[str | None, list[Source]]:
         unknown = set(value) - set(SPLITS)
         if unknown:
             raise PromptError(
-                f"{where}: no split {shown(unknown.pop())}: the splits are {', '.join(SPLITS)}."
+                f"{where}: no split {quoted(unknown.pop())}: the splits are {', '.join(SPLITS)}."
             )
         return {split: _sources(value[split], f"{where}.{split}") for split in SPLITS if split in value}
     return {None: _sources(value, where)}
@@ -113,7 +113,7 @@ def _sources(value: Any, where: str) -> list[Source]:
         return [replace(Source(str(fields.source)), **fields.model_dump(exclude={"source"}))]
     if not isinstance(value, list | tuple) or not value:
         raise PromptError(
-            f"{where}: {shown(value)} is no source: name a file, a preset, or hf:DATASET, or list several."
+            f"{where}: {quoted(value)} is no source: name a file, a preset, or hf:DATASET, or list several."
         )
     return [source for i, part in enumerate(value) for source in _sources(part, f"{where}.{i}")]
 
@@ -134,6 +134,6 @@ def _validated(model: type[_Model], content: Any, where: str) -> _Model:
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise PromptError(
-                f"{where}: unknown field {shown(place)}: the fields are {', '.join(model.model_fields)}."
+                f"{where}: unknown field {quoted(place)}: the fields are {', '.join(model.model_fields)}."
             ) from error
-        raise PromptError(f"{where}: {place}: {first['msg']} (got {shown(first['input'])}).") from error
+        raise PromptError(f"{where}: {place}: {first['msg']} (got {quoted(first['input'])}).") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
-from ot_lens.io.untrusted import in_short
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.prompts.tables import Table, from_arrow
 
 PREFIX = "hf:"
@@ -93,6 +93,6 @@ def _reached(name: str, read: Callable[[], Any]) -> Any:
         return read()
     except (DatasetsError, OSError, ValueError) as error:  # the hub's own errors are OSErrors
         raise PromptError(
-            f"{name} cannot be read ({in_short(error.__cause__ or error)}): check name, split, access and "
+            f"{name} cannot be read ({abbreviated(error.__cause__ or error)}): check name, split, access and "
             "connection, or point at a local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
         ) from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.errors import PromptError, one_of
-from ot_lens.io.untrusted import listed, shown
+from ot_lens.io.untrusted import listed, quoted
 from ot_lens.prompts.data import CLASSES, SPLITS, Prompt
 from ot_lens.prompts.tables import Table, kind_of
 
@@ -89,8 +89,8 @@ def refuse_other_class(table: Table, label: str, columns: Mapping[str, str]) -> 
         for i, value in enumerate(table.columns[column]):
             if _LABELS.get(str(value).lower(), label) != label:
                 raise PromptError(
-                    f"{table.place(i)}: column {shown(column)} says {shown(value)}, and the file is a source "
-                    f"of the {label} prompts: load the file by itself, or a file a class."
+                    f"{table.place(i)}: column {quoted(column)} says {quoted(value)}, but the file is listed "
+                    f"as a source of {label} prompts: load it on its own, or give one file per class."
                 )
 
 
@@ -104,7 +104,7 @@ def choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
     for role, column in columns.items():
         one_of("role of a column", role, tuple(GUESSES), PromptError)
         if column not in table.columns:
-            raise PromptError(f"{table.name}: no column {shown(column)}: its columns are {there}.")
+            raise PromptError(f"{table.name}: no column {quoted(column)}: its columns are {there}.")
     chosen = dict(columns)
     for role, names in GUESSES.items():
         found = [c for c in table.columns if c.lower() in names and c not in chosen.values()]
@@ -129,10 +129,10 @@ def checked_text(value: Any, place: str, column: str = "text") -> str:
     """
     if not isinstance(value, str):
         raise PromptError(
-            f"{place}: column {shown(column)} holds {kind_of(value)}, not text: correct or remove it."
+            f"{place}: column {quoted(column)} holds {kind_of(value)}, not text: correct or remove it."
         )
     if not value.strip():
-        raise PromptError(f"{place}: column {shown(column)} is blank: fill it in or remove the row.")
+        raise PromptError(f"{place}: column {quoted(column)} is blank: fill it in or remove the row.")
     if len(value) > MAX_CHARACTERS:
         raise PromptError(
             f"{place} has {len(value)} characters: more than {MAX_CHARACTERS} are no prompt; "
@@ -152,7 +152,7 @@ def _optional(value: Any, place: str, column: str | None) -> str | None:
         return None
     if not isinstance(value, str):
         raise PromptError(
-            f"{place}: column {shown(column)} holds {kind_of(value)}, not text: correct or remove it."
+            f"{place}: column {quoted(column)} holds {kind_of(value)}, not text: correct or remove it."
         )
     return value
 
@@ -161,9 +161,9 @@ def _several(value: Any, place: str, column: str | None) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise PromptError(f"{place}: column {shown(column)} holds {kind_of(value)}, not a list of answers.")
+        raise PromptError(f"{place}: column {quoted(column)} holds {kind_of(value)}, not a list of answers.")
     if not all(isinstance(answer, str) for answer in value):
-        raise PromptError(f"{place}: column {shown(column)} lists an answer that is not text.")
+        raise PromptError(f"{place}: column {quoted(column)} lists an answer that is not text.")
     return tuple(value)
 
 

@@ -100,14 +100,14 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
         header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
     except csv.Error as error:
         raise PromptError(
-            f"{name}: no header of column names ({untrusted.in_short(error)}): check quotes."
+            f"{name}: no header of column names ({untrusted.abbreviated(error)}): check quotes."
         ) from error
     columns = [column.strip() for column in header]
     _check_columns(name, len(columns))
     twice = next((c for c in columns if not c or columns.count(c) > 1), None)
     if twice is not None:
         raise PromptError(
-            f"{name}: the header names column {untrusted.shown(twice)} twice or not at all: name each once."
+            f"{name}: the header names column {untrusted.quoted(twice)} twice or not at all: name each once."
         )
     if not columns:
         return Table(name, {})

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from ot_lens.errors import TableError
 from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
-from ot_lens.plots.rows import TableError, going_together
+from ot_lens.plots.rows import going_together
 from ot_lens.plots.screen import SCREEN, stacked
 
 

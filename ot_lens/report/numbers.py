@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ot_lens.errors import TableError
 from ot_lens.plots.measures import (
     MEASURES,
     Measure,
@@ -16,7 +17,7 @@ from ot_lens.plots.measures import (
     present,
     sweep_rows,
 )
-from ot_lens.plots.rows import TableError, at_position, layers_of, measured, numbers
+from ot_lens.plots.rows import at_position, layers_of, measured, numbers
 from ot_lens.plots.style import BASELINE, CLASSES, Mark
 
 GLANCE = (

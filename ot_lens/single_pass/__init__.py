@@ -6,6 +6,5 @@ attends to the cached keys and values of the earlier ones.
 """
 
 from ot_lens.single_pass.engine import next_token_sweep, why_not, why_not_replayed
-from ot_lens.single_pass.record import SinglePassError
 
-__all__ = ["SinglePassError", "next_token_sweep", "why_not", "why_not_replayed"]
+__all__ = ["next_token_sweep", "why_not", "why_not_replayed"]

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
-from ot_lens.single_pass.record import Record, SinglePassError
+from ot_lens.single_pass.record import Record
 from ot_lens.single_pass.walk import Plan, walk
 from ot_lens.transport import AffineMap
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ot_lens.errors import SinglePassError
 from ot_lens.models import Changes, TokenBatch
-from ot_lens.single_pass.record import SinglePassError
 
 
 class HookedTransformerRecord:

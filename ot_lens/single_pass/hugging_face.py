@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ot_lens.errors import SinglePassError
 from ot_lens.models import Changes, TokenBatch
 from ot_lens.models.hooked import decoder_layers, position_ids
-from ot_lens.single_pass.record import SinglePassError
 
 PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
 FINAL_NORMS = ("norm", "final_layernorm", "ln_f")

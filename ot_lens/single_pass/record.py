@@ -5,12 +5,6 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from ot_lens.errors import OtLensError
-
-
-class SinglePassError(OtLensError):
-    """This model, or this edit, is not served by the single-pass engine; plain hooks serve it."""
-
 
 @runtime_checkable
 class Record(Protocol):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import ConfigError
-from ot_lens.io.untrusted import MOST_YAML, parse_yaml, read_bounded, shown
+from ot_lens.io.untrusted import MOST_YAML, parse_yaml, quoted, read_bounded
 
 DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     "directional_ablation",
@@ -184,7 +184,7 @@ class StudyConfig(BaseModel):
                 raise PydanticCustomError(
                     "method",
                     "the parameters of a method are short words and numbers, not {wrong}",
-                    {"wrong": shown(method if wrong is None else wrong)},
+                    {"wrong": quoted(method if wrong is None else wrong)},
                 )
         return methods
 
@@ -227,7 +227,7 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyCo
     config = parse_config(content, str(path))
     if config.trust_remote_code and not trust_remote_code:
         raise ConfigError(
-            f"{path} asks to run code that comes with {shown(config.model)}: if you trust it, say so "
+            f"{path} asks to run code that comes with {quoted(config.model)}: if you trust it, say so "
             "with --trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
         )
     return config
@@ -246,8 +246,8 @@ def parse_config(content: dict[str, Any], source: str = "configuration") -> Stud
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
             fields = ", ".join(StudyConfig.model_fields)
-            raise ConfigError(f"{source}: unknown field {shown(place)}: the fields are {fields}.") from error
-        raise ConfigError(f"{source}: {place}: {first['msg']} (got {shown(first['input'])}).") from error
+            raise ConfigError(f"{source}: unknown field {quoted(place)}: the fields are {fields}.") from error
+        raise ConfigError(f"{source}: {place}: {first['msg']} (got {quoted(first['input'])}).") from error
 
 
 def commented_yaml(config: StudyConfig | None = None) -> str:

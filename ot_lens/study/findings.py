@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.io.untrusted import shown
+from ot_lens.io.untrusted import quoted
 from ot_lens.study.summary import method_label
 from ot_lens.tables import (
     ALL,
@@ -73,7 +73,7 @@ def findings(table: pd.DataFrame, run: Path) -> list[str]:
         return summarize(table)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise RunFolderError(
-            f"{run / 'tables' / 'localization.parquet'} was altered ({shown(str(error))}): restore it, or "
+            f"{run / 'tables' / 'localization.parquet'} was altered ({quoted(str(error))}): restore it, or "
             "remove it and --resume."
         ) from error
 

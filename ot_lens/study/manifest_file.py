@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import read_json
-from ot_lens.io.untrusted import shown
+from ot_lens.io.untrusted import quoted
 
 SCHEMA = 1
 
@@ -54,7 +54,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
         _Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = shown(".".join(str(part) for part in first["loc"]))
+        place = quoted(".".join(str(part) for part in first["loc"]))
         raise RunFolderError(f"{path} is damaged at {place} ({first['msg']}): restore it.") from error
     refuse_links(run)
     return content

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.parquet import MOST_BYTES, read_frame
-from ot_lens.io.untrusted import CONTROL, read_bounded, shown
+from ot_lens.io.untrusted import CONTROL, quoted, read_bounded
 
 WHOLE = (
     "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "component", "prompt", "k", "draw", "draws",
@@ -44,7 +44,7 @@ def read_table_file(path: Path) -> pd.DataFrame:
                 f"{path}: column {name!r} does not hold short plain text: restore the table."
             )
         if CONTROL.search(str(name)) or len(str(name)) > LONGEST:
-            raise RunFolderError(f"{path}: no column is named {shown(name)}: restore the table.")
+            raise RunFolderError(f"{path}: no column is named {quoted(name)}: restore the table.")
     return table
 
 

@@ -1,7 +1,6 @@
 """Maps that move harmful activations: fits, each one function that returns an `AffineMap`."""
 
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.diagnosis import PoorFitWarning
 from ot_lens.transport.entropic import EntropicMap, fit_entropic_ot
 from ot_lens.transport.gaussian_ot import fit_gaussian_ot, fit_gaussian_ot_of_moments
 from ot_lens.transport.info import FitInfo
@@ -19,7 +18,6 @@ __all__ = [
     "AffineMap",
     "EntropicMap",
     "FitInfo",
-    "PoorFitWarning",
     "SupportMask",
     "fit",
     "fit_ace",

@@ -5,15 +5,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ot_lens.errors import PoorFitWarning
 from ot_lens.transport.affine import AffineMap
 
 MAX_CONDITION = 1e8
 MAX_STRETCH = 300.0
 PACKAGE = str(Path(__file__).parent.parent)
-
-
-class PoorFitWarning(UserWarning):
-    """A map whose numbers should not be trusted as they are; the message names the remedy."""
 
 
 def problems_of(

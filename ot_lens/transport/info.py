@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.io.untrusted import shown
+from ot_lens.io.untrusted import quoted
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FitInfo:
         unknown = given - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise RunFolderError(
-                f"unknown fields {shown(sorted(unknown))} in a stored map: it is of a newer ot_lens, update"
+                f"unknown fields {quoted(sorted(unknown))} in a stored map: it is of a newer ot_lens, update"
             )
         try:
             return TypeAdapter(cls).validate_python(stored)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import write_bytes
-from ot_lens.io.untrusted import MIB, check_size, in_short, shown
+from ot_lens.io.untrusted import MIB, abbreviated, check_size, quoted
 from ot_lens.transport.info import FitInfo
 
 KEY = "ot_lens"
@@ -47,11 +47,11 @@ def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[d
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise RunFolderError(
-            f"{path} is no whole safetensors file ({in_short(error)}): write it again"
+            f"{path} is no whole safetensors file ({abbreviated(error)}): write it again"
         ) from error
     if about.get("format") != FORMAT or about.get("kind") != kind or not set(required) <= set(tensors):
         raise RunFolderError(
-            f"{path} holds no {kind} ({FORMAT}): it says {shown(about.get('kind', 'nothing'))}"
+            f"{path} holds no {kind} ({FORMAT}): it says {quoted(about.get('kind', 'nothing'))}"
         )
     _check_shapes(path, tensors)
     return tensors, FitInfo.from_dict(about.get("info"))
@@ -69,7 +69,7 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = all(part.dtype in DTYPES and not bool(part.isnan().any()) for part in tensors.values())
     if not (d and alike and sound and plain):
         parts = ", ".join(f"{name} {list(part.shape)} {part.dtype}" for name, part in tensors.items())
-        raise RunFolderError(f"{path} holds tensors that make no map ({shown(parts)}): write it again")
+        raise RunFolderError(f"{path} holds tensors that make no map ({quoted(parts)}): write it again")
 
 
 def _parsed(text: str | None) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import torch
 from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
-from ot_lens.errors import ActivationError, FitError
+from ot_lens.errors import ActivationError, FitError, PoorFitWarning
 from ot_lens.transport import (
     FITTERS,
-    PoorFitWarning,
     fit,
     fit_ace,
     fit_all,

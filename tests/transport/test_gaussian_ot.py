@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ot_lens.errors import ActivationError, FitError
+from ot_lens.errors import ActivationError, FitError, PoorFitWarning
 from ot_lens.gaussian import Gaussian, bures_wasserstein
 from ot_lens.moments import Moments, merge_all
-from ot_lens.transport import AffineMap, PoorFitWarning, fit_all, fit_gaussian_ot, fit_gaussian_ot_of_moments
+from ot_lens.transport import AffineMap, fit_all, fit_gaussian_ot, fit_gaussian_ot_of_moments
 from tests.generators import naive, precise
 from tests.generators.awkward import floor_for, samples
 from tests.generators.gaussians import classes, layered, normal, orthogonal, pair
@@ -54,7 +54,7 @@ def test_a_planted_map_is_found(d, seed):
     assert relative(T.map(known.H), known.answer(known.H)) < 1e-10
 
 
-@pytest.mark.filterwarnings("ignore::ot_lens.transport.PoorFitWarning")
+@pytest.mark.filterwarnings("ignore::ot_lens.errors.PoorFitWarning")
 @given(samples(), st.sampled_from(["ridge", "ledoit_wolf", "oas"]))
 @settings(max_examples=30)
 def test_agrees_with_dense_formula_pot_and_concept_erasure(classes_, kind):

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ot_lens.errors import RunFolderError
+from ot_lens.errors import PoorFitWarning, RunFolderError
 from ot_lens.gaussian import Gaussian
 from ot_lens.linalg import psd_eigen
 from ot_lens.moments import Moments, shrinkage_intensity
 from ot_lens.transport import (
     AffineMap,
     FitInfo,
-    PoorFitWarning,
     fit,
     fit_all,
     fit_entropic_ot,

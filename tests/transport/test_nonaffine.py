@@ -3,10 +3,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ot_lens.errors import ActivationError, FitError, RunFolderError
+from ot_lens.errors import ActivationError, FitError, PoorFitWarning, RunFolderError
 from ot_lens.transport import (
     AffineMap,
-    PoorFitWarning,
     SupportMask,
     fit_entropic_ot,
     fit_linear_act,

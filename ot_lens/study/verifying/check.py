@@ -6,17 +6,13 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import EvidenceError, OtLensError
 
 OK, DIFFERS, MISSING, UNCHECKED = "ok", "differs", "missing", "not checked"
 
 # What a computation raises on tables and manifests that are well formed and yet of no run: rows of the
 # unedited model that are gone, a column that is, a count that no rate can have.
 UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
-
-
-class NotAtHandError(OtLensError):
-    """Something that a check needs is not there; that other thing has a check of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Checks:
         """Make a check inside: one that cannot be made is kept as that, with the reason."""
         try:
             yield
-        except NotAtHandError as error:
+        except EvidenceError as error:
             self.add(Check(item, how, verdict=UNCHECKED, note=str(error)))
         except OtLensError as error:
             self.add(Check(item, how, verdict=DIFFERS, note=str(error)))

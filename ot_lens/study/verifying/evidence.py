@@ -11,14 +11,13 @@ import pandas as pd
 import torch
 
 from ot_lens.activations import Activations, load_activations
-from ot_lens.errors import ConfigError, OtLensError, RunFolderError
+from ot_lens.errors import ConfigError, EvidenceError, OtLensError, RunFolderError
 from ot_lens.localization import Method, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.prompts import CLASSES, ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig, parse_config
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.sweeping import map_folder
-from ot_lens.study.verifying.check import NotAtHandError
 from ot_lens.tables import COLUMNS
 from ot_lens.transport import AffineMap
 
@@ -66,36 +65,36 @@ class Evidence:
         """Stored activations of a split.
 
         Raises:
-            NotAtHandError: If they cannot be read, which a check of their own reports.
+            EvidenceError: If they cannot be read, which a check of their own reports.
         """
         if split not in self._acts:
             try:
                 self._acts[split] = load_activations(self.folder.path / "activations" / split)
             except OtLensError as error:
-                raise NotAtHandError(f"needs the activations of the {split} prompts") from error
+                raise EvidenceError(f"needs the activations of the {split} prompts") from error
         return self._acts[split]
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table that something else is computed from.
 
         Raises:
-            NotAtHandError: If it cannot be read, which a check of its own reports.
+            EvidenceError: If it cannot be read, which a check of its own reports.
         """
         try:
             return self.folder.read_table(name)
         except RunFolderError as error:
-            raise NotAtHandError(f"needs the {name} table") from error
+            raise EvidenceError(f"needs the {name} table") from error
 
     @cached_property
     def sweep(self) -> pd.DataFrame:
         """The stored sweep, whose columns everything read off it relies on.
 
         Raises:
-            NotAtHandError: If it cannot be read, or has other columns, which a check of its own reports.
+            EvidenceError: If it cannot be read, or has other columns, which a check of its own reports.
         """
         table = self.table("localization")
         if list(table.columns) != list(COLUMNS):
-            raise NotAtHandError("needs the localization table with its columns")
+            raise EvidenceError("needs the localization table with its columns")
         return table
 
     def map_path(self, method: Method, layer: int) -> Path:
@@ -107,7 +106,7 @@ class Evidence:
         """Every stored map.
 
         Raises:
-            NotAtHandError: If one cannot be read, which a check of its own reports.
+            EvidenceError: If one cannot be read, which a check of its own reports.
         """
         try:
             return {
@@ -117,14 +116,14 @@ class Evidence:
                 for method in self.methods
             }
         except RunFolderError as error:
-            raise NotAtHandError("needs every stored map") from error
+            raise EvidenceError("needs every stored map") from error
 
     @cached_property
     def prompts(self) -> ContrastSet:
         """The prompts, read again from where the configuration says; not yet filtered.
 
         Raises:
-            NotAtHandError: If they cannot be read.
+            EvidenceError: If they cannot be read.
         """
         config = self.config
         try:
@@ -132,7 +131,7 @@ class Evidence:
                 config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root
             )
         except OtLensError as error:
-            raise NotAtHandError(f"the prompts cannot be read again: {error}") from error
+            raise EvidenceError(f"the prompts cannot be read again: {error}") from error
 
     def choice(self, what: str, among: Sequence[T]) -> list[T]:
         """All of them in a random order of their own, the same for the same seed."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.errors import RunFolderError
+from ot_lens.errors import PoorFitWarning, RunFolderError
 from ot_lens.localization import Method, fit_maps
 from ot_lens.study.sweeping import map_folder
 from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, Check, Checks, listed
 from ot_lens.study.verifying.evidence import Evidence, restricted
-from ot_lens.transport import AffineMap, PoorFitWarning
+from ot_lens.transport import AffineMap
 
 # Of the largest displacement: another order of adding shows in the 12th digit of a displacement, times the
 # condition of the fit, whose regularized covariances stay below 1e4.

@@ -12,22 +12,12 @@ from ot_lens.activations import capture_shard, plan_shards
 from ot_lens.activations.index import read_index
 from ot_lens.activations.key import differences
 from ot_lens.activations.stored import TENSOR, shard_path
-from ot_lens.errors import OtLensError
+from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.execution import LocalExecutor
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, Study
 from ot_lens.study.preparation import Prepared, filtered, prepare
-from ot_lens.study.verifying.check import (
-    DIFFERS,
-    MISSING,
-    OK,
-    UNCHECKED,
-    Check,
-    Checks,
-    NotAtHandError,
-    exact,
-    listed,
-)
+from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.swept import swept
@@ -136,7 +126,7 @@ def _stored(folder: Path, name: str) -> torch.Tensor:
     try:
         return load_file(shard_path(folder, name))[TENSOR]
     except (SafetensorError, OSError, KeyError) as error:
-        raise NotAtHandError(f"shard {name} cannot be read") from error
+        raise EvidenceError(f"shard {name} cannot be read") from error
 
 
 def _table(

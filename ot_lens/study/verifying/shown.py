@@ -37,7 +37,7 @@ def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
     """Every stored table.
 
     Raises:
-        NotAtHandError: If one cannot be read, which a check of its own reports.
+        EvidenceError: If one cannot be read, which a check of its own reports.
     """
     _ = run.sweep
     return {name: run.table(name) for name in run.folder.table_names}
@@ -45,8 +45,8 @@ def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
 
 def _captions(run: Evidence) -> Check:
     """The text beside every figure, which holds the numbers that it shows."""
+    from ot_lens.errors import TableError
     from ot_lens.plots.gallery import GALLERY, inputs
-    from ot_lens.plots.rows import TableError
 
     tables, folder = _tables(run), run.folder.path / "figures"
     wrong, count = [], 0
@@ -69,7 +69,7 @@ def _captions(run: Evidence) -> Check:
 
 def _undrawable(entry: "Entry", needed: list[pd.DataFrame], options: dict[str, Any]) -> bool:
     """Whether the figure says of itself that there is nothing to draw; another run's is drawn on demand."""
-    from ot_lens.plots.rows import TableError
+    from ot_lens.errors import TableError
 
     if entry.name == "run_cosines":
         return True
