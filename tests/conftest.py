@@ -11,10 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -81,6 +83,62 @@ def without_figures() -> Callable[[], AbstractContextManager[None]]:
             yield
 
     return undrawn
+
+
+@pytest.fixture(scope="session")
+def run_settings() -> dict[str, Any]:
+    """The configuration of `finished_run`: small, and every table and figure is written."""
+    return {
+        "sample": [12, 12, 12],
+        "layers": [2, 5, 7],
+        "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 1}, {"name": "pca_ot", "k": 2}],
+        "controls": ["random_subspace"],
+        "control_draws": 2,
+        "permutations": 39,
+        "bootstrap": 39,
+        "max_new_tokens": 16,
+        "batch_size": 8,
+        "paper_table": True,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(run_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run of the embedded model for the whole session; tests read it and never write to it."""
+    from ot_lens import plots
+    from ot_lens.study import parse_config, run_study
+
+    path = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ot_lens.plots.draw_all", partial(plots.draw_all, formats=("png",)))
+        run_study(parse_config(run_settings), path)
+    return path
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run` that a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process, in an empty folder; returns exit code, stdout and stderr."""
+    from ot_lens import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ot-lens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

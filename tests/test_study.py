@@ -30,45 +30,9 @@ TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_elli
 
 
 @pytest.fixture(scope="module")
-def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few of the embedded prompts, in a file of the user's own."""
-    full = otl.load_prompts("organism")
-    splits = {
-        name: {
-            label: [{"text": p.text, "answer": p.answer, "answers": p.answers} for p in group[:16]]
-            for label, group in getattr(full, name)
-        }
-        for name in ("train", "val", "test")
-    }
-    path = tmp_path_factory.mktemp("prompts") / "few.json"
-    path.write_text(json.dumps({"splits": splits, "licence": "MIT"}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def settings(prompt_file: Path) -> dict:
-    return {
-        "prompts": str(prompt_file),
-        "layers": [5, 7],
-        "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 2}],
-        "permutations": 39,
-        "bootstrap": 39,
-        "max_new_tokens": 16,
-        "control_draws": 2,
-    }
-
-
-@pytest.fixture(scope="module")
-def config_file(settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config_file(run_settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "study.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "whole"
-    run_study(parse_config(settings), path)
+    path.write_text(yaml.safe_dump(run_settings))
     return path
 
 
@@ -81,29 +45,28 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
 
 
-def test_a_run_folder_holds_what_was_promised(finished):
-    manifest = json.loads((finished / "manifest.json").read_text())
+def test_a_run_folder_holds_what_was_promised(finished_run):
+    manifest = json.loads((finished_run / "manifest.json").read_text())
     assert manifest["finished"]
     assert manifest["model"]["name"] == "organism"
-    assert manifest["prompts"]["counts"]["test"] == {"harmful": 16, "harmless": 16}
+    assert manifest["prompts"]["counts"]["test"] == {"harmful": 12, "harmless": 12}
     assert set(manifest["prompts"]["sha256"]) == {"train", "val", "test"}
     assert manifest["versions"]["ot_lens"] == otl.__version__
     for name in TABLES:
-        assert len(pd.read_parquet(finished / "tables" / f"{name}.parquet")) > 0
-    assert otl.load_activations(finished / "activations" / "train").n_harmful == 16
-    edit = otl.AffineMap.load(finished / "maps" / "pca_ot-k2" / "layer-007.safetensors")
-    assert (edit.info.layer, edit.info.k, edit.info.n_harmful) == (7, 2, 16)
-    assert (finished / "report.html").stat().st_size > 10_000
-    assert list((finished / "figures").glob("*.png"))
-    assert list((finished / "figures").glob("*.pdf"))
-    assert not [p for p in finished.rglob("*") if ".tmp" in p.name or p.name == "parts"]
+        assert len(pd.read_parquet(finished_run / "tables" / f"{name}.parquet")) > 0
+    assert otl.load_activations(finished_run / "activations" / "train").n_harmful == 12
+    edit = otl.AffineMap.load(finished_run / "maps" / "pca_ot-k2" / "layer-007.safetensors")
+    assert (edit.info.layer, edit.info.k, edit.info.n_harmful) == (7, 2, 12)
+    assert (finished_run / "report.html").stat().st_size > 10_000
+    assert list((finished_run / "figures").glob("*.png"))
+    assert not [p for p in finished_run.rglob("*") if ".tmp" in p.name or p.name == "parts"]
 
 
-def test_stored_answers_are_nowhere(finished):
+def test_stored_answers_are_nowhere(finished_run):
     """Scores are stored, completions are not."""
     prompts = otl.load_prompts("organism")
     answer = prompts.test.harmless[0].answer.encode()
-    assert not [name for name, content in contents(finished).items() if answer in content]
+    assert not [name for name, content in contents(finished_run).items() if answer in content]
 
 
 def started(config_file: Path, run: Path, *options: str) -> subprocess.Popen[str]:
@@ -124,7 +87,7 @@ def parts(run: Path) -> int:
 
 
 def test_an_interrupted_and_then_killed_run_resumes_to_the_same_tables(
-    config_file, settings, finished, tmp_path, without_figures
+    config_file, run_settings, finished_run, tmp_path, without_figures
 ):
     """Ctrl-C, resumed, SIGKILL, in processes of their own, resumed here: the same bytes as in one go."""
     run = tmp_path / "stopped"
@@ -148,42 +111,42 @@ def test_an_interrupted_and_then_killed_run_resumes_to_the_same_tables(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with pytest.raises(RunFolderError, match=r"an unfinished run .*--resume"):
-        run_study(parse_config(settings), run)
+        run_study(parse_config(run_settings), run)
     with without_figures():
-        assert run_study(parse_config(settings), run, resume=True).report.is_file()
+        assert run_study(parse_config(run_settings), run, resume=True).report.is_file()
     for name in TABLES:
         path = f"tables/{name}.parquet"
-        assert (run / path).read_bytes() == (finished / path).read_bytes()
+        assert (run / path).read_bytes() == (finished_run / path).read_bytes()
 
 
-def test_a_finished_run_is_shown_again_and_not_touched(config_file, settings, finished):
-    before = contents(finished)
+def test_a_finished_run_is_shown_again_and_not_touched(config_file, run_settings, finished_run):
+    before = contents(finished_run)
     with pytest.raises(RunFolderError, match="a finished run"):
-        run_study(parse_config(settings), finished)
-    shown = ot_lens("run", config_file, "--out", finished, "--resume")
+        run_study(parse_config(run_settings), finished_run)
+    shown = ot_lens("run", config_file, "--out", finished_run, "--resume")
     assert shown.returncode == 0, shown.stderr
     assert "unedited" in shown.stdout
     assert "report.html" in shown.stdout
-    assert contents(finished) == before
+    assert contents(finished_run) == before
 
 
-def test_another_run_s_folder_is_left_alone(settings, finished, tmp_path):
-    before = contents(finished)
+def test_another_run_s_folder_is_left_alone(run_settings, finished_run, tmp_path):
+    before = contents(finished_run)
     with pytest.raises(RunFolderError, match=r"another run \(seed differs\)"):
-        run_study(parse_config({**settings, "seed": 5}), finished, resume=True)
-    assert contents(finished) == before
+        run_study(parse_config({**run_settings, "seed": 5}), finished_run, resume=True)
+    assert contents(finished_run) == before
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="not an empty folder"):
-        run_study(parse_config(settings), tmp_path)
+        run_study(parse_config(run_settings), tmp_path)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_figures_are_drawn_from_the_tables_alone(finished, tmp_path):
+def test_figures_are_drawn_from_the_tables_alone(finished_run, tmp_path):
     copy = tmp_path / "run"
     (copy / "tables").mkdir(parents=True)
-    (copy / "manifest.json").write_bytes((finished / "manifest.json").read_bytes())
+    (copy / "manifest.json").write_bytes((finished_run / "manifest.json").read_bytes())
     for name in ("geometry", "cosines"):
-        shutil.copy(finished / "tables" / f"{name}.parquet", copy / "tables")
+        shutil.copy(finished_run / "tables" / f"{name}.parquet", copy / "tables")
     drawn = ot_lens("figures", copy, "--out", tmp_path / "figures", "--format", "svg")
     assert drawn.returncode == 0, drawn.stderr
     pictures = {path.stem for path in (tmp_path / "figures").glob("*.svg")}
@@ -191,19 +154,19 @@ def test_figures_are_drawn_from_the_tables_alone(finished, tmp_path):
     assert "not drawn: spectra" in drawn.stdout
 
 
-def test_a_run_of_before_a_field_was_known_is_still_this_run(settings, finished, tmp_path):
+def test_a_run_of_before_a_field_was_known_is_still_this_run(run_settings, finished_run, tmp_path):
     """Fields that were added later had their defaults."""
     copy = tmp_path / "run"
-    shutil.copytree(finished, copy)
+    shutil.copytree(finished_run, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    for name in ("judge", "layer_sets", "filter", "device_map", "paper_table"):
+    for name in ("judge", "layer_sets", "filter", "device_map"):
         del manifest["config"][name]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert len(run_study(parse_config(settings), copy, resume=True).tables) == len(
-        list((finished / "tables").glob("*.parquet"))
+    assert len(run_study(parse_config(run_settings), copy, resume=True).tables) == len(
+        list((finished_run / "tables").glob("*.parquet"))
     )
     with pytest.raises(RunFolderError, match="filter differs"):
-        run_study(parse_config({**settings, "filter": "answers"}), copy, resume=True)
+        run_study(parse_config({**run_settings, "filter": "answers"}), copy, resume=True)
 
 
 def test_the_commented_configuration_is_the_default(tmp_path):
@@ -329,10 +292,10 @@ def test_help_is_quick_because_nothing_heavy_is_loaded():
 
 
 @pytest.mark.parametrize("measures", [["refusal_score", "kl"], ["refusal_rate"], ["kl"]])
-def test_a_run_of_few_measures_goes_through(settings, tmp_path, capsys, monkeypatch, measures):
+def test_a_run_of_few_measures_goes_through(run_settings, tmp_path, capsys, monkeypatch, measures):
     """Without answers, without the next token, without references: what there is is drawn and said."""
     path = tmp_path / "few.yaml"
-    few = {**settings, "measures": measures, "layers": [7], "methods": ["mean_shift"], "search_size": 0}
+    few = {**run_settings, "measures": measures, "layers": [7], "methods": ["mean_shift"], "search_size": 0}
     path.write_text(yaml.safe_dump(few))
     monkeypatch.setattr(sys, "argv", ["ot-lens", "run", str(path), "--out", str(tmp_path / "run")])
     # Drawn and laid out, but not written, which takes as long again.
@@ -347,11 +310,11 @@ def test_a_run_of_few_measures_goes_through(settings, tmp_path, capsys, monkeypa
     assert ("refusal rate was not measured" in " ".join(printed.split())) == ("refusal_rate" not in measures)
 
 
-def test_the_summary_says_what_was_measured_and_no_more(finished):
-    table = pd.read_parquet(finished / "tables" / "localization.parquet")
+def test_the_summary_says_what_was_measured_and_no_more(finished_run):
+    table = pd.read_parquet(finished_run / "tables" / "localization.parquet")
     text = " ".join(summarize(table))
     base = effects(table).query("set == 'none'").iloc[0]
     assert f"{base['refusal']:.0%}" in text
-    assert "16 held-out harmful prompts" in text
+    assert "12 held-out harmful prompts" in text
     assert "nan" not in text
     assert "not measured" in summarize(table[table["measure"] != "refusal_rate"])[0]

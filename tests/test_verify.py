@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 
 import ot_lens as otl
 from ot_lens.cli import app
-from ot_lens.errors import ConfigError, OtLensError, RunFolderError, TableError
+from ot_lens.errors import ConfigError, OtLensError, RunFolderError
 from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
-from ot_lens.plots.gallery import GALLERY, Drawn, inputs
-from ot_lens.study import RunFolder, parse_config, run_study
+from ot_lens.study import RunFolder
 from ot_lens.study.pins import file_hashes, manifest_hash
 from ot_lens.study.verifying import comparing
 from ot_lens.study.verifying.check import Check, Checks
@@ -28,19 +27,6 @@ from ot_lens.study.verifying.pinned import pinned
 from ot_lens.study.verifying.recomputed import recomputed
 from ot_lens.study.verifying.shown import shown
 
-SETTINGS = {
-    "sample": [12, 8, 12],
-    "layers": [4, 6, 7],
-    "methods": ["directional_ablation", {"name": "pca_ot", "k": 1}],
-    "permutations": 39,
-    "bootstrap": 39,
-    "max_new_tokens": 4,
-    "controls": ["random_subspace"],
-    "control_draws": 2,
-    "batch_size": 8,
-    "paper_table": True,
-    "figure_style": "icml",
-}
 OF_STORED = (
     "geometry", "spectra", "cosines", "class_angles", "layer_angles", "map_quality", "controls", "plane",
     "plane_ellipses", "paper",
@@ -48,32 +34,9 @@ OF_STORED = (
 OF_MODEL = ("localization", "visibility", "ground_truth")
 
 
-def captions_only(tables, out: Path, *_: object, about: str = "", **__: object) -> Drawn:
-    """What `draw_all` leaves, without the minutes of drawing."""
-    out.mkdir(parents=True, exist_ok=True)
-    for entry in GALLERY:
-        try:
-            needed, options = inputs(entry, tables)
-            text = f"{entry.caption(*needed, **options)} {about}".strip()
-        except TableError:
-            continue
-        (out / f"{entry.name}.txt").write_text(text + "\n")
-    return Drawn(())
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small study of the embedded model with every table that a study writes."""
-    path = tmp_path_factory.mktemp("verified") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ot_lens.plots.draw_all", captions_only)
-        run_study(parse_config(SETTINGS), path)
-    return path
-
-
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(copied_run: Path) -> Path:
+    return copied_run
 
 
 def contents(run: Path) -> dict[str, tuple[bytes, int]]:
@@ -117,12 +80,12 @@ def edit_table(run: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFra
 
 
 # ---------------------------------------------------------------------------------------- an intact run
-def test_an_intact_run_holds_and_is_not_written_to(finished):
-    before = contents(finished)
-    found = otl.verify_run(finished, full=False, sample=40)
+def test_an_intact_run_holds_and_is_not_written_to(finished_run):
+    before = contents(finished_run)
+    found = otl.verify_run(finished_run, full=False, sample=40)
     assert wrong(found) == {}
     assert set(found["verdict"]) == {"ok"}
-    assert contents(finished) == before
+    assert contents(finished_run) == before
     assert {*OF_STORED, *OF_MODEL, "model", "prompts", "report.html", "figures"} <= set(found["item"])
     assert {
         f"maps/{name}" for name in ("directional_ablation", "pca_ot-k1", "mean_shift", "linear_act")
@@ -148,8 +111,8 @@ def test_a_read_only_run_is_checked(run):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def test_the_manifest_pins_what_a_number_depends_on(finished):
-    manifest = json.loads((finished / "manifest.json").read_text())
+def test_the_manifest_pins_what_a_number_depends_on(finished_run):
+    manifest = json.loads((finished_run / "manifest.json").read_text())
     assert manifest["seeds"] == {"prompts": 0, "intervals": 0, "controls": [0, 1]}
     assert {"python", "ot_lens", "torch", "transformers", "numpy", "pyarrow", "matplotlib"} <= set(
         manifest["versions"]
@@ -161,8 +124,8 @@ def test_the_manifest_pins_what_a_number_depends_on(finished):
     assert manifest["sha256"] == manifest_hash(manifest)
     pinned_files = set(manifest["files"])
     assert {"config.yaml", "report.html", "activations/train/shards.sha256"} <= pinned_files
-    assert {f"tables/{path.name}" for path in (finished / "tables").iterdir()} <= pinned_files
-    assert manifest["files"]["config.yaml"] == sha256_file(finished / "config.yaml")
+    assert {f"tables/{path.name}" for path in (finished_run / "tables").iterdir()} <= pinned_files
+    assert manifest["files"]["config.yaml"] == sha256_file(finished_run / "config.yaml")
 
 
 def test_a_fingerprint_tells_models_apart():
@@ -193,7 +156,7 @@ def first(run: Path, pattern: str) -> Path:
         ("tables/geometry.parquet", "tables"),
         ("tables/localization.parquet", "tables"),
         ("tables/paper.md", "tables"),
-        ("maps/*/layer-006.safetensors", "maps"),
+        ("maps/*/layer-005.safetensors", "maps"),
         ("activations/train/*.safetensors", "activations/train"),
         ("activations/test/shards.sha256", "activations"),
         ("activations/test/index.json", "activations"),
@@ -209,7 +172,7 @@ def test_a_changed_byte_is_found(run, pattern, item):
     assert any(path.name in note for note in found.values())
 
 
-@pytest.mark.parametrize("pattern", ["tables/spectra.parquet", "maps/*/layer-006.safetensors"])
+@pytest.mark.parametrize("pattern", ["tables/spectra.parquet", "maps/*/layer-005.safetensors"])
 def test_a_missing_and_an_added_file_are_found(run, pattern):
     path = first(run, pattern)
     shutil.copy(path, path.with_name("stranger" + path.suffix))
@@ -379,10 +342,10 @@ def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
 def test_a_missing_table_and_a_missing_map_are_found(run):
     for name in ("cosines", "localization"):
         table_of(run, name).unlink()
-    first(run, "maps/pca_ot-k1/layer-006.safetensors").unlink()
+    first(run, "maps/pca_ot-k1/layer-005.safetensors").unlink()
     repin(run)
     found = checked(run, fitted, recomputed)
-    assert wrong(found)["maps/pca_ot-k1|refitted"] == "no map of layer 6"
+    assert wrong(found)["maps/pca_ot-k1|refitted"] == "no map of layer 5"
     assert "localization|present" in wrong(found)
     assert "needs" in " ".join(found[found["verdict"] == "not checked"]["note"])
 
