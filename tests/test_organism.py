@@ -442,7 +442,7 @@ def test_train_overwrites_nothing(tmp_path):
     for out in (tmp_path, tmp_path / "mine"):
         with pytest.raises(RunFolderError, match="nothing was overwritten"):
             train("multi", out, progress=False)
-    with pytest.raises(RunFolderError, match="cannot write"):
+    with pytest.raises(RunFolderError, match="Cannot write"):
         train("multi", tmp_path / "mine" / "model", progress=False)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mine", "kept")]
 

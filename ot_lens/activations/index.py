@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, TypeAdapter, ValidationError
 
 from ot_lens.errors import RunFolderError
-from ot_lens.io.files import MOST_JSON, read_json, write_json, write_text, writing
+from ot_lens.io.files import MAX_JSON_BYTES, read_json, write_json, write_text, writing
 from ot_lens.io.untrusted import quoted, read_bounded
 
 SCHEMA = 2
@@ -89,7 +89,7 @@ def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
     A line that is torn or altered is passed over: its shard is then computed again.
     """
     try:
-        content = read_bounded(folder / CHECKSUMS, MOST_JSON, RunFolderError)
+        content = read_bounded(folder / CHECKSUMS, MAX_JSON_BYTES, RunFolderError)
     except FileNotFoundError:
         return {}, True
     text = content.decode("ascii", errors="replace")

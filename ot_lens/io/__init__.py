@@ -1,1 +1,1 @@
-"""Files: written atomically, read with bounds where they may be a stranger's."""
+"""Files: written atomically, and read within bounds where they may come from a stranger."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, flush to disk, rename; and folders that one process holds."""
+"""Files that are complete or absent (written to a temporary name, flushed, renamed), and locked folders."""
 
 import errno
 import hashlib
@@ -16,32 +16,26 @@ from ot_lens.errors import CannotWriteError, RunFolderError
 from ot_lens.io.untrusted import MIB, read_bounded
 
 LOCK = ".lock"
-# An index of five million prompts has as much.
-MOST_JSON = 32 * MIB
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_JSON_BYTES = 32 * MIB  # an index of five million prompts
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the disk or the folder into one error that names `path`.
-
-    Raises:
-        CannotWriteError: If the block raises an OSError (read-only folder, full disk).
-    """
+    """Turn an OSError of the block into a CannotWriteError that names `path`."""
     try:
         yield
     except OSError as error:
-        remedy = "make room" if error.errno in FULL else "check the disk and the folder's permissions"
-        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}; {remedy}.") from error
+        remedy = "free some space" if error.errno in DISK_FULL else "check the disk and the permissions"
+        raise CannotWriteError(f"Cannot write {path}: {error.strerror or error}; {remedy}.") from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name.
+    """Yield a temporary path with the same suffix; on success it is flushed to disk and renamed to `path`.
 
-    The temporary name keeps the suffix, since writers choose formats by it. On any failure it is removed
-    and whatever stood at `path` is still there.
+    On any failure the temporary file is removed and the previous content of `path` is untouched.
 
     Raises:
         CannotWriteError: If the folder cannot be written (read-only, full disk).
@@ -57,30 +51,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    # A folder that has become read-only must not hide the error that is on its way.
+    # A folder that has become read-only must not hide the error being raised.
     with suppress(OSError):
         path.unlink()
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """Files that `atomic_path` left in a folder because its process was killed, or still writes."""
+    """Temporary files of `atomic_path`: of a process that was killed, or still being written."""
     return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed left behind. Only for who holds the folder (see `locked`).
-
-    Raises:
-        CannotWriteError: If the folder cannot be written.
-    """
-    for left in temporaries(folder):
-        with writing(left):
-            left.unlink(missing_ok=True)
+    """Remove the leftovers of killed writers; only the holder of the folder's lock may (see `locked`)."""
+    for path in temporaries(folder):
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes; the lock ends with the process that has it.
+    """Hold a folder, created if needed, against other processes; the lock ends with the process.
 
     Raises:
         RunFolderError: If another process holds the folder, or it cannot be written.
@@ -95,15 +85,15 @@ def locked(folder: Path) -> Iterator[None]:
                 stack.enter_context(lock.acquire(timeout=0))
             except Timeout as error:
                 raise RunFolderError(
-                    f"{folder} is in use by another process: let it end, or choose another folder."
+                    f"{folder} is in use by another process: wait for it to end, or choose another folder."
                 ) from error
-            # While it is still held: whoever waits for a lock file that is gone makes a new one.
+            # Removed while still held: a process waiting for a lock file that is gone creates a new one.
             stack.callback(_remove, folder / LOCK)
         yield
 
 
 def release(folder: Path) -> None:
-    """Remove the lock that a process left which was killed as it let the folder go."""
+    """Remove the lock file of a process that was killed while releasing the folder."""
     if (folder / LOCK).exists():
         with suppress(RunFolderError), locked(folder):
             pass
@@ -127,18 +117,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of a run.
 
     Raises:
-        RunFolderError: If it is missing, not JSON, or larger than such a file can be.
+        RunFolderError: If it is missing, not JSON, or too large.
     """
     try:
-        content = read_bounded(path, MOST_JSON, RunFolderError)
+        content = read_bounded(path, MAX_JSON_BYTES, RunFolderError)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing: the folder is not a run, or it is incomplete.") from error
     try:
-        # NaN and Infinity, which are no JSON, are what Python writes.
-        return from_json(content, allow_inf_nan=True)
+        return from_json(content, allow_inf_nan=True)  # Python writes NaN and Infinity, which JSON lacks
     except ValueError as error:
         raise RunFolderError(
             f"{path} is not valid JSON ({error}): restore it or start in a new folder."

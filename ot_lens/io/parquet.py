@@ -1,7 +1,7 @@
-"""Parquet of unknown origin: what it declares is checked before it is read, what it expands to before it is.
+"""Parquet files of unknown origin: declared sizes are checked before reading, texts before expanding.
 
-Pages of a column are compressed, runs are stored as counts, and equal texts once: a file of 500 bytes can
-stand for 100 GB. A page by itself is at most 2 GiB (its size has 32 bits), whatever the file says elsewhere.
+Column pages are compressed, runs are stored as counts, and equal texts once: a file of 500 bytes can stand
+for 100 GB. A single page is at most 2 GiB (its size has 32 bits), whatever the file claims elsewhere.
 """
 
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from ot_lens.io.untrusted import MIB, quoted
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_CELLS = 20_000_000
-MOST_COLUMNS = 1_000
-MOST_BYTES = 1024 * MIB
+MAX_CELLS = 20_000_000
+MAX_COLUMNS = 1_000
+MAX_BYTES = 1024 * MIB
 
 
 def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
-    """A pyarrow table, its texts not longer together than a file may be.
+    """A pyarrow table of bounded size.
 
     Raises:
-        OtLensError: Of the kind `error`, if it is no parquet file, names a column twice, or expands beyond
-            all bounds.
+        OtLensError: Of the kind `error`, if it is not a parquet file, repeats a column name, or expands
+            beyond the bounds.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -33,15 +33,17 @@ def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
     try:
         buffer = pa.BufferReader(content)
         declared = parquet.read_metadata(buffer)
-        _check_width(declared, name, error)
+        if declared.num_columns > MAX_COLUMNS:
+            raise error(f"{name} has {declared.num_columns} columns, but at most {MAX_COLUMNS} are read.")
         _check_chunks(parquet.ParquetFile(buffer))
-        _check_length(declared, name, error)
-        texts = _texts(declared)
-        # Texts as codes, so that their size can be told before they are written out.
+        _check_declared(declared, name, error)
+        columns = (declared.schema.column(i) for i in range(declared.num_columns))
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        # Texts as dictionary codes, so that their size is known before they are expanded.
         table = parquet.ParquetFile(buffer, read_dictionary=texts).read(use_threads=False)
         _check_expanded(table, name, error)
         table.validate(full=True)
-        return _written_out(table)
+        return _decoded(table)
     except OtLensError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as cause:
@@ -49,65 +51,54 @@ def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
         raise error(f"{name} cannot be read: not a parquet file ({reason}). Write it again.") from cause
 
 
-def _check_width(declared: Any, name: str, error: type[OtLensError]) -> None:
-    if declared.num_columns > MOST_COLUMNS:
-        raise error(f"{name} has {declared.num_columns} columns: more than {MOST_COLUMNS} are not read.")
-
-
 def _check_chunks(file: Any) -> None:
-    """Reads a value of each column: pyarrow looks at a chunk's description there and raises what it finds.
+    """Read one value of each column: pyarrow then checks the chunk's description and raises.
 
-    `row_group(i).column(j)` looks at it too, but outside of all catching: the process would be aborted.
+    `row_group(i).column(j)` checks it as well, but aborts the process.
     """
     for group in range(file.num_row_groups):
         next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
 
 
-def _check_length(declared: Any, name: str, error: type[OtLensError]) -> None:
+def _check_declared(declared: Any, name: str, error: type[OtLensError]) -> None:
     groups = [declared.row_group(i) for i in range(declared.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
     cells = sum(chunk.num_values for chunk in chunks)
     size = sum(chunk.total_uncompressed_size for chunk in chunks)
-    if max(cells, declared.num_rows) > MOST_CELLS or size > MOST_BYTES:
+    if max(cells, declared.num_rows) > MAX_CELLS or size > MAX_BYTES:
         raise error(
-            f"{name} expands to {cells} cells and {size / MIB:,.0f} MiB: more than {MOST_CELLS} cells or "
-            f"{MOST_BYTES // MIB} MiB are not read."
+            f"{name} expands to {cells} cells and {size / MIB:,.0f} MiB, but at most {MAX_CELLS} cells and "
+            f"{MAX_BYTES // MIB} MiB are read."
         )
-
-
-def _texts(declared: Any) -> list[str]:
-    columns = (declared.schema.column(i) for i in range(declared.num_columns))
-    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
 def _check_expanded(table: Any, name: str, error: type[OtLensError]) -> None:
     if len(set(table.column_names)) < len(table.column_names):
-        raise error(f"{name}: two columns have one name: rename one.")
-    size = table.nbytes + sum(_length(chunk) for column in table.columns for chunk in column.chunks)
-    if size > MOST_BYTES:
+        raise error(f"{name}: two columns have the same name: rename one.")
+    size = table.nbytes + sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    if size > MAX_BYTES:
         raise error(
-            f"{name}: its texts are {size / MIB:,.0f} MiB when written out, more than the "
-            f"{MOST_BYTES // MIB} MiB that are read."
+            f"{name}: its texts expand to {size / MIB:,.0f} MiB, but at most {MAX_BYTES // MIB} MiB are read."
         )
 
 
-def _length(chunk: Any) -> int:
-    """Bytes of the texts that codes stand for, also inside of lists."""
+def _text_bytes(chunk: Any) -> int:
+    """Bytes of the texts that dictionary codes stand for, inside lists as well."""
     import pyarrow as pa
     from pyarrow import compute
 
     if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
-        return _length(chunk.flatten())
+        return _text_bytes(chunk.flatten())
     if pa.types.is_struct(chunk.type):
-        return sum(_length(part) for part in chunk.flatten())
+        return sum(_text_bytes(field) for field in chunk.flatten())
     if not pa.types.is_dictionary(chunk.type) or not len(chunk.dictionary):
         return 0
     lengths = compute.cast(compute.binary_length(chunk.dictionary), pa.int64())
     return compute.sum(lengths.take(chunk.indices)).as_py() or 0
 
 
-def _written_out(table: Any) -> Any:
-    """The table without codes, where they stand at the top; pyarrow resolves others by itself."""
+def _decoded(table: Any) -> Any:
+    """The table with top-level dictionary columns expanded; pyarrow resolves nested ones itself."""
     import pyarrow as pa
 
     for i, column in enumerate(table.columns):
@@ -117,41 +108,37 @@ def _written_out(table: Any) -> Any:
 
 
 def read_frame(content: bytes, name: str, error: type[OtLensError]) -> "pd.DataFrame":
-    """A table of numbers and texts, as pandas wrote it.
-
-    Raises:
-        OtLensError: Of the kind `error`, see `read_arrow`; or if a column holds something else.
-    """
+    """A table of numbers and texts that pandas wrote; raises like `read_arrow`, also for other content."""
     import pandas as pd
 
     table = read_arrow(content, name, error)
-    marks = table.schema.metadata or {}
+    metadata = table.schema.metadata or {}
     table = table.replace_schema_metadata(None)
-    odd = next((field for field in table.schema if not _plain(field.type)), None)
+    odd = next((field for field in table.schema if not _is_plain(field.type)), None)
     if odd is not None:
         raise error(f"{name}: column {quoted(odd.name)} holds {odd.type}, neither numbers nor text.")
     try:
         frame = table.to_pandas()
-        for column in _nullable(marks, table.schema):
+        for column in _nullable_integers(metadata, table.schema):
             frame[column] = table.column(column).to_pandas(types_mapper=lambda _: pd.Int64Dtype())
     except (ValueError, MemoryError) as cause:
-        raise error(f"{name}: not a table of pandas ({quoted(str(cause))}): write it again.") from cause
+        raise error(f"{name} is not a pandas table ({quoted(str(cause))}): write it again.") from cause
     return frame
 
 
-def _nullable(marks: Mapping[bytes, bytes], schema: Any) -> list[str]:
-    """Columns that pandas kept as whole numbers or missing; nothing else that it noted is believed."""
+def _nullable_integers(metadata: Mapping[bytes, bytes], schema: Any) -> list[str]:
+    """Columns that pandas declared as Int64; nothing else of its metadata is trusted."""
     import pyarrow as pa
 
     try:
-        columns = from_json(marks.get(b"pandas", b"{}"))["columns"]
-        named = {column["name"] for column in columns if column["numpy_type"] == "Int64"}
+        columns = from_json(metadata.get(b"pandas", b"{}"))["columns"]
+        names = {column["name"] for column in columns if column["numpy_type"] == "Int64"}
     except (ValueError, LookupError, TypeError):
         return []
-    return [field.name for field in schema if field.name in named and pa.types.is_integer(field.type)]
+    return [field.name for field in schema if field.name in names and pa.types.is_integer(field.type)]
 
 
-def _plain(kind: Any) -> bool:
+def _is_plain(kind: Any) -> bool:
     import pyarrow as pa
 
     plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)

@@ -137,9 +137,9 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
 
 def _check_columns(name: str, n: int) -> None:
     """A column costs a cell in every row, also where a row leaves it out."""
-    if n > parquet.MOST_COLUMNS:
+    if n > parquet.MAX_COLUMNS:
         raise PromptError(
-            f"{name} names {n} columns, more than the {parquet.MOST_COLUMNS} that are read: is it one?"
+            f"{name} names {n} columns, more than the {parquet.MAX_COLUMNS} that are read: is it one?"
         )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import ConfigError
-from ot_lens.io.untrusted import MOST_YAML, parse_yaml, quoted, read_bounded
+from ot_lens.io.untrusted import MAX_YAML, parse_yaml, quoted, read_bounded
 
 DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     "directional_ablation",
@@ -212,7 +212,7 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyCo
     """
     path = Path(path)
     try:
-        text = read_bounded(path, MOST_YAML, ConfigError).decode()
+        text = read_bounded(path, MAX_YAML, ConfigError).decode()
     except FileNotFoundError as error:
         raise ConfigError(f"no configuration {path}: write one with 'ot-lens init'.") from error
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.io.parquet import MOST_BYTES, read_frame
+from ot_lens.io.parquet import MAX_BYTES, read_frame
 from ot_lens.io.untrusted import CONTROL, quoted, read_bounded
 
 WHOLE = (
@@ -33,7 +33,7 @@ def read_table_file(path: Path) -> pd.DataFrame:
         FileNotFoundError: If there is none.
         RunFolderError: If it is damaged, or a column holds what its name does not say.
     """
-    table = read_frame(read_bounded(path, MOST_BYTES, RunFolderError), str(path), RunFolderError)
+    table = read_frame(read_bounded(path, MAX_BYTES, RunFolderError), str(path), RunFolderError)
     for name in table.columns:
         column = table[name]
         if name in (*WHOLE, *NUMBERS) and not _holds_numbers(column, whole=name in WHOLE):

@@ -338,7 +338,7 @@ def test_a_folder_of_other_files_is_left_alone(model, prompts, tmp_path):
     before = contents(tmp_path)
     with pytest.raises(RunFolderError, match=r"holds other files.*choose another folder"):
         otl.capture(model, prompts, store=tmp_path)
-    with pytest.raises(RunFolderError, match=r"cannot write .*thesis\.tex"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*thesis\.tex"):
         otl.capture(model, prompts, store=tmp_path / "thesis.tex")
     assert contents(tmp_path) == before
 
@@ -351,7 +351,7 @@ def test_two_processes_on_one_store_are_refused_until_one_is_gone(model, prompts
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: let it end"):
+        with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process"):
             otl.capture(model, prompts, store=tmp_path)
     finally:
         other.kill()
@@ -396,7 +396,7 @@ def test_a_write_that_fails_half_way_is_one_error_and_resumes(
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(RunFolderError, match=r"cannot write .*harmless-00001.*No space left on device"):
+    with pytest.raises(RunFolderError, match=r"Cannot write .*harmless-00001.*No space left on device"):
         otl.capture(model, prompts, batch_size=2, store=tmp_path / "a")
     monkeypatch.setattr(Path, "write_bytes", write)
     assert not [name for name in contents(tmp_path / "a") if name.startswith(".")]
@@ -411,7 +411,7 @@ def test_a_full_disk_is_one_error_and_resumes_when_there_is_room(model, tmp_path
     otl.capture(model, prompts, batch_size=4, store=tmp_path / "whole")
     with mounted(tmp_path / "disk", "-o", "size=64k"):
         store = tmp_path / "disk" / "store"
-        with pytest.raises(RunFolderError, match=r"cannot write .*No space left on device"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*No space left on device"):
             otl.capture(model, prompts, batch_size=4, store=store)
         done = len(list(store.glob("*.safetensors")))
         assert done > 2
@@ -431,7 +431,7 @@ def test_a_read_only_folder_is_one_error_and_can_still_be_read(model, prompts, t
         before = contents(store)
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True, capture_output=True)
         for place in (store, tmp_path / "disk" / "new"):
-            with pytest.raises(RunFolderError, match=f"cannot write {place}: Read-only file system"):
+            with pytest.raises(RunFolderError, match=f"Cannot write {place}: Read-only file system"):
                 otl.capture(model, prompts, store=place)
         assert otl.load_activations(store).harmful(1).shape == (9, D)
         assert contents(store) == before
@@ -441,7 +441,7 @@ def test_files_that_may_not_grow_are_one_error(model, prompts, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
     try:
-        with pytest.raises(RunFolderError, match=r"cannot write .*File too large"):
+        with pytest.raises(RunFolderError, match=r"Cannot write .*File too large"):
             otl.capture(model, prompts, store=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

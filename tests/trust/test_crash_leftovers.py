@@ -117,7 +117,7 @@ def test_a_figure_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, 
     (tmp_path / "a.png").write_bytes(b"whole")
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(
-        CannotWriteError, match=r"cannot write \S+/a.png: No space left on device; make room\."
+        CannotWriteError, match=r"Cannot write \S+/a.png: No space left on device; free some space\."
     ):
         save(Figure(), tmp_path / "a", ("png",))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"whole"}

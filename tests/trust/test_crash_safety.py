@@ -272,7 +272,7 @@ with interruptible(lambda: "kept"):
 
 
 def complaint(ended: dict[str, Any]) -> str:
-    """The one line that a command ends with which cannot write."""
+    """The one line that a command ends with which Cannot write."""
     assert ended["status"] == 2, ended
     assert "Traceback" not in ended["stderr"]
     (said,) = [line for line in ended["stderr"].splitlines() if line.startswith("ot-lens: ")]
@@ -348,7 +348,9 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_once_there_is_room(
                 remount(f"size={limit}")
             ended = study.go(**({} if remount is not None else {"limit": limit}))
             said = complaint(ended)
-            assert re.search(r"cannot write \S+: (No space left on device|File too large); make room\.", said)
+            assert re.search(
+                r"Cannot write \S+: (No space left on device|File too large); free some space\.", said
+            )
             if study.started:
                 assert said.endswith(f"--out {study.run} --resume") or not before
             check_kept(before, study)
@@ -368,11 +370,11 @@ def test_a_read_only_folder_is_said_and_left_as_it_is(zygote, config, whole, tmp
         assert study.go(signal=signal.SIGKILL, stage="sweep", access=20)["status"] == -signal.SIGKILL
         before = contents(study.run)
         with only_readable(study.run):
-            assert "cannot write" in complaint(study.go(powerless=True))
+            assert "Cannot write" in complaint(study.go(powerless=True))
         assert contents(study.run) == before
         if remount is not None:
             remount("ro")
-            assert "cannot write" in complaint(study.go())
+            assert "Cannot write" in complaint(study.go())
             assert contents(study.run) == before
             remount("rw")
         assert study.go()["status"] == 0
