@@ -1,12 +1,13 @@
 """Mutation testing of the mathematics: every small change to the code must make some test fail.
 
 `python tests/mutation.py` mutates the modules of each area in a copy of the working tree and runs the area's
-tests against every mutant; it prints a table by module and writes the surviving mutants' changes to a file.
-mutmut is installed into an environment of its own, on top of the one that runs this script: it is no
-dependency of the project. Results are kept: a second run only tests what is left, and `--fresh` begins anew.
+tests against every mutant. It prints a table by module and writes the changes of surviving mutants to a file.
+Strings are not mutated: tests assert the kind of an error and the value it names, not its sentence. mutmut is
+installed into a separate environment on top of the one that runs this script, so the project does not depend on
+it. Results are kept: a second run tests only what is left, and `--fresh` starts over.
 
-The check of array shapes at run time is off here (its pytest plugin cannot run twice in a process, as mutmut
-asks of it), so that no mutant dies of a shape annotation alone.
+Runtime shape checks are off (their pytest plugin cannot run twice in a process, which mutmut requires), so that
+no mutant is killed by a shape annotation alone.
 """
 
 import argparse
@@ -32,7 +33,7 @@ HEART = ("tests/test_linalg*.py", "tests/test_gaussian*.py", "tests/test_moments
 
 @dataclass(frozen=True)
 class Area:
-    """Modules that are mutated together and the tests that are to notice, as patterns of paths."""
+    """Modules that are mutated together and the tests that must notice, as path patterns."""
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
@@ -48,7 +49,7 @@ AREAS = {
     ),
 }
 
-# Fast tests first: a mutant is judged by the first test that fails. Failing examples need not be small.
+# Fast tests first, since the first failing test decides. Failing examples are not shrunk.
 CONFTEST = """
 
 def pytest_collection_modifyitems(items):
@@ -62,7 +63,7 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure():
     import gc
 
-    gc.freeze()  # what is there before the first mutant need not be looked at, and copied, by each of them
+    gc.freeze()  # so that no mutant's collection visits, and copies, what existed before it
 
 
 from hypothesis import Phase
@@ -72,7 +73,7 @@ settings.register_profile(
 )
 settings.load_profile("mutation")
 """
-# The one test of where a warning points is left out: mutmut's calls stand between a function and its caller.
+# Leaves out the test of where a warning points: mutmut inserts calls between a function and its caller.
 CONFIGURATION = """
 [tool.mutmut]
 source_paths = ["ot_lens"]
@@ -82,6 +83,15 @@ pytest_add_cli_args_test_selection = {tests}
 timeout_multiplier = 4.0
 timeout_constant = 2.0
 use_git_change_detection = false
+"""
+# mutmut's command with every operator but that of strings.
+RUN = """
+from mutmut.mutation import mutators
+mutators.mutation_operators[:] = [
+    pair for pair in mutators.mutation_operators if pair[1] is not mutators.operator_string
+]
+from mutmut.__main__ import cli
+cli()
 """
 SHOW = """
 import sys
@@ -96,21 +106,21 @@ COLUMNS = ("killed", "timeout", "survived", "no tests", "other", "not run")
 
 def environment(folder: Path) -> Path:
     """An environment with mutmut that sees every package of the one that runs this script."""
-    place = folder / "venv"
-    ready = place / "ready"
+    made = folder / "venv"
+    ready = made / "ready"
     if not ready.exists():
-        shutil.rmtree(place, ignore_errors=True)
-        venv.create(place, with_pip=True)
-        packages = next((place / "lib").glob("python*")) / "site-packages"
-        # Only a folder to search: its .pth files, that of the installed ot_lens above all, are not read.
+        shutil.rmtree(made, ignore_errors=True)
+        venv.create(made, with_pip=True)
+        packages = next((made / "lib").glob("python*")) / "site-packages"
+        # Only a folder to search: its .pth files, such as that of the installed ot_lens, are not read.
         (packages / "project.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        subprocess.run([place / "bin" / "python", "-m", "pip", "install", "-q", MUTMUT], check=True)
+        subprocess.run([made / "bin" / "python", "-m", "pip", "install", "-q", MUTMUT], check=True)
         ready.touch()
-    return place / "bin"
+    return made / "bin"
 
 
 def copy_of_working_tree(folder: Path, area: Area) -> None:
-    """Committed and new files of the package and its tests, with mutmut's configuration."""
+    """Copy the package and its tests, committed or new, with mutmut's configuration."""
     shutil.rmtree(folder, ignore_errors=True)
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split(
@@ -121,7 +131,7 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
     project = (REPOSITORY / "pyproject.toml").read_text()
-    # Pytest ends each run with garbage collections, half of a mutant's time.
+    # Without this pytest ends each run with garbage collections, which take half of the time.
     project = re.sub('"--jaxtyping-packages=[^"]*"', '"-p", "no:unraisableexception"', project)
     tests = [
         str(found.relative_to(folder)) for pattern in area.tests for found in sorted(folder.glob(pattern))
@@ -133,15 +143,15 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
 
 
 def mutmut(tools: Path, folder: Path, *arguments: str, check: bool = True) -> None:
-    """Run mutmut in a copy, one thread a process; its progress goes to a log."""
-    command = [tools / "mutmut", "run", *arguments]
+    """Run mutmut in a copy, with one thread per process; its progress goes to a log."""
+    command = [tools / "python", "-c", RUN, "run", *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
     with (folder / "log").open("a") as log:
         subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=check)
 
 
 def verdicts(folder: Path) -> dict[str, dict[str, str]]:
-    """What became of each mutant, by module."""
+    """The result of each mutant, by module."""
     found = {}
     for meta in sorted((folder / "mutants").rglob("*.py.meta")):
         codes = json.loads(meta.read_text())["exit_code_by_key"]
@@ -152,7 +162,7 @@ def verdicts(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def chosen(folder: Path, share: int | None, seed: int) -> list[str]:
-    """Nothing, which is every mutant; or a random sample of so many."""
+    """A random sample of mutants, or nothing, which means every mutant."""
     if share is None:
         return []
     names = sorted(name for module in verdicts(folder).values() for name in module)
@@ -160,14 +170,14 @@ def chosen(folder: Path, share: int | None, seed: int) -> list[str]:
 
 
 def write_survivors(tools: Path, folder: Path, report: Path) -> None:
-    """The change of every mutant that no test noticed."""
+    """Write the change of every mutant that no test noticed."""
     names = [
         name
         for module in verdicts(folder).values()
         for name, status in module.items()
         if status in ("survived", "no tests")
     ]
-    shown = subprocess.run(
+    changes = subprocess.run(
         [tools / "python", "-c", SHOW],
         cwd=folder,
         input="\n".join(names),
@@ -175,11 +185,11 @@ def write_survivors(tools: Path, folder: Path, report: Path) -> None:
         text=True,
         check=True,
     )
-    report.write_text(shown.stdout)
+    report.write_text(changes.stdout)
 
 
 def row(name: str, counts: Counter[str]) -> str:
-    """One line of the table; of a sample the rate has its 95 % Wilson interval."""
+    """One line of the table; for a sample, the rate has its 95 % Wilson interval."""
     tested = sum(counts.values()) - counts["not run"]
     killed = counts["killed"] + counts["timeout"]
     rate = f"{killed / tested:7.1%}" if tested else "      -"
@@ -190,20 +200,20 @@ def row(name: str, counts: Counter[str]) -> str:
 
 
 def run_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[str]:
-    """Mutate one area, print its table; its counts."""
-    tools, place = environment(folder), folder / name
-    if arguments.fresh or not (place / "mutants").exists():
-        copy_of_working_tree(place, AREAS[name])
-    if arguments.sample is not None and not verdicts(place):
-        mutmut(tools, place, "none", check=False)  # mutants are made when it runs; no mutant is called so
-    names = chosen(place, arguments.sample, arguments.seed)
-    mutmut(tools, place, "--max-children", str(arguments.jobs), *names)
+    """Mutate one area, print its table, and return its counts."""
+    tools, copy = environment(folder), folder / name
+    if arguments.fresh or not (copy / "mutants").exists():
+        copy_of_working_tree(copy, AREAS[name])
+    if arguments.sample is not None and not verdicts(copy):
+        mutmut(tools, copy, "none", check=False)  # makes the mutants; none has this name
+    names = chosen(copy, arguments.sample, arguments.seed)
+    mutmut(tools, copy, "--max-children", str(arguments.jobs), *names)
     total: Counter[str] = Counter()
-    for module, found in verdicts(place).items():
-        counts = Counter(found.values())
+    for module, results in verdicts(copy).items():
+        counts = Counter(results.values())
         print(row(module, counts), flush=True)
         total += counts
-    write_survivors(tools, place, folder / f"survivors_{name}.txt")
+    write_survivors(tools, copy, folder / f"survivors_{name}.txt")
     return total
 
 
@@ -213,14 +223,14 @@ def main() -> int:
         "areas", nargs="*", default=list(AREAS), help=f"of {', '.join(AREAS)}; all unless given"
     )
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "mutation")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants tested side by side")
-    parser.add_argument("--sample", type=int, help="test a random sample of so many mutants an area")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants tested in parallel")
+    parser.add_argument("--sample", type=int, help="size of a random sample of mutants per area")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--least", type=float, default=0.85, help="share of mutants that must be killed")
     arguments = parser.parse_args()
     if unknown := set(arguments.areas) - set(AREAS):
-        parser.error(f"no area {', '.join(sorted(unknown))}: choose of {', '.join(AREAS)}")
+        parser.error(f"no area {', '.join(sorted(unknown))}: choose from {', '.join(AREAS)}")
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{'module':40}" + "".join(f"{column:>10}" for column in COLUMNS) + "     rate", flush=True)
