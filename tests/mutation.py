@@ -2,12 +2,12 @@
 
 `python tests/mutation.py` mutates the modules of each area in a copy of the working tree and runs the area's
 tests against every mutant. It prints a table by module and writes the changes of surviving mutants to a file.
-Strings are not mutated: tests assert the kind of an error and the value it names, not its sentence. mutmut is
-installed into a separate environment on top of the one that runs this script, so the project does not depend on
-it. Results are kept: a second run tests only what is left, and `--fresh` starts over.
+Strings are not mutated: tests assert the kind of an error and the value it names, not its sentence. mutmut has
+its own environment on top of the one that runs this script, so the project does not depend on it. Results are
+kept: a second run tests only what is left, and `--fresh` starts over.
 
-Runtime shape checks are off (their pytest plugin cannot run twice in a process, which mutmut requires), so that
-no mutant is killed by a shape annotation alone.
+Runtime shape checks are off (their pytest plugin cannot run twice in a process, which mutmut requires), so no
+mutant is killed by a shape annotation alone.
 """
 
 import argparse
