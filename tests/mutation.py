@@ -2,7 +2,7 @@
 
 `python tests/mutation.py` mutates the modules of each area in a copy of the working tree and runs the area's
 tests against every mutant. It prints a table by module and writes the changes of surviving mutants to a file.
-Strings are not mutated: tests assert the kind of an error and the value it names, not its sentence. mutmut has
+Strings are not mutated: tests assert the kind of an error and the value it names, not its text. mutmut has
 its own environment on top of the one that runs this script, so the project does not depend on it. Results are
 kept: a second run tests only what is left, and `--fresh` starts over.
 
