@@ -210,30 +210,6 @@ def test_intervals_row_by_row_are_the_tables():
         np.testing.assert_allclose(container.lines[2][0].get_segments()[0][:, 0], [low, high])
 
 
-def test_the_best_layer_answers_rightly_and_is_not_the_one_that_destroys_the_model():
-    layers = {
-        3: {
-            "refusal_rate/harmful": (0.0, 0.0, 0.0),
-            "exact_answer_rate/harmful": (0.1, 0.0, 0.0),
-            "kl/harmless": (7.0, 0.0, 0.0),
-        },
-        5: {
-            "refusal_rate/harmful": (0.1, 0.0, 0.0),
-            "exact_answer_rate/harmful": (0.9, 0.0, 0.0),
-            "kl/harmless": (0.2, 0.0, 0.0),
-        },
-        6: {
-            "refusal_rate/harmful": (0.1, 0.0, 0.0),
-            "exact_answer_rate/harmful": (0.9, 0.0, 0.0),
-            "kl/harmless": (0.1, 0.0, 0.0),
-        },
-    }
-    assert measures.best_layer(layers) == 6
-    without = {n: {key: v for key, v in found.items() if "exact" not in key} for n, found in layers.items()}
-    assert measures.best_layer(without) == 3  # nothing better is known then
-    assert measures.best_layer({}) is None
-
-
 def test_a_curve_mixes_no_settings_no_controls_and_no_pairs():
     plain = tables_of.localization()
     chosen = measures.sweep_rows(tables_of.with_everything_else(plain))

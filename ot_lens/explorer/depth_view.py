@@ -18,10 +18,11 @@ from ot_lens.plots import localization_curve
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
 from ot_lens.plots.panels import CurvePanel, Series, null_of
-from ot_lens.plots.rows import Curve, curve, measured, methods_of, numbers, single_layers
+from ot_lens.plots.rows import Curve, curve, marked_methods, numbers
 from ot_lens.plots.screen.panels import Panel, measure_axis, panel_figure, plain
 from ot_lens.plots.screen.traces import band, hover_text, line, null_band, on_cost_scale
 from ot_lens.plots.style import BASELINE, CONTROLS, Mark
+from ot_lens.tables import baseline_of, controls_of, edits_of, measured, select, single_layers
 
 GEOMETRY = "geometry/"
 STRIP = 120
@@ -103,7 +104,7 @@ def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
         return _strip(figure.add_traces(_quantity_traces(rows, quantity)))
     sweep, measure = tables["localization"], measure_named(state.measure)
     real = _real_rows(run, state)
-    ends = extent(real[real["method"] != "none"], measure)
+    ends = extent(edits_of(real), measure)
     figure = panel_figure([Panel("", x, measure_axis(measure, "", ends))], columns=1, row=STRIP)
     return _strip(figure.add_traces(_sweep_traces(sweep, real, measure, layers, state)))
 
@@ -140,8 +141,8 @@ def _sweep_traces(
     sweep: pd.DataFrame, real: pd.DataFrame, measure: Measure, layers: list[int], state: State
 ) -> list[go.Scatter]:
     rows = measured(real, measure.name, measure.prompts)
-    traces = _controls(sweep, measure, state) + _baseline(rows[rows["method"] == "none"], measure, layers)
-    for mark, part in methods_of(single_layers(rows)):
+    traces = _controls(sweep, measure, state) + _baseline(baseline_of(rows), measure, layers)
+    for mark, part in marked_methods(single_layers(rows)):
         drawn = _scaled(curve(part), measure)
         ordered = part.sort_values("layer", kind="stable")
         hover = hover_text(mark.label, ordered, share=measure.scale == "share")
@@ -174,12 +175,8 @@ def control_range(sweep: pd.DataFrame, measure: Measure, key: str, kind: str) ->
         kind: Kind of control.
     """
     method, k = split_key(key)
-    rows = measured(sweep, measure.name, measure.prompts)
-    if "control" not in rows:
-        return None
-    rows = rows[rows["control"].eq(kind) & rows["method"].eq(method) & rows["layer"].notna()]
-    if k is not None:
-        rows = rows[rows["k"].eq(k).fillna(value=False)]
+    controls = single_layers(controls_of(measured(sweep, measure.name, measure.prompts), kind))
+    rows = select(controls, method=method, **({} if k is None else {"k": k}))
     if rows.empty:
         return None
     ends = rows.groupby("layer")["value"].agg(["min", "mean", "max", "size"]).reset_index()
@@ -228,7 +225,7 @@ def reading(run: OpenRun, state: State) -> str:
     measure = measure_named(state.measure)
     rows = measured(_real_rows(run, state), measure.name, measure.prompts)
     parts = []
-    for mark, part in methods_of(single_layers(rows)):
+    for mark, part in marked_methods(single_layers(rows)):
         here = part[part["layer"].eq(state.layer)]
         texts = hover_text(mark.label, here, share=measure.scale == "share")
         parts += [unescape(text.replace("<br>", " ", 1).replace("<br>", ", ")) for text in texts]

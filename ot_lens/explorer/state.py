@@ -14,8 +14,9 @@ from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.plots import MEASURES, contenders, method_mark
 from ot_lens.plots.measures import present, sweep_rows
-from ot_lens.plots.rows import layers_of, single_layers
+from ot_lens.plots.rows import layers_of
 from ot_lens.plots.style import PROJECTION, method_order
+from ot_lens.tables import edits_of, single_layers
 
 MOST_LAYERS = 512
 
@@ -90,7 +91,7 @@ class Choices:
             rows = sweep_rows(self.run.table("localization"))
         except TableError:
             return sorted(found, key=_order)
-        acting = rows[rows["method"] != "none"]
+        acting = edits_of(rows)
         pairs = acting[["method", "k"]].drop_duplicates().itertuples(index=False)
         found |= dict.fromkeys(method_key(str(method), k) for method, k in pairs)
         return sorted(found, key=_order)
@@ -101,7 +102,7 @@ class Choices:
         found: dict[str, str] = {}
         try:
             rows = sweep_rows(self.run.table("localization"))
-            acting = single_layers(rows[rows["method"] != "none"])
+            acting = single_layers(edits_of(rows))
             found |= {k: f"{m.prompts}: {m.label}" for k, m in MEASURES.items() if present(acting, m)}
         except TableError:
             pass
@@ -126,7 +127,7 @@ class Choices:
         sweep = self.run.tables.get("localization")
         if sweep is None or "strength" not in sweep.columns:
             return []
-        return sorted(map(float, sweep.loc[sweep["method"] != "none", "strength"].dropna().unique()))
+        return sorted(map(float, edits_of(sweep)["strength"].dropna().unique()))
 
     @cached_property
     def first(self) -> State:

@@ -9,7 +9,7 @@ from ot_lens.io.files import write_text
 from ot_lens.paper_study.architecture import paper_models
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.summary import method_label
-from ot_lens.tables import LISTED, SEARCHED
+from ot_lens.tables import LISTED, SEARCHED, UNEDITED, real_edits, select
 
 # (attack success rate in per cent, perplexity); the one row of its tables that is known here.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, float]] = {
@@ -68,9 +68,9 @@ def paper_table(localization: pd.DataFrame, model: str, phrases: str) -> pd.Data
 
 
 def _measured(localization: pd.DataFrame, phrases: str) -> Iterator[dict[str, Any]]:
-    chosen = localization["set"].isin(["none", LISTED, SEARCHED]) & (localization["control"] == "")
+    chosen = select(real_edits(localization), set=(UNEDITED, LISTED, SEARCHED))
     keys = ["set", "layers", "method", "k", "strength"]
-    for (_, layers, method, k, _), rows in localization[chosen].groupby(keys, sort=False, dropna=False):
+    for (_, layers, method, k, _), rows in chosen.groupby(keys, sort=False, dropna=False):
         by_key = {(row["measure"], row["prompts"]): row for row in rows.to_dict("records")}
         yield {
             "method": method,
@@ -133,7 +133,7 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _label(method: str, k: Any) -> str:
-    return "unedited" if method == "none" else method_label(method, k)
+    return "unedited" if method == UNEDITED else method_label(method, k)
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -31,8 +31,9 @@ from ot_lens.plots.measures import (
     present,
     sweep_rows,
 )
-from ot_lens.plots.rows import counts, measured, settings
+from ot_lens.plots.rows import counts, settings
 from ot_lens.plots.style import BASELINE, BASELINE_LINE, Mark
+from ot_lens.tables import measured
 
 # with success rates, else with refusal rates
 PAIRS = (((KL, SUCCESS), (PERPLEXITY, SUCCESS), (SUCCESS, RIGHT)), ((KL, REFUSES), (REFUSES, RIGHT)))

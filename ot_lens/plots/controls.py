@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import Band, CurvePanel, Reference, Series, without_empty
-from ot_lens.plots.rows import checked, counts, curve, methods_of
+from ot_lens.plots.rows import checked, counts, curve, marked_methods
 from ot_lens.plots.style import CONTROLS, Mark
+from ot_lens.tables import controls_of, not_controls
 
 COLUMNS = ("layer", "method", "k", "control", "value", "low", "high")
 WHAT = {
@@ -29,18 +30,18 @@ def control_panels(controls: pd.DataFrame) -> list[CurvePanel]:
         TableError: a column is missing, or there is nothing to draw.
     """
     rows = checked(controls, "controls", COLUMNS)
-    panels = without_empty([_panel(mark, part) for mark, part in methods_of(rows)])
+    panels = without_empty([_panel(mark, part) for mark, part in marked_methods(rows)])
     if not panels:
         raise NothingToDrawError("no finite shift of the refusal score in the table")
     return panels
 
 
 def _panel(mark: Mark, rows: pd.DataFrame) -> CurvePanel:
-    real = rows[rows["control"] == ""]
+    real = not_controls(rows)
     bands = tuple(
-        Band(f"{name}/{mark.label}", look, curve(rows[rows["control"] == name]))
+        Band(f"{name}/{mark.label}", look, curve(controls_of(rows, name)))
         for name, look in CONTROLS.items()
-        if (rows["control"] == name).any()
+        if len(controls_of(rows, name))
     )
     series = (Series(f"shift/{mark.label}", mark, curve(real)),)
     return CurvePanel(mark.label, Y, series, bands, (Reference(0.0, ""),))
@@ -65,8 +66,8 @@ def localization_controls(
 def caption(controls: pd.DataFrame, **_: Any) -> str:
     """What `localization_controls` shows."""
     control_panels(controls)
-    drawn = controls[controls["control"] != ""]
-    kinds = [text for name, text in WHAT.items() if (drawn["control"] == name).any()]
+    drawn = controls_of(controls)
+    kinds = [text for name, text in WHAT.items() if len(controls_of(drawn, name))]
     bands = (
         f" Hatched: mean (dotted) and range of {counts(drawn, 'draws')} draws of {', and of '.join(kinds)}; "
         f"an edit shows where refusal lives only where it leaves {'both bands' if kinds[1:] else 'the band'}."
@@ -76,5 +77,5 @@ def caption(controls: pd.DataFrame, **_: Any) -> str:
     return (
         "Change of the refusal score of harmful prompts at the last prompt token under an edit at one layer, "
         f"by layer, a panel a method; negative: refusal weakens. Line and tint: mean and 95 % interval."
-        f"{bands} n = {counts(controls[controls['control'] == ''])} prompts."
+        f"{bands} n = {counts(not_controls(controls))} prompts."
     )

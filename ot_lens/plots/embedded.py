@@ -14,6 +14,7 @@ from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import CurvePanel, Reference, Series, null_of, without_empty
 from ot_lens.plots.rows import checked, counts, curve, layers_of, numbers, some
 from ot_lens.plots.style import CLASSES, Mark, method_mark
+from ot_lens.tables import select
 
 COLUMNS = ("part", "quantity", "method", "k", "layer", "known", "value", "low", "high")
 KNOWN = Mark("the rule", "#2B2F36", "diamond", "dot")
@@ -73,12 +74,12 @@ def _ranks(rows: pd.DataFrame, known: dict[str, int]) -> CurvePanel:
     series = []
     for method in dict.fromkeys(at["method"]):
         mark = method_mark(method)
-        own = refused[refused["method"] == method]
+        own = select(refused, method=method)
         one = method != "pca_ot"
         mark = replace(mark, label=f"refused, {mark.label}")
         line = curve(own.assign(place=own["place"] - 0.12 * one), x="place")
         series.append(Series(f"rank/{method}", mark, line))
-    own = right[right["method"] == "pca_ot"]
+    own = select(right, method="pca_ot")
     series.append(Series("rank/right", RIGHT, curve(own.assign(place=own["place"] + 0.12), x="place")))
     references = tuple(
         Reference(place[count], "number of refusal sentences", vertical=True)

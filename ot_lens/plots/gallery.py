@@ -28,8 +28,9 @@ from ot_lens.plots import (
     visibility,
 )
 from ot_lens.plots.canvas import style_named, styled
-from ot_lens.plots.measures import contenders, sweep_rows
+from ot_lens.plots.measures import sweep_rows
 from ot_lens.plots.rows import going_together, layers_of
+from ot_lens.tables import most_effective_layer, select
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -238,20 +239,15 @@ def inputs(
         raise NothingToDrawError(f"the {absent[0]} table is missing")
     needed = [tables[name] for name in entry.tables]
     own_layer = entry.name == "principal_plane"
-    return needed, {"layer": telling_layer(tables) if layer is None else layer} if own_layer else {}
+    return needed, {"layer": plane_layer(tables) if layer is None else layer} if own_layer else {}
 
 
-def telling_layer(tables: Mapping[str, pd.DataFrame]) -> int | None:
-    """The layer at which most methods do best, of those in the plane table; None without a sweep."""
+def plane_layer(tables: Mapping[str, pd.DataFrame]) -> int | None:
+    """The most effective layer among those in the plane table; None without a sweep."""
     sweep, points = tables.get("localization"), tables.get("plane")
-    if sweep is None or points is None or points.empty:
+    if sweep is None or sweep.empty or points is None or points.empty:
         return None
-    try:
-        best = [method.layer for method in contenders(sweep_rows(sweep))]
-    except NothingToDrawError:
-        return None
-    known = [layer for layer in layers_of(points) if layer in best]
-    return max(known, key=best.count) if known else None
+    return most_effective_layer(select(sweep_rows(sweep), layer=layers_of(points)))
 
 
 def save(

@@ -16,15 +16,22 @@ from ot_lens.plots.rows import (
     checked,
     counts,
     layers_of,
-    measured,
-    methods_of,
+    marked_methods,
     numbers,
-    pinned,
-    real_edits,
     settings,
-    single_layers,
 )
 from ot_lens.plots.style import BASELINE
+from ot_lens.tables import (
+    PAIR,
+    SINGLE,
+    at_one_setting,
+    baseline_of,
+    by_depth,
+    measured,
+    real_edits,
+    select,
+    single_layers,
+)
 
 SHOWN = (REFUSES, RIGHT, KL)
 SCORE = "refusal_score"
@@ -40,7 +47,7 @@ def rank_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     Raises:
         TableError: a column is missing, or the sweep holds one rank only.
     """
-    sweep = single_layers(pinned(real_edits(checked(localization, "localization", COLUMNS))))
+    sweep = single_layers(by_depth(checked(localization, "localization", COLUMNS)))
     rows = sweep[sweep["k"].notna()]
     ranks = sorted({int(k) for k in rows["k"]})
     if len(ranks) < 2:
@@ -67,7 +74,7 @@ def rank_by_layer(
 
 def caption_ranks(localization: pd.DataFrame, **_: Any) -> str:
     """What `rank_by_layer` shows."""
-    sweep = pinned(real_edits(checked(localization, "localization", COLUMNS)))
+    sweep = by_depth(checked(localization, "localization", COLUMNS))
     rows = sweep[sweep["k"].notna()]
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "
@@ -87,11 +94,13 @@ def strength_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     """
     table = checked(localization, "localization", (*COLUMNS, "strength"))
     sweep = single_layers(real_edits(table))
-    sweep = pinned(sweep.assign(level=sweep["strength"], strength=np.nan))
+    sweep = at_one_setting(sweep.assign(level=sweep["strength"], strength=np.nan))
     strengths = sorted({float(t) for t in sweep["level"]})
     if len(strengths) < 2:
         raise NothingToDrawError("the localization table holds fewer than two strengths")
-    methods = [(mark, part) for mark, part in methods_of(sweep) if part["level"].nunique() > 1][:MOST_PANELS]
+    methods = [(mark, part) for mark, part in marked_methods(sweep) if part["level"].nunique() > 1][
+        :MOST_PANELS
+    ]
     return _some(
         [_grid(part, REFUSES, "level", strengths, "strength $t$", title=mark.label) for mark, part in methods]
     )
@@ -136,25 +145,23 @@ def pair_panels(localization: pd.DataFrame) -> list[HeatPanel]:
     Raises:
         TableError: a column is missing, or the sweep holds no pairs.
     """
-    table = pinned(checked(localization, "localization", (*COLUMNS, "layers")))
-    rows = measured(table, SCORE, "harmful")
-    if "control" in rows:
-        rows = rows[rows["control"].fillna("") == ""]
-    if "transport" in rows:
-        rows = rows[rows["transport"].fillna("") != "harmless_to_harmful"]
-    pairs = rows[(rows["set"] == "pair") & rows["value"].notna()]
+    table = checked(localization, "localization", (*COLUMNS, "layers"))
+    rows = measured(at_one_setting(real_edits(table)), SCORE, "harmful")
+    pairs = select(rows, set=PAIR).dropna(subset="value")
     if pairs.empty:
         raise NothingToDrawError(
             "the localization table holds no pairs of layers: sweep them with sets: [single, pair, all]"
         )
     low, high = float(numbers(rows["value"]).min()), float(np.nanmax(numbers(rows["value"])))
     scale = Scale("refusal score (nats)", low, high)
-    ranked = sorted(methods_of(pairs), key=lambda item: float(item[1]["value"].min()))[:MOST_METHODS]
+    ranked = sorted(marked_methods(pairs), key=lambda item: float(item[1]["value"].min()))[:MOST_METHODS]
     shown = {mark.label for mark, _ in ranked}
-    both = rows[rows["set"].isin(("pair", "single"))]
+    both = select(rows, set=(PAIR, SINGLE))
     layers = sorted({*_ends(pairs)[0], *_ends(pairs)[1], *layers_of(single_layers(both))})
     return [
-        _pair_panel(part, mark.label, layers, scale) for mark, part in methods_of(both) if mark.label in shown
+        _pair_panel(part, mark.label, layers, scale)
+        for mark, part in marked_methods(both)
+        if mark.label in shown
     ]
 
 
@@ -196,8 +203,8 @@ def pair_matrix(
 def caption_pairs(localization: pd.DataFrame, **_: Any) -> str:
     """What `pair_matrix` shows."""
     panels = pair_panels(localization)
-    rows = measured(localization[localization["set"] == "pair"], SCORE, "harmful")
-    base = measured(localization[localization["method"] == "none"], SCORE, "harmful")
+    rows = measured(select(localization, set=PAIR), SCORE, "harmful")
+    base = measured(baseline_of(localization), SCORE, "harmful")
     before = numbers(base["value"])
     level = f" ({BASELINE.label}: {before[0]:.1f} nats)" if np.isfinite(before).any() else ""
     which = "the four methods with the lowest score" if len(panels) == MOST_METHODS else "each method"

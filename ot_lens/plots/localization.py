@@ -18,15 +18,13 @@ from ot_lens.plots.rows import (
     Curve,
     counts,
     curve,
-    every_layer,
     layers_of,
-    measured,
-    methods_of,
+    marked_methods,
     numbers,
     settings,
-    single_layers,
 )
 from ot_lens.plots.style import BASELINE, BASELINE_LINE, FAMILIES, Mark
+from ot_lens.tables import baseline_of, edits_of, every_layer, measured, single_layers
 
 # inches of figure from which a legend above a panel has room for two columns
 TWO_COLUMNS = 6.0
@@ -39,7 +37,7 @@ def available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measur
     Raises:
         NothingToDrawError: none of them.
     """
-    acting = single_layers(sweep[sweep["method"] != "none"])
+    acting = single_layers(edits_of(sweep))
     rows = [(measure_named(key), measured(acting, *key.split("/"))) for key in wanted]
     found = [measure for measure, part in rows if np.isfinite(numbers(part["value"])).any()]
     if not found:
@@ -50,7 +48,7 @@ def available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measur
 def families(sweep: pd.DataFrame) -> dict[str, list[tuple[Mark, pd.DataFrame]]]:
     """Methods by family, in the fixed order."""
     groups: dict[str, list[tuple[Mark, pd.DataFrame]]] = {}
-    for mark, rows in methods_of(sweep):
+    for mark, rows in marked_methods(sweep):
         groups.setdefault(mark.family, []).append((mark, rows))
     return {name: groups[name] for name in FAMILIES if name in groups}
 
@@ -78,7 +76,7 @@ def localization_curve(
     width = style_named(style).column
     with canvas(style, None if ax is None else [ax], (1, 1), (width, 0.85 * width)) as (figure, grid):
         target = grid[0, 0]
-        _panel(target, sweep, shown, list(methods_of(sweep)))
+        _panel(target, sweep, shown, list(marked_methods(sweep)))
         target.set_ylabel(f"{shown.prompts}: {shown.label}")
         target.set_xlabel("layer")
         target.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
@@ -139,13 +137,13 @@ def side_position(layers: list[int]) -> float:
 
 def _panel(ax: Axes, sweep: pd.DataFrame, measure: Measure, members: list[tuple[Mark, pd.DataFrame]]) -> None:
     rows = measured(sweep, measure.name, measure.prompts)
-    acting = rows[rows["method"] != "none"]
+    acting = edits_of(rows)
     layers = layers_of(single_layers(acting))
     chosen = {mark.label for mark, _ in members}
-    for mark, part in methods_of(single_layers(acting)):
+    for mark, part in marked_methods(single_layers(acting)):
         if mark.label not in chosen:
             draw_context(ax, curve(part))
-    _baseline(ax, rows[rows["method"] == "none"], measure)
+    _baseline(ax, baseline_of(rows), measure)
     for mark, part in members:
         single = single_layers(measured(part, measure.name, measure.prompts))
         draw_curve(ax, curve(single), mark, name=f"{measure.key}/{mark.label}")

@@ -8,18 +8,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError, OtLensError
-from ot_lens.plots.rows import (
-    checked,
-    every_layer,
-    layers_of,
-    measured,
-    methods_of,
-    numbers,
-    pinned,
-    real_edits,
-    single_layers,
-)
+from ot_lens.plots.rows import checked, layers_of, marked_methods, numbers
 from ot_lens.plots.style import Mark
+from ot_lens.tables import baseline_of, by_depth, every_layer, measured, most_effective_layer, single_layers
 
 COLUMNS = ("set", "layer", "method", "k", "measure", "prompts", "value")
 # value and both ends of its interval, by the key of a measure
@@ -75,12 +66,12 @@ def measure_named(key: str) -> Measure:
 
 
 def sweep_rows(localization: pd.DataFrame) -> pd.DataFrame:
-    """The real edits of a sweep at one setting each (see `rows.real_edits` and `rows.pinned`).
+    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`).
 
     Raises:
         TableError: a column is missing, or the table is empty.
     """
-    return pinned(real_edits(checked(localization, "localization", COLUMNS)))
+    return by_depth(checked(localization, "localization", COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -100,15 +91,15 @@ class Contender:
 
 
 def contenders(sweep: pd.DataFrame) -> list[Contender]:
-    """Every method of a sweep with its best layer (see `best_layer`).
+    """Every method of a sweep with its most effective layer (see `most_effective_layer`).
 
     Raises:
         NothingToDrawError: the sweep holds the baseline only.
     """
     found = []
-    for mark, rows in methods_of(sweep):
+    for mark, rows in marked_methods(sweep):
         layers = values_by_layer(single_layers(rows))
-        layer = best_layer(layers)
+        layer = most_effective_layer(rows)
         best = layers[layer] if layer is not None else {}
         found.append(Contender(mark, layer, best, values(every_layer(rows)), layers))
     if not found:
@@ -116,25 +107,9 @@ def contenders(sweep: pd.DataFrame) -> list[Contender]:
     return found
 
 
-def best_layer(layers: Mapping[int, Values]) -> int | None:
-    """The layer at which one method does best, None when no single layer was measured.
-
-    Best is: most harmful prompts answered rightly; where that was not measured, fewest refused. Ties go to
-    the smaller KL on harmless prompts, then to the earlier layer.
-    """
-    right = any(np.isfinite(interval(found, RIGHT)[0]) for found in layers.values())
-    measure, sign = (RIGHT, -1.0) if right else (REFUSES, 1.0)
-    ranked = [
-        (sign * interval(found, measure)[0], np.nan_to_num(interval(found, KL)[0], nan=np.inf), layer)
-        for layer, found in layers.items()
-        if np.isfinite(interval(found, measure)[0])
-    ]
-    return min(ranked)[2] if ranked else None
-
-
 def baseline(sweep: pd.DataFrame) -> Values:
     """Values without an intervention; a KL that is not in the table is 0 by definition."""
-    return {KL.key: (0.0, 0.0, 0.0)} | dict(values(sweep[sweep["method"] == "none"]))
+    return {KL.key: (0.0, 0.0, 0.0)} | dict(values(baseline_of(sweep)))
 
 
 def places(methods: list[Contender], x: Measure, y: Measure) -> Float[np.ndarray, "points 2"]:

@@ -13,6 +13,7 @@ from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import CurvePanel, Reference, Series, null_of, without_empty
 from ot_lens.plots.rows import at_position, checked, counts, curve, numbers
 from ot_lens.plots.style import BASELINE, Mark, method_mark, method_order, split_label
+from ot_lens.tables import select
 
 COLUMNS = ("layer", "method", "quantity", "value")
 BEFORE = Mark("not moved", BASELINE.color, BASELINE.marker, BASELINE.dash)
@@ -45,10 +46,10 @@ def _panel(rows: pd.DataFrame, quantity: str) -> CurvePanel:
     title, y, null, references, limits = PANELS[quantity]
     part = rows[rows["quantity"] == quantity]
     labels = sorted(rows["method"].dropna().unique(), key=lambda name: method_order(*split_label(name)))
-    by_label = {label: part[part["method"] == label] for label in labels}
+    by_label = {label: select(part, method=label) for label in labels}
     series = [Series(f"{quantity}/{k}", method_mark(k), curve(own)) for k, own in by_label.items()]
     if quantity == "w2_after" and labels:
-        before = rows[(rows["quantity"] == "w2_before") & (rows["method"] == labels[0])]
+        before = select(rows, quantity="w2_before", method=labels[0])
         series.insert(0, Series("w2_before", BEFORE, curve(before)))
     bands = tuple(b for k, own in by_label.items() for b in null_of(own, f"{quantity}/{k}") if null)
     if quantity == "cost_over_bound" and limits is not None:

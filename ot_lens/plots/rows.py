@@ -1,9 +1,8 @@
 """Choosing rows of the tidy tables for a figure: selected, ordered and checked; nothing is measured here."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,17 +11,7 @@ from jaxtyping import Bool, Float
 from ot_lens.errors import AlteredTableError, NothingToDrawError, OtLensError, TableError
 from ot_lens.io.untrusted import quoted
 from ot_lens.plots.style import Mark, method_mark, method_order
-
-# Settings of a sweep that a curve must not mix, and the value a figure shows when several were swept; None
-# stands for the largest strength, and for the first of the others in the table.
-SETTINGS: Mapping[str, Any] = {
-    "fitting": "independent",
-    "strength": None,
-    "tokens": "all",
-    "hook": None,
-    "seed": None,
-}
-INDUCE = "harmless_to_harmful"
+from ot_lens.tables import edits_of, methods_of
 
 
 @contextmanager
@@ -135,56 +124,10 @@ def spread_out(layers: list[int], most: int) -> list[int]:
     return [layers[round(i)] for i in np.linspace(0, len(layers) - 1, most)]
 
 
-def pinned(sweep: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one setting a method (strength, tokens, hook, fitting, seed): a curve mixes none."""
-    keep = pd.Series(data=True, index=sweep.index)
-    for column, preferred in SETTINGS.items():
-        if column not in sweep.columns:
-            continue
-        for _, values in sweep[keep].groupby(["method", "k"], dropna=False, sort=False)[column]:
-            known = values.dropna()
-            if len(known):
-                other = known.max() if column == "strength" else known.iloc[0]
-                keep[values.index] = values.isna() | (
-                    values == (preferred if preferred in set(known) else other)
-                )
-    return sweep[keep]
-
-
-def real_edits(sweep: pd.DataFrame) -> pd.DataFrame:
-    """Edits of single layers and of all from harmful to harmless, and the baseline: no controls, no pairs."""
-    keep = sweep["layer"].notna() | sweep["set"].isin(("all", "none"))
-    if "control" in sweep.columns:
-        keep &= sweep["control"].fillna("") == ""
-    if "transport" in sweep.columns:
-        keep &= sweep["transport"].fillna("") != INDUCE
-    return sweep[keep]
-
-
-def methods_of(sweep: pd.DataFrame) -> Iterator[tuple[Mark, pd.DataFrame]]:
-    """Each method of a sweep with its rows, in the fixed order; the baseline is left out."""
-    acting = sweep[sweep["method"] != "none"]
-    groups = {
-        (str(method), k): rows
-        for (method, k), rows in acting.groupby(["method", "k"], dropna=False, sort=False)
-    }
-    for key in sorted(groups, key=lambda pair: method_order(*pair)):
-        yield method_mark(*key), groups[key]
-
-
-def measured(sweep: pd.DataFrame, measure: str, prompts: str) -> pd.DataFrame:
-    """Rows of one measure on one class of prompts."""
-    return sweep[(sweep["measure"] == measure) & (sweep["prompts"] == prompts)]
-
-
-def single_layers(sweep: pd.DataFrame) -> pd.DataFrame:
-    """Rows that belong to one layer."""
-    return sweep[sweep["layer"].notna()]
-
-
-def every_layer(sweep: pd.DataFrame) -> pd.DataFrame:
-    """Rows of interventions at all layers together."""
-    return sweep[(sweep["set"] == "all") & sweep["layer"].isna()]
+def marked_methods(table: pd.DataFrame) -> list[tuple[Mark, pd.DataFrame]]:
+    """Each method of a sweep with its mark and its rows, in the fixed order; the baseline is left out."""
+    methods = sorted(methods_of(table), key=lambda item: method_order(*item[0]))
+    return [(method_mark(*method), rows) for method, rows in methods]
 
 
 def counts(rows: pd.DataFrame, column: str = "n") -> str:
@@ -199,7 +142,7 @@ def counts(rows: pd.DataFrame, column: str = "n") -> str:
 
 def settings(sweep: pd.DataFrame) -> str:
     """What a sweep was run with, for a caption: `"tokens all; hook resid_pre; strength 1; seed 0"`."""
-    rows = sweep[sweep["method"] != "none"]
+    rows = edits_of(sweep)
     parts = []
     for name in ("tokens", "hook", "strength", "seed"):
         if name in rows:

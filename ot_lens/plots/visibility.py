@@ -13,9 +13,9 @@ from ot_lens.plots.curve_panels import curve_figure
 from ot_lens.plots.panels import CurvePanel, Series, null_of, without_empty
 from ot_lens.plots.rows import at_position, checked, counts, curve, numbers
 from ot_lens.plots.style import BASELINE, NULL, Mark, method_mark, method_order, split_label
+from ot_lens.tables import UNEDITED, baseline_of, edits_of, select
 
 COLUMNS = ("layer", "edited_layer", "method", "quantity", "value")
-UNEDITED = "none"
 TITLES = {
     "mahalanobis": ("distance", "Mahalanobis"),
     "mahalanobis_auc": ("monitor: distance", "AUC"),
@@ -41,19 +41,19 @@ def visibility_panels(visibility: pd.DataFrame, position: int | str | None = Non
 
 def _panel(rows: pd.DataFrame, quantity: str, title: str, y: str) -> CurvePanel:
     part = rows[rows["quantity"] == quantity]
-    edits = part[part["method"] != UNEDITED]
+    edits = edits_of(part)
     labels = sorted(edits["method"].dropna().unique(), key=lambda name: method_order(*split_label(name)))
     layers = sorted(int(n) for n in edits["edited_layer"].unique())
-    lines = {label: curve(edits[edits["method"] == label], x="edited_layer") for label in labels}
+    lines = {label: curve(select(edits, method=label), x="edited_layer") for label in labels}
     series = [Series(f"{quantity}/{label}", method_mark(label), line) for label, line in lines.items()]
-    plain = part[part["method"] == UNEDITED]
+    plain = baseline_of(part)
     if len(plain):
         level = pd.concat([plain.assign(edited_layer=layer) for layer in layers or [0]])
         series.insert(0, Series(f"{quantity}/{UNEDITED}", HARMFUL, curve(level, x="edited_layer")))
     bands = tuple(
         band
         for label in labels
-        for band in null_of(edits[edits["method"] == label], f"{quantity}/{label}", UNSEEN, "edited_layer")
+        for band in null_of(select(edits, method=label), f"{quantity}/{label}", UNSEEN, "edited_layer")
     )
     limits = (_floor(part), 1.0) if quantity.endswith("auc") else None
     return CurvePanel(title, y, tuple(series), bands, x="edited layer", limits=limits)

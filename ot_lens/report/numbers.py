@@ -17,8 +17,9 @@ from ot_lens.plots.measures import (
     present,
     sweep_rows,
 )
-from ot_lens.plots.rows import at_position, layers_of, measured, numbers
+from ot_lens.plots.rows import at_position, layers_of, numbers
 from ot_lens.plots.style import BASELINE, CLASSES, Mark
+from ot_lens.tables import measured
 
 GLANCE = (
     "refusal_rate/harmful",

@@ -28,7 +28,7 @@ from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.kept import part_table
 from ot_lens.study.stage import Stage
-from ot_lens.tables import control_bands, most_effective_layer, reported
+from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap
 
 # Tables of quantities that cost an eigendecomposition a draw: a 95 % band is read off this many draws.
@@ -38,7 +38,6 @@ FEWEST_SEEN = 8
 # Layers of small multiples, and of edits that are captured again for a monitor.
 LOOKED_AT = ("directional_ablation", "mean_shift")
 MOST_PLANES, MOST_EDITED, MOST_MEASURED = 6, 5, 8
-UNEDITED = "none"
 # Folder of the tables that are kept part by part.
 PARTS = "edited"
 Maps = Mapping[Method, Mapping[int, AffineMap]]

@@ -9,16 +9,7 @@ import plotly.graph_objects as go
 
 from ot_lens.plots.localization import SHOWN, available, side_position
 from ot_lens.plots.measures import Measure, extent, sweep_rows
-from ot_lens.plots.rows import (
-    Curve,
-    curve,
-    every_layer,
-    layers_of,
-    measured,
-    methods_of,
-    numbers,
-    single_layers,
-)
+from ot_lens.plots.rows import Curve, curve, layers_of, marked_methods, numbers
 from ot_lens.plots.screen.panels import Panel, add_legend, measure_axis, panel_figure
 from ot_lens.plots.screen.traces import (
     axes_of,
@@ -30,6 +21,7 @@ from ot_lens.plots.screen.traces import (
     points,
 )
 from ot_lens.plots.style import BASELINE, Mark
+from ot_lens.tables import baseline_of, edits_of, every_layer, measured, single_layers
 
 
 def localization_curves(localization: pd.DataFrame, *, measures: Sequence[str] = SHOWN) -> go.Figure:
@@ -44,7 +36,7 @@ def localization_curves(localization: pd.DataFrame, *, measures: Sequence[str] =
     """
     sweep = sweep_rows(localization)
     shown = available(sweep, measures)
-    acting = sweep[sweep["method"] != "none"]
+    acting = edits_of(sweep)
     layers = layers_of(single_layers(acting))
     figure = panel_figure([_panel(measure, acting, layers) for measure in shown], columns=2)
     for index, measure in enumerate(shown):
@@ -74,8 +66,8 @@ def _layer_axis(layers: list[int], *, side: bool) -> dict[str, Any]:
 
 def _traces(sweep: pd.DataFrame, measure: Measure, panel: int, layers: list[int]) -> list[go.Scatter]:
     rows = measured(sweep, measure.name, measure.prompts)
-    traces = _baseline(rows[rows["method"] == "none"], measure, panel, layers)
-    methods = list(methods_of(rows))
+    traces = _baseline(baseline_of(rows), measure, panel, layers)
+    methods = list(marked_methods(rows))
     for index, (mark, part) in enumerate(methods):
         drawn = _scaled(curve(single_layers(part)), measure)
         traces.append(band(drawn, mark.color, panel, mark.label))
