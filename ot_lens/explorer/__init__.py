@@ -1,4 +1,4 @@
-"""The explorer: a local page over finished runs. Dash is imported when it is started, not before."""
+"""The explorer: a local page over finished runs. Dash is imported only when it starts."""
 
 from ot_lens.explorer.start import explore
 

@@ -24,17 +24,11 @@ SCRIPT = "explorer"
 
 
 def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "127.0.0.1") -> Dash:
-    """The application over opened runs.
-
-    Args:
-        runs: One or more; the controls are those of the first.
-        live: The model of the live panel, if it is at hand.
-        host: The address it will be served at, for the guard.
-    """
+    """The application over opened runs; the controls are those of the first one."""
     choices = [Choices(run) for run in runs]
     app = Dash(
         __name__,
-        # Dash puts it into the page as it is, and fills in names between {% and %}.
+        # Dash inserts it into the page unescaped, and substitutes names between {% and %}.
         title=escape(f"ot_lens: {runs[0].name}").replace("%", "&#37;"),
         assets_folder=str(Path(__file__).parent / "assets"),
         serve_locally=True,
@@ -42,7 +36,7 @@ def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "1
         add_log_handler=False,
         enable_mcp=False,
     )
-    app.server.debug = False  # whatever FLASK_DEBUG says
+    app.server.debug = False  # even if FLASK_DEBUG is set
     app.layout = page(choices, facts(choices, live), live)
     _on_the_page(app)
     _drawing(app, choices)
@@ -55,7 +49,7 @@ def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "1
 
 
 def _known_callbacks_only(app: Dash) -> None:
-    """Refuse requests for callbacks that the page does not have before Dash looks for them."""
+    """Refuse requests for callbacks that the page does not have, before Dash looks for them."""
     server: Flask = app.server
 
     @server.before_request
@@ -65,7 +59,7 @@ def _known_callbacks_only(app: Dash) -> None:
 
 
 def _on_the_page(app: Any) -> None:
-    """Callbacks that run in the browser alone."""
+    """Callbacks that run only in the browser."""
     app.clientside_callback(
         ClientsideFunction(SCRIPT, "start"), Output("started", "data"), Input("facts", "data")
     )
@@ -90,35 +84,35 @@ def _on_the_page(app: Any) -> None:
 
 
 def _drawing(app: Dash, choices: Sequence[Choices]) -> None:
-    place = {"view": MATCH, "run": MATCH}
+    each = {"view": MATCH, "run": MATCH}
 
     @app.callback(
-        Output({"type": "drawn", **place}, "data"),
-        Output({"type": "missing", **place}, "children"),
-        Output({"type": "missing", **place}, "hidden"),
-        Output({"type": "note", **place}, "children"),
-        Output({"type": "code", **place}, "children"),
-        Input({"type": "state", **place}, "data"),
+        Output({"type": "drawn", **each}, "data"),
+        Output({"type": "missing", **each}, "children"),
+        Output({"type": "missing", **each}, "hidden"),
+        Output({"type": "note", **each}, "children"),
+        Output({"type": "code", **each}, "children"),
+        Input({"type": "state", **each}, "data"),
         prevent_initial_call=True,
     )
-    def draw(given: Any) -> tuple[Any, ...]:
-        chosen = ctx.outputs_list[0]["id"]
-        name, number = chosen.get("view"), chosen.get("run")
+    def draw(fields: Any) -> tuple[Any, ...]:
+        target = ctx.outputs_list[0]["id"]
+        name, number = target.get("view"), target.get("run")
         if name not in VIEWS or not isinstance(number, int) or not 0 <= number < len(choices):
             abort(400)
-        state = choices[number].read(_mapping(given), strict=number > 0)
-        found = content(VIEWS[name], choices[number].run, state)
-        return found.figure, found.missing, not found.missing, found.note, found.code
+        state = choices[number].read(_mapping(fields), strict=number > 0)
+        view = content(VIEWS[name], choices[number].run, state)
+        return view.figure, view.missing, not view.missing, view.note, view.code
 
 
 def _live(app: Any, choices: Choices, live: LiveModel) -> None:
-    for what, show in (("tokens", _tokens), ("answers", _answers)):
+    for kind, show in (("tokens", token_table), ("answers", answer_cards)):
         app.callback(
-            Output(f"live-{what}", "children"),
-            Output(f"told-{what}", "data"),
-            Input(f"ask-{what}", "data"),
+            Output(f"live-{kind}", "children"),
+            Output(f"told-{kind}", "data"),
+            Input(f"ask-{kind}", "data"),
             prevent_initial_call=True,
-        )(_asked(choices, live, f"ask-{what}", show))
+        )(_answering(choices, live, f"ask-{kind}", show))
     app.clientside_callback(
         ClientsideFunction(SCRIPT, "told"),
         Output("noted", "data"),
@@ -128,10 +122,10 @@ def _live(app: Any, choices: Choices, live: LiveModel) -> None:
     )
 
 
-def _asked(choices: Choices, live: LiveModel, asked: str, show: Any) -> Any:
-    def answer(given: Any) -> tuple[Any, Any]:
-        request = _mapping(given)
-        done = {"what": asked, "number": request.get("number")}
+def _answering(choices: Choices, live: LiveModel, name: str, show: Any) -> Any:
+    def answer(fields: Any) -> tuple[Any, Any]:
+        request = _mapping(fields)
+        done = {"what": name, "number": request.get("number")}
         if "prompt" not in request:
             return no_update, done
         try:
@@ -139,17 +133,9 @@ def _asked(choices: Choices, live: LiveModel, asked: str, show: Any) -> Any:
         except OtLensError as error:
             return trouble(str(error)), done
 
-    answer.__name__ = asked.replace("-", "_")
+    answer.__name__ = name.replace("-", "_")
     return answer
 
 
-def _tokens(live: LiveModel, prompt: str, state: Any) -> Any:
-    return token_table(live, prompt, state)
-
-
-def _answers(live: LiveModel, prompt: str, state: Any) -> Any:
-    return answer_cards(live.answers(prompt, state), state)
-
-
-def _mapping(given: Any) -> Mapping[str, Any]:
-    return given if isinstance(given, Mapping) else {}
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Python text that makes a figure; what comes from a run stands in it as literals only."""
+"""Python code that makes a figure; content of a run appears in it only as literals."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ SAVE = 'plots.save(figure, Path("{name}"), ["png", "svg"], style="wide")'
 
 
 def program(run: OpenRun, name: str, imports: Sequence[str], body: Sequence[str]) -> str:
-    """Imports, the run folder, the body that ends with `figure`, and how to save it."""
+    """Imports, the run folder, a body that defines `figure`, and the line that saves it."""
     head = ["from pathlib import Path", "", *imports, "", f"run = Path({str(run.path)!r})"]
     return "\n".join([*head, *body, SAVE.format(name=name)]) + "\n"
 
@@ -20,14 +20,14 @@ def table(name: str) -> str:
 
 
 def method_mask(key: str) -> str:
-    """An expression that picks the rows of a method and rank in the table `localization`."""
+    """An expression that selects the rows of a method and rank in the table `localization`."""
     method, k = split_key(key)
     mask = f'localization["method"].eq({method!r})'
     return f'({mask} & localization["k"].eq({k}).fillna(False))' if k is not None else mask
 
 
 def sweep_lines(run: OpenRun, state: State, keys: Sequence[str] | None) -> list[str]:
-    """Lines that leave the rows of the state's settings, and of some methods, in the table."""
+    """Lines that reduce the table to the state's settings and to some methods."""
     lines = [table("localization"), 'unedited = localization["method"].eq("none")']
     settings = sweep_settings(run, state)
     masks = [f'localization["{name}"].eq({value!r})' for name, value in settings.items()]
@@ -39,7 +39,7 @@ def sweep_lines(run: OpenRun, state: State, keys: Sequence[str] | None) -> list[
 
 
 def sweep_settings(run: OpenRun, state: State) -> dict[str, str | float]:
-    """Strength and token scope of the state, where the sweep holds several of them and these among them."""
+    """Strength and token scope of the state, if the sweep holds these and others."""
     sweep = run.tables.get("localization")
     if sweep is None:
         return {}

@@ -1,4 +1,4 @@
-"""Links that download a view: its rows as CSV, its figure as PNG or SVG, the Python that makes it."""
+"""Downloads of a view: its rows as CSV, its figure as PNG or SVG, and the Python code that makes it."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TYPES = {"csv": "text/csv", "png": "image/png", "svg": "image/svg+xml", "py": "t
 
 
 def install_exports(server: Flask, choices: Sequence[Choices]) -> None:
-    """Add the route `/export/RUN/VIEW.SUFFIX?STATE`; every part is one of a fixed list."""
+    """Add the route `/export/RUN/VIEW.SUFFIX?STATE`; each component is checked against a fixed list."""
 
     @server.get("/export/<int:number>/<name>.<suffix>")
     def export(number: int, name: str, suffix: str) -> Response:
@@ -45,5 +45,5 @@ def _download(body: bytes, name: str, kind: str) -> Response:
 
 
 def _plain(name: str) -> str:
-    """A run's name as part of a file name."""
+    """The name of a run as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:60] or "run"

@@ -1,4 +1,4 @@
-"""What the page's script knows of a run: what can be chosen, what is first, how things are called."""
+"""What the page's script knows about a run: the choices, the initial state, and all labels."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ot_lens.tables import verdict
 
 
 def facts(choices: list[Choices], live: LiveModel | None) -> dict[str, Any]:
-    """Facts of the first run, and the names of all."""
+    """The facts of the first run, and the names of all runs."""
     first = choices[0]
     return {
         "runs": [{"name": c.run.name} for c in choices],
@@ -56,7 +56,7 @@ def _method(key: str) -> dict[str, Any]:
 
 
 def localized(run: OpenRun) -> dict[str, list[int]]:
-    """Layers that count as localized, by method; empty where the sweep cannot say."""
+    """Localized layers by method; empty if the sweep cannot tell."""
     sweep = run.tables.get("localization")
     needed = {"set", "measure", "prompts", "control", "transport", "method", "k", "layer", "p_holm"}
     if sweep is None or not needed <= set(sweep.columns):

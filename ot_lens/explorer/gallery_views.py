@@ -1,4 +1,4 @@
-"""The remaining figures of the gallery: each is shown where a run holds its tables."""
+"""The remaining figures of the gallery, shown if a run has their tables."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from ot_lens.plots import GALLERY
 from ot_lens.plots.gallery import Entry, inputs
 from ot_lens.plots.screen import SCREEN
 
-# Shown by views of their own, which follow the chosen layer and edits.
+# These have their own views, which follow the chosen layer and edits.
 ELSEWHERE = (
     "localization_curves",
     "method_intervals",
@@ -26,7 +26,7 @@ ELSEWHERE = (
 
 
 def gallery_views() -> Iterator[View]:
-    """A view for each other figure that there is for the screen."""
+    """One view for each other figure that exists for the screen."""
     for entry in GALLERY:
         if entry.name not in ELSEWHERE and entry.name in SCREEN:
             yield _view(entry)

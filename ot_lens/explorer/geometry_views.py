@@ -1,4 +1,4 @@
-"""Views of the geometry: distances with their null, spectra of the chosen layer, cosines between layers."""
+"""Views of the geometry: distances with their nulls, spectra of the chosen layer, cosines between layers."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def _no_note(_run: OpenRun, _state: State) -> str:
 def _whole(
     name: str, title: str, lead: str, source: str, draw: Callable[..., Figure], **options: bool
 ) -> View:
-    """A view of a whole table, which neither the chosen layer nor the edits change."""
+    """A view of a complete table, independent of the chosen layer and edits."""
 
     def tables(run: OpenRun, _state: State) -> Tables:
         return {source: run.table(source)}
@@ -45,7 +45,7 @@ def _spectra(run: OpenRun, state: State) -> Tables:
     rows = run.table("spectra")
     here = rows[rows["layer"].eq(state.layer)]
     if here.empty:
-        raise NothingToDrawError(f"the spectra table does not hold layer {state.layer}")
+        raise NothingToDrawError(f"The spectra table does not contain layer {state.layer}.")
     return {"spectra": here}
 
 
@@ -70,7 +70,7 @@ DISTANCES = _whole(
     "distances",
     "Distance between the classes",
     "Squared 2-Wasserstein distance between Gaussians, and its two parts. Grey: the same under permuted "
-    "labels; only what stands above it counts.",
+    "labels; only values above it count.",
     "geometry",
     w2_per_layer,
     depth=True,

@@ -1,4 +1,4 @@
-"""The page as Dash components: the frame and the cards; controls are filled in by the page's script."""
+"""The page as Dash components: frame and cards; the page's script fills in the controls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ GRAPH: Any = {
 
 
 def page(choices: Sequence[Choices], facts: dict[str, Any], live: LiveModel | None) -> Any:
-    """The whole page."""
+    """The complete page."""
     runs = [c.run for c in choices]
     cards = [_card(view, runs) for view in views_of(runs) if view.name != "depth"]
     return html.Div(
@@ -71,18 +71,18 @@ def _title(run: OpenRun) -> list[Any]:
 
 
 def _warnings(choices: Sequence[Choices]) -> list[Any]:
-    said = []
+    warnings = []
     for c in choices:
         if not c.run.finished:
-            said.append(f"{c.run.name} is unfinished: shown is what there is; go on with --resume.")
-        said += [f"{c.run.name}: {fault}" for fault in c.run.faults.values()]
+            warnings.append(f"{c.run.name} is unfinished. Showing partial results; continue with --resume.")
+        warnings += [f"{c.run.name}: {fault}" for fault in c.run.faults.values()]
         if not c.layers:
-            said.append(f"{c.run.name} holds no layer yet: it has neither tables nor activations.")
-    return [html.P(text, className="warning", role="status") for text in said]
+            warnings.append(f"{c.run.name} has no layers yet: it has neither tables nor activations.")
+    return [html.P(text, className="warning", role="status") for text in warnings]
 
 
 def _controls(runs: Sequence[OpenRun]) -> Any:
-    """The strip along the depth, the layers under it, and what to compare."""
+    """The strip along the depth, the layers below it, and the edits to compare."""
     strips = [_run_figure(VIEWS["depth"], number, run, len(runs)) for number, run in enumerate(runs)]
     return html.Section(
         [
@@ -117,22 +117,22 @@ def _card(view: View, runs: Sequence[OpenRun]) -> Any:
 
 
 def _run_figure(view: View, number: int, run: OpenRun, count: int) -> Any:
-    place = {"view": view.name, "run": number}
+    component = {"view": view.name, "run": number}
     return html.Div(
         [
             html.H3(run.name) if count > 1 else None,
-            html.P(id={"type": "missing", **place}, className="missing", hidden=True),
+            html.P(id={"type": "missing", **component}, className="missing", hidden=True),
             html.Div(
-                dcc.Graph(id={"type": "graph", **place}, config=GRAPH, responsive=True),
+                dcc.Graph(id={"type": "graph", **component}, config=GRAPH, responsive=True),
                 className="plot",
                 role="img",
                 **attributes(
                     {"aria-label": f"Figure: {view.title}, {run.name}; its numbers are in the CSV file."}
                 ),
             ),
-            html.P(id={"type": "note", **place}, className="note", **attributes({"aria-live": "polite"})),
-            dcc.Store(id={"type": "state", **place}),
-            dcc.Store(id={"type": "drawn", **place}),
+            html.P(id={"type": "note", **component}, className="note", **attributes({"aria-live": "polite"})),
+            dcc.Store(id={"type": "state", **component}),
+            dcc.Store(id={"type": "drawn", **component}),
         ],
         className="of-run",
         **attributes({"data-view": view.name, "data-run": str(number)}),
@@ -140,7 +140,7 @@ def _run_figure(view: View, number: int, run: OpenRun, count: int) -> Any:
 
 
 def _more(view: View, runs: Sequence[OpenRun]) -> Any:
-    """Link, data, figure files and Python of a view; hrefs are kept up to date by the page's script."""
+    """Link, data, figure files and Python code of a view; the page's script keeps the hrefs up to date."""
     return html.Div(
         [
             html.A(
@@ -183,15 +183,15 @@ def _files(view: View, number: int, run: OpenRun, count: int) -> Any:
 
 
 def _live_card(run: OpenRun, live: LiveModel | None) -> Any:
-    said = (
-        f"{live.name}, held in this process. Prompts and answers are shown and kept nowhere."
+    lead = (
+        f"{live.name}, loaded in this process. Prompts and answers are displayed, not stored."
         if live is not None
-        else f"The model of {run.name} is not at hand: start with --model and its name or folder."
+        else f"The model of {run.name} is not loaded: start with --model and its name or folder."
     )
     return html.Section(
         [
             html.H2("Live"),
-            html.P(said, className="lead"),
+            html.P(lead, className="lead"),
             html.Div(id="live-form"),
             html.Div(id="live-tokens", **attributes({"aria-live": "polite"})),
             html.Div(id="live-answers", **attributes({"aria-live": "polite"})),
@@ -204,8 +204,8 @@ def _live_card(run: OpenRun, live: LiveModel | None) -> Any:
 def _footer() -> Any:
     return html.Footer(
         [
-            "Choose layers with a click or a drag on the strip, or in the row of layers with the arrow keys "
-            "(Shift extends, Home and End go to the ends). Every figure is drawn from the run's tables; "
-            "intervals are 95 %."
+            "Choose layers by clicking or dragging on the strip, or with the arrow keys in the row of layers "
+            "(Shift extends the selection, Home and End jump to the ends). Every figure is drawn from the "
+            "tables of the run; intervals are 95 %."
         ]
     )

@@ -1,4 +1,4 @@
-"""One prompt under two edits beside the unedited model: next token, refusal score, answer; none kept."""
+"""One prompt under two edits and without: next token, refusal score and answer, none of them stored."""
 
 import threading
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ class NextToken:
     """The next token under one edit.
 
     Attributes:
-        probabilities: Of the tokens shown, in their order.
-        score: Refusal score in nats; None where the model has no refusal token.
+        probabilities: Probabilities of the displayed tokens, in their order.
+        score: Refusal score in nats; None if the model has no refusal token.
         kl: KL(unedited || edited) in nats.
     """
 
@@ -59,15 +59,10 @@ class Answer:
 
 
 class LiveModel:
-    """A model that edits are shown on. One request at a time: an edit is in the model only during its own."""
+    """A model on which edits are tried, one request at a time: an edit is active only during its own."""
 
     def __init__(self, run: OpenRun, name: str) -> None:
-        """Name the model; it is loaded when it is first asked.
-
-        Args:
-            run: The run whose maps are shown.
-            name: What `load_model` takes.
-        """
+        """Name the model, which is loaded on first use."""
         self.run = run
         self.name = name
         self._lock = threading.Lock()
@@ -76,11 +71,7 @@ class LiveModel:
 
     @property
     def model(self) -> Any:
-        """The model, loaded and checked against the run.
-
-        Raises:
-            ModelError: It cannot be loaded, or the run's maps do not fit it.
-        """
+        """The model, loaded and checked against the run."""
         with self._loading:
             if self._model is None:
                 model = load_model(self.name)
@@ -90,22 +81,15 @@ class LiveModel:
 
     def _check(self, model: Any) -> None:
         known, served = self.run.manifest.get("model") or {}, backend(model)
-        for what, found in (("n_layers", served.n_layers), ("d_model", served.d_model)):
-            if known.get(what) not in (None, found):
+        for what, value in (("n_layers", served.n_layers), ("d_model", served.d_model)):
+            if known.get(what) not in (None, value):
                 raise ModelError(
-                    f"{self.name} has {what} = {found}, the run's model {known[what]}: "
-                    "name the model of the run with --model."
+                    f"{self.name} has {what} = {value}, but the model of the run has {known[what]}: "
+                    "pass the model of the run with --model."
                 )
 
     def edits(self, key: str, state: State) -> Edits:
-        """The stored maps of a method at the chosen layers, at the state's strength.
-
-        Each map is the one fitted on the unedited stream. RFA takes the direction of the first layer to every
-        block.
-
-        Raises:
-            RunFolderError: The run holds no such map.
-        """
+        """The stored maps of a method at the chosen layers; RFA takes one layer's direction everywhere."""
         if key == UNEDITED or not state.layers:
             return {}
         if split_key(key)[0] == RFA:
@@ -119,47 +103,35 @@ class LiveModel:
         return self.run.config.hook if self.run.config is not None else "resid_pre"
 
     def checked(self, prompt: Any) -> str:
-        """A prompt that is text, not empty and not too long.
-
-        Raises:
-            PromptError: It is none.
-        """
+        """The prompt, if it is text, not empty and not too long; else PromptError."""
         if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError("type a prompt.")
+            raise PromptError("Type a prompt.")
         if len(prompt) > MOST_CHARACTERS:
-            raise PromptError(f"the prompt has {len(prompt)} characters, more than {MOST_CHARACTERS}.")
+            raise PromptError(f"The prompt has {len(prompt)} characters; the limit is {MOST_CHARACTERS}.")
         tokens = len(encode(backend(self.model), [prompt])[0])
         if tokens > MOST_PROMPT_TOKENS:
-            raise PromptError(f"the prompt has {tokens} tokens, more than {MOST_PROMPT_TOKENS}.")
+            raise PromptError(f"The prompt has {tokens} tokens; the limit is {MOST_PROMPT_TOKENS}.")
         return prompt
 
     def next_tokens(self, prompt: str, state: State) -> tuple[list[str], list[bool], list[NextToken]]:
-        """The likeliest next tokens, which of them begin a refusal, and each edit's column.
-
-        Columns: the unedited model, then the state's two edits.
-
-        Raises:
-            OtLensError: The prompt or an edit cannot be used.
-        """
+        """The likeliest next tokens, which of them begin a refusal, and the three columns."""
         text, columns = self.checked(prompt), self._columns(state)
         rows = torch.cat([self._logprobs(text, edits, state) for edits in columns])
         ids = _likeliest(rows)
         probabilities = rows[:, ids].exp().tolist()
         scores = score_from_logprobs(rows, self._refusal).tolist() if self._refusal else [None] * len(rows)
         kl = [float(kl_divergence(rows[:1], row[None])) for row in rows]
-        found = [NextToken(tuple(p), score, k) for p, score, k in zip(probabilities, scores, kl, strict=True)]
-        return [self._token(i) for i in ids], [i in self._refusal for i in ids], found
+        results = [
+            NextToken(tuple(p), score, k) for p, score, k in zip(probabilities, scores, kl, strict=True)
+        ]
+        return [self._token(i) for i in ids], [i in self._refusal for i in ids], results
 
     def answers(self, prompt: str, state: State) -> list[Answer]:
-        """The answer of the unedited model, then under each of the state's two edits; see `next_tokens`.
-
-        Raises:
-            OtLensError: The prompt or an edit cannot be used.
-        """
+        """The answers of the unedited model and under both edits."""
         text, columns = self.checked(prompt), self._columns(state)
-        found = [self._complete(text, edits, state) for edits in columns]
-        said = refuses(found, self._phrases)
-        return [Answer(c.text, r, c.truncated) for c, r in zip(found, said, strict=True)]
+        completions = [self._complete(text, edits, state) for edits in columns]
+        verdicts = refuses(completions, self._phrases)
+        return [Answer(c.text, r, c.truncated) for c, r in zip(completions, verdicts, strict=True)]
 
     def _columns(self, state: State) -> list[Edits]:
         return [self.edits(key, state) for key in (UNEDITED, state.ot, state.by)]
@@ -177,17 +149,17 @@ class LiveModel:
 
     @cached_property
     def _refusal(self) -> tuple[int, ...]:
-        """Ids of the tokens that begin a refusal, none where the model's vocabulary has none."""
-        asked = self.run.config.refusal_tokens if self.run.config is not None else None
+        """Ids of the tokens that begin a refusal; empty if the vocabulary has none."""
+        tokens = self.run.config.refusal_tokens if self.run.config is not None else None
         try:
-            return refusal_token_ids(self.model, asked)
+            return refusal_token_ids(self.model, tokens)
         except PromptError:
             return ()
 
     @cached_property
     def _phrases(self) -> Any:
-        asked = self.run.config.phrases if self.run.config is not None else None
-        return phrase_list(asked) if asked is not None else model_phrases(self.model)
+        phrases = self.run.config.phrases if self.run.config is not None else None
+        return phrase_list(phrases) if phrases is not None else model_phrases(self.model)
 
     def _token(self, token: int) -> str:
         tokenizer = backend(self.model).tokenizer
@@ -195,18 +167,18 @@ class LiveModel:
 
 
 def _likeliest(rows: Float64[Tensor, "column d_vocab"]) -> list[int]:
-    """The tokens that are likeliest in any column, likeliest first; ties go to the lower id."""
+    """The most likely tokens of any column in descending order; ties go to the lower id."""
     highest = rows.max(dim=0).values
     return [int(i) for i in torch.argsort(highest, descending=True, stable=True)[:SHOWN_TOKENS]]
 
 
-def live_model(run: OpenRun, asked: str | None) -> LiveModel | None:
-    """The model of the live panel: the asked one, else the embedded one if the run is of it, else none."""
-    name = asked or (run.config.model if run.config is not None else "")
+def live_model(run: OpenRun, requested: str | None) -> LiveModel | None:
+    """The model of the live panel: the requested one, or the embedded one if the run used it, or none."""
+    name = requested or (run.config.model if run.config is not None else "")
     embedded = name == "organism" or name.startswith("organism:")
-    return LiveModel(run, name) if asked or embedded else None
+    return LiveModel(run, name) if requested or embedded else None
 
 
 def examples(run: OpenRun, most: int = 3) -> Sequence[str]:
-    """Some of the run's harmful prompts, to start with."""
+    """A few harmful prompts of the run as examples."""
     return run.texts.get("harmful", [])[:most]

@@ -1,4 +1,4 @@
-"""The live panel's results as Dash components: React shows every string as text, never as markup."""
+"""The results of the live panel as Dash components: React renders every string as text, never as markup."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,18 @@ from ot_lens.report.numbers import cell
 
 
 def attributes(named: dict[str, str]) -> dict[str, Any]:
-    """Attributes with a hyphen in their names, `aria-` and `data-`, as keyword arguments of a component."""
+    """Attributes with hyphens in their names (`aria-`, `data-`) as keyword arguments of a component."""
     return dict(named)
 
 
 def column_marks(state: State) -> list[Mark]:
-    """The unedited model and both edits, as they look everywhere."""
+    """The marks of the unedited model and of both edits."""
     return [BASELINE, *(method_mark(*split_key(key)) for key in (state.ot, state.by))]
 
 
 def token_table(live: LiveModel, prompt: str, state: State) -> Any:
-    """Next-token probabilities, refusal score and divergence, a column an edit.
-
-    Raises:
-        OtLensError: The prompt or an edit cannot be used.
-    """
-    tokens, refusing, found = live.next_tokens(prompt, state)
+    """Next-token probabilities, refusal score and KL, one column per edit."""
+    tokens, refusing, columns = live.next_tokens(prompt, state)
     marks = column_marks(state)
     rows = [
         html.Tr(
@@ -39,7 +35,7 @@ def token_table(live: LiveModel, prompt: str, state: State) -> Any:
                     scope="row",
                 )
             ]
-            + [_bar(column.probabilities[i], mark) for column, mark in zip(found, marks, strict=True)]
+            + [_bar(column.probabilities[i], mark) for column, mark in zip(columns, marks, strict=True)]
         )
         for i, (token, refusal) in enumerate(zip(tokens, refusing, strict=True))
     ]
@@ -51,8 +47,8 @@ def token_table(live: LiveModel, prompt: str, state: State) -> Any:
                 html.Tbody(rows),
                 html.Tfoot(
                     [
-                        _numbers("refusal score (nats)", [column.score for column in found]),
-                        _numbers("KL from unedited (nats)", [column.kl for column in found]),
+                        _numbers("refusal score (nats)", [column.score for column in columns]),
+                        _numbers("KL from unedited (nats)", [column.kl for column in columns]),
                     ]
                 ),
             ]
@@ -76,8 +72,9 @@ def _numbers(name: str, values: Sequence[float | None]) -> Any:
     return html.Tr([html.Th(name, scope="row"), *(html.Td(text) for text in texts)])
 
 
-def answer_cards(answers: Sequence[Answer], state: State) -> Any:
+def answer_cards(live: LiveModel, prompt: str, state: State) -> Any:
     """The answers side by side."""
+    answers = live.answers(prompt, state)
     return html.Div(
         [_answer(answer, mark) for answer, mark in zip(answers, column_marks(state), strict=True)],
         className="answers",
@@ -85,12 +82,12 @@ def answer_cards(answers: Sequence[Answer], state: State) -> Any:
 
 
 def _answer(answer: Answer, mark: Mark) -> Any:
-    said = "refuses" if answer.refuses else "no refusal phrase"
+    verdict = "refuses" if answer.refuses else "no refusal phrase"
     return html.Article(
         [
             html.H3([html.Span(className="swatch", style={"background": mark.color}), mark.label]),
             html.Blockquote(answer.text or "(an empty answer)"),
-            html.P(said + ("; cut at the token budget" if answer.truncated else ""), className="said"),
+            html.P(verdict + ("; cut off at the token budget" if answer.truncated else ""), className="said"),
         ],
         **attributes({"data-refuses": str(answer.refuses).lower()}),
     )

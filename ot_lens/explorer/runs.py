@@ -1,4 +1,4 @@
-"""An opened run: its tables, maps, activations and prompts, each read once, when first asked for."""
+"""An opened run: its tables, maps, activations and prompts, each read once, on first use."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -39,22 +39,22 @@ class Memory:
 
 
 class OpenRun:
-    """A run folder that pages are served from. It is read only, and only what stands in it by fixed names.
+    """A run folder that pages are served from. It is only read, and only files with fixed names.
 
     Attributes:
         path: The folder.
         name: Its name, for headings.
-        manifest: What the run is of.
+        manifest: Model, prompts, configuration and versions.
         tables: Every table that can be read.
         faults: Why a table or the maps of a method cannot be read, by name.
-        memory: Views and maps already made.
+        memory: Views and maps made so far.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         """Open a run.
 
         Raises:
-            RunFolderError: The folder holds no run.
+            RunFolderError: If the folder holds no run.
         """
         self._folder = RunFolder.open(Path(path))
         self.path = self._folder.path.resolve()
@@ -71,22 +71,22 @@ class OpenRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run went through to the end."""
+        """Whether the run is complete."""
         return self._folder.finished
 
     def table(self, name: str) -> pd.DataFrame:
         """A table by name.
 
         Raises:
-            TableError: The run has none of that name, or it is damaged.
+            TableError: If the run has no such table, or it is damaged.
         """
         if name not in self.tables:
-            raise TableError(self.faults.get(name, f"this run has no table '{name}'"))
+            raise TableError(self.faults.get(name, f"This run has no table {name!r}."))
         return self.tables[name]
 
     @cached_property
     def config(self) -> StudyConfig | None:
-        """The configuration, None where this version cannot read it."""
+        """The configuration; None if this version cannot read it."""
         try:
             return parse_config(dict(self.manifest.get("config") or {}), str(self.path))
         except ConfigError:
@@ -119,16 +119,16 @@ class OpenRun:
             return []
 
     def map_path(self, key: str, layer: int) -> Path:
-        """Where the map of a method at a layer is stored.
+        """The file of a method's map at a layer.
 
         Raises:
-            RunFolderError: The run holds no such map.
+            RunFolderError: If the run holds no such map.
         """
         if key in self.map_folders:
             path = self.path / "maps" / self.map_folders[key][1] / f"layer-{layer:03d}.safetensors"
             if path.is_file():
                 return path
-        raise RunFolderError(f"this run holds no map of {key} at layer {layer}")
+        raise RunFolderError(f"This run holds no map of {key} at layer {layer}.")
 
     def map(self, key: str, layer: int) -> AffineMap:
         """The stored map of a method at a layer; see `map_path`."""
@@ -137,7 +137,7 @@ class OpenRun:
 
     @cached_property
     def activations(self) -> Activations | None:
-        """Activations of the held-out prompts, None where the run does not hold them whole."""
+        """Activations of the held-out prompts; None if the run does not hold them completely."""
         try:
             return load_activations(self.path / "activations" / SPLIT)
         except OtLensError:
@@ -145,7 +145,7 @@ class OpenRun:
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
-        """Texts of the held-out prompts by class; empty where the prompt set is not the one of the run."""
+        """Texts of the held-out prompts by class; empty if the prompts at hand are not those of the run."""
         config, known = self.config, (self.manifest.get("prompts") or {}).get("sha256", {})
         if config is None:
             return {}
@@ -159,11 +159,11 @@ class OpenRun:
 
 
 def method_key(method: str, k: Any = None) -> str:
-    """A method and its rank as one word: "pca_ot:4", or "mean_shift" where there is no rank."""
+    """A method and its rank as one word: "pca_ot:4", or "mean_shift" without a rank."""
     return method if k is None or pd.isna(k) else f"{method}:{int(k)}"
 
 
 def split_key(key: str) -> tuple[str, int | None]:
-    """Method and rank of `method_key`'s word."""
+    """The inverse of `method_key`."""
     name, _, k = key.partition(":")
     return name, int(k) if k.isdigit() else None

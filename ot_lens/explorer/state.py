@@ -1,4 +1,4 @@
-"""What a page shows, as one value: read from a request, checked against the run, written into a link."""
+"""The state of a page as one value: read from a request, checked against the run, written into a link."""
 
 import re
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ MOST_LAYERS = 512
 
 @dataclass(frozen=True)
 class State:
-    """What is chosen on the page.
+    """The choices made on the page.
 
     Attributes:
-        layers: Chosen layers; the first one is shown where a view shows one layer.
+        layers: Chosen layers; views of a single layer show the first one.
         ot: Key of the map on the left, a transport.
         by: Key of the map on the right, a projection.
-        measure: What the strip along the depth shows.
+        measure: Quantity shown in the strip along the depth.
         strength: t of T_t(x) = x + t (T(x) - x), in [0, 1].
         tokens: Token scope.
     """
@@ -43,12 +43,12 @@ class State:
 
     @property
     def layer(self) -> int:
-        """The layer of views that show one; -1, which no run holds, where there is none."""
+        """The layer of views that show one; -1, which no run has, if none is chosen."""
         return self.layers[0] if self.layers else -1
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Both methods, once each."""
+        """Both methods, without repetition."""
         return tuple(dict.fromkeys(key for key in (self.ot, self.by) if key))
 
     @property
@@ -67,13 +67,13 @@ class State:
 
 @dataclass(frozen=True)
 class Choices:
-    """What can be chosen in a run, and what is chosen at first."""
+    """The choices a run offers, and the initial ones."""
 
     run: OpenRun
 
     @cached_property
     def layers(self) -> list[int]:
-        """Layers of the run: of its tables, else of its stored activations."""
+        """Layers of the run's tables, or else of its stored activations."""
         found: set[int] = set()
         for name in ("localization", "geometry", "spectra", "plane"):
             table = self.run.tables.get(name)
@@ -85,7 +85,7 @@ class Choices:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Keys of every method with a measurement or a map, in the fixed order of the figures."""
+        """Keys of all methods with a measurement or a map, in the order of the figures."""
         found = dict.fromkeys(self.run.map_folders)
         try:
             rows = sweep_rows(self.run.table("localization"))
@@ -98,7 +98,7 @@ class Choices:
 
     @cached_property
     def measures(self) -> dict[str, str]:
-        """What the strip can show: measures of the sweep, then quantities of the geometry, with a label."""
+        """What the strip can show, with labels: measures of the sweep, then quantities of the geometry."""
         found: dict[str, str] = {}
         try:
             rows = sweep_rows(self.run.table("localization"))
@@ -131,7 +131,7 @@ class Choices:
 
     @cached_property
     def first(self) -> State:
-        """The state of a page that was opened without one: the best transport against a projection."""
+        """The initial state: the best transport against a projection."""
         best = self._best()
         projections = [key for key in self.methods if method_mark(*split_key(key)).family == PROJECTION]
         others = [key for key in self.methods if key not in projections]
@@ -151,7 +151,7 @@ class Choices:
         )
 
     def _best(self) -> dict[str, int]:
-        """Best layer of each method that has one, the best method first."""
+        """The most effective layer of each method that has one, the best method first."""
         try:
             found = contenders(sweep_rows(self.run.table("localization")))
         except TableError:
@@ -166,31 +166,28 @@ class Choices:
         keys = {method_mark(*split_key(key)).label: key for key in self.methods}
         return {keys[c.mark.label]: layer for c, layer in order if c.mark.label in keys}
 
-    def read(self, given: Mapping[str, Any], *, strict: bool = False) -> State:
-        """A state from a request.
+    def read(self, fields: Mapping[str, Any], *, strict: bool = False) -> State:
+        """A state from the fields of a request; invalid ones fall back to the initial state.
 
-        Args:
-            given: Fields as text, as a link has them.
-            strict: Keep layers and methods that this run lacks, so that its views say so; else they fall back
-                to the first state's. For a run beside the one that the page's controls are made of.
+        With `strict`, for a second run, layers and methods that this run lacks are kept, so that its views say so.
         """
         first = self.first
-        asked = tuple(dict.fromkeys(_layers(given.get("layers"))))
-        layers = asked if strict else tuple(n for n in asked if n in self.layers)
-        methods = [*self.methods, *(_keys(given) if strict else [])]
+        requested = tuple(dict.fromkeys(_layers(fields.get("layers"))))
+        layers = requested if strict else tuple(n for n in requested if n in self.layers)
+        methods = [*self.methods, *(_keys(fields) if strict else [])]
         return State(
             layers=layers or first.layers,
-            ot=_one(given.get("ot"), methods, first.ot),
-            by=_one(given.get("by"), methods, first.by),
-            measure=_one(given.get("measure"), self.measures, first.measure),
-            strength=_strength(given.get("strength"), first.strength),
-            tokens=_one(given.get("tokens"), TOKEN_SCOPES, first.tokens),
+            ot=_one(fields.get("ot"), methods, first.ot),
+            by=_one(fields.get("by"), methods, first.by),
+            measure=_one(fields.get("measure"), self.measures, first.measure),
+            strength=_strength(fields.get("strength"), first.strength),
+            tokens=_one(fields.get("tokens"), TOKEN_SCOPES, first.tokens),
         )
 
 
-def _keys(given: Mapping[str, Any]) -> list[str]:
-    """Methods named in a request, as far as they are short words."""
-    words = (given.get("ot"), given.get("by"))
+def _keys(fields: Mapping[str, Any]) -> list[str]:
+    """Methods named in a request, if they are short words."""
+    words = (fields.get("ot"), fields.get("by"))
     return [
         word for word in words if isinstance(word, str) and re.fullmatch(r"[a-z_]{1,40}(:\d{1,5})?", word)
     ]

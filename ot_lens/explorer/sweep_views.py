@@ -19,16 +19,7 @@ IMPORTS = ("import pandas as pd", "from ot_lens import plots")
 
 
 def sweep_rows_of(run: OpenRun, state: State, keys: Sequence[str] | None = None) -> pd.DataFrame:
-    """Rows of the sweep at the state's strength and token scope: the unedited model and some methods.
-
-    Args:
-        run: The run.
-        state: The state.
-        keys: Keys of methods; all when None.
-
-    Raises:
-        TableError: The run has no sweep.
-    """
+    """Rows of the sweep at the state's strength and token scope: the unedited model and some (or all) methods."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     keep = pd.Series(data=True, index=sweep.index)
     for name, value in sweep_settings(run, state).items():
@@ -43,14 +34,14 @@ def sweep_rows_of(run: OpenRun, state: State, keys: Sequence[str] | None = None)
 
 
 def sweep_note(run: OpenRun, state: State) -> str:
-    """Where the sweep was not run at the state's strength or token scope, what it holds instead."""
+    """What the sweep holds instead, if it was not run at the state's strength or token scope."""
     choices, parts = Choices(run), []
     if choices.tokens and state.tokens not in choices.tokens:
         parts.append(f"token scope {', '.join(choices.tokens)}, not {state.tokens}")
     if choices.strengths and state.strength not in choices.strengths:
         held = ", ".join(f"{strength:g}" for strength in choices.strengths)
         parts.append(f"strength {held}, not {state.strength:g}")
-    return f"The sweep was measured at {' and at '.join(parts)}; shown is what it holds." if parts else ""
+    return f"The sweep was measured at {' and at '.join(parts)}; showing those rows." if parts else ""
 
 
 def _chosen(run: OpenRun, state: State) -> Tables:
@@ -74,7 +65,7 @@ def _at_layer(run: OpenRun, state: State) -> Tables:
     rows = sweep_rows_of(run, state)
     here = rows[rows["method"].eq("none") | rows["layer"].eq(state.layer).fillna(value=False)]
     if here["layer"].notna().sum() == 0:
-        raise NothingToDrawError(f"the sweep holds no single edit at layer {state.layer}")
+        raise NothingToDrawError(f"The sweep has no single-layer edit at layer {state.layer}.")
     return {"localization": here}
 
 
@@ -100,8 +91,8 @@ def _methods_code(run: OpenRun, state: State) -> str:
 LOCALISATION = View(
     "localization",
     "Localization",
-    "What the two edits do at each layer alone, and at the right edge at all layers together. Bands: 95 % "
-    "intervals over prompts; dashed grey: no intervention.",
+    "The effect of the two edits at each single layer and, at the right edge, at all layers together. Bands: "
+    "95 % intervals over prompts; dashed grey: no intervention.",
     ("ot", "by", "strength", "tokens"),
     _chosen,
     _localization_screen,

@@ -1,4 +1,4 @@
-"""What a view is: tables of a run and a state, a figure for the screen, one for paper, and the code of it."""
+"""A view: tables of a run at a state, a figure for the screen, one for paper, and the code that makes it."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from ot_lens.plots import styled
 
 Tables = Mapping[str, pd.DataFrame]
 PAPER_STYLE = "wide"
-# matplotlib keeps its settings in one place for all threads.
+# matplotlib's settings are shared by all threads.
 _DRAWING = threading.Lock()
 
 
@@ -27,15 +27,15 @@ class View:
     Attributes:
         name: Name in links and files.
         title: Heading.
-        lead: What is seen, in a sentence or two.
-        fields: Names of the fields of the state that it depends on.
-        tables: The rows it shows; the first table is what the CSV file holds.
+        lead: What the view shows, in a sentence or two.
+        fields: Names of the state's fields that it depends on.
+        tables: The rows it shows; the first table goes into the CSV file.
         screen: The figure for the screen.
         paper: The figure for paper, from the same tables.
-        code: Python that makes the paper figure from the run folder.
-        note: What the reader should know about this state, or "".
-        depth: Whether its x axes are layers, on which the chosen ones are marked.
-        wide: Whether it takes the whole width of the page.
+        code: Python code that makes the paper figure from the run folder.
+        note: What the reader should know about this state; may be empty.
+        depth: Whether its x axes are layers, so that the chosen ones are marked.
+        wide: Whether it takes the full width of the page.
     """
 
     name: str
@@ -51,25 +51,17 @@ class View:
     wide: bool = True
 
     def key(self, state: State) -> tuple[Any, ...]:
-        """What two states that look the same in this view share."""
+        """A key shared by all states that look the same in this view."""
         return (self.name, *(getattr(state, name) for name in self.fields))
 
 
 def csv_text(view: View, run: OpenRun, state: State) -> str:
-    """The rows of a view as CSV.
-
-    Raises:
-        TableError: There is nothing to show.
-    """
+    """The rows of a view as CSV."""
     return str(next(iter(view.tables(run, state).values())).to_csv(index=False))
 
 
 def image(view: View, run: OpenRun, state: State, suffix: str) -> bytes:
-    """The paper figure of a view as PNG or SVG; no time stamp, the same state gives the same bytes.
-
-    Raises:
-        TableError: There is nothing to draw.
-    """
+    """The paper figure of a view as PNG or SVG, without a time stamp: the same state gives the same bytes."""
     tables = view.tables(run, state)
     buffer = BytesIO()
     with _DRAWING:

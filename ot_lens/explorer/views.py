@@ -1,4 +1,4 @@
-"""Every view of the page by name, and its content as what goes to the browser."""
+"""All views of the page by name, and the content that goes to the browser."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ VIEWS: Mapping[str, View] = MappingProxyType({view.name: view for view in (*OWN,
 
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
-    """The views of a page: the explorer's own, and those of the gallery that a run has tables for."""
+    """The views of a page: the explorer's own, and figures of the gallery for which a run has tables."""
     return [view for view in VIEWS.values() if view in OWN or any(holds(view, run) for run in runs)]
 
 
 def warm(runs: Sequence[OpenRun]) -> None:
-    """Make what a page shows first, before anyone asks for it."""
+    """Make the initial views of a page before anyone requests them."""
     first = Choices(runs[0]).first
     for number, run in enumerate(runs):
         state = first if number == 0 else Choices(run).read(asdict(first), strict=True)
@@ -37,14 +37,7 @@ def warm(runs: Sequence[OpenRun]) -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What a view shows of a run.
-
-    Attributes:
-        figure: The plotly figure and what changes in its layout on a phone; None where there is none.
-        missing: Why there is no figure.
-        note: What the reader should know.
-        code: Python that makes the figure for paper.
-    """
+    """A view of a run: figure (None if missing), why it is missing, note, and code of the paper figure."""
 
     figure: dict[str, Any] | None
     missing: str
@@ -53,7 +46,7 @@ class Content:
 
 
 def content(view: View, run: OpenRun, state: State) -> Content:
-    """A view of a run at a state; made once, then kept."""
+    """A view of a run at a state; made once, then cached."""
     return run.memory.get(("content", *view.key(state)), lambda: _made(view, run, state))
 
 
