@@ -169,7 +169,7 @@ class Choices:
     def read(self, fields: Mapping[str, Any], *, strict: bool = False) -> State:
         """A state from the fields of a request; invalid ones fall back to the initial state.
 
-        With `strict`, for a second run, layers and methods that this run lacks are kept, so that its views say so.
+        With `strict`, for a second run, layers and methods that it lacks are kept, so that its views say so.
         """
         first = self.first
         requested = tuple(dict.fromkeys(_layers(fields.get("layers"))))

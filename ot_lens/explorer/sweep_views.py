@@ -19,7 +19,7 @@ IMPORTS = ("import pandas as pd", "from ot_lens import plots")
 
 
 def sweep_rows_of(run: OpenRun, state: State, keys: Sequence[str] | None = None) -> pd.DataFrame:
-    """Rows of the sweep at the state's strength and token scope: the unedited model and some (or all) methods."""
+    """Rows of the unedited model and of some (or all) methods at the state's strength and token scope."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     keep = pd.Series(data=True, index=sweep.index)
     for name, value in sweep_settings(run, state).items():
