@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a finished run: findings, figures, numbers, methods, manifest."""
+"""One self-contained HTML page about a run: findings, figures, numbers, methods, manifest."""
 
 from ot_lens.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""What the page needs of each figure: data and both layouts as JSON, a caption, or why it is missing."""
+"""Each figure for the page: data and both layouts as JSON with a caption, or the reason it is missing."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ot_lens.plots.screen import SCREEN, stacked
 
 @dataclass(frozen=True)
 class PageFigure:
-    """One figure of the page; `missing` says why there is none."""
+    """One figure of the page; `missing` says why it was not drawn."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) ->
 
 
 def script_json(content: Any) -> Markup:
-    """JSON that is safe inside a script element: no character of it can end or open a tag."""
+    """JSON that is safe inside a script element: none of its characters can open or close a tag."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

@@ -1,10 +1,10 @@
-"""Markers of methods and classes as inline SVG, so that tables speak the figures' visual language."""
+"""Markers of methods and classes as inline SVG, the same as in the figures."""
 
 from markupsafe import Markup
 
 from ot_lens.plots.style import Mark
 
-# In a box from -6 to 6, y downward.
+# In a box from -6 to 6, y pointing down.
 SHAPES = {
     "circle": "M5 0A5 5 0 1 1 -5 0A5 5 0 1 1 5 0Z",
     "square": "M-4.4 -4.4H4.4V4.4H-4.4Z",
@@ -22,7 +22,7 @@ SHAPES = {
 
 
 def mark_svg(mark: Mark) -> Markup:
-    """The marker in the mark's colour, hidden from screen readers: the label stands beside it."""
+    """The marker in the mark's colour, hidden from screen readers because the label follows it."""
     return Markup(
         '<svg class="mark" viewBox="-6 -6 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
     ).format(SHAPES[mark.marker], mark.color)

@@ -1,4 +1,4 @@
-"""Tables of numbers for the page: every value with its interval, harmless cost beside the refusal rate."""
+"""Tables of numbers for the page: every value with its interval, the refusal rate never without its cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pandas as pd
 from ot_lens.errors import TableError
 from ot_lens.plots.measures import (
     MEASURES,
+    Contender,
     Measure,
     Values,
     baseline,
@@ -34,7 +35,7 @@ PER_LAYER = (*GLANCE[:5], "refusal_score/harmful", "perplexity/harmless")
 
 @dataclass(frozen=True)
 class Cell:
-    """A number for people and its interval; `fill` is the width of a bar for shares, in per cent."""
+    """A formatted number and its interval; `fill` is the width of the bar of a share, in per cent."""
 
     text: str
     interval: str = ""
@@ -44,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its heading, the mark of a method if it is one, and its cells."""
+    """One row: its heading, the mark of its method if it has one, and its cells."""
 
     heading: str
     mark: Mark | None
@@ -71,7 +72,7 @@ MISSING = Cell("\u2013", note="not measured")
 def cell(
     value: float, low: float = np.nan, high: float = np.nan, *, share: bool = False, note: str = ""
 ) -> Cell:
-    """A cell: per cent for shares, three significant digits otherwise, a dash for what was not measured."""
+    """A cell: per cent for shares, three significant digits otherwise, a dash for a missing value."""
     if not np.isfinite(value):
         return MISSING
     known = np.isfinite([low, high]).all() and low != high
@@ -81,7 +82,7 @@ def cell(
 
 
 def _digits(value: float, *, share: bool) -> str:
-    """Per cent with one decimal, else three significant digits, without the programmer's exponent."""
+    """Per cent with one decimal, else three significant digits, without e notation."""
     if share:
         text = f"{100 * value:.1f}".removesuffix(".0")
     elif 0 < abs(value) < 1e-3:
@@ -93,66 +94,73 @@ def _digits(value: float, *, share: bool) -> str:
 
 
 def at_a_glance(localization: pd.DataFrame | None) -> NumberTable | None:
-    """Each method at its best single layer and at all layers together: gain and cost side by side."""
-    if localization is None:
+    """Each method at its most effective layer and at all layers together: effect and cost side by side."""
+    sweep, methods = _methods(localization)
+    if not methods:
         return None
-    try:
-        sweep = sweep_rows(localization)
-        methods = contenders(sweep)
-    except TableError:
-        return None
-    shown = [MEASURES[key] for key in GLANCE if present(sweep, MEASURES[key])]
-    rows = [_measures("no intervention", BASELINE, baseline(sweep), shown)]
+    measures = _measured(sweep, GLANCE)
+    rows = [_row("no intervention", BASELINE, baseline(sweep), measures)]
     for method in methods:
+        label = method.mark.label
         if method.layer is not None:
-            rows.append(
-                _measures(f"{method.mark.label}, layer {method.layer}", method.mark, method.best, shown)
-            )
+            rows.append(_row(f"{label}, layer {method.layer}", method.mark, method.best, measures))
         if method.together:
-            rows.append(_measures(f"{method.mark.label}, all layers", method.mark, method.together, shown))
-    columns = tuple((measure.prompts, _name(measure)) for measure in shown)
-    return NumberTable("Methods at their best single layer and at all layers", columns, tuple(rows), "method")
-
-
-def _measures(heading: str, mark: Mark, found: Values, shown: Sequence[Measure]) -> Row:
-    cells = tuple(cell(*interval(found, measure), share=measure.scale == "share") for measure in shown)
-    return Row(heading, mark, cells)
-
-
-def _name(measure: Measure) -> str:
-    return measure.label.removesuffix(" (%)")
+            rows.append(_row(f"{label}, all layers", method.mark, method.together, measures))
+    title = "Methods at their most effective single layer and at all layers"
+    return NumberTable(title, _columns(measures), tuple(rows), "method")
 
 
 def per_layer(localization: pd.DataFrame | None) -> list[NumberTable]:
-    """One table a method: rows are layers, columns are measures, so that cost stands beside gain."""
+    """One table per method, one row per layer: effect and cost side by side."""
+    sweep, methods = _methods(localization)
+    measures = _measured(sweep, PER_LAYER)
+    return [
+        NumberTable(
+            method.mark.label,
+            _columns(measures),
+            tuple(_row(str(n), method.mark, values, measures) for n, values in method.layers.items()),
+            "layer",
+        )
+        for method in methods
+        if method.layers
+    ]
+
+
+def _methods(localization: pd.DataFrame | None) -> tuple[pd.DataFrame, list[Contender]]:
+    """The rows of the sweep that are shown, and its methods; empty where there is nothing to show."""
     if localization is None:
-        return []
+        return pd.DataFrame(), []
     try:
         sweep = sweep_rows(localization)
-        methods = contenders(sweep)
+        return sweep, contenders(sweep)
     except TableError:
-        return []
-    shown = [MEASURES[key] for key in PER_LAYER if present(sweep, MEASURES[key])]
-    columns = tuple((measure.prompts, _name(measure)) for measure in shown)
-    tables = []
-    for method in methods:
-        rows = tuple(_measures(str(n), method.mark, found, shown) for n, found in method.layers.items())
-        if rows:
-            tables.append(NumberTable(method.mark.label, columns, rows, "layer"))
-    return tables
+        return pd.DataFrame(), []
+
+
+def _measured(sweep: pd.DataFrame, keys: Sequence[str]) -> list[Measure]:
+    return [] if sweep.empty else [MEASURES[key] for key in keys if present(sweep, MEASURES[key])]
+
+
+def _row(heading: str, mark: Mark, values: Values, measures: Sequence[Measure]) -> Row:
+    cells = tuple(cell(*interval(values, measure), share=measure.scale == "share") for measure in measures)
+    return Row(heading, mark, cells)
+
+
+def _columns(measures: Sequence[Measure]) -> tuple[tuple[str, str], ...]:
+    return tuple((measure.prompts, measure.label.removesuffix(" (%)")) for measure in measures)
 
 
 def geometry_table(geometry: pd.DataFrame | None) -> NumberTable | None:
-    """Diagnostics: rows are layers, columns quantities; the null band under each value."""
+    """Diagnostics: one row per layer, one column per quantity, the null band under each value."""
     if geometry is None or geometry.empty or not {"layer", "quantity", "value"} <= set(geometry.columns):
         return None
-    here = at_position(geometry, None)
-    names = list(dict.fromkeys(here["quantity"]))
-    units = dict(zip(here["quantity"], here["unit"], strict=True)) if "unit" in here else {}
-    by_key = {(int(row["layer"]), row["quantity"]): row for row in here.to_dict("records")}
+    table = at_position(geometry, None)
+    names = list(dict.fromkeys(table["quantity"]))
+    units = dict(zip(table["quantity"], table["unit"], strict=True)) if "unit" in table else {}
+    by_key = {(int(row["layer"]), row["quantity"]): row for row in table.to_dict("records")}
     rows = tuple(
         Row(str(layer), None, tuple(_diagnostic(by_key.get((layer, name))) for name in names))
-        for layer in layers_of(here)
+        for layer in layers_of(table)
     )
     columns = tuple((str(units.get(name, "")), str(name).replace("_", " ")) for name in names)
     return NumberTable("Geometry by layer", columns, rows, "layer")
@@ -167,7 +175,7 @@ def _diagnostic(row: dict[object, object] | None) -> Cell:
 
 
 def prompts_measured(localization: pd.DataFrame | None) -> str:
-    """How many prompts each rate stands on, in words."""
+    """How many prompts each rate was measured on, in words."""
     if localization is None or "n" not in localization:
         return ""
     counts = {kind: measured(localization, "refusal_rate", kind)["n"].max() for kind in CLASSES}

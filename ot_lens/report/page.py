@@ -1,4 +1,4 @@
-"""Writing the page: one file, no network, every string of the run escaped."""
+"""Write the page: one file, no network, every string from the run escaped."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ def write_report(
     """Write the report of a run as one HTML file that needs no network.
 
     Args:
-        run: the run folder; its config.yaml and its figures are read where they exist.
-        tables: tables of the run by name; a missing one is said on the page, not an error.
-        manifest: the run's manifest.
-        summary: findings in words.
-        out: the file to write.
+        run: The run folder; its config.yaml and its figures are read where they exist.
+        tables: Tables of the run by name; the page says which are missing.
+        manifest: The run's manifest.
+        summary: Findings in words.
+        out: The file to write.
 
     Returns:
-        The file written.
+        The path of the file.
     """
     config = run / "config.yaml"
     text = (
@@ -83,12 +83,12 @@ def _asset(name: str) -> Markup:
 
 
 def _inside_script(code: str) -> str:
-    """Code that cannot end its script element early."""
+    """Code that cannot close its script element."""
     return code.replace("</script", "<\\/script")
 
 
 def _facts(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, str]]:
-    """The head of the page: what was studied, as (name, value)."""
+    """What was studied, as (name, value) pairs for the head of the page."""
     model, prompts = manifest.get("model") or {}, manifest.get("prompts") or {}
     config, versions = manifest.get("config") or {}, manifest.get("versions") or {}
     size = " layers, width ".join(str(model[key]) for key in ("n_layers", "d_model") if key in model)
@@ -110,7 +110,7 @@ def _sections(manifest: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         if isinstance(value, Mapping):
             sections[str(key)] = list(_flat(value))
         else:
-            sections["run"].append((str(key), _shown(value)))
+            sections["run"].append((str(key), _text(value)))
     return {name: rows for name, rows in sections.items() if rows}
 
 
@@ -119,12 +119,11 @@ def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _shown(value)
+            yield f"{prefix}{key}", _text(value)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "\u2013"
-    return (
-        json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else str(value)
-    )
+    nested = isinstance(value, (list, dict))
+    return json.dumps(value, ensure_ascii=False, default=str) if nested else str(value)

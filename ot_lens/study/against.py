@@ -1,4 +1,4 @@
-"""A run against another: the table of their refusal directions' cosines."""
+"""Compare the refusal directions of two runs."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from ot_lens.study.folder import RunFolder
 
 
 def compare_runs(run: str | Path, other: str | Path) -> pd.DataFrame:
-    """Cosines of a run's refusal directions with another run's, every layer with every layer.
+    """Cosines between the refusal directions of two runs, for every pair of layers.
 
-    Read off both runs' training activations; draws and seed are those of the first. The table is kept as
-    tables/run_cosines.parquet of the first run, where `draw_figures` finds it.
+    They are computed from both runs' training activations, with the resamples and the seed of the first run,
+    and written to its tables/run_cosines.parquet, where `draw_figures` finds them.
 
     Args:
         run: A run folder.
-        other: Another run folder, of a model of the same width.
+        other: Another run folder; both models must have the same width.
 
     Returns:
         Columns layer, layer_other, position, cosine, n, low, high, null_mean, null_low, null_high, other.
 
     Raises:
-        RunFolderError: If a folder holds no run, or no whole activations.
+        RunFolderError: If a folder holds no run, or its activations are incomplete.
         ActivationError: If the models have different widths.
     """
     folder, against = RunFolder.open(Path(run)), RunFolder.open(Path(other))
