@@ -23,14 +23,14 @@ import ot_lens
 from ot_lens import plots
 from ot_lens.cli import app
 from ot_lens.errors import ConfigError
-from ot_lens.plots import interactive
+from ot_lens.plots import screen
 from ot_lens.study.config import parse_config
 from tests.printed import assert_alike
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN, RUN_HERE = "<!-- run -->", "<!-- run in the repository -->"
-MODULES = {"otl": ot_lens, "ot_lens": ot_lens, "plots": plots, "interactive": interactive}
+MODULES = {"otl": ot_lens, "ot_lens": ot_lens, "plots": plots, "screen": screen}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import ot_lens as otl
 from ot_lens import plots
 from ot_lens.directions import RefusalDirectionRun, compare_directions, read_refusal_direction_run
 from ot_lens.errors import ActivationError, OtLensError, OtLensTypeError, RunFolderError
-from ot_lens.plots import interactive
+from ot_lens.plots import screen
 
 PUBLISHED = Path(__file__).parent / "data" / "refusal_direction"
 D = 2048
@@ -206,7 +206,7 @@ def test_the_table_is_geometry_s_and_can_be_drawn(gemma):
     for drawn in (table, compare_directions(gemma)):
         figure = plots.direction_cosines(drawn)
         assert figure.axes
-        assert interactive.direction_cosines(drawn).data
+        assert screen.direction_cosines(drawn).data
 
 
 def test_one_s_own_activations_find_the_published_direction(gemma):
