@@ -21,32 +21,32 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def opened(page, report):
-    """Open the report at a size and in a colour scheme, go through it, and gather what the console says."""
-    told = []
-    page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-    page.on("dialog", lambda dialog: (told.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    """Open the report, draw some of its figures by scrolling to them, and collect console messages."""
+    messages = []
+    page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+    page.on("dialog", lambda dialog: (messages.append(f"dialog: {dialog.message}"), dialog.dismiss()))
 
-    def go(size, scheme="light"):
+    def go(size, *figures, scheme="light"):
         page.set_viewport_size(size)
         page.emulate_media(color_scheme=scheme)
         page.goto(report.as_uri())
-        for plot in page.locator(".plot").all():
+        for figure in figures:
+            plot = page.locator(f"[data-figure={figure}]")
             plot.scroll_into_view_if_needed()
             plot.locator(".main-svg").first.wait_for(state="attached")
         return page
 
     yield go
-    assert told == []
+    assert messages == []
 
 
 def overflow(page):
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["1280 px", "390 px"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["1280 px", "390 px"])
 def test_every_figure_is_drawn_and_nothing_scrolls_sideways(opened, size, scheme):
-    page = opened(size, scheme)
+    page = opened(size, *(entry.name for entry in GALLERY), scheme=scheme)
     for entry in GALLERY:
         plot = page.locator(f"[data-figure={entry.name}]")
         assert plot.locator(".main-svg").count() >= 2
@@ -56,10 +56,6 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(opened, size, scheme
         assert box["width"] <= size["width"]
         assert box["height"] > 200
     assert overflow(page) == 0
-
-
-def test_opened_tables_do_not_scroll_the_page_sideways(opened):
-    page = opened(PHONE)
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     assert overflow(page) == 0
 
@@ -71,15 +67,14 @@ def test_the_page_follows_the_colour_scheme(opened):
             "e => e.style.fill"
         )
 
-    light = colours(opened(DESK, "light"))
-    dark = colours(opened(DESK, "dark"))
+    light, dark = (colours(opened(DESK, "w2_per_layer", scheme=scheme)) for scheme in ("light", "dark"))
     assert light[0] == "rgb(255, 255, 255)"
     assert light[0] != dark[0]
     assert light[1] != dark[1]
 
 
-def test_figures_are_arranged_anew_when_the_window_narrows(opened):
-    page = opened(DESK)
+def test_figures_are_rearranged_when_the_window_narrows(opened):
+    page = opened(DESK, "localization_curves")
     plot = page.locator("[data-figure=localization_curves]")
     before = plot.bounding_box()["height"]
     page.set_viewport_size(PHONE)
@@ -91,7 +86,7 @@ def test_figures_are_arranged_anew_when_the_window_narrows(opened):
 
 
 def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
-    page = opened(DESK)
+    page = opened(DESK, "localization_curves")
     figure = page.locator("#figure-localization_curves")
     button = figure.get_by_role("button", name="Mean shift")
     lines = figure.locator(".scatterlayer .trace.scatter")
@@ -109,18 +104,18 @@ def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
     )
 
 
-def test_the_slider_goes_through_the_layers_by_keyboard_and_keeps_what_is_hidden(opened):
-    page = opened(DESK)
+def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidden(opened):
+    page = opened(DESK, "spectra")
     figure = page.locator("#figure-spectra")
-    slider, shown = figure.get_by_role("slider"), figure.locator("output")
+    slider, layer = figure.get_by_role("slider"), figure.locator("output")
     drawn = (
         "() => document.querySelector('[data-figure=spectra]').data.filter(t => t.visible === true && t.mode)"
     )
-    start = int(shown.inner_text())
+    start = int(layer.inner_text())
     figure.get_by_role("button", name="harmless").click()
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert shown.inner_text() == str(start + 1)
+    assert layer.inner_text() == str(start + 1)
     assert slider.get_attribute("aria-valuetext") == f"layer {start + 1}"
     assert page.evaluate(f"({drawn})().map(t => t.legendgroup)") == ["harmful", "harmful"]
 
