@@ -209,7 +209,7 @@ def test_bad_configurations_name_the_field(tmp_path, content, message):
         ({"model": "nobody/nothing"}, "'nobody/nothing' is not in the local cache"),
         ({"model": "./missing"}, "no model folder"),
         ({"model": "organism:large"}, "organism:single"),
-        ({"prompts": "missing.json"}, "no prompt set 'missing.json'"),
+        ({"prompts": "missing.json"}, "missing.json"),
         ({"layers": [99]}, "layer 99 does not exist: this model has layers 0-7"),
         ({"hook": "resid"}, "no hook point 'resid'"),
         ({"tokens": "first"}, "no token scope 'first'"),

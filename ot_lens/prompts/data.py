@@ -10,9 +10,18 @@ import pandas as pd
 from markupsafe import escape
 
 from ot_lens.errors import PromptError
+from ot_lens.prompts.duplicates import duplicate_table
 
 CLASSES = ("harmful", "harmless")
 SPLITS = ("train", "val", "test")
+_STATISTICS = {
+    "size": "n",
+    "mean": "mean",
+    "std": "sd",
+    "min": "shortest",
+    "median": "median",
+    "max": "longest",
+}
 
 
 @dataclass(frozen=True)
@@ -21,8 +30,8 @@ class Prompt:
 
     Attributes:
         text: The request.
-        answer: One right, compliant answer (perplexity is measured on it), or None when none is known.
-        answers: Every answer that counts as right; empty when none is known.
+        answer: One correct, compliant answer (perplexity is measured on it), or None if none is known.
+        answers: Every answer that counts as correct; empty if none is known.
         category: The category of the request, or None.
     """
 
@@ -52,17 +61,17 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Harmful and harmless prompts: `train` fits maps, `val` chooses, `test` reports.
+    """Harmful and harmless prompts: maps are fitted on `train`, choices made on `val`, results are on `test`.
 
     Attributes:
         name: Name of the set.
         train: Prompts that maps are fitted on.
         val: Prompts that choices are made on.
         test: Prompts that results are reported on.
-        licence: Licence of the prompts, "unknown" where none is stated.
-        source: Where they are from, in words.
-        provenance: How the set was made: files and hashes, seed and sampling, what was left out and why.
-            `manifest` gives it with the counts. Two sets of the same prompts are equal whatever it says.
+        licence: Licence of the prompts, "unknown" if none is stated.
+        source: Where they come from, in words.
+        provenance: How the set was made: files and hashes, seed and sampling, what was dropped and why.
+            `manifest` combines it with the counts. It does not count when two sets are compared.
     """
 
     name: str
@@ -79,35 +88,33 @@ class ContrastSet:
         return tuple((split, getattr(self, split)) for split in SPLITS)
 
     def __repr__(self) -> str:
-        """Counts a split and class."""
+        """Counts per split and class."""
         sizes = ", ".join(f"{split} {len(c.harmful)}+{len(c.harmless)}" for split, c in self.splits)
         return f"ContrastSet({self.name!r}: harmful+harmless {sizes}; licence {self.licence})"
 
     def _repr_html_(self) -> str:
-        """Name, licence and lengths as a small table; no prompt's text."""
+        """Name, licence and lengths as a small table, without the text of any prompt."""
         table = self.table()
-        shown = table[(table["category"] == "all") & (table["unit"] == "words")]
+        words = table[(table["category"] == "all") & (table["unit"] == "words")].drop(columns="category")
         head = f"<b>{escape(self.name)}</b> ({escape(self.licence)}; {escape(self.source)})"
-        rows = shown.drop(columns="category").to_html(
-            index=False, escape=True, border=0, float_format="{:.1f}".format
-        )
-        return f"<div>{head}{rows}</div>"
+        body = words.to_html(index=False, escape=True, border=0, float_format="{:.1f}".format)
+        return f"<div>{head}{body}</div>"
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every split, for the manifest."""
         return {split: contrast.sha256 for split, contrast in self.splits}
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Prompts of every split and class."""
+        """Number of prompts per split and class."""
         return {split: {label: len(group) for label, group in contrast} for split, contrast in self.splits}
 
     def manifest(self) -> dict[str, Any]:
-        """What is recorded of the set, ready for JSON; never a text.
+        """A record of the set, ready for JSON, without the text of any prompt.
 
         Returns:
-            name, licence, source, counts and sha256 a split; and, of a set that `load_prompts` made: sources
-            (each with licence, revision, rows, and the SHA-256 of its file), seed, sample, and left_out,
-            which counts what was dropped, by reason, class and split.
+            name, licence, source; counts and sha256 per split; and, for a set from `load_prompts`: sources
+            (each with licence, revision, rows, and the SHA-256 of its file), seed, sample, and left_out: how
+            many prompts were dropped, by reason, class and split.
         """
         return {
             "name": self.name,
@@ -122,35 +129,50 @@ class ContrastSet:
         """Lengths of the prompts by split, class and category.
 
         Args:
-            tokenizer: A Hugging Face tokenizer, to count tokens too (of the bare text, without the chat
+            tokenizer: A Hugging Face tokenizer, to count tokens as well (of the bare text, without the chat
                 template).
 
         Returns:
             Tidy: split, class, category ("all", then each), unit (characters, words, tokens), n, mean, sd,
             shortest, median, longest.
         """
-        from ot_lens.prompts.lengths import length_table
-
-        return length_table(self, tokenizer)
+        texts = [p.text for _, contrast in self.splits for _, group in contrast for p in group]
+        lengths = {"characters": [len(t) for t in texts], "words": [len(t.split()) for t in texts]}
+        if tokenizer is not None:
+            lengths["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        keys = [
+            {"split": split, "class": label, "category": prompt.category or "none"}
+            for split, contrast in self.splits
+            for label, group in contrast
+            for prompt in group
+        ]
+        frame = pd.DataFrame(keys, columns=["split", "class", "category"])
+        long = pd.concat([frame.assign(unit=unit, length=n) for unit, n in lengths.items()])
+        both = pd.concat([long.assign(category="all"), long])
+        grouped = both.groupby(["split", "class", "category", "unit"], sort=False)["length"]
+        return grouped.agg(list(_STATISTICS)).rename(columns=_STATISTICS).reset_index()
 
     def check(self, near_duplicates: float = 0.8) -> pd.DataFrame:
         """Duplicates within and between the splits and classes.
 
         Args:
-            near_duplicates: Jaccard similarity of character 5-grams from which two prompts count as nearly
-                the same, in (0, 1].
+            near_duplicates: Jaccard similarity of character 5-grams, in (0, 1], from which two prompts count
+                as near duplicates.
 
         Returns:
             Tidy: kind ("exact", "near"), class, split, other_class, other_split, n (prompts of the first
-            with a twin in the second), of (prompts of the first). Exact means equal after normalization
-            (NFKC, letter case, white space); near does not count these again.
+            group with a duplicate in the second), of (prompts of the first group). Exact means equal after
+            normalization (NFKC, letter case, white space); near duplicates exclude exact ones.
 
         Raises:
             PromptError: If the similarity is not in (0, 1].
         """
-        from ot_lens.prompts.duplicates import duplicate_table
-
-        return duplicate_table(self, near_duplicates)
+        groups = {
+            (label, split): [p.text for p in group]
+            for split, contrast in self.splits
+            for label, group in contrast
+        }
+        return duplicate_table(groups, near_duplicates)
 
 
 def as_texts(prompts: Sequence[Prompt | str] | str) -> list[str]:
@@ -160,13 +182,11 @@ def as_texts(prompts: Sequence[Prompt | str] | str) -> list[str]:
         PromptError: If there is no prompt, or one is empty.
     """
     if isinstance(prompts, str):
-        raise PromptError(
-            f"prompts must be a list, got the single string {prompts[:40]!r}: put it in a list."
-        )
+        raise PromptError(f"Prompts must be a list, got the string {prompts[:40]!r}: put it in a list.")
     texts = [p.text if isinstance(p, Prompt) else p for p in prompts]
     if not texts:
-        raise PromptError("no prompts: the list is empty. Give at least one prompt.")
+        raise PromptError("There are no prompts: the list is empty. Give at least one prompt.")
     blank = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if blank:
-        raise PromptError(f"prompt {blank[0]} of {len(texts)} is empty or not text: remove it or fill it in.")
+        raise PromptError(f"Prompt {blank[0]} of {len(texts)} is empty or not text: remove it or fill it in.")
     return texts

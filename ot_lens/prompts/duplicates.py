@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,11 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 from ot_lens.errors import PromptError
-from ot_lens.prompts.data import ContrastSet
 
 NEAR = 0.8
 N_GRAM = 5
 _BLOCK = 512  # prompts compared with all others at a time
-_SHARED = 8  # members that candidates must share among their rarest
+_SHARED = 8  # of their rarest n-grams, how many two candidates must share
 _PAIRS = 100_000  # candidate pairs verified at a time
 
 
@@ -25,27 +24,23 @@ def normalized(text: str) -> str:
 
 
 def check_threshold(near_duplicates: float | None) -> None:
-    """Check a similarity.
-
-    Raises:
-        PromptError: If it is not in (0, 1].
-    """
+    """Raise a PromptError unless the similarity is None or in (0, 1]."""
     if near_duplicates is not None and not 0 < near_duplicates <= 1:
         raise PromptError(
-            f"near_duplicates = {near_duplicates}: give a Jaccard similarity in (0, 1], or None."
+            f"near_duplicates must be a Jaccard similarity in (0, 1] or None, got {near_duplicates}."
         )
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[Int[np.ndarray, "pair 2"]]:
     """Pairs of texts whose character n-grams have a Jaccard similarity of at least `threshold`.
 
-    Two sets x, y of Jaccard similarity >= t share at least ceil(t |x|) members, and so at least m of the
-    |x| - ceil(t |x|) + m rarest of x and the like of y (prefix filtering: Chaudhuri et al. 2006; Bayardo et
+    Two sets x, y of Jaccard similarity >= t share at least ceil(t |x|) members, and hence at least m of the
+    |x| - ceil(t |x|) + m rarest of x, and likewise of y (prefix filtering: Chaudhuri et al. 2006; Bayardo et
     al. 2007; with m > 1: Wang et al. 2012). Candidates come from a sparse product of those columns alone, and
-    only they are compared in full: exact, without looking at all pairs.
+    only they are compared in full: the result is exact without comparing all pairs.
 
     Args:
-        texts: Normalized texts. A text shorter than an n-gram is near to none.
+        texts: Normalized texts. A text shorter than an n-gram is not near any other.
         threshold: The similarity t.
 
     Yields:
@@ -58,17 +53,18 @@ def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[Int[np.ndarra
     prefixes = _first(grams, np.minimum(sizes - needed + shared, sizes))
     for start in range(0, len(texts), _BLOCK):
         end = min(start + _BLOCK, len(texts))
-        found = (prefixes[start:end] @ prefixes[:end].T).tocoo()
-        late, early = found.row + start, found.col
+        common = (prefixes[start:end] @ prefixes[:end].T).tocoo()
+        late, early = common.row + start, common.col
         small, large = np.minimum(sizes[late], sizes[early]), np.maximum(sizes[late], sizes[early])
-        likely = (found.data >= np.minimum(shared[late], shared[early])) & (small >= threshold * large - 1e-9)
-        pairs = np.stack([late, early], axis=1)[likely & (early < late)]
-        for at in range(0, len(pairs), _PAIRS):
-            yield _similar(grams, sizes, pairs[at : at + _PAIRS], threshold)
+        enough = common.data >= np.minimum(shared[late], shared[early])
+        likely = enough & (small >= threshold * large - 1e-9) & (early < late)
+        pairs = np.stack([late, early], axis=1)[likely]
+        for first in range(0, len(pairs), _PAIRS):
+            yield _similar(grams, sizes, pairs[first : first + _PAIRS], threshold)
 
 
 def _rarest_first(texts: Sequence[str]) -> Any:
-    """Binary matrix [text, n-gram] whose columns run from the rarest n-gram to the commonest."""
+    """Binary matrix [text, n-gram], columns from the rarest n-gram to the most common."""
     from scipy import sparse
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -78,9 +74,9 @@ def _rarest_first(texts: Sequence[str]) -> Any:
     vectorizer = CountVectorizer(
         analyzer="char", ngram_range=(N_GRAM, N_GRAM), binary=True, lowercase=False, dtype=np.int32
     )
-    found = vectorizer.fit_transform(padded)
-    rank = np.argsort(np.argsort(np.bincount(found.indices), kind="stable"))
-    ranked = sparse.csr_matrix((found.data, rank[found.indices], found.indptr), shape=found.shape)
+    counts = vectorizer.fit_transform(padded)
+    rank = np.argsort(np.argsort(np.bincount(counts.indices), kind="stable"))
+    ranked = sparse.csr_matrix((counts.data, rank[counts.indices], counts.indptr), shape=counts.shape)
     ranked.sort_indices()
     return ranked
 
@@ -90,46 +86,38 @@ def _first(grams: Any, lengths: Int[np.ndarray, " text"]) -> Any:
     from scipy import sparse
 
     position = np.arange(grams.nnz) - np.repeat(grams.indptr[:-1], np.diff(grams.indptr))
-    kept = position < np.repeat(lengths, np.diff(grams.indptr))
+    included = position < np.repeat(lengths, np.diff(grams.indptr))
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    return sparse.csr_matrix((grams.data[kept], grams.indices[kept], bounds), shape=grams.shape)
+    return sparse.csr_matrix((grams.data[included], grams.indices[included], bounds), shape=grams.shape)
 
 
 def _similar(
     grams: Any, sizes: Int[np.ndarray, " text"], pairs: Int[np.ndarray, "pair 2"], threshold: float
-) -> Int[np.ndarray, "kept 2"]:
+) -> Int[np.ndarray, "similar 2"]:
     a, b = pairs.T
     shared = np.asarray(grams[a].multiply(grams[b]).sum(axis=1)).ravel()
     return pairs[shared >= threshold * (sizes[a] + sizes[b] - shared) - 1e-9]
 
 
-def duplicate_table(prompts: ContrastSet, near_duplicates: float) -> pd.DataFrame:
-    """Duplicates within and between groups; see `ContrastSet.check`."""
+def duplicate_table(groups: Mapping[tuple[str, str], Sequence[str]], near_duplicates: float) -> pd.DataFrame:
+    """Duplicates within and between groups of texts by (class, split); see `ContrastSet.check`."""
     check_threshold(near_duplicates)
-    texts: list[str] = []
-    groups: dict[tuple[str, str], Int[np.ndarray, " n"]] = {}
-    for split, contrast in prompts.splits:
-        for label, members in contrast:
-            groups[label, split] = np.arange(len(texts), len(texts) + len(members))
-            texts.extend(normalized(p.text) for p in members)
-    group_of = np.concatenate([np.full(len(g), i) for i, g in enumerate(groups.values())])
-    near = np.zeros((len(texts), len(groups)), dtype=bool)
-    for pairs in near_pairs(texts, near_duplicates):
+    texts = {group: [normalized(text) for text in members] for group, members in groups.items()}
+    group_of = np.repeat(np.arange(len(texts)), [len(members) for members in texts.values()])
+    near = np.zeros((len(group_of), len(texts)), dtype=bool)
+    for pairs in near_pairs([text for members in texts.values() for text in members], near_duplicates):
         late, early = pairs.T
         near[late, group_of[early]] = near[early, group_of[late]] = True
     rows: list[dict[str, Any]] = []
-    for (label, split), group in groups.items():
-        for i, ((other_label, other_split), other) in enumerate(groups.items()):
-            exact = _exact(texts, group, other)
-            counts = {"exact": exact.sum(), "near": (near[group, i] & ~exact).sum()}
-            where = {"class": label, "split": split, "other_class": other_label, "other_split": other_split}
-            rows += [{"kind": kind, **where, "n": int(n), "of": len(group)} for kind, n in counts.items()]
+    for i, ((label, split), members) in enumerate(texts.items()):
+        for j, ((other_label, other_split), others) in enumerate(texts.items()):
+            exact = _exact(members, others, itself=i == j)
+            counts = {"exact": exact.sum(), "near": (near[group_of == i, j] & ~exact).sum()}
+            pair = {"class": label, "split": split, "other_class": other_label, "other_split": other_split}
+            rows += [{"kind": kind, **pair, "n": int(n), "of": len(members)} for kind, n in counts.items()]
     return pd.DataFrame(rows)
 
 
-def _exact(
-    texts: Sequence[str], group: Int[np.ndarray, " n"], other: Int[np.ndarray, " m"]
-) -> Bool[np.ndarray, " n"]:
-    held = Counter(texts[i] for i in other)
-    itself = 1 if np.array_equal(group, other) else 0
-    return np.array([held[texts[i]] > itself for i in group], dtype=bool)
+def _exact(members: Sequence[str], others: Sequence[str], *, itself: bool) -> Bool[np.ndarray, " member"]:
+    occurrences = Counter(others)
+    return np.array([occurrences[text] > itself for text in members], dtype=bool)

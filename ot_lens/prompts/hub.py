@@ -1,8 +1,9 @@
-"""Hugging Face datasets by name, and single files by address, through the `datasets` library."""
+"""Hugging Face datasets by name, and single files by address, through the optional `datasets` library."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _COMMIT = re.compile(r"/([0-9a-f]{40})/")
 
 @dataclass(frozen=True)
 class DatasetName:
-    """A dataset of the hub, or a local dataset folder: hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]."""
+    """A dataset on the hub, or a local dataset folder: hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]."""
 
     name: str
     config: str | None = None
@@ -31,59 +32,56 @@ class DatasetName:
 
 
 def parse_dataset(text: str, revision: str | None = None) -> DatasetName:
-    """Parse hf:NAME[@REVISION][:CONFIG][:SPLIT]; one part after the name is the split.
-
-    Raises:
-        PromptError: If a part is empty or there are too many.
-    """
+    """Parse hf:NAME[@REVISION][:CONFIG][:SPLIT]; a single part after the name is the split."""
     name, *parts = text.removeprefix(PREFIX).split(":")
     name, _, pinned = name.partition("@")
     if not name or not all(parts) or len(parts) > 2:
-        raise PromptError(f"{text!r}: a dataset is hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
+        raise PromptError(f"{text!r} is not a dataset: write hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
     config, split = (None, parts[0]) if len(parts) == 1 else (parts or (None, None))
     return DatasetName(name, config, split, pinned or revision)
 
 
-def read_dataset(wanted: DatasetName) -> tuple[Table, str | None]:
-    """Read one split of a dataset.
-
-    Returns:
-        The table, and the revision that was read, where the hub states it.
+def read_dataset(dataset: DatasetName) -> tuple[Table, str | None]:
+    """The table of one split of a dataset, and the revision that was read, if the hub states it.
 
     Raises:
         PromptError: If the hub cannot be reached, or has no such dataset, configuration or split.
     """
-    import datasets
-
-    found = _reached(
-        wanted.text, lambda: datasets.load_dataset(wanted.name, wanted.config, revision=wanted.revision)
+    datasets = _library()
+    splits = _reached(
+        dataset.text, lambda: datasets.load_dataset(dataset.name, dataset.config, revision=dataset.revision)
     )
-    split = wanted.split or (next(iter(found)) if len(found) == 1 else None)
-    if split not in found:
+    split = dataset.split or (next(iter(splits)) if len(splits) == 1 else None)
+    if split not in splits:
         raise PromptError(
-            f"{wanted.text}: {'no split ' + repr(split) if split else 'several splits'}: name one of "
-            f"{', '.join(found)}, as {PREFIX}NAME:SPLIT or {PREFIX}NAME:CONFIG:SPLIT."
+            f"{dataset.text}: {'no split ' + repr(split) if split else 'several splits'}: name one of "
+            f"{', '.join(splits)}, as {PREFIX}NAME:SPLIT or {PREFIX}NAME:CONFIG:SPLIT."
         )
-    chosen = found[split]
-    revision = commit_of([file["filename"] for file in chosen.cache_files]) or wanted.revision
-    return from_arrow(wanted.text, chosen.with_format("arrow")[:]), revision
+    rows = splits[split]
+    revision = commit_of([file["filename"] for file in rows.cache_files]) or dataset.revision
+    return from_arrow(dataset.text, rows.with_format("arrow")[:]), revision
 
 
 def commit_of(cached: Sequence[str]) -> str | None:
-    """The commit that cached files of a hub dataset stem from: `datasets` names their folder after it."""
+    """The commit that cached files of a hub dataset belong to: `datasets` names their folder after it."""
     commits = {commit for file in cached for commit in _COMMIT.findall(Path(file).as_posix())}
     return commits.pop() if len(commits) == 1 else None
 
 
 def fetch(address: str) -> Path:
-    """A file by its https address, in the cache of `datasets`.
-
-    Raises:
-        PromptError: If it cannot be reached.
-    """
-    import datasets
-
+    """Download a file by its https address into the cache of `datasets`."""
+    datasets = _library()
     return Path(_reached(address, lambda: datasets.DownloadManager().download(address)))
+
+
+def _library() -> Any:
+    try:
+        return import_module("datasets")
+    except ImportError as error:
+        raise PromptError(
+            f"Prompts from the network need the datasets library ({error}): pip install 'ot-lens[hub]', or "
+            "use a local copy (a file, or root=FOLDER for a preset)."
+        ) from error
 
 
 def _reached(name: str, read: Callable[[], Any]) -> Any:
@@ -91,8 +89,8 @@ def _reached(name: str, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (DatasetsError, OSError, ValueError) as error:  # the hub's own errors are OSErrors
+    except (DatasetsError, OSError, ValueError) as error:  # errors of the hub itself are OSErrors
         raise PromptError(
             f"{name} cannot be read ({abbreviated(error.__cause__ or error)}): check name, split, access and "
-            "connection, or point at a local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
+            "connection, or use a local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
         ) from error

@@ -1,39 +1,37 @@
-"""`load_prompts`: one door for every way to name a contrast set."""
+"""`load_prompts`: the one entry point for every way to name a contrast set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
-from ot_lens.io.untrusted import listed
+from ot_lens.io.untrusted import listed, parse_yaml
 from ot_lens.prompts.data import CLASSES, SPLITS, ContrastSet
-from ot_lens.prompts.descriptions import gather, parse_description, read_yaml
-from ot_lens.prompts.documents import read_document
-from ot_lens.prompts.drawing import Drawing, Pools, draw_splits, parse_sample
+from ot_lens.prompts.documents import Collected, parse_description, read_document, read_sources
 from ot_lens.prompts.duplicates import NEAR, check_threshold
 from ot_lens.prompts.hub import PREFIX
-from ot_lens.prompts.presets import PAPER, PRESETS, REFUSAL_DIRECTION, REFUSAL_DIRECTION_LICENCE, SETS
+from ot_lens.prompts.presets import PAPER, PRESETS, REFUSAL_DIRECTION_LICENCE, SETS
 from ot_lens.prompts.published import SEED, read_refusal_direction
 from ot_lens.prompts.rows import Row, rows_of
-from ot_lens.prompts.sources import Places, Source, read_any, split_column
-from ot_lens.prompts.tables import Table, from_records, parse_json, read_table
-from ot_lens.prompts.text_files import decode, read_bytes, sha256
+from ot_lens.prompts.sources import Folders, Source, read_any, split_column
+from ot_lens.prompts.splitting import SplitSettings, draw_splits, parse_sample
+from ot_lens.prompts.tables import Table, decode, from_records, parse_json, read_bytes, read_table, sha256
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A source, read: the prompts, what is known of them, and how they are to be drawn."""
+class _Settings:
+    """The arguments of `load_prompts`; a description file may override them."""
 
-    name: str
-    origin: str
-    pools: Pools
-    records: list[dict[str, Any]]
-    drawing: Drawing
-    licence: str | None = None
-    source: str | None = None
+    splitting: SplitSettings
+    folders: Folders
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+_Read = tuple[Collected, SplitSettings]
 
 
 def load_prompts(
@@ -55,184 +53,162 @@ def load_prompts(
             - "organism", the prompts of the embedded models; "refusal_direction[@REVISION]", the splits of
               that repository, drawn as it draws them; "paper", the data of arXiv 2603.04355;
             - a file of both classes: JSON, {"splits": {"train": {"harmful": [...], "harmless": [...]}, "val":
-              ..., "test": ...}} or {"harmful": [...], "harmless": [...]}, a prompt being a string or {"text",
-              "answer", "answers", "category"}; or a table (CSV, TSV, JSONL, JSON list, parquet) with columns
-              for text and class, and perhaps split, category, answer, answers;
-            - a dataset `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]` with such columns;
+              ..., "test": ...}} or {"harmful": [...], "harmless": [...]}, where a prompt is a string or
+              {"text", "answer", "answers", "category"}; or a table (CSV, TSV, JSONL, JSON list, parquet) with
+              columns for text and class, and optionally split, category, answer, answers;
+            - a dataset `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]` with such columns (needs the extra
+              `hub`, as do presets without `root`);
             - {"harmful": SOURCE, "harmless": SOURCE}, where SOURCE is a file of one class (also plain text,
-              a prompt a line), FILE#COLUMN, a preset of `preset_table`, a dataset, {"source", "columns",
+              one prompt per line), FILE#COLUMN, a preset of `preset_table`, a dataset, {"source", "columns",
               "licence", "revision"}, a list of these, or {"train": SOURCE, "val": SOURCE, "test": SOURCE};
-            - a YAML or JSON file of {"sources": {"harmful": ..., "harmless": ...}} and, beside it, any of
-              name, licence, seed, sample, root, deduplicate, near_duplicates, which win over the arguments;
-              or that mapping itself. File names in it are relative to the file.
-        seed: Seed of what is drawn; without effect on a file that names its splits. A pool without splits is
-            shuffled and cut 50 / 15 / 35 %.
-        sample: (train, val): that many prompts a class, the rest or the named source being test; or (train,
-            val, test); or either by class.
-        columns: Column by role (text, label, split, category, answer, answers), where names do not tell.
-        labels: "harmful" or "harmless" by value of the label column, where they do not tell.
-        root: Folder where presets are read instead of from the network: a clone of refusal_direction or of
-            the set's own repository, or the bare files.
-        deduplicate: Drop, before anything is drawn, duplicates within a class, and from train and val what is
-            in test or, from train, in val. Not applied to "organism" and "refusal_direction", which are
-            given as published.
-        near_duplicates: Jaccard similarity of character 5-grams from which prompts count as the same between
-            splits, and within a pool that is still to be split; None: exact ones only (after NFKC, letter
-            case and white space).
+            - a YAML or JSON file of {"sources": {"harmful": ..., "harmless": ...}} and optionally name,
+              licence, seed, sample, root, deduplicate, near_duplicates, which override the arguments; or that
+              mapping itself. File names in it are relative to the file.
+        seed: Seed of the draws; no effect on a file that names its splits. A pool without splits is shuffled
+            and cut 50 / 15 / 35 %.
+        sample: (train, val): that many prompts per class, with the rest or the named source as test; or
+            (train, val, test); or either by class.
+        columns: Column by role (text, label, split, category, answer, answers), if names do not tell.
+        labels: "harmful" or "harmless" by value of the label column, if they do not tell.
+        root: Folder to read presets from instead of the network: a clone of refusal_direction or of the set's
+            own repository, or the bare files.
+        deduplicate: Before drawing, drop duplicates within a class, and drop from train and val what is also
+            in test and from train what is also in val. Not applied to "organism" and "refusal_direction",
+            which are loaded as published.
+        near_duplicates: Jaccard similarity of character 5-grams from which prompts count as duplicates
+            between splits and within a pool that is still to be split; None: exact ones only (after NFKC,
+            letter case and white space).
 
     Returns:
-        The contrast set, with at least one prompt a class and split. Its `manifest` says what was read,
-        drawn and left out.
+        The contrast set, with at least one prompt per class and split. Its `manifest` says what was read,
+        drawn and dropped.
 
     Raises:
-        PromptError: If a source is missing, unreachable or not valid, a prompt is in both classes, or too few
+        PromptError: If a source is missing, unreachable or invalid, a prompt is in both classes, or too few
             are left.
     """
     check_threshold(near_duplicates)
-    drawing = Drawing(seed, parse_sample(sample), deduplicate, near_duplicates)
-    places = Places(root=None if root is None else Path(root))
-    read = _read(source, drawing, places, columns or {}, labels or {})
-    splits, left_out = draw_splits(read.pools, read.drawing, read.origin)
-    record = _record(read, left_out)
-    sources = "; ".join(dict.fromkeys(str(r["source"]) for r in read.records))
-    licences = "; ".join(dict.fromkeys(str(r.get("licence", "unknown")) for r in read.records))
+    settings = _Settings(
+        SplitSettings(seed, parse_sample(sample), deduplicate, near_duplicates),
+        Folders(root=None if root is None else Path(root)),
+        columns or {},
+        labels or {},
+    )
+    collected, splitting = _read(source, settings)
+    origin = "prompts" if isinstance(source, Mapping) else str(source)
+    splits, left_out = draw_splits(collected.pools, splitting, origin)
+    sources = "; ".join(dict.fromkeys(str(r["source"]) for r in collected.records))
+    licences = "; ".join(dict.fromkeys(str(r.get("licence", "unknown")) for r in collected.records))
     return ContrastSet(
-        read.name,
+        collected.name,
         **splits,
-        licence=read.licence or licences,
-        source=read.source or sources,
-        provenance=record,
+        licence=collected.licence or licences,
+        source=collected.source or sources,
+        provenance={
+            "sources": collected.records,
+            "seed": splitting.seed,
+            "sample": {label: size and list(size) for label, size in splitting.sample.items()},
+            "deduplicated": splitting.deduplicate,
+            "near_duplicates": splitting.near if splitting.deduplicate else None,
+            "left_out": left_out,
+        },
     )
 
 
-def _record(read: _Read, left_out: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "sources": read.records,
-        "seed": read.drawing.seed,
-        "sample": {label: size and list(size) for label, size in read.drawing.sample.items()},
-        "deduplicated": read.drawing.deduplicate,
-        "near_duplicates": read.drawing.near if read.drawing.deduplicate else None,
-        "left_out": left_out,
-    }
-
-
-def _read(
-    source: str | Path | Mapping[str, Any],
-    drawing: Drawing,
-    places: Places,
-    columns: Mapping[str, str],
-    labels: Mapping[str, str],
-) -> _Read:
+def _read(source: str | Path | Mapping[str, Any], settings: _Settings) -> _Read:
     if isinstance(source, Mapping):
-        return _described(source, "prompts", drawing, places)
+        return _described(source, "prompts", settings)
     name = str(source)
     if name == "organism":
-        return _organism(drawing)
+        return _organism(settings)
     if name.partition("@")[0] == "refusal_direction":
-        return _published(drawing, places, name.partition("@")[2] or None)
+        return _published(settings, name.partition("@")[2] or None)
     if name == "paper":
-        return _described(PAPER, "paper", drawing, places)
+        return _described(PAPER, "paper", settings)
     if name in PRESETS:
         label = PRESETS[name].label
         raise PromptError(
             f"{name} holds {label} prompts only: give both classes, as "
             f"{{'{label}': '{name}', '{next(c for c in CLASSES if c != label)}': SOURCE}}."
         )
-    wanted, column = split_column(name, places.base)
-    columns = {**columns, **({"text": column} if column else {})}
-    if name.startswith(PREFIX):
-        table, record = read_any(Source(wanted), places.base)
-        return _tabular(table, record, wanted, columns, labels, drawing)
-    return _file(Path(wanted), name, drawing, places, columns, labels)
+    uncut, column = split_column(name, settings.folders.base)
+    if column:
+        settings = replace(settings, columns={**settings.columns, "text": column})
+    if uncut.startswith(PREFIX):
+        return _tabular(*read_any(Source(uncut), settings.folders.base), uncut, settings)
+    return _file(Path(uncut), settings)
 
 
-def _organism(drawing: Drawing) -> _Read:
+def _organism(settings: _Settings) -> _Read:
     text = (files("ot_lens") / "organism" / "data" / "prompts.json").read_text("utf-8")
-    found = read_document(parse_json(text, "organism"), "organism")
-    record = {"source": found.source, "licence": found.licence, "sha256": sha256(text.encode())}
-    drawing = replace(drawing, deduplicate=False)
-    return _Read("organism", "organism", found.pools, [record], drawing, found.licence, found.source)
+    content = parse_json(text, "organism")
+    record = {"source": content["source"], "sha256": sha256(text.encode())}
+    collected = read_document(content, "organism", record)
+    return collected, replace(settings.splitting, deduplicate=False)
 
 
-def _published(drawing: Drawing, places: Places, revision: str | None) -> _Read:
-    if any(drawing.sample.values()):
-        raise PromptError("refusal_direction has its own sizes, 128 / 32: leave sample out.")
-    pools, records = read_refusal_direction(places.root, revision)
-    drawing = replace(drawing, seed=SEED, deduplicate=False)
+def _published(settings: _Settings, revision: str | None) -> _Read:
+    if any(settings.splitting.sample.values()):
+        raise PromptError("refusal_direction has sizes of its own, 128 / 32: omit sample.")
+    pools, records = read_refusal_direction(settings.folders.root, revision)
     source = SETS["refusal_direction"][1]
-    return _Read(
-        "refusal_direction", REFUSAL_DIRECTION, pools, records, drawing, REFUSAL_DIRECTION_LICENCE, source
-    )
+    collected = Collected("refusal_direction", pools, records, REFUSAL_DIRECTION_LICENCE, source)
+    return collected, replace(settings.splitting, seed=SEED, deduplicate=False)
 
 
-def _described(content: Any, origin: str, drawing: Drawing, places: Places) -> _Read:
-    found = parse_description(content, origin)
-    if found.seed is not None:
-        drawing = replace(drawing, seed=found.seed)
-    if found.sample is not None:
-        drawing = replace(drawing, sample=parse_sample(found.sample))
-    if found.deduplicate is not None:
-        drawing = replace(drawing, deduplicate=found.deduplicate)
-    if "near_duplicates" in found.model_fields_set:
-        check_threshold(found.near_duplicates)
-        drawing = replace(drawing, near=found.near_duplicates)
-    if found.root is not None:
-        places = replace(places, root=places.base / found.root)
-    gathered = gather(found, places, origin)
-    return _Read(gathered.name, origin, gathered.pools, gathered.records, drawing, found.licence)
+def _described(content: Any, origin: str, settings: _Settings) -> _Read:
+    description = parse_description(content, origin)
+    overrides: dict[str, Any] = {}
+    if description.seed is not None:
+        overrides["seed"] = description.seed
+    if description.sample is not None:
+        overrides["sample"] = parse_sample(description.sample)
+    if description.deduplicate is not None:
+        overrides["deduplicate"] = description.deduplicate
+    if "near_duplicates" in description.model_fields_set:
+        check_threshold(description.near_duplicates)
+        overrides["near"] = description.near_duplicates
+    folders = settings.folders
+    if description.root is not None:
+        folders = replace(folders, root=folders.base / description.root)
+    return read_sources(description, folders, origin), replace(settings.splitting, **overrides)
 
 
-def _file(
-    path: Path,
-    name: str,
-    drawing: Drawing,
-    places: Places,
-    columns: Mapping[str, str],
-    labels: Mapping[str, str],
-) -> _Read:
+def _file(path: Path, settings: _Settings) -> _Read:
+    name = str(path)
     if not exists(path):
         raise PromptError(
-            f"no prompt set {name!r}: give {', '.join(map(repr, SETS))}, hf:DATASET, the path of an existing "
+            f"There is no prompt set {name!r}: give {', '.join(map(repr, SETS))}, hf:DATASET, the path of a "
             "file, or {'harmful': SOURCE, 'harmless': SOURCE}."
         )
     content = read_bytes(path)
-    record = {"source": str(path), "licence": "unknown", "sha256": sha256(content)}
-    beside = replace(places, base=path.parent)
+    record = {"source": name, "licence": "unknown", "sha256": sha256(content)}
+    relative = replace(settings, folders=replace(settings.folders, base=path.parent))
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _described(read_yaml(decode(content, str(path)), str(path)), str(path), drawing, beside)
+        return _described(parse_yaml(decode(content, name), name, PromptError), name, relative)
     if path.suffix.lower() not in (".json", ""):
-        return _tabular(read_table(path, content), record, str(path), columns, labels, drawing)
-    found = parse_json(decode(content, str(path)), str(path))
-    if isinstance(found, list) and found:
-        return _tabular(from_records(str(path), found), record, str(path), columns, labels, drawing)
-    if isinstance(found, dict) and "sources" in found:
-        return _described(found, str(path), drawing, beside)
-    document = read_document(found, str(path))
-    record |= {"licence": document.licence}
-    named = document.name or path.stem
-    return _Read(named, str(path), document.pools, [record], drawing, document.licence, document.source)
+        return _tabular(read_table(path, content), record, name, settings)
+    document = parse_json(decode(content, name), name)
+    if isinstance(document, list) and document:
+        return _tabular(from_records(name, document), record, name, settings)
+    if isinstance(document, dict) and "sources" in document:
+        return _described(document, name, relative)
+    return read_document(document, name, record), settings.splitting
 
 
-def _tabular(
-    table: Table,
-    record: dict[str, Any],
-    origin: str,
-    columns: Mapping[str, str],
-    labels: Mapping[str, str],
-    drawing: Drawing,
-) -> _Read:
-    rows = rows_of(table, columns, labels)
+def _tabular(table: Table, record: dict[str, Any], origin: str, settings: _Settings) -> _Read:
+    rows = rows_of(table, settings.columns, settings.labels)
     if any(row.label is None for row in rows):
         raise PromptError(
             f"{origin}: no column says which prompts are harmful: name it, columns={{'label': ...}}, among "
             f"{listed(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
         )
-    pools = {label: _grouped([row for row in rows if row.label == label]) for label in CLASSES}
-    return _Read(Path(origin).stem, origin, pools, [{**record, "rows": len(rows)}], drawing)
+    pools = {label: _by_split([row for row in rows if row.label == label]) for label in CLASSES}
+    return Collected(Path(origin).stem, pools, [{**record, "rows": len(rows)}]), settings.splitting
 
 
-def _grouped(rows: list[Row]) -> dict[str | None, list[Row]]:
+def _by_split(rows: list[Row]) -> dict[str | None, list[Row]]:
     if all(row.split is None for row in rows):
         return {None: rows}
-    found = {split: [row for row in rows if row.split == split] for split in SPLITS}
-    return {split: group for split, group in found.items() if group}
+    groups = {split: [row for row in rows if row.split == split] for split in SPLITS}
+    return {split: group for split, group in groups.items() if group}

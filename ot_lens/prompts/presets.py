@@ -1,4 +1,4 @@
-"""Public prompt sets by name: where each is read, its columns, its licence. No prompt's text is kept here."""
+"""Public prompt sets by name: where each is read, its columns, its licence; never the text of a prompt."""
 
 import re
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ class Preset:
     Attributes:
         name: Name, as a source.
         label: Class of its prompts.
-        licence: At its source; "unknown" where that is not certain.
-        home: GitHub repository, or dataset of the hub as hf:NAME:CONFIG:SPLIT.
+        licence: At its source; "unknown" if that is not certain.
+        home: GitHub repository, or dataset on the hub as hf:NAME:CONFIG:SPLIT.
         files: Paths in that repository; their rows are joined.
-        text: Columns that may hold the prompt, the first one there counts.
-        without: Rows left out, as (column, regular expression found in it).
-        local: Further paths under a root folder, beside `files`, each the whole set.
-        note: What else a user should know.
+        text: Columns that may hold the prompt; the first one present counts.
+        without: Rows to leave out, as (column, regular expression to search in it).
+        local: Alternatives to `files` under a root folder, each the complete set.
+        note: Anything else a user should know.
     """
 
     name: str
@@ -53,36 +53,28 @@ class Preset:
         return [_RAW.format(repository=self.home, revision=revision, path=path) for path in self.files]
 
     def under(self, root: Path) -> list[Path]:
-        """Its files in a local folder: a clone of its repository, or of refusal_direction, or the bare files.
-
-        Raises:
-            PromptError: If none is there.
-        """
+        """Its files in a folder: a clone of its repository or of refusal_direction, or the bare files."""
         choices = [self.files, *((path,) for path in self.local)]
         choices += [tuple(Path(path).name for path in self.files)] if len(self.files) == 1 else []
         choices += [(Path(path).name,) for path in self.local]
         for paths in choices:
             if paths and all((root / path).is_file() for path in paths):
                 return [root / path for path in paths]
-        looked = ", ".join(" and ".join(paths) for paths in dict.fromkeys(choices) if paths)
-        raise PromptError(f"no {self.name} under {str(root)!r}: looked for {looked}.")
+        tried = ", ".join(" and ".join(paths) for paths in dict.fromkeys(choices) if paths)
+        raise PromptError(f"There is no {self.name} under {str(root)!r}: tried {tried}.")
 
     def prompts(self, table: Table) -> tuple[Table, str, int]:
-        """The rows that count, stripped; the column of their text; and how many were left out.
-
-        Raises:
-            PromptError: If no known column of text is there.
-        """
+        """The rows that count, stripped; the column of their text; and how many rows were left out."""
         column = next((c for c in self.text if c in table.columns), None)
         if column is None:
             raise PromptError(
-                f"{table.name}: not the {self.name} file: no column {' or '.join(self.text)} among "
+                f"{table.name} is not the {self.name} file: no column {' or '.join(self.text)} among "
                 f"{listed(table.columns)}."
             )
-        kept = [i for i in range(len(table)) if not self._left_out(table, i)]
-        cells = {name: [_stripped(values[i]) for i in kept] for name, values in table.columns.items()}
-        numbers = [table.numbers[i] if table.numbers else i + 1 for i in kept]
-        return Table(table.name, cells, table.row, numbers), column, len(table) - len(kept)
+        rows = [i for i in range(len(table)) if not self._left_out(table, i)]
+        cells = {name: [_stripped(values[i]) for i in rows] for name, values in table.columns.items()}
+        numbers = [table.numbers[i] if table.numbers else i + 1 for i in rows]
+        return Table(table.name, cells, table.row, numbers), column, len(table) - len(rows)
 
     def _left_out(self, table: Table, index: int) -> bool:
         return any(
@@ -96,8 +88,8 @@ def _stripped(value: object) -> object:
 
 
 _PROCESSED = "dataset/processed/{}.json"
-# Behaviours that reproduce protected text, or that need a context string, are no plain instructions; Arditi
-# et al. 2024 leave them out as well (dataset/generate_datasets.ipynb of refusal_direction).
+# Behaviours that reproduce copyrighted text or need a context string are not plain instructions; Arditi et
+# al. 2024 leave them out as well (dataset/generate_datasets.ipynb of refusal_direction).
 _HARMBENCH = (("FunctionalCategory", "copyright"), ("Tags", "context"))
 _BEHAVIOURS = "data/behavior_datasets/harmbench_behaviors_text_{}.csv"
 _HARMBENCH_NOTE = f"without copyright and contextual behaviours; {_MIRROR.format('HarmBench')}"
@@ -196,7 +188,7 @@ PRESETS: dict[str, Preset] = {
 # Harmful train: AdvBench (128 of it), MaliciousInstruct, TDC2023; val: HarmBench val; test: JailbreakBench,
 # HarmBench test, StrongREJECT; harmless: Alpaca, 60 / 20 / 20 %.
 REFUSAL_DIRECTION = "andyrdt/refusal_direction"
-REFUSAL_DIRECTION_REVISION = "9d852fae1a9121c78b29142de733cb1340770cc3"  # the one its published runs are of
+REFUSAL_DIRECTION_REVISION = "9d852fae1a9121c78b29142de733cb1340770cc3"  # of its published runs
 REFUSAL_DIRECTION_LICENCE = (
     "Apache-2.0 (the repository); its prompts: MIT (AdvBench, HarmBench, JailbreakBench, StrongREJECT), none "
     "(MaliciousInstruct), unknown (TDC2023), CC BY-NC 4.0 (Alpaca)"
@@ -208,8 +200,8 @@ def split_file(label: str, split: str) -> str:
     return f"dataset/splits/{label}_{split}.json"
 
 
-# The data of arXiv 2603.04355. Left open there: the seed, and how many harmless prompts test (here 100, as in
-# the refusal_direction repository).
+# The data of arXiv 2603.04355, which does not state the seed or the number of harmless test prompts (here
+# 100, as in the refusal_direction repository).
 PAPER: Mapping[str, object] = {
     "name": "paper",
     "sources": {
@@ -232,16 +224,16 @@ SETS = {
     "paper": (
         "see its parts",
         "advbench, malicious_instruct, tdc2023, harmbench_val, harmbench_test, alpaca",
-        "arXiv 2603.04355: 128 / 32 a class, HarmBench test; open there: the seed, the harmless test (100)",
+        "arXiv 2603.04355: 128 / 32 per class, HarmBench test; not stated there: seed, harmless test (100)",
     ),
 }
 
 
 def preset_table() -> pd.DataFrame:
-    """Every preset: whole sets (class "both"), then sources of one class.
+    """Every preset: complete sets (class "both"), then sources of one class.
 
     Returns:
-        Tidy: name, class, licence, source, columns (that hold the prompt), note.
+        Tidy: name, class, licence, source, columns (that may hold the prompt), note.
     """
     both = [
         {"name": name, "class": "both", "licence": licence, "source": source, "columns": "", "note": note}

@@ -1,5 +1,7 @@
 """Duplicates and leaks: found exactly, dropped before anything is drawn, and counted."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_near_pairs_across_blocks_are_found(monkeypatch):
     ("one", "other"),
     [("Weave  a\tbasket", "weave a basket "), ("ＷＥＡＶＥ", "weave"), ("Straße", "STRASSE"), ("ﬁt", "fit")],
 )
-def test_normalisation_ignores_form_case_and_space(one, other):
+def test_normalization_ignores_form_case_and_space(one, other):
     assert normalized(one) == normalized(other)
     assert normalized("weave a basket") != normalized("weave baskets")
 
@@ -78,7 +80,7 @@ def test_duplicates_and_leaks_are_dropped_from_the_right_split_and_counted(tmp_p
         ("val", "nearly in test"): 1,
         ("test", "duplicate"): 1,
     }
-    # A near duplicate within a named split is no leak, and stays.
+    # A near duplicate within a named split is not a leak and stays.
     assert [p.text for p in prompts.train.harmful] == [*train, f"{train[4]} x"]
     assert [p.text for p in prompts.val.harmful] == val
     assert [p.text for p in prompts.test.harmful] == test
@@ -118,7 +120,7 @@ def test_the_check_finds_what_was_not_dropped_and_nothing_in_a_clean_set(tmp_pat
     clean = otl.load_prompts(path).check()
     within = clean[clean["class"] == clean["other_class"]]
     assert within["n"].sum() == 0
-    with pytest.raises(PromptError, match=r"near_duplicates = 1.5"):
+    with pytest.raises(PromptError, match=r"near_duplicates .*1.5"):
         otl.load_prompts(path).check(1.5)
 
 
@@ -133,7 +135,7 @@ def test_a_pool_is_split_without_near_duplicates_and_the_sample_keeps_its_size(t
     assert prompts.check()["n"].sum() == 0
 
 
-def test_one_prompt_in_both_classes_is_an_error_that_names_both_places(tmp_path):
+def test_one_prompt_in_both_classes_is_an_error_that_names_both_locations(tmp_path):
     harmful, harmless = sentences(10), sentences(10, seed=1)
     harmless[7] = changed(harmful[2])
     path = write_json(tmp_path / "both.json", {"harmful": harmful, "harmless": harmless})
@@ -142,27 +144,22 @@ def test_one_prompt_in_both_classes_is_an_error_that_names_both_places(tmp_path)
     assert harmful[2] not in str(caught.value)
 
 
-def test_too_few_left_says_what_went(tmp_path):
+def test_too_few_prompts_left_counts_the_dropped_ones(tmp_path):
     groups = {"harmful": [sentences(1)[0]] * 9, "harmless": sentences(9, seed=1)}
     path = write_json(tmp_path / "same.json", groups)
-    with pytest.raises(PromptError, match="1 harmful prompts after 8 duplicates and leaks went"):
+    with pytest.raises(PromptError, match=r"1 harmful .* 8 duplicates"):
         otl.load_prompts(path)
 
 
 @pytest.mark.trust
 def test_twenty_thousand_prompts_are_checked_in_seconds():
-    """All pairs would be 2e8. Process time: other work on the machine is no fault of ours."""
+    """All pairs would be 2e8. Measured in process time, which other work on the machine does not affect."""
     import time
 
     texts = sentences(20_000, words=12)
-    cut = [
-        texts[0:7000],
-        texts[7000:10_000],
-        texts[10_000:13_000],
-        texts[13_000:15_000],
-        texts[15_000:17_000],
-    ]
-    groups = [tuple(map(Prompt, group)) for group in [*cut, [*texts[17_000:-1], f"{texts[0]} x"]]]
+    texts[-1] = f"{texts[0]} x"
+    ends = (0, 7_000, 10_000, 13_000, 15_000, 17_000, 20_000)
+    groups = [tuple(map(Prompt, texts[a:b])) for a, b in pairwise(ends)]
     prompts = ContrastSet("large", *(Contrast(*groups[2 * i : 2 * i + 2]) for i in range(3)))
     started = time.process_time()
     table = prompts.check()
@@ -170,11 +167,11 @@ def test_twenty_thousand_prompts_are_checked_in_seconds():
     assert table["n"].tolist().count(1) == 2
 
 
-def test_the_search_takes_memory_that_grows_with_the_prompts_not_with_their_pairs():
+def test_memory_grows_with_the_prompts_and_not_with_their_pairs():
     import tracemalloc
 
-    texts, peaks = sentences(6_000), []
-    for n in (1_500, 6_000):
+    texts, peaks = sentences(2_400), []
+    for n in (600, 2_400):
         tracemalloc.start()
         for _ in near_pairs(texts[:n], 0.8):
             pass
@@ -183,7 +180,7 @@ def test_the_search_takes_memory_that_grows_with_the_prompts_not_with_their_pair
     assert peaks[1] < 6 * peaks[0]  # four times the prompts, sixteen times the pairs
 
 
-def test_classes_and_splits_of_the_embedded_prompts_have_no_twins():
+def test_the_embedded_prompts_have_no_duplicates_across_splits():
     table = otl.load_prompts("organism").check()
     same = table[(table["class"] == table["other_class"]) & (table["split"] != table["other_split"])]
     assert same["n"].sum() == 0

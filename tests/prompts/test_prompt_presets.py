@@ -1,4 +1,4 @@
-"""Presets read from local files of the public layouts; the published draw is the repository's own."""
+"""Presets are read from local files in the public layouts; published splits are drawn as published."""
 
 import random
 from pathlib import Path
@@ -24,10 +24,7 @@ def harmful(prompts) -> set[str]:
 
 def test_the_table_names_class_licence_and_source_of_every_preset():
     table = otl.preset_table().set_index("name")
-    assert {"advbench", "harmbench_val", "harmbench_test", "harmbench", "malicious_instruct"} <= set(
-        table.index
-    )
-    assert {"tdc2023", "jailbreakbench", "strongreject", "alpaca", "refusal_direction"} <= set(table.index)
+    assert {*PRESETS, "organism", "refusal_direction", "paper"} == set(table.index)
     assert table.index.is_unique
     assert table.loc["alpaca", "licence"] == "CC BY-NC 4.0"
     assert table.loc["jailbreakbench", "licence"] == "MIT"
@@ -43,16 +40,8 @@ def test_the_published_splits_are_drawn_as_the_repository_draws_them(clone):
     prompts = otl.load_prompts("refusal_direction", root=root)
     state = random.getstate()
     random.seed(42)
-    drawn = {
-        key: random.sample(splits[key], n)
-        for key, n in (
-            ("harmful_train", 128),
-            ("harmless_train", 128),
-            ("harmful_val", 32),
-            ("harmless_val", 32),
-            ("harmless_test", 100),
-        )
-    }
+    sizes = {"harmful_train": 128, "harmless_train": 128, "harmful_val": 32, "harmless_val": 32}
+    drawn = {key: random.sample(splits[key], n) for key, n in {**sizes, "harmless_test": 100}.items()}
     random.setstate(state)
     drawn["harmful_test"] = splits["harmful_test"]
     found = {f"{c}_{s}": [p.text for p in group] for s, contrast in prompts.splits for c, group in contrast}
@@ -62,16 +51,16 @@ def test_the_published_splits_are_drawn_as_the_repository_draws_them(clone):
     assert {r["source"] for r in manifest["sources"]} == {
         str(root / "dataset" / "splits" / f"{name}.json") for name in splits
     }
-    assert otl.load_prompts("refusal_direction", root=root, seed=9) == prompts  # a published draw stays
-    with pytest.raises(PromptError, match="has its own sizes"):
+    assert otl.load_prompts("refusal_direction", root=root, seed=9) == prompts  # seed 42 always
+    with pytest.raises(PromptError, match="sample"):
         otl.load_prompts("refusal_direction", root=root, sample=(8, 4))
 
 
 def test_too_small_or_missing_published_splits_are_named(tmp_path):
-    with pytest.raises(PromptError, match=r"no file .*harmful_train\.json"):
+    with pytest.raises(PromptError, match=r"harmful_train\.json"):
         otl.load_prompts("refusal_direction", root=tmp_path)
     refusal_direction_clone(tmp_path, size=20)
-    with pytest.raises(PromptError, match=r"harmful_train\.json: 20 prompts, fewer than the 128"):
+    with pytest.raises(PromptError, match=r"harmful_train\.json .*20 .*128"):
         otl.load_prompts("refusal_direction", root=tmp_path)
 
 
@@ -131,11 +120,11 @@ def test_alpaca_keeps_instructions_without_an_input(tmp_path):
     assert {p.text for _, c in prompts.splits for p in c.harmless} == set(texts[1::2])
 
 
-def test_the_published_splits_are_read_at_the_published_revision_or_the_one_asked_for(clone, monkeypatch):
-    root, asked = clone[0], []
+def test_the_published_splits_are_read_at_the_published_revision_or_the_requested_one(clone, monkeypatch):
+    root, addresses = clone[0], []
 
     def fetched(address: str) -> Path:
-        asked.append(address)
+        addresses.append(address)
         return root / "dataset" / "splits" / address.rpartition("/")[2]
 
     monkeypatch.setattr("ot_lens.prompts.published.fetch", fetched)
@@ -144,12 +133,12 @@ def test_the_published_splits_are_read_at_the_published_revision_or_the_one_aske
         found = otl.load_prompts(name)
         assert found == local
         assert {r["revision"] for r in found.manifest()["sources"]} == {revision}
-        assert all(f"/{revision}/" in address for address in asked[-6:])
+        assert all(f"/{revision}/" in address for address in addresses[-6:])
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_read_from_its_own_layout(tmp_path, name):
-    """The bare files of each, as its own repository has them; and a folder without them is an error."""
+    """From the bare files of its own repository; a folder without them is an error."""
     preset, texts = PRESETS[name], sentences(24)
     paths = preset.files or preset.local[:1]
     for part, path in enumerate(paths):
@@ -168,39 +157,36 @@ def test_every_preset_is_read_from_its_own_layout(tmp_path, name):
     prompts = otl.load_prompts(sources, root=tmp_path)
     found = [p.text for _, c in prompts.splits for p in getattr(c, preset.label)]
     assert sorted(found) == sorted(texts)
-    with pytest.raises(PromptError, match=f"no {name} under .*looked for"):
+    with pytest.raises(PromptError, match=f"{name} under .*empty"):
         otl.load_prompts(sources, root=tmp_path / "empty")
 
 
-def test_a_preset_without_network_names_the_way_out():
+def test_a_preset_without_network_suggests_a_local_copy():
     with pytest.raises(PromptError, match=r"raw\.githubusercontent\.com.* cannot be read .*root=FOLDER"):
         otl.load_prompts({"harmful": "advbench", "harmless": "alpaca"})
     with pytest.raises(PromptError, match=r"raw\.githubusercontent\.com.*harmful_train\.json cannot be read"):
         otl.load_prompts("refusal_direction")
 
 
-def test_a_download_is_read_by_the_ending_of_its_address_and_its_revision_recorded(tmp_path, monkeypatch):
-    asked = []
+def test_a_download_is_read_by_the_extension_of_its_address(tmp_path, monkeypatch):
+    addresses = []
 
     def fetched(address: str) -> Path:
-        asked.append(address)
+        addresses.append(address)
         (tmp_path / "0123abcd").write_text("goal,target\n" + "".join(f"{t},Sure\n" for t in sentences(20)))
         return tmp_path / "0123abcd"
 
     monkeypatch.setattr("ot_lens.prompts.sources.fetch", fetched)
     (tmp_path / "plain.txt").write_text("\n".join(sentences(20, seed=1)))
-    sources = {
-        "harmful": "advbench@abc123",
-        "harmless": str(tmp_path / "plain.txt"),
-    }
+    sources = {"harmful": "advbench@abc123", "harmless": str(tmp_path / "plain.txt")}
     record = otl.load_prompts(sources).manifest()["sources"][0]
-    assert asked == [
+    assert addresses == [
         "https://raw.githubusercontent.com/llm-attacks/llm-attacks/abc123/data/advbench/harmful_behaviors.csv"
     ]
-    assert (record["revision"], record["rows"], record["source"]) == ("abc123", 20, asked[0])
+    assert (record["revision"], record["rows"], record["source"]) == ("abc123", 20, addresses[0])
 
 
-def test_no_prompt_text_of_the_public_sets_ships():
+def test_the_package_ships_no_public_prompts():
     """The package's only prompts are those of the embedded language."""
     package = Path(otl.__file__).parent / "prompts"
     assert {path.suffix for path in package.rglob("*") if path.is_file()} <= {".py", ".pyc"}

@@ -1,6 +1,8 @@
-"""One set of prompts in every format and by every way to name it is the same set."""
+"""A set of prompts is the same in every format and however it is named."""
 
+import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -81,7 +83,7 @@ def test_a_document_of_splits_is_read_back_equal(tmp_path_factory, drawn):
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "tsv", "parquet", "txt"])
-def test_a_file_a_class_gives_the_same_splits_whatever_its_format(tmp_path, ending):
+def test_one_file_per_class_gives_the_same_splits_in_every_format(tmp_path, ending):
     groups = {label: sentences(20, seed=i) for i, label in enumerate(CLASSES)}
     for label, found in groups.items():
         path, frame = tmp_path / f"{label}.{ending}", pd.DataFrame({"goal": found, "target": "Sure"})
@@ -117,7 +119,7 @@ def test_sampling_draws_that_many_by_its_seed_and_leaves_the_rest_to_test(tmp_pa
         otl.load_prompts(path, sample=(290, 10))
 
 
-def test_a_named_test_source_stays_whole_and_a_sample_comes_from_the_others(tmp_path):
+def test_a_named_test_source_stays_complete_and_the_sample_comes_from_the_others(tmp_path):
     for i, name in enumerate(("pool", "held_out", "plain")):
         (tmp_path / f"{name}.txt").write_text("\n".join(sentences(40, seed=i)))
     sources = {
@@ -129,12 +131,12 @@ def test_a_named_test_source_stays_whole_and_a_sample_comes_from_the_others(tmp_
     drawn = texts(prompts, "train", "harmful") + texts(prompts, "val", "harmful")
     assert len(set(drawn)) == 30
     assert set(drawn) <= set(sentences(40, seed=0))
-    with pytest.raises(PromptError, match="no split 'val'"):
+    with pytest.raises(PromptError, match="'val'"):
         otl.load_prompts(sources)
 
 
 @pytest.mark.parametrize("ending", ["yaml", "json"])
-def test_a_description_file_says_what_a_call_says(tmp_path, ending):
+def test_a_description_file_equals_the_call(tmp_path, ending):
     for i, name in enumerate(("a", "b", "c")):
         rows = [{"goal": text, "input": "x"} for text in sentences(30, seed=i)]
         write_csv(tmp_path / "data" / f"{name}.csv", rows)
@@ -162,74 +164,73 @@ def test_a_description_file_says_what_a_call_says(tmp_path, ending):
     json.dumps(found.manifest())
 
 
-def test_columns_and_labels_are_named_where_they_cannot_be_guessed(tmp_path):
+def test_columns_and_labels_that_are_not_recognized_must_be_named(tmp_path):
     rows = [{"ask": text, "bad": i % 2, "other": "x"} for i, text in enumerate(sentences(24))]
     path = write_csv(tmp_path / "odd.csv", rows)
-    with pytest.raises(PromptError, match=r"no column may hold the prompts: name one of ask, bad, other"):
+    with pytest.raises(PromptError, match=r"ask, bad, other"):
         otl.load_prompts(path)
-    with pytest.raises(PromptError, match=r"no column says which prompts are harmful.*ask, bad, other"):
+    with pytest.raises(PromptError, match=r"harmful.*ask, bad, other"):
         otl.load_prompts(path, columns={"text": "ask"})
-    with pytest.raises(PromptError, match="row 1: label '0': expected one of"):
+    with pytest.raises(PromptError, match="row 1: label '0'"):
         otl.load_prompts(path, columns={"text": "ask", "label": "bad"})
     found = otl.load_prompts(
         path, columns={"text": "ask", "label": "bad"}, labels={"1": "harmful", "0": "harmless"}
     )
     drawn = {t for s in SPLITS for t in texts(found, s, "harmful")}
     assert drawn == {row["ask"] for row in rows if row["bad"]}
-    with pytest.raises(PromptError, match=r"no column 'goal': its columns are ask, bad, other"):
+    with pytest.raises(PromptError, match=r"'goal'.*ask, bad, other"):
         otl.load_prompts(path, columns={"text": "goal"})
-    with pytest.raises(PromptError, match="no role of a column 'txt'"):
+    with pytest.raises(PromptError, match="'txt'"):
         otl.load_prompts(path, columns={"txt": "ask"})
 
 
-def test_two_likely_columns_are_an_error_that_lists_them(tmp_path):
+def test_two_candidate_columns_are_an_error_that_lists_them(tmp_path):
     rows = [{"instruction": text, "text": f"### {text}", "output": ""} for text in sentences(8)]
     path = write_csv(tmp_path / "two.csv", rows)
     sources = {"harmful": str(path), "harmless": str(path)}
-    with pytest.raises(PromptError, match=r"several columns may hold.*name one of instruction, text, output"):
+    with pytest.raises(PromptError, match="instruction, text, output"):
         otl.load_prompts(sources)
 
 
-def test_a_file_of_both_classes_is_no_source_of_one(tmp_path):
+def test_a_file_of_both_classes_cannot_be_the_source_of_one(tmp_path):
     rows = [{"text": t, "class": CLASSES[i % 2]} for i, t in enumerate(sentences(12))]
     path = write_csv(tmp_path / "both.csv", rows)
-    with pytest.raises(PromptError, match="row 2: column 'class' says 'harmless'"):
+    with pytest.raises(PromptError, match=r"row 2: column 'class' .*'harmless'"):
         otl.load_prompts({"harmful": path, "harmless": path})
 
 
 @pytest.fixture
-def dataset_folder(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("cache")
+def test_datasets_are_read_through_the_datasets_library(tmp_path):
+    dataset_folder = tmp_path / "data"
     for i, split in enumerate(("train", "test")):
-        write_csv(tmp_path / "data" / f"{split}.csv", [{"goal": t, "n": 1} for t in sentences(30, seed=i)])
-    return tmp_path / "data"
-
-
-def test_datasets_are_read_through_the_datasets_library(dataset_folder, tmp_path):
+        write_csv(dataset_folder / f"{split}.csv", [{"goal": t, "n": 1} for t in sentences(30, seed=i)])
     (tmp_path / "plain.txt").write_text("\n".join(sentences(30, seed=9)))
     sources = {"harmful": f"hf:{dataset_folder}:train#goal", "harmless": str(tmp_path / "plain.txt")}
     found = otl.load_prompts(sources, sample=(10, 5))
     assert {t for s in SPLITS for t in texts(found, s, "harmful")} == set(sentences(30, seed=0))
     assert found.manifest()["sources"][0]["rows"] == 30
     for name, message in (
-        (f"hf:{dataset_folder}", "several splits: name one of train, test"),
-        (f"hf:{dataset_folder}:dev", "no split 'dev': name one of train, test"),
+        (f"hf:{dataset_folder}", "train, test"),
+        (f"hf:{dataset_folder}:dev", "'dev'.*train, test"),
         (f"hf:{dataset_folder}:other:train", "other.*not found"),
-        (f"hf:{dataset_folder}:train#aim", "no column 'aim': its columns are goal, n"),
+        (f"hf:{dataset_folder}:train#aim", "'aim'.*goal, n"),
         (f"hf:{tmp_path / 'absent'}", "cannot be read"),
-        ("hf:", "a dataset is hf:NAME"),
-        ("hf:a:b:c:d", "a dataset is hf:NAME"),
+        ("hf:", "hf:NAME"),
+        ("hf:a:b:c:d", "hf:NAME"),
     ):
         with pytest.raises(PromptError, match=message):
             otl.load_prompts({**sources, "harmful": name})
 
 
-def test_a_dataset_of_both_classes_is_read_by_its_label_column(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("cache")
+def test_a_dataset_of_both_classes_is_read_by_its_label_column(tmp_path):
     rows = [{"prompt": t, "label": ("safe", "unsafe")[i % 2], "x": i} for i, t in enumerate(sentences(24))]
     (tmp_path / "data").mkdir()
     pd.DataFrame(rows).to_parquet(tmp_path / "data" / "train.parquet")
@@ -238,14 +239,14 @@ def test_a_dataset_of_both_classes_is_read_by_its_label_column(tmp_path, monkeyp
     assert drawn == {row["prompt"] for row in rows if row["label"] == "unsafe"}
 
 
-def test_the_commit_of_a_dataset_is_read_off_its_cache():
+def test_the_commit_of_a_dataset_is_read_from_its_cache():
     commit = "dce01c9b08f87459cf36a430d809084718273017"
     assert commit_of([f"/cache/tatsu-lab___alpaca/default/0.0.0/{commit}/alpaca-train.arrow"]) == commit
     assert commit_of(["/cache/csv/default-1/0.0.0/77aaa4936e77045c/csv-train.arrow"]) is None
     assert commit_of([]) is None
 
 
-def test_an_unreachable_hub_is_one_line_with_a_way_out():
+def test_an_unreachable_hub_is_one_line_that_suggests_a_local_copy():
     with pytest.raises(
         PromptError, match=r"hf:nobody/nothing:train cannot be read \(.*root=FOLDER"
     ) as caught:
@@ -253,7 +254,7 @@ def test_an_unreachable_hub_is_one_line_with_a_way_out():
     assert "\n" not in str(caught.value)
 
 
-def test_the_table_and_the_page_count_and_show_no_text(tmp_path):
+def test_table_and_page_show_counts_and_no_text(tmp_path):
     rows = [{"text": t, "category": "<b>odd</b>"} for t in sentences(20)]
     path = write_json(
         tmp_path / "s.json", {"harmful": rows, "harmless": sentences(12, seed=1), "name": "<i>"}
@@ -275,9 +276,7 @@ def test_the_table_and_the_page_count_and_show_no_text(tmp_path):
     assert not any(p.text in page for _, c in prompts.splits for _, group in c for p in group)
 
 
-def test_the_manifest_says_where_each_prompt_file_is_from(tmp_path):
-    import hashlib
-
+def test_the_manifest_records_the_origin_of_every_file(tmp_path):
     for i, label in enumerate(CLASSES):
         (tmp_path / f"{label}.txt").write_text("\n".join(sentences(20, seed=i)))
     sources = {
@@ -291,3 +290,9 @@ def test_the_manifest_says_where_each_prompt_file_is_from(tmp_path):
     ]
     assert (found["seed"], found["sample"]["harmful"], found["licence"]) == (7, [8, 4], "CC0; unknown")
     assert sentences(1)[0] not in json.dumps(found)
+
+
+def test_a_missing_datasets_library_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(PromptError, match=r"ot-lens\[hub\]"):
+        otl.load_prompts("hf:some/dataset")

@@ -1,4 +1,4 @@
-"""From the prompts that were read to three splits: what repeats or leaks goes first, then the seed draws."""
+"""From pools of prompts to three splits: duplicates and leaks are dropped first, then the seed draws."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +15,17 @@ from ot_lens.prompts.rows import Row
 # Prompts by class and split; None is a pool that is still to be split.
 Pools = Mapping[str, Mapping[str | None, Sequence[Row]]]
 Sample = tuple[int, ...]
-# A later group loses what it shares with an earlier one: a published test set stays whole.
+# A later group loses what it shares with an earlier one: a published test set stays complete.
 _PRECEDENCE = ("test", "val", "train", None)
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SplitSettings:
     """How splits are made.
 
     Attributes:
         seed: Of the draws.
-        sample: By class: prompts of train and val, and if there is a third number of test; or None.
+        sample: By class: number of prompts in train and val, and optionally in test; or None.
         deduplicate: Whether duplicates and leaks are dropped.
         near: Similarity from which prompts are near duplicates, or None.
     """
@@ -37,11 +37,7 @@ class Drawing:
 
 
 def parse_sample(sample: Any) -> dict[str, Sample | None]:
-    """Sizes by class, from (train, val), (train, val, test), or either by class.
-
-    Raises:
-        PromptError: If it is none of these.
-    """
+    """Sizes by class, from (train, val), (train, val, test), or either by class."""
     if isinstance(sample, Mapping):
         for label in sample:
             one_of("class of a sample", label, CLASSES, PromptError)
@@ -51,18 +47,15 @@ def parse_sample(sample: Any) -> dict[str, Sample | None]:
     numbers = isinstance(sample, Sequence) and not isinstance(sample, str) and len(sample) in (2, 3)
     if not numbers or not all(isinstance(n, int) and n > 0 for n in sample):
         raise PromptError(
-            f"sample = {sample!r}: give (train, val) or (train, val, test), whole numbers above 0."
+            f"sample must be (train, val) or (train, val, test), whole numbers above 0, got {sample!r}."
         )
     return dict.fromkeys(CLASSES, tuple(sample))
 
 
 def draw_splits(
-    pools: Pools, drawing: Drawing, origin: str
+    pools: Pools, settings: SplitSettings, origin: str
 ) -> tuple[dict[str, Contrast], list[dict[str, Any]]]:
-    """Three splits of both classes, and what was left out.
-
-    Returns:
-        The contrast of each split; and rows of class, split (None: not split yet), reason, n.
+    """The contrast of each split, and counts of dropped prompts by class, split (None: a pool) and reason.
 
     Raises:
         PromptError: If a prompt is in both classes, or too few are left.
@@ -73,11 +66,13 @@ def draw_splits(
     left_out: list[dict[str, Any]] = []
     drawn = {}
     for label in CLASSES:
-        groups, dropped = _clean(pools[label], drawing.near) if drawing.deduplicate else (pools[label], [])
+        groups, dropped = (
+            _without_duplicates(pools[label], settings.near) if settings.deduplicate else (pools[label], [])
+        )
         left_out += [{"class": label, **row} for row in dropped]
-        after = f" after {sum(row['n'] for row in dropped)} duplicates and leaks went" if dropped else ""
+        after = f" after dropping {sum(row['n'] for row in dropped)} duplicates and leaks" if dropped else ""
         _refuse_too_few(groups, label, origin, after)
-        drawn[label] = _draw(groups, drawing.sample[label], drawing.seed, f"{origin}: {label}{after}")
+        drawn[label] = _draw(groups, settings.sample[label], settings.seed, f"{origin}: {label}{after}")
     splits = {
         split: Contrast(*(tuple(row.prompt for row in drawn[label][split]) for label in CLASSES))
         for split in SPLITS
@@ -88,7 +83,7 @@ def draw_splits(
 def _refuse_too_few(
     groups: Mapping[str | None, Sequence[Row]], label: str, origin: str, after: str = ""
 ) -> None:
-    if len(groups.get(None, "four")) < 4:
+    if None in groups and len(groups[None]) < 4:
         raise PromptError(
             f"{origin}: {len(groups[None])} {label} prompts{after}: a contrast needs both classes, "
             "with at least 4 prompts each to be split in three."
@@ -101,88 +96,86 @@ def _refuse_too_few(
 
 
 def _refuse_both_classes(pools: Pools) -> None:
-    seen: dict[str, Row] = {}
-    for rows in pools["harmful"].values():
-        seen.update({normalized(row.prompt.text): row for row in rows})
-    for rows in pools["harmless"].values():
-        for row in rows:
-            twin = seen.get(normalized(row.prompt.text))
-            if twin is not None:
-                raise PromptError(
-                    f"one prompt is in both classes: harmful at {twin.place}, harmless at {row.place}: "
-                    "remove one of them."
-                )
+    harmful = {normalized(row.prompt.text): row for rows in pools["harmful"].values() for row in rows}
+    for row in (row for rows in pools["harmless"].values() for row in rows):
+        twin = harmful.get(normalized(row.prompt.text))
+        if twin is not None:
+            raise PromptError(
+                f"A prompt is in both classes: harmful at {twin.location}, harmless at {row.location}: "
+                "remove one of them."
+            )
 
 
-def _clean(
-    groups: Mapping[str | None, Sequence[Row]], near: float | None
+def _without_duplicates(
+    pools: Mapping[str | None, Sequence[Row]], near: float | None
 ) -> tuple[dict[str | None, list[Row]], list[dict[str, Any]]]:
-    """Groups without duplicates and leaks, and the counts of what went, by group and reason."""
-    order = [group for group in _PRECEDENCE if group in groups]
-    texts = [normalized(row.prompt.text) for group in order for row in groups[group]]
-    places = [(group, row) for group in order for row in groups[group]]
+    """Groups without duplicates and leaks, and counts of dropped prompts by group and reason."""
+    order = [group for group in _PRECEDENCE if group in pools]
+    rows = [row for group in order for row in pools[group]]
+    groups = [group for group in order for _ in pools[group]]
+    texts = [normalized(row.prompt.text) for row in rows]
     reasons: dict[int, str] = {}
     first: dict[str, str | None] = {}
-    for i, (text, (group, _)) in enumerate(zip(texts, places, strict=True)):
+    for i, (text, group) in enumerate(zip(texts, groups, strict=True)):
         if text in first:
             reasons[i] = "duplicate" if first[text] == group else f"also in {first[text]}"
         first.setdefault(text, group)
     if near is not None:
-        reasons |= _near(texts, [group for group, _ in places], reasons, near)
-    kept = {
-        group: [r for i, (g, r) in enumerate(places) if g == group and i not in reasons] for group in order
-    }
-    counts = Counter((places[i][0], reason) for i, reason in reasons.items())
-    return kept, [{"split": group, "reason": reason, "n": n} for (group, reason), n in counts.items()]
+        reasons |= _near_duplicates(texts, groups, reasons, near)
+    remaining: dict[str | None, list[Row]] = {group: [] for group in order}
+    for i, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        if i not in reasons:
+            remaining[group].append(row)
+    counts = Counter((groups[i], reason) for i, reason in reasons.items())
+    return remaining, [{"split": group, "reason": reason, "n": n} for (group, reason), n in counts.items()]
 
 
-def _near(
-    texts: Sequence[str], groups: Sequence[str | None], gone: Iterable[int], threshold: float
+def _near_duplicates(
+    texts: Sequence[str], groups: Sequence[str | None], dropped: Iterable[int], threshold: float
 ) -> dict[int, str]:
-    """Near duplicates of an earlier group; and, in a pool that is to be split, of an earlier prompt."""
-    dropped = np.zeros(len(texts), dtype=bool)
-    dropped[list(gone)] = True
-    cut = {None} if "val" in groups else {None, "train"}  # the pools that are still to be split
+    """Near duplicates of an earlier group and, in a pool that is to be split, of an earlier prompt."""
+    gone = set(dropped)
+    pools = {None} if "val" in groups else {None, "train"}  # those that are still to be split
     reasons: dict[int, str] = {}
     for pairs in near_pairs(texts, threshold):
         for late, early in pairs[np.argsort(pairs[:, 0], kind="stable")].tolist():
             within = groups[late] == groups[early]
-            if dropped[late] or dropped[early] or (within and groups[late] not in cut):
+            if late in gone or early in gone or (within and groups[late] not in pools):
                 continue
-            dropped[late] = True
+            gone.add(late)
             reasons[late] = "near duplicate" if within else f"nearly in {groups[early]}"
     return reasons
 
 
 def _draw(
-    groups: Mapping[str | None, Sequence[Row]], sample: Sample | None, seed: int, what: str
+    groups: Mapping[str | None, Sequence[Row]], sample: Sample | None, seed: int, name: str
 ) -> dict[str, list[Row]]:
-    """One class's three splits: named ones as they are or sampled, pools shuffled and cut."""
+    """The three splits of one class: named ones as they are or sampled, pools shuffled and cut."""
     if None in groups:
-        return _cut(groups[None], sample, seed, what)
-    named = {str(split): list(rows) for split, rows in groups.items()}
-    if "val" not in named and sample is not None and {"train", "test"} <= named.keys():
-        both = _drawn(named["train"], sample[0] + sample[1], seed, "train", what)
-        named |= {"train": both[: sample[0]], "val": both[sample[0] :]}
-    missing = [split for split in SPLITS if split not in named]
+        return _cut(groups[None], sample, seed, name)
+    splits = {str(split): list(rows) for split, rows in groups.items()}
+    if "val" not in splits and sample is not None and {"train", "test"} <= splits.keys():
+        both = _drawn(splits["train"], sample[0] + sample[1], seed, "train", name)
+        splits |= {"train": both[: sample[0]], "val": both[sample[0] :]}
+    missing = [split for split in SPLITS if split not in splits]
     if missing:
         raise PromptError(
-            f"{what}: no split {missing[0]!r}: name all of {', '.join(SPLITS)}, or train and test with "
+            f"{name}: no split {missing[0]!r}: name all of {', '.join(SPLITS)}, or train and test with "
             "sample=(train, val)."
         )
     for split, size in zip(SPLITS, sample or (), strict=False):
-        named[split] = _drawn(named[split], size, seed, split, what)
-    return named
+        splits[split] = _drawn(splits[split], size, seed, split, name)
+    return splits
 
 
-def _drawn(rows: Sequence[Row], size: int, seed: int, split: str, what: str) -> list[Row]:
+def _drawn(rows: Sequence[Row], size: int, seed: int, split: str, name: str) -> list[Row]:
     if len(rows) < size:
-        raise PromptError(f"{what}: {len(rows)} prompts in {split}, fewer than the {size} to be drawn.")
+        raise PromptError(f"{name}: {split} has {len(rows)} prompts, fewer than the {size} to be drawn.")
     order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(rows))
     return [rows[i] for i in order[:size]] if size < len(rows) else list(rows)
 
 
-def _cut(rows: Sequence[Row], sample: Sample | None, seed: int, what: str) -> dict[str, list[Row]]:
+def _cut(rows: Sequence[Row], sample: Sample | None, seed: int, name: str) -> dict[str, list[Row]]:
     shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     if sample is None:
         first, second, end = len(rows) // 2, len(rows) // 2 + max(1, round(0.15 * len(rows))), len(rows)
@@ -191,7 +184,7 @@ def _cut(rows: Sequence[Row], sample: Sample | None, seed: int, what: str) -> di
         end = second + sample[2] if len(sample) == 3 else len(rows)
     if len(rows) < max(end, second + 1):
         raise PromptError(
-            f"{what}: {len(rows)} prompts are too few to draw {sample} and leave some to test on: ask for "
+            f"{name}: {len(rows)} prompts are too few to draw {sample} and leave some for test: ask for "
             "fewer, or name a source for test."
         )
     return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:end]}

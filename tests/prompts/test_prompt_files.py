@@ -1,0 +1,259 @@
+"""Files of prompts: what they give, and one-line errors that name file and location for everything wrong."""
+
+import codecs
+import json
+import os
+import pickle
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import ot_lens as otl
+from ot_lens.errors import PromptError
+from ot_lens.prompts.rows import MAX_CHARACTERS
+from tests.generators.prompt_sets import sentences, write_json
+
+GOOD = "\n".join(sentences(8, seed=1)).encode()
+HARMFUL = sentences(8, seed=2)
+ROWS = "".join(f"{text},x\n" for text in HARMFUL[:3])
+
+
+def load(folder, name: str, content: bytes, **options):
+    """Load `content` as the harmful source, with good harmless prompts."""
+    (folder / name).write_bytes(content)
+    (folder / "good.txt").write_bytes(GOOD)
+    return otl.load_prompts({"harmful": str(folder / name), "harmless": str(folder / "good.txt")}, **options)
+
+
+def test_the_embedded_prompts_are_disjoint_and_answered():
+    prompts = otl.load_prompts("organism")
+    texts = [p.text for _, split in prompts.splits for _, group in split for p in group]
+    assert len(texts) == len(set(texts))
+    assert all(p.answer in p.answers for _, group in prompts.test for p in group)
+    assert prompts.licence == "MIT"
+    assert "128+128" in repr(prompts)
+
+
+def test_plain_lists_are_split_by_seed_without_loss(tmp_path):
+    content = {
+        "harmful": [f"bad {i}" for i in range(20)],
+        "harmless": [{"text": f"good {i}"} for i in range(12)],
+    }
+    path = write_json(tmp_path / "mine.json", content)
+    one, again, other = (otl.load_prompts(path, seed=s) for s in (0, 0, 1))
+    assert one == again
+    assert one != other
+    assert one.name == "mine"
+    assert sorted(p.text for _, s in one.splits for p in s.harmful) == sorted(content["harmful"])
+    assert [len(s.harmless) for _, s in one.splits] == [6, 2, 4]
+
+
+def test_hashes_depend_on_the_content(tmp_path):
+    content = {"harmful": ["a", "b", "c", "d"], "harmless": ["e", "f", "g", "h"]}
+    first = otl.load_prompts(write_json(tmp_path / "a.json", content)).hashes()
+    content["harmful"][0] = "x"
+    assert first != otl.load_prompts(write_json(tmp_path / "b.json", content)).hashes()
+    assert set(first) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "Invalid JSON"),
+        ("[]", "harmful and harmless"),
+        ("{}", "0 harmful prompts"),
+        (json.dumps({"harmful": ["a"] * 9, "harmless": []}), "0 harmless prompts"),
+        (json.dumps({"harmful": [{"txt": "a"}], "harmless": ["b"]}), r"harmful\.0"),
+        (json.dumps({"splits": {"train": {"harmful": ["a"], "harmless": ["b"]}}}), "'val'"),
+        (
+            json.dumps({"splits": {s: {"harmful": ["a"], "harmless": []} for s in ("train", "val", "test")}}),
+            "'train' .*harmless",
+        ),
+        (json.dumps({"splits": {"train": {"harmful": ["a"]}}}), r"splits\.train\.harmless"),
+    ],
+)
+def test_bad_documents_are_named_with_the_field(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(PromptError, match=message) as caught:
+        otl.load_prompts(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\n \n", "empty"),
+        ("a.csv", b"", "empty"),
+        ("a.csv", b"text,x\n", "empty"),
+        ("a.json", b"[]", "empty"),
+        ("a.jsonl", b"\n\n", "empty"),
+        ("a.doc", b"x", r"\.doc.*\.csv"),
+        ("a.txt", "één\ntwo\n".encode() + b"caf\xe9 noir\n", r"line 3, byte 13.*0xE9.*'é'"),
+        ("a.csv", codecs.BOM_UTF8 + b"text\nok\n\xff\n", "line 3, byte 11"),
+        ("a.txt", codecs.BOM_UTF16_LE + b"a\x00b", "UTF-16"),
+        ("a.csv", f"text,x\n{ROWS}one,two,three\n".encode(), "row 4 .*3.*2"),
+        ("a.csv", f"text,x\n{ROWS}alone\n".encode(), "row 4 .*1.*2"),
+        ("a.csv", b'text,x\n"open,1\nnext,2\n', "row 1 "),
+        ("a.csv", b'text,x\nab,"open\nnext,2\n', "row 1 .*quote"),
+        ("a.csv", b"text,text\na,b\n", "'text'"),
+        ("a.csv", b"text,x\nok,1\n,2\n", "row 2: column 'text' is blank"),
+        ("a.json", b'[{"text": NaN}]', "Invalid JSON: .*line 1 column 11"),
+        ("a.json", b'["a", ["b"]]', "row 1 is text"),
+        ("a.json", b'[{"text": ["b"]}]', "row 1: column 'text' holds a list"),
+        ("a.json", b'[{"text": "b"}, {"text": 3}]', "row 2: column 'text' holds a number"),
+        ("a.json", b'[{"text": "b"}, {"text": null}]', "row 2: column 'text' holds null"),
+        ("a.json", b'[{"text": "b"}, {"goal": "c"}]', "text, goal"),
+        ("a.json", b'[{"text": "b", "answer": 3}]', "row 1: column 'answer' holds a number"),
+        ("a.json", b'[{"text": "b", "answers": "c"}]', "row 1: column 'answers' holds text"),
+        ("a.json", b'[{"text": "b", "answers": [1]}]', "row 1: column 'answers'"),
+        ("a.json", b'"text"', "holds text"),
+        ("a.json", b"[" * 100_000, "Invalid JSON: recursion limit"),
+        ("a.json", b'["\\ud800"]', "Invalid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: Invalid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2 is a list"),
+        ("a.txt", b"fine\nnul \x00 here\n", r"line 2: control character U\+0000 at character 5"),
+        ("a.csv", b"text\n" + b"x" * (MAX_CHARACTERS + 1) + b"\n", "row 1 has 1000001 characters.*1000000"),
+        ("a.parquet", b"PAR1 but no more", "not a parquet file"),
+        ("a.parquet", b"", "not a parquet file"),
+    ],
+)
+def test_bad_content_is_one_line_with_file_and_location(tmp_path, name, content, message):
+    with pytest.raises(PromptError, match=message) as caught:
+        load(tmp_path, name, content)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+class Explosive:
+    """Unpickling it fails the test."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def test_parquet_of_pickled_objects_or_numbers_is_refused_without_unpickling(tmp_path):
+    path = tmp_path / "a.parquet"
+    pickles = [pickle.dumps(Explosive())] * 3
+    parquet.write_table(pa.table({"text": pa.array(pickles, pa.binary()), "n": [1, 2, 3]}), path)
+    with pytest.raises(PromptError, match="row 1: column 'text' holds binary data"):
+        load(tmp_path, "a.parquet", path.read_bytes())
+    for texts, message in (([1.5, None, 2], "row 1: .* a number"), (["a", None], "row 2: .* null")):
+        pd.DataFrame({"text": texts}).to_parquet(path)
+        with pytest.raises(PromptError, match=message):
+            load(tmp_path, "a.parquet", path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (-(2**31), pa.date32()),
+        (2**50, pa.timestamp("ms")),
+        (0, pa.timestamp("s", tz="../../etc/passwd")),
+        ([2**50], pa.list_(pa.timestamp("ms"))),
+    ],
+)
+def test_values_python_cannot_represent_are_refused_only_if_used(tmp_path, value, kind):
+    path = tmp_path / "a.parquet"
+    when = pa.array([value] * len(HARMFUL), kind)
+    parquet.write_table(pa.table({"text": HARMFUL, "when": when}), path)
+    assert {p.text for p in load(tmp_path, path.name, path.read_bytes()).train.harmful} <= set(HARMFUL)
+    parquet.write_table(pa.table({"text": when}), path)
+    with pytest.raises(PromptError, match="row 1: column 'text' holds binary data"):
+        load(tmp_path, path.name, path.read_bytes())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("extension", ["txt", "csv", "jsonl", "json"])
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path, encoding, extension):
+    rows = [f"{text} é" for text in HARMFUL]
+    content = {
+        "txt": "\r\n".join(rows),
+        "csv": "text,x\r\n" + "".join(f"{text},1\r\n" for text in rows),
+        "jsonl": "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in rows),
+        "json": json.dumps(rows, ensure_ascii=False),
+    }[extension]
+    prompts = load(tmp_path, f"a.{extension}", content.encode(encoding))
+    assert sorted(p.text for _, c in prompts.splits for p in c.harmful) == sorted(rows)
+
+
+def test_folders_and_missing_or_unreadable_files_are_named(tmp_path):
+    (tmp_path / "good.txt").write_bytes(GOOD)
+    good = str(tmp_path / "good.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    (tmp_path / "closed.txt").write_bytes(GOOD)
+    (tmp_path / "closed.txt").chmod(0)
+    for source, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "none.csv", "none.csv"),
+        ("a\x00b.csv", "cannot be read"),
+        (tmp_path / "good.txt" / "x.csv", "x.csv"),
+        (tmp_path / "loop.txt", "loop.txt.* cannot be read"),
+        ("x" * 5_000, "check the path"),
+        (tmp_path / "closed.txt", "Permission denied"),
+    ):
+        if source == tmp_path / "closed.txt" and os.access(source, os.R_OK):
+            continue  # root reads everything
+        with pytest.raises(PromptError, match=message):
+            otl.load_prompts({"harmful": str(source), "harmless": good})
+    for whole, message in (
+        (tmp_path, "is a folder"),
+        ("organsim", "organsim.*'organism'"),
+        ("y" * 5_000, "y"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            otl.load_prompts(whole)
+
+
+SOURCES = {"harmful": "a", "harmless": "b"}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "sources"),
+        ({"harmful": "advbench"}, "harmful"),
+        ({"harmful": "advbench", "harmless": "alpaca", "neutral": "x"}, "neutral"),
+        ({"harmful": [], "harmless": "alpaca"}, r"harmful: \[\]"),
+        ({"harmful": 3, "harmless": "alpaca"}, "harmful: 3"),
+        ({"harmful": {"train": "advbench", "tset": "x"}, "harmless": "alpaca"}, "'tset'"),
+        ({"harmful": {"file": "x"}, "harmless": "alpaca"}, "harmful: source"),
+        ({"harmful": "alpaca", "harmless": "alpaca"}, "alpaca holds harmless"),
+        ({"sources": SOURCES, "sampel": [1, 2]}, "sampel"),
+        ({"sources": SOURCES, "sample": [1]}, r"sample .*\[1\]"),
+        ({"sources": SOURCES, "near_duplicates": 2}, "near_duplicates .*2.0"),
+        ({"sources": SOURCES, "seed": -1}, "seed: .*-1"),
+        ("advbench", "advbench holds harmful"),
+    ],
+)
+def test_bad_descriptions_are_named(tmp_path, source, message):
+    with pytest.raises(PromptError, match=message) as caught:
+        otl.load_prompts(source, root=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample": (0, 4)}, r"\(0, 4\)"),
+        ({"sample": (4,)}, r"\(4,\)"),
+        ({"sample": {"harm": (4, 2)}}, "'harm'"),
+        ({"near_duplicates": 0.0}, "near_duplicates .*0.0"),
+        ({"labels": {"1": "bad"}, "columns": {"text": "text"}}, "'bad'"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, options, message):
+    path = write_json(tmp_path / "a.json", [{"text": t, "label": "harmful"} for t in HARMFUL])
+    with pytest.raises(PromptError, match=message):
+        otl.load_prompts(path, **options)
+
+
+def test_yaml_creates_no_objects(tmp_path):
+    path = tmp_path / "set.yaml"
+    for text in ("sources: !!python/object/apply:pytest.fail ['made']", "- a\n- b\n"):
+        path.write_text(text)
+        with pytest.raises(PromptError, match=r"YAML|harmful: SOURCE"):
+            otl.load_prompts(path)
