@@ -22,6 +22,7 @@ from ot_lens.tables import (
     real_edits,
     select,
     verdict,
+    with_baseline,
 )
 from tests.generators_tables import localization, with_everything_else
 
@@ -56,6 +57,14 @@ def test_rows_by_depth_mix_no_settings_no_controls_and_no_pairs():
 def test_a_setting_that_only_some_methods_have_is_kept_for_the_others():
     weak = SWEEP.assign(strength=SWEEP["strength"].where(SWEEP["method"] != "ace", 0.5))
     assert len(at_one_setting(weak)) == len(weak)
+
+
+def test_the_baseline_stays_with_the_chosen_methods_and_layer():
+    rows = with_baseline(SWEEP, [("pca_ot", 4), ("ace", None)], layer=1)
+    assert set(rows["method"]) == {"none", "pca_ot", "ace"}
+    assert set(rows["layer"].dropna()) == {1}
+    assert set(rows["k"].dropna()) == {4}
+    assert set(with_baseline(SWEEP, [])["method"]) == {"none"}
 
 
 def test_methods_come_in_the_order_of_the_table_without_the_unedited_model():

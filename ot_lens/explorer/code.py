@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import State
+from ot_lens.tables import edits_of
 
+SWEEP_IMPORTS = (
+    "import pandas as pd",
+    "from ot_lens import plots",
+    "from ot_lens.tables import with_baseline",
+)
 SAVE = 'plots.save(figure, Path("{name}"), ["png", "svg"], style="wide")'
 
 
@@ -19,23 +25,15 @@ def table(name: str) -> str:
     return f'{name} = pd.read_parquet(run / "tables" / "{name}.parquet")'
 
 
-def method_mask(key: str) -> str:
-    """An expression that selects the rows of a method and rank in the table `localization`."""
-    method, k = split_key(key)
-    mask = f'localization["method"].eq({method!r})'
-    return f'({mask} & localization["k"].eq({k}).fillna(False))' if k is not None else mask
-
-
-def sweep_lines(run: OpenRun, state: State, keys: Sequence[str] | None) -> list[str]:
-    """Lines that reduce the table to the state's settings and to some methods."""
-    lines = [table("localization"), 'unedited = localization["method"].eq("none")']
-    settings = sweep_settings(run, state)
-    masks = [f'localization["{name}"].eq({value!r})' for name, value in settings.items()]
-    if keys is not None:
-        masks.append(f"({' | '.join(map(method_mask, keys))})" if keys else "False")
-    if masks:
-        lines.append(f"localization = localization[unedited | ({' & '.join(masks)})]")
-    return lines
+def sweep_lines(
+    run: OpenRun, state: State, keys: Sequence[str] | None, layer: int | None = None
+) -> list[str]:
+    """Lines that reduce the table to the state's settings, to some methods and to a layer."""
+    arguments = [] if keys is None else [f"methods={list(map(split_key, keys))!r}"]
+    arguments += [f"{name}={value!r}" for name, value in sweep_settings(run, state).items()]
+    arguments += [] if layer is None else [f"layer={layer}"]
+    select = f"localization = with_baseline(localization, {', '.join(arguments)})"
+    return [table("localization"), *([select] if arguments else [])]
 
 
 def sweep_settings(run: OpenRun, state: State) -> dict[str, str | float]:
@@ -43,7 +41,7 @@ def sweep_settings(run: OpenRun, state: State) -> dict[str, str | float]:
     sweep = run.tables.get("localization")
     if sweep is None:
         return {}
-    acting = sweep[sweep["method"] != "none"] if "method" in sweep else sweep
+    edits = edits_of(sweep) if "method" in sweep else sweep
     wanted: dict[str, str | float] = {"tokens": state.tokens, "strength": state.strength}
-    held = {name: set(acting[name].dropna()) for name in wanted if name in acting}
+    held = {name: set(edits[name].dropna()) for name in wanted if name in edits}
     return {name: wanted[name] for name, known in held.items() if len(known) > 1 and wanted[name] in known}

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from ot_lens.errors import NothingToDrawError
-from ot_lens.explorer.code import program, sweep_lines, table
+from ot_lens.explorer.code import SWEEP_IMPORTS, program, sweep_lines, table
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
@@ -206,7 +206,7 @@ def _paper(tables: Tables, _run: OpenRun, state: State) -> Figure:
 def _code(run: OpenRun, state: State) -> str:
     quantity = quantity_of(state.measure)
     if quantity is not None:
-        imports: tuple[str, ...] = (
+        imports = (
             "import pandas as pd",
             "from ot_lens import plots",
             "from ot_lens.explorer.depth_view import quantity_by_layer",
@@ -214,8 +214,7 @@ def _code(run: OpenRun, state: State) -> str:
         draw = f'figure = quantity_by_layer(geometry, {quantity!r}, style="{PAPER_STYLE}")'
         return program(run, "depth", imports, [table("geometry"), draw])
     draw = f'figure = plots.localization_curve(localization, {state.measure!r}, style="{PAPER_STYLE}")'
-    imports = ("import pandas as pd", "from ot_lens import plots")
-    return program(run, "depth", imports, [*sweep_lines(run, state, state.keys), draw])
+    return program(run, "depth", SWEEP_IMPORTS, [*sweep_lines(run, state, state.keys), draw])
 
 
 def reading(run: OpenRun, state: State) -> str:

@@ -7,30 +7,21 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from ot_lens.errors import NothingToDrawError
-from ot_lens.explorer.code import program, sweep_lines, sweep_settings
+from ot_lens.explorer.code import SWEEP_IMPORTS, program, sweep_lines, sweep_settings
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import localization_curves, method_intervals
 from ot_lens.plots.rows import checked
 from ot_lens.plots.screen import SCREEN
-
-IMPORTS = ("import pandas as pd", "from ot_lens import plots")
+from ot_lens.tables import single_layers, with_baseline
 
 
 def sweep_rows_of(run: OpenRun, state: State, keys: Sequence[str] | None = None) -> pd.DataFrame:
     """Rows of the unedited model and of some (or all) methods at the state's strength and token scope."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
-    keep = pd.Series(data=True, index=sweep.index)
-    for name, value in sweep_settings(run, state).items():
-        keep &= sweep[name].eq(value)
-    if keys is not None:
-        chosen = pd.Series(data=False, index=sweep.index)
-        for method, k in map(split_key, keys):
-            here = sweep["method"].eq(method)
-            chosen |= here if k is None else here & sweep["k"].eq(k).fillna(value=False)
-        keep &= chosen
-    return sweep[sweep["method"].eq("none") | keep]
+    methods = None if keys is None else list(map(split_key, keys))
+    return with_baseline(sweep, methods, **sweep_settings(run, state))
 
 
 def sweep_note(run: OpenRun, state: State) -> str:
@@ -58,15 +49,14 @@ def _localization_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
 
 def _localization_code(run: OpenRun, state: State) -> str:
     draw = f'figure = plots.localization_curves(localization, style="{PAPER_STYLE}")'
-    return program(run, "localization", IMPORTS, [*sweep_lines(run, state, state.keys), draw])
+    return program(run, "localization", SWEEP_IMPORTS, [*sweep_lines(run, state, state.keys), draw])
 
 
 def _at_layer(run: OpenRun, state: State) -> Tables:
-    rows = sweep_rows_of(run, state)
-    here = rows[rows["method"].eq("none") | rows["layer"].eq(state.layer).fillna(value=False)]
-    if here["layer"].notna().sum() == 0:
+    rows = with_baseline(sweep_rows_of(run, state), layer=state.layer)
+    if single_layers(rows).empty:
         raise NothingToDrawError(f"The sweep has no single-layer edit at layer {state.layer}.")
-    return {"localization": here}
+    return {"localization": rows}
 
 
 def _methods_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
@@ -78,14 +68,8 @@ def _methods_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
 
 
 def _methods_code(run: OpenRun, state: State) -> str:
-    here = f'here = localization["layer"].eq({state.layer}).fillna(False)'
-    body = [
-        *sweep_lines(run, state, None),
-        here,
-        'localization = localization[localization["method"].eq("none") | here]',
-        f'figure = plots.method_intervals(localization, style="{PAPER_STYLE}")',
-    ]
-    return program(run, "methods", IMPORTS, body)
+    draw = f'figure = plots.method_intervals(localization, style="{PAPER_STYLE}")'
+    return program(run, "methods", SWEEP_IMPORTS, [*sweep_lines(run, state, None, state.layer), draw])
 
 
 LOCALISATION = View(

@@ -38,6 +38,7 @@ from ot_lens.tables.selection import (
     reported,
     select,
     single_layers,
+    with_baseline,
 )
 from ot_lens.tables.verdict import OneDirection, one_direction, verdict
 
@@ -82,4 +83,5 @@ __all__ = [
     "select",
     "single_layers",
     "verdict",
+    "with_baseline",
 ]

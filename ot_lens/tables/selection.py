@@ -1,6 +1,6 @@
 """Selecting rows of a sweep, and of the tables derived from it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -28,6 +28,10 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
     Raises:
         KeyError: If a column does not exist.
     """
+    return table[_matches(table, criteria)]
+
+
+def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> pd.Series:
     keep = pd.Series(data=True, index=table.index)
     for column, value in criteria.items():
         values = table[column]
@@ -37,7 +41,26 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
             keep &= values.isin(list(value))
         else:
             keep &= values.eq(value).fillna(value=False).astype(bool)
-    return table[keep]
+    return keep
+
+
+def with_baseline(
+    table: pd.DataFrame, methods: Collection[tuple[str, int | None]] | None = None, **criteria: Any
+) -> pd.DataFrame:
+    """The unedited model and the edits that meet some criteria.
+
+    Args:
+        table: A sweep.
+        methods: Names and ranks of the methods wanted; a rank of None allows any. All methods by default.
+        criteria: Value by column, see `select`.
+    """
+    keep = _matches(table, criteria)
+    if methods is not None:
+        wanted = pd.Series(data=False, index=table.index)
+        for method, k in methods:
+            wanted |= _matches(table, {"method": method} | ({} if k is None else {"k": k}))
+        keep &= wanted
+    return table[(table["method"] == UNEDITED) | keep]
 
 
 def measured(table: pd.DataFrame, measure: str, prompts: str) -> pd.DataFrame:
