@@ -7,10 +7,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import centred, checks_samples, nuclear_norm, one_thread, orthonormal_span
+from ot_lens.linalg import (
+    EPS,
+    centred,
+    centring_rounding,
+    checks_samples,
+    nuclear_norm,
+    one_thread,
+    orthonormal_span,
+)
 from ot_lens.moments import Moments, shrinkage_intensity
-
-EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,11 @@ class Gaussian:
         """Width."""
         return self.mean.shape[-1]
 
+    @property
+    def rounding(self) -> Float64[Tensor, "*L"]:
+        """Variance that rounding can leave in a direction in which the samples do not vary."""
+        return centring_rounding(self.mean.norm(dim=-1), self.n).square()
+
     def batched(self) -> "Gaussian":
         """This Gaussian as a batch of one."""
         parts = (part.unsqueeze(0) for part in (self.mean, self.factor, self.floor, self.intensity))
@@ -96,7 +107,7 @@ class Gaussian:
         variances = s.square() + self.floor
         spans = len(s) == self.d_model
         # The square of what an SVD rounds: dependent samples have variances of 1e-32, not of 0.
-        rounding = len(s) * EPS**2 * float(variances.sum())
+        rounding = max(len(s) * EPS**2 * float(variances.sum()), float(self.rounding))
         if float(variances.min()) <= rounding or not (spans or float(self.floor) > 0):
             raise FitError("the covariance is singular: give ridge > 0 or a shrinkage")
         deviation = x - self.mean

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
-from ot_lens.linalg import check_samples
+from ot_lens.linalg import centred, centring_rounding, check_samples
 
 LIMIT = 1024
 METHODS = ("ledoit_wolf", "oas")
@@ -63,8 +63,7 @@ class Moments:
             ActivationError: samples that cannot be used (see `check_samples`), or a limit below 1.
         """
         X = check_samples(X, least=1)
-        mean = X.mean(0)
-        factor = X - mean
+        factor, mean = centred(X)
         squares = factor.square().sum(1)
         empty = cls.empty(X.shape[1], limit=limit, device=X.device)
         merged = cls(
@@ -94,6 +93,8 @@ class Moments:
         if n == 0:
             return self
         gap = other.mean - self.mean
+        rounding = centring_rounding(torch.maximum(self.mean.abs(), other.mean.abs()), n)
+        gap = torch.where(gap.abs() > rounding, gap, 0.0) if min(self.n, other.n) else gap
         mean = self.mean + gap * (other.n / n)
         between = gap * (self.n * other.n / n) ** 0.5
         ours, theirs = self._about(self.mean - mean), other._about(other.mean - mean)

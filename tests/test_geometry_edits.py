@@ -11,7 +11,7 @@ from ot_lens.geometry import (
     visibility,
 )
 from ot_lens.geometry.visibility import _classifier_scores, _signs
-from ot_lens.linalg import pooled
+from ot_lens.linalg import Pooled
 from ot_lens.statistics.resampling import observed
 from ot_lens.transport import fit_all
 from tests.generators import naive
@@ -103,7 +103,7 @@ def test_quality_needs_the_layers():
 
 def test_classifier_scores_are_scikit_learns_ridge_fold_by_fold():
     H, S = classes(20, 24, 9, seed=22)
-    Z, labels = pooled(H, S), observed(20, 24, 0)
+    Z, labels = Pooled.of(H, S).Z, observed(20, 24, 0)
     fold, signs = torch.cat([labels.source_fold[0], labels.target_fold[0]]), _signs(labels)
     found = _classifier_scores(Z @ Z.T, fold, signs)[0]
     for held_out in range(labels.folds):

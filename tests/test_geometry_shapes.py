@@ -22,7 +22,7 @@ from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import MAX_ASSIGNMENT, empirical
 from ot_lens.geometry.gaussianity import normality
 from ot_lens.geometry.resampled_moments import DrawnClasses
-from ot_lens.linalg import pooled
+from ot_lens.linalg import Pooled
 from ot_lens.statistics.resampling import bootstraps, observed, relabellings
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
@@ -40,7 +40,7 @@ def one_layer(H, S, **fields):
 @pytest.mark.parametrize(("n_H", "n_S"), [(5, 5), (4, 6)])
 def test_empirical_distance_is_the_cheapest_pairing(n_H, n_S):
     H, S = classes(n_H, n_S, 7, seed=0)
-    Z, labels = pooled(H, S), observed(n_H, n_S, 0)
+    Z, labels = Pooled.of(H, S).Z, observed(n_H, n_S, 0)
     # Repeat the points until both classes are of one size, then try every pairing.
     m = np.lcm(n_H, n_S)
     X, Y = (A.repeat_interleave(int(m) // len(A), 0) for A in (H, S))
@@ -64,7 +64,7 @@ def test_empirical_distance_is_left_out_for_many_samples():
 @pytest.mark.parametrize("d", [6, 30])
 def test_condition_number_is_that_of_scikit_learns_covariance(d):
     H, S = classes(12, 15, d, seed=1)
-    Z = pooled(H, S)
+    Z = Pooled.of(H, S).Z
     found = dimensions(DrawnClasses.of(Z @ Z.T, observed(12, 15, 0)), d)
     for label, X in (("harmful", H), ("harmless", S)):
         expected = np.linalg.cond(LedoitWolf().fit(X.numpy()).covariance_)
@@ -213,7 +213,7 @@ def test_tables_of_draws_agree_between_layers_and_places():
     assert one["cosine"] == other["cosine"]
     assert one["null_mean"] == pytest.approx(other["null_mean"])
     labels = observed(9, 8, 0)
-    Z = pooled(acts.harmful(0), acts.harmless(0))
+    Z = Pooled.of(acts.harmful(0), acts.harmless(0)).Z
     for draws in (relabellings(labels, 4, 0), bootstraps(labels, 4, 0)):
         found = DrawnClasses.of(Z @ Z.T, draws)
         X = torch.cat([acts.harmful(0), acts.harmless(0)])[draws.source[2]]

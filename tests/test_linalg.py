@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, OtLensTypeError
 from ot_lens.linalg import (
+    Pooled,
     check_pair,
     check_samples,
     gram_spectrum,
@@ -16,7 +17,6 @@ from ot_lens.linalg import (
     nuclear_norm,
     numerical_rank,
     orthonormal_span,
-    pooled,
     principal_axes,
     psd_eigen,
 )
@@ -131,7 +131,7 @@ def test_pooled_samples_share_no_rounding():
     H = torch.full((7, 3), 0.1, dtype=torch.float64)
     S = H.clone()[:4]
     S[0, 1] = 0.5
-    Z = pooled(H, S)
+    Z = Pooled.of(H, S).Z
     assert torch.equal(Z[:, [0, 2]], torch.zeros(11, 2, dtype=torch.float64))
     assert Z[:, 1].abs().max() > 0.3
 

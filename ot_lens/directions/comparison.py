@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.directions.published_run import RefusalDirectionRun
 from ot_lens.errors import ActivationError, OtLensError, OtLensTypeError
 from ot_lens.geometry.tables import interval, null_band
-from ot_lens.linalg import check_pair, pooled
+from ot_lens.linalg import Pooled, check_pair, unit_vectors
 from ot_lens.samples import LayerSamples, resolve_position
 
 COLUMNS = (
@@ -112,11 +112,11 @@ def _with_samples(
     at = resolve_position(samples, position)
     H, S = check_pair(samples.harmful(layer=layer, position=at), samples.harmless(layer=layer, position=at))
     _check_widths(A, H.shape[1])
-    Z = pooled(H, S).cpu()
+    pooled = Pooled.of(H, S)
+    Z, rounding = pooled.Z.cpu(), float(pooled.rounding)
     cosines = {}
     for name, weights in _weights(len(H), len(S), *draws).items():
-        r = weights @ Z
-        cosines[name] = (A @ (r / r.norm(dim=-1, keepdim=True)).T).clamp(-1, 1)
+        cosines[name] = (A @ unit_vectors(weights @ Z, rounding).T).clamp(-1, 1)
     rows = []
     for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
         band = interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))

@@ -17,7 +17,7 @@ from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
-SMALLEST = 1e-12
+SMALLEST = 1e-12  # of the leading eigenvalue
 
 
 def class_angles(
@@ -59,11 +59,14 @@ def class_angles(
         places = Places.of(acts, [(layer, at)])
         _check_k(k, min(places.sizes))
         labels = observed(*places.sizes, seed)
-        gram = places.Z[0] @ places.Z[0].T
-        value = _between_classes(gram, labels, k)[0]
-        shapes = DrawnShapes.relabelled(gram, places.sizes, permutations, seed) if permutations else None
-        null = None if shapes is None else torch.cat(mapped(lambda s: _between_shapes(s, k), shapes.chunks()))
-        drawn = _between_classes(gram, bootstraps(labels, bootstrap, seed), k) if bootstrap else None
+        gram, rounding = places.Z[0] @ places.Z[0].T, float(places.gram_rounding[0])
+        value = _between_classes(gram, rounding, labels, k)[0]
+        null = drawn = None
+        if permutations:
+            shapes = DrawnShapes.relabelled(gram, places.sizes, permutations, seed, rounding)
+            null = torch.cat(mapped(lambda part: _between_shapes(part, k), shapes.chunks()))
+        if bootstrap:
+            drawn = _between_classes(gram, rounding, bootstraps(labels, bootstrap, seed), k)
         place = {"layer": layer, "position": at}
         rows += _rows(place, value, null, drawn, sum(places.sizes))
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
@@ -124,28 +127,37 @@ def _check_k(k: int, n: int) -> None:
         raise FitError(f"k = {k} dimensions of a class of {n} samples: choose 1 <= k <= {n - 1}")
 
 
-def _basis(gram: Float64[Tensor, "N N"], draws: Draws, label: str, k: int) -> Float64[Tensor, "R N k"]:
+def _basis(classes: DrawnClasses, label: str, k: int) -> Float64[Tensor, "R N k"]:
     """W such that Z^T W is orthonormal and spans the top-k components of a class of samples Z."""
-    rows = draws.source if label == "harmful" else draws.target
-    within = DrawnClasses.of(gram, draws).within(label)
-    return _weights(within, rows, rows.shape[1] - 1, len(gram), k)
+    rows = classes.draws.source if label == "harmful" else classes.draws.target
+    size = len(classes.gram)
+    return _weights(classes.within(label), rows, rows.shape[1] - 1, size, k, classes.rounding)
 
 
 def _weights(
-    within: Float64[Tensor, "R n n"], rows: Int64[Tensor, "R n"], freedom: int, N: int, k: int
+    within: Float64[Tensor, "R n n"],
+    rows: Int64[Tensor, "R n"],
+    freedom: int,
+    N: int,
+    k: int,
+    rounding: float,
 ) -> Float64[Tensor, "R N k"]:
-    """From the inner products over the degrees of freedom of those rows that are the class."""
+    """The same from the inner products of the class's rows over its degrees of freedom."""
     values, vectors = torch.linalg.eigh(within)
     leading = values[:, -k:].unsqueeze(1)
     scaled = vectors[:, :, -k:] / (leading * freedom).sqrt()
-    scaled = scaled.masked_fill(leading <= SMALLEST * values[:, -1:, None], torch.nan)
+    least = (SMALLEST * values[:, -1:, None]).clamp_min(rounding)
+    scaled = scaled.masked_fill(leading <= least, torch.nan)
     W = within.new_zeros(rows.shape[0], N, k)
     return W.scatter_add_(1, rows.unsqueeze(2).expand(-1, -1, k), scaled)
 
 
-def _between_classes(gram: Float64[Tensor, "N N"], draws: Draws, k: int) -> Float64[Tensor, "R k"]:
+def _between_classes(
+    gram: Float64[Tensor, "N N"], rounding: float, draws: Draws, k: int
+) -> Float64[Tensor, "R k"]:
     def measure(part: Draws) -> Float64[Tensor, "R k"]:
-        source, target = (_basis(gram, part, label, k) for label in LABELS)
+        classes = DrawnClasses.of(gram, part, rounding)
+        source, target = (_basis(classes, label, k) for label in LABELS)
         return _angles(source.mT @ gram @ target)
 
     return torch.cat(mapped(measure, draws.chunks()))
@@ -154,7 +166,7 @@ def _between_classes(gram: Float64[Tensor, "N N"], draws: Draws, k: int) -> Floa
 def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
     rows = shapes.draws.source, shapes.draws.target
     source, target = (
-        _weights(shapes.contrasts(label), of, of.shape[1], len(shapes.gram), k)
+        _weights(shapes.contrasts(label), of, of.shape[1], len(shapes.gram), k, shapes.rounding)
         for label, of in zip(LABELS, rows, strict=True)
     )
     return _angles(source.mT @ shapes.gram @ target)
@@ -162,9 +174,11 @@ def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
 
 def _between_layers(places: Places, draws: Draws, label: str, k: int) -> Float64[Tensor, "R L L k"]:
     grams = [Z @ Z.T for Z in places.Z]
+    layers = list(zip(places.Z, grams, places.gram_rounding, strict=True))
 
     def measure(part: Draws) -> Float64[Tensor, "R L L k"]:
-        bases = [Z.T @ _basis(gram, part, label, k) for Z, gram in zip(places.Z, grams, strict=True)]
+        classes = [(Z, DrawnClasses.of(gram, part, rounding)) for Z, gram, rounding in layers]
+        bases = [Z.T @ _basis(drawn, label, k) for Z, drawn in classes]
         Q = torch.stack(bases, dim=1)
         return _angles(Q.unsqueeze(2).mT @ Q.unsqueeze(1))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.tables import COLUMNS, interval, row
-from ot_lens.linalg import pooled
+from ot_lens.linalg import Pooled
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.resampling import checked_draws
 
@@ -56,13 +56,13 @@ def category_directions(
     for layer in acts.layers:
         H, S = acts.harmful(layer, at), acts.harmless(layer, at)
         _check(code, len(H), len(names))
-        Z = pooled(H, S)
-        gram = (Z @ Z.T).cpu()
+        pooled = Pooled.of(H, S)
+        gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
         generator = torch.Generator().manual_seed(seed + 7)
         orders = torch.rand(permutations, len(code), generator=generator).argsort(1)
-        null = _effective(gram, _weights(code[orders], len(names), len(S)))
-        drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator))
-        value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)))
+        null = _effective(gram, _weights(code[orders], len(names), len(S)), rounding)
+        drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator), rounding)
+        value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)), rounding)
         place = {"layer": layer, "position": at, "quantity": "refusal_directions"}
         # As if every category had as few prompts as the smallest: its mean is known worst.
         least = len(names) * int(code.bincount().min())
@@ -112,7 +112,11 @@ def _shares(n: int, draws: int, generator: torch.Generator) -> Float64[Tensor, "
     return (1 + (counts - 1) * (n / max(n - 1, 1)) ** 0.5) / n
 
 
-def _effective(gram: Float64[Tensor, "N N"], weights: Float64[Tensor, "R C N"]) -> Float64[Tensor, " R"]:
+def _effective(
+    gram: Float64[Tensor, "N N"], weights: Float64[Tensor, "R C N"], rounding: float
+) -> Float64[Tensor, " R"]:
     products = weights @ gram @ weights.mT
     spectrum = torch.linalg.eigvalsh(products).clamp_min(0.0)
-    return torch.special.entr(spectrum / spectrum.sum(1, keepdim=True)).sum(1).exp()
+    total = spectrum.sum(1, keepdim=True)
+    total = total.masked_fill(total <= weights.shape[1] * rounding, torch.nan)
+    return torch.special.entr(spectrum / total).sum(1).exp()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.resampled_moments import class_weights
 from ot_lens.geometry.tables import interval, null_band
-from ot_lens.linalg import check_pair, pooled
+from ot_lens.linalg import Pooled, check_pair, unit_vectors
 from ot_lens.samples import LayerSamples
 from ot_lens.statistics.resampling import Draws, bootstraps, observed, relabellings
 
@@ -23,6 +23,8 @@ class Places:
 
     Z: tuple[Float64[Tensor, "N d"], ...]
     sizes: tuple[int, int]
+    rounding: Float64[Tensor, " p"]
+    gram_rounding: Float64[Tensor, " p"]
 
     @classmethod
     def of(cls, acts: LayerSamples, places: Sequence[tuple[int, int | str]]) -> "Places":
@@ -37,7 +39,12 @@ class Places:
             raise ActivationError(
                 f"places have different numbers of samples {sorted(sizes)}: capture them together"
             )
-        return cls(tuple(pooled(H, S).cpu() for H, S in pairs), sizes.pop())
+        pooled = [Pooled.of(H, S) for H, S in pairs]
+        rounding, gram_rounding = (
+            torch.stack([getattr(place, name) for place in pooled]).cpu()
+            for name in ("rounding", "gram_rounding")
+        )
+        return cls(tuple(place.Z.cpu() for place in pooled), sizes.pop(), rounding, gram_rounding)
 
     def directions(self, draws: Draws) -> Float64[Tensor, "R p d"]:
         """Unit differences in class means; NaN where the means coincide."""
@@ -46,7 +53,7 @@ class Places:
         directions = weights.new_empty(draws.count, len(self.Z), self.Z[0].shape[1])
         for place, Z in enumerate(self.Z):
             torch.mm(weights, Z, out=directions[:, place])
-        return directions.div_(directions.norm(dim=-1, keepdim=True))
+        return unit_vectors(directions, self.rounding.unsqueeze(1))
 
 
 def _pair(acts: LayerSamples, layer: int, position: int | str) -> tuple[Tensor, Tensor]:

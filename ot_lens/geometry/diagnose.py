@@ -16,7 +16,7 @@ from ot_lens.geometry.gaussianity import STATISTICS, gaussian_null, gaussianity,
 from ot_lens.geometry.held_out import held_out, location_share
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
-from ot_lens.linalg import mapped, pooled
+from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, layer_batches
 from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
 
@@ -135,38 +135,46 @@ class _Layer:
         projected: samples on random unit directions.
         scores: samples on the leading pooled components.
         d: width.
+        rounding: norm that rounding may give to a sample that should be zero.
+        gram_rounding: variance that equal samples may show.
     """
 
     gram: Float64[Tensor, "N N"]
     projected: Float64[Tensor, "p N"]
     scores: Float64[Tensor, "N k"]
     d: int
+    rounding: float
+    gram_rounding: float
 
     @classmethod
     def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"], seed: int) -> "_Layer":
         """Gram matrix and projections."""
-        Z = pooled(H, S)
+        pooled = Pooled.of(H, S)
+        Z = pooled.Z
         generator = torch.Generator().manual_seed(seed + 3)
         directions = torch.randn(Z.shape[1], SLICES, generator=generator, dtype=Z.dtype).to(Z.device)
-        gram = (Z @ Z.T).cpu()
         projected = ((directions / directions.norm(dim=0)).T @ Z.T).cpu()
-        return cls(gram, projected, leading_scores(gram), Z.shape[1])
+        rounding = float(pooled.rounding), float(pooled.gram_rounding)
+        return cls(pooled.gram().cpu(), projected, leading_scores(Z).cpu(), Z.shape[1], *rounding)
 
     def measure(self, draws: Draws, *, of: Draws | None = None) -> Values:
         """Every quantity under every draw, a few draws at a time; `of` are the labels that were resampled."""
-        sample = None if of is None else DrawnClasses.of(self.gram, of)
+        sample = None if of is None else self._classes(of)
         return joined(mapped(lambda part: self._all(part, sample), draws.chunks()))
 
     def null(self, labels: Draws, count: int, seed: int) -> Values:
         """Every quantity under permuted labels; for what knows no means, as if only shapes could differ."""
         draws = relabellings(labels, count, seed)
-        shapes = DrawnShapes.relabelled(self.gram, labels.sizes, count, seed)
-        placed = joined(mapped(lambda part: self._placed(DrawnClasses.of(self.gram, part)), draws.chunks()))
+        shapes = DrawnShapes.relabelled(self.gram, labels.sizes, count, seed, self.gram_rounding)
+        placed = joined(mapped(lambda part: self._placed(self._classes(part)), draws.chunks()))
         return placed | joined(mapped(self._shapes, shapes.chunks()))
 
     def _all(self, draws: Draws, sample: DrawnClasses | None) -> Values:
-        classes = DrawnClasses.of(self.gram, draws)
+        classes = self._classes(draws)
         return self._placed(classes, sample) | dimensions(classes, self.d)
+
+    def _classes(self, draws: Draws) -> DrawnClasses:
+        return DrawnClasses.of(self.gram, draws, self.gram_rounding)
 
     def _placed(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
         draws = classes.draws
@@ -176,7 +184,7 @@ class _Layer:
             **location_share(classes, sample),
             **sliced(self.projected, draws),
             **empirical(self.gram, draws),
-            **gaussianity(self.scores, draws),
+            **gaussianity(self.scores, draws, self.rounding),
         }
 
     def _shapes(self, classes: DrawnShapes) -> Values:

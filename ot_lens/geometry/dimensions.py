@@ -7,7 +7,7 @@ from ot_lens.moments import intensity_of_gram
 
 
 def dimensions(classes: DrawnClasses | DrawnShapes, d: int) -> Values:
-    """Effective rank, participation ratio and condition number of each class.
+    """Effective rank, participation ratio and condition number of each class; NaN for equal samples.
 
     Effective rank is exp(entropy of the normalized spectrum) (Roy & Vetterli 2007), the participation ratio
     (sum l)^2 / sum l^2. The condition number is that of the Ledoit-Wolf covariance, because the raw one is
@@ -18,6 +18,7 @@ def dimensions(classes: DrawnClasses | DrawnShapes, d: int) -> Values:
         gram = classes.within(label)
         spectrum = torch.linalg.eigvalsh(gram).clamp_min(0.0)
         total = gram.diagonal(dim1=1, dim2=2).sum(1)
+        total = total.masked_fill(spectrum[:, -1] <= classes.rounding, torch.nan)
         values[f"effective_rank_{label}"] = torch.special.entr(spectrum / total.unsqueeze(1)).sum(1).exp()
         values[f"participation_ratio_{label}"] = total.square() / gram.square().sum((1, 2))
         values[f"condition_number_{label}"] = _condition(spectrum, total, intensity_of_gram(gram, d), d)

@@ -5,19 +5,20 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import LABELS, Values
+from ot_lens.linalg import gram_spectrum, principal_axes
 from ot_lens.statistics.resampling import Draws
 
 COMPONENTS = 2
 STATISTICS = ("mardia_skewness", "mardia_kurtosis", "henze_zirkler")
 
 
-def gaussianity(scores: Float64[Tensor, "N k"], draws: Draws) -> Values:
+def gaussianity(scores: Float64[Tensor, "N k"], draws: Draws, rounding: Tensor | float = 0.0) -> Values:
     """Mardia's skewness and kurtosis and the Henze-Zirkler statistic of each class's leading components."""
     rows = dict(zip(LABELS, (draws.source, draws.target), strict=True))
     return {
         f"{name}_{label}": value
         for label in LABELS
-        for name, value in zip(STATISTICS, normality(scores[rows[label]]), strict=True)
+        for name, value in zip(STATISTICS, normality(scores[rows[label]], rounding), strict=True)
     }
 
 
@@ -28,14 +29,17 @@ def gaussian_null(n: int, k: int, count: int, seed: int) -> dict[str, Float64[Te
     return dict(zip(STATISTICS, normality(samples), strict=True))
 
 
-def normality(Y: Float64[Tensor, "R n k"]) -> tuple[Float64[Tensor, " R"], ...]:
+def normality(
+    Y: Float64[Tensor, "R n k"], rounding: Tensor | float = 0.0
+) -> tuple[Float64[Tensor, " R"], ...]:
     """Mardia (1970) b_1k and b_2k, and Henze & Zirkler (1990) T; NaN for a singular sample.
 
+    Singular: a standard deviation of at most `rounding`, or 1e-10 of the largest.
     All three read the Mahalanobis products y_i^T S^-1 y_j, S with the 1 / n convention of those papers.
     """
     n, k = Y.shape[1:]
     Y = Y - Y.mean(1, keepdim=True)
-    whitened, singular = _whitened(Y)
+    whitened, singular = _whitened(Y, rounding)
     products = whitened @ whitened.mT
     own = products.diagonal(dim1=1, dim2=2)
     skewness, kurtosis = products.pow(3).mean((1, 2)), own.square().mean(1)
@@ -48,15 +52,16 @@ def normality(Y: Float64[Tensor, "R n k"]) -> tuple[Float64[Tensor, " R"], ...]:
     return tuple(value.masked_fill(singular, torch.nan) for value in (skewness, kurtosis, zirkler))
 
 
-def _whitened(Y: Float64[Tensor, "R n k"]) -> tuple[Float64[Tensor, "R n k"], Bool[Tensor, " R"]]:
+def _whitened(
+    Y: Float64[Tensor, "R n k"], rounding: Tensor | float
+) -> tuple[Float64[Tensor, "R n k"], Bool[Tensor, " R"]]:
     left, s, _ = torch.linalg.svd(Y, full_matrices=False)
-    singular = s[:, -1] <= 1e-10 * s[:, 0]
+    singular = (s[:, -1] <= 1e-10 * s[:, 0]) | (s[:, -1] <= Y.shape[1] ** 0.5 * rounding)
     if Y.shape[1] <= Y.shape[2]:
         singular = torch.ones_like(singular)
     return left * Y.shape[1] ** 0.5, singular
 
 
-def leading_scores(gram: Float64[Tensor, "N N"]) -> Float64[Tensor, "N k"]:
-    """Coordinates of the samples on the leading pooled components."""
-    values, vectors = torch.linalg.eigh(gram)
-    return vectors[:, -COMPONENTS:] * values[-COMPONENTS:].clamp_min(0.0).sqrt()
+def leading_scores(Z: Float64[Tensor, "N d"]) -> Float64[Tensor, "N k"]:
+    """Coordinates of the centred samples on their leading components."""
+    return Z @ principal_axes(Z, gram_spectrum(Z)[1], COMPONENTS)

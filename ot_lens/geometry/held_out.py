@@ -17,9 +17,11 @@ def held_out(classes: DrawnClasses) -> Values:
     """
     source, target = _held_out_projections(classes)
     draws = classes.draws
+    # A projection is as accurate as the samples are long, whatever is left of it.
+    rounding = classes.rounding / classes.gram.diagonal().amax().sqrt()
     return {
-        "auc_direction": auc(source, target, draws),
-        "fisher_ratio": _fisher(source, target, draws),
+        "auc_direction": auc(source, target, draws, rounding),
+        "fisher_ratio": _fisher(source, target, draws, rounding),
         "w2_on_direction": line_distance(source, target),
     }
 
@@ -44,31 +46,44 @@ def _held_out_projections(classes: DrawnClasses) -> tuple[Float64[Tensor, "R n_H
         out_H, out_S = draws.source_fold == fold, draws.target_fold == fold
         weights = _fold_direction(draws, len(gram), ~out_H, ~out_S)
         scores = weights @ gram
-        norm = (scores * weights).sum(1, keepdim=True).clamp_min(0.0).sqrt()
-        scores = scores / norm
+        squared = (scores * weights).sum(1, keepdim=True)
+        scores = scores / squared.masked_fill(squared <= classes.rounding, torch.nan).sqrt()
         source = torch.where(out_H, scores.gather(1, draws.source), source)
         target = torch.where(out_S, scores.gather(1, draws.target), target)
     return source, target
 
 
 def auc(
-    source: Float64[Tensor, "R n_H"], target: Float64[Tensor, "R n_S"], draws: Draws
+    source: Float64[Tensor, "R n_H"],
+    target: Float64[Tensor, "R n_S"],
+    draws: Draws,
+    rounding: Tensor | float = 0.0,
 ) -> Float64[Tensor, " R"]:
-    """Share of held-out pairs of one fold in which the source projects higher; ties count one half."""
+    """Share of held-out pairs of one fold in which the source scores higher; ties count one half.
+
+    Args:
+        source: scores of the source slots.
+        target: scores of the target slots.
+        draws: the folds.
+        rounding: largest difference of two scores that is a tie.
+    """
     same = draws.source_fold.unsqueeze(2) == draws.target_fold.unsqueeze(1)
     left, right = source.unsqueeze(2), target.unsqueeze(1)
-    wins = ((left > right) & same).sum((1, 2)) + ((left == right) & same).sum((1, 2)).to(torch.float64) / 2
+    above, not_below = ((left > right + rounding) & same, (left >= right - rounding) & same)
+    wins = (above.sum((1, 2)) + not_below.sum((1, 2))).to(torch.float64) / 2
     undefined = source.isnan().any(1) | target.isnan().any(1)
     return (wins / same.sum((1, 2)).to(torch.float64)).masked_fill(undefined, torch.nan)
 
 
 def _fisher(
-    source: Float64[Tensor, "R n_H"], target: Float64[Tensor, "R n_S"], draws: Draws
+    source: Float64[Tensor, "R n_H"], target: Float64[Tensor, "R n_S"], draws: Draws, rounding: Tensor
 ) -> Float64[Tensor, " R"]:
     """Squared mean gap over the summed within-class variances of held-out projections, fold by fold."""
     mean_H, variance_H = _by_fold(source, draws.source_fold, draws.folds)
     mean_S, variance_S = _by_fold(target, draws.target_fold, draws.folds)
-    return (mean_H - mean_S).nanmean(1).square() / (variance_H + variance_S)
+    variance = variance_H + variance_S
+    variance = variance.masked_fill(variance <= rounding.square(), torch.nan)
+    return (mean_H - mean_S).nanmean(1).square() / variance
 
 
 def _by_fold(
@@ -108,5 +123,6 @@ def _between_halves(classes: DrawnClasses) -> tuple[Float64[Tensor, " R"], Float
     one = _fold_direction(draws, len(gram), even_H, even_S)
     other = _fold_direction(draws, len(gram), ~even_H, ~even_S)
     projected = one @ gram
-    norms = (projected * one).sum(1) * ((other @ gram) * other).sum(1)
-    return (projected * other).sum(1), norms
+    squares = torch.stack([(projected * one).sum(1), ((other @ gram) * other).sum(1)])
+    squares = squares.masked_fill(squares <= classes.rounding, torch.nan)
+    return (projected * other).sum(1), squares.prod(0)

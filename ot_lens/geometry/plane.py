@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import checks_samples, gram_spectrum, numerical_rank, principal_axes
+from ot_lens.linalg import Pooled, checks_samples, gram_spectrum, numerical_rank, principal_axes
 from ot_lens.samples import Edit
 
 BEFORE = "before"
@@ -37,19 +37,20 @@ def principal_plane(
         position: written into the tables.
 
     Returns:
-        Points: layer, position, prompt, class, state ("before" or a label), pc1, pc2. Clouds: layer,
-            position, class,
-        state, n, mean1, mean2, cov11, cov12, cov22, pc1_share, pc2_share (of the pooled variance).
+        Points: layer, position, prompt, class, state ("before" or a label), pc1, pc2.
+        Clouds: layer, position, class, state, n, mean1, mean2, cov11, cov12, cov22, pc1_share,
+            pc2_share (of the pooled variance).
 
     Raises:
         ActivationError: samples that cannot be used (see `check_samples`).
         FitError: the pooled samples do not span a plane.
     """
-    Z, centre = torch.cat([H, S]), torch.cat([H, S]).mean(0)
-    values, vectors = gram_spectrum(Z - centre)
-    if int(numerical_rank(values, Z.norm(dim=1).amax())) < 2:
-        raise FitError("the pooled samples span no plane (rank below 2): choose another layer or position")
-    axes = principal_axes(Z - centre, vectors, 2)
+    pooled = Pooled.of(H, S)
+    values, vectors = gram_spectrum(pooled.Z)
+    rank = int(numerical_rank(values, pooled.magnitude))
+    if rank < 2:
+        raise FitError(f"The pooled samples have rank {rank}, not 2: choose another layer or position.")
+    axes, centre = principal_axes(pooled.Z, vectors, 2), pooled.mean
     shares = (values[:2] / values.sum()).tolist()
     place = {"layer": layer, "position": position}
     points, clouds = [], []

@@ -1,6 +1,7 @@
 """What a fitted map does to prompts it was not fitted on."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, row
-from ot_lens.linalg import gram_spectrum, mapped, numerical_rank, pooled, principal_axes
+from ot_lens.linalg import Pooled, gram_spectrum, mapped, numerical_rank, principal_axes
 from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
 from ot_lens.statistics.estimates import rate
 from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
@@ -97,15 +98,31 @@ def _name(edit: Edit) -> str:
     return str(getattr(getattr(edit, "info", None), "method", None) or type(edit).__name__)
 
 
+@dataclass(frozen=True)
+class _PooledGram:
+    """Inner products of two classes about their pooled mean, and the variance that equal samples may show."""
+
+    gram: Float64[Tensor, "N N"]
+    rounding: float
+
+    @classmethod
+    def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> "_PooledGram":
+        pooled = Pooled.of(H, S)
+        return cls(pooled.gram().cpu(), float(pooled.gram_rounding))
+
+    def under(self, draws: Draws) -> DrawnClasses:
+        return DrawnClasses.of(self.gram, draws, self.rounding)
+
+
 class _Moved:
     """Gram matrices of one layer, on the CPU: nothing of width d is touched by a draw."""
 
     def __init__(self, H: Tensor, S: Tensor, moved: Tensor, train_H: Tensor, train_S: Tensor) -> None:
         self.sizes = len(H), len(S)
         self.before, self.after, self.paired = (
-            (Z @ Z.T).cpu() for Z in (pooled(H, S), pooled(moved, S), pooled(H, moved))
+            _PooledGram.of(*pair) for pair in ((H, S), (moved, S), (H, moved))
         )
-        axes, centre = _leading_axes(train_H, train_S)
+        axes, centre, self.rounding = _leading_axes(train_H, train_S)
         in_train_H, in_train_S, in_H, in_S, in_moved = (
             ((X - centre) @ axes).cpu() for X in (train_H, train_S, H, S, moved)
         )
@@ -118,10 +135,10 @@ class _Moved:
         return joined(mapped(self._under, draws.chunks()))
 
     def _under(self, draws: Draws) -> Values:
-        after = DrawnClasses.of(self.after, draws)
+        after = self.after.under(draws)
         parts = wasserstein(after, fast=True)
         return {
-            "w2_before": wasserstein(DrawnClasses.of(self.before, draws), fast=True)["w2_squared"],
+            "w2_before": wasserstein(self.before.under(draws), fast=True)["w2_squared"],
             "w2_after": parts["w2_squared"],
             "mean_error": parts["w2_location"],
             "covariance_error": _covariance_error(after),
@@ -129,7 +146,7 @@ class _Moved:
 
     def null(self, labels: Draws, count: int, seed: int) -> Values:
         """Under permuted labels; the covariances as if only shapes could differ."""
-        shapes = DrawnShapes.relabelled(self.after, self.sizes, count, seed)
+        shapes = DrawnShapes.relabelled(self.after.gram, self.sizes, count, seed, self.after.rounding)
         error = {"covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks()))}
         return self.under(relabellings(labels, count, seed)) | error | self.outside_null(count, seed)
 
@@ -141,20 +158,20 @@ class _Moved:
         n = self.sizes[0]
         rows = draws.source
         images = Draws(rows, rows + n, draws.source_fold, draws.source_fold, draws.folds)
-        squares = self.paired.diagonal()
-        displacement = squares[:n] + squares[n:] - 2 * self.paired[:n, n:].diagonal()
+        squares = self.paired.gram.diagonal()
+        displacement = squares[:n] + squares[n:] - 2 * self.paired.gram[:n, n:].diagonal()
         cost = displacement.clamp_min(0.0)[rows].mean(1)
-        bound = wasserstein(DrawnClasses.of(self.paired, images), fast=draws.count > 1)
+        classes = self.paired.under(images)
+        parts = wasserstein(classes, fast=draws.count > 1)
         # The bound holds for the moments of the sample itself, hence 1 / n covariances.
-        return {
-            "transport_cost": cost,
-            "cost_over_bound": cost / (bound["w2_location"] + bound["w2_bures"] * (n - 1) / n),
-        }
+        bound = parts["w2_location"] + parts["w2_bures"] * (n - 1) / n
+        bound = bound.masked_fill(bound <= classes.rounding, torch.nan)
+        return {"transport_cost": cost, "cost_over_bound": cost / bound}
 
     def outside(self, draws: Draws) -> Values:
         """Shares of drawn source samples, and of their images, beyond the training ranges."""
         source, target = (
-            _beyond(known.unsqueeze(0), new.unsqueeze(0))[0].to(torch.float64)
+            _beyond(known.unsqueeze(0), new.unsqueeze(0), self.rounding)[0].to(torch.float64)
             for known, new in (self.source, self.target)
         )
         return {
@@ -165,38 +182,41 @@ class _Moved:
     def outside_null(self, count: int, seed: int) -> Values:
         """Training and held-out samples of a class exchanged."""
         return {
-            "outside_source": _exchanged(*self.source, count, seed),
-            "outside_target": _exchanged(self.target[0], self.target_held_out, count, seed),
+            "outside_source": _exchanged(*self.source, count, seed, self.rounding),
+            "outside_target": _exchanged(self.target[0], self.target_held_out, count, seed, self.rounding),
         }
 
 
-def _leading_axes(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> tuple[Tensor, Tensor]:
-    """Leading pooled components of the training samples, as many as there are up to SUPPORT_COMPONENTS."""
-    X = torch.cat([H, S])
-    centre = X.mean(0)
-    values, vectors = gram_spectrum(X - centre)
-    rank = int(numerical_rank(values, X.norm(dim=1).amax()))
-    return principal_axes(X - centre, vectors, min(rank, SUPPORT_COMPONENTS)), centre
+def _leading_axes(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> tuple[Tensor, Tensor, float]:
+    """Up to SUPPORT_COMPONENTS components of the pooled training samples, their mean and its rounding."""
+    pooled = Pooled.of(H, S)
+    values, vectors = gram_spectrum(pooled.Z)
+    rank = int(numerical_rank(values, pooled.magnitude))
+    axes = principal_axes(pooled.Z, vectors, min(rank, SUPPORT_COMPONENTS))
+    return axes, pooled.mean, float(pooled.rounding)
 
 
 def _covariance_error(classes: DrawnClasses | DrawnShapes) -> Float64[Tensor, " R"]:
     """||C_H - C_S||_F / ||C_S||_F, from the blocks of the Gram matrix."""
     moved, target = (classes.within(label).square().sum((1, 2)) for label in ("harmful", "harmless"))
     cross = classes.cross().square().sum((1, 2))
+    target = target.masked_fill(target <= classes.rounding**2, torch.nan)
     return ((moved + target - 2 * cross).clamp_min(0.0) / target).sqrt()
 
 
-def _beyond(known: Float64[Tensor, "R n k"], new: Float64[Tensor, "R m k"]) -> Bool[Tensor, "R m"]:
+def _beyond(
+    known: Float64[Tensor, "R n k"], new: Float64[Tensor, "R m k"], rounding: float
+) -> Bool[Tensor, "R m"]:
     low, high = known.amin(1, keepdim=True), known.amax(1, keepdim=True)
-    return ((new < low) | (new > high)).any(2)
+    return ((new < low - rounding) | (new > high + rounding)).any(2)
 
 
 def _exchanged(
-    known: Float64[Tensor, "n k"], new: Float64[Tensor, "m k"], count: int, seed: int
+    known: Float64[Tensor, "n k"], new: Float64[Tensor, "m k"], count: int, seed: int, rounding: float
 ) -> Float64[Tensor, " R"]:
     both = torch.cat([known, new])
     orders = relabellings(observed(len(known), len(new), seed), count, seed)
-    return _beyond(both[orders.source], both[orders.target]).to(torch.float64).mean(1)
+    return _beyond(both[orders.source], both[orders.target], rounding).to(torch.float64).mean(1)
 
 
 def _rows(

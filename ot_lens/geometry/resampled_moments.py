@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64
 from scipy.linalg import helmert
 from torch import Tensor
 
+from ot_lens.linalg import centring_rounding
 from ot_lens.statistics.resampling import Draws, observed, relabellings
 
 LABELS = ("harmful", "harmless")
@@ -23,19 +24,26 @@ class DrawnClasses:
         draws: the rows of each class.
         source_mean: inner products of the source mean with every sample.
         target_mean: the same for the target mean.
+        rounding: variance that equal samples may show.
     """
 
     gram: Float64[Tensor, "N N"]
     draws: Draws
     source_mean: Float64[Tensor, "R N"]
     target_mean: Float64[Tensor, "R N"]
+    rounding: float
 
     @classmethod
-    def of(cls, gram: Float64[Tensor, "N N"], draws: Draws) -> "DrawnClasses":
-        """Average the rows of the Gram matrix over each class of each draw."""
-        return cls(
-            gram, draws, *(class_weights(rows, len(gram)) @ gram for rows in (draws.source, draws.target))
-        )
+    def of(cls, gram: Float64[Tensor, "N N"], draws: Draws, rounding: Tensor | float = 0.0) -> "DrawnClasses":
+        """Average the rows of the Gram matrix over each class of each draw.
+
+        Args:
+            gram: inner products of the samples about the pooled mean.
+            draws: the rows of each class.
+            rounding: variance that rounding left in the samples themselves (`Pooled.gram_rounding`).
+        """
+        source, target = (class_weights(rows, len(gram)) @ gram for rows in (draws.source, draws.target))
+        return cls(gram, draws, source, target, _variance_rounding(gram, rounding))
 
     def location(self) -> Float64[Tensor, " R"]:
         """Squared distance of the class means."""
@@ -90,24 +98,31 @@ class DrawnShapes:
     Attributes:
         gram: inner products of the contrasts of both classes, source first.
         draws: the contrasts of each class.
+        rounding: variance that contrasts of equal samples may show.
     """
 
     gram: Float64[Tensor, "M M"]
     draws: Draws
+    rounding: float = 0.0
 
     @classmethod
     def relabelled(
-        cls, gram: Float64[Tensor, "N N"], sizes: tuple[int, int], count: int, seed: int
+        cls,
+        gram: Float64[Tensor, "N N"],
+        sizes: tuple[int, int],
+        count: int,
+        seed: int,
+        rounding: Tensor | float = 0.0,
     ) -> "DrawnShapes":
         """From the Gram matrix of the samples, about any point."""
         basis = torch.block_diag(*(contrasts(n) for n in sizes)).to(gram)
-        n_H, n_S = sizes
-        return cls(basis @ gram @ basis.T, relabellings(observed(n_H - 1, n_S - 1, seed), count, seed))
+        draws = relabellings(observed(sizes[0] - 1, sizes[1] - 1, seed), count, seed)
+        return cls(basis @ gram @ basis.T, draws, _variance_rounding(gram, rounding))
 
     def chunks(self) -> Iterator["DrawnShapes"]:
         """A few draws at a time."""
         for part in self.draws.chunks():
-            yield DrawnShapes(self.gram, part)
+            yield DrawnShapes(self.gram, part, self.rounding)
 
     def traces(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, " R"]]:
         """Total variance of each class."""
@@ -132,6 +147,11 @@ class DrawnShapes:
     def _block(self, left: Int64[Tensor, "R a"], right: Int64[Tensor, "R b"]) -> Float64[Tensor, "R a b"]:
         block = self.gram[left.unsqueeze(2), right.unsqueeze(1)]
         return block.div_((left.shape[1] * right.shape[1]) ** 0.5)
+
+
+def _variance_rounding(gram: Float64[Tensor, "N N"], samples: Tensor | float) -> float:
+    """Rounding of the samples, or of centring their Gram matrix where that is larger."""
+    return max(float(samples), float(centring_rounding(gram.diagonal().amax(), len(gram))))
 
 
 def contrasts(n: int) -> Float64[Tensor, "m n"]:

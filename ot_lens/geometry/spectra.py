@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.geometry.tables import interval
-from ot_lens.linalg import mapped, pooled
+from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, layer_batches
 from ot_lens.statistics.resampling import Draws, bootstraps, observed
 
@@ -68,13 +68,12 @@ def _rows(
     n_bootstrap: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    Z = pooled(H, S)
-    gram, labels = (Z @ Z.T).cpu(), observed(len(H), len(S), seed)
+    pooled, labels = Pooled.of(H, S), observed(len(H), len(S), seed)
     resamples = bootstraps(labels, n_bootstrap, seed) if n_bootstrap else None
     for label, n in (("harmful", len(H)), ("harmless", len(S))):
         count = min(n - 1, H.shape[1])
-        values = _eigenvalues(gram, labels, label)[0, :count]
-        drawn = None if resamples is None else _eigenvalues(gram, resamples, label)[:, :count]
+        values = _eigenvalues(pooled, labels, label)[0, :count]
+        drawn = None if resamples is None else _eigenvalues(pooled, resamples, label)[:, :count]
         total = float(values.sum())
         for component, value in enumerate(values.tolist()):
             yield {
@@ -91,14 +90,17 @@ def _rows(
 
 def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] | None) -> dict[str, float]:
     """NaN for a component beyond the rank of any resample: some hold few distinct prompts."""
-    if drawn is not None and float(drawn.min()) <= 1e-12 * total:
+    if drawn is not None and not float(drawn.min()) > 1e-12 * total:
         drawn = None
     return interval(value, drawn, n, (0.0, np.inf), factor=True)
 
 
-def _eigenvalues(gram: Float64[Tensor, "N N"], draws: Draws, label: str) -> Float64[Tensor, "R n"]:
+def _eigenvalues(pooled: Pooled, draws: Draws, label: str) -> Float64[Tensor, "R n"]:
+    gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
+
     def measure(part: Draws) -> Float64[Tensor, "R n"]:
-        within = DrawnClasses.of(gram, part).within(label)
-        return torch.linalg.eigvalsh(within).flip(-1).clamp_min(0.0)
+        classes = DrawnClasses.of(gram, part, rounding)
+        values = torch.linalg.eigvalsh(classes.within(label)).flip(-1)
+        return values.masked_fill(values <= classes.rounding, 0.0)
 
     return torch.cat(mapped(measure, draws.chunks()))

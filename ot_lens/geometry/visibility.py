@@ -14,11 +14,12 @@ from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
-from ot_lens.linalg import check_pair, pooled
+from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.resampling import FOLDS, Draws, bootstraps, checked_draws, observed, relabellings
 
 RELATIVE_RIDGE = 0.01
+SCORE_ROUNDING = 1e-11
 UNITS = {"mahalanobis": "standard deviations", "mahalanobis_auc": "AUC", "classifier_auc": "AUC"}
 
 
@@ -101,7 +102,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     labels = observed(len(X), len(R), seed)
     distances = _distances(X, R, labels)
-    Z = pooled(X, R)
+    Z = Pooled.of(X, R).Z
     fold, classes = torch.cat([labels.source_fold[0], labels.target_fold[0]]), _signs(labels)
     scores = _classifier_scores(Z @ Z.T, fold, classes)[0]
     value = _read(distances, scores, labels)
@@ -137,7 +138,8 @@ def _mahalanobis(gaussian: Gaussian, x: Float64[Tensor, "n d"]) -> Float64[Tenso
     """Infinite for whatever differs from a reference that is a single point."""
     if bool(gaussian.factor.any()):
         return gaussian.mahalanobis(x)
-    same = torch.isclose(x, gaussian.mean, rtol=1e-12, atol=0.0).all(1)
+    rounding = centring_rounding(gaussian.mean.abs(), gaussian.n)
+    same = ((x - gaussian.mean).abs() <= rounding).all(1)
     return torch.where(same, 0.0, torch.full_like(x[:, 0], torch.inf))
 
 
@@ -170,8 +172,8 @@ def _read(distances: Float64[Tensor, " N"], scores: Float64[Tensor, " N"], draws
     """The three quantities for drawn samples."""
     return {
         "mahalanobis": distances[draws.source].mean(1),
-        "mahalanobis_auc": auc(distances[draws.source], distances[draws.target], draws),
-        "classifier_auc": auc(scores[draws.source], scores[draws.target], draws),
+        "mahalanobis_auc": _auc(distances, distances[draws.source], distances[draws.target], draws),
+        "classifier_auc": _auc(scores, scores[draws.source], scores[draws.target], draws),
     }
 
 
@@ -191,6 +193,14 @@ def _null(
     reference = known.gather(1, torch.randint(m, (shuffled.count, n), generator=generator))
     return {
         "mahalanobis": distances[reference].mean(1),
-        "mahalanobis_auc": auc(distances[shuffled.source], distances[shuffled.target], shuffled),
-        "classifier_auc": auc(scores.gather(1, shuffled.source), scores.gather(1, shuffled.target), shuffled),
+        "mahalanobis_auc": _auc(distances, distances[shuffled.source], distances[shuffled.target], shuffled),
+        "classifier_auc": _auc(
+            scores, scores.gather(1, shuffled.source), scores.gather(1, shuffled.target), shuffled
+        ),
     }
+
+
+def _auc(scores: Tensor, source: Tensor, target: Tensor, draws: Draws) -> Float64[Tensor, " r"]:
+    """Equal samples have scores that are equal up to rounding: those are ties."""
+    largest = scores.nan_to_num(posinf=0.0).abs().max()
+    return auc(source, target, draws, SCORE_ROUNDING * largest)

@@ -4,39 +4,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from ot_lens.linalg.centring import EPS, centring_rounding
 from ot_lens.linalg.threads import one_thread
-
-EPS = torch.finfo(torch.float64).eps
-
-
-def centred(
-    X: Float64[Tensor, "*L n d"],
-) -> tuple[Float64[Tensor, "*L n d"], Float64[Tensor, "*L d"]]:
-    """X minus the mean of its rows, and that mean."""
-    mean = X.mean(-2)
-    return X - mean.unsqueeze(-2), mean
-
-
-def about_pooled_mean(
-    H: Float64[Tensor, "*L n_H d"], S: Float64[Tensor, "*L n_S d"]
-) -> tuple[Float64[Tensor, "*L N d"], Float64[Tensor, "*L d"]]:
-    """Both classes about (n_H mu_H + n_S mu_S) / (n_H + n_S), source first, and that pooled mean."""
-    n_H, n_S = H.shape[-2], S.shape[-2]
-    mean = ((H.sum(-2) + S.sum(-2)) / (n_H + n_S)).unsqueeze(-2)
-    Z = H.new_empty(*H.shape[:-2], n_H + n_S, H.shape[-1])
-    torch.sub(H, mean, out=Z[..., :n_H, :])
-    torch.sub(S, mean, out=Z[..., n_H:, :])
-    return Z, mean.squeeze(-2)
-
-
-def pooled(H: Float64[Tensor, "*L n_H d"], S: Float64[Tensor, "*L n_S d"]) -> Float64[Tensor, "*L N d"]:
-    """`about_pooled_mean`, with coordinates that all samples share exactly zero instead of rounded.
-
-    Ratios of rounding errors would otherwise pass for findings at a layer where nothing varies.
-    """
-    Z, mean = about_pooled_mean(H, S)
-    largest = torch.maximum(Z.amax(-2), -Z.amin(-2))
-    return Z.mul_((largest > (16 + Z.shape[-2]) * EPS * mean.abs()).unsqueeze(-2))
 
 
 def gram_spectrum(
@@ -61,10 +30,10 @@ def gram_spectrum(
 def numerical_rank(
     eigenvalues: Float64[Tensor, "*L m"], magnitude: Float64[Tensor, "*L"]
 ) -> Int64[Tensor, "*L"]:
-    """How many eigenvalues of a Gram matrix of centred rows stand above rounding.
+    """Number of eigenvalues of a Gram matrix of centred rows that are above rounding.
 
-    Two roundings count: that of the eigensolver, n * eps * the largest eigenvalue; and that of the centring,
-    n * (n * eps * the largest norm of an uncentred row)^2, without which identical rows would have a rank.
+    Two roundings count: that of the eigensolver, n * eps * the largest eigenvalue, and that of the centring,
+    without which identical rows would have a rank.
 
     Args:
         eigenvalues: of Z Z^T, any order.
@@ -72,7 +41,7 @@ def numerical_rank(
     """
     n = eigenvalues.shape[-1]
     solver = n * EPS * eigenvalues.amax(-1)
-    centring = n * ((8 + n) * EPS * magnitude) ** 2
+    centring = n * centring_rounding(magnitude, n) ** 2
     return (eigenvalues > torch.maximum(solver, centring).unsqueeze(-1)).sum(-1)
 
 

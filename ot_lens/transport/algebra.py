@@ -5,8 +5,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import NotInvertibleError
-
-EPS = torch.finfo(torch.float64).eps
+from ot_lens.linalg import EPS
 
 
 def compressed(

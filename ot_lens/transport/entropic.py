@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
-from ot_lens.linalg import checks_samples
+from ot_lens.linalg import all_equal, checks_samples
 from ot_lens.transport.diagnosis import warn_of
 from ot_lens.transport.info import FitInfo
 
@@ -124,7 +124,7 @@ def fit_entropic_ot(
         raise FitError(f"epsilon = {epsilon} must be positive: 0.05 of the mean squared distance is a start")
     cost = _squared_distances(H, S)
     scale = float(cost.mean())
-    if scale == 0:
+    if bool(all_equal(H, S)):
         raise FitError("all samples of both classes are one point: there is nothing to transport")
     absolute = epsilon * scale
     masses = (X.new_full((len(X),), 1 / len(X)) for X in (H, S))

@@ -6,13 +6,11 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.gaussian import Gaussian, RestrictedRoots
-from ot_lens.linalg import checks_samples, monge_matrix, psd_eigen
+from ot_lens.linalg import EPS, checks_samples, monge_matrix, psd_eigen
 from ot_lens.moments import Moments
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import problems_of, warn_if_poor
 from ot_lens.transport.info import FitInfo
-
-EPS = torch.finfo(torch.float64).eps
 
 
 def gaussian_maps(source: Gaussian, target: Gaussian) -> list[AffineMap]:
@@ -48,7 +46,8 @@ def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
     # Where the samples span less than the whole space, their basis has a direction in which the source has
     # only its floor: a centred sample spans less than its number.
     largest = source.factor.square().sum((-2, -1)) + source.floor
-    if bool((roots.smallest <= m * EPS**2 * largest).any()):
+    least = torch.maximum(m * EPS**2 * largest, source.rounding)
+    if bool((roots.smallest <= least).any()):
         raise FitError(
             f"the source covariance is singular (n_H = {source.n}, d = {d}): give ridge > 0, or shrinkage="
             '"ledoit_wolf" or "oas"; samples without any spread need a ridge'

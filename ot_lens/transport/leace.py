@@ -5,7 +5,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.gaussian import checked_ridge
-from ot_lens.linalg import checks_samples
+from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
@@ -24,7 +24,7 @@ def leace_batch(
     added = checked_ridge(ridge)
     unit_directions(H, S)
     pca, n_H, n_S = PooledPCA.of(H, S), H.shape[1], S.shape[1]
-    delta = H.mean(1) - S.mean(1)
+    delta = -mean_gap(H, S)[0]
     N, d = pca.Z.shape[-2:]
     s = torch.zeros_like(delta[:, 0]) if shrinkage is None else shrinkage_intensity(pca.Z, shrinkage)
     variances = pca.eigenvalues / (N - 1)

@@ -4,22 +4,22 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.linalg import checks_samples, monotone_coupling
+from ot_lens.linalg import centred, checks_samples, mean_gap, monotone_coupling
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
 
 
 def linear_act_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
     """`fit_linear_act` at every layer."""
-    mean_H, mean_S = H.mean(1), S.mean(1)
-    a, b = (H - mean_H.unsqueeze(1)).sort(1).values, (S - mean_S.unsqueeze(1)).sort(1).values
+    (Z_H, mean_H), (Z_S, mean_S) = centred(H), centred(S)
+    a, b = Z_H.sort(1).values, Z_S.sort(1).values
     i, j, mass = monotone_coupling(H.shape[1], S.shape[1], H.device)
     weight = mass.unsqueeze(1)
     covariance, variance = (weight * a[:, i] * b[:, j]).sum(1), a.square().mean(1)
     # A coordinate that is constant in the source says nothing about its scale: it is shifted only.
-    constant = variance.sqrt() <= 8 * torch.finfo(H.dtype).eps * mean_H.abs()
+    constant = variance == 0
     omega = torch.where(constant, 1.0, covariance / variance.clamp_min(torch.finfo(H.dtype).tiny))
-    beta = mean_S - omega * mean_H
+    beta = torch.where(constant, mean_gap(H, S)[0], mean_S - omega * mean_H)
     none = H.new_zeros(H.shape[-1], 0)
     info = FitInfo(method="linear_act", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
     return [AffineMap(none, none, shift, scale, info) for shift, scale in zip(beta, omega, strict=True)]

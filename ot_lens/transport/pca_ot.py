@@ -10,7 +10,8 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.gaussian import checked_ridge
 from ot_lens.linalg import (
-    about_pooled_mean,
+    Pooled,
+    centring_rounding,
     checks_samples,
     gram_spectrum,
     monge_matrix,
@@ -28,21 +29,22 @@ RELATIVE_RIDGE = 1e-6
 
 @dataclass(frozen=True)
 class PooledPCA:
-    """Samples about their pooled mean, (n_H mu_H + n_S mu_S) / (n_H + n_S), and their spectrum."""
+    """Samples about their pooled mean, their spectrum, and the variance that equal samples may show."""
 
     Z: Float64[Tensor, "L N d"]
     mean: Float64[Tensor, "L d"]
     eigenvalues: Float64[Tensor, "L m"]
     eigenvectors: Float64[Tensor, "L N m"]
     rank: Int64[Tensor, " L"]
+    rounding: Float64[Tensor, " L"]
 
     @classmethod
     def of(cls, H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> "PooledPCA":
         """From the Gram matrix of the centred samples."""
-        Z, mean = about_pooled_mean(H, S)
-        values, vectors = gram_spectrum(Z)
-        magnitude = mean.norm(dim=-1) + Z.norm(dim=-1).amax(-1)
-        return cls(Z, mean, values, vectors, numerical_rank(values, magnitude))
+        pooled = Pooled.of(H, S)
+        values, vectors = gram_spectrum(pooled.Z)
+        rank = numerical_rank(values, pooled.magnitude)
+        return cls(pooled.Z, pooled.mean, values, vectors, rank, pooled.rounding.square())
 
     def axes(self, k: int) -> Float64[Tensor, "L d k"]:
         """Top-k components."""
@@ -56,7 +58,7 @@ class PooledPCA:
         """The same for some of the layers."""
         if len(layers) == self.Z.shape[0]:
             return self
-        parts = (self.Z, self.mean, self.eigenvalues, self.eigenvectors, self.rank)
+        parts = (self.Z, self.mean, self.eigenvalues, self.eigenvectors, self.rank, self.rounding)
         return PooledPCA(*(part[layers] for part in parts))
 
 
@@ -79,17 +81,14 @@ class SubspaceTransport:
 
 
 def subspace_transport(
-    Z: Float64[Tensor, "L N d"],
-    n_H: int,
-    axes: Float64[Tensor, "L d k"],
-    ridge: float | None,
-    mean_shift: str,
+    pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
 ) -> SubspaceTransport:
-    """Gaussian transport of the first n_H rows onto the others within given axes; the complement is kept."""
+    """Gaussian transport of the first n_H rows onto the others within k components; the rest is kept."""
+    Z, axes = pca.Z, pca.axes(k)
     mean_H, mean_S = Z[:, :n_H].mean(1), Z[:, n_H:].mean(1)
     projected = Z @ axes
     C_H, C_S = covariance(projected[:, :n_H]), covariance(projected[:, n_H:])
-    c = _ridge(C_H, C_S, ridge)
+    c = _ridge(C_H, C_S, ridge, pca.rounding)
     values_H, E_H, clipped_H = psd_eigen(C_H)
     values_S, E_S, clipped_S = psd_eigen(C_S)
     values_H, values_S = values_H + c.unsqueeze(-1), values_S + c.unsqueeze(-1)
@@ -114,16 +113,20 @@ def _power(
 
 
 def _ridge(
-    C_H: Float64[Tensor, "L k k"], C_S: Float64[Tensor, "L k k"], ridge: float | None
+    C_H: Float64[Tensor, "L k k"],
+    C_S: Float64[Tensor, "L k k"],
+    ridge: float | None,
+    rounding: Float64[Tensor, " L"],
 ) -> Float64[Tensor, " L"]:
-    """The ridge asked for, or RELATIVE_RIDGE of the mean variance in the subspace."""
+    """The requested ridge, or RELATIVE_RIDGE of the mean variance in the subspace."""
     trace_H, trace_S = (C.diagonal(dim1=-2, dim2=-1).sum(-1) for C in (C_H, C_S))
     if ridge is None:
-        # Two classes without any spread in the subspace need no rescaling: any ridge gives A = I.
+        # Two classes without spread in the subspace need no rescaling: a ridge above rounding gives A = I.
         mean_variance = (trace_H + trace_S) / (2 * C_H.shape[-1])
-        return torch.where(mean_variance > 0, RELATIVE_RIDGE * mean_variance, 1.0)
+        return torch.where(mean_variance > rounding, RELATIVE_RIDGE * mean_variance, 1.0)
     smallest = torch.linalg.eigvalsh(C_H)[..., 0]
-    if ridge == 0.0 and bool((smallest <= C_H.shape[-1] * torch.finfo(C_H.dtype).eps * trace_H).any()):
+    least = torch.maximum(centring_rounding(trace_H, C_H.shape[-1]), rounding)
+    if ridge == 0.0 and bool((smallest <= least).any()):
         raise FitError(
             f"the source covariance is singular in k = {C_H.shape[-1]} components: give ridge > 0, a smaller "
             "k or more prompts"
@@ -165,7 +168,7 @@ def _pusher(ridge: float | None, mean_shift: str) -> Callable[[Tensor, Tensor, T
 
     def push(train_H: Tensor, train_S: Tensor, held_out: Tensor, k: int) -> Tensor:
         pca = PooledPCA.of(train_H, train_S)
-        transport = subspace_transport(pca.Z, train_H.shape[1], pca.axes(k), ridge, mean_shift)
+        transport = subspace_transport(pca, train_H.shape[1], k, ridge, mean_shift)
         return transport.push(held_out - pca.mean.unsqueeze(1)) + pca.mean.unsqueeze(1)
 
     return push
@@ -173,7 +176,7 @@ def _pusher(ridge: float | None, mean_shift: str) -> Callable[[Tensor, Tensor, T
 
 def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str) -> list[AffineMap]:
     """One map a layer, all with k components."""
-    fitted = subspace_transport(pca.Z, n_H, pca.axes(k), ridge, mean_shift)
+    fitted = subspace_transport(pca, n_H, k, ridge, mean_shift)
     change = fitted.axes @ (fitted.A - torch.eye(k, dtype=fitted.A.dtype, device=fitted.A.device))
     centre = (fitted.source_mean + pca.mean).unsqueeze(1)
     bias = fitted.shift - ((centre @ change) @ fitted.axes.mT).squeeze(1)

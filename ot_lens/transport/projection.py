@@ -5,11 +5,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import checks_samples
+from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-
-EPS = torch.finfo(torch.float64).eps
 
 
 def unit_directions(
@@ -20,17 +18,15 @@ def unit_directions(
     Raises:
         FitError: the class means coincide up to rounding, so there is no direction.
     """
-    mean_H, mean_S = H.mean(1), S.mean(1)
-    difference = mean_H - mean_S
-    norm = difference.norm(dim=-1, keepdim=True)
-    rounding = 16 * EPS * torch.maximum(mean_H.norm(dim=-1), mean_S.norm(dim=-1)).unsqueeze(-1)
+    gap, rounding = mean_gap(H, S)
+    norm = gap.norm(dim=-1)
     if bool((norm <= rounding).any()):
-        index = int((norm <= rounding).squeeze(-1).nonzero()[0])
+        distance = float(norm[norm <= rounding][0])
         raise FitError(
-            f"the class means coincide (distance {float(norm[index]):.1e}): there is no direction to ablate; "
+            f"the class means coincide (distance {distance:.1e}): there is no direction to ablate; "
             "choose another layer or position"
         )
-    return difference / norm, mean_S
+    return -gap / norm.unsqueeze(-1), S.mean(1)
 
 
 def directional_ablation_batch(

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError, OtLensError
+from ot_lens.linalg import all_equal
 from ot_lens.samples import LayerBatch, LayerSamples, layer_batches
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import warn_if_poor
@@ -100,7 +100,7 @@ def _known(method: str) -> str:
 def _fit_batch(
     batched: Batched, batch: LayerBatch, method: str, parameters: dict[str, Any]
 ) -> list[AffineMap]:
-    still = _identical(batch.H, batch.S)
+    still = all_equal(batch.H, batch.S).tolist()
     moving = [index for index, one_point in enumerate(still) if not one_point]
     whole = len(moving) == len(still)
     H, S = (batch.H, batch.S) if whole else (batch.H[moving], batch.S[moving])
@@ -110,11 +110,6 @@ def _fit_batch(
         method=method, n_harmful=n_H, n_harmless=n_S, rank=0, notes=(NOTHING_TO_MOVE,)
     )
     return [identity if one_point else next(fitted) for one_point in still]
-
-
-def _identical(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[bool]:
-    first = H[:, :1]
-    return ((first == H).flatten(1).all(1) & (first == S).flatten(1).all(1)).tolist()
 
 
 def _with_layer_named(

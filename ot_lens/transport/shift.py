@@ -3,7 +3,7 @@
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.linalg import checks_samples
+from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
 
@@ -12,7 +12,7 @@ def mean_shift_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"
     """`fit_mean_shift` at every layer."""
     info = FitInfo(method="mean_shift", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
     none = H.new_zeros(H.shape[-1], 0)
-    return [AffineMap(none, none, bias, info=info) for bias in S.mean(1) - H.mean(1)]
+    return [AffineMap(none, none, bias, info=info) for bias in mean_gap(H, S)[0]]
 
 
 @checks_samples

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import check_samples, checks_samples
+from ot_lens.linalg import centring_rounding, check_samples, checks_samples
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
 from ot_lens.transport.projection import ablation_of
@@ -36,7 +36,11 @@ def subspace_ablation_batch(
     else:
         spans, k = H - mean_S.unsqueeze(1), DEFAULT_RANK if k is None else k
     _, s, Vh = torch.linalg.svd(spans, full_matrices=False)
-    ranks = (s > RELATIVE_RANK * s[:, :1]).sum(1).tolist()
+    magnitude = (
+        torch.cat([H, S], dim=1).norm(dim=-1).amax(1) if directions is None else torch.zeros_like(s[:, 0])
+    )
+    rounding = spans.shape[1] ** 0.5 * centring_rounding(magnitude, H.shape[1] + S.shape[1])
+    ranks = (s > torch.maximum(RELATIVE_RANK * s[:, 0], rounding).unsqueeze(1)).sum(1).tolist()
     return [
         _ablation(Vh[layer], ranks[layer], k, (H.shape[1], S.shape[1]), mean_S[layer] if keep_mean else None)
         for layer in range(len(H))

@@ -6,7 +6,7 @@ from functools import partial
 from ot_lens.geometry import diagnose, direction_cosines, spectra
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.resampled_moments import DrawnClasses
-from ot_lens.linalg import mapped, pooled
+from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import layer_batches
 from ot_lens.statistics.resampling import observed, relabellings
 from tests.benchmarks.measure import Row, seconds, within
@@ -22,7 +22,7 @@ def permutation_null() -> Iterator[Row]:
     def null() -> None:
         for batch in layer_batches(acts):
             for H, S in zip(batch.H, batch.S, strict=True):
-                Z = pooled(H, S)
+                Z = Pooled.of(H, S).Z
                 gram = Z @ Z.T
                 mapped(
                     lambda part, gram=gram: wasserstein(DrawnClasses.of(gram, part), fast=True),

@@ -43,7 +43,7 @@ def test_the_scores_are_an_isometry_of_the_samples():
 def test_a_pushed_sample_is_a_mapped_one(mean_shift):
     H, S = classes(9, 12, 20, seed=1)
     pca = PooledPCA.of(H[None], S[None])
-    pushed = subspace_transport(pca.Z, 9, pca.axes(3), 0.2, mean_shift).push(pca.Z)
+    pushed = subspace_transport(pca, 9, 3, 0.2, mean_shift).push(pca.Z)
     T = fit_pca_ot(H, S, k=3, ridge=0.2, mean_shift=mean_shift)
     assert_close(pushed[0] + pca.mean, T.map(torch.cat([H, S])))
 
@@ -67,9 +67,9 @@ def test_the_held_out_choice_tries_the_map_that_is_asked_for(monkeypatch):
 
     tried = []
 
-    def watched(Z, n_H, axes, ridge, mean_shift):
-        tried.append((n_H, axes.shape[-1], ridge, mean_shift))
-        return subspace_transport(Z, n_H, axes, ridge, mean_shift)
+    def watched(pca, *arguments):
+        tried.append(arguments)
+        return subspace_transport(pca, *arguments)
 
     monkeypatch.setattr(pca_ot, "subspace_transport", watched)
     H, S = classes(12, 16, 6, seed=41)

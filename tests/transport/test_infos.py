@@ -251,7 +251,7 @@ def test_negative_eigenvalues_are_counted_over_both_classes(monkeypatch):
     monkeypatch.setattr(pca_ot, "covariance", lambda X: torch.diag(torch.tensor([-1.0, 2.0])).double()[None])
     H, S = classes(9, 12, 20, seed=11)
     pca = PooledPCA.of(H[None], S[None])
-    assert subspace_transport(pca.Z, 9, pca.axes(2), 0.1, "full").clipped.tolist() == [2]
+    assert subspace_transport(pca, 9, 2, 0.1, "full").clipped.tolist() == [2]
     with pytest.warns(PoorFitWarning, match="2 eigenvalues came out negative"):
         assert fit_pca_ot(H, S, k=2, ridge=0.1).info.clipped_eigenvalues == 2
 
