@@ -11,12 +11,13 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Confi
 
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
-from ot_lens.paper_study.architecture import architecture, paper_models, published
-from ot_lens.paper_study.estimate import Counts, Hardware, estimate, judge_model
+from ot_lens.models.sizes import model_size, published, published_models
+from ot_lens.paper_study.estimate import Counts, Hardware, estimate
 from ot_lens.paper_study.preset import depth_band, paper_study
-from ot_lens.paper_study.resources import AtHand, is_local, obstacles
+from ot_lens.paper_study.resources import Available, is_local, obstacles
 from ot_lens.paper_study.table import CAPTION, PUBLISHED, paper_table, printable
 from ot_lens.study import parse_config, run_study
+from ot_lens.study.weights import judge_model
 from tests import checkpoints
 
 TOTALS = {
@@ -54,15 +55,15 @@ def test_parameters_are_those_that_transformers_builds(name):
         for n, m in model.named_modules()
         if isinstance(m, torch.nn.Linear) and n != "lm_head"
     )
-    found = architecture(name)
+    found = model_size(name)
     assert found.n_parameters == sum(p.numel() for p in model.parameters()) == TOTALS[name]
     assert found.n_outside == found.n_parameters - linear
     assert (found.n_layers, found.d_head) == (shape["n_layers"], shape["d_model"] // shape["n_heads"])
 
 
 def test_the_six_models_are_the_paper_s_and_judges_have_a_size():
-    assert paper_models() == list(TOTALS)
-    assert architecture("cais/HarmBench-Llama-2-13b-cls").n_parameters == TOTALS[LLAMA_13B]
+    assert published_models() == list(TOTALS)
+    assert model_size("cais/HarmBench-Llama-2-13b-cls").n_parameters == TOTALS[LLAMA_13B]
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +74,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_other_model_is_counted_from_its_configuration(tiny):
     for name in (str(tiny), "organism:single"):
         model = otl.load_model(name)
-        found = architecture(name)
+        found = model_size(name)
         assert found.n_parameters == sum(p.numel() for p in model.hf_model.parameters())
         assert (found.n_layers, found.d_model) == (model.cfg.n_layers, model.cfg.d_model)
         assert found.dtype == str(model.cfg.dtype).removeprefix("torch.")
     with pytest.raises(ModelError, match="organism:large"):
-        architecture("organism:large")
+        model_size("organism:large")
     with pytest.raises(ModelError, match="cannot read the configuration of 'nobody/nothing'"):
-        architecture("nobody/nothing")
+        model_size("nobody/nothing")
 
 
 # ------------------------------------------------------------------------------------------- the study
@@ -163,7 +164,7 @@ def test_quantisation_swapping_and_leaving_the_judge_out_need_less():
     name = "Qwen/Qwen2.5-32B-Instruct"
     whole = estimate(paper_study(name))
     int8, nf4 = (estimate(paper_study(name, quantization=q)) for q in ("int8", "nf4"))
-    outside = architecture(name).n_outside
+    outside = model_size(name).n_outside
     assert int8.weights == TOTALS[name] + outside
     assert 0.25 * whole.weights < nf4.weights < 0.55 * int8.weights + outside
     assert estimate(paper_study(name, judge=None)).memory == whole.memory - whole.judge
@@ -175,16 +176,16 @@ def test_quantisation_swapping_and_leaving_the_judge_out_need_less():
 def test_a_study_that_does_not_fit_says_so(tiny):
     config = paper_study("Qwen/Qwen2.5-7B-Instruct")
     found = estimate(config)
-    reasons = obstacles(found, AtHand(10**10, "cuda:0", 10**12), config)
+    reasons = obstacles(found, Available(10**10, "cuda:0", 10**12), config)
     assert "42.1 GB of memory are needed and cuda:0 has 10.0 GB free" in reasons[0]
-    assert "--quantization nf4" in reasons[0]
-    assert "--device-map auto" in reasons[0]
+    assert "quantization=nf4" in reasons[0]
+    assert "device_map=auto" in reasons[0]
     assert [r for r in reasons if "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB" in r]
     assert [r for r in reasons if "cais/HarmBench-Llama-2-13b-cls is not on this machine: about 26.0 GB" in r]
-    assert obstacles(found, AtHand(10**11, "cuda:0", 10**12), config)[0].startswith("Qwen/")
-    assert "of disk are needed" in obstacles(found, AtHand(10**11, "cuda:0", 10), config)[0]
+    assert obstacles(found, Available(10**11, "cuda:0", 10**12), config)[0].startswith("Qwen/")
+    assert "of disk are needed" in obstacles(found, Available(10**11, "cuda:0", 10), config)[0]
     small = paper_study(str(tiny), judge=None)
-    assert obstacles(estimate(small), AtHand(10**9, "main memory", 10**9), small) == []
+    assert obstacles(estimate(small), Available(10**9, "main memory", 10**9), small) == []
     assert is_local(str(tiny))
     assert is_local("organism:multi")
     assert not is_local("nobody/nothing")

@@ -101,7 +101,7 @@ def test_an_interrupted_and_then_killed_run_resumes_to_the_same_tables(
     assert took < 2
     assert "Traceback" not in printed
     last = printed.strip().splitlines()[-1]
-    assert f"interrupted: all that was measured is kept in {run}" in last
+    assert f"interrupted: all measurements so far are in {run}" in last
     assert f"ot-lens run {config_file} --out {run} --resume" in last
     kept = parts(run)
     assert kept > 2

@@ -1,6 +1,5 @@
-"""The commands, and the end of every mistake: one line and exit code 2."""
+"""The commands; every mistake of the user ends in one line and exit code 2."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,16 @@ import typer
 from ot_lens.cli import organism, paper
 from ot_lens.cli.configuration import write_configuration
 from ot_lens.cli.console import complain, err, quiet_libraries, say
-from ot_lens.cli.study import Address, Executor, Resume, study_into
+from ot_lens.cli.overrides import Settings, parse_settings
+from ot_lens.cli.study import (
+    Address,
+    AllowCode,
+    Executor,
+    Resume,
+    TrustRemoteCode,
+    prepare_process,
+    study_into,
+)
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
 
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Where does refusal live in a chat model, and what does optimal transport show of it?",
+    help="Where does refusal live in a chat model, and what does optimal transport reveal about it?",
 )
 app.add_typer(organism.app, name="organism")
 app.add_typer(paper.app, name="study")
@@ -35,9 +43,9 @@ def main() -> None:
         complain(" ".join(str(error).split()))
         sys.exit(2)
     except OSError as error:
-        # A full disk or a file without permission, met by a library on our behalf.
-        place = error.filename or "the file system"
-        complain(f"{place}: {error.strerror or error}: check the disk and the folder.")
+        # A full disk or missing permission, met by a library.
+        path = error.filename or "the file system"
+        complain(f"{path}: {error.strerror or error}: check the disk and the folder.")
         sys.exit(2)
 
 
@@ -47,7 +55,7 @@ def demo(
     variant: Annotated[str, typer.Option(help="Embedded model: single, multi or shared.")] = "multi",
     resume: Resume = False,
 ) -> None:
-    """The whole way on the embedded model: sweep, geometry, figures, report."""
+    """Run the complete study on the embedded model: sweep, geometry, figures, report."""
 
     def configure() -> "StudyConfig":
         from ot_lens.study import StudyConfig
@@ -64,22 +72,28 @@ def run(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/CONFIG_NAME.")
     ] = None,
+    settings: Settings = None,
     executor: Executor = "local",
     address: Address = None,
     resume: Resume = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the configuration run the model's own code.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a study from its configuration into a run folder."""
+    overrides = parse_settings(settings)
 
     def configure() -> "StudyConfig":
         from ot_lens.study import read_config
 
-        return read_config(config, trust_remote_code=trust_remote_code)
+        return read_config(config, overrides=overrides, trust_remote_code=trust_remote_code)
 
     study_into(
-        configure, folder or Path("runs") / config.stem, resume=resume, executor=executor, address=address
+        configure,
+        folder or Path("runs") / config.stem,
+        resume=resume,
+        executor=executor,
+        address=address,
+        allow_code=allow_code,
     )
 
 
@@ -94,14 +108,14 @@ def init(
 @app.command()
 def figures(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    destination: Annotated[Path | None, typer.Option("--out", help="Where to; default RUN/figures.")] = None,
+    destination: Annotated[Path | None, typer.Option("--out", help="Folder; default RUN/figures.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Comma-separated: png, pdf, svg.")] = "png,pdf",
     style: Annotated[str, typer.Option(help="Column widths: icml, neurips or wide.")] = "icml",
     against: Annotated[
-        Path | None, typer.Option(help="Another run, whose refusal directions are compared first.")
+        Path | None, typer.Option(help="Another run; its refusal directions are compared first.")
     ] = None,
 ) -> None:
-    """Draw a run's figures again, from its tables alone."""
+    """Draw a run's figures again from its tables."""
     from ot_lens.study import compare_runs, draw_figures
 
     if against is not None:
@@ -116,21 +130,21 @@ def figures(
 @app.command()
 def explore(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    compare: Annotated[Path | None, typer.Option(help="A second run, shown beside it.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="A second run, shown side by side.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own opens the page to others.")
+        str, typer.Option(help="Address to listen on; any but this machine's own exposes the page to others.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8050,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = True,
     model: Annotated[
-        str | None, typer.Option(help="Model of the live panel; the embedded one needs no naming.")
+        str | None, typer.Option(help="Model of the live panel; the embedded one is found without.")
     ] = None,
 ) -> None:
     """Explore a run in the browser: layers, edits, the principal plane, a live model."""
     with err.status("loading"):
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        prepare_process()
         from ot_lens.explorer import explore as serve
 
         quiet_libraries()

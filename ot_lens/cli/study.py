@@ -1,9 +1,10 @@
-"""Running a study from the command line: progress, what an interruption leaves, what is printed then."""
+"""Running a study from the command line: progress, interruptions, and the results that are printed."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,56 +17,59 @@ if TYPE_CHECKING:
     from ot_lens.study import StudyConfig
 
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with a stopped run; a finished one is shown again.")
+    bool, typer.Option("--resume", help="Continue a stopped run; a finished one is only shown again.")
 ]
 Executor = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
 Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster, ray://HOST:10001 or auto; default: one of this machine.")
+    str | None,
+    typer.Option(help="Of a Ray cluster, ray://HOST:10001 or auto; default: a cluster of this machine."),
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import the modules that the configuration names.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
 
 
-def study_into(
-    configure: "Callable[[], StudyConfig]",
-    folder: Path,
-    *,
-    resume: bool,
-    executor: str = "local",
-    address: str | None = None,
-) -> None:
-    """Run a study and print what it found; an interruption ends in one line and exit code 130 or 143.
+def study_into(configure: "Callable[[], StudyConfig]", folder: Path, **options: Any) -> None:
+    """Run a study and print its findings; an interruption ends in one line and exit code 130 or 143.
 
     Args:
-        configure: Reads the study, once an interruption is provided for.
-        folder: Its run folder.
-        resume: Go on with a stopped run.
-        executor: Where the model is run.
-        address: Of a Ray cluster.
+        configure: Makes the configuration, after interruptions are provided for.
+        folder: The run folder.
+        options: Of `run_study`.
 
     Raises:
-        OtLensError: If the study cannot be carried out; of a full disk it says how to go on.
+        OtLensError: If the study cannot be carried out; on a full disk the message says how to continue.
     """
     with interruptible(lambda: _interrupted(folder)):
         with err.status("loading"):
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            prepare_process(allow_code=options.get("allow_code", False))
             config = configure()
             from ot_lens.study import run_study
 
             quiet_libraries()
         try:
             with progress() as stage:
-                result = run_study(
-                    config, folder, resume=resume, stage=stage, executor=executor, address=address
-                )
+                result = run_study(config, folder, stage=stage, **options)
         except CannotWriteError as error:
-            raise CannotWriteError(f"{error} {_kept(folder)}") from error
+            raise CannotWriteError(f"{error} {_stored(folder)}") from error
         print_result(result)
+
+
+def prepare_process(*, allow_code: bool = False) -> None:
+    """Silence the tokenizers; with `allow_code`, modules in the current folder can be imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if allow_code:
+        sys.path.append(str(Path.cwd()))
 
 
 def _interrupted(folder: Path) -> str:
     if not (folder / "manifest.json").is_file():
         return "interrupted before anything was measured: nothing was written."
-    return f"interrupted: {_kept(folder)}"
+    return f"interrupted: {_stored(folder)}"
 
 
-def _kept(folder: Path) -> str:
-    return f"all that was measured is kept in {folder}; go on with: {same_command()}"
+def _stored(folder: Path) -> str:
+    return f"all measurements so far are in {folder}; continue with: {same_command()}"

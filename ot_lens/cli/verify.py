@@ -1,12 +1,12 @@
-"""`ot-lens verify`: a run checked against itself, one line a check."""
+"""`ot-lens verify`: check a run against itself, one line per check."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ot_lens.cli.console import err, out, progress, quiet_libraries, say
+from ot_lens.cli.study import AllowCode, TrustRemoteCode, prepare_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,24 +15,23 @@ DIFFERENT = 1
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; it is only read.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; it is not modified.")],
     sample: Annotated[
-        int, typer.Option(min=1, help="Rows of each table that are computed again with all their draws.")
+        int, typer.Option(min=1, help="Rows of each table to recompute with all their resamples.")
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the rows.")] = 0,
     *,
-    full: Annotated[bool, typer.Option("--full", help="Every row, and every figure.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Check every row and every figure.")] = False,
     model: Annotated[
-        bool, typer.Option("--model/--no-model", help="Whether the model is asked again.")
+        bool, typer.Option("--model/--no-model", help="Whether to measure with the model again.")
     ] = True,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_code: AllowCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Compute a sample of a run again and compare: exit code 0 if all holds, 1 if not."""
+    """Recompute a sample of a run and compare: exit code 0 if everything agrees, 1 if not."""
     with err.status("loading"):
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        prepare_process(allow_code=allow_code)
         from ot_lens.study.verify import holds, verify_run
 
         quiet_libraries()
@@ -44,6 +43,7 @@ def verify(
             full=full,
             model=model,
             trust_remote_code=trust_remote_code,
+            allow_code=allow_code,
             stage=stage,
         )
     if as_json:
@@ -63,7 +63,7 @@ def _print(found: "pd.DataFrame") -> None:
 
     colours = {"ok": "green", "differs": "red", "missing": "red", "not checked": "yellow"}
     table = Table(box=SIMPLE_HEAD, padding=0)
-    # Narrow enough for a terminal of 80 columns, and nothing is cut short.
+    # Narrow enough for a terminal of 80 columns, with nothing truncated.
     for column in ("item", "check", "n", "off by", "at most", "verdict"):
         right = column in ("n", "off by", "at most")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
@@ -81,10 +81,10 @@ def _print(found: "pd.DataFrame") -> None:
     for row in found[found["note"] != ""].to_dict("records"):
         say(f"{row['item']}: {row['verdict']}: {row['note']}")
     counts = found["verdict"].value_counts()
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    say(f"{'all that was checked holds' if holds(found) else 'the run does not hold'} ({said})")
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    say(f"{'everything checked agrees' if holds(found) else 'the run differs'} ({summary})")
 
 
 def _number(value: float) -> str:
-    """A number, nothing where there is none."""
+    """A number, or an empty cell."""
     return "" if value != value else f"{value:.1g}"  # noqa: PLR0124  only NaN differs from itself

@@ -114,7 +114,7 @@ class OpenRun:
 
     def _methods(self) -> list[Method]:
         try:
-            return as_methods(self.config.methods) if self.config is not None else []
+            return as_methods(self.config.method_entries) if self.config is not None else []
         except FitError:
             return []
 

@@ -1,4 +1,4 @@
-"""What this machine has of memory and disk, and what would have to be downloaded, against an estimate."""
+"""Compare an estimate with this machine's memory and disk, and list the models it would have to download."""
 
 import shutil
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from pydantic import BaseModel, ValidationError
 
 from ot_lens.errors import ModelError
 from ot_lens.io.files import read_json
-from ot_lens.paper_study.architecture import architecture
-from ot_lens.paper_study.estimate import GB, Estimate, judge_model
+from ot_lens.models.sizes import model_size
+from ot_lens.paper_study.estimate import GB, Estimate
 from ot_lens.study.config import StudyConfig
+from ot_lens.study.weights import judge_model
 
 
 @dataclass(frozen=True)
-class AtHand:
-    """Free memory where a study would run.
+class Available:
+    """Free memory and disk where a study would run.
 
     Attributes:
         memory: Bytes.
-        where: Of what, in words.
+        where: The device or devices that have this memory.
         disk: Free bytes where the run folder goes.
     """
 
@@ -29,7 +30,7 @@ class AtHand:
     disk: int
 
 
-def at_hand(config: StudyConfig, out: Path) -> AtHand:
+def available(config: StudyConfig, out: Path) -> Available:
     """Free memory of the device that a configuration names, and free disk under the run folder."""
     import psutil
     import torch
@@ -37,33 +38,33 @@ def at_hand(config: StudyConfig, out: Path) -> AtHand:
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     disk = shutil.disk_usage(existing).free
     main = int(psutil.virtual_memory().available)
-    wanted = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not wanted.startswith("cuda") or not torch.cuda.is_available():
-        return AtHand(main, "main memory", disk)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return Available(main, "main memory", disk)
     count = torch.cuda.device_count()
     if config.device_map is not None:
         free = sum(torch.cuda.mem_get_info(i)[0] for i in range(count))
-        return AtHand(free + main, f"{count} GPUs and main memory together", disk)
-    return AtHand(torch.cuda.mem_get_info(torch.device(wanted))[0], wanted, disk)
+        return Available(free + main, f"{count} GPUs and main memory together", disk)
+    return Available(torch.cuda.mem_get_info(torch.device(device))[0], device, disk)
 
 
 def missing_models(config: StudyConfig) -> dict[str, float]:
-    """Models that would have to be downloaded, with the bytes of their 16-bit weights, roughly."""
+    """Models that would have to be downloaded, with the approximate bytes of their 16-bit weights."""
     names = [config.model, *([judge_model(config.judge)] if config.judge is not None else [])]
     return {
-        name: 2.0 * architecture(name).n_parameters for name in names if not is_local(name, config.revision)
+        name: 2.0 * model_size(name).n_parameters for name in names if not is_local(name, config.revision)
     }
 
 
 def is_local(name: str, revision: str | None = None) -> bool:
-    """Whether a model's weights are on this machine: an embedded one, a folder, or in the hub's cache."""
+    """Whether a model's weights are on this machine: embedded, in a folder, or in the hub's cache."""
     if name.partition(":")[0] == "organism" or isdir(name):
         return True
     from huggingface_hub import try_to_load_from_cache
 
     def cached(file: str) -> Path | None:
-        found = try_to_load_from_cache(name, file, revision=revision)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return Path(path) if isinstance(path, str) else None
 
     if cached("model.safetensors") is not None:
         return True
@@ -74,7 +75,7 @@ def is_local(name: str, revision: str | None = None) -> bool:
         shards = _Weights.model_validate(read_json(index)).weight_map.values()
     except ValidationError as error:
         raise ModelError(
-            f"{index} names no weights: remove it from the cache, so that it is fetched again."
+            f"{index} names no weights: remove it from the cache so that it is downloaded again."
         ) from error
     return all(cached(shard) is not None for shard in set(shards))
 
@@ -83,18 +84,18 @@ class _Weights(BaseModel):
     weight_map: dict[str, str]
 
 
-def obstacles(found: Estimate, here: AtHand, config: StudyConfig) -> list[str]:
-    """Why a study should not start unasked, each with its remedy; empty when nothing stands against it."""
+def obstacles(needed: Estimate, free: Available, config: StudyConfig) -> list[str]:
+    """Reasons not to start a study without asking, each with its remedy."""
     reasons = []
-    if found.memory > here.memory:
+    if needed.memory > free.memory:
         reasons.append(
-            f"about {found.memory / GB:.1f} GB of memory are needed and {here.where} has "
-            f"{here.memory / GB:.1f} GB free: {_remedies(config)}"
+            f"about {needed.memory / GB:.1f} GB of memory are needed and {free.where} has "
+            f"{free.memory / GB:.1f} GB free: {_remedies(config)}"
         )
-    if found.disk > here.disk:
+    if needed.disk > free.disk:
         reasons.append(
-            f"about {found.disk / GB:.1f} GB of disk are needed and {here.disk / GB:.1f} GB are free: choose "
-            "another --out"
+            f"about {needed.disk / GB:.1f} GB of disk are needed and {free.disk / GB:.1f} GB are free: "
+            "choose another --out"
         )
     for name, size in missing_models(config).items():
         reasons.append(f"{name} is not on this machine: about {size / GB:.1f} GB would be downloaded")
@@ -104,9 +105,9 @@ def obstacles(found: Estimate, here: AtHand, config: StudyConfig) -> list[str]:
 def _remedies(config: StudyConfig) -> str:
     remedies = []
     if config.quantization is None:
-        remedies.append("--quantization nf4 or int8")
+        remedies.append("--set quantization=nf4 or int8")
     if config.device_map is None:
-        remedies.append("--device-map auto")
+        remedies.append("--set device_map=auto")
     if config.judge is not None:
-        remedies.append("--judge none, a smaller judge or --judge-memory swap")
-    return ", ".join([*remedies, "a smaller --batch-size"])
+        remedies.append("--set judge=null, a smaller judge or --set judge_memory=swap")
+    return ", ".join([*remedies, "a smaller batch_size"])

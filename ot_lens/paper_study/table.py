@@ -1,121 +1,107 @@
-"""A run beside the numbers of arXiv 2603.04355: empty where either is unknown."""
+"""A run next to the numbers of arXiv 2603.04355: cells are empty where a number is unknown."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.io.files import write_text
-from ot_lens.paper_study.architecture import paper_models
+from ot_lens.models.sizes import published_models
+from ot_lens.study.added_tables import AddedTable, register_table
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.summary import method_label
 from ot_lens.tables import LISTED, SEARCHED, UNEDITED, real_edits, select
 
-# (attack success rate in per cent, perplexity); the one row of its tables that is known here.
+# (attack success rate in per cent, perplexity); the one row of the paper's tables that is known here.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, float]] = {
     ("meta-llama/Llama-2-13b-chat-hf", "rfa"): (46.49, 8.04),
     ("meta-llama/Llama-2-13b-chat-hf", "linear_act"): (78.51, 11.16),
     ("meta-llama/Llama-2-13b-chat-hf", "pca_ot"): (79.25, 8.41),
 }
 METHODS = ("rfa", "linear_act", "pca_ot")
-COLUMNS = (
-    "model", "method", "k", "layers", "paper_asr", "paper_perplexity", "asr", "asr_low", "asr_high", "n",
-    "unanswered", "judge", "perplexity", "perplexity_low", "perplexity_high", "perplexity_n", "perplexity_of",
-)  # fmt: skip
-_TEXTS = ("model", "method", "layers", "judge", "perplexity_of")
-TYPES = (
-    dict.fromkeys(_TEXTS, "string")
-    | {"k": "Int64", "n": "Int64", "unanswered": "Int64", "perplexity_n": "Int64"}
-    | dict.fromkeys(
-        [
-            c
-            for c in COLUMNS
-            if c.startswith(("paper_", "asr", "perplexity")) and not c.endswith(("_n", "_of"))
-        ],
-        "float64",
-    )
-)
+TYPES = {
+    "model": "string", "method": "string", "k": "Int64", "layers": "string", "paper_asr": "float64",
+    "paper_perplexity": "float64", "asr": "float64", "asr_low": "float64", "asr_high": "float64",
+    "n": "Int64", "unanswered": "Int64", "judge": "string", "perplexity": "float64",
+    "perplexity_low": "float64", "perplexity_high": "float64", "perplexity_n": "Int64",
+    "perplexity_of": "string",
+}  # fmt: skip
 CAPTION = (
     "Attack success rate in per cent with its 95 % Wilson interval, and perplexity with its bootstrap "
-    "interval, beside those of arXiv 2603.04355 as far as they are known here. A published number stands in "
-    "every row of its method: of which k and of how many layers it is, is not known here."
+    "interval, next to those of arXiv 2603.04355 where they are known here. A published number is repeated "
+    "in every row of its method: which k and how many layers it belongs to is not known here."
 )
 
 
 def paper_table(localization: pd.DataFrame, model: str, phrases: str) -> pd.DataFrame:
-    """This run's chosen sets of layers beside the paper's numbers, and a place for each of its models.
+    """This run's chosen sets of layers next to the paper's numbers, and empty rows for its other models.
 
     Args:
         localization: A sweep with searched or listed sets of layers.
         model: Name of the swept model.
-        phrases: Name of the phrase list, which judges where no judge did.
+        phrases: Name of the phrase list, which decides where no judge did.
 
     Returns:
-        A row a model, method and set of layers. Rates in per cent; `n` prompts; `perplexity_of` "text" or
-        "harmless answers"; `perplexity_n` windows of the text or prompts. Where nothing is known, nothing.
+        One row per model, method and set of layers. Rates in per cent; `n` prompts; `perplexity_of` "text" or
+        "harmless answers"; `perplexity_n` windows of the text or prompts. Unknown cells are missing.
     """
-    rows = [{"model": model, **row} for row in _measured(localization, phrases)]
-    swept = {row["method"] for row in rows}
-    for name in [model, *(other for other in paper_models() if other != model)]:
-        rows += [
-            {"model": name, "method": m}
-            for m in METHODS
-            if name in paper_models() and (name != model or m not in swept)
-        ]
+    rows = [{"model": model, **row} for row in _chosen_edits(localization, phrases)]
+    swept, paper = {row["method"] for row in rows}, published_models()
+    rows += [
+        {"model": name, "method": method}
+        for name in sorted(paper, key=lambda name: name != model)
+        for method in METHODS
+        if name != model or method not in swept
+    ]
     for row in rows:
         row["paper_asr"], row["paper_perplexity"] = PUBLISHED.get((row["model"], row["method"]), (None, None))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
+    return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
 
 
-def _measured(localization: pd.DataFrame, phrases: str) -> Iterator[dict[str, Any]]:
+def _chosen_edits(localization: pd.DataFrame, phrases: str) -> Iterator[dict[str, Any]]:
     chosen = select(real_edits(localization), set=(UNEDITED, LISTED, SEARCHED))
     keys = ["set", "layers", "method", "k", "strength"]
     for (_, layers, method, k, _), rows in chosen.groupby(keys, sort=False, dropna=False):
-        by_key = {(row["measure"], row["prompts"]): row for row in rows.to_dict("records")}
+        by_measure = {(row["measure"], row["prompts"]): row for row in rows.to_dict("records")}
         yield {
             "method": method,
             "k": k,
             "layers": layers,
-            **_success(by_key, phrases),
-            **_perplexity(by_key),
+            **_success(by_measure, phrases),
+            **_perplexity(by_measure),
         }
 
 
-def _success(by_key: Mapping[tuple[str, str], Any], phrases: str) -> dict[str, Any]:
-    judged = by_key.get(("judged_success_rate", "harmful"))
-    row = judged or by_key.get(("attack_success_rate", "harmful"))
+def _success(by_measure: Mapping[tuple[str, str], Any], phrases: str) -> dict[str, Any]:
+    judged = by_measure.get(("judged_success_rate", "harmful"))
+    row = judged or by_measure.get(("attack_success_rate", "harmful"))
     if row is None:
         return {}
     # The judge's note is "judge NAME, version V; U of N unanswered".
     name, _, unanswered = (
         str(row["note"]).removeprefix("judge ").partition("; ") if judged else (phrases, "", "")
     )
-    return {
-        "asr": 100 * row["value"],
-        "asr_low": 100 * row["low"],
-        "asr_high": 100 * row["high"],
-        "n": row["n"],
-        "unanswered": int(unanswered.split()[0]) if unanswered else 0,
-        "judge": name,
-    }
+    rates = {column: 100 * row[key] for column, key in _interval_columns("asr")}
+    unanswered_count = int(unanswered.split()[0]) if unanswered else 0
+    return {**rates, "n": row["n"], "unanswered": unanswered_count, "judge": name}
 
 
-def _perplexity(by_key: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+def _perplexity(by_measure: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
     for prompts, name in (("text", "text"), ("harmless", "harmless answers")):
-        row = by_key.get(("perplexity", prompts))
+        row = by_measure.get(("perplexity", prompts))
         if row is not None:
-            return {
-                "perplexity": row["value"],
-                "perplexity_low": row["low"],
-                "perplexity_high": row["high"],
-                "perplexity_n": row["n"],
-                "perplexity_of": name,
-            }
+            values = {column: row[key] for column, key in _interval_columns("perplexity")}
+            return {**values, "perplexity_n": row["n"], "perplexity_of": name}
     return {}
 
 
+def _interval_columns(name: str) -> tuple[tuple[str, str], ...]:
+    return (name, "value"), (f"{name}_low", "low"), (f"{name}_high", "high")
+
+
 def printable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table for people: names, numbers with their intervals, nothing where nothing is known."""
+    """The table for people: names, numbers with their intervals, empty cells where nothing is known."""
     return pd.DataFrame(
         {
             "model": table["model"],
@@ -150,14 +136,18 @@ def _with_interval(table: pd.DataFrame, name: str, digits: int) -> list[str]:
     ]
 
 
-def write_paper_table(folder: RunFolder, phrases: str) -> pd.DataFrame:
-    """Write tables/paper.parquet, and for people paper.tex and paper.md."""
-    model = folder.manifest["model"]["name"]
-    table = paper_table(folder.read_table("localization"), model, phrases)
-    folder.write_table("paper", table)
-    shown = printable(table)
-    place = folder.path / "tables"
-    write_text(place / "paper.tex", shown.to_latex(index=False, escape=True, caption=CAPTION))
-    text = shown.to_markdown(index=False, disable_numparse=True)
-    write_text(place / "paper.md", f"{text}\n\n{CAPTION}\n")
-    return table
+def _make(folder: RunFolder) -> pd.DataFrame:
+    manifest = folder.manifest
+    phrases = manifest["measuring"]["phrases"]["name"]
+    return paper_table(folder.read_table("localization"), manifest["model"]["name"], phrases)
+
+
+def _export(table: pd.DataFrame, folder: Path) -> None:
+    """Write paper.tex and paper.md."""
+    rows = printable(table)
+    write_text(folder / "paper.tex", rows.to_latex(index=False, escape=True, caption=CAPTION))
+    markdown = rows.to_markdown(index=False, disable_numparse=True)
+    write_text(folder / "paper.md", f"{markdown}\n\n{CAPTION}\n")
+
+
+register_table("paper_table", AddedTable("paper", _make, _export))

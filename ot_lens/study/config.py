@@ -1,6 +1,7 @@
-"""The configuration of a study: one YAML file, every field documented, a misspelt key refused."""
+"""The configuration of a study: one YAML file, every field documented, misspelled keys rejected."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import ConfigError
-from ot_lens.io.untrusted import MAX_YAML, parse_yaml, quoted, read_bounded
+from ot_lens.io.untrusted import MAX_YAML, first_fault, parse_yaml, quoted, read_text
 
 DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     "directional_ablation",
@@ -22,36 +23,38 @@ DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     {"name": "pca_ot", "k": 4},
     {"name": "pca_ot", "k": 8},
 )
-# A method's parameters name the folder of its maps: words and numbers without a path, of a name's length.
+# A method's parameters name the folder of its maps: short words and numbers, no path.
 PLAIN = re.compile(r"[\w.+-]*", re.ASCII)
-MOST_PARAMETERS = 120
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
+MAX_LENGTH = 120
 
 
 class StudyConfig(BaseModel):
-    """What a run does. Every field has a default that works on the embedded model."""
+    """What a run does. The defaults are a complete study of the embedded model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(
         "organism",
-        description="Hub name, local folder, or organism[:single|multi|shared], the embedded models.",
+        description="Hub name, local folder, or an embedded model: organism[:single|multi|shared].",
     )
     revision: str | None = Field(None, description="Revision of a hub model.")
     dtype: str | None = Field(None, description="float32, bfloat16, float16; default: the checkpoint's own.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1 ...; default: cuda when there is one.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1 ...; default: cuda if available.")
     device_map: str | dict[str, int | str] | None = Field(
-        None, description="auto spreads the layers over all devices; not together with device."
+        None, description="auto spreads the layers over all devices; cannot be combined with device."
     )
     quantization: str | None = Field(
-        None, description="int8 or nf4: weights of linear layers in 8 or 4 bits (ot-lens[quantization])."
+        None,
+        description="int8 or nf4: 8- or 4-bit weights of linear layers (ot-lens[quantization]).",
     )
     system_prompt: str | None = Field(
         None,
-        description="System message before every prompt; default: the chat template's own way.",
+        description="System message before every prompt; default: the chat template's.",
     )
     trust_remote_code: bool = Field(
         False,
-        description="Run code that comes with the model; 'ot-lens run' wants --trust-remote-code as well.",
+        description="Run code that comes with the model; also requires --trust-remote-code.",
     )
     prompts: str | dict[str, Any] = Field(
         "organism",
@@ -59,68 +62,77 @@ class StudyConfig(BaseModel):
         "{harmful: SOURCE, harmless: SOURCE}; see load_prompts.",
     )
     prompts_root: str | None = Field(
-        None, description="Folder where public prompt sets are read instead of from the network."
+        None, description="Folder to read the public prompt sets from, instead of the network."
     )
     sample: list[int] | dict[str, list[int]] | None = Field(
-        None, description="Prompts drawn a class: [train, val] or [train, val, test]; default: all."
+        None, description="Prompts drawn per class: [train, val] or [train, val, test]; default: all."
     )
     filter: str = Field(
         "off",
-        description="off; or keep harmful prompts that the unedited model refuses and harmless ones it does "
-        "not, by refusal_score (the next token) or by answers (phrases).",
+        description="off; or keep the harmful prompts that the unedited model refuses and the harmless ones "
+        "it does not, judged by refusal_score (the next token) or by answers (phrases).",
     )
     layers: list[int] | str = Field("all", description="'all' or a list of layer numbers.")
-    hook: str = Field("resid_pre", description="Hook point where maps are fitted and applied.")
+    hook: str = Field("resid_pre", description="Hook point at which maps are fitted and applied.")
     position: int = Field(
-        -1, lt=0, description="Token position of the fit; -1 or 'last' is the prompt's last token."
+        -1,
+        lt=0,
+        description="Token position of the fit; -1 or 'last' is the prompt's last token.",
     )
     activation_dtype: str | None = Field(
-        None, description="Of the stored activations: float32, bfloat16, float16; default: the model's own."
+        None, description="Dtype of stored activations: float32, bfloat16, float16; default: the model's."
     )
     tokens: str = Field("all", description="Token scope of the edits: all, prompt, last or generated.")
     methods: list[str | dict[str, Any]] = Field(
         list(DEFAULT_METHODS),
         min_length=1,
         description="Names, or {name: pca_ot, k: 2}. rfa is directional ablation at every block's input, "
-        "attention output and MLP output.",
+        "attention output and MLP output. {name: my_method, module: my_package.my_maps} is your own; it also "
+        "requires --allow-code.",
+    )
+    extensions: list[str] = Field(
+        [],
+        description="Modules that register your own methods, diagnostics, judges or figures when imported; "
+        "also requires --allow-code.",
     )
     sets: list[str] = Field(
         ["single", "all"],
         min_length=1,
-        description="single: each layer alone; pair: every two, at the next token only; all: together.",
+        description="single: each layer alone; pair: every two, next token only; all: all together.",
     )
     layer_sets: list[list[int]] = Field(
-        [], description="Further sets of layers by name, such as [[12], [12, 16]], measured with answers."
+        [], description="Further sets of layers, such as [[12], [12, 16]]; answers are generated for them."
     )
     answers: str = Field(
-        "all", description="Generate answers under all edits, or under chosen ones: searched or listed sets."
+        "all",
+        description="Generate answers under all edits, or under chosen ones: searched and listed sets.",
     )
     fitting: list[str] = Field(
         ["independent"],
         min_length=1,
-        description="For layers edited together: independent, sequential (each fitted under those below).",
+        description="For layers edited together: independent, sequential (fitted with those below active).",
     )
     engine: str = Field(
-        "auto", description="single_pass, hooks, or auto: the single pass wherever it serves the model."
+        "auto", description="single_pass, hooks, or auto: the single pass wherever it supports the model."
     )
     controls: list[str] = Field(
         ["random_subspace", "permuted_labels"],
-        description="Controls of every method and layer, read at the next token; [] for none.",
+        description="Controls of every method and layer, measured at the next token; [] for none.",
     )
     control_draws: int = Field(5, ge=2, description="Random draws of each control.")
     sufficiency: bool = Field(
-        True, description="Also transport harmless activations onto harmful ones: it must induce refusal."
+        True, description="Also move harmless activations onto harmful ones, which should induce refusal."
     )
     search_size: int = Field(
         2,
         ge=0,
         le=4,
-        description="Most layers of the set searched for on validation prompts; 0: no search.",
+        description="Largest set of layers to search for on the validation prompts; 0: no search.",
     )
     search: str = Field("beam", description="beam or greedy.")
     search_each_size: bool = Field(
         False,
-        description="Report the best set of each size up to search_size, not the best of all; rfa likewise.",
+        description="Report the best set of each size up to search_size instead of the best overall.",
     )
     measures: list[str] = Field(
         ["refusal_rate", "exact_answer_rate", "refusal_score", "kl", "perplexity"],
@@ -128,7 +140,7 @@ class StudyConfig(BaseModel):
         description="What is measured on the test prompts.",
     )
     strength: list[float] = Field(
-        [1.0], min_length=1, description="Shares of the way from x to T(x), each in [0, 1]."
+        [1.0], min_length=1, description="Fractions of the way from x to T(x), each in [0, 1]."
     )
     phrases: list[str] | str | None = Field(
         None, description="Refusal phrases; default: the model's own, else 'arditi'."
@@ -145,26 +157,28 @@ class StudyConfig(BaseModel):
     )
     judge_memory: str = Field(
         "together",
-        description="together: judge and model side by side; swap: by turns on the model's device.",
+        description="together: judge and model both loaded; swap: they take turns on the model's device.",
     )
     perplexity_text: str | None = Field(
-        None, description="A UTF-8 text file whose perplexity is measured under the edits that answer."
+        None,
+        description="A UTF-8 text file whose perplexity is measured under edits that generate answers.",
     )
     keep_completions: bool = Field(
-        False, description="Keep the answers in the run folder's completions/; scores are kept in any case."
+        False, description="Store the answers in the run folder's completions/; scores are always stored."
     )
     paper_table: bool = Field(
-        False, description="Write tables/paper.*: this run beside the numbers of arXiv 2603.04355."
+        False, description="Write tables/paper.*: this run next to the numbers of arXiv 2603.04355."
     )
-    batch_size: int = Field(128, ge=1, description="Prompts a batch.")
-    permutations: int = Field(200, ge=39, description="Label permutations of each null; 39 make a 95 % band.")
+    batch_size: int = Field(128, ge=1, description="Prompts per batch.")
+    permutations: int = Field(200, ge=39, description="Label permutations per null; 39 suffice for 95 %.")
     bootstrap: int = Field(
-        200, ge=39, description="Bootstrap resamples of each geometric interval; 39 make one of 95 %."
+        200, ge=39, description="Bootstrap resamples per geometric interval; 39 suffice for 95 %."
     )
     plane_layer: int | None = Field(
-        None, description="Layer of the principal-plane figure; default: where the sweep's edits bite most."
+        None,
+        description="Layer of the principal-plane figure; default: where edits have the largest effect.",
     )
-    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    seed: int = Field(0, ge=0, description="Seed of all random numbers.")
     figure_style: str = Field("icml", description="Column widths: icml, neurips or wide.")
 
     @field_validator("position", mode="before")
@@ -176,47 +190,70 @@ class StudyConfig(BaseModel):
     @classmethod
     def _plain_parameters(cls, methods: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
         for method in methods:
-            if isinstance(method, str):
-                continue
-            texts = [str(part) for item in method.items() for part in item]
-            wrong = next((text for text in texts if not PLAIN.fullmatch(text)), None)
-            if wrong is not None or sum(map(len, texts)) > MOST_PARAMETERS:
-                raise PydanticCustomError(
-                    "method",
-                    "the parameters of a method are short words and numbers, not {wrong}",
-                    {"wrong": quoted(method if wrong is None else wrong)},
-                )
+            settings = {"name": method} if isinstance(method, str) else dict(method)
+            modules = [settings.pop("module")] if "module" in settings else []
+            texts = [str(part) for item in settings.items() for part in item]
+            wrong = [text for text in texts if not PLAIN.fullmatch(text)]
+            if wrong or sum(map(len, texts)) > MAX_LENGTH:
+                raise _invalid("the parameters of a method are short words and numbers", [*wrong, method][0])
+            _check_modules(modules)
         return methods
+
+    @field_validator("extensions")
+    @classmethod
+    def _module_names(cls, extensions: list[str]) -> list[str]:
+        _check_modules(extensions)
+        return extensions
+
+    @property
+    def method_entries(self) -> list[str | dict[str, Any]]:
+        """The methods without the modules that define them."""
+        return [
+            entry if isinstance(entry, str) else {key: v for key, v in entry.items() if key != "module"}
+            for entry in self.methods
+        ]
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules with the user's own code: those of the methods, then the extensions."""
+        named = [entry["module"] for entry in self.methods if isinstance(entry, dict) and "module" in entry]
+        return list(dict.fromkeys([*named, *self.extensions]))
 
     def loading(self) -> dict[str, Any]:
         """Arguments of `load_model`."""
-        names = ("dtype", "device", "device_map", "revision", "quantization", "system_prompt")
-        return {
-            "model": self.model,
-            "trust_remote_code": self.trust_remote_code,
-            **{name: getattr(self, name) for name in names},
-        }
+        names = (
+            "model", "trust_remote_code", "dtype", "device", "device_map", "revision", "quantization",
+            "system_prompt",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
 
-def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyConfig:
+def _check_modules(names: Sequence[Any]) -> None:
+    for name in names:
+        if not (isinstance(name, str) and MODULE.fullmatch(name) and len(name) <= MAX_LENGTH):
+            raise _invalid("a module is named like 'my_package.my_maps'", name)
+
+
+def _invalid(rule: str, value: Any) -> PydanticCustomError:
+    return PydanticCustomError("study", "{rule}, not {value}", {"rule": rule, "value": quoted(value)})
+
+
+def read_config(
+    path: str | Path, *, overrides: Mapping[str, Any] | None = None, trust_remote_code: bool = False
+) -> StudyConfig:
     """Read and validate a YAML configuration.
 
     Args:
         path: The file.
-        trust_remote_code: Accept a configuration that says `trust_remote_code: true`. A file alone, which
-            may be a stranger's, does not make code run that comes with a model.
+        overrides: Fields that replace those of the file.
+        trust_remote_code: Accept a configuration with `trust_remote_code: true`. A file alone, which may come
+            from a stranger, never makes a model's own code run.
 
     Raises:
-        ConfigError: If the file is missing, not YAML, or a field is unknown or invalid; the message names it.
-            Or if it asks for a model's own code to be run and `trust_remote_code` is not given.
+        ConfigError: If the file is missing or not YAML, or a field is unknown or invalid; the message names
+            the field. Or if the model's own code is to be run and `trust_remote_code` is not given.
     """
-    path = Path(path)
-    try:
-        text = read_bounded(path, MAX_YAML, ConfigError).decode()
-    except FileNotFoundError as error:
-        raise ConfigError(f"no configuration {path}: write one with 'ot-lens init'.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not readable YAML: {error.reason} at byte {error.start}.") from error
+    text = read_text(Path(path), MAX_YAML, ConfigError, missing="write one with 'ot-lens init'")
     content = parse_yaml(text, str(path), ConfigError)
     if content is None:
         content = {}
@@ -224,16 +261,16 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> StudyCo
         raise ConfigError(
             f"{path} holds a {type(content).__name__}, not 'field: value' lines: see 'ot-lens init'."
         )
-    config = parse_config(content, str(path))
+    config = parse_config({**content, **(overrides or {})}, str(path))
     if config.trust_remote_code and not trust_remote_code:
         raise ConfigError(
-            f"{path} asks to run code that comes with {quoted(config.model)}: if you trust it, say so "
-            "with --trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
+            f"{path} asks to run code that comes with {quoted(config.model)}: if you trust it, add "
+            "--trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
         )
     return config
 
 
-def parse_config(content: dict[str, Any], source: str = "configuration") -> StudyConfig:
+def parse_config(content: Mapping[str, Any], source: str = "configuration") -> StudyConfig:
     """Validate a configuration given as a mapping.
 
     Raises:
@@ -242,16 +279,18 @@ def parse_config(content: dict[str, Any], source: str = "configuration") -> Stud
     try:
         return StudyConfig.model_validate(content)
     except ValidationError as error:
+        location, fault = first_fault(error)
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
         if first["type"] == "extra_forbidden":
             fields = ", ".join(StudyConfig.model_fields)
-            raise ConfigError(f"{source}: unknown field {quoted(place)}: the fields are {fields}.") from error
-        raise ConfigError(f"{source}: {place}: {first['msg']} (got {quoted(first['input'])}).") from error
+            raise ConfigError(f"{source}: unknown field {location!r}: the fields are {fields}.") from error
+        raise ConfigError(
+            f"{source}: {location or 'the file'}: {fault} (got {quoted(first['input'])})."
+        ) from error
 
 
 def commented_yaml(config: StudyConfig | None = None) -> str:
-    """A configuration as YAML, each field under its description."""
+    """A configuration as YAML, each field below its description."""
     values = (config or StudyConfig()).model_dump(mode="json")
     parts = ["# A study of ot_lens: run it with 'ot-lens run THIS_FILE --out runs/NAME'.\n"]
     for name, field in StudyConfig.model_fields.items():

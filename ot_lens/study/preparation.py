@@ -8,7 +8,6 @@ import torch
 
 from ot_lens.activations import resolve_layers
 from ot_lens.behaviour import LazyJudge, PanelSettings, filter_by_behaviour
-from ot_lens.errors import ModelError
 from ot_lens.localization import panel_settings
 from ot_lens.models import backend, model_record
 from ot_lens.prompts import ContrastSet
@@ -103,15 +102,3 @@ def filter_options(config: StudyConfig) -> dict[str, Any]:
         "max_new_tokens": config.max_new_tokens,
         "batch_size": config.batch_size,
     }
-
-
-def parameter_bytes(config: StudyConfig) -> int:
-    """Bytes of the weights of model and judge, read off their configurations; 0 where they cannot be read."""
-    from ot_lens.paper_study.estimate import estimate
-
-    try:
-        found = estimate(config)
-    except ModelError:
-        # Loading the model says what is wrong with it, in the same words whichever the executor.
-        return 0
-    return round(found.weights + found.judge)

@@ -11,18 +11,20 @@ from ot_lens.errors import RunFolderError
 from ot_lens.execution import Executor, open_executor
 from ot_lens.io.files import locked, release
 from ot_lens.localization import Method, as_methods
-from ot_lens.paper_study.table import write_paper_table
 from ot_lens.prompts import ContrastSet, load_prompts
+from ot_lens.study.added_tables import write_added_tables
 from ot_lens.study.checks import check_choices
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import geometry_tables
 from ot_lens.study.drawing import about
+from ot_lens.study.extensions import import_extensions
 from ot_lens.study.findings import findings, summarize
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.pins import file_hashes
-from ot_lens.study.preparation import Prepared, parameter_bytes, prepare
+from ot_lens.study.preparation import Prepared, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import FILTERED, capture_split, filter_into, plan_into, sweep_into
+from ot_lens.study.weights import parameter_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ def run_study(
     stage: Stage = silent,
     executor: str = "local",
     address: str | None = None,
+    allow_code: bool = False,
 ) -> StudyResult:
     """Run a study into a folder.
 
@@ -61,11 +64,13 @@ def run_study(
         executor: Where the model is run, "local" or "ray"; the tables do not depend on it, and a run stopped
             with one can go on with the other.
         address: Of a Ray cluster; see `ot_lens.execution.open_executor`.
+        allow_code: Import the modules that the configuration names, with your own methods and extensions.
 
     Raises:
         OtLensError: If the configuration cannot be carried out; nothing that was there is overwritten.
     """
-    methods = as_methods(config.methods)
+    import_extensions(config, allow_code=allow_code)
+    methods = as_methods(config.method_entries)
     check_choices(config)
     prompts = load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
     path = Path(out)
@@ -119,8 +124,7 @@ def _measure(
     found, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
     sweep_into(folder, workers, prompts.test, found, ready.settings, config, stage)
     geometry_tables(folder, acts, maps, config, stage, executor=workers, prompts=prompts)
-    if config.paper_table:
-        write_paper_table(folder, ready.settings.phrases.name)
+    write_added_tables(folder, config)
     folder.save_manifest(measured=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import OtLensError
+from ot_lens.study.extensions import import_extensions
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.verifying.check import DIFFERS, MISSING, Checks
@@ -21,6 +22,7 @@ def verify_run(
     full: bool = False,
     model: bool = True,
     trust_remote_code: bool = False,
+    allow_code: bool = False,
     stage: Stage = silent,
 ) -> pd.DataFrame:
     """Compute a sample of a run again and compare it with what the run holds; the run is only read.
@@ -40,6 +42,7 @@ def verify_run(
         full: Every row, and every figure.
         model: Load the model that the manifest names; without it what needs the model stays unchecked.
         trust_remote_code: Run code that comes with the model. A manifest alone cannot ask for it.
+        allow_code: Import the modules that the configuration names. A run folder alone cannot ask for it.
         stage: Shows progress.
 
     Returns:
@@ -61,7 +64,7 @@ def verify_run(
     from ot_lens.study.verifying.shown import shown
 
     evidence = Evidence(RunFolder.open(Path(run)), None if full else sample, seed)
-    _ = evidence.config
+    import_extensions(evidence.config, allow_code=allow_code)
     checks = Checks()
     with stage("verifying", 5) as step:
         pinned(evidence, checks)

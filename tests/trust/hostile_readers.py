@@ -610,9 +610,9 @@ def _load_model(folder: Path) -> None:
 
 
 def _read_architecture(folder: Path) -> None:
-    from ot_lens.paper_study.architecture import architecture
+    from ot_lens.models.sizes import model_size
 
-    architecture(str(folder))
+    model_size(str(folder))
 
 
 def models() -> list[Reader]:

@@ -185,8 +185,8 @@ def interrupted(study: Study, moment: dict[str, Any], number: int) -> float | No
         f"ot-lens run {study.config} --out {study.run}{''.join(f' {x}' for x in study.executor)} --resume"
     )
     if (study.run / "manifest.json").is_file():
-        kept = f"all that was measured is kept in {study.run}"
-        assert said == [f"ot-lens: interrupted: {kept}; go on with: {resume}"]
+        kept = f"all measurements so far are in {study.run}"
+        assert said == [f"ot-lens: interrupted: {kept}; continue with: {resume}"]
     else:
         assert said == ["ot-lens: interrupted before anything was measured: nothing was written."]
     return float(ended["took"])

@@ -54,7 +54,7 @@ class Evidence:
     @cached_property
     def asked(self) -> list[Method]:
         """The methods of the configuration."""
-        return as_methods(self.config.methods)
+        return as_methods(self.config.method_entries)
 
     @cached_property
     def methods(self) -> list[Method]:

@@ -11,7 +11,7 @@ from functools import cache
 import pandas as pd
 from scipy import stats
 
-from ot_lens.paper_study.table import paper_table
+from ot_lens.study.added_tables import AddedTable, added_tables
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
 from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import EXACT, Compared, compare
@@ -40,10 +40,10 @@ def recomputed(run: Evidence, checks: Checks) -> None:
         if name not in OF_THE_MODEL:
             with checks.of(name, "recomputed"):
                 expected += _maker(run, name, checks)
-    if run.config.paper_table:
-        expected.append("paper")
-        with checks.of("paper", "recomputed"):
-            checks.add(_paper(run))
+    for added in added_tables(run.config):
+        expected.append(added.name)
+        with checks.of(added.name, "recomputed"):
+            checks.add(_added(run, added))
     _strangers(run, expected, checks)
 
 
@@ -123,18 +123,12 @@ def _wilson(count: int, n: int) -> tuple[float, float, float]:
     return count / n, float(interval.low), float(interval.high)
 
 
-def _paper(run: Evidence) -> Check:
-    """The parquet table, and both of its printed forms."""
-    manifest = run.folder.manifest
-    phrases = manifest.get("measuring", {}).get("phrases", {}).get("name")
-    how = "recomputed"
-    if phrases is None:
-        return Check("paper", how, verdict=UNCHECKED, note="its manifest does not name the phrases")
-    if not run.folder.has_table("paper"):
-        return Check("paper", how, verdict=MISSING, note="no such table")
-    table = paper_table(run.sweep, manifest["model"]["name"], phrases)
-    stored = run.folder.read_table("paper")
-    return compare(stored, table, EXACT).check("paper", how, len(stored), EXACT)
+def _added(run: Evidence, added: AddedTable) -> Check:
+    if not run.folder.has_table(added.name):
+        return Check(added.name, "recomputed", verdict=MISSING, note="no such table")
+    _ = run.sweep
+    stored = run.folder.read_table(added.name)
+    return compare(stored, added.make(run.folder), EXACT).check(added.name, "recomputed", len(stored), EXACT)
 
 
 def _strangers(run: Evidence, expected: Sequence[str], checks: Checks) -> None:

@@ -7,25 +7,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ot_lens.errors import ModelError
+from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.pretrained import check_folder, check_sizes
 
+BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+# Per weight of a linear layer: 8 bits and one scale per row; 4 bits and one doubly quantized scale per 64
+# weights (Dettmers et al. 2023, arXiv 2305.14314).
+QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 0.127 / 8}
+
 
 @dataclass(frozen=True)
-class Architecture:
+class ModelSize:
     """What memory and time of a decoder depend on.
 
     Attributes:
         name: The model.
         n_layers: Decoder layers.
         d_model: Width of the residual stream.
-        n_kv_heads: Key-value heads of a layer.
+        n_kv_heads: Key-value heads per layer.
         d_head: Width of a head.
         d_vocab: Tokens of the vocabulary.
         n_parameters: All parameters.
-        n_outside: Parameters outside the linear layers of the blocks, which quantization leaves as they are.
-        dtype: Of the checkpoint; 16 bits for all six models of the paper.
+        n_outside: Parameters outside the linear layers of the blocks, which are never quantized.
+        dtype: Of the checkpoint; 16 bits for all published sizes.
     """
 
     name: str
@@ -38,31 +43,44 @@ class Architecture:
     n_outside: int
     dtype: str = "bfloat16"
 
+    def weight_bytes(self, dtype: str | None = None, quantization: str | None = None) -> float:
+        """Bytes of the weights in a dtype, default the checkpoint's; the linear layers may be quantized.
+
+        Raises:
+            ConfigError: If the dtype or quantization is unknown.
+        """
+        one_of("dtype", dtype or self.dtype, tuple(BYTES))
+        per_value = BYTES[dtype or self.dtype]
+        if quantization is None:
+            return self.n_parameters * per_value
+        one_of("quantization", quantization, tuple(QUANTIZED))
+        inside = self.n_parameters - self.n_outside
+        return inside * QUANTIZED[quantization] + self.n_outside * per_value
+
 
 @cache
-def _data() -> dict[str, Any]:
-    text = (files("ot_lens") / "study" / "data" / "architectures.json").read_text("utf-8")
-    return dict(json.loads(text))
+def _published() -> dict[str, Any]:
+    return dict(json.loads((files("ot_lens.models") / "sizes.json").read_text("utf-8")))
 
 
-def paper_models() -> list[str]:
-    """The six models of arXiv 2603.04355, by their names on the hub."""
-    return list(_data()["models"])
+def published_models() -> list[str]:
+    """Hub names of the models whose sizes are stored here: the six of arXiv 2603.04355."""
+    return list(_published()["models"])
 
 
 def published(name: str) -> dict[str, Any] | None:
-    """Shape of one of the six models, or of a judge that has the shape of one; None for any other."""
-    data = _data()
+    """Shape of a published model, or of a judge fine-tuned from one; None for any other."""
+    data = _published()
     shape = data["models"].get(data["judges"].get(name, name))
     return None if shape is None else dict(shape)
 
 
-def architecture(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Architecture:
+def model_size(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSize:
     """Size of a model, without loading its weights.
 
     Args:
-        model: One of the six models of the paper or a judge's model, whose numbers are in the package; an
-            embedded model; a folder; any other hub name, of which only config.json is read.
+        model: A published model or judge; an embedded model; a folder; any other hub name, of which only
+            config.json is read.
         revision: Revision of a hub model.
         trust_remote_code: Run code that comes with the model.
 
@@ -75,7 +93,7 @@ def architecture(model: str, *, revision: str | None = None, trust_remote_code: 
     return _of_config(model, revision, trust_remote_code)
 
 
-def _of_shape(name: str, shape: dict[str, Any]) -> Architecture:
+def _of_shape(name: str, shape: dict[str, Any]) -> ModelSize:
     """Parameters of a Llama or a Qwen2 with untied embeddings, term by term."""
     d, layers, vocab = shape["d_model"], shape["n_layers"], shape["d_vocab"]
     d_head = d // shape["n_heads"]
@@ -83,21 +101,20 @@ def _of_shape(name: str, shape: dict[str, Any]) -> Architecture:
     linear = 2 * d * d + 2 * d * d_kv + 3 * d * shape["d_mlp"]  # query, output; key, value; the gated MLP
     biases = d + 2 * d_kv if shape["type"] == "qwen2" else 0
     outside = 2 * vocab * d + layers * (2 * d + biases) + d  # embedding and unembedding; norms, biases
-    return Architecture(
-        name, layers, d, shape["n_kv_heads"], d_head, vocab, layers * linear + outside, outside
-    )
+    total = layers * linear + outside
+    return ModelSize(name, layers, d, shape["n_kv_heads"], d_head, vocab, total, outside)
 
 
-def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Architecture:
+def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> ModelSize:
     """Parameters counted on a model without storage (torch's meta device)."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    place = _place(name)
-    check_folder(name, place)
+    source = _source(name)
+    check_folder(name, source)
     try:
-        config = AutoConfig.from_pretrained(place, revision=revision, **options)
+        config = AutoConfig.from_pretrained(source, revision=revision, **options)
         check_sizes(name, config.to_dict())
         causal = any(kind.endswith("ForCausalLM") for kind in config.architectures or ())
         with torch.device("meta"):
@@ -115,7 +132,7 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Arch
         if isinstance(m, torch.nn.Linear) and n != "lm_head"
     )
     total = sum(p.numel() for p in model.parameters())
-    return Architecture(
+    return ModelSize(
         name,
         text.num_hidden_layers,
         text.hidden_size,
@@ -128,8 +145,8 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Arch
     )
 
 
-def _place(name: str) -> str:
-    """Folder of an embedded model; anything else as it stands."""
+def _source(name: str) -> str:
+    """Folder of an embedded model; any other name unchanged."""
     head, _, variant = name.partition(":")
     if head != "organism":
         return name
@@ -142,7 +159,7 @@ def _place(name: str) -> str:
 
 
 def _dtype(name: str, config: Any) -> str:
-    """Dtype the weights are loaded in; the embedded models are in float32 whatever they are stored in."""
+    """Dtype the weights are loaded in; the embedded models run in float32 however they are stored."""
     if name.startswith("organism"):
         return "float32"
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
