@@ -1,6 +1,7 @@
 """The report as a document: complete, escaped, self-contained, and never the effect without the cost."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from ot_lens.plots import GALLERY, MEASURES, contenders
 from ot_lens.plots.style import METHODS
-from ot_lens.report import numbers, write_report
+from ot_lens.report import figures, numbers, write_report
 from ot_lens.report.figures import script_json
 from ot_lens.report.marks import SHAPES
 from ot_lens.tables import select
@@ -106,6 +107,7 @@ def test_hostile_strings_stay_text(tmp_path):
     sweep = SMALL["localization"].replace({"method": {"pca_ot": HOSTILE}})
     geometry = SMALL["geometry"].replace("auc_direction", HOSTILE)
     manifest = tables_of.MANIFEST | {"model": {"name": HOSTILE, HOSTILE: [HOSTILE]}, HOSTILE: HOSTILE}
+    manifest["methods"] = [{"label": HOSTILE, "family": HOSTILE, "formula": HOSTILE}, HOSTILE]
     (tmp_path / "config.yaml").write_text(HOSTILE, encoding="utf-8")
     text = written(tmp_path, SMALL | {"localization": sweep, "geometry": geometry}, manifest, [HOSTILE])
     page = Page(text)
@@ -157,6 +159,15 @@ def test_every_figure_has_its_data_its_caption_and_a_text_for_screen_readers(pag
         assert content["narrow"]["height"] >= content["figure"]["layout"]["height"] * 0.99
     files = [e["href"] for e in page.all("a") if e["href"].startswith("figures/")]
     assert files == ["figures/w2_per_layer.pdf"]
+
+
+def test_figures_and_methods_that_a_user_registered_have_their_place(tmp_path, monkeypatch):
+    own = replace(GALLERY[0], name="my_figure", title="My figure", tables=("mine",))
+    monkeypatch.setattr(figures, "GALLERY", (*GALLERY, own))
+    record = {"label": "Half shift", "family": "transport", "formula": "x + (S - H) / 2"}
+    page = Page(written(tmp_path, SMALL, tables_of.MANIFEST | {"methods": [record]}))
+    assert any("My figure" in e["text"] for e in page.all("section", id="figures"))
+    assert any(e["text"] == "Half shift (transport): x + (S - H) / 2" for e in page.all("li"))
 
 
 def test_scrolling_tables_can_be_reached_by_keyboard(page):

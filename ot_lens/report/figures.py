@@ -14,6 +14,19 @@ from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
 from ot_lens.plots.rows import going_together
 from ot_lens.plots.screen import SCREEN, stacked
 
+# Figures of each section, in the order of the page.
+SECTIONS = {
+    "where": (
+        "localization_curves", "localization_controls", "rank_by_layer", "strength_by_layer", "pair_matrix",
+    ),
+    "cost": ("method_comparison", "method_intervals"),
+    "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility"),
+    "geometry": (
+        "w2_per_layer", "effective_rank", "direction_cosines", "run_cosines", "class_angles", "layer_angles",
+        "spectra", "spectra_by_depth", "ground_truth",
+    ),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PageFigure:
@@ -27,9 +40,11 @@ class PageFigure:
     files: tuple[str, ...] = ()
 
 
-def page_figures(tables: Mapping[str, pd.DataFrame], run: Path) -> dict[str, PageFigure]:
-    """Every figure of the gallery, by name, in the gallery's order."""
-    return {entry.name: _page_figure(entry, tables, run) for entry in GALLERY}
+def page_figures(tables: Mapping[str, pd.DataFrame], run: Path) -> dict[str, list[PageFigure]]:
+    """Every figure of the gallery by section; "other" has those that a user registered."""
+    figures = {entry.name: _page_figure(entry, tables, run) for entry in GALLERY}
+    sections = {section: [figures.pop(name) for name in names] for section, names in SECTIONS.items()}
+    return sections | {"other": list(figures.values())}
 
 
 def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) -> PageFigure:

@@ -45,6 +45,7 @@ def write_report(
             facts=_facts(manifest, tables),
             summary=list(summary),
             figures=page_figures(tables, run),
+            methods=_methods(manifest),
             glance=numbers.at_a_glance(tables.get("localization")),
             per_layer=numbers.per_layer(tables.get("localization")),
             geometry=numbers.geometry_table(tables.get("geometry")),
@@ -101,6 +102,17 @@ def _facts(manifest: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
         ("ot_lens", versions.get("ot_lens", "")),
     ]
     return [(name, str(value)) for name, value in facts if str(value)]
+
+
+def _methods(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Label, family, formula and source of every method of the run, as far as the manifest has them."""
+    records = manifest.get("methods") or []
+    fields = ("label", "family", "formula", "source")
+    return [
+        {name: str(record.get(name) or "") for name in fields}
+        for record in records
+        if isinstance(record, Mapping)
+    ]
 
 
 def _sections(manifest: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
