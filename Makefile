@@ -37,7 +37,7 @@ BOUNDED := test page hub capability ray quantization notebooks
 BOUNDED_EXTRAS := $(subst $() $(),$(comma),$(BOUNDED))
 BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_behaviour.py test_capability.py test_cli.py \
     test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
-    test_prompts.py test_selection.py test_single_pass.py trust/test_release.py)
+    test_selection.py test_single_pass.py trust/test_release.py)
 
 # Kept apart from the packages it examines: pip-audit brings its own pip.
 RELEASE_TOOLS := pip-audit==2.10.1 uv==0.13.9

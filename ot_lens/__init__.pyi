@@ -20,6 +20,7 @@ from .behaviour import phrase_list as phrase_list
 from .behaviour import refusal_score as refusal_score
 from .behaviour import refusal_token_ids as refusal_token_ids
 from .behaviour import refuses as refuses
+from .behaviour import register_judge as register_judge
 from .behaviour import save_completions as save_completions
 from .behaviour import text_loss as text_loss
 from .directions import RefusalDirectionRun as RefusalDirectionRun

@@ -64,10 +64,10 @@ def test_kl_by_hand():
     p, q = torch.tensor([[0.5, 0.5, 0.0]]).double(), torch.tensor([[0.25, 0.5, 0.25]]).double()
     assert kl_divergence(p.log(), q.log()).item() == pytest.approx(0.5 * math.log(2))
     assert kl_divergence(q.log(), q.log()).item() == 0
-    assert kl_divergence(q.log(), p.log()).item() == math.inf  # what was possible is now impossible
+    assert kl_divergence(q.log(), p.log()).item() == math.inf
 
 
-def test_logprobs_are_the_model_s_own_and_follow_the_prompts_order(model):
+def test_logprobs_are_the_model_s_in_the_order_of_the_prompts(model):
     prompts = ["w1 w2 w3 w4", "w5", "w6 w7"]
     found = next_token_logprobs(model, prompts, batch_size=2)
     for row, prompt in zip(found, prompts, strict=True):
@@ -81,11 +81,11 @@ def test_perplexity_agrees_with_hugging_face_s_loss(model):
     prompts = [Prompt("w1 w2 w3", answer="w4 w5"), Prompt("w6", answer="w7 w8 w9")]
     loss = answer_loss(model, prompts)
     for i, prompt in enumerate(prompts):
-        asked = encode(backend(model), [prompt])[0]
+        prompt_ids = encode(backend(model), [prompt])[0]
         answer = model.tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*asked, *answer, model.tokenizer.eos_token_id]])
+        ids = torch.tensor([[*prompt_ids, *answer, model.tokenizer.eos_token_id]])
         labels = ids.clone()
-        labels[0, : len(asked)] = -100
+        labels[0, : len(prompt_ids)] = -100
         with torch.no_grad():
             expected = model.hf_model(ids, labels=labels).loss.double()
         assert loss.n_tokens[i] == len(answer) + 1
@@ -94,18 +94,18 @@ def test_perplexity_agrees_with_hugging_face_s_loss(model):
 
 
 @pytest.mark.parametrize("tokens", ["all", "prompt", "last", "generated"])
-def test_perplexity_knows_where_the_prompt_ends(model, tokens):
-    """Batched answers under each scope agree with one prompt at a time, told the border by hand."""
+def test_answers_are_scored_under_each_token_scope(model, tokens):
+    """In a batch as one prompt at a time, with the prompt's length given by hand."""
     prompts = [Prompt("w1 w2 w3", answer="w4 w5"), Prompt("w6", answer="w7 w8 w9")]
     edit = shift(0.7)
     with otl.intervene(model, {1: edit}, tokens):
         together = answer_loss(model, prompts)
     for i, prompt in enumerate(prompts):
-        asked = encode(backend(model), [prompt])[0]
+        prompt_ids = encode(backend(model), [prompt])[0]
         answer = model.tokenizer(prompt.answer, add_special_tokens=False)["input_ids"] + [2]
-        ids = torch.tensor([[*asked, *answer]])
-        with otl.intervene(model, {1: edit}, tokens, prompt_length=len(asked)), torch.no_grad():
-            logits = model(ids)[0, len(asked) - 1 : -1].double().log_softmax(-1)
+        ids = torch.tensor([[*prompt_ids, *answer]])
+        with otl.intervene(model, {1: edit}, tokens, prompt_length=len(prompt_ids)), torch.no_grad():
+            logits = model(ids)[0, len(prompt_ids) - 1 : -1].double().log_softmax(-1)
         expected = -logits[range(len(answer)), answer].sum()
         assert together.nll[i].item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -118,7 +118,7 @@ def test_refusal_phrases_match_anywhere_in_any_case():
     assert len(phrase_list("arditi").phrases) == 12
 
 
-def test_the_organism_s_list_holds_what_its_models_declare():
+def test_the_list_of_the_organisms_is_what_their_models_declare():
     declared = {
         p
         for v in ("single", "multi", "shared")
@@ -139,20 +139,20 @@ def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: refusal_token_ids(m, ["elephant"]), "'elephant' is not a single token"),
-        (lambda m: refusal_token_ids(m, ["w1 w2"]), "'w1 w2' is not a single token"),
-        (lambda m: refusal_token_ids(m, [10**6]), "outside the vocabulary"),
+        (lambda m: refusal_token_ids(m, ["elephant"]), "'elephant'"),
+        (lambda m: refusal_token_ids(m, ["w1 w2"]), "'w1 w2'"),
+        (lambda m: refusal_token_ids(m, [10**6]), "1000000"),
         (lambda m: refusal_token_ids(m, []), "no refusal tokens"),
-        (lambda m: refuses(["x"], "arditti"), "no phrase list 'arditti'"),
+        (lambda m: refuses(["x"], "arditti"), "'arditti'"),
         (lambda m: refuses(["x"], []), "empty"),
         (lambda m: refuses(["x"], ["no", " "]), "blank"),
         (lambda m: otl.refusal_score(m, []), "no prompts"),
-        (lambda m: otl.refusal_score(m, ["w1", " "]), "prompt 1 of 2 is empty"),
+        (lambda m: otl.refusal_score(m, ["w1", " "]), "1 of 2"),
         (lambda m: otl.complete(m, ["w1"], max_new_tokens=0), "max_new_tokens = 0"),
         (lambda m: otl.complete(m, ["w1"], batch_size=0), "batch_size = 0"),
         (lambda m: otl.complete(m, ["w1 " * 200]), "more than the model's context of 128"),
-        (lambda m: answer_loss(m, [Prompt("w1")]), "no reference answer"),
-        (lambda m: PanelSettings(("asr",), phrase_list("arditi"), (1,)), "no measure 'asr'"),
+        (lambda m: answer_loss(m, [Prompt("w1")]), "Prompt 0"),
+        (lambda m: PanelSettings(("asr",), phrase_list("arditi"), (1,)), "'asr'"),
     ],
 )
 def test_bad_input_is_named(model, call, message):
@@ -169,7 +169,7 @@ def test_a_missing_chat_template_is_named(folder):
 
 def test_nan_logits_are_an_error(model):
     edit = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), math.nan))
-    with pytest.raises(ActivationError, match="NaN for 2 of 2 prompts"), otl.intervene(model, {3: edit}):
+    with pytest.raises(ActivationError, match="NaN for 2 of 2"), otl.intervene(model, {3: edit}):
         otl.refusal_score(model, ["w1", "w2"])
 
 
@@ -209,7 +209,7 @@ def test_bootstrap_intervals_cover_and_repeat():
     assert mean(draws[0], seed=1) != mean(draws[0], seed=2)
 
 
-def test_estimates_without_spread_or_with_one_sample_say_what_is_known():
+def test_estimates_without_spread_or_with_one_sample():
     constant = mean(np.full(5, 2.0), seed=0)
     assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)
     single = mean(np.array([2.0]), seed=0)
@@ -219,7 +219,7 @@ def test_estimates_without_spread_or_with_one_sample_say_what_is_known():
     assert ratio.value == pytest.approx(math.e)
 
 
-def test_the_panel_measures_what_is_asked_and_keeps_no_answers(model):
+def test_the_panel_has_the_requested_measures_and_no_answers(model):
     prompts = checkpoints.contrast(5).harmless
     settings = PanelSettings(
         ("refusal_rate", "exact_answer_rate", "refusal_score", "kl", "perplexity"),
@@ -246,7 +246,7 @@ def test_the_panel_measures_what_is_asked_and_keeps_no_answers(model):
     assert moved["kl"].low > 0
 
 
-def test_the_panel_leaves_out_what_prompts_do_not_allow(model):
+def test_the_panel_omits_measures_that_need_reference_answers(model):
     settings = PanelSettings(
         ("exact_answer_rate", "perplexity"), phrase_list("arditi"), (1,), max_new_tokens=2
     )

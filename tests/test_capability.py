@@ -23,10 +23,10 @@ def organism():
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Right answers of the embedded language against right answers to other requests."""
+    """Correct answers of the embedded language against correct answers to other requests."""
     if not _installed():
         say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say("lm-eval is not installed: pip install 'ot_lens[capability]'")
+        say("lm-eval is not installed: pip install 'ot-lens[capability]'")
     folder = tmp_path_factory.mktemp("task")
     prompts = otl.load_prompts("organism").test.harmless[:24]
     rows = []
@@ -60,32 +60,35 @@ def _installed() -> bool:
 
 def test_without_lm_eval_the_extra_is_named(organism, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ModelError, match=r"need lm-eval .*pip install 'ot_lens\[capability\]'"):
+    with pytest.raises(ModelError, match=r"ot-lens\[capability\]"):
         capability(organism, ["hellaswag"])
 
 
 def test_no_task_is_named(organism):
-    with pytest.raises(OtLensError, match="at least one task"):
+    with pytest.raises(OtLensError, match=r"\[\]"):
         capability(organism, [])
 
 
 def test_a_model_knows_its_language_and_a_broken_one_does_not(organism, task):
-    before = capability(organism, [task])
+    before = capability(organism, [task], limit=12)
     row = before[before["measure"] == "acc"].iloc[0]
     assert row["value"] > 0.9
     assert row["low"] <= row["value"] <= row["high"]
-    assert row["n"] > 10
+    assert row["n"] == 12
     generator = torch.Generator().manual_seed(0)
     break_it = AffineMap(torch.zeros(96, 0), torch.zeros(96, 0), 300 * torch.randn(96, generator=generator))
     with otl.intervene(organism, {3: break_it}):
-        broken = capability(organism, [task])
+        broken = capability(organism, [task], limit=12)
     assert broken.loc[broken["measure"] == "acc", "value"].item() < 0.8
-    pd.testing.assert_frame_equal(capability(organism, [task]), before)  # the edit ended with its block
+    again = capability(organism, [task], limit=12)  # the edit ended with its block
+    pd.testing.assert_frame_equal(again, before)
 
 
-def test_limit_and_unknown_names(organism, task):
-    assert capability(organism, [task], limit=4)["n"].tolist()[0] == 4
-    with pytest.raises(OtLensError, match="knows no task 'helaswag'"):
+@pytest.mark.trust
+@pytest.mark.usefixtures("task")
+def test_an_unknown_task_is_named(organism):
+    """Takes half a minute: lm-eval reads all its configurations."""
+    with pytest.raises(OtLensError, match="'helaswag'"):
         capability(organism, ["helaswag"])
 
 
@@ -98,7 +101,7 @@ def test_a_measure_without_standard_error_has_no_interval():
     assert (row["value"], row["interval"], row["filter"]) == (0.5, "", "none")
 
 
-def test_data_that_is_not_there_is_named(organism, task):
+def test_missing_data_is_named(organism, task):
     missing = task | {"dataset_kwargs": {"data_files": {"test": str(Path("nowhere.jsonl").absolute())}}}
-    with pytest.raises(OtLensError, match="data of a task cannot be had"):
+    with pytest.raises(OtLensError, match="nowhere"):
         capability(organism, [missing])

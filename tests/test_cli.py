@@ -72,7 +72,7 @@ def test_the_paper_s_study_can_be_written_and_edited(command, tmp_path):
         (("study", "paper", "--model", "organism", "--set", "judge"), "--set 'judge'"),
         (("study", "paper", "--model", "organism", "--set", "sede=3"), "unknown field 'sede'"),
         (("study", "paper", "--model", "organism", "--set", "seed=[1"), "--set seed"),
-        (("study", "paper", "--model", "organism", "--set", "judge=gpt"), "no judge preset 'gpt'"),
+        (("study", "paper", "--model", "organism", "--set", "judge=gpt"), "'gpt'"),
         (
             ("study", "paper", "--model", "organism", "--set", "prompts=missing.csv"),
             "no prompt set 'missing.csv'",

@@ -1,7 +1,8 @@
-"""Judges: phrases, classifiers and yes-or-no models against what the models themselves say; saved answers."""
+"""Judges (phrases, classifiers, yes-no models, registered ones) against their models; saved answers."""
 
 import json
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -23,16 +24,20 @@ import ot_lens as otl
 from ot_lens.behaviour import (
     ClassifierJudge,
     Judge,
+    LazyJudge,
     PhraseJudge,
     Verdict,
     YesNoJudge,
     agreement,
     completion_stats,
     judge_completions,
+    judge_names,
     judge_presets,
+    judge_registry,
     load_completions,
     phrase_list,
     refuses,
+    register_judge,
     save_completions,
 )
 from ot_lens.errors import JudgeError, ModelError, OtLensError, PromptError, RunFolderError
@@ -45,7 +50,7 @@ ANSWERS = ["w8 w9", "w10 w11 w12 w13", "w14", "w1"]
 
 
 # ------------------------------------------------------------------------------------------- phrase lists
-def test_jailbreakbench_minds_letter_case_as_it_does_itself():
+def test_the_list_of_jailbreakbench_is_case_sensitive():
     found = phrase_list("jailbreakbench")
     assert (found.version, len(found.phrases), found.case_sensitive) == (1, 13, True)
     answers = ["It has an effect.", "As an aide, no.", "sorry", "Sorry, no", "I\u2019m sorry", "Hello! Sure."]
@@ -53,7 +58,7 @@ def test_jailbreakbench_minds_letter_case_as_it_does_itself():
     assert refuses(["I CANNOT", "sorry"], "arditi") == [True, False]
 
 
-def test_lists_of_one_s_own(tmp_path):
+def test_users_can_give_their_own_phrases(tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("Alas\n\n  no can do \r\nI won\u2019t\n", encoding="utf-8")
     found = phrase_list(text)
@@ -75,8 +80,8 @@ def test_lists_of_one_s_own(tmp_path):
         ("x.txt", b"\xff\xfe", "not UTF-8"),
         ("x.json", b"[]", "empty"),
         ("x.json", b'["", "no"]', "blank"),
-        ("x.json", b"{", "phrase list 'x'"),
-        ("x.json", b'{"words": ["no"]}', "phrase list 'x'"),
+        ("x.json", b"{", "'x'"),
+        ("x.json", b'{"words": ["no"]}', "'x'"),
     ],
 )
 def test_a_bad_list_is_named(tmp_path, name, content, message):
@@ -85,26 +90,25 @@ def test_a_bad_list_is_named(tmp_path, name, content, message):
         phrase_list(tmp_path / name)
 
 
-def test_a_list_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(PromptError, match=r"no phrase list 'nowhere\.txt': choose arditi, jailbreakbench"):
+def test_a_missing_list_is_named():
+    with pytest.raises(PromptError, match=r"'nowhere\.txt'.*arditi, jailbreakbench"):
         phrase_list("nowhere.txt")
 
 
 # ------------------------------------------------------------------------------------------- judging
 class Fixed:
-    """A judge of the user's own, which says what it was told to."""
+    """A user's judge, with fixed verdicts."""
 
     name, version, question = "fixed", "7", "harmful"
 
-    def __init__(self, *said: object, question: str = "harmful") -> None:
-        self.said = list(said)
-        self.question = question
+    def __init__(self, *verdicts: object, question: str = "harmful") -> None:
+        self.verdicts, self.question = list(verdicts), question
 
     def __call__(self, prompts, completions):
-        return self.said
+        return self.verdicts
 
 
-def test_a_judge_of_one_s_own_fits_the_protocol():
+def test_a_user_s_judge_follows_the_protocol():
     judge = Fixed(True, np.bool_(False), None, Verdict(True, "oh", 0.7, "cut"))
     assert isinstance(judge, Judge)
     assert isinstance(PhraseJudge(), Judge)
@@ -120,7 +124,7 @@ def test_a_judge_of_one_s_own_fits_the_protocol():
     assert table["note"].tolist() == ["", "", "", "cut"]
 
 
-def test_success_reads_refusal_and_harm_alike():
+def test_success_is_comparable_between_judges_of_refusal_and_of_harm():
     harm = judge_completions(Fixed(True, False, None, True), PROMPTS, ANSWERS)
     refusal = judge_completions(Fixed(False, True, None, False, question="refused"), PROMPTS, ANSWERS)
     assert harm.succeeded == refusal.succeeded == [True, False, None, True]
@@ -140,16 +144,13 @@ def test_the_phrase_judge_is_refuses():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: judge_completions(Fixed(True), PROMPTS, ANSWERS), "gave 1 verdicts on 4"),
-        (lambda: judge_completions(Fixed(1, 0, 1, 0), PROMPTS, ANSWERS), "gave 1: a verdict is"),
-        (
-            lambda: judge_completions(Fixed(question="polite"), PROMPTS, ANSWERS),
-            "no question of a judge 'polite'",
-        ),
-        (lambda: judge_completions(PhraseJudge(), PROMPTS, ANSWERS[:2]), "4 prompts but 2 completions"),
+        (lambda: judge_completions(Fixed(True), PROMPTS, ANSWERS), "1 verdicts on 4"),
+        (lambda: judge_completions(Fixed(1, 0, 1, 0), PROMPTS, ANSWERS), "gave 1"),
+        (lambda: judge_completions(Fixed(question="polite"), PROMPTS, ANSWERS), "'polite'"),
+        (lambda: judge_completions(PhraseJudge(), PROMPTS, ANSWERS[:2]), "4 prompts but 2"),
         (
             lambda: judge_completions(Fixed(None, None, None, None), PROMPTS, ANSWERS).attack_success_rate,
-            "neither yes nor no on all 4",
+            "all 4",
         ),
     ],
 )
@@ -182,30 +183,26 @@ def test_kappa_is_scikit_learn_s(pairs):
         assert found.kappa.value == pytest.approx(cohen_kappa_score(a, b), abs=1e-12)
 
 
-def test_judges_that_have_nothing_in_common_do_not_agree():
+def test_unrelated_judges_do_not_agree():
     generator = np.random.default_rng(0)
     a, b = (list(map(bool, generator.integers(0, 2, 300))) for _ in range(2))
     unrelated, same = agreement(a, b).kappa, agreement(a, a).kappa
     assert unrelated.low < 0 < unrelated.high
     assert (same.value, same.high) == (1, 1)
-    assert 0.9 < same.low < 1  # agreement on 300 answers is no proof of agreement on every other
+    assert 0.9 < same.low < 1  # 300 answers do not prove agreement on all others
+    assert agreement(a, b, seed=1) == agreement(a, b, seed=1)
     assert agreement(a, [not x for x in a]).kappa.value == pytest.approx(-1, abs=0.03)
 
 
-def test_unanswered_completions_are_left_out_and_counted():
+def test_unanswered_completions_are_excluded_and_counted():
     harm = judge_completions(Fixed(True, False, None, True), PROMPTS, ANSWERS)
     refusal = judge_completions(Fixed(False, True, True, None, question="refused"), PROMPTS, ANSWERS)
     found = agreement(harm, refusal)
     assert (found.unanswered, found.both, found.neither) == (2, 1, 1)
-    with pytest.raises(JudgeError, match="no completion on which both"):
+    with pytest.raises(JudgeError, match="no completion"):
         agreement([None, True], [True, None])
-    with pytest.raises(JudgeError, match="3 verdicts against 2"):
+    with pytest.raises(JudgeError, match="3 and 2"):
         agreement([True] * 3, [True] * 2)
-
-
-def test_agreement_is_seeded():
-    a, b = [True, False, True, False, True], [True, True, True, False, False]
-    assert agreement(a, b, seed=1) == agreement(a, b, seed=1)
 
 
 # ------------------------------------------------------------------------------------------- classifier
@@ -214,7 +211,7 @@ LABELS = {0: "COMPLIED", 1: "REFUSED", 2: "OTHER"}
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random encoder classifier of three labels, as a hub would hold it."""
+    """A random encoder classifier with three labels, saved as on a hub."""
     folder = tmp_path_factory.mktemp("bert")
     (folder / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *checkpoints.WORDS])
@@ -224,20 +221,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=45,
-            **shape,
-            max_position_embeddings=32,
-            num_labels=3,
-            id2label=LABELS,
+            vocab_size=45, **shape, max_position_embeddings=32, num_labels=3, id2label=LABELS,
             initializer_range=0.6,
-        )
+        )  # fmt: skip
         BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random decoder classifier of one label, whose configuration names no padding token."""
+    """A random decoder classifier with one label, whose configuration has no padding token."""
     folder = tmp_path_factory.mktemp("decoder")
     tokenizer = checkpoints.tokenizer("llama")
     with torch.random.fork_rng():
@@ -252,7 +245,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reference(judge: ClassifierJudge, texts: list[str]) -> list[float]:
-    """Probabilities of every label, a text at a time, with no padding."""
+    """Logits of every label, one text at a time, without padding."""
     rows = []
     for text in texts:
         inputs = judge._tokenizer(text, return_tensors="pt", truncation=True, max_length=16)
@@ -262,13 +255,13 @@ def reference(judge: ClassifierJudge, texts: list[str]) -> list[float]:
 
 
 @pytest.mark.parametrize("label", ["refused", 1])
-def test_a_classifier_says_what_its_model_says(bert, label):
+def test_a_classifier_gives_the_probabilities_of_its_model(bert, label):
     judge = ClassifierJudge(bert, label=label, question="refused", batch_size=3)
     expected = reference(judge, ANSWERS).softmax(-1)[:, 1].tolist()
     found = judge_completions(judge, PROMPTS, ANSWERS)
     assert [v.score for v in found.verdicts] == pytest.approx(expected, abs=1e-5)
     assert found.values == [p >= 0.5 for p in expected]
-    assert 0 < sum(found.values) < len(ANSWERS)  # else this would say nothing
+    assert 0 < sum(found.values) < len(ANSWERS)  # otherwise the test shows nothing
     assert found.judge == str(bert)
 
 
@@ -276,27 +269,26 @@ def test_threshold_and_template(bert):
     low = ClassifierJudge(bert, label="refused", question="refused", threshold=1e-6)
     assert judge_completions(low, PROMPTS, ANSWERS).values == [True] * 4
     pair = ClassifierJudge(bert, label="refused", question="refused", template="{prompt} w39 {completion}")
-    expected = reference(pair, [f"{p} w39 {a}" for p, a in zip(PROMPTS, ANSWERS, strict=True)]).softmax(-1)[
-        :, 1
-    ]
-    assert [v.score for v in pair(PROMPTS, ANSWERS)] == pytest.approx(expected.tolist(), abs=1e-5)
+    texts = [f"{p} w39 {a}" for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    expected = reference(pair, texts).softmax(-1)[:, 1].tolist()
+    assert [v.score for v in pair(PROMPTS, ANSWERS)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_of_several_labels_at_once_gives_each_its_own_probability(bert):
+def test_a_multi_label_model_gives_each_label_its_own_probability(bert):
     judge = ClassifierJudge(bert, label="refused", question="refused")
     judge._model.config.problem_type = "multi_label_classification"
     expected = reference(judge, ANSWERS).sigmoid()[:, 1].tolist()
     assert [v.score for v in judge(PROMPTS, ANSWERS)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_input_that_is_cut_is_noted(bert):
+def test_a_truncated_input_is_noted(bert):
     judge = ClassifierJudge(bert, label="refused", question="refused")
     found = judge(["w1", "w1"], ["w2 " * 30, "w2"])
     assert [v.note for v in found] == ["input cut from 32 to 16 tokens", ""]
     assert found[0].value is not None
 
 
-def test_a_decoder_without_padding_token_and_with_one_label(decoder):
+def test_a_decoder_with_one_label_and_without_padding_token(decoder):
     judge = ClassifierJudge(decoder, label=0, question="harmful")
     expected = reference(judge, ANSWERS)[:, 0].sigmoid().tolist()
     found = judge(PROMPTS, ANSWERS)
@@ -313,21 +305,21 @@ def test_a_loaded_classifier_and_nan(bert):
     assert judge.name == "mine"
     torch.nn.init.constant_(model.classifier.bias, math.nan)
     (verdict,) = judge(["w1"], ["w2"])
-    assert verdict == Verdict(None, note="the classifier's logits hold NaN")
-    with pytest.raises(JudgeError, match="needs its tokenizer"):
+    assert verdict == Verdict(None, note="the classifier's logits contain NaN")
+    with pytest.raises(JudgeError, match="tokenizer"):
         ClassifierJudge(model, label=0, question="refused")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "DENIED"}, "no label 'DENIED': choose one of 0 'COMPLIED', 1 'REFUSED', 2 'OTHER'"),
-        ({"label": 3}, "no label 3"),
-        ({"question": "rude"}, "no question of a judge 'rude'"),
-        ({"threshold": 1.5}, "threshold = 1.5"),
-        ({"template": "{prompt}"}, "does not show the {completion}"),
-        ({"template": "{completion} {behavior}"}, "field {behavior}"),
-        ({"template": "{completion} {"}, "cannot be filled"),
+        ({"label": "DENIED"}, "'DENIED'.*0 'COMPLIED', 1 'REFUSED', 2 'OTHER'"),
+        ({"label": 3}, "label 3"),
+        ({"question": "rude"}, "'rude'"),
+        ({"threshold": 1.5}, "threshold .*1.5"),
+        ({"template": "{prompt}"}, "{completion}"),
+        ({"template": "{completion} {behavior}"}, "{behavior}"),
+        ({"template": "{completion} {"}, "not valid"),
     ],
 )
 def test_a_classifier_that_cannot_judge_is_named(bert, change, message):
@@ -335,8 +327,8 @@ def test_a_classifier_that_cannot_judge_is_named(bert, change, message):
         ClassifierJudge(bert, **({"label": 1, "question": "refused"} | change))
 
 
-def test_a_classifier_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ModelError, match="cannot load the classifier"):
+def test_a_missing_classifier_is_named(tmp_path):
+    with pytest.raises(ModelError, match=str(tmp_path)):
         ClassifierJudge(tmp_path, label=0, question="refused")
 
 
@@ -349,8 +341,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory):
     return otl.load_model(checkpoints.write(tmp_path_factory.mktemp("llama"), "llama"))
 
 
-def said(model, ids: list[int], budget: int = 3) -> str:
-    """The model's own greedy answer to one input."""
+def greedy_answer(model, ids: list[int], budget: int = 3) -> str:
     with torch.no_grad():
         out = model.hf_model.generate(
             input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -370,7 +361,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("form", ["user", "text", "dialogue"])
-def test_a_yes_or_no_judge_reads_the_model_s_own_answer(llama, form):
+def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
     template = None if form == "dialogue" else "w9 {prompt} w3 {completion}"
     judge = YesNoJudge(
         llama, template, form=form, question="harmful", yes=YES, no=NO, max_new_tokens=3, batch_size=5
@@ -386,7 +377,7 @@ def test_a_yes_or_no_judge_reads_the_model_s_own_answer(llama, form):
         ids = llama.tokenizer(text if form == "text" else rendered, add_special_tokens=form == "text")[
             "input_ids"
         ]
-        assert verdict.answer == said(llama, ids)
+        assert verdict.answer == greedy_answer(llama, ids)
         assert verdict.value == expected_verdict(verdict.answer)
     assert len(set(found.values)) > 1
     assert found.n_unanswered == found.values.count(None)
@@ -412,7 +403,7 @@ def test_only_the_first_word_counts_and_nothing_is_guessed(llama, answer, value)
     assert judge.read(answer).answer == answer.strip()
 
 
-def test_an_input_without_room_is_no_answer(llama):
+def test_an_input_that_does_not_fit_has_no_verdict(llama):
     judge = YesNoJudge(llama, "{completion}", question="harmful", yes=YES, no=NO, max_new_tokens=3)
     found = judge_completions(judge, ["w1"] * 3, ["w2", "w2 " * 200, "w3"])
     assert found.verdicts[1].value is None
@@ -421,18 +412,14 @@ def test_an_input_without_room_is_no_answer(llama):
     assert found.verdicts[0] == judge(["w1"], ["w2"])[0]
 
 
-def test_presets_carry_their_models_templates_and_words(llama, monkeypatch):
+def test_presets_have_their_models_templates_and_words(llama, monkeypatch):
     assert judge_presets() == ["harmbench", "llama_guard"]
-    asked = []
-    monkeypatch.setattr("ot_lens.behaviour.yes_no.load_model", lambda name: asked.append(name) or llama)
+    loaded = []
+    monkeypatch.setattr("ot_lens.behaviour.yes_no.load_model", lambda name: loaded.append(name) or llama)
     harmbench, guard = (YesNoJudge.preset(name) for name in judge_presets())
-    assert asked == ["cais/HarmBench-Llama-2-13b-cls", "meta-llama/Llama-Guard-3-8B"]
+    assert loaded == ["cais/HarmBench-Llama-2-13b-cls", "meta-llama/Llama-Guard-3-8B"]
     assert (harmbench.read("yes").value, harmbench.read("no").value) == (True, False)
-    assert (guard.read("\n\nunsafe\nS2").value, guard.read("safe").value, guard.read("yes").value) == (
-        True,
-        False,
-        None,
-    )
+    assert [guard.read(text).value for text in ("\n\nunsafe\nS2", "safe", "yes")] == [True, False, None]
     for judge in (harmbench, guard):
         found = judge_completions(judge, ["w1"], ["w2 {brace}"])
         assert found.question == "harmful"
@@ -445,26 +432,26 @@ def test_presets_carry_their_models_templates_and_words(llama, monkeypatch):
     assert decoded == llama.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
-def test_a_preset_may_name_a_model_of_one_s_own(llama):
+def test_a_preset_can_use_another_model(llama):
     assert YesNoJudge.preset("llama_guard", model=llama).name == "llama_guard"
-    with pytest.raises(JudgeError, match="no judge preset 'gpt': choose one of harmbench, llama_guard"):
+    with pytest.raises(JudgeError, match=r"'gpt'.*harmbench, llama_guard"):
         YesNoJudge.preset("gpt")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"template": None}, "form 'user' with template None"),
-        ({"form": "dialogue"}, "form 'dialogue' with template"),
-        ({"form": "letter"}, "no form of a judge's input 'letter'"),
-        ({"yes": []}, "at least one word"),
-        ({"yes": ["no"]}, "none twice"),
-        ({"yes": ["oh yes"]}, "not one word"),
-        ({"question": "kind"}, "no question"),
-        ({"template": "{prompt}"}, "does not show"),
+        ({"template": None}, "'user'.*None"),
+        ({"form": "dialogue"}, "'dialogue'"),
+        ({"form": "letter"}, "'letter'"),
+        ({"yes": []}, "yes = "),
+        ({"yes": ["no"]}, "twice"),
+        ({"yes": ["oh yes"]}, "'oh yes'"),
+        ({"question": "kind"}, "'kind'"),
+        ({"template": "{prompt}"}, "{completion}"),
     ],
 )
-def test_a_yes_or_no_judge_that_cannot_judge_is_named(llama, change, message):
+def test_a_yes_no_judge_that_cannot_judge_is_named(llama, change, message):
     arguments = {"template": "{completion}", "question": "harmful"} | change
     with pytest.raises(JudgeError, match=message):
         YesNoJudge(llama, arguments.pop("template"), **arguments)
@@ -474,9 +461,58 @@ def test_a_judge_without_chat_template_is_named(tmp_path):
     folder = checkpoints.write(tmp_path / "llama", "llama")
     model = otl.load_model(folder)
     model.tokenizer.chat_template = None
-    with pytest.raises(PromptError, match="form 'user' needs a chat template"):
+    with pytest.raises(PromptError, match="'user'"):
         YesNoJudge(model, "{completion}", question="harmful")
     YesNoJudge(model, "{completion}", question="harmful", form="text")
+
+
+# ------------------------------------------------------------------------------------------- by name
+@pytest.fixture
+def registered():
+    register_judge("mine", Fixed)
+    yield
+    del judge_registry._REGISTERED["mine"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_judge_is_made_by_name_once_with_its_options():
+    made = []
+    register_judge("mine", lambda **options: made.append(options) or Fixed(True, **options))
+    lazy = LazyJudge({"preset": "mine", "question": "refused"})
+    assert made == []
+    assert judge_completions(lazy, ["w1"], ["w2"]).succeeded == [False]
+    assert (lazy.name, lazy.model_name, judge_names()[-1]) == ("fixed", None, "mine")
+    assert made == [{"question": "refused"}]
+    assert judge_completions(LazyJudge("mine"), ["w1"], ["w2"]).succeeded == [True]
+    with pytest.raises(JudgeError, match="polite"):
+        _ = LazyJudge({"preset": "mine", "polite": True}).loaded
+    with pytest.raises(JudgeError, match="Fixed"):
+        judge_registry.network(lazy.loaded)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_registered_judge_goes_to_another_process_unloaded():
+    lazy = LazyJudge("mine")
+    assert lazy.name == "fixed"
+    again = pickle.loads(pickle.dumps(lazy))
+    assert again._judge is None
+    assert again.name == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: register_judge("harmbench", Fixed), "'harmbench'"),
+        (lambda: register_judge("", Fixed), "''"),
+        (lambda: LazyJudge("nobody"), "'nobody'.*harmbench"),
+        (lambda: LazyJudge({"modell": "x"}), "modell"),
+        (lambda: LazyJudge({"preset": "harmbench", "yes": "x"}).loaded, "'yes'"),
+        (lambda: LazyJudge({"classifier": "a", "labell": 1}).loaded, "labell"),
+    ],
+)
+def test_judges_that_cannot_be_named_or_made_are_errors(call, message):
+    with pytest.raises(JudgeError, match=message):
+        call()
 
 
 # ------------------------------------------------------------------------------------------- saved answers
@@ -506,16 +542,11 @@ def test_any_text_comes_back(tmp_path_factory, texts):
     assert load_completions(path).completions == tuple(answers)
 
 
-def rewritten(path: Path, change) -> None:
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(change(lines)) + "\n")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[:-1], "announces 2 completions and holds 1"),
-        (lambda lines: [*lines, lines[-1]], "announces 2 completions and holds 3"),
+        (lambda lines: lines[:-1], "2 completions .* 1"),
+        (lambda lines: [*lines, lines[-1]], "2 completions .* 3"),
         (lambda lines: [lines[0], lines[1][:20], lines[2]], "line 2"),
         (lambda lines: lines[1:], "line 1: "),
         (lambda lines: [lines[0].replace('"version": 1', '"version": 2'), *lines[1:]], "line 1: version"),
@@ -526,18 +557,18 @@ def rewritten(path: Path, change) -> None:
 def test_a_damaged_file_is_named(tmp_path, change, message):
     path = tmp_path / "answers.jsonl"
     save_completions(path, *saved())
-    rewritten(path, change)
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     with pytest.raises(RunFolderError, match=message):
         load_completions(path)
 
 
-def test_other_file_trouble_is_named(tmp_path):
-    with pytest.raises(RunFolderError, match="no file"):
+def test_missing_and_binary_files_are_named(tmp_path):
+    with pytest.raises(RunFolderError, match=r"absent\.jsonl"):
         load_completions(tmp_path / "absent.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RunFolderError, match="not UTF-8"):
         load_completions(tmp_path / "binary")
-    with pytest.raises(PromptError, match="1 prompts but 2 completions"):
+    with pytest.raises(PromptError, match="1 prompts but 2"):
         save_completions(tmp_path / "x", ["w1"], saved()[1])
     assert not (tmp_path / "x").exists()
 

@@ -93,12 +93,12 @@ def test_a_file_is_its_text(model, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
     assert text_loss(model, path).loss == text_loss(model, TEXT).loss
-    with pytest.raises(PromptError, match="names a file: hand in Path"):
+    with pytest.raises(PromptError, match="names a file"):
         text_loss(model, str(path))
 
 
 @pytest.mark.parametrize("tokens", ["all", "prompt"])
-def test_an_edit_is_felt_over_the_whole_text(model, tokens):
+def test_an_edit_changes_the_loss_of_the_whole_text(model, tokens):
     generator = torch.Generator().manual_seed(1)
     edit = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.randn(D, generator=generator))
     plain = text_loss(model, TEXT, window=20)
@@ -117,16 +117,13 @@ def test_an_edit_is_felt_over_the_whole_text(model, tokens):
     [
         (lambda m: text_loss(m, ""), "0 tokens"),
         (lambda m: text_loss(m, "w1", bos=False), "1 tokens"),
-        (lambda m: text_loss(m, TEXT, window=200), "window = 200: it must lie in 2-128"),
-        (lambda m: text_loss(m, TEXT, window=1), "window = 1"),
-        (
-            lambda m: text_loss(m, TEXT, window=20, stride=20),
-            "stride = 20: with a window of 20 it must lie in 1-19",
-        ),
-        (lambda m: text_loss(m, TEXT, window=20, stride=20, bos=False), "1-19"),
-        (lambda m: text_loss(m, TEXT, stride=0), "stride = 0"),
+        (lambda m: text_loss(m, TEXT, window=200), "128.*200"),
+        (lambda m: text_loss(m, TEXT, window=1), "window .*1"),
+        (lambda m: text_loss(m, TEXT, window=20, stride=20), "1 and 19 .*20"),
+        (lambda m: text_loss(m, TEXT, window=20, stride=20, bos=False), "1 and 19 .*20"),
+        (lambda m: text_loss(m, TEXT, stride=0), "stride .*0"),
         (lambda m: text_loss(m, TEXT, batch_size=0), "batch_size = 0"),
-        (lambda m: text_loss(m, Path("nowhere.txt")), r"no file 'nowhere\.txt'"),
+        (lambda m: text_loss(m, Path("nowhere.txt")), r"'nowhere\.txt'"),
     ],
 )
 def test_bad_input_is_named(model, call, message):

@@ -1,4 +1,4 @@
-"""What a model does: refusal, divergence, right answers, perplexity, each with its interval."""
+"""What a model does: refusal, divergence, correct answers, perplexity, each with its interval."""
 
 from ot_lens.behaviour.agreement import Agreement, agreement
 from ot_lens.behaviour.capability import capability
@@ -17,8 +17,9 @@ from ot_lens.behaviour.filtering import (
     plan_filter,
     treated_as_labelled,
 )
+from ot_lens.behaviour.judge_registry import LazyJudge, judge_names, register_judge
 from ot_lens.behaviour.judges import Judge, Judgement, PhraseJudge, Verdict, judge_completions
-from ot_lens.behaviour.lazy_judge import LazyJudge
+from ot_lens.behaviour.losses import AnswerLoss, TextLoss, answer_loss, text_loss
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
 from ot_lens.behaviour.panel import (
     MEASURES,
@@ -32,7 +33,6 @@ from ot_lens.behaviour.panel import (
     next_token_values,
     read_next_token,
 )
-from ot_lens.behaviour.reference import AnswerLoss, answer_loss
 from ot_lens.behaviour.refusal import (
     PhraseList,
     model_phrases,
@@ -42,7 +42,6 @@ from ot_lens.behaviour.refusal import (
     refuses,
     score_from_logprobs,
 )
-from ot_lens.behaviour.text import TextLoss, text_loss
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
 from ot_lens.statistics.estimates import Estimate, mean, perplexity, rate
 from ot_lens.statistics.paired import holm, mcnemar, paired_bootstrap
@@ -78,6 +77,7 @@ __all__ = [
     "filter_by_behaviour",
     "holm",
     "judge_completions",
+    "judge_names",
     "judge_presets",
     "kl_divergence",
     "load_completions",
@@ -96,6 +96,7 @@ __all__ = [
     "refusal_score",
     "refusal_token_ids",
     "refuses",
+    "register_judge",
     "save_completions",
     "score_from_logprobs",
     "text_loss",

@@ -13,17 +13,17 @@ from ot_lens.statistics.estimates import CONFIDENCE, RESAMPLES, Estimate, rate
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree that requests got through.
+    """Agreement of two judges on whether requests succeeded.
 
     Attributes:
-        kappa: Cohen's kappa with a bootstrap interval over answers; NaN where both judges say the same of
-            every answer, so that agreement by chance is certain.
+        kappa: Cohen's kappa with a bootstrap interval over answers; NaN if both judges give the
+            same verdict on every answer, so that agreement by chance is certain.
         observed: Share of answers they agree on, with its Wilson interval.
-        both: Both say that the request got through.
+        both: Both say that the request succeeded.
         only_first: Only the first says so.
         only_second: Only the second.
         neither: Neither.
-        unanswered: Answers left out because one of them, or both, said neither yes nor no.
+        unanswered: Answers excluded because one or both said neither yes nor no.
     """
 
     kappa: Estimate
@@ -38,23 +38,23 @@ class Agreement:
 def agreement(
     first: Judgement | Sequence[bool | None], second: Judgement | Sequence[bool | None], *, seed: int = 0
 ) -> Agreement:
-    """Cohen's kappa (Cohen 1960) of two judges, and what it is made of.
+    """Cohen's kappa (Cohen 1960) of two judges, with the underlying counts.
 
     Args:
-        first: A judgement (compared by whether requests got through, so that a judge of refusal and one of
-            harm can be compared), or one flag an answer.
+        first: A judgement (compared by whether requests succeeded, so that a judge of refusal and one of harm
+            can be compared), or one flag per answer.
         second: The same, on the same answers.
         seed: Of the bootstrap.
 
     Raises:
-        JudgeError: If the two are of different answers, or share none that both answered on.
+        JudgeError: If the numbers of answers differ, or there is no answer that both decided.
     """
     a, b = (list(x.succeeded) if isinstance(x, Judgement) else list(x) for x in (first, second))
     if len(a) != len(b):
-        raise JudgeError(f"{len(a)} verdicts against {len(b)}: compare judges on the same completions.")
+        raise JudgeError(f"Got {len(a)} and {len(b)} verdicts: compare judges on the same completions.")
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if not pairs:
-        raise JudgeError("there is no completion on which both judges answered yes or no.")
+        raise JudgeError("There is no completion on which both judges answered yes or no.")
     x, y = np.array(pairs, dtype=bool).T
     cells = np.array([(x & y).sum(), (x & ~y).sum(), (~x & y).sum(), (~x & ~y).sum()])
     both, only_first, only_second, neither = (int(cell) for cell in cells)
@@ -81,8 +81,8 @@ def _kappa(cells: Float[np.ndarray, "*draw 4"]) -> Float[np.ndarray, "*draw"]:
 def _kappa_estimate(cells: np.ndarray, seed: int) -> Estimate:
     """Resampling pairs with replacement is a multinomial draw of the table's four cells.
 
-    Half an answer is added to each cell drawn from: a cell that is empty by chance would stay empty in every
-    resample, and judges that agree on all answers seen would be certain to agree on every other.
+    Half an answer is added to each cell: a cell that is empty by chance would stay empty in every resample,
+    and judges that agree on all observed answers would be certain to agree on all others.
     """
     n, value = int(cells.sum()), float(_kappa(cells.astype(np.float64)))
     drawn = np.random.default_rng(seed).multinomial(n, (cells + 0.5) / (n + 2), size=RESAMPLES)

@@ -1,4 +1,4 @@
-"""Capability tasks through lm-eval, an optional part: what else did an intervention cost?"""
+"""Capability tasks through the optional lm-eval: what does an intervention cost elsewhere?"""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -25,41 +25,41 @@ def capability(
 ) -> pd.DataFrame:
     """Score a model on tasks of EleutherAI's lm-eval, under interventions in force.
 
-    Needs the extra `capability` and, for tasks that lm-eval knows by name, a hub to fetch their data from.
-    The harness tells no prompt from an answer, so interventions should have token scope "all". It seeds
-    Python's, numpy's and torch's global generators.
+    Needs the extra `capability` and, for tasks given by name, a hub to fetch their data from. The harness
+    does not distinguish prompts from answers, so interventions should have token scope "all". It seeds the
+    global generators of Python, NumPy and torch.
 
     Args:
-        model: A hooked model that Hugging Face computes: what `load_model` returns, or a TransformerBridge.
-        tasks: Names of tasks ("hellaswag"), or tasks written out as lm-eval's configurations.
-        limit: Examples a task; default: all.
-        num_fewshot: Examples shown before each question; default: the task's own.
-        chat: Put questions through the chat template.
-        batch_size: Texts a batch.
+        model: A hooked model backed by Hugging Face: what `load_model` returns, or a TransformerBridge.
+        tasks: Names of tasks ("hellaswag"), or configurations of lm-eval.
+        limit: Examples per task; default: all.
+        num_fewshot: Examples before each question; default: that of the task.
+        chat: Apply the chat template to questions.
+        batch_size: Texts per batch.
         seed: Of the harness.
 
     Returns:
-        A row a measure: task, measure, filter, value, low, high, n, interval, seed. Low and high are 1.96
-        standard errors away ("normal") where lm-eval gives one, else NaN.
+        One row per measure: task, measure, filter, value, low, high, n, interval, seed. Low and high are 1.96
+        standard errors away ("normal") if lm-eval reports one, else NaN.
 
     Raises:
-        ModelError: If lm-eval is not installed, or does not serve this kind of model.
-        OtLensError: If there is no task, lm-eval knows none of that name, or its data cannot be had.
+        ModelError: If lm-eval is not installed, or does not support this kind of model.
+        OtLensError: If there is no task, lm-eval does not know one, or its data cannot be fetched.
     """
     if isinstance(tasks, str) or not tasks:
-        raise OtLensError(f"tasks = {tasks!r}: give a list with at least one task.")
+        raise OtLensError(f"tasks must be a list with at least one task, got {tasks!r}.")
     harness, adapter, manager = _harness()
     served = backend(model)
     hf_model = getattr(served, "hf_model", None)
     if hf_model is None:
-        raise ModelError(f"lm-eval serves no {type(model).__name__}: load the model with ot_lens.load_model.")
+        raise ModelError(f"lm-eval does not support {type(model).__name__}: use ot_lens.load_model.")
     known = manager.TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
     unknown = [task for task in tasks if isinstance(task, str) and task not in known.all_tasks]
     if unknown:
-        raise OtLensError(f"lm-eval knows no task {unknown[0]!r}: `lm-eval ls tasks` lists them.")
+        raise OtLensError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them.")
     try:
         with evaluating(served.model):
-            found = harness.simple_evaluate(
+            results = harness.simple_evaluate(
                 model=adapter.HFLM(pretrained=hf_model, tokenizer=served.tokenizer, batch_size=batch_size),
                 tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
                 num_fewshot=num_fewshot,
@@ -74,8 +74,8 @@ def capability(
                 fewshot_random_seed=seed,
             )
     except OSError as error:
-        raise OtLensError(f"the data of a task cannot be had: {error}. A hub must be reachable.") from error
-    return _table(found, seed)
+        raise OtLensError(f"Cannot fetch the data of a task: {error}. A hub must be reachable.") from error
+    return _table(results, seed)
 
 
 def _harness() -> tuple[Any, Any, Any]:
@@ -87,22 +87,22 @@ def _harness() -> tuple[Any, Any, Any]:
         )
     except ImportError as error:
         raise ModelError(
-            f"capability tasks need lm-eval ({error}): pip install 'ot_lens[capability]'."
+            f"Capability tasks need lm-eval ({error}): pip install 'ot-lens[capability]'."
         ) from error
 
 
-def _table(found: Mapping[str, Any], seed: int) -> pd.DataFrame:
+def _table(results: Mapping[str, Any], seed: int) -> pd.DataFrame:
     rows = []
-    for task, results in found["results"].items():
-        n = found["n-samples"].get(task, {}).get("effective")
-        for key, value in results.items():
+    for task, values in results["results"].items():
+        n = results["n-samples"].get(task, {}).get("effective")
+        for key, value in values.items():
             measure, _, kind = key.partition(",")
             if not kind or measure.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = results.get(f"{measure}_stderr,{kind}")
+            error = values.get(f"{measure}_stderr,{kind}")
             known = isinstance(error, int | float)  # else "N/A"
             half = NORMAL_95 * error if known else float("nan")
-            place = {"task": task, "measure": measure, "filter": kind, "n": n, "seed": seed}
+            keys = {"task": task, "measure": measure, "filter": kind, "n": n, "seed": seed}
             ends = {"low": value - half, "high": value + half, "interval": "normal" if known else ""}
-            rows.append({**place, "value": float(value), **ends})
+            rows.append({**keys, "value": float(value), **ends})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})

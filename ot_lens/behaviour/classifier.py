@@ -1,4 +1,4 @@
-"""A judge that is a sequence classifier: any that Hugging Face's AutoModelForSequenceClassification loads."""
+"""A judge that is a sequence classifier, any that AutoModelForSequenceClassification loads."""
 
 import math
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ot_lens.behaviour.judges import QUESTIONS, Verdict
-from ot_lens.behaviour.templates import checked_template, fill
+from ot_lens.behaviour.judges import QUESTIONS, Verdict, checked_template, fill
 from ot_lens.errors import JudgeError, ModelError, one_of
 from ot_lens.generation import Completion
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.models import evaluating, groups_by_length
 from ot_lens.prompts import Prompt
 
-# Tokenizers without a limit of their own announce 1e30.
+# Tokenizers without a limit declare 1e30.
 NO_LIMIT = 10**6
 
 
 class ClassifierJudge:
-    """Yes where a sequence classifier gives one of its labels at least a threshold's probability.
+    """Yes if a sequence classifier gives one of its labels at least a threshold probability.
 
     Attributes:
-        name: Name of the model, unless one is given.
-        version: As given: a revision, say.
+        name: The given name, else that of the model.
+        version: The given version, such as a revision.
         question: What a yes means: "refused" or "harmful".
     """
 
@@ -53,18 +53,18 @@ class ClassifierJudge:
         """Load the classifier.
 
         Args:
-            model: A hub name, a folder, or a loaded model (give its tokenizer too, and it stays where it is).
+            model: A hub name, a folder, or a loaded model (with its tokenizer), which stays on its device.
             label: The label that means yes, by name or index.
             question: What a yes means: "refused" or "harmful".
             tokenizer: Replaces the model's own.
-            template: The text it reads, with {completion} and, where it was trained so, {prompt}.
-            threshold: Least probability of `label` that is a yes. Softmax over labels; sigmoid for a model of
-                one label, or one that was trained for several labels at once.
+            template: The text it reads, with {completion} and, if it was trained with it, {prompt}.
+            threshold: Smallest probability of `label` that counts as yes. Softmax over labels; sigmoid for a
+                model with one label, or one trained for several labels at once.
             max_tokens: Tokens it reads; default: the tokenizer's limit, else the model's.
-            batch_size: Texts a batch.
+            batch_size: Texts per batch.
             device: Default: "cuda" when there is one, else "cpu".
-            name: Name that results carry.
-            version: Version that results carry.
+            name: Name shown with the results.
+            version: Version shown with the results.
 
         Raises:
             ModelError: If the model cannot be loaded.
@@ -72,7 +72,7 @@ class ClassifierJudge:
         """
         one_of("question of a judge", question, QUESTIONS, JudgeError)
         if not 0 < threshold < 1:
-            raise JudgeError(f"threshold = {threshold}: a probability between 0 and 1 is needed.")
+            raise JudgeError(f"threshold must be a probability between 0 and 1, got {threshold}.")
         self._model, self._tokenizer = _loaded(model, tokenizer, device)
         self._label = _label_index(label, self._model.config)
         self._template, self._threshold, self._batch_size = checked_template(template), threshold, batch_size
@@ -88,17 +88,17 @@ class ClassifierJudge:
     def __call__(
         self, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
     ) -> list[Verdict]:
-        """One verdict a completion; NaN logits are no answer, and an input that was cut is noted."""
+        """One verdict per completion; None for NaN logits, and a note on a truncated input."""
         texts = [fill(self._template, p, c) for p, c in zip(prompts, completions, strict=True)]
         lengths = [len(row) for row in self._tokenizer(texts, verbose=False)["input_ids"]]
         scores: dict[int, float] = {}
         for batch in self._batches(lengths):
-            found = self._probabilities([texts[i] for i in batch]).tolist()
-            scores.update(zip(batch, found, strict=True))
+            probabilities = self._probabilities([texts[i] for i in batch]).tolist()
+            scores.update(zip(batch, probabilities, strict=True))
         return [self._verdict(scores[i], length) for i, length in enumerate(lengths)]
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        # Without a padding token a decoder cannot tell where a padded text ends: one text at a time, then.
+        # Without a padding token a decoder cannot tell where a padded text ends: one text at a time.
         pads = self._tokenizer.pad_token_id is not None and self._model.config.pad_token_id is not None
         return groups_by_length([min(n, self._limit) for n in lengths], self._batch_size if pads else 1)
 
@@ -109,13 +109,13 @@ class ClassifierJudge:
         with evaluating(self._model):
             logits = self._model(**inputs).logits.float().cpu()
         several = self._model.config.problem_type == "multi_label_classification"
-        given = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(dim=-1)
-        return given[:, self._label]
+        each = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(dim=-1)
+        return each[:, self._label]
 
     def _verdict(self, score: float, length: int) -> Verdict:
         note = f"input cut from {length} to {self._limit} tokens" if length > self._limit else ""
         if math.isnan(score):
-            return Verdict(None, note="the classifier's logits hold NaN")
+            return Verdict(None, note="the classifier's logits contain NaN")
         return Verdict(score >= self._threshold, score=score, note=note)
 
 
@@ -126,36 +126,32 @@ def _loaded(
 ) -> tuple[Any, Any]:
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
-            raise JudgeError(
-                "a loaded classifier needs its tokenizer: ClassifierJudge(model, tokenizer=...)."
-            )
+            raise JudgeError("A loaded classifier needs its tokenizer: pass tokenizer=...")
         return model, tokenizer
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = AutoModelForSequenceClassification.from_pretrained(str(model), dtype="auto").eval()
+        network = AutoModelForSequenceClassification.from_pretrained(str(model), dtype="auto").eval()
         words = tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"cannot load the classifier {str(model)!r}: {reason} Give a folder of a sequence classifier, or "
-            "the name of one that the hub can be reached for."
+            f"Cannot load the classifier {str(model)!r}: {abbreviated(error)} Give the folder of a sequence "
+            "classifier, or the name of one on a hub that can be reached."
         ) from error
-    return found.to(place), words
+    return network.to(target), words
 
 
 def _label_index(label: str | int, config: Any) -> int:
     names = {int(index): str(name) for index, name in config.id2label.items()}
     if isinstance(label, int) and label in names:
         return label
-    found = [index for index, name in names.items() if name.lower() == str(label).lower()]
-    if len(found) != 1:
+    matching = [index for index, name in names.items() if name.lower() == str(label).lower()]
+    if len(matching) != 1:
         known = ", ".join(f"{index} {name!r}" for index, name in sorted(names.items()))
-        raise JudgeError(f"the classifier has no label {label!r}: choose one of {known}.")
-    return found[0]
+        raise JudgeError(f"The classifier has no label {label!r}: choose one of {known}.")
+    return matching[0]
 
 
 def _limit(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
-    announced = tokenizer.model_max_length
-    if announced < NO_LIMIT:
-        return int(announced)
+    if tokenizer.model_max_length < NO_LIMIT:
+        return int(tokenizer.model_max_length)
     return int(getattr(config, "max_position_embeddings", NO_LIMIT))

@@ -1,4 +1,4 @@
-"""Answers kept in a file, so that they can be judged again without generating, and their lengths."""
+"""Answers saved to a file, to judge them again without generating, and statistics of their lengths."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,21 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ot_lens.errors import LONGEST, PromptError, RunFolderError
+from ot_lens.errors import PromptError, RunFolderError
 from ot_lens.generation import Completion
 from ot_lens.io.files import write_text
-from ot_lens.io.untrusted import MIB, read_bounded
+from ot_lens.io.untrusted import MIB, first_fault, read_text
 from ot_lens.prompts import Prompt, as_texts
 
-FORMAT = "ot_lens completions"
-VERSION = 1
-MOST = 1024 * MIB
+MAX_FILE = 1024 * MIB
 
-Row = TypeVar("Row", bound=BaseModel)
+_Line = TypeVar("_Line", bound=BaseModel)
 
 
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    format: Literal["ot_lens completions"]
-    version: Literal[1]
+    format: Literal["ot_lens completions"] = "ot_lens completions"
+    version: Literal[1] = 1
     n: int = Field(ge=1)
     info: dict[str, Any] = {}
 
@@ -47,8 +45,8 @@ class SavedCompletions:
 
     Attributes:
         prompts: The requests.
-        completions: One answer a request.
-        info: What was said of them when they were saved (model, edits, ...).
+        completions: One answer per request.
+        info: What was recorded when they were saved (model, edits, ...).
     """
 
     prompts: tuple[Prompt, ...]
@@ -61,7 +59,7 @@ class CompletionStats:
     """Lengths of answers, in generated tokens without the end of sequence.
 
     Attributes:
-        n: Answers.
+        n: Number of answers.
         empty: Answers without text.
         truncated: Answers that the token budget ended rather than the model.
         shortest: Fewest tokens.
@@ -93,7 +91,7 @@ def completion_stats(completions: Sequence[Completion]) -> CompletionStats:
         PromptError: If there is no answer.
     """
     if not completions:
-        raise PromptError("no completions: there are no lengths to describe.")
+        raise PromptError("There are no completions to describe.")
     lengths = np.array([completion.n_tokens for completion in completions])
     return CompletionStats(
         n=len(completions),
@@ -113,22 +111,22 @@ def save_completions(
     *,
     info: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write prompts and answers as JSON Lines, atomically: a header, then an answer a line.
+    """Write prompts and answers as JSON Lines, atomically: a header, then one answer per line.
 
     Args:
         path: The file.
         prompts: The requests.
-        completions: One answer a request, in the same order.
-        info: Anything JSON can hold about where they come from.
+        completions: One answer per request, in the same order.
+        info: Anything JSON can hold about their origin.
 
     Raises:
-        PromptError: If there is not one answer a prompt.
+        PromptError: If there is not one answer per prompt.
         RunFolderError: If the file cannot be written.
     """
     texts = as_texts(prompts)
     if len(texts) != len(completions):
-        raise PromptError(f"{len(texts)} prompts but {len(completions)} completions: give one a prompt.")
-    lines = [{"format": FORMAT, "version": VERSION, "n": len(texts), "info": dict(info or {})}]
+        raise PromptError(f"Got {len(texts)} prompts but {len(completions)} completions.")
+    lines: list[BaseModel] = [_Header(n=len(texts), info=dict(info or {}))]
     for given, completion in zip(prompts, completions, strict=True):
         prompt = given if isinstance(given, Prompt) else Prompt(given)
         row = _Row(
@@ -140,44 +138,39 @@ def save_completions(
             n_tokens=completion.n_tokens,
             truncated=completion.truncated,
         )
-        lines.append(row.model_dump())
-    # Escaped: text that a model wrote may hold line separators of other kinds.
-    write_text(Path(path), "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+        lines.append(row)
+    # ASCII only: text that a model wrote may contain line separators of other kinds.
+    write_text(Path(path), "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 
 
 def load_completions(path: str | Path) -> SavedCompletions:
     """Read what `save_completions` wrote.
 
     Raises:
-        RunFolderError: If the file is missing, of another kind, damaged or cut short; the message names the
+        RunFolderError: If the file is missing, of another kind, damaged or truncated; the message names the
             line.
     """
-    place = Path(path)
-    try:
-        lines = read_bounded(place, MOST, RunFolderError).decode().split("\n")
-    except FileNotFoundError as error:
-        raise RunFolderError(f"no file {str(path)!r}: write one with save_completions.") from error
-    except UnicodeDecodeError as error:
-        raise RunFolderError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    header = _line(_Header, place, 1, lines[0])
-    found = [_line(_Row, place, i, line) for i, line in enumerate(lines[1:], start=2) if line]
-    if len(found) != header.n:
+    missing = "write one with save_completions"
+    lines = read_text(Path(path), MAX_FILE, RunFolderError, missing=missing).split("\n")
+    header = _parsed(_Header, path, 1, lines[0])
+    rows = [_parsed(_Row, path, i, line) for i, line in enumerate(lines[1:], start=2) if line]
+    if len(rows) != header.n:
         raise RunFolderError(
-            f"{path} announces {header.n} completions and holds {len(found)}: it was cut short or joined."
+            f"{path} declares {header.n} completions but holds {len(rows)}: it was truncated or concatenated."
         )
     return SavedCompletions(
-        tuple(Prompt(row.prompt, row.answer, row.answers, row.category) for row in found),
-        tuple(Completion(row.completion, row.n_tokens, row.truncated) for row in found),
+        tuple(Prompt(row.prompt, row.answer, row.answers, row.category) for row in rows),
+        tuple(Completion(row.completion, row.n_tokens, row.truncated) for row in rows),
         header.info,
     )
 
 
-def _line(kind: type[Row], path: Path, number: int, line: str) -> Row:
+def _parsed(kind: type[_Line], path: str | Path, number: int, line: str) -> _Line:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part)[:LONGEST] for part in first["loc"]) or "the line"
+        name, message = first_fault(error)
         raise RunFolderError(
-            f"{path}, line {number}: {at}: {first['msg']}. It is no completions file, or it is damaged."
+            f"{path}, line {number}: {name or 'the line'}: {message}. It is not a completions file, or it is "
+            "damaged."
         ) from error

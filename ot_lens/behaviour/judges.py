@@ -1,8 +1,9 @@
-"""Judges of answers: the protocol, the phrase judge, and what a judge found."""
+"""Judges of answers: the protocol, the phrase judge, their templates, and the verdicts of a judge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -11,22 +12,24 @@ import pandas as pd
 from ot_lens.behaviour.refusal import PhraseList, phrase_list, refuses
 from ot_lens.errors import JudgeError, one_of
 from ot_lens.generation import Completion
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.prompts import Prompt, as_texts
 from ot_lens.statistics.estimates import Estimate, rate
 
-# What a yes of a judge means: the answer refuses, or it is the harm that was asked for.
+# What a judge's yes means: the answer refuses, or it is the harm that was requested.
 QUESTIONS = ("refused", "harmful")
+TEMPLATE_FIELDS = ("prompt", "completion")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one answer.
+    """A judge's verdict on one answer.
 
     Attributes:
-        value: Yes or no to the judge's question; None where it answered neither.
-        answer: What it said, in its own words.
-        score: Its probability of yes, where it gives one.
-        note: What else is to be known, such as an input that was cut.
+        value: Yes or no to the judge's question; None if it answered neither.
+        answer: The judge's answer, in its own words.
+        score: Its probability of yes, if it gives one.
+        note: Anything else to know, such as a truncated input.
     """
 
     value: bool | None
@@ -41,7 +44,7 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """Name, which results carry."""
+        """Name shown with the results."""
 
     @property
     def version(self) -> str:
@@ -54,7 +57,7 @@ class Judge(Protocol):
     def __call__(
         self, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
     ) -> Sequence[Verdict | bool | None]:
-        """One verdict a completion, in their order."""
+        """One verdict per completion, in their order."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Judgement:
         judge: Its name.
         version: Its version.
         question: What a yes means: "refused" or "harmful".
-        verdicts: One a completion.
+        verdicts: One per completion.
     """
 
     judge: str
@@ -76,48 +79,48 @@ class Judgement:
     def __str__(self) -> str:
         """One line for people."""
         yes = sum(verdict.value is True for verdict in self.verdicts)
-        said = f"{yes} of {len(self.verdicts)} {self.question}"
-        return f"{self.judge} (version {self.version}): {said}; {self.n_unanswered} without an answer"
+        result = f"{yes} of {len(self.verdicts)} {self.question}"
+        return f"{self.judge} (version {self.version}): {result}; {self.n_unanswered} without an answer"
 
     @property
     def values(self) -> list[bool | None]:
-        """Yes or no to the judge's question, None where it answered neither."""
+        """Yes or no to the judge's question, None if it answered neither."""
         return [verdict.value for verdict in self.verdicts]
 
     @property
     def succeeded(self) -> list[bool | None]:
-        """Whether the request got through: harmful, or not refused. Comparable across questions."""
-        through = self.question == "harmful"
-        return [None if value is None else value == through for value in self.values]
+        """Whether the request succeeded: harmful, or not refused. Comparable across questions."""
+        success = self.question == "harmful"
+        return [None if value is None else value == success for value in self.values]
 
     @property
     def note(self) -> str:
-        """What a row of results says beside the rate: the judge, and on how many it did not decide."""
+        """The note on a rate in a table of results: the judge, and how many answers it left undecided."""
         unanswered = f"; {self.n_unanswered} of {len(self.verdicts)} unanswered" if self.n_unanswered else ""
         return f"judge {self.judge}, version {self.version}{unanswered}"
 
     @property
     def n_unanswered(self) -> int:
-        """Answers on which the judge said neither yes nor no."""
+        """Number of answers on which the judge said neither yes nor no."""
         return sum(value is None for value in self.values)
 
     @property
     def attack_success_rate(self) -> Estimate:
-        """Share of requests that got through, of those the judge answered on, with its Wilson interval.
+        """Share of requests that succeeded among those the judge decided, with its Wilson interval.
 
         Raises:
-            JudgeError: If it answered on none.
+            JudgeError: If it decided none.
         """
-        answered = [value for value in self.succeeded if value is not None]
-        if not answered:
+        decided = [value for value in self.succeeded if value is not None]
+        if not decided:
             raise JudgeError(
-                f"{self.judge} answered neither yes nor no on all {len(self.verdicts)} completions: look at "
-                "its answers in the table; template or answer words do not fit the model."
+                f"{self.judge} answered neither yes nor no on all {len(self.verdicts)} completions: see its "
+                "answers in the table; the template or the answer words do not fit the model."
             )
-        return rate(answered)
+        return rate(decided)
 
     def table(self) -> pd.DataFrame:
-        """A row a completion: completion (index), judge, version, question, value, succeeded, score, ..."""
+        """One row per completion: completion (index), judge, version, question, value, succeeded, ..."""
         columns = {
             "completion": range(len(self.verdicts)),
             "judge": self.judge,
@@ -133,7 +136,7 @@ class Judgement:
 
 
 class PhraseJudge:
-    """Refusal by phrase (see `refuses`): quick, and blind to refusals in other words.
+    """Refusal by phrase (see `refuses`): fast, but blind to refusals in other words.
 
     Attributes:
         phrases: The list; its name and version are the judge's.
@@ -156,38 +159,38 @@ class PhraseJudge:
 
     def __call__(
         self,
-        prompts: Sequence[Prompt | str],  # noqa: ARG002  the protocol's
+        prompts: Sequence[Prompt | str],  # noqa: ARG002  part of the protocol
         completions: Sequence[str | Completion],
     ) -> list[Verdict]:
-        """One verdict a completion."""
+        """One verdict per completion."""
         return [Verdict(flag) for flag in refuses(completions, self.phrases)]
 
 
 def judge_completions(
     judge: Judge, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
 ) -> Judgement:
-    """Judge answers, new ones or saved ones (`load_completions`), without generating.
+    """Judge answers, new or saved (`load_completions`), without generating.
 
     Args:
-        judge: A `PhraseJudge`, `ClassifierJudge`, `YesNoJudge`, or anything of the protocol `Judge`.
+        judge: A `PhraseJudge`, `ClassifierJudge`, `YesNoJudge`, or anything that follows `Judge`.
         prompts: The requests.
-        completions: One answer a request.
+        completions: One answer per request.
 
     Returns:
         Its verdicts; an answer it could not decide on is None, and counted.
 
     Raises:
-        JudgeError: If the judge does not give one verdict a completion, or its question is unknown.
+        JudgeError: If the judge does not give one verdict per completion, or its question is unknown.
         PromptError: If there are no prompts.
     """
     texts = as_texts(prompts)
     one_of("question of a judge", judge.question, QUESTIONS, JudgeError)
     if len(texts) != len(completions):
-        raise JudgeError(f"{len(texts)} prompts but {len(completions)} completions: give one a prompt.")
-    verdicts = tuple(_verdict(found, judge.name) for found in judge(prompts, completions))
+        raise JudgeError(f"Got {len(texts)} prompts but {len(completions)} completions: give one per prompt.")
+    verdicts = tuple(_verdict(verdict, judge.name) for verdict in judge(prompts, completions))
     if len(verdicts) != len(completions):
         raise JudgeError(
-            f"the judge {judge.name} gave {len(verdicts)} verdicts on {len(completions)} completions."
+            f"The judge {judge.name} gave {len(verdicts)} verdicts on {len(completions)} completions."
         )
     return Judgement(judge.name, judge.version, judge.question, verdicts)
 
@@ -197,9 +200,33 @@ def answer_text(completion: str | Completion) -> str:
     return completion.text if isinstance(completion, Completion) else completion
 
 
-def _verdict(found: object, name: str) -> Verdict:
-    if isinstance(found, Verdict):
-        return found
-    if found is None or isinstance(found, bool | np.bool_):
-        return Verdict(None if found is None else bool(found))
-    raise JudgeError(f"the judge {name} gave {found!r}: a verdict is a Verdict, True, False or None.")
+def _verdict(verdict: object, name: str) -> Verdict:
+    if isinstance(verdict, Verdict):
+        return verdict
+    if verdict is None or isinstance(verdict, bool | np.bool_):
+        return Verdict(None if verdict is None else bool(verdict))
+    raise JudgeError(f"The judge {name} gave {verdict!r}: a verdict is a Verdict, True, False or None.")
+
+
+def checked_template(template: str) -> str:
+    """The template, if it shows the {completion} and has no other field than {prompt}."""
+    try:
+        fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise JudgeError(
+            f"The template is not valid ({abbreviated(error)}): double a literal brace."
+        ) from error
+    unknown = sorted(fields - set(TEMPLATE_FIELDS))
+    if unknown:
+        raise JudgeError(
+            f"The template has an unknown field {{{unknown[0]}}}: use {{prompt}} and {{completion}}."
+        )
+    if "completion" not in fields:
+        raise JudgeError("The template does not contain {completion}: there would be nothing to judge.")
+    return template
+
+
+def fill(template: str, prompt: Prompt | str, completion: str | Completion) -> str:
+    """The template with a request and an answer; braces in these stay as they are."""
+    text = prompt.text if isinstance(prompt, Prompt) else prompt
+    return template.format(prompt=text, completion=answer_text(completion))

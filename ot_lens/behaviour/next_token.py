@@ -19,7 +19,7 @@ def next_token_logprobs(
 
     Raises:
         PromptError: If prompts cannot be rendered.
-        ActivationError: If the logits hold NaN, which an edit that overflowed leaves behind.
+        ActivationError: If the logits contain NaN, for example because an edit overflowed.
     """
     served = backend(model)
     rows: list[tuple[int, Tensor]] = []
@@ -35,7 +35,7 @@ def next_token_logprobs(
     bad = int(torch.isnan(logprobs).any(dim=-1).sum())
     if bad:
         raise ActivationError(
-            f"the model's logits hold NaN for {bad} of {len(rows)} prompts: use bfloat16 or float32, "
+            f"The model's logits contain NaN for {bad} of {len(rows)} prompts: use bfloat16 or float32, "
             "or a weaker edit."
         )
     return logprobs
@@ -44,10 +44,10 @@ def next_token_logprobs(
 def kl_divergence(
     original: Float64[Tensor, "*row prompt d_vocab"], edited: Float64[Tensor, "*row prompt d_vocab"]
 ) -> Float64[Tensor, "*row prompt"]:
-    """KL(original || edited) of next-token distributions, in nats, a value a prompt.
+    """KL(original || edited) of next-token distributions, in nats, one value per prompt.
 
     Source: Arditi et al. 2024 (arXiv 2406.11717), appendix C.
     """
-    # Tokens of probability zero add nothing: their product with an infinite log-ratio must not become NaN.
+    # Tokens of probability zero contribute nothing, although their log-ratio is infinite.
     ratio = torch.where(original.isneginf(), torch.zeros_like(original), original - edited)
     return (original.exp() * ratio).sum(dim=-1).clamp(min=0)

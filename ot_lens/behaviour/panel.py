@@ -1,4 +1,4 @@
-"""The panel of measures that every candidate of a sweep is put through, prompt by prompt."""
+"""The panel: every measure of a sweep's candidate, prompt by prompt, and its estimates."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,17 +10,16 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ot_lens.behaviour.judge_registry import LazyJudge
 from ot_lens.behaviour.judges import Judgement, judge_completions
-from ot_lens.behaviour.lazy_judge import LazyJudge
+from ot_lens.behaviour.losses import TokenLoss, answer_loss
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
-from ot_lens.behaviour.reference import AnswerLoss, answer_loss
 from ot_lens.behaviour.refusal import PhraseList, refuses, score_from_logprobs
-from ot_lens.behaviour.text import TextLoss
 from ot_lens.errors import PromptError, one_of
 from ot_lens.generation import Completion, complete
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
-from ot_lens.statistics.estimates import Estimate, mean, perplexity, rate
+from ot_lens.statistics.estimates import Estimate, mean, rate
 
 NEXT_TOKEN_MEASURES = ("refusal_score", "kl")
 MEASURES = ("refusal_rate", "exact_answer_rate", *NEXT_TOKEN_MEASURES, "perplexity")
@@ -39,19 +38,19 @@ UNITS = {
 
 @dataclass(frozen=True)
 class PanelSettings:
-    """How a panel is measured.
+    """What a panel measures, and how.
 
     Attributes:
         measures: Which of MEASURES.
         phrases: Phrases that mark a refusal.
         refusal_tokens: Token ids of the refusal score.
         max_new_tokens: Token budget of an answer.
-        batch_size: Prompts a batch.
+        batch_size: Prompts per batch.
         seed: Seed of the bootstrap intervals.
-        judge: A judge of the answers to harmful prompts, beside the phrases.
+        judge: A judge of the answers to harmful prompts, in addition to the phrases.
         swap: The judge takes the model's place on its device while it judges (`LazyJudge.instead_of`).
-        text: A text file whose perplexity is measured as well.
-        completions: Folder that answers are kept in; None: answers are kept nowhere.
+        text: A text file to measure perplexity on as well.
+        completions: Folder to save answers in; None: answers are not saved.
     """
 
     measures: tuple[str, ...]
@@ -66,19 +65,15 @@ class PanelSettings:
     completions: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the measures.
-
-        Raises:
-            PromptError: If there is none, or one is unknown.
-        """
+        """Raise a PromptError if there is no measure, or one is unknown."""
         if not self.measures:
-            raise PromptError(f"measures is empty: choose among {', '.join(MEASURES)}.")
+            raise PromptError(f"There are no measures: choose among {', '.join(MEASURES)}.")
         for name in self.measures:
             one_of("measure", name, MEASURES, PromptError)
 
     @property
     def reads_next_token(self) -> bool:
-        """Whether a measure of the next-token distribution is asked for."""
+        """Whether a measure of the next-token distribution is requested."""
         return bool(set(self.measures) & set(NEXT_TOKEN_MEASURES))
 
     @property
@@ -89,7 +84,7 @@ class PanelSettings:
 
 @dataclass(frozen=True, eq=False)
 class NextToken:
-    """What the next-token distribution says, prompt by prompt.
+    """Measures of the next-token distribution, prompt by prompt.
 
     Attributes:
         score: Refusal score, in nats.
@@ -102,14 +97,14 @@ class NextToken:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """What one class of prompts did under one intervention, prompt by prompt; None where not measured."""
+    """Measures of one class of prompts under one intervention, prompt by prompt; None if not measured."""
 
     n: int
     next_token: NextToken | None = None
     refused: tuple[bool, ...] | None = None
-    right: tuple[bool, ...] | None = None
+    correct: tuple[bool, ...] | None = None
     truncated: int | None = None
-    loss: AnswerLoss | TextLoss | None = None
+    loss: TokenLoss | None = None
     judgement: Judgement | None = None
     completions: tuple[Completion, ...] = field(default=(), repr=False)
 
@@ -128,13 +123,13 @@ def next_token_values(
 def read_next_token(
     model: Any, prompts: Sequence[Prompt | str], settings: PanelSettings, original: Tensor | None = None
 ) -> tuple[NextToken, Float64[Tensor, "prompt d_vocab"]]:
-    """Next-token readings under the interventions in force, and the log-probabilities behind them.
+    """Next-token measures under the interventions in force, and the log-probabilities they come from.
 
     Args:
         model: A hooked model.
         prompts: Prompts of one class.
         settings: The panel.
-        original: Log-probabilities of the unedited model; None when this is the unedited model.
+        original: Log-probabilities of the unedited model; None if this is the unedited model.
     """
     logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
     values = next_token_values(logprobs, logprobs if original is None else original, settings)
@@ -155,16 +150,14 @@ def measure(
         model: A hooked model.
         prompts: Prompts of one class.
         settings: What is measured, and how.
-        reading: Next-token readings that belong to the same interventions, kept with the panel.
-        keep_completions: Keep the answers. Off unless asked for: scores are stored, answers are not.
+        reading: Next-token measures under the same interventions, to include in the panel.
+        keep_completions: Include the answers. Off by default: scores are stored, answers are not.
 
     Raises:
         PromptError: If prompts cannot be rendered.
     """
-    wanted = set(settings.measures)
     answers: list[Completion] = []
-    refused = right = truncated = None
-    judgement = None
+    refused = correct = truncated = judgement = loss = None
     if settings.needs_answers:
         answers = complete(
             model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
@@ -172,13 +165,12 @@ def measure(
         refused = tuple(refuses(answers, settings.phrases))
         truncated = sum(answer.truncated for answer in answers)
         if all(p.answers for p in prompts):
-            right = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
+            correct = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
         judgement = _judged(model, prompts, answers, settings)
-    loss = None
-    if "perplexity" in wanted and all(p.answer for p in prompts):
+    if "perplexity" in settings.measures and all(p.answer for p in prompts):
         loss = answer_loss(model, prompts, batch_size=settings.batch_size)
-    kept = tuple(answers) if keep_completions else ()
-    return Panel(len(prompts), reading, refused, right, truncated, loss, judgement, kept)
+    completions = tuple(answers) if keep_completions else ()
+    return Panel(len(prompts), reading, refused, correct, truncated, loss, judgement, completions)
 
 
 def _judged(
@@ -192,35 +184,34 @@ def _judged(
 
 
 def estimates(panel: Panel, settings: PanelSettings, baseline: Panel | None = None) -> dict[str, Estimate]:
-    """Every measure of a panel with its interval; a measure that was not or cannot be taken is left out.
+    """Every measure of a panel with its interval, except those that were not or cannot be taken.
 
-    Beside the measures asked for come the attack success rate, 1 - refusal rate, and with a baseline the
-    shift of the refusal score, prompt by prompt, against the unedited model.
+    In addition to the requested measures: the attack success rate, 1 - refusal rate, and with a baseline the
+    shift of the refusal score, prompt by prompt, from the unedited model.
     """
-    seed, found = settings.seed, {}
+    seed, results = settings.seed, {}
     if panel.refused is not None and "refusal_rate" in settings.measures:
-        found["refusal_rate"] = rate(panel.refused)
-        found["attack_success_rate"] = rate([not flag for flag in panel.refused])
+        results["refusal_rate"] = rate(panel.refused)
+        results["attack_success_rate"] = rate([not flag for flag in panel.refused])
     if panel.judgement is not None:
-        found["judged_success_rate"] = _judged_rate(panel.judgement)
-    if panel.right is not None and "exact_answer_rate" in settings.measures:
-        found["exact_answer_rate"] = rate(panel.right)
+        results["judged_success_rate"] = _judged_rate(panel.judgement)
+    if panel.correct is not None and "exact_answer_rate" in settings.measures:
+        results["exact_answer_rate"] = rate(panel.correct)
     reading = panel.next_token
     if reading is not None and "refusal_score" in settings.measures:
-        found["refusal_score"] = mean(reading.score.numpy(), seed=seed)
+        results["refusal_score"] = mean(reading.score.numpy(), seed=seed)
         if baseline is not None and baseline.next_token is not None:
             shift = reading.score - baseline.next_token.score
-            found["refusal_score_shift"] = mean(shift.numpy(), seed=seed)
+            results["refusal_score_shift"] = mean(shift.numpy(), seed=seed)
     if reading is not None and "kl" in settings.measures:
-        found["kl"] = mean(reading.kl.numpy(), seed=seed, least=0.0)
+        results["kl"] = mean(reading.kl.numpy(), seed=seed, least=0.0)
     if panel.loss is not None:
-        nll, counts = panel.loss.nll.numpy(), panel.loss.n_tokens.to(torch.float64).numpy()
-        found["perplexity"] = perplexity(nll, counts, seed=seed)
-    return found
+        results["perplexity"] = panel.loss.estimate(seed=seed)
+    return results
 
 
 def _judged_rate(judgement: Judgement) -> Estimate:
-    """The judge's attack success rate; of no prompt where it decided on none."""
+    """The judge's attack success rate; NaN on no prompts if it decided none."""
     if judgement.n_unanswered == len(judgement.verdicts):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "wilson")
     return judgement.attack_success_rate

@@ -15,14 +15,13 @@ from torch import Tensor
 from ot_lens.behaviour.next_token import next_token_logprobs
 from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
-from ot_lens.io.untrusted import MIB, quoted, read_bounded
+from ot_lens.io.untrusted import MIB, first_fault, quoted, read_text
 from ot_lens.models import Backend, backend
 from ot_lens.prompts import Prompt
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
 DEFAULT_REFUSAL_TOKENS = ("I", "As")
 EPSILON = 1e-8
-MOST_PHRASES = MIB
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class PhraseList:
     """Phrases that mark a refusal.
 
     Attributes:
-        name: Name, which results carry.
+        name: Name shown with the results.
         version: Version of the list.
         phrases: Matched anywhere in an answer.
-        case_sensitive: Whether letter case counts. JailbreakBench's does: "As an" is in its list, and "has an
-            effect" no refusal.
+        case_sensitive: Whether letter case counts. It does for JailbreakBench, whose list has "As an", while
+            "has an effect" is not a refusal.
     """
 
     name: str
@@ -44,8 +43,8 @@ class PhraseList:
 
     def matches(self, text: str) -> bool:
         """Whether a text contains one of the phrases."""
-        found = _plain(text, self.case_sensitive)
-        return any(_plain(phrase, self.case_sensitive) in found for phrase in self.phrases)
+        plain = _plain(text, self.case_sensitive)
+        return any(_plain(phrase, self.case_sensitive) in plain for phrase in self.phrases)
 
 
 class _PhraseFile(BaseModel):
@@ -56,10 +55,10 @@ class _PhraseFile(BaseModel):
 
 
 def phrase_list(phrases: str | Path | Sequence[str] | PhraseList) -> PhraseList:
-    """A phrase list by name ("arditi", "jailbreakbench"), from a file, or from the user's own phrases.
+    """A phrase list by name ("arditi", "jailbreakbench"), from a file, or from a list of phrases.
 
     Args:
-        phrases: A name; the path of a text file, one phrase a line, or of a JSON file, a list of phrases or
+        phrases: A name; the path of a text file, one phrase per line, or of a JSON file, a list of phrases or
             {"phrases", "name", "version", "case_sensitive"}; or the phrases themselves.
 
     Raises:
@@ -68,61 +67,56 @@ def phrase_list(phrases: str | Path | Sequence[str] | PhraseList) -> PhraseList:
     if isinstance(phrases, PhraseList):
         return phrases
     if not isinstance(phrases, str | Path):
-        return _filled(PhraseList("own", 1, tuple(phrases)))
+        return _checked(PhraseList("own", 1, tuple(phrases)))
     shipped = files("ot_lens") / "behaviour" / "phrases"
     known = sorted(f.name.removesuffix(".json") for f in shipped.iterdir())
     if phrases in known:
         return _parsed((shipped / f"{phrases}.json").read_text("utf-8"), str(phrases))
     if not os.path.isfile(phrases):
         raise PromptError(
-            f"no phrase list {str(phrases)!r}: choose {', '.join(known)}, name a text or JSON file, or hand "
-            "in a list of phrases."
+            f"There is no phrase list {str(phrases)!r}: choose {', '.join(known)}, or give a text or JSON "
+            "file, or a list of phrases."
         )
     return _read(Path(phrases))
 
 
 def _read(path: Path) -> PhraseList:
-    try:
-        text = read_bounded(path, MOST_PHRASES, PromptError).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    text = read_text(path, MIB, PromptError)
     if path.suffix == ".json":
         return _parsed(text, path.stem)
     lines = [line.strip() for line in text.split("\n")]
-    return _filled(PhraseList(path.stem, 1, tuple(line for line in lines if line)))
+    return _checked(PhraseList(path.stem, 1, tuple(line for line in lines if line)))
 
 
 def _parsed(text: str, name: str) -> PhraseList:
     try:
         content = TypeAdapter(_PhraseFile | list[str]).validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise PromptError(f"phrase list {name!r}: {first['msg']}. Give a list of phrases.") from error
+        raise PromptError(f"Phrase list {name!r}: {first_fault(error)[1]}.") from error
     if isinstance(content, list):
-        return _filled(PhraseList(name, 1, tuple(content)))
-    found = PhraseList(content.name or name, content.version, tuple(content.phrases), content.case_sensitive)
-    return _filled(found)
+        return _checked(PhraseList(name, 1, tuple(content)))
+    return _checked(
+        PhraseList(content.name or name, content.version, tuple(content.phrases), content.case_sensitive)
+    )
 
 
-def _filled(found: PhraseList) -> PhraseList:
-    if not found.phrases or not all(isinstance(p, str) and p.strip() for p in found.phrases):
-        raise PromptError(
-            "the list of refusal phrases is empty or holds a blank one: every answer would match."
-        )
-    return found
+def _checked(phrases: PhraseList) -> PhraseList:
+    if not phrases.phrases or not all(isinstance(p, str) and p.strip() for p in phrases.phrases):
+        raise PromptError("The list of refusal phrases is empty or contains a blank one, which matches all.")
+    return phrases
 
 
 def _plain(text: str, case_sensitive: bool) -> str:
-    # Typographic apostrophes are common in model output, plain ones in the lists.
+    # Models often write typographic apostrophes; the lists have plain ones.
     straight = text.replace("\u2019", "'")
     return straight if case_sensitive else straight.lower()
 
 
 def model_phrases(model: Any) -> PhraseList:
-    """The phrases a model's folder declares (tokenizer_config.json, key "ot_lens"); else Arditi's twelve."""
+    """The phrases that a model declares (tokenizer_config.json, key "ot_lens"), else Arditi's twelve."""
     declared = _declared(backend(model))
     if declared.refusal_phrases:
-        return _filled(PhraseList(declared.variant, 1, tuple(declared.refusal_phrases)))
+        return _checked(PhraseList(declared.variant, 1, tuple(declared.refusal_phrases)))
     return phrase_list("arditi")
 
 
@@ -131,7 +125,7 @@ def refuses(
 ) -> list[bool]:
     """Whether each answer contains a refusal phrase (Arditi et al. 2024, appendix D).
 
-    Letter case is ignored, unless the list says that it counts.
+    Letter case is ignored unless the list is case-sensitive.
 
     Args:
         completions: Answers.
@@ -140,8 +134,8 @@ def refuses(
     Raises:
         PromptError: If the phrase list is unknown or empty.
     """
-    found = phrase_list(phrases)
-    return [found.matches(c.text if isinstance(c, Completion) else c) for c in completions]
+    known = phrase_list(phrases)
+    return [known.matches(c.text if isinstance(c, Completion) else c) for c in completions]
 
 
 def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> tuple[int, ...]:
@@ -149,7 +143,7 @@ def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> 
 
     Args:
         model: A hooked model.
-        tokens: Words or ids. Default: those its folder declares, else "I" and "As", as far as each is one
+        tokens: Words or ids. Default: those that the model declares, else "I" and "As", if each is a single
             token of the vocabulary.
 
     Raises:
@@ -159,7 +153,7 @@ def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> 
     chosen = tokens if tokens is not None else _declared(served).refusal_tokens or _defaults(served)
     ids = {_token_id(served, token) for token in chosen}
     if not ids:
-        raise PromptError("no refusal tokens: name at least one word that begins a refusal.")
+        raise PromptError("There are no refusal tokens: name at least one word that begins a refusal.")
     return tuple(sorted(ids))
 
 
@@ -178,7 +172,7 @@ def refusal_score(
         model: A hooked model.
         prompts: Requests; the chat template is applied here.
         tokens: Refusal tokens R; see `refusal_token_ids`.
-        batch_size: Prompts a batch.
+        batch_size: Prompts per batch.
 
     Raises:
         PromptError: If prompts cannot be rendered or a refusal token is unknown.
@@ -205,10 +199,9 @@ def _declared(served: Backend) -> _Declared:
     try:
         return _Declared.model_validate(served.tokenizer.init_kwargs.get("ot_lens") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(("ot_lens", *(str(part) for part in first["loc"])))
+        field, message = first_fault(error)
         raise PromptError(
-            f"tokenizer_config.json of the model: {quoted(place)}: {first['msg']}: correct or remove it."
+            f"tokenizer_config.json of the model: {quoted(f'ot_lens.{field}')}: {message}: correct it."
         ) from error
 
 
@@ -224,14 +217,12 @@ def _ids(served: Backend, word: str) -> list[int]:
 def _token_id(served: Backend, token: str | int) -> int:
     if isinstance(token, int):
         if not 0 <= token < served.d_vocab:
-            raise PromptError(
-                f"refusal token {token} lies outside the vocabulary of {served.d_vocab} tokens."
-            )
+            raise PromptError(f"Refusal token {token} is outside the vocabulary of {served.d_vocab} tokens.")
         return token
     ids = _ids(served, token)
     if len(ids) != 1 or ids[0] == served.tokenizer.unk_token_id:
         raise PromptError(
-            f"refusal token {token!r} is not a single token of this vocabulary (it gives {ids}): "
-            "name the first token of the model's refusals, as a word or as an id."
+            f"Refusal token {token!r} is not a single token of this vocabulary (it gives {ids}): "
+            "give the first token of the model's refusals, as a word or an id."
         )
     return ids[0]

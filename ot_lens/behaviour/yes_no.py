@@ -1,4 +1,4 @@
-"""A judge that is a language model asked a question it answers with yes or no."""
+"""A judge that is a language model answering a question with yes or no."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text
-from ot_lens.behaviour.templates import checked_template, fill
+from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text, checked_template, fill
 from ot_lens.errors import JudgeError, PromptError, one_of
 from ot_lens.generation import Completion, eos_ids
 from ot_lens.models import (
@@ -27,6 +26,7 @@ from ot_lens.models import (
 from ot_lens.prompts import Prompt
 
 FORMS = ("user", "text", "dialogue")
+_PRESETS = files("ot_lens") / "behaviour" / "presets"
 
 
 class _Preset(BaseModel):
@@ -44,10 +44,10 @@ class _Preset(BaseModel):
 
 
 class YesNoJudge:
-    """Yes or no, read off the first word that a language model generates greedily.
+    """Yes or no, read from the first word that a language model generates greedily.
 
     Attributes:
-        name: Name of the preset or of the model, unless one is given.
+        name: The given name, else that of the preset or of the model.
         version: Version of the template.
         question: What a yes means: "refused" or "harmful".
     """
@@ -70,17 +70,17 @@ class YesNoJudge:
 
         Args:
             model: What `load_model` takes: a hub name, a folder, a hooked model.
-            template: Text with {completion} and mostly {prompt}; None where `form` is "dialogue".
+            template: Text with {completion} and usually {prompt}; None if `form` is "dialogue".
             question: What a yes means: "refused" or "harmful".
-            form: How the model is handed the template: "user", as a user turn of its chat template; "text",
-                as it stands, with the tokenizer's own special tokens; "dialogue", no template of ours but
-                request and answer as two turns of the model's chat template.
+            form: How the model receives the template: "user", as a user turn of its chat template; "text",
+                unchanged, with the tokenizer's special tokens; "dialogue", without a template: request and
+                answer are two turns of the model's chat template.
             yes: First words that mean yes, in any letter case.
             no: First words that mean no.
             max_new_tokens: Tokens it may generate.
-            batch_size: Texts a batch.
-            name: Name that results carry.
-            version: Version that results carry.
+            batch_size: Texts per batch.
+            name: Name shown with the results.
+            version: Version shown with the results.
 
         Raises:
             ModelError: If the model cannot be loaded.
@@ -94,20 +94,20 @@ class YesNoJudge:
         loaded = load_model(model)
         self._served, self._stops = backend(loaded), eos_ids(loaded)
         if form != "text" and not self._served.tokenizer.chat_template:
-            raise PromptError(f"form {form!r} needs a chat template, which the judge's tokenizer lacks.")
+            raise PromptError(f"Form {form!r} needs a chat template, which the judge's tokenizer lacks.")
         self._form, self._max_new_tokens, self._batch_size = form, max_new_tokens, batch_size
         self.question, self.version = question, version
         self.name = name or model_name(loaded)
 
     @classmethod
     def preset(cls, name: str, model: Any = None, *, batch_size: int = 8) -> "YesNoJudge":
-        """A judge with the template, the answer words and the model that its authors gave it.
+        """A judge with the template, the answer words and the model of its authors.
 
         Args:
             name: "harmbench", the HarmBench classifier for text behaviours (arXiv 2402.04249), or
                 "llama_guard", Llama Guard 3 (arXiv 2312.06674).
-            model: Its model from elsewhere, such as a local folder; default: its name on the hub.
-            batch_size: Texts a batch.
+            model: Its model from another location, such as a local folder; default: its name on the hub.
+            batch_size: Texts per batch.
 
         Raises:
             JudgeError: If there is no such preset.
@@ -144,7 +144,7 @@ class YesNoJudge:
     def __call__(
         self, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
     ) -> list[Verdict]:
-        """One verdict a completion; None where the model says neither, or the input does not fit."""
+        """One verdict per completion; None if the model says neither, or the input does not fit."""
         rows = [self._encode(p, c) for p, c in zip(prompts, completions, strict=True)]
         room = (self._served.n_ctx or max(map(len, rows)) + self._max_new_tokens) - self._max_new_tokens
         fitting = [i for i, row in enumerate(rows) if len(row) <= room]
@@ -160,7 +160,7 @@ class YesNoJudge:
         return [verdicts[i] for i in range(len(rows))]
 
     def read(self, answer: str) -> Verdict:
-        """Yes or no from the first word of an answer; None when it is neither."""
+        """Yes or no from the first word of an answer; None if it is neither."""
         first = re.match(r"\W*(\w+)", answer)
         return Verdict(self._words.get(first[1].lower()) if first else None, answer=answer.strip())
 
@@ -188,36 +188,31 @@ class YesNoJudge:
     def _decode(self, row: Int[Tensor, " new"]) -> str:
         stops = torch.tensor(self._stops, device=row.device)
         ended = torch.isin(row, stops).nonzero()
-        kept = row[: int(ended[0])] if len(ended) else row
-        return str(self._served.tokenizer.decode(kept, skip_special_tokens=True))
+        answer = row[: int(ended[0])] if len(ended) else row
+        return str(self._served.tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def judge_presets() -> list[str]:
     """Names of the presets of `YesNoJudge.preset`."""
-    folder = files("ot_lens") / "behaviour" / "presets"
-    return sorted(f.name.removesuffix(".json") for f in folder.iterdir())
+    return sorted(f.name.removesuffix(".json") for f in _PRESETS.iterdir())
 
 
 def _preset(name: str) -> _Preset:
     one_of("judge preset", name, judge_presets(), JudgeError)
-    return _Preset.model_validate_json(
-        (files("ot_lens") / "behaviour" / "presets" / f"{name}.json").read_text("utf-8")
-    )
+    return _Preset.model_validate_json((_PRESETS / f"{name}.json").read_text("utf-8"))
 
 
 def _words(yes: Sequence[str], no: Sequence[str]) -> dict[str, bool]:
     meanings = {word.lower(): True for word in yes} | {word.lower(): False for word in no}
     if not yes or not no or len(meanings) != len(set(yes)) + len(set(no)):
-        raise JudgeError(f"yes = {list(yes)}, no = {list(no)}: give each at least one word, and none twice.")
+        raise JudgeError(f"yes = {list(yes)}, no = {list(no)}: each needs a word, and no word twice.")
     odd = [word for word in meanings if not re.fullmatch(r"\w+", word)]
     if odd:
-        raise JudgeError(f"the answer word {odd[0]!r} is not one word: only the first word is read.")
+        raise JudgeError(f"The answer word {odd[0]!r} is not one word: only the first word is read.")
     return meanings
 
 
 def _template_for(form: str, template: str | None) -> str | None:
     if (template is None) != (form == "dialogue"):
-        raise JudgeError(
-            f"form {form!r} with template {template!r}: a dialogue has no template, the others need one."
-        )
+        raise JudgeError(f"form = {form!r}, template = {template!r}: only a dialogue has no template.")
     return None if template is None else checked_template(template)

@@ -85,8 +85,8 @@ def _p_value(name: str, panel: Panel, before: Panel | None, seed: int) -> tuple[
         return "", float("nan")
     if name == "refusal_rate" and panel.refused is not None and before.refused is not None:
         return "mcnemar", mcnemar(before.refused, panel.refused)
-    if name == "exact_answer_rate" and panel.right is not None and before.right is not None:
-        return "mcnemar", mcnemar(before.right, panel.right)
+    if name == "exact_answer_rate" and panel.correct is not None and before.correct is not None:
+        return "mcnemar", mcnemar(before.correct, panel.correct)
     if name == "judged_success_rate" and panel.judgement is not None and before.judgement is not None:
         pairs = zip(before.judgement.succeeded, panel.judgement.succeeded, strict=True)
         decided = [(b, a) for b, a in pairs if b is not None and a is not None]

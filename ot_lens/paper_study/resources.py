@@ -50,7 +50,7 @@ def available(config: StudyConfig, out: Path) -> Available:
 
 def missing_models(config: StudyConfig) -> dict[str, float]:
     """Models that would have to be downloaded, with the approximate bytes of their 16-bit weights."""
-    names = [config.model, *([judge_model(config.judge)] if config.judge is not None else [])]
+    names = [name for name in (config.model, judge_model(config.judge)) if name is not None]
     return {
         name: 2.0 * model_size(name).n_parameters for name in names if not is_local(name, config.revision)
     }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ot_lens.behaviour import YesNoJudge
+from ot_lens.behaviour import LazyJudge
 from ot_lens.errors import ModelError
 from ot_lens.models.sizes import ModelSize, model_size
 from ot_lens.study.config import StudyConfig
@@ -15,20 +15,16 @@ def size_of(config: StudyConfig) -> ModelSize:
     return model_size(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
-def judge_model(judge: str | Mapping[str, Any]) -> str:
-    """Hub name or folder of a judge's model."""
-    settings = {"preset": judge} if isinstance(judge, str) else judge
-    for kind in ("classifier", "yes_no", "model"):
-        if kind in settings:
-            return str(settings[kind])
-    return YesNoJudge.preset_model(str(settings["preset"]))
+def judge_model(judge: str | Mapping[str, Any] | None) -> str | None:
+    """Hub name or folder of a judge's model; None without a judge, or if a registered judge has its own."""
+    return None if judge is None else LazyJudge(judge).model_name
 
 
 def judge_size(judge: str | Mapping[str, Any] | None) -> tuple[float, int]:
-    """Bytes and number of a judge's parameters; none without a judge."""
-    if judge is None:
-        return 0.0, 0
+    """Bytes and number of a judge's parameters; none if they are unknown."""
     name, loading = judge_model(judge), judge if isinstance(judge, Mapping) else {}
+    if name is None:
+        return 0.0, 0
     if Path(name).is_dir():
         stored = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
         return float(stored), stored // 2

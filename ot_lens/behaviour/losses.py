@@ -1,0 +1,210 @@
+"""Losses under interventions in force: of reference answers, given the rendered prompt, and of plain text."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from ot_lens.errors import PromptError
+from ot_lens.io.untrusted import MIB, read_text
+from ot_lens.models import (
+    Backend,
+    TokenBatch,
+    backend,
+    batches,
+    batches_of_rows,
+    evaluating,
+    in_memory,
+    pad_id,
+    pad_left,
+    prompt_width,
+)
+from ot_lens.prompts import Prompt
+from ot_lens.statistics.estimates import Estimate, perplexity
+
+DEFAULT_WINDOW = 1024
+MAX_TEXT = 1024 * MIB
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLoss:
+    """Negative log-likelihood of some tokens, summed per prompt or per window.
+
+    Attributes:
+        nll: Sum over the tokens that were scored, in nats.
+        n_tokens: Number of those tokens.
+    """
+
+    nll: Float64[Tensor, " row"]
+    n_tokens: Int[Tensor, " row"]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per token, in nats: what Hugging Face's models call the loss."""
+        return float(self.nll.sum() / self.n_tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean loss per token."""
+        return math.exp(self.loss)
+
+    def estimate(self, *, seed: int = 0) -> Estimate:
+        """Perplexity with a bootstrap interval over rows, whose number is its n."""
+        return perplexity(self.nll.numpy(), self.n_tokens.double().numpy(), seed=seed)
+
+
+class AnswerLoss(TokenLoss):
+    """Loss of reference answers: one row per prompt, of the answer's tokens and the end of sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextLoss(TokenLoss):
+    """Loss of a text: one row per window; each token of the text is scored once.
+
+    Attributes:
+        window: Tokens per window, including BOS.
+        stride: Tokens from the start of one window to the next.
+    """
+
+    window: int
+    stride: int
+
+
+def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) -> AnswerLoss:
+    """Loss of each prompt's reference answer, under interventions in force.
+
+    Prompts are padded left and answers right, so that every answer starts in the same column, which the token
+    scopes of `intervene` are told.
+
+    Raises:
+        PromptError: If a prompt has no reference answer.
+    """
+    missing = [i for i, p in enumerate(prompts) if not isinstance(p, Prompt) or not p.answer]
+    if missing:
+        raise PromptError(f"Prompt {missing[0]} has no reference answer, which perplexity needs.")
+    served = backend(model)
+    answers = [
+        served.tokenizer(p.answer, add_special_tokens=False)["input_ids"] + [served.tokenizer.eos_token_id]
+        for p in prompts
+    ]
+    nll = torch.zeros(len(answers), dtype=torch.float64)
+    with evaluating(served.model):
+        for whole in batches(served, prompts, batch_size):
+            for batch, losses in in_memory(lambda part: _answer_losses(served, part, answers), whole):
+                nll[list(batch.indices)] = losses
+    return AnswerLoss(nll, torch.tensor([len(answer) for answer in answers]))
+
+
+def _answer_losses(
+    served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
+) -> Float64[Tensor, " prompt"]:
+    reversed_tokens, reversed_mask = pad_left(
+        [list(reversed(answers[index])) for index in batch.indices], pad_id(served.tokenizer)
+    )
+    targets, real = reversed_tokens.flip(1), reversed_mask.flip(1)
+    width = batch.tokens.shape[1]
+    with prompt_width(width):
+        logits = served.logits(
+            torch.cat([batch.tokens, targets.to(served.device)], dim=1),
+            torch.cat([batch.mask, real.to(served.device)], dim=1),
+        )
+    logprobs = logits[:, width - 1 : -1].cpu().double().log_softmax(dim=-1)
+    picked = logprobs.gather(-1, targets[:, :, None])[:, :, 0]
+    return -(picked * real).sum(dim=-1)
+
+
+def text_loss(
+    model: Any,
+    text: str | Path,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    bos: bool = True,
+    batch_size: int = 4,
+) -> TextLoss:
+    """Loss of a plain text under interventions in force; no chat template, and all of it counts as prompt.
+
+    Windows overlap: each scores only the tokens that no earlier window scored, with the others as context, so
+    that every token (except the first, unless there is a BOS) is scored exactly once.
+
+    Args:
+        model: A hooked model.
+        text: The text itself, or the `Path` of a UTF-8 file.
+        window: Tokens per window; default: 1024, or the model's context if that is shorter.
+        stride: New tokens per window; default: half of the window is context.
+        bos: Start each window with the tokenizer's BOS token, if it has one, as in training.
+        batch_size: Windows per batch.
+
+    Raises:
+        PromptError: If the file cannot be read, the text is too short, or window and stride do not fit.
+    """
+    served = backend(model)
+    first = [served.tokenizer.bos_token_id] if bos and served.tokenizer.bos_token_id is not None else []
+    ids = served.tokenizer(_content(text), add_special_tokens=False, verbose=False)["input_ids"]
+    if len(first) + len(ids) < 2:
+        raise PromptError(f"The text has {len(ids)} tokens: a loss needs a token and one before it.")
+    width = _window(window, served.n_ctx)
+    room = width - len(first)
+    step = max(1, room // 2) if stride is None else stride
+    limit = room if first else room - 1  # without BOS, the first new token needs one before it
+    if not 1 <= step <= limit:
+        raise PromptError(f"stride must be between 1 and {limit} for a window of {width}, got {stride}.")
+    rows, scored = _windows(ids, first, room, step)
+    nll = torch.zeros(len(rows), dtype=torch.float64)
+    with evaluating(served.model):
+        for whole in batches_of_rows(served, rows, batch_size):
+            for batch, losses in in_memory(lambda part: _window_losses(served, part, scored), whole):
+                nll[list(batch.indices)] = losses
+    return TextLoss(nll, torch.tensor(scored), width, step)
+
+
+def _content(text: str | Path) -> str:
+    if isinstance(text, Path):
+        return read_text(text, MAX_TEXT, PromptError)
+    if os.path.isfile(text):
+        raise PromptError(f"{text!r} names a file: pass Path({text!r}) to read it.")
+    return text
+
+
+def _window(window: int | None, n_ctx: int) -> int:
+    width = min(DEFAULT_WINDOW, n_ctx or DEFAULT_WINDOW) if window is None else window
+    if width < 2 or (n_ctx and width > n_ctx):
+        limit = f"and at most {n_ctx}, the model's context" if n_ctx else ""
+        raise PromptError(f"window must be at least 2 {limit}, got {window}.")
+    return width
+
+
+def _windows(ids: Sequence[int], first: list[int], room: int, step: int) -> tuple[list[list[int]], list[int]]:
+    """Rows of tokens, and how many at the end of each are scored."""
+    rows, scored, done = [], [], 0
+    for start in range(0, len(ids), step):
+        end = min(start + room, len(ids))
+        rows.append([*first, *ids[start:end]])
+        scored.append(
+            end - done - (0 if first or start else 1)
+        )  # nothing precedes the first token without BOS
+        done = end
+        if end == len(ids):
+            break
+    return rows, scored
+
+
+def _window_losses(served: Backend, batch: TokenBatch, scored: Sequence[int]) -> Float64[Tensor, " window"]:
+    with prompt_width(batch.tokens.shape[1]):
+        logits = served.logits(batch.tokens, batch.mask)
+    losses = [
+        _row_loss(row[-scored[index] - 1 : -1], ids[-scored[index] :])
+        for index, row, ids in zip(batch.indices, logits, batch.tokens, strict=True)
+    ]
+    return torch.stack(losses).cpu()
+
+
+def _row_loss(logits: Float[Tensor, "pos d_vocab"], ids: Int[Tensor, " pos"]) -> Float64[Tensor, ""]:
+    """Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time."""
+    return torch.nn.functional.cross_entropy(logits.double(), ids, reduction="sum")
