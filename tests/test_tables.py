@@ -59,6 +59,12 @@ def test_a_setting_that_only_some_methods_have_is_kept_for_the_others():
     assert len(at_one_setting(weak)) == len(weak)
 
 
+def test_sets_searched_at_another_strength_do_not_displace_single_layers():
+    weak = SWEEP.assign(strength=0.5)
+    searched = select(SWEEP, set="all").assign(set="search", strength=1.0)
+    assert len(at_one_setting(pd.concat([weak, searched], ignore_index=True))) == len(SWEEP) + len(searched)
+
+
 def test_the_baseline_stays_with_the_chosen_methods_and_layer():
     rows = with_baseline(SWEEP, [("pca_ot", 4), ("ace", None)], layer=1)
     assert set(rows["method"]) == {"none", "pca_ot", "ace"}

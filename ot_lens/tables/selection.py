@@ -107,12 +107,13 @@ def every_layer(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one setting per method and rank; see `SETTINGS`."""
+    """Rows of one setting per method, rank and kind of layer set; see `SETTINGS`."""
     keep = pd.Series(data=True, index=table.index)
+    edit = [name for name in ("method", "k", "set") if name in table]
     for column, preferred in SETTINGS.items():
-        if column not in table:
+        if column not in table or table.loc[keep, column].nunique() < 2:
             continue
-        for _, values in table[keep].groupby(["method", "k"], dropna=False, sort=False)[column]:
+        for _, values in table[keep].groupby(edit, dropna=False, sort=False)[column]:
             known = values.dropna()
             if len(known):
                 other = known.max() if column == "strength" else known.iloc[0]
