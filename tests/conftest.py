@@ -104,15 +104,18 @@ def run_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def finished_run(run_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run of the embedded model for the whole session; tests read it and never write to it."""
+    """One finished run of the embedded model for the whole session, all workers; tests only read it."""
+    from filelock import FileLock
+
     from ot_lens import plots
     from ot_lens.study import parse_config, run_study
 
-    path = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("ot_lens.plots.draw_all", partial(plots.draw_all, formats=("png",)))
-        run_study(parse_config(run_settings), path)
-    return path
+        run_study(parse_config(run_settings), shared / "run", resume=True)
+    return shared / "run"
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ class OpenRun:
         if config is None:
             return {}
         try:
-            contrast = load_prompts(config.prompts, seed=config.seed).test
+            prompts, root = config.prompts, config.prompts_root
+            contrast = load_prompts(prompts, seed=config.seed, sample=config.sample, root=root).test
         except OtLensError:
             return {}
         if contrast.sha256 != known.get(SPLIT):

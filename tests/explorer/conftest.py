@@ -1,7 +1,6 @@
-"""One small run for all tests of the explorer, servers over it, and visitors who fail on any trouble."""
+"""Servers over a finished run, and visitors that fail on any trouble."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,56 +8,17 @@ from pathlib import Path
 
 import pytest
 
-import ot_lens as otl
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.start import make_server
 from ot_lens.explorer.state import Choices
-from ot_lens.study import parse_config, run_study
 from tests import generators_tables
 
-LAYERS = (2, 5, 7)
-PROMPTS = 12
-
-
-def write_prompts(path: Path) -> Path:
-    """A few of the embedded prompts, in a file of the user's own."""
-    full = otl.load_prompts("organism")
-    splits = {
-        name: {
-            label: [{"text": p.text, "answer": p.answer, "answers": p.answers} for p in group[:PROMPTS]]
-            for label, group in (("harmful", split.harmful), ("harmless", split.harmless))
-        }
-        for name, split in (("train", full.train), ("val", full.val), ("test", full.test))
-    }
-    path.write_text(json.dumps({"splits": splits, "licence": "MIT"}))
-    return path
+LAYERS = (2, 5, 7)  # of `finished_run`
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, without_figures) -> Path:
-    """A finished run of three layers and three methods."""
-    folder = tmp_path_factory.mktemp("explorer")
-    settings = {
-        "prompts": str(write_prompts(folder / "few.json")),
-        "layers": list(LAYERS),
-        "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 1}, {"name": "pca_ot", "k": 2}],
-        "measures": ["refusal_rate", "exact_answer_rate", "refusal_score", "kl"],
-        "controls": ["random_subspace"],
-        "control_draws": 2,
-        "sufficiency": False,
-        "search_size": 0,
-        "permutations": 39,
-        "bootstrap": 39,
-        "max_new_tokens": 12,
-    }
-    with without_figures():
-        run_study(parse_config(settings), folder / "small")
-    return folder / "small"
-
-
-@pytest.fixture(scope="session")
-def opened(small_run: Path) -> Choices:
-    return Choices(OpenRun(small_run))
+def opened(finished_run: Path) -> Choices:
+    return Choices(OpenRun(finished_run))
 
 
 @contextmanager
@@ -76,20 +36,14 @@ def served(*runs: Path, **options) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def address(small_run: Path) -> Iterator[str]:
-    with served(small_run) as url:
+def address(finished_run: Path) -> Iterator[str]:
+    with served(finished_run) as url:
         yield url
 
 
 @pytest.fixture
-def copied(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be damaged."""
-    return Path(shutil.copytree(small_run, tmp_path / "copy"))
-
-
-@pytest.fixture
 def from_tables(tmp_path: Path):
-    """A run folder that holds made-up tables and nothing else."""
+    """A run folder with synthetic tables and nothing else."""
 
     def write(tables: dict, finished: bool = True) -> Path:
         run = tmp_path / "made"
@@ -111,7 +65,7 @@ def from_tables(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def desk(browser):
-    """One visitor at a desk, whose browser keeps scripts between pages, as a user's does."""
+    """A visitor whose browser caches scripts between pages, as a user's does."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     yield context
     context.close()
@@ -119,10 +73,7 @@ def desk(browser):
 
 @pytest.fixture
 def visit(browser, desk):
-    """Open a page. Script errors, failed requests and strange hosts fail the test.
-
-    Without options it is a page of the same visitor; with options that of a new one.
-    """
+    """Open a page, with options that of a new visitor; script errors and foreign hosts fail the test."""
     contexts, pages, trouble = [], [], []
 
     def open_page(url: str, **options):

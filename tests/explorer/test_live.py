@@ -19,8 +19,8 @@ def live(opened):
 
 
 @pytest.fixture(scope="module")
-def prompt():
-    return otl.load_prompts("organism").test.harmful[0].text
+def prompt(opened):
+    return opened.run.texts["harmful"][0]
 
 
 def state_of(opened, **fields):
@@ -51,13 +51,13 @@ def test_rfa_is_its_direction_everywhere_and_several_layers_are_edited_together(
 
 def test_answers_stand_side_by_side(live, opened, prompt):
     plain, ot, by = live.answers(prompt, state_of(opened))
-    assert plain.text == otl.complete(live.model, [prompt], max_new_tokens=12)[0].text
+    assert plain.text == otl.complete(live.model, [prompt], max_new_tokens=16)[0].text
     assert plain.refuses
     assert {a.truncated for a in (plain, ot, by)} <= {True, False}
 
 
 def test_users_at_once_get_their_own_edit_and_leave_the_model_as_it_was(live, opened):
-    prompts = [p.text for p in otl.load_prompts("organism").test.harmful[:3]]
+    prompts = opened.run.texts["harmful"][:3]
     before = otl.next_token_logprobs(live.model, prompts)
     states = [state_of(opened, strength=s, layers=n) for s in ("0", "0.5", "1") for n in ("5", "7", "5,7")]
     alone = {(p, s): live.next_tokens(p, s)[2] for p in prompts for s in states}
@@ -82,22 +82,22 @@ def test_prompts_out_of_bounds_are_refused(live, prompt):
         live.checked(prompt)
 
 
-def test_a_model_that_is_not_the_run_s_is_refused(opened, copied):
+def test_a_model_that_is_not_the_run_s_is_refused(opened, copied_run):
     import json
 
-    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest = json.loads((copied_run / "manifest.json").read_text())
     manifest["model"]["d_model"] = 4096
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (copied_run / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match="d_model"):
-        _ = LiveModel(OpenRun(copied), "organism").model
+        _ = LiveModel(OpenRun(copied_run), "organism").model
 
 
-def test_only_an_embedded_model_is_loaded_unasked(opened, copied):
+def test_only_an_embedded_model_is_loaded_unasked(opened, copied_run):
     import json
 
     assert live_model(opened.run, None).name == "organism"
-    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest = json.loads((copied_run / "manifest.json").read_text())
     manifest["config"]["model"] = "some/model"
-    (copied / "manifest.json").write_text(json.dumps(manifest))
-    assert live_model(OpenRun(copied), None) is None
-    assert live_model(OpenRun(copied), "./folder").name == "./folder"
+    (copied_run / "manifest.json").write_text(json.dumps(manifest))
+    assert live_model(OpenRun(copied_run), None) is None
+    assert live_model(OpenRun(copied_run), "./folder").name == "./folder"

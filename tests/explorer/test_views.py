@@ -1,4 +1,4 @@
-"""Views without a browser: figures, rows, the Python that makes them, and runs that are not whole."""
+"""Views without a browser: figures, rows, the code that makes them, and incomplete runs."""
 
 import json
 
@@ -40,12 +40,12 @@ def test_every_view_of_a_whole_run_is_drawn(opened):
         assert json.dumps(view.figure, allow_nan=False)
 
 
-# Views of tables that the small run does not have: it sweeps neither pairs nor strengths, and stands alone.
+# Views of tables that the small run lacks: it sweeps neither pairs nor strengths.
 OF_OTHER_RUNS = ("pair_matrix", "strength_by_layer", "run_cosines")
 
 
 def makes_its_figure(view, choices, state, monkeypatch, folder):
-    """Run the Python of a view elsewhere; its files must be those that the page offers."""
+    """Run the code of a view elsewhere; its files must equal those that the page offers."""
     found = content(view, choices.run, state)
     assert not found.missing
     monkeypatch.chdir(folder)
@@ -152,11 +152,11 @@ def test_layers_and_methods_that_another_run_lacks_are_said_to_be_missing(opened
     assert opened.read({"ot": "../../etc/passwd"}, strict=True).ot == opened.first.ot
 
 
-def test_a_run_that_lacks_both_chosen_methods_beside_a_whole_one(opened, copied):
-    table = copied / "tables" / "localization.parquet"
+def test_a_run_that_lacks_both_chosen_methods_beside_a_whole_one(opened, copied_run):
+    table = copied_run / "tables" / "localization.parquet"
     sweep = pd.read_parquet(table)
     sweep[sweep["method"] != "directional_ablation"].to_parquet(table)
-    other = OpenRun(copied)
+    other = OpenRun(copied_run)
     warm([opened.run, other])
     asked = {"ot": "directional_ablation", "by": "directional_ablation", "measure": "kl/harmless"}
     state = Choices(other).read(asked, strict=True)
@@ -167,9 +167,9 @@ def test_a_run_that_lacks_both_chosen_methods_beside_a_whole_one(opened, copied)
 @pytest.mark.parametrize(
     "table", ["localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses"]
 )
-def test_a_missing_table_is_named_and_the_rest_is_shown(copied, table):
-    (copied / "tables" / f"{table}.parquet").unlink()
-    choices = Choices(OpenRun(copied))
+def test_a_missing_table_is_named_and_the_rest_is_shown(copied_run, table):
+    (copied_run / "tables" / f"{table}.parquet").unlink()
+    choices = Choices(OpenRun(copied_run))
     found = shown(choices, choices.first)
     gone = {name for name, view in found.items() if view.missing}
     assert gone < set(found)
@@ -184,26 +184,26 @@ def test_a_missing_table_is_named_and_the_rest_is_shown(copied, table):
     assert facts([choices], None)["layers"] == list(LAYERS)
 
 
-def test_a_torn_table_is_said_to_be_torn(copied):
-    path = copied / "tables" / "spectra.parquet"
+def test_a_torn_table_is_said_to_be_torn(copied_run):
+    path = copied_run / "tables" / "spectra.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    choices = Choices(OpenRun(copied))
+    choices = Choices(OpenRun(copied_run))
     assert "cannot be read" in content(VIEWS["spectra"], choices.run, choices.first).missing
     assert "cannot be read" in next(iter(choices.run.faults.values()))
 
 
-def test_a_torn_map_is_said_to_be_torn(copied):
-    path = copied / "maps" / "pca_ot-k2" / "layer-007.safetensors"
+def test_a_torn_map_is_said_to_be_torn(copied_run):
+    path = copied_run / "maps" / "pca_ot-k2" / "layer-007.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    choices = Choices(OpenRun(copied))
+    choices = Choices(OpenRun(copied_run))
     state = choices.read({"layers": "7", "ot": "pca_ot:2"})
     assert content(VIEWS["plane"], choices.run, state).missing
 
 
-def test_a_run_without_any_table_still_opens(copied):
-    for path in (copied / "tables").iterdir():
+def test_a_run_without_any_table_still_opens(copied_run):
+    for path in (copied_run / "tables").iterdir():
         path.unlink()
-    choices = Choices(OpenRun(copied))
+    choices = Choices(OpenRun(copied_run))
     assert choices.layers == list(LAYERS)
     found = shown(choices, choices.first)
     assert not found["plane"].missing
@@ -254,15 +254,15 @@ def test_a_run_of_one_prompt_a_class_is_shown_without_intervals(from_tables):
     assert "no table" in found["spectra"].missing
 
 
-def test_without_activations_the_plane_says_which_layers_it_has(copied):
-    for path in (copied / "activations").rglob("index.json"):
+def test_without_activations_the_plane_says_which_layers_it_has(copied_run):
+    for path in (copied_run / "activations").rglob("index.json"):
         path.unlink()
     held, other = 7, 5
     for name in ("plane", "plane_ellipses"):
-        path = copied / "tables" / f"{name}.parquet"
+        path = copied_run / "tables" / f"{name}.parquet"
         table = pd.read_parquet(path)
         table[table["layer"] != other].to_parquet(path)
-    choices = Choices(OpenRun(copied))
+    choices = Choices(OpenRun(copied_run))
     assert content(VIEWS["plane"], choices.run, state_of(choices, layers=str(held))).figure is not None
     missing = content(VIEWS["plane"], choices.run, state_of(choices, layers=str(other))).missing
     assert "activations" in missing

@@ -1,4 +1,4 @@
-"""Users of the explorer for a load test: each asks, reads a moment, asks again; all is timed and kept."""
+"""Users of the explorer for a load test: each requests, reads for a moment and requests again, all timed."""
 
 import json
 import random
@@ -25,7 +25,7 @@ PATIENCE = 120.0
 
 @contextmanager
 def listening(run: Path) -> Iterator[tuple[int, subprocess.Popen]]:
-    """The command itself in a process of its own, its port and what it writes to stderr."""
+    """The command in a separate process, with its port."""
     command = [sys.executable, "-m", "ot_lens.cli", "explore", str(run), "--no-browser", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -48,11 +48,11 @@ def answered(port: int, method: str, path: str, body: str | None = None) -> tupl
 
 
 class Crowd:
-    """Users at once, by a plan of what each asks for; the same seed asks for the same.
+    """Concurrent users with seeded requests.
 
     Attributes:
-        seconds: Seconds from question to whole answer, by kind of question.
-        wrong: What went wrong: an error, a status that is not 200, an answer that is not the single user's.
+        seconds: Seconds from request to complete answer, by kind of request.
+        wrong: Errors, statuses other than 200, and answers that differ from those to a single user.
     """
 
     def __init__(self, port: int, states: Sequence[dict[str, Any]], prompts: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class Crowd:
         return answered(self.port, "POST", UPDATE, body)
 
     def run(self, users: int, seconds: float, thought: tuple[float, float]) -> None:
-        """Let users ask for a while, each thinking between two questions for some seconds in a range."""
+        """Run users for a while; each thinks for some seconds between two requests."""
         end = time.monotonic() + seconds
         threads = [threading.Thread(target=self._user, args=(n, end, thought)) for n in range(users)]
         for thread in threads:
@@ -105,7 +105,7 @@ class Crowd:
             key = chance.choice(self._questions())
             self._timed("live", lambda: self._live(*key), self.alone[key])
         else:
-            # An exception in the midst: no map at that layer, or a prompt that is too long.
+            # An exception halfway: no map at that layer, or a prompt that is too long.
             odd = {"prompt": "x" * 3000} if number % 2 else {"prompt": "hello", "ot": "rfa", "layers": [0]}
             body = live(number=0, **{**state, **odd})
             self._timed("refused", lambda: answered(self.port, "POST", UPDATE, body))
@@ -122,8 +122,8 @@ class Crowd:
             if found[0] != 200:
                 self.wrong.append(f"{kind}: {found[0]} {found[1][:80]!r}")
             elif expected is not None and found != expected:
-                self.wrong.append(f"{kind}: an answer that is not that of a single user")
+                self.wrong.append(f"{kind}: an answer that differs from that to a single user")
 
     def quantile(self, share: float, *kinds: str) -> float:
-        """Seconds within which that share of the questions of some kinds was answered."""
+        """Seconds within which this share of the requests of some kinds was answered."""
         return float(np.quantile([s for kind in kinds for s in self.seconds[kind]], share))

@@ -1,4 +1,4 @@
-"""Twenty users at once: no error, nobody's live edit in another's answer; times are measured, not judged."""
+"""Twenty users at once: no errors, no live edit in another user's answer; times are recorded, not judged."""
 
 import subprocess
 import sys
@@ -8,43 +8,26 @@ import pytest
 
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
-from ot_lens.study import parse_config, run_study
-from tests.explorer.conftest import write_prompts
 from tests.trust.explorer_users import Crowd, listening
 
 USERS = 20
 
 
 @pytest.fixture(scope="module")
-def run(full_size, repository, tmp_path_factory, without_figures) -> Path:
-    """The demo run, or a small one of two layers and two methods."""
-    folder = tmp_path_factory.mktemp("load")
-    if full_size:
-        made = repository / "runs" / "demo"
-        # One of an earlier format, or unfinished, has no maps that can be read.
-        if not (made / "report.html").is_file() or not OpenRun(made).map_folders:
-            made = folder / "demo"
-            subprocess.run([sys.executable, "-m", "ot_lens.cli", "demo", "--out", str(made)], check=True)
-        return made
-    settings = {
-        "prompts": str(write_prompts(folder / "few.json")),
-        "layers": [5, 7],
-        "methods": ["directional_ablation", {"name": "pca_ot", "k": 1}],
-        "measures": ["refusal_score"],
-        "controls": [],
-        "sufficiency": False,
-        "search_size": 0,
-        "permutations": 39,
-        "bootstrap": 39,
-        "max_new_tokens": 8,
-    }
-    with without_figures():
-        run_study(parse_config(settings), folder / "small")
-    return folder / "small"
+def run(full_size, repository, tmp_path_factory, finished_run) -> Path:
+    """The demo run at full size, else the small one."""
+    if not full_size:
+        return finished_run
+    demo = repository / "runs" / "demo"
+    # An unfinished run, or one of an earlier format, has no readable maps.
+    if not (demo / "report.html").is_file() or not OpenRun(demo).map_folders:
+        demo = tmp_path_factory.mktemp("load") / "demo"
+        subprocess.run([sys.executable, "-m", "ot_lens.cli", "demo", "--out", str(demo)], check=True)
+    return demo
 
 
 def states_of(choices: Choices) -> list[dict]:
-    """States that differ in layer, edits and strength; each has its maps."""
+    """States that differ in layer, edits and strength, all with maps."""
     layers = [n for n in choices.layers if n > 0]
     keys = [key for key in choices.run.map_folders if key.startswith("pca_ot")]
     some = [layers[0], layers[len(layers) // 2], layers[-1]]
@@ -60,7 +43,7 @@ def test_twenty_users_at_once(run, full_size, record_property):
     with listening(run) as (port, process):
         crowd = Crowd(port, states_of(choices)[: None if full_size else 3], prompts)
         assert {status for status, _ in crowd.alone.values()} == {200}
-        assert len(set(crowd.alone.values())) > len(prompts) * 2  # edits that could be told apart
+        assert len(set(crowd.alone.values())) > len(prompts) * 2  # the edits are distinguishable
         crowd.run(USERS, 60.0 if full_size else 5.0, (0.5, 1.5))
         process.terminate()
         told = process.stderr.read()
@@ -78,7 +61,7 @@ def test_twenty_users_at_once(run, full_size, record_property):
 
 
 def test_the_comparison_can_fail(run):
-    """A crowd told the wrong single-user answers says so."""
+    """A crowd that expects the wrong single-user answers says so."""
     choices = Choices(OpenRun(run))
     with listening(run) as (port, _process):
         crowd = Crowd(port, states_of(choices)[:2], choices.run.texts["harmful"][:1])
@@ -87,4 +70,4 @@ def test_the_comparison_can_fail(run):
         crowd.run(4, 0.0, (0.0, 0.0))
         for key, expected in crowd.alone.items():
             crowd._timed("live", lambda key=key: crowd._live(*key), expected)
-    assert any("not that of a single user" in line for line in crowd.wrong)
+    assert any("differs from that to a single user" in line for line in crowd.wrong)
