@@ -1,4 +1,4 @@
-"""Greedy completions of chat prompts, batched, agreeing token for token with single prompts."""
+"""Greedy completions of chat prompts in batches, token for token the same as one prompt at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,29 +18,13 @@ class Completion:
 
     Attributes:
         text: The answer, without special tokens.
-        n_tokens: Tokens generated, the end-of-sequence token not counted.
-        truncated: Whether the token budget ended it rather than the model.
+        n_tokens: Number of tokens generated, without the end-of-sequence token.
+        truncated: Whether the token budget ended the answer rather than the model.
     """
 
     text: str
     n_tokens: int
     truncated: bool
-
-
-def eos_ids(model: Any) -> tuple[int, ...]:
-    """Every token that ends an answer: the tokenizer's, and those of the generation configuration.
-
-    Raises:
-        PromptError: If there is none.
-    """
-    served = backend(model)
-    config = getattr(getattr(served, "hf_model", None), "generation_config", None)
-    configured = getattr(config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    found = {int(i) for i in [*ids, served.tokenizer.eos_token_id] if i is not None}
-    if not found:
-        raise PromptError("the tokenizer has no end-of-sequence token: set tokenizer.eos_token.")
-    return tuple(sorted(found))
 
 
 def complete(
@@ -52,25 +36,26 @@ def complete(
     use_cache: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """Answer prompts greedily, under whatever interventions are in force.
+    """Answer prompts greedily, under the interventions that are active.
 
     Args:
         model: A hooked model.
         prompts: Requests; the chat template is applied here.
-        max_new_tokens: Token budget of an answer.
-        batch_size: Prompts a batch.
+        max_new_tokens: Token budget of each answer.
+        batch_size: Prompts per batch.
         use_cache: Use the KV cache.
         progress: Called with the number of prompts just finished.
 
     Returns:
-        One completion a prompt, in the order of `prompts`.
+        One completion per prompt, in the order of `prompts`.
 
     Raises:
         PromptError: If prompts are empty, cannot be rendered, or the budget is below 1.
     """
     if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens = {max_new_tokens}: an answer needs a budget of at least 1 token.")
-    served, stops = backend(model), eos_ids(model)
+        raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    served = backend(model)
+    stops = served.terminators
     answers: dict[int, Completion] = {}
 
     def generate(batch: TokenBatch) -> Int[Tensor, "batch new"]:
@@ -89,5 +74,5 @@ def complete(
 def _completion(tokenizer: Any, row: Int[Tensor, " new"], stops: Sequence[int]) -> Completion:
     ids = row.tolist()
     end = next((i for i, token in enumerate(ids) if token in stops), None)
-    kept = ids[:end]
-    return Completion(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), end is None)
+    answer = ids[:end]
+    return Completion(tokenizer.decode(answer, skip_special_tokens=True).strip(), len(answer), end is None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, OtLensTypeError, one_of
-from ot_lens.models import Backend, Call, Changes, Force, backend, claim, release
+from ot_lens.models import ActiveFlag, Backend, Call, Reversible, backend, claim, release
 from ot_lens.transport import AffineMap, EntropicMap, SupportMask
 
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
@@ -69,19 +69,19 @@ def intervene(
     served = backend(model)
     points = [_site(served, site, edit, hook) for site, edit in edits.items()]
 
-    def put(changes: Changes[Any]) -> Any:
+    def put(changes: Reversible[Any]) -> Any:
         if not points:
             return model
-        scope, force = _Scope(tokens, prompt_length), Force()
-        changes.change(partial(release, served.model, force), partial(claim, served.model, force))
+        scope, flag = _Scope(tokens, prompt_length), ActiveFlag()
+        changes.change(partial(release, served.model, flag), partial(claim, served.model, flag))
         if tokens != "all":
             served.watch(scope.observe, changes)
         for point, edit in points:
-            changes.edit(point, _Edit(edit, scope, force))
-        changes.change(force.off, force.on)
+            changes.edit(point, _Edit(edit, scope, flag))
+        changes.change(flag.off, flag.on)
         return model
 
-    return Changes(put)
+    return Reversible(put)
 
 
 def everywhere(edit: ActivationMap, layers: Sequence[int]) -> dict[Site, ActivationMap]:
@@ -220,10 +220,10 @@ class _Scope(threading.local):
 class _Edit:
     """The hook function of one site."""
 
-    def __init__(self, edit: ActivationMap, scope: _Scope, force: Force) -> None:
+    def __init__(self, edit: ActivationMap, scope: _Scope, flag: ActiveFlag) -> None:
         self._edit = edit
         self._scope = scope
-        self._force = force
+        self._flag = flag
         self._made: dict[tuple[torch.device, torch.dtype, bool], ActivationMap] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Edit":
@@ -234,7 +234,7 @@ class _Edit:
         x: Float[Tensor, "batch new d"],
         hook: Any,  # noqa: ARG002  TransformerLens passes it by name
     ) -> Float[Tensor, "batch new d"] | None:
-        if not self._force.is_on:
+        if not self._flag.is_on:
             return None
         edit = self._prepared(x)
         if not torch.is_autocast_enabled(x.device.type):

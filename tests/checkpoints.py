@@ -25,7 +25,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from ot_lens.models import TokenBatch, backend, encode, pad_id, pad_left
+from ot_lens.models import TokenBatch, backend, encode, token_batch
 from ot_lens.prompts import Contrast, ContrastSet, Prompt
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -127,8 +127,7 @@ def write(folder: Path, family: str, seed: int = 0) -> Path:
 def one_batch(model: Any, prompts: Sequence[str | Prompt]) -> TokenBatch:
     """All prompts in one batch, however much padding that takes."""
     served = backend(model)
-    tokens, mask = pad_left(encode(served, prompts), pad_id(served.tokenizer))
-    return TokenBatch(tuple(range(len(prompts))), tokens, mask)
+    return token_batch(served, encode(served, prompts))
 
 
 def contrast(n: int = 6, seed: int = 0) -> Contrast:

@@ -45,7 +45,7 @@ AREAS = {
     "moments": Area(("ot_lens/moments.py",), HEART),
     "transport": Area(("ot_lens/transport/*.py",), HEART),
     "interventions": Area(
-        ("ot_lens/interventions.py", "ot_lens/models/in_force.py"), ("tests/test_interventions*.py",)
+        ("ot_lens/interventions.py", "ot_lens/models/reversible.py"), ("tests/test_interventions*.py",)
     ),
 }
 

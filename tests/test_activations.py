@@ -171,9 +171,9 @@ def test_store_resumes_and_redoes_what_is_torn(model, prompts, tmp_path):
 def test_store_of_something_else_is_refused_and_survives(model, prompts, tmp_path):
     otl.capture(model, prompts, store=tmp_path / "a")
     index = (tmp_path / "a" / "index.json").read_bytes()
-    with pytest.raises(RunFolderError, match=r"another capture.*hook differs"):
+    with pytest.raises(RunFolderError, match=r"another capture.*hook = resid_pre"):
         otl.capture(model, prompts, hook="resid_post", store=tmp_path / "a")
-    with pytest.raises(RunFolderError, match="prompts differs"):
+    with pytest.raises(RunFolderError, match="prompts = "):
         otl.capture(model, checkpoints.contrast(7, seed=5), store=tmp_path / "a")
     assert (tmp_path / "a" / "index.json").read_bytes() == index
 
@@ -181,7 +181,7 @@ def test_store_of_something_else_is_refused_and_survives(model, prompts, tmp_pat
 def test_store_tells_two_edits_of_one_method_apart(model, prompts, tmp_path):
     first, second = (AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), v)) for v in (1.0, 2.0))
     otl.capture(model, prompts, edits={1: first}, store=tmp_path / "a")
-    with pytest.raises(RunFolderError, match="edits differs"):
+    with pytest.raises(RunFolderError, match="edits = "):
         otl.capture(model, prompts, edits={1: second}, store=tmp_path / "a")
 
 
@@ -200,9 +200,9 @@ def test_unfinished_or_damaged_stores_say_so(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": [9]}, "layer 9 does not exist: this model has layers 0-3"),
+        ({"layers": [9]}, "9 does not exist.*0-3"),
         ({"layers": []}, "layers is empty"),
-        ({"layers": "some"}, "layers = 'some'"),
+        ({"layers": "some"}, "'some'"),
         ({"hook": "resid"}, "no hook point 'resid'"),
         ({"positions": [0]}, "negative integers"),
         ({"positions": []}, "negative integers"),
@@ -216,18 +216,18 @@ def test_bad_captures_are_named(model, prompts, options, message):
 
 def test_samples_that_were_not_captured_or_are_not_finite(model, prompts):
     acts = otl.capture(model, prompts, layers=[0, 2], positions=[-1, -2])
-    with pytest.raises(HookError, match=r"layer 1 was not captured.*0, 2"):
+    with pytest.raises(HookError, match=r"1 was not captured.*0, 2"):
         acts.harmful(1, -1)
-    with pytest.raises(HookError, match="name a position"):
+    with pytest.raises(HookError, match="-1, -2"):
         acts.harmful(0)
-    with pytest.raises(HookError, match="position -5 was not captured"):
+    with pytest.raises(HookError, match="-5 was not captured"):
         acts.harmful(0, -5)
     data = {label: values.clone() for label, values in acts.data.items()}
     data["harmful"][1, 3] = float("inf")
     broken = Activations(data, acts.layers, acts.positions, acts.hook)
     with pytest.raises(ActivationError, match="1 of 7 harmful activations at layer 2"):
         broken.harmful(2, -1)
-    with pytest.raises(ActivationError, match="no harmless activations"):
+    with pytest.raises(ActivationError, match="harmless"):
         Activations({"harmful": data["harmful"]}, acts.layers, acts.positions, acts.hook)
 
 
@@ -236,5 +236,5 @@ def test_caches_without_the_hook_or_with_a_foreign_mask(model):
     with pytest.raises(HookError, match=r"share no blocks\.\*\.hook_resid_pre"):
         Activations.from_caches(harmful={"blocks.0.hook_attn_out": x}, harmless={"blocks.0.hook_attn_out": x})
     cache = {"blocks.0.hook_resid_pre": x}
-    with pytest.raises(ActivationError, match="does not fit"):
+    with pytest.raises(ActivationError, match="does not match"):
         Activations.from_caches(harmful=cache, harmless=cache, harmful_mask=torch.ones(2, 4))

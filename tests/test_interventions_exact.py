@@ -9,8 +9,7 @@ from torch import nn
 
 import ot_lens as otl
 from ot_lens.errors import HookError
-from ot_lens.models import backend, claim, release
-from ot_lens.models.in_force import Force
+from ot_lens.models import ActiveFlag, backend, claim, release
 from ot_lens.transport import AffineMap, EntropicMap
 from tests import checkpoints
 from tests.trust.leak_checks import hook_tables, leaked, random_map
@@ -98,21 +97,21 @@ def test_a_map_is_computed_in_the_activations_precision_and_in_float32_at_least(
 
 
 def test_an_intervention_edits_nothing_until_it_is_switched_on():
-    force = Force()
-    assert force.is_on is False
-    force.on()
-    assert force.is_on is True
-    force.off()
-    assert force.is_on is False
+    flag = ActiveFlag()
+    assert flag.is_on is False
+    flag.on()
+    assert flag.is_on is True
+    flag.off()
+    assert flag.is_on is False
 
 
 def test_what_was_never_noted_is_released_without_complaint():
     model = nn.Linear(1, 1)
-    release(model, Force())
-    force = Force()
-    claim(model, force)
+    release(model, ActiveFlag())
+    flag = ActiveFlag()
+    claim(model, flag)
     for _ in range(2):
-        release(model, force)
+        release(model, flag)
 
 
 def test_the_whole_of_what_a_person_is_told(model):

@@ -179,7 +179,7 @@ def test_single_pass_on_request_says_what_it_cannot_serve(model):
     table = otl.localize(model, checkpoints.contrast_set(4), ["mean_shift"], measures=["kl"])
     model.reset_hooks()
     assert (table["engine"] == "hooks").all()
-    assert table.loc[table["set"] != "none", "note"].str.contains("user's own").all()
+    assert table.loc[table["set"] != "none", "note"].str.contains("hooks of the user").all()
 
 
 def test_a_planted_layer_is_found_and_nothing_else(organism, prompts):

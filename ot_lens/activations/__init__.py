@@ -1,16 +1,16 @@
-"""Activations: capture, storage, and the labelled tensors that everything after reads."""
+"""Activations: capture, storage, and the labelled tensors that later steps read."""
 
 from ot_lens.activations.capture import capture
 from ot_lens.activations.data import Activations
 from ot_lens.activations.moments import LayerMoments, capture_moments, moments_of, partial_moments
 from ot_lens.activations.positions import resolve_positions
+from ot_lens.activations.settings import CaptureSettings, resolve_layers
 from ot_lens.activations.shards import (
     CapturePlan,
     Shard,
     capture_shard,
     captured,
     plan_shards,
-    resolve_layers,
 )
 from ot_lens.activations.store import ActivationStore
 from ot_lens.activations.stored import load_activations
@@ -19,6 +19,7 @@ __all__ = [
     "ActivationStore",
     "Activations",
     "CapturePlan",
+    "CaptureSettings",
     "LayerMoments",
     "Shard",
     "capture",

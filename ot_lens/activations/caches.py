@@ -1,4 +1,4 @@
-"""Activations out of TransformerLens caches, as `run_with_cache` returns them."""
+"""Activations from TransformerLens caches, as `run_with_cache` returns them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,31 +19,18 @@ def both_caches(
     reduce: str | None,
     dtype: torch.dtype | None,
 ) -> tuple[tuple[int, ...], dict[str, Float[Tensor, "layer _ position d"]]]:
-    """The layers that all caches hold, and each class's activations there.
-
-    Args:
-        caches: For each class its cache and mask, or a list of each.
-        hook: Hook point.
-        positions: Indices from each prompt's end.
-        reduce: "mean" or None.
-        dtype: What to keep them in; None for what they are in.
-
-    Raises:
-        HookError: If a cache lacks the hook point, or a position lies before a prompt's first token.
-        ActivationError: If a mask does not fit its cache, or a finite value overflows the dtype.
-    """
+    """The layers that all caches hold, and each class's activations there; see `Activations.from_caches`."""
     lists = {label: (_as_list(cache), _as_list(mask)) for label, (cache, mask) in caches.items()}
     layers = _common_layers([cache for group, _ in lists.values() for cache in group], hook)
     data = {}
     for label, (group, masks) in lists.items():
         if masks != [None] and len(masks) != len(group):
-            raise ActivationError(f"{len(group)} {label} caches but {len(masks)} masks: give one a cache.")
-        given = masks if masks != [None] else [None] * len(group)
-        parts = [
+            raise ActivationError(f"{len(group)} {label} caches but {len(masks)} masks: pass one per cache.")
+        batches = [
             _read_cache(cache, mask, layers, positions, hook, reduce)
-            for cache, mask in zip(group, given, strict=True)
+            for cache, mask in zip(group, masks if masks != [None] else [None] * len(group), strict=True)
         ]
-        data[label] = as_dtype(torch.cat(parts, dim=1), dtype, layers)
+        data[label] = as_dtype(torch.cat(batches, dim=1), dtype, layers)
     return layers, data
 
 
@@ -52,16 +39,16 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _common_layers(caches: Sequence[Any], hook: str) -> tuple[int, ...]:
-    found = []
+    by_cache = []
     for cache in caches:
         names = [str(name).split(".") for name in cache.keys()]  # noqa: SIM118  ActivationCache iterates values
-        found.append(
+        by_cache.append(
             {int(p[1]) for p in names if len(p) == 3 and p[0] == "blocks" and p[2] == f"hook_{hook}"}
         )
-    layers = set.intersection(*found)
+    layers = set.intersection(*by_cache)
     if not layers:
         raise HookError(
-            f"the caches share no blocks.*.hook_{hook}: run_with_cache with a filter that keeps it."
+            f"The caches share no blocks.*.hook_{hook}: call run_with_cache with a filter that keeps it."
         )
     return tuple(sorted(layers))
 
@@ -74,15 +61,15 @@ def _read_cache(
     hook: str,
     reduce: str | None,
 ) -> Float[Tensor, "layer batch position d"]:
-    parts = []
+    values = []
     for layer in layers:
         x = cache[f"blocks.{layer}.hook_{hook}"]
         x = x if x.ndim == 3 else x[None]
         rows = None if mask is None else torch.as_tensor(mask).reshape(-1, mask.shape[-1])
         if rows is not None and rows.shape != x.shape[:2]:
             raise ActivationError(
-                f"a mask of shape {tuple(rows.shape)} does not fit a cache of {x.shape[0]} prompts "
+                f"A mask of shape {tuple(rows.shape)} does not match a cache of {x.shape[0]} prompts "
                 f"and {x.shape[1]} positions."
             )
-        parts.append(gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce))
-    return torch.stack(parts).cpu()
+        values.append(gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce))
+    return torch.stack(values).cpu()

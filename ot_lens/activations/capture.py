@@ -1,4 +1,4 @@
-"""Capture activations at hook points in one forward pass a batch."""
+"""Capture activations at hook points in one forward pass per batch."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 from ot_lens.activations.data import Activations
 from ot_lens.activations.positions import Positions
+from ot_lens.activations.settings import CaptureSettings
 from ot_lens.activations.shards import CapturePlan, captured, plan_shards
 from ot_lens.activations.store import ActivationStore
 from ot_lens.interventions import Edits
@@ -33,7 +34,7 @@ def capture(
 ) -> Activations:
     """Activations of both classes of a contrast.
 
-    The pass ends at the highest layer asked for. The model keeps its own hooks, training mode and weights.
+    Each pass ends at the highest of `layers`. The model keeps its hooks, training mode and weights.
 
     Args:
         model: A hooked model.
@@ -41,17 +42,17 @@ def capture(
         layers: "all" or layer numbers.
         hook: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
         positions: Token positions counted from each prompt's end, -1 being its last token; "last"; or
-            "post_instruction", every position that the model's template puts after the instruction.
+            "post_instruction", all positions of the chat template after the instruction.
         reduce: "mean" for the mean over those positions, as the one position "mean".
         dtype: "float32", "bfloat16", "float16" or "float64", in memory and on disk. Default: what the model
             computes in.
-        edits: Maps in force while capturing (see `intervene`), to read what an edit does at later layers.
+        edits: Maps that are active while capturing (see `intervene`), to read their effect at later layers.
         tokens: Token scope of those edits.
-        batch_size: Most prompts a batch.
-        token_budget: Most tokens a batch, padding included.
-        store: Folder for the activations, which then never are in memory together; one that holds part of
-            this same capture is completed.
-        progress: Called with the number of prompts just finished; at once with those a store held already.
+        batch_size: Maximum number of prompts per batch.
+        token_budget: Maximum number of tokens per batch, padding included.
+        store: Folder for the activations, which are then never all in memory; a folder that holds part of
+            the same capture is completed.
+        progress: Called with the number of prompts just finished; first with those already in the store.
 
     Returns:
         Activations on the CPU, or opened lazily from the store.
@@ -60,37 +61,28 @@ def capture(
         HookError: If a layer, hook point or position does not exist.
         PromptError: If prompts cannot be rendered.
         ActivationError: If the dtype is unknown, or a finite value overflows it.
-        RunFolderError: If `store` holds another capture, is in use, or cannot be written; what it held stays.
+        RunFolderError: If `store` holds another capture, is in use, or cannot be written; its contents stay.
     """
-    plan = plan_shards(
-        model,
-        prompts,
-        layers=layers,
-        hook=hook,
-        positions=positions,
-        reduce=reduce,
-        dtype=dtype,
-        edits=edits,
-        tokens=tokens,
-        batch_size=batch_size,
-        token_budget=token_budget,
+    settings = CaptureSettings(
+        layers, hook, positions, reduce, dtype, edits or {}, tokens, batch_size, token_budget
     )
-    told = progress if progress is not None else _untold
+    plan = plan_shards(model, prompts, settings)
+    report = progress or _ignore
     if store is None:
-        return _into_memory(model, prompts, plan, told)
+        return _into_memory(model, prompts, plan, report)
     with ActivationStore(store, plan) as shards:
-        left = shards.missing()
-        resumed = sum(map(plan.count, CLASSES)) - sum(len(shard.indices) for shard in left)
+        missing = shards.missing()
+        resumed = sum(map(plan.count, CLASSES)) - sum(len(shard.indices) for shard in missing)
         if resumed:
-            told(resumed)
-        for shard, values in captured(model, prompts, plan, left):
+            report(resumed)
+        for shard, values in captured(model, prompts, plan, missing):
             shards.write(shard, values)
-            told(len(shard.indices))
+            report(len(shard.indices))
         return shards.finish()
 
 
 def _into_memory(
-    model: Any, prompts: Contrast, plan: CapturePlan, told: Callable[[int], None]
+    model: Any, prompts: Contrast, plan: CapturePlan, report: Callable[[int], None]
 ) -> Activations:
     data: dict[str, torch.Tensor] = {}
     for shard, values in captured(model, prompts, plan, plan.shards):
@@ -98,9 +90,9 @@ def _into_memory(
             shape = (values.shape[0], plan.count(shard.label), *values.shape[2:])
             data[shard.label] = values.new_empty(shape)
         data[shard.label][:, list(shard.indices)] = values
-        told(len(shard.indices))
-    return Activations(data, plan.layers, plan.labels, plan.hook, plan.key)
+        report(len(shard.indices))
+    return Activations(data, plan.layers, plan.labels, plan.settings.hook, plan.key)
 
 
-def _untold(finished: int) -> None:
-    """No one asked for progress."""
+def _ignore(finished: int) -> None:
+    """Report no progress."""

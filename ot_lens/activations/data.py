@@ -21,12 +21,7 @@ Shape = tuple[int, int, int, int]
 
 
 class LazyActivations(ABC):
-    """Both classes' activations outside memory, a mapping as far as `dict` needs one.
-
-    Attributes:
-        folder: Where they are.
-        dtype: Of the values.
-    """
+    """Both classes' activations outside memory, with the methods of a mapping that `dict` needs."""
 
     folder: Path
     dtype: torch.dtype
@@ -61,12 +56,12 @@ class Activations:
     """Activations of harmful and harmless prompts at one hook point.
 
     Attributes:
-        data: For each class a tensor [layer, prompt, position, d_model] in the dtype they are kept in. Of a
-            store it is a mapping that reads a class when it is asked for.
+        data: For each class a tensor [layer, prompt, position, d_model] in its dtype; for a store a mapping
+            that reads a class on access.
         layers: The layers, in the order of the first axis.
         positions: Token positions counted from the prompt's end (-1 is the last real token), or "mean".
         hook: The hook point ("resid_pre", ...).
-        info: Where they come from: model, prompt hashes, edits in force.
+        info: Their origin: model, prompt hashes, active edits.
     """
 
     data: dict[str, Float[Tensor, "layer _ position d_model"]] | LazyActivations
@@ -76,36 +71,36 @@ class Activations:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that both classes fit the labels.
+        """Check shapes.
 
         Raises:
-            ActivationError: If a class is missing or a shape contradicts layers and positions.
+            ActivationError: If a class is missing or its shape does not match layers and positions.
         """
         for label in CLASSES:
             if label not in self.data:
-                raise ActivationError(f"no {label} activations: both classes are needed.")
+                raise ActivationError(f"No {label} activations: both classes are needed.")
             shape = self._shape(label)
             if len(shape) != 4 or shape[0] != len(self.layers) or shape[2] != len(self.positions):
                 raise ActivationError(
-                    f"{label} activations have shape {shape}: expected "
+                    f"The {label} activations have shape {shape}: expected "
                     f"[{len(self.layers)} layers, prompts, {len(self.positions)} positions, d_model]."
                 )
         widths = [self._shape(label)[3] for label in CLASSES]
         if widths[0] != widths[1]:
             raise ActivationError(
-                f"harmful activations have width {widths[0]}, harmless {widths[1]}: "
-                "capture both from one model."
+                f"Harmful activations have width {widths[0]}, harmless {widths[1]}: "
+                "capture both from the same model."
             )
 
     def __repr__(self) -> str:
-        """Shape and place at a glance."""
+        """Summary of shape and hook point."""
         return (
             f"Activations({self.hook}, layers {_span(self.layers)}, positions {list(self.positions)}, "
             f"{self.n_harmful} harmful + {self.n_harmless} harmless, d_model {self.d_model})"
         )
 
     def _repr_html_(self) -> str:
-        """The same as a small table, for notebooks."""
+        """The same as a table, for notebooks."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(name)}</th>"
             f"<td style='text-align:left'>{escape(value)}</td></tr>"
@@ -144,11 +139,11 @@ class Activations:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the values are kept in; samples are handed out in float64."""
+        """Dtype of the stored values; samples are returned in float64."""
         return self.data.dtype if isinstance(self.data, LazyActivations) else self.data["harmful"].dtype
 
     def size(self) -> int:
-        """Bytes on disk, or in memory where they are not stored."""
+        """Bytes on disk, or in memory if they are not stored."""
         if isinstance(self.data, LazyActivations):
             return self.data.size()
         return sum(values.nbytes for values in self.data.values())
@@ -158,7 +153,7 @@ class Activations:
 
         Args:
             layer: A captured layer.
-            position: A captured position; may be left out when there is only one.
+            position: A captured position; optional if there is only one.
 
         Raises:
             HookError: If the layer or position was not captured.
@@ -177,7 +172,7 @@ class Activations:
     def _samples(self, label: str, layer: int, position: int | str | None) -> Float64[Tensor, "n d_model"]:
         if layer not in self.layers:
             raise HookError(
-                f"layer {layer} was not captured: these activations hold layers {_span(self.layers)}."
+                f"Layer {layer} was not captured: these activations hold layers {_span(self.layers)}."
             )
         at = self.layers.index(layer), self._position(position)
         if isinstance(self.data, LazyActivations):
@@ -190,14 +185,14 @@ class Activations:
     def _position(self, position: int | str | None) -> int:
         if position is None:
             if len(self.positions) > 1:
-                raise HookError(f"name a position: these activations hold {list(self.positions)}.")
+                raise HookError(f"Name a position: these activations hold {list(self.positions)}.")
             return 0
-        asked = -1 if position == "last" else position
-        if asked not in self.positions:
+        index = -1 if position == "last" else position
+        if index not in self.positions:
             raise HookError(
-                f"position {position} was not captured: these activations hold {list(self.positions)}."
+                f"Position {position} was not captured: these activations hold {list(self.positions)}."
             )
-        return self.positions.index(asked)
+        return self.positions.index(index)
 
     def _shape(self, label: str) -> tuple[int, ...]:
         data = self.data
@@ -220,15 +215,15 @@ class Activations:
 
         Args:
             harmful: An `ActivationCache` (or a mapping of hook names to tensors [batch, pos, d_model]), or a
-                list of them, one a batch.
+                list of them, one per batch.
             harmless: The same for the harmless prompts.
-            positions: Positions counted from each prompt's end, or "last"; those after the instruction are
-                `resolve_positions(model, "post_instruction")`.
+            positions: Positions counted from each prompt's end, or "last"; for those after the instruction
+                pass `resolve_positions(model, "post_instruction")`.
             reduce: "mean" for the mean over those positions, as the one position "mean".
             hook: Which hook point to read.
             dtype: As in `capture`.
             harmful_mask: Attention mask [batch, pos] of the harmful run (a list for a list of caches).
-                Without one every token counts as real, which is right only for prompts of equal length or
+                Without one every token counts as real, which is correct only for prompts of equal length or
                 left padding.
             harmless_mask: The same for the harmless run.
 
@@ -237,7 +232,7 @@ class Activations:
 
         Raises:
             HookError: If a cache lacks the hook point, or a position lies before a prompt's first token.
-            ActivationError: If a mask does not fit its cache, or a finite value overflows the dtype.
+            ActivationError: If a mask does not match its cache, or a finite value overflows the dtype.
         """
         at, kind = indices(positions), resolve_dtype(dtype)
         caches = {"harmful": (harmful, harmful_mask), "harmless": (harmless, harmless_mask)}

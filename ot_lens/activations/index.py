@@ -1,7 +1,7 @@
 """The two small files of a store: an index written once, and checksums added as shards are finished.
 
-index.json       what the activations are of, and which prompts each shard holds
-shards.sha256    one line a finished shard, as `sha256sum` writes and checks them
+index.json       the key of the capture, and which prompts each shard holds
+shards.sha256    one line per finished shard, in the format of `sha256sum`
 """
 
 import os
@@ -56,23 +56,23 @@ def read_index(folder: Path) -> Index:
     content = read_json(folder / INDEX)
     if isinstance(content, dict) and content.get("schema_version", 1) != SCHEMA:
         raise RunFolderError(
-            f"{folder / INDEX} is not of schema {SCHEMA}: use the ot_lens that wrote it, or capture into a "
-            "new folder."
+            f"{folder / INDEX} does not have schema version {SCHEMA}: use the version of ot_lens that wrote "
+            "it, or capture into a new folder."
         )
     try:
         _check_entries(content)
         return Index.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = quoted(".".join(str(part) for part in first["loc"]))
+        location = quoted(".".join(map(str, first["loc"])))
         raise RunFolderError(
-            f"{folder / INDEX} is damaged at {place} ({first['msg']}): restore it, or capture into a new "
+            f"{folder / INDEX} is damaged at {location} ({first['msg']}): restore it, or capture into a new "
             "folder."
         ) from error
 
 
 def _check_entries(content: Any) -> None:
-    """One shard after the other, up to the first fault: a large file may have millions."""
+    """Check one shard after the other and stop at the first fault: a large file may have millions."""
     entries = content.get("shards") if isinstance(content, dict) else None
     for entry in entries.items() if isinstance(entries, dict) else ():
         _ENTRY.validate_python(entry)
@@ -84,9 +84,9 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
-    """SHA-256 by shard name, and whether every line was whole.
+    """SHA-256 by shard name, and whether every line was complete.
 
-    A line that is torn or altered is passed over: its shard is then computed again.
+    A torn or altered line is skipped: its shard is then computed again.
     """
     try:
         content = read_bounded(folder / CHECKSUMS, MAX_JSON_BYTES, RunFolderError)
@@ -94,13 +94,13 @@ def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
         return {}, True
     text = content.decode("ascii", errors="replace")
     *lines, rest = text.split("\n")
-    found = [_LINE.fullmatch(line) for line in lines]
-    sums = {match[2]: match[1] for match in found if match is not None}
-    return sums, all(found) and not rest
+    matches = [_LINE.fullmatch(line) for line in lines]
+    sums = {match[2]: match[1] for match in matches if match is not None}
+    return sums, all(matches) and not rest
 
 
 def write_checksums(folder: Path, sums: Mapping[str, str], order: Iterable[str]) -> None:
-    """Write the checksums anew, in the order of the shards, unless they stand there already."""
+    """Rewrite the checksums in the order of the shards, unless the file is already the same."""
     text = "".join(_line(name, sums[name]) for name in order if name in sums)
     path = folder / CHECKSUMS
     if not path.is_file() or path.read_bytes() != text.encode():
@@ -108,21 +108,17 @@ def write_checksums(folder: Path, sums: Mapping[str, str], order: Iterable[str])
 
 
 def add_checksum(folder: Path, name: str, checksum: str) -> None:
-    """Add a finished shard, at a cost that does not grow with their number.
-
-    Raises:
-        RunFolderError: If the file cannot be written.
-    """
+    """Add a finished shard, at a cost independent of their number."""
     path = folder / CHECKSUMS
-    with writing(path), open(path, "ab", buffering=0, opener=_opened_here) as file:
-        left = _line(name, checksum).encode()
-        while left:  # the last block of a disk takes part of a line, and says so
-            left = left[file.write(left) :]
+    with writing(path), open(path, "ab", buffering=0, opener=_open_no_link) as file:
+        rest = _line(name, checksum).encode()
+        while rest:  # the last block of a full disk takes part of a line
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
 
 
-def _opened_here(path: str, flags: int) -> int:
-    """The file itself: through a link, the checksum would go to the end of another one."""
+def _open_no_link(path: str, flags: int) -> int:
+    """Open the file itself: through a link, the checksum would be appended to another file."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 

@@ -1,4 +1,4 @@
-"""The floating-point types activations are kept in, and casts that never turn a finite number into Inf."""
+"""The dtypes of activations, and casts that never turn a finite number into Inf."""
 
 from collections.abc import Sequence
 
@@ -12,28 +12,20 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype from its name; None stays None.
-
-    Raises:
-        ActivationError: If activations are not kept in it.
-    """
+    """A dtype from its name; None stays None."""
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ActivationError(f"dtype = {name!r}: keep activations in one of {', '.join(DTYPES)}.")
-    found: torch.dtype = getattr(torch, name)
-    return found
+        raise ActivationError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+    resolved: torch.dtype = getattr(torch, name)
+    return resolved
 
 
 def as_dtype(
     values: Float[Tensor, "layer batch position d"], dtype: torch.dtype | None, layers: Sequence[int]
 ) -> Float[Tensor, "layer batch position d"]:
-    """The values in a dtype, or as they are for None.
-
-    Raises:
-        ActivationError: If a finite value has no finite one in that dtype; the message names the layer.
-    """
+    """The values in a dtype, or unchanged for None; a finite value that overflows is an error."""
     if dtype is None or dtype == values.dtype:
         return values
     cast = values.to(dtype)
@@ -43,18 +35,14 @@ def as_dtype(
         finite = values[at][values[at].isfinite()]
         name, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
         raise ActivationError(
-            f"activations at layer {layers[at]} reach {float(finite.abs().max()):.4g}, more than {name} "
-            f"holds ({most:.4g}): keep them in dtype='bfloat16' or 'float32'."
+            f"Activations at layer {layers[at]} reach {float(finite.abs().max()):.4g}, beyond the range of "
+            f"{name} ({most:.4g}): use dtype='bfloat16' or 'float32'."
         )
     return cast
 
 
 def check_finite(rows: Float[Tensor, "n d"], label: str, layer: int) -> None:
-    """Check samples of one layer.
-
-    Raises:
-        ActivationError: If they hold NaN or Inf; the message counts the prompts.
-    """
+    """Refuse samples of a layer that hold NaN or Inf."""
     bad = int((~torch.isfinite(rows)).any(dim=-1).sum())
     if bad:
         raise ActivationError(

@@ -20,9 +20,9 @@ def resolve_positions(model: Any, positions: Positions) -> tuple[int, ...]:
     """Positions as indices from a prompt's end.
 
     Args:
-        model: A hooked model, whose chat template says which positions follow the instruction.
-        positions: "last" (-1), "post_instruction" (-m, ..., -1: the m tokens that the template puts after
-            the instruction), one negative integer, or several.
+        model: A hooked model, whose chat template determines which positions follow the instruction.
+        positions: "last" (-1), "post_instruction" (-m, ..., -1: the m tokens of the template after the
+            instruction), one negative integer, or several.
 
     Raises:
         HookError: If a name is unknown, an index is not negative, or nothing follows the instruction.
@@ -32,41 +32,33 @@ def resolve_positions(model: Any, positions: Positions) -> tuple[int, ...]:
     count = len(post_instruction_tokens(backend(model)))
     if count == 0:
         raise HookError(
-            "this model's chat template puts nothing after the instruction: give indices, such as [-1]."
+            "This model's chat template has nothing after the instruction: give indices, such as [-1]."
         )
     return tuple(range(-count, 0))
 
 
 def indices(positions: Positions) -> tuple[int, ...]:
-    """Positions that need no model, as indices from a prompt's end.
-
-    Raises:
-        HookError: If a name is unknown or needs a model, or an index is not negative.
-    """
+    """Positions that do not depend on a model, as indices from a prompt's end."""
     if isinstance(positions, str):
         one_of("named position", positions, NAMED, HookError)
         if positions != "last":
             raise HookError(
                 f"positions = {positions!r} depends on a model's template: "
-                f"give resolve_positions(model, {positions!r})."
+                f"pass resolve_positions(model, {positions!r})."
             )
         return (-1,)
-    found = (positions,) if isinstance(positions, int) else tuple(positions)
-    if not found or any(isinstance(p, bool) or not isinstance(p, int) or p >= 0 for p in found):
+    chosen = (positions,) if isinstance(positions, int) else tuple(positions)
+    if not chosen or any(isinstance(p, bool) or not isinstance(p, int) or p >= 0 for p in chosen):
         raise HookError(
-            f"positions = {list(found)}: give negative integers, -1 being the prompt's last token."
+            f"positions must be negative integers (-1 is the prompt's last token), got {list(chosen)}."
         )
-    if len(set(found)) < len(found):
-        raise HookError(f"positions = {list(found)}: give each position once.")
-    return found
+    if len(set(chosen)) < len(chosen):
+        raise HookError(f"positions must be distinct, got {list(chosen)}.")
+    return chosen
 
 
 def labels(positions: Sequence[int], reduce: str | None) -> tuple[int | str, ...]:
-    """What the position axis holds: the indices, or the name of what they are reduced to.
-
-    Raises:
-        HookError: If the reduction is unknown.
-    """
+    """Labels of the position axis: the indices, or the name of the reduction."""
     if reduce is None:
         return tuple(positions)
     one_of("reduction of positions", reduce, REDUCTIONS, HookError)
@@ -76,11 +68,7 @@ def labels(positions: Sequence[int], reduce: str | None) -> tuple[int | str, ...
 def columns(
     batch: int, width: int, mask: Int[Tensor, "batch pos"] | None, positions: Sequence[int]
 ) -> Int[Tensor, "batch position"]:
-    """Columns of positions counted from each row's last real token; without a mask every token is real.
-
-    Raises:
-        HookError: If a position lies before the first token of a prompt.
-    """
+    """Columns of positions counted from each row's last real token; without a mask every token is real."""
     if mask is None:
         last = torch.full((batch,), width - 1)
         first = torch.zeros(batch, dtype=torch.long)
@@ -93,14 +81,10 @@ def columns(
 
 
 def check_length(shortest: int, positions: Sequence[int]) -> None:
-    """Check that the shortest prompt has every position.
-
-    Raises:
-        HookError: If one lies before its first token.
-    """
+    """Check that the shortest prompt has every position."""
     if -min(positions) > shortest:
         raise HookError(
-            f"position {min(positions)} lies before the first token of a prompt: the shortest has "
+            f"Position {min(positions)} lies before the first token of a prompt: the shortest has "
             f"{shortest} tokens."
         )
 
@@ -110,7 +94,7 @@ def gather(
 ) -> Float[Tensor, "batch label d"]:
     """Copies of the rows at columns of each prompt; or their mean, at least in float32."""
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    taken = x[rows, at.to(x.device)].detach()
+    values = x[rows, at.to(x.device)].detach()
     if reduce is None:
-        return taken
-    return taken.mean(1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        return values
+    return values.mean(1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Writing activations to disk: safetensors shards, resumed where they stood, one process at a time."""
+"""Writing activations to disk: safetensors shards, resumable, one process at a time."""
 
 import hashlib
 from contextlib import ExitStack
@@ -30,22 +30,22 @@ from ot_lens.io.files import LOCK, locked, remove_temporaries, sha256_file, temp
 class ActivationStore:
     """A folder of shards, open for writing inside a `with` block.
 
-    A stopped capture goes on where it stood, and a torn or altered shard is found by its checksum. What the
-    finished folder holds depends on the plan alone, byte by byte, and not on what happened on the way.
+    An interrupted capture resumes, and a torn or altered shard is detected by its checksum. The bytes of the
+    finished folder depend on the plan only, not on interruptions.
     """
 
     def __init__(self, folder: str | Path, plan: CapturePlan) -> None:
         self.folder = Path(folder)
         self.plan = plan
         self._sums: dict[str, str] = {}
-        self._whole: set[str] = set()
-        self._held = ExitStack()
+        self._complete: set[str] = set()
+        self._lock = ExitStack()
 
     def __enter__(self) -> "ActivationStore":
-        """Hold the folder and read what is there.
+        """Lock the folder and read its state.
 
         Raises:
-            RunFolderError: If another process holds it, it holds anything else, or cannot be written.
+            RunFolderError: If another process has locked it, it holds other files, or cannot be written.
         """
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
@@ -54,23 +54,23 @@ class ActivationStore:
             self._sums, sound = read_checksums(self.folder)
             if not sound:
                 write_checksums(self.folder, self._sums, self._order)
-            self._whole = {shard.name for shard in self.plan.shards if self._is_whole(shard.name)}
-            self._held = stack.pop_all()
+            self._complete = {shard.name for shard in self.plan.shards if self._is_complete(shard.name)}
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the folder go."""
-        self._held.close()
+        """Unlock the folder."""
+        self._lock.close()
 
     def missing(self) -> list[Shard]:
-        """Shards of the plan that are not there or not whole, in its order."""
-        return [shard for shard in self.plan.shards if shard.name not in self._whole]
+        """Shards of the plan that are missing or damaged, in its order."""
+        return [shard for shard in self.plan.shards if shard.name not in self._complete]
 
     def write(self, shard: Shard, values: Float[Tensor, "layer batch position d"]) -> None:
-        """Write one shard, then the checksum that vouches for it.
+        """Write one shard, then its checksum.
 
         Raises:
-            RunFolderError: If the folder cannot be written; finished shards stay.
+            RunFolderError: If the folder cannot be written; finished shards are kept.
         """
         content = save({TENSOR: values.contiguous()})
         checksum = hashlib.sha256(content).hexdigest()
@@ -78,19 +78,19 @@ class ActivationStore:
         if self._sums.get(shard.name) != checksum:
             add_checksum(self.folder, shard.name, checksum)
         self._sums[shard.name] = checksum
-        self._whole.add(shard.name)
+        self._complete.add(shard.name)
 
     def finish(self) -> Activations:
-        """Put the checksums in order, and open the activations.
+        """Sort the checksums, and open the activations.
 
         Raises:
             RunFolderError: If shards are missing.
         """
-        left = self.missing()
-        if left:
-            raise RunFolderError(f"{self.folder} lacks {len(left)} shards: write them before it is finished.")
+        missing = self.missing()
+        if missing:
+            raise RunFolderError(f"{self.folder} lacks {len(missing)} shards: write them before finishing.")
         write_checksums(self.folder, self._sums, self._order)
-        return open_stored(self.folder, self._index, self._sums, whole=self._whole)
+        return open_stored(self.folder, self._index, self._sums, verified=self._complete)
 
     @property
     def _order(self) -> list[str]:
@@ -101,12 +101,12 @@ class ActivationStore:
         entries = {s.name: ShardEntry(label=s.label, indices=list(s.indices)) for s in self.plan.shards}
         return Index(key=dict(self.plan.key), shards=entries)
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_complete(self, name: str) -> bool:
         path = shard_path(self.folder, name)
         return name in self._sums and path.is_file() and sha256_file(path) == self._sums[name]
 
     def _claim(self) -> None:
-        """Check that the folder is ours, or make it so."""
+        """Check that the folder is of this capture, or write its index."""
         if (self.folder / INDEX).exists():
             _check_same(self.folder, read_index(self.folder), self._index)
             return
@@ -114,26 +114,25 @@ class ActivationStore:
         foreign = sorted(path.name for path in self.folder.iterdir() if path not in known)
         if foreign:
             raise RunFolderError(
-                f"{self.folder} holds other files ({foreign[0]}) and no {INDEX}: choose another folder."
+                f"{self.folder} holds other files ({foreign[0]}) but no {INDEX}: choose another folder."
             )
         write_index(self.folder, self._index)
 
 
-def _check_same(folder: Path, found: Index, ours: Index) -> None:
-    different = differences(ours.key, found.key)
+def _check_same(folder: Path, stored: Index, ours: Index) -> None:
+    different = differences(ours.key, stored.key)
     if different:
-        theirs = "; ".join(_told(name, found.key) for name in different)
+        values = "; ".join(_entry(name, stored.key) for name in different)
         raise RunFolderError(
-            f"{folder} holds activations of another capture ({', '.join(different)} differs; there "
-            f"{theirs}): choose another folder."
+            f"{folder} holds another capture, which differs in {values}: choose another folder."
         )
-    if ours.shards != found.shards:
+    if ours.shards != stored.shards:
         raise RunFolderError(
-            f"{folder} holds the same capture in other batches: choose another folder, or use the ot_lens "
-            "that wrote it."
+            f"{folder} holds the same capture in other batches: choose another folder, or use the version of "
+            "ot_lens that wrote it."
         )
 
 
-def _told(name: str, key: dict[str, Any]) -> str:
+def _entry(name: str, key: dict[str, Any]) -> str:
     text = str(key.get(name, "none"))
     return f"{name} = {text if len(text) <= 40 else text[:37] + '...'}"

@@ -1,4 +1,4 @@
-"""Reading activations from disk: shards are mapped into memory, and only the part asked for is read."""
+"""Reading activations from disk: shards are memory-mapped, and only what is needed is read."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from ot_lens.prompts import CLASSES
 
 TENSOR = "activations"
 MOST_SHARD = 64 * 1024 * MIB
-# As safetensors names them.
+# Under the names of safetensors.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -32,49 +32,40 @@ def shard_path(folder: Path, name: str) -> Path:
 def load_activations(folder: str | Path) -> Activations:
     """Activations from a folder that `capture(..., store=folder)` filled.
 
-    Nothing is read but the index: a layer is read when it is asked for, and each shard is checked against
-    its checksum when it is first read.
+    Only the index is read now: a layer is read on access, and each shard is checked against its checksum when
+    it is first read.
 
     Raises:
-        RunFolderError: If the folder holds none, or an unfinished capture, or a shard is missing or altered;
-            the last also later, when the shard is read.
+        RunFolderError: If the folder holds no activations or an unfinished capture, or a shard is missing or
+            altered; the last also later, when the shard is read.
     """
     folder = Path(folder)
     index = read_index(folder)
     sums, _ = read_checksums(folder)
     if any(name not in sums for name in index.shards):
-        raise RunFolderError(f"{folder} holds an unfinished capture: capture again into it to go on.")
+        raise RunFolderError(f"{folder} holds an unfinished capture: capture into it again to continue.")
     return open_stored(folder, index, sums)
 
 
 def open_stored(
-    folder: Path, index: Index, sums: Mapping[str, str], *, whole: Collection[str] = ()
+    folder: Path, index: Index, sums: Mapping[str, str], *, verified: Collection[str] = ()
 ) -> Activations:
-    """Activations of a finished store.
-
-    Args:
-        folder: The store.
-        index: Its index.
-        sums: Checksum of every shard.
-        whole: Shards whose checksum has been verified already.
-
-    Raises:
-        RunFolderError: If the index contradicts itself, or a shard is missing or of another shape.
-    """
+    """Activations of a finished store; the checksums of `verified` shards are not checked again."""
     try:
-        at = _Where.model_validate(index.key)
+        axes = _Axes.model_validate(index.key)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        name = ".".join(map(str, first["loc"]))
         raise RunFolderError(
-            f"{folder}: the index lacks a sound {place} ({first['msg']}): capture into a new folder."
+            f"{folder}: the index has no valid {name} ({first['msg']}): capture into a new folder."
         ) from error
-    stored = StoredActivations(folder, index, sums, (len(at.layers), len(at.positions), at.d_model), whole)
-    return Activations(stored, at.layers, at.positions, at.hook, index.key)
+    sizes = len(axes.layers), len(axes.positions), axes.d_model
+    stored = StoredActivations(folder, index, sums, sizes, verified)
+    return Activations(stored, axes.layers, axes.positions, axes.hook, index.key)
 
 
-class _Where(BaseModel):
-    """What the key of a store says of its axes."""
+class _Axes(BaseModel):
+    """The axes of a store, from its key."""
 
     model_config = ConfigDict(strict=True)
     layers: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
@@ -84,12 +75,7 @@ class _Where(BaseModel):
 
 
 class StoredActivations(LazyActivations):
-    """Both classes of a store; `[label]` reads a whole class into memory.
-
-    Attributes:
-        folder: The store.
-        dtype: Of the values.
-    """
+    """Both classes of a store."""
 
     def __init__(
         self,
@@ -97,11 +83,11 @@ class StoredActivations(LazyActivations):
         index: Index,
         sums: Mapping[str, str],
         sizes: tuple[int, int, int],
-        whole: Collection[str],
+        verified: Collection[str],
     ) -> None:
         self.folder = folder
         self._sums = dict(sums)
-        self._whole = set(whole)
+        self._verified = set(verified)
         self._shards = {label: _shards_of(folder, index, label) for label in CLASSES}
         layers, positions, width = sizes
         self._shapes: dict[str, Shape] = {
@@ -122,52 +108,52 @@ class StoredActivations(LazyActivations):
     def rows(self, label: str, layer: int, position: int) -> Float[Tensor, "n d"]:
         """See `LazyActivations.rows`."""
         _, n, _, width = self._shapes[label]
-        found = torch.empty(n, width, dtype=self.dtype)
+        values = torch.empty(n, width, dtype=self.dtype)
         for name, entry in self._shards[label].items():
-            with self._open(name) as part:
-                found[torch.tensor(entry.indices)] = part[layer, :, position]
-        return found
+            with self._open(name) as shard:
+                values[torch.tensor(entry.indices)] = shard[layer, :, position]
+        return values
 
     def __getitem__(self, label: str) -> Float[Tensor, "layer n position d"]:
         """See `LazyActivations.__getitem__`."""
-        found = torch.empty(self._shapes[label], dtype=self.dtype)
+        values = torch.empty(self._shapes[label], dtype=self.dtype)
         for name, entry in self._shards[label].items():
-            with self._open(name) as part:
-                found[:, torch.tensor(entry.indices)] = part[:]
-        return found
+            with self._open(name) as shard:
+                values[:, torch.tensor(entry.indices)] = shard[:]
+        return values
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Any]:
         """The tensor of a shard, mapped; its checksum is verified the first time."""
         path = shard_path(self.folder, name)
-        if name not in self._whole:
+        if name not in self._verified:
             if not path.is_file() or sha256_file(path) != self._sums[name]:
                 raise _altered(path)
-            self._whole.add(name)
-        with _mapped(path) as part:
-            yield part
+            self._verified.add(name)
+        with _mapped(path) as shard:
+            yield shard
 
     def _check_headers(self) -> torch.dtype:
-        """Compare every shard's header with the index; returns the dtype that they share."""
-        found = set()
+        """Compare every shard's header with the index; returns their common dtype."""
+        dtypes = set()
         for label, shards in self._shards.items():
             layers, _, positions, width = self._shapes[label]
             for name, entry in shards.items():
                 path = shard_path(self.folder, name)
-                with _mapped(path) as part:
-                    if part.get_shape() != [layers, len(entry.indices), positions, width]:
+                with _mapped(path) as shard:
+                    if shard.get_shape() != [layers, len(entry.indices), positions, width]:
                         raise _altered(path)
-                    found.add(part.get_dtype())
-        if len(found) != 1 or not found <= set(_DTYPES):
+                    dtypes.add(shard.get_dtype())
+        if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
             raise RunFolderError(
-                f"the shards of {self.folder} hold {', '.join(sorted(found))}: capture into a new folder."
+                f"The shards of {self.folder} hold {', '.join(sorted(dtypes))}: capture into a new folder."
             )
-        return _DTYPES[found.pop()]
+        return _DTYPES[dtypes.pop()]
 
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[Any]:
-    # Opening a pipe would wait for its writer; what is far larger than a batch is none of ours.
+    # Opening a pipe would wait for its writer; a file far larger than a batch is not a shard.
     if not path.is_file() or path.stat().st_size > MOST_SHARD:
         raise _altered(path)
     try:
@@ -179,16 +165,16 @@ def _mapped(path: Path) -> Iterator[Any]:
 
 def _shards_of(folder: Path, index: Index, label: str) -> dict[str, ShardEntry]:
     """The shards of a class; together they must hold every prompt once."""
-    found = {name: entry for name, entry in index.shards.items() if entry.label == label}
-    held = sorted(i for entry in found.values() for i in entry.indices)
-    if not held or held != list(range(len(held))):
+    shards = {name: entry for name, entry in index.shards.items() if entry.label == label}
+    indices = sorted(i for entry in shards.values() for i in entry.indices)
+    if not indices or indices != list(range(len(indices))):
         raise RunFolderError(
-            f"{folder}: the index does not name every {label} prompt once: capture into a new folder."
+            f"{folder}: the index does not list every {label} prompt once: capture into a new folder."
         )
-    return found
+    return shards
 
 
 def _altered(path: Path) -> RunFolderError:
     return RunFolderError(
-        f"{path} is missing or altered: capture again into this folder, which redoes only that shard."
+        f"{path} is missing or altered: capture into this folder again, which redoes only that shard."
     )

@@ -50,7 +50,7 @@ def capability(
         raise OtLensError(f"tasks must be a list with at least one task, got {tasks!r}.")
     harness, adapter, manager = _harness()
     served = backend(model)
-    hf_model = getattr(served, "hf_model", None)
+    hf_model = served.hf_model
     if hf_model is None:
         raise ModelError(f"lm-eval does not support {type(model).__name__}: use ot_lens.load_model.")
     known = manager.TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))

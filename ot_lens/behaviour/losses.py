@@ -21,7 +21,6 @@ from ot_lens.models import (
     batches_of_rows,
     evaluating,
     in_memory,
-    pad_id,
     pad_left,
     prompt_width,
 )
@@ -105,7 +104,7 @@ def _answer_losses(
     served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
 ) -> Float64[Tensor, " prompt"]:
     reversed_tokens, reversed_mask = pad_left(
-        [list(reversed(answers[index])) for index in batch.indices], pad_id(served.tokenizer)
+        [list(reversed(answers[index])) for index in batch.indices], served.pad_id
     )
     targets, real = reversed_tokens.flip(1), reversed_mask.flip(1)
     width = batch.tokens.shape[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text, checked_template, fill
 from ot_lens.errors import JudgeError, PromptError, one_of
-from ot_lens.generation import Completion, eos_ids
+from ot_lens.generation import Completion
 from ot_lens.models import (
     TokenBatch,
     backend,
@@ -92,7 +92,8 @@ class YesNoJudge:
         self._words = _words(yes, no)
         self._template = _template_for(form, template)
         loaded = load_model(model)
-        self._served, self._stops = backend(loaded), eos_ids(loaded)
+        self._served = backend(loaded)
+        self._stops = self._served.terminators
         if form != "text" and not self._served.tokenizer.chat_template:
             raise PromptError(f"Form {form!r} needs a chat template, which the judge's tokenizer lacks.")
         self._form, self._max_new_tokens, self._batch_size = form, max_new_tokens, batch_size

@@ -1,6 +1,6 @@
-"""One door to a model, and one protocol over the kinds of hooked model."""
+"""Loading models, and one set of methods for every kind of hooked model."""
 
-from ot_lens.models.backend import backend, evaluating
+from ot_lens.models.backends import HOOKS, Backend, Call, HFBackend, backend, check_layer, prompt_width
 from ot_lens.models.batching import (
     TOKEN_BUDGET,
     TokenBatch,
@@ -9,8 +9,8 @@ from ot_lens.models.batching import (
     groups_by_length,
     in_memory,
     pad_left,
+    token_batch,
 )
-from ot_lens.models.changes import Changes
 from ot_lens.models.chat import (
     encode,
     post_instruction_tokens,
@@ -20,26 +20,25 @@ from ot_lens.models.chat import (
     system_prompt,
 )
 from ot_lens.models.hooked import HookedCausalLM
-from ot_lens.models.hugging_face import HFBackend
-from ot_lens.models.in_force import Force, claim, release
 from ot_lens.models.loading import VARIANTS, load_model, model_name
-from ot_lens.models.protocol import HOOKS, Backend, Call, pad_id, prompt_width
 from ot_lens.models.record import model_record
+from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release
 
 __all__ = [
     "HOOKS",
     "TOKEN_BUDGET",
     "VARIANTS",
+    "ActiveFlag",
     "Backend",
     "Call",
-    "Changes",
-    "Force",
     "HFBackend",
     "HookedCausalLM",
+    "Reversible",
     "TokenBatch",
     "backend",
     "batches",
     "batches_of_rows",
+    "check_layer",
     "claim",
     "encode",
     "evaluating",
@@ -48,7 +47,6 @@ __all__ = [
     "load_model",
     "model_name",
     "model_record",
-    "pad_id",
     "pad_left",
     "post_instruction_tokens",
     "prompt_width",
@@ -57,4 +55,5 @@ __all__ = [
     "render_turns",
     "set_system_prompt",
     "system_prompt",
+    "token_batch",
 ]

@@ -11,15 +11,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
+from ot_lens.models.backends import Backend
 from ot_lens.models.chat import encode
-from ot_lens.models.protocol import Backend, pad_id
 from ot_lens.prompts import Prompt
 
 # Tokens of one batch, padding included: enough to fill an accelerator, about 2 GiB of KV cache at 8B.
 TOKEN_BUDGET = 2**14
-# Share of padding that the batches of one list stay under, all together.
+# The batches of one list together stay below this share of padding.
 MOST_PADDING = 0.10
-# What torch's CPU allocator says; there is no class of its own for it.
+# torch's CPU allocator raises a plain RuntimeError.
 _CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory")
 
 T = TypeVar("T")
@@ -40,19 +40,24 @@ class TokenBatch:
     mask: Int[Tensor, "batch pos"]
 
     def halves(self) -> "tuple[TokenBatch, TokenBatch]":
-        """The first and second half of the rows, at the padded width they have.
-
-        Raises:
-            ModelError: If there is one row only.
-        """
+        """The first and second half of the rows, at the same padded width."""
         if len(self.indices) < 2:
-            raise ModelError("a batch of one prompt cannot be halved.")
+            raise ModelError("A batch of one prompt cannot be halved.")
         cut = (len(self.indices) + 1) // 2
-        first, second = slice(0, cut), slice(cut, None)
-        return (
-            TokenBatch(self.indices[first], self.tokens[first], self.mask[first]),
-            TokenBatch(self.indices[second], self.tokens[second], self.mask[second]),
+        first, second = (
+            TokenBatch(self.indices[half], self.tokens[half], self.mask[half])
+            for half in (slice(0, cut), slice(cut, None))
         )
+        return first, second
+
+
+def token_batch(
+    served: Backend, rows: Sequence[Sequence[int]], indices: Sequence[int] | None = None
+) -> TokenBatch:
+    """Rows of token ids as one batch on the model's device."""
+    tokens, mask = pad_left(rows, served.pad_id)
+    numbers = tuple(range(len(rows)) if indices is None else indices)
+    return TokenBatch(numbers, tokens.to(served.device), mask.to(served.device))
 
 
 def batches(
@@ -61,10 +66,7 @@ def batches(
     batch_size: int,
     token_budget: int = TOKEN_BUDGET,
 ) -> Iterator[TokenBatch]:
-    """Batches of rendered prompts of like length, longest first; each names the prompts it holds.
-
-    See `batches_of_rows`.
-    """
+    """Batches of rendered prompts; see `batches_of_rows`."""
     return batches_of_rows(served, encode(served, prompts), batch_size, token_budget)
 
 
@@ -74,30 +76,19 @@ def batches_of_rows(
     batch_size: int,
     token_budget: int = TOKEN_BUDGET,
 ) -> Iterator[TokenBatch]:
-    """Batches of token rows of like length, longest first; each names the rows it holds.
+    """Batches of token rows of similar length; each names the rows it holds.
 
-    Longest first, so that a batch too large for the device fails at the start. The same rows are always
-    batched alike, in whatever order they come.
-
-    Args:
-        served: The model that will run them.
-        rows: Token ids of each prompt, unpadded.
-        batch_size: Most rows of a batch.
-        token_budget: Most tokens of a batch, padding included; a row longer than that is a batch of its own.
-
-    Yields:
-        Batches on the model's device; together they hold less than 10 % padding.
+    Longest first, so that a batch too large for the device fails at the start. The same rows always form the
+    same batches, whatever their order. `token_budget` includes padding; a longer row is a batch by itself.
 
     Raises:
         PromptError: If `batch_size` or `token_budget` is below 1.
     """
     for name, value in (("batch_size", batch_size), ("token_budget", token_budget)):
         if value < 1:
-            raise PromptError(f"{name} = {value}: it must be at least 1.")
-    pad = pad_id(served.tokenizer)
-    for chosen in groups_by_length([len(row) for row in rows], batch_size, token_budget, rows):
-        tokens, mask = pad_left([rows[i] for i in chosen], pad)
-        yield TokenBatch(tuple(chosen), tokens.to(served.device), mask.to(served.device))
+            raise PromptError(f"{name} must be at least 1, got {value}.")
+    for group in groups_by_length([len(row) for row in rows], batch_size, token_budget, rows):
+        yield token_batch(served, [rows[i] for i in group], group)
 
 
 def groups_by_length(
@@ -106,19 +97,10 @@ def groups_by_length(
     token_budget: int = TOKEN_BUDGET,
     ties: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Indices of rows by descending length, cut where a batch is full or padding would reach its limit.
+    """Indices of rows by descending length, split where a batch is full or has too much padding.
 
-    The limit holds for the batches so far taken together: what one batch leaves unused the next may spend.
-
-    Args:
-        lengths: Tokens of each row.
-        batch_size: Most rows of a batch.
-        token_budget: Most tokens of a batch, padding included.
-        ties: What orders rows of one length, such as their tokens, so that the order they come in changes no
-            batch; default: their indices.
-
-    Returns:
-        The rows of each batch.
+    The limit on padding applies to the batches so far together: what one leaves unused the next may spend.
+    `ties` orders rows of equal length, such as by their tokens, so that their order changes no batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], list(ties[i]) if ties else [], i))
     groups: list[list[int]] = []
@@ -154,21 +136,16 @@ def pad_left(
 
 
 def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tuple[TokenBatch, T]]:
-    """Run a batch; where memory does not suffice, its halves, down to single prompts.
+    """Run a batch; if memory runs out, its halves, down to single prompts.
 
-    Args:
-        run: What to do with a batch. It is called again on parts of a batch that it failed on, so it must
-            not leave anything behind when it fails.
-        batch: The batch.
-
-    Yields:
-        The batch, or the parts of it that fitted, in order, each with what `run` returned.
+    `run` is called again on halves of a batch that it failed on, so a failure must leave nothing behind.
+    Yields the batch, or the parts that fitted, in order, each with its result.
 
     Raises:
         ModelError: If a single prompt does not fit.
 
     Warns:
-        BatchHalvedWarning: Once, if the batch was cut.
+        BatchHalvedWarning: Once, if the batch was split.
     """
     waiting, warned = [batch], False
     while waiting:
@@ -177,22 +154,22 @@ def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tup
         if not reason:
             yield from ((part, result) for result in done)
             continue
-        # Only here, outside the except block, does nothing hold the tensors of the failed run any more.
+        # Only here, outside the except block, does nothing refer to the tensors of the failed run.
         _free(part.tokens.device)
         if len(part.indices) == 1:
             raise ModelError(
-                f"one prompt of {part.tokens.shape[1]} tokens does not fit into memory ({reason}): load the "
+                f"One prompt of {part.tokens.shape[1]} tokens does not fit into memory ({reason}): load the "
                 "model with dtype='bfloat16', quantization='nf4' or device_map='auto', or shorten the prompt."
             )
         first, second = part.halves()
         if not warned:
-            _say_halved(part, first)
+            _warn_halved(part, first)
             warned = True
         waiting += [second, first]
 
 
 def _attempt(run: Callable[[TokenBatch], T], batch: TokenBatch) -> tuple[list[T], str]:
-    """What `run` returned, or why memory did not suffice."""
+    """The result, or the reason why memory did not suffice."""
     try:
         return [run(batch)], ""
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -208,10 +185,10 @@ def _free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _say_halved(batch: TokenBatch, half: TokenBatch) -> None:
+def _warn_halved(batch: TokenBatch, half: TokenBatch) -> None:
     warnings.warn(
-        f"a batch of {len(batch.indices)} prompts of {batch.tokens.shape[1]} tokens does not fit into "
-        f"memory: it runs as batches of {len(half.indices)} or fewer; a smaller batch_size saves the try.",
+        f"A batch of {len(batch.indices)} prompts of {batch.tokens.shape[1]} tokens does not fit into "
+        f"memory: it runs as batches of {len(half.indices)} or fewer; a smaller batch_size avoids this.",
         BatchHalvedWarning,
         stacklevel=4,
     )

@@ -1,6 +1,5 @@
 """From prompts to tokens: the chat template once, the model's system prompt, no added special token."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,18 +9,12 @@ from torch import nn
 
 from ot_lens.errors import OtLensTypeError, PromptError
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.architectures import TEMPLATE_VARIABLES
+from ot_lens.models.backends import Backend
 from ot_lens.models.hooked import HookedCausalLM
-from ot_lens.models.protocol import Backend
 from ot_lens.prompts import Prompt, as_texts
 
-# Llama 3 writes a date into every prompt: Llama-3.2's template today's, unless it is given this one, the
-# default of Llama-3.1's. With today's date yesterday's activations would be those of other prompts.
-TEMPLATE_DATE = "26 Jul 2024"
-# A template that can switch thinking (Qwen-3's) is told to begin the answer itself: the first token of every
-# answer would be "<think>" otherwise, and next-token measures of refusal would say nothing.
-TEMPLATE_VARIABLES = {"date_string": TEMPLATE_DATE, "enable_thinking": False}
-
-# Their last characters and last words all differ, so that no token of theirs ends every one of them.
+# Their last characters and last words all differ, so that no token of an instruction ends all of them.
 PROBES = (
     "Name three rivers.",
     "Wie heißt du?",
@@ -35,6 +28,10 @@ PROBES = (
     "Tell me about the moon and its 8 phases…",
 )
 VOCABULARY_PROBES = 12
+_TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    MemoryError,
+)  # fmt: skip
 
 _SYSTEM_PROMPTS: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
@@ -42,13 +39,13 @@ _SYSTEM_PROMPTS: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 def set_system_prompt(model: nn.Module, text: str) -> None:
     """Put a system message in front of every prompt that ot_lens renders for this model.
 
-    It is kept here and not on the model or its tokenizer, unless the model is ours.
+    It is kept here rather than on the model or its tokenizer, unless the model is a `HookedCausalLM`.
 
     Raises:
-        OtLensTypeError: If the text is no string.
+        OtLensTypeError: If the text is not a string.
     """
     if not isinstance(text, str):
-        raise OtLensTypeError(f"system_prompt is a {type(text).__name__}: give a string, or None for none.")
+        raise OtLensTypeError(f"system_prompt is a {type(text).__name__}: pass a string, or None.")
     if isinstance(model, HookedCausalLM):
         model.system_prompt = text
     else:
@@ -56,7 +53,7 @@ def set_system_prompt(model: nn.Module, text: str) -> None:
 
 
 def system_prompt(model: nn.Module) -> str | None:
-    """The system message of a model's prompts; None where that is left to its chat template."""
+    """The system message of a model's prompts; None if that is left to its chat template."""
     return model.system_prompt if isinstance(model, HookedCausalLM) else _SYSTEM_PROMPTS.get(model)
 
 
@@ -64,47 +61,33 @@ def render(served: Backend, prompts: Sequence[Prompt | str]) -> list[str]:
     """Each prompt as one user turn in the model's chat template, up to where the answer begins.
 
     Raises:
-        PromptError: If there are no prompts, the tokenizer has no chat template, or the template does not
-            take the model's system prompt.
+        PromptError: If there are no prompts, the tokenizer has no chat template, or the template rejects the
+            model's system prompt.
     """
     texts = as_texts(prompts)
     return [render_turns(served, [{"role": "user", "content": text}]) for text in texts]
 
 
 def render_turns(served: Backend, turns: Sequence[dict[str, str]]) -> str:
-    """A conversation in the model's chat template, after the model's system prompt if it was given one.
-
-    Raises:
-        PromptError: If there is no chat template, or it does not take these turns.
-    """
+    """A conversation in the model's chat template, after its system prompt if one was set."""
     system = system_prompt(served.model)
     if system is None:
         return apply_template(served.tokenizer, turns)
-    given = [{"role": "system", "content": system}, *turns]
-    text = apply_template(served.tokenizer, given)
+    text = apply_template(served.tokenizer, [{"role": "system", "content": system}, *turns])
     if system.strip() and text == apply_template(served.tokenizer, turns):
         raise PromptError(
-            f"the chat template of {_name(served.tokenizer)} leaves the system prompt out: load the model "
+            f"The chat template of {_name(served.tokenizer)} ignores the system prompt: load the model "
             "without system_prompt, or put the text into the prompts."
         )
     return text
 
 
 def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables: Any) -> str:
-    """Turns in a tokenizer's chat template, up to where the answer begins.
-
-    Args:
-        tokenizer: The tokenizer.
-        turns: The conversation.
-        variables: Variables of the template, in place of those of TEMPLATE_VARIABLES.
-
-    Raises:
-        PromptError: If there is no chat template, or it refuses the turns.
-    """
+    """Turns in a tokenizer's chat template, up to where the answer begins; `variables` override defaults."""
     if not tokenizer.chat_template:
         raise PromptError(
-            f"the tokenizer of {_name(tokenizer)} has no chat template: "
-            "set tokenizer.chat_template (a base model has none; ot_lens reads chat models)."
+            f"The tokenizer of {_name(tokenizer)} has no chat template: "
+            "set tokenizer.chat_template (base models have none; ot_lens needs a chat model)."
         )
     try:
         return str(
@@ -112,31 +95,23 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
                 list(turns), tokenize=False, add_generation_prompt=True, **{**TEMPLATE_VARIABLES, **variables}
             )
         )
-    # The sandbox keeps a template from the machine, not from dividing by zero.
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        system = any(turn["role"] == "system" for turn in turns)
-        remedy = (
-            "load the model without system_prompt, or put the text into the prompts."
-            if system
-            else "correct tokenizer.chat_template."
-        )
-        raise PromptError(
-            f"the chat template of {_name(tokenizer)} refuses the "
-            f"{'system prompt' if system else 'conversation'} ({abbreviated(error)}): {remedy}"
-        ) from error
+    # The sandbox protects the machine, but a template may still divide by zero.
+    except _TEMPLATE_ERRORS as error:
+        raise _rejected(tokenizer, turns, error) from error
+
+
+def _rejected(tokenizer: Any, turns: Sequence[dict[str, str]], error: Exception) -> PromptError:
+    subject, remedy = "conversation", "correct tokenizer.chat_template."
+    if any(turn["role"] == "system" for turn in turns):
+        subject = "system prompt"
+        remedy = "load the model without system_prompt, or put the text into the prompts."
+    return PromptError(
+        f"The chat template of {_name(tokenizer)} refuses the {subject} ({abbreviated(error)}): {remedy}"
+    )
 
 
 def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
-    """Token ids of every rendered prompt, unpadded. The template brings its own BOS, so none is added.
+    """Token ids of every rendered prompt, unpadded; the template writes the BOS, so none is added.
 
     Raises:
         PromptError: If a prompt is longer than the model's context.
@@ -145,12 +120,12 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
     empty = next((i for i, row in enumerate(ids) if not row), None)
     if empty is not None:
         raise PromptError(
-            f"prompt {empty} renders to no tokens: the tokenizer does not fit its chat template."
+            f"Prompt {empty} renders to no tokens: the tokenizer does not match its chat template."
         )
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if served.n_ctx and len(ids[longest]) > served.n_ctx:
         raise PromptError(
-            f"prompt {longest} has {len(ids[longest])} tokens, more than the model's context of "
+            f"Prompt {longest} has {len(ids[longest])} tokens, more than the model's context of "
             f"{served.n_ctx}: shorten or drop it."
         )
     return [list(row) for row in ids]
@@ -160,13 +135,9 @@ def post_instruction_tokens(served: Backend) -> tuple[int, ...]:
     """Token ids that follow the instruction in every rendered prompt: its last `len(...)` positions.
 
     The longest common suffix of the tokens of many instructions that end in different words and characters,
-    some of them words of the tokenizer's own vocabulary. A token in which the end of some instruction and
-    the beginning of the template's rest merge belongs to the instruction. Empty where the template ends with
-    the instruction itself. Source: the post-instruction positions of Arditi et al. 2024 (arXiv 2406.11717,
-    section 2.3).
-
-    Raises:
-        PromptError: If prompts cannot be rendered.
+    some of them words of the tokenizer's vocabulary. A token that merges the end of an instruction with the
+    template's text after it belongs to the instruction. Empty if the template ends with the instruction.
+    Source: the post-instruction positions of Arditi et al. 2024 (arXiv 2406.11717, section 2.3).
     """
     rows = encode(served, [*PROBES, *_vocabulary_words(served.tokenizer)])
     return tuple(reversed(_common_prefix([row[::-1] for row in rows])))
@@ -182,28 +153,23 @@ def _common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _vocabulary_words(tokenizer: Any) -> list[str]:
-    """Words that this tokenizer knows: to a small vocabulary every other word is the same unknown token."""
+    """Words that this tokenizer knows: in a small vocabulary all others are the same unknown token."""
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
-    found: list[str] = []
+    words: list[str] = []
     for token in _spread(len(tokenizer)):
         word = "" if token in special else str(tokenizer.decode([token])).strip()
         ids = tokenizer(word, add_special_tokens=False)["input_ids"] if word.isalnum() else []
         if ids and unknown not in ids:
-            found.append(word)
-        if len(found) == VOCABULARY_PROBES:
+            words.append(word)
+        if len(words) == VOCABULARY_PROBES:
             break
-    return found
+    return words
 
 
 def _spread(n: int) -> Iterable[int]:
-    """All of 0 .. n - 1, far apart ones first."""
+    """0 .. n - 1, widely spaced ones first."""
     step = max(1, n // (4 * VOCABULARY_PROBES))
     return (token for start in range(step) for token in range(start, n, step))
-
-
-def template_sha256(served: Backend) -> str:
-    """Hash of the chat template."""
-    return hashlib.sha256(str(served.tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def _name(tokenizer: Any) -> str:

@@ -13,12 +13,12 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ot_lens.errors import ModelError
+from ot_lens.models.architectures import branches, decoder_layers, residual_scale
 
 
 @dataclass(frozen=True)
 class HookedCausalLMConfig:
-    """The part of a TransformerLens configuration that readers of a residual stream use."""
+    """The fields of a TransformerLens configuration that a residual stream needs."""
 
     model_name: str
     n_layers: int
@@ -44,15 +44,15 @@ class _BlockHooks(nn.Module):
 class HookedCausalLM(HookedRootModule):
     """A Hugging Face causal language model with hook points on its residual stream alone.
 
-    The decoder layers are Hugging Face's own (sdpa attention and all), so logits are its logits and an idle
+    The decoder layers are Hugging Face's own, sdpa attention included, so logits equal its logits and an idle
     hook point costs nothing. `blocks.{i}.hook_resid_pre`, `hook_attn_out`, `hook_mlp_out` and
-    `hook_resid_post` may be read and edited; `hook_resid_mid` is the input of the MLP's norm and may only be
+    `hook_resid_post` can be read and edited; `hook_resid_mid` is the input of the MLP's norm and can only be
     read: an edit there would not reach the skip connection.
 
     Attributes:
-        hf_model: The wrapped model; its weights are never written.
+        hf_model: The wrapped model; its weights are never modified.
         tokenizer: Its tokenizer.
-        system_prompt: System message of the prompts that ot_lens renders; None leaves it to the template.
+        system_prompt: System message of prompts that ot_lens renders; None leaves it to the template.
         cfg: n_layers, d_model, d_vocab, n_ctx, dtype.
     """
 
@@ -78,7 +78,7 @@ class HookedCausalLM(HookedRootModule):
         self.setup()
 
     def setup(self) -> None:
-        """Name the hook points, and only them: the wrapped modules keep their own attributes."""
+        """Name the hook points only: the wrapped modules keep their own attributes."""
         self.hook_dict = {n: m for n, m in self.named_modules() if isinstance(m, HookPoint)}
         self.mod_dict = dict(self.hook_dict)
         for name, point in self.hook_dict.items():
@@ -114,7 +114,7 @@ class HookedCausalLM(HookedRootModule):
         """Logits of tokens, or of rendered text.
 
         Args:
-            input: Tokens, or text that already went through the chat template.
+            input: Tokens, or text already rendered by the chat template.
             attention_mask: 1 for real tokens. Derived from the pad token for text; all ones for tokens.
             kwargs: Passed to the Hugging Face model (position_ids, past_key_values, logits_to_keep ...).
 
@@ -155,51 +155,20 @@ def input_device(hf_model: PreTrainedModel) -> torch.device:
 
 
 def position_ids(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Positions that count real tokens only, so that left padding shifts nothing."""
+    """Positions that count real tokens only, so that left padding does not shift them."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def decoder_layers(hf_model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a Hugging Face causal language model.
-
-    Raises:
-        ModelError: If the architecture keeps them somewhere unknown.
-    """
-    decoder = hf_model.get_decoder()
-    for name in ("layers", "h", "blocks"):
-        layers = getattr(decoder, name, None)
-        if isinstance(layers, nn.ModuleList) and len(layers) > 0:
-            return layers
-    raise ModelError(
-        f"{type(hf_model).__name__} keeps its decoder layers in an unknown place: load it with hooks='full'."
-    )
 
 
 def _attach(layer: nn.Module, hooks: Any) -> None:
     # partial, not a closure: deepcopy of the model must carry its own hook points along.
     layer.register_forward_pre_hook(partial(_edit_input, hooks.hook_resid_pre), with_kwargs=True)
-    layer.register_forward_hook(partial(_edit_output, hooks.hook_resid_post))
-    attention, mlp, before_mlp = _branches(layer)
-    attention.register_forward_hook(partial(_edit_output, hooks.hook_attn_out))
-    mlp.register_forward_hook(partial(_edit_output, hooks.hook_mlp_out))
+    layer.register_forward_hook(partial(_edit_output, hooks.hook_resid_post, 1.0))
+    attention, mlp, before_mlp = branches(layer)
+    scale = residual_scale(layer)
+    attention.register_forward_hook(partial(_edit_output, hooks.hook_attn_out, scale))
+    mlp.register_forward_hook(partial(_edit_output, hooks.hook_mlp_out, scale))
     if before_mlp is not None:
         before_mlp.register_forward_pre_hook(partial(_edit_input, hooks.hook_resid_mid), with_kwargs=True)
-
-
-def _branches(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module | None]:
-    """The modules whose outputs are added to the residual stream, and the norm in front of the MLP."""
-    if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3 normalize each branch before adding it
-        return (
-            layer.post_attention_layernorm,
-            layer.post_feedforward_layernorm,
-            layer.pre_feedforward_layernorm,
-        )
-    for attention, norm in (("self_attn", "post_attention_layernorm"), ("attn", "ln_2")):
-        if hasattr(layer, attention) and hasattr(layer, "mlp"):
-            return getattr(layer, attention), layer.mlp, getattr(layer, norm, None)
-    raise ModelError(
-        f"{type(layer).__name__} has no attention or MLP module that is known: load it with hooks='full'."
-    )
 
 
 def _edit_input(
@@ -212,15 +181,16 @@ def _edit_input(
     return args, {**kwargs, "hidden_states": point(kwargs["hidden_states"])}
 
 
-def _edit_output(point: HookPoint, _module: nn.Module, _args: Any, output: Any) -> Any:
+def _edit_output(point: HookPoint, scale: float, _module: nn.Module, _args: Any, output: Any) -> Any:
+    """The hook point sees the output as it is added to the stream: times the layer's scale."""
     if _is_idle(point):
         return None
-    if isinstance(output, tuple):
-        return (point(output[0]), *output[1:])
-    return point(output)
+    hidden = output[0] if isinstance(output, tuple) else output
+    edited = point(hidden) if scale == 1 else point(hidden * scale) / scale
+    return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 
 def _is_idle(point: HookPoint) -> bool:
-    # torch.compile guards the length of a list, but not what hooks a module has: without fwd_hooks here, a
-    # model that was compiled before a hook was added would run without it.
+    # torch.compile guards the length of a list but not the hooks of a module: without fwd_hooks here, a model
+    # compiled before a hook was added would run without it.
     return not point.fwd_hooks and not point._forward_hooks

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: read quietly, with one clear line for each way in which that fails."""
+"""Hugging Face checkpoints: loaded quietly, with one clear message for each way of failing."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,16 +22,11 @@ from transformers.utils import logging as transformers_logging
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import MIB, abbreviated, check_size, quoted
+from ot_lens.models.architectures import CONFIG_COUNTS, CONFIG_WIDTHS
 
 QUANTIZATIONS = ("int8", "nf4")
 DeviceMap = str | dict[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
-# Sizes by the names that they have in configurations of decoders.
-LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts")
-WIDTHS = (
-    "hidden_size", "intermediate_size", "n_embd", "d_model", "d_ff", "n_inner", "head_dim", "ffn_dim",
-    "num_attention_heads", "num_key_value_heads", "n_head", "moe_intermediate_size",
-)  # fmt: skip
 MOST_LAYERS, WIDEST = 4_096, 2**20
 TEXTS, MOST_TEXT = (".json", ".jinja", ".txt", ".model"), 256 * MIB
 _NOISY = ("bitsandbytes", "accelerate", "transformers", "kernels")
@@ -48,16 +43,10 @@ def load_hf(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on a device or spread over several.
 
-    Args:
-        name: What the user called it, for messages.
-        place: Hub name or folder.
-        dtype: Default: the checkpoint's own.
-        place_on: A device, or a device map.
-        quantization: "int8", "nf4" or None.
-        options: revision, trust_remote_code.
+    `name` is what the user called it, for messages; `place` the hub name or folder.
 
     Raises:
-        ModelError: If it cannot be loaded whole.
+        ModelError: If it cannot be loaded completely.
     """
     check_folder(name, place)
     spread = place_on if not isinstance(place_on, torch.device) else None
@@ -67,19 +56,19 @@ def load_hf(
             if quantization is not None:
                 options = {**options, "quantization_config": _quantized(quantization, dtype)}
                 spread = {"": place_on} if isinstance(place_on, torch.device) else place_on
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 place, dtype=dtype or "auto", device_map=spread, output_loading_info=True, **options
             )
     except ModelError:
         raise
     except Exception as error:
         raise _unreachable(name, error, options.get("revision")) from error
-    # transformers would make such weights up at random and only log it.
-    if found["missing_keys"]:
-        lost = sorted(found["missing_keys"])
+    # transformers would initialize such weights at random and only log it.
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise ModelError(
-            f"cannot load {name!r}: the checkpoint lacks {len(lost)} weights of a {type(model).__name__}, "
-            f"among them {lost[0]!r}. Give the folder of the whole model."
+            f"Cannot load {name!r}: the checkpoint lacks {len(missing)} weights of a {type(model).__name__}, "
+            f"among them {missing[0]!r}. Give the folder of the complete model."
         )
     if isinstance(place_on, torch.device) and quantization is None:
         model = model.to(place_on)
@@ -87,59 +76,46 @@ def load_hf(
 
 
 def load_tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub name or folder.
-
-    Raises:
-        ModelError: If there is none.
-    """
+    """The tokenizer of a hub name or folder."""
     folder = Path(place)
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ModelError(
-            f"the folder {name} holds no tokenizer: add its files (tokenizer.json, tokenizer_config.json), "
-            "or hand one in as tokenizer=..."
+            f"The folder {name} holds no tokenizer: add its files (tokenizer.json, tokenizer_config.json), "
+            "or pass tokenizer=..."
         )
     check_folder(name, place)
     try:
         with _quiet():
-            words = AutoTokenizer.from_pretrained(place, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:
         raise _unreachable(name, error, options.get("revision")) from error
-    if not isinstance(words.model_max_length, int | float):
+    if not isinstance(tokenizer.model_max_length, int | float):
         raise ModelError(
-            f"cannot load {name!r}: its tokenizer_config.json says model_max_length = "
-            f"{quoted(words.model_max_length)}, which is no number."
+            f"Cannot load {name!r}: model_max_length in its tokenizer_config.json is not a number: "
+            f"{quoted(tokenizer.model_max_length)}."
         )
-    return words
+    return tokenizer
 
 
 def check_folder(name: str, place: str) -> None:
-    """Refuse a model folder whose texts are no files, or larger than those of any model; weights are mapped.
-
-    Raises:
-        ModelError: If there is such a one.
-    """
+    """Refuse a model folder whose text files are not regular files or too large; weights are mapped."""
     for path in Path(place).iterdir() if Path(place).is_dir() else ():
         if path.suffix in TEXTS and not path.is_dir():
             try:
                 check_size(path, MOST_TEXT, ModelError)
             except FileNotFoundError as error:
-                raise ModelError(f"cannot load {name!r}: {path} leads nowhere.") from error
+                raise ModelError(f"Cannot load {name!r}: {path} is a broken link.") from error
 
 
 def check_sizes(name: str, config: Mapping[Any, Any]) -> None:
-    """Refuse a configuration of a size that no model has, before anything is built by it.
-
-    Raises:
-        ModelError: If a number of layers or a width in it is beyond all bounds.
-    """
+    """Refuse a configuration with an absurd number of layers or width, before anything is built from it."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             check_sizes(name, value)
-        layers, width = key in LAYERS, key in WIDTHS
-        if isinstance(value, int) and ((layers and value > MOST_LAYERS) or (width and value > WIDEST)):
+        limit = MOST_LAYERS if key in CONFIG_COUNTS else WIDEST if key in CONFIG_WIDTHS else None
+        if limit is not None and isinstance(value, int) and value > limit:
             raise ModelError(
-                f"cannot load {name!r}: its config.json says {key} = {quoted(value)}, and at most "
-                f"{MOST_LAYERS if layers else WIDEST} are taken for true."
+                f"Cannot load {name!r}: config.json must have {key} <= {limit}, got {quoted(value)}."
             )
 
 
@@ -150,7 +126,7 @@ def _quantized(quantization: str, dtype: torch.dtype | None) -> BitsAndBytesConf
             f"quantization = {quantization!r} needs bitsandbytes: pip install 'ot-lens[quantization]'."
         )
     if quantization == "int8":
-        # It says at every call of every layer that the input is cast to float16.
+        # It logs at every call of every layer that the input is cast to float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -164,27 +140,27 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
     def because(kind: type[Exception]) -> bool:
         return any(isinstance(cause, kind) for cause in chain)
 
-    # A gated model's error is a kind of the absent one's, so it is asked for first.
+    # The error of a gated model is a subclass of that of an absent one, so it comes first.
     if because(hub.GatedRepoError):
         return ModelError(
-            f"the model {name!r} is gated: accept its licence on its page of the hub and log in "
+            f"The model {name!r} is gated: accept its licence on its hub page and log in "
             "(`hf auth login`), or give a local folder."
         )
     if because(hub.RevisionNotFoundError):
-        return ModelError(f"the model {name!r} has no revision {revision!r}: give a branch, tag or commit.")
+        return ModelError(f"The model {name!r} has no revision {revision!r}: give a branch, tag or commit.")
     if because(hub.RepositoryNotFoundError):
         return ModelError(
-            f"the hub has no model {name!r}, or you may not see it: check the name, log in "
+            f"The hub has no model {name!r}, or you may not see it: check the name, log in "
             "(`hf auth login`), or give a local folder."
         )
     if because(hub.LocalEntryNotFoundError) or because(hub.OfflineModeIsEnabled):
         return ModelError(
-            f"the model {name!r} is not in the local cache and the hub cannot be reached: connect, unset "
+            f"The model {name!r} is not in the local cache and the hub cannot be reached: connect, unset "
             "HF_HUB_OFFLINE, or give a local folder."
         )
     if because(SafetensorError):
         return ModelError(
-            f"cannot load {name!r}: a weights file is damaged ({abbreviated(error)}). Fetch or copy it again."
+            f"Cannot load {name!r}: a weights file is damaged ({abbreviated(error)}). Fetch or copy it again."
         )
     return _unloadable(name, str(error).strip(), type(error).__name__)
 
@@ -192,18 +168,18 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
 def _unloadable(name: str, text: str, kind: str) -> ModelError:
     if "trust_remote_code" in text:
         return ModelError(
-            f"the model {name!r} brings code of its own, which is not run unasked: if you trust it, say "
-            "trust_remote_code=True, and on the command line --trust-remote-code."
+            f"The model {name!r} comes with its own code, which does not run by default: to trust it, pass "
+            "trust_remote_code=True (on the command line --trust-remote-code)."
         )
     reason = text.splitlines()[0][:300] if text else kind
     return ModelError(
-        f"cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model "
-        "the hub can be reached for, or 'organism'."
+        f"Cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model on the "
+        "hub, or 'organism'."
     )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from or while handling."""
+    """The error and those that it was raised from or while handling."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -212,7 +188,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No loading bars and no remarks of libraries; their settings are put back afterwards."""
+    """No progress bars or log messages from libraries; their settings are restored afterwards."""
     bars = transformers_logging.is_progress_bar_enabled()
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     try:

@@ -1,4 +1,4 @@
-"""What manifests and stores say of a model: whatever changes what its activations mean."""
+"""The description of a model in manifests and stores: everything that changes what its activations mean."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,47 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ot_lens.models.backend import backend
-from ot_lens.models.chat import (
-    TEMPLATE_DATE,
-    apply_template,
-    post_instruction_tokens,
-    system_prompt,
-    template_sha256,
-)
-from ot_lens.models.hooked_transformer import HookedTransformerBackend
+from ot_lens.models.architectures import TEMPLATE_DATE
+from ot_lens.models.backends import Backend, HookedTransformerBackend, backend
+from ot_lens.models.chat import apply_template, post_instruction_tokens, system_prompt
 from ot_lens.models.loading import model_name
-from ot_lens.models.protocol import Backend
 
 RAW_WEIGHTS = "none: Hugging Face's own weights"
 PROCESSED_BRIDGE = "TransformerBridge compatibility mode: norms folded or weights centred"
-# Of the mean of a weight's rows to their size. Centring leaves rounding, untouched weights far more.
+# Mean of a weight's rows, relative to their size: centring leaves rounding, untouched weights far more.
 CENTRED = 1e-4
-# Values of a weight that its fingerprint reads: few enough to take no time beside a forward pass.
+# Values of each weight that the fingerprint reads: few enough to take no time next to a forward pass.
 FINGERPRINTED = 4096
 
 
 def model_record(model: Any) -> dict[str, Any]:
-    """What a manifest or a store's key says of a model, ready for JSON.
+    """The description of a model in a manifest or a store's key, ready for JSON.
 
     Args:
         model: A hooked model.
 
     Returns:
         name, class, architecture, revision (commit hash of a hub model), dtype, quantization, device_map,
-        n_layers, d_model; the chat template's hash, its BOS, its own system turn and date, the system prompt
-        (as hash and length, never as text), the tokens after the instruction; and what was done to the
-        weights, which changes what a covariance of the residual stream means; and their fingerprint
+        n_layers, d_model; the chat template's hash, BOS, system turn and date, the system prompt (as hash and
+        length, never as text), the tokens after the instruction; how the weights were processed, which
+        changes what a covariance of the residual stream means; and their fingerprint
         (`weights_fingerprint`).
 
     Raises:
-        ModelError: If the model is of no kind that is served.
+        ModelError: If ot_lens does not support this kind of model.
         PromptError: If its chat template cannot be rendered.
     """
     served = backend(model)
-    hf_model = getattr(served, "hf_model", None)
-    config = getattr(hf_model, "config", None)
-    places = getattr(hf_model, "hf_device_map", None)
+    config = getattr(served.hf_model, "config", None)
+    device_map = getattr(served.hf_model, "hf_device_map", None)
     return {
         "name": model_name(model),
         "class": type(model).__name__,
@@ -55,20 +47,20 @@ def model_record(model: Any) -> dict[str, Any]:
         "revision": getattr(config, "_commit_hash", None),
         "dtype": str(model.cfg.dtype),
         "quantization": _quantization(config),
-        "device_map": None if places is None else {name: str(place) for name, place in places.items()},
+        "device_map": device_map and {name: str(device) for name, device in device_map.items()},
         "n_layers": served.n_layers,
         "d_model": served.d_model,
         **_chat(served),
         "weight_processing": _weight_processing(served),
-        "weights_sha256": weights_fingerprint(hf_model if hf_model is not None else served.model),
+        "weights_sha256": weights_fingerprint(served.hf_model or served.model),
     }
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str | None:
     """SHA-256 of name, shape, dtype and at most 4096 evenly spaced values of every weight.
 
-    Training, merging or editing a model changes it; a change of single values between those read does not.
-    The same on every device. None where weights are kept outside memory.
+    Training, merging or editing a model changes it; changes to values that are not read do not. The same on
+    every device. None if weights are kept outside memory.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
@@ -88,7 +80,9 @@ def _chat(served: Backend) -> dict[str, Any]:
     text = system_prompt(served.model)
     own_turn = _has_system_turn(served)
     return {
-        "chat_template_sha256": template_sha256(served),
+        "chat_template_sha256": hashlib.sha256(
+            str(served.tokenizer.chat_template or "").encode()
+        ).hexdigest(),
         "template_date": TEMPLATE_DATE if TEMPLATE_DATE in plain else None,
         "thinking": None if thinking == plain else "off",
         "bos": _bos(served, plain),
@@ -107,10 +101,9 @@ def _system(text: str | None, own_turn: bool) -> dict[str, Any] | str:
 
 
 def _has_system_turn(served: Backend) -> bool:
-    """Whether the template writes a system turn where none is given: Qwen-2.5's and Llama-3's do.
+    """Whether the template writes a system turn if none is given, as those of Qwen 2.5 and Llama 3 do.
 
-    Read off its output: what stands before a conversation's first instruction, its BOS aside, does not
-    stand before the second.
+    If so, the text before a conversation's first instruction, its BOS aside, is not before the second.
     """
     first, second = "first instruction", "second instruction"
     turns = [
@@ -125,27 +118,27 @@ def _has_system_turn(served: Backend) -> bool:
 
 
 def _bos(served: Backend, rendered: str) -> str:
-    """Where the first token comes from; ot_lens adds none itself."""
+    """Where the first token comes from; ot_lens itself adds none."""
     bos = served.tokenizer.bos_token
     return "template" if bos and rendered.startswith(bos) else "none"
 
 
 def _quantization(config: Any) -> str | None:
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
         return None
-    given = settings if isinstance(settings, dict) else settings.to_dict()
-    if given.get("load_in_8bit"):
+    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    if settings.get("load_in_8bit"):
         return "int8"
-    if given.get("load_in_4bit"):
-        return str(given.get("bnb_4bit_quant_type", "4bit"))
-    return str(given.get("quant_method"))
+    if settings.get("load_in_4bit"):
+        return str(settings.get("bnb_4bit_quant_type", "4bit"))
+    return str(settings.get("quant_method"))
 
 
 def _weight_processing(served: Backend) -> dict[str, bool | None] | str:
-    """What was done to the weights after loading, as far as it can be read off them."""
+    """How the weights were processed after loading, as far as they show it."""
     if not isinstance(served, HookedTransformerBackend):
-        # The bridge keeps no record of the options, and no public one of the fact.
+        # The bridge does not record the options, and that weights were processed only privately.
         return PROCESSED_BRIDGE if getattr(served.model, "_weights_processed", False) else RAW_WEIGHTS
     model: Any = served.model
     writing = [w for block in model.blocks for w in _writing(block)]
@@ -170,7 +163,7 @@ def _is_centred(weight: Tensor) -> bool:
 
 
 def _value_biases_folded(model: Any) -> bool | None:
-    """None where the model has no attention biases at all, so that there was nothing to fold."""
+    """None if the model has no attention biases, so that there was nothing to fold."""
     values = torch.stack([block.attn.b_V.detach().abs().max() for block in model.blocks])
     outputs = torch.stack([block.attn.b_O.detach().abs().max() for block in model.blocks])
     if not bool(values.any()) and not bool(outputs.any()):

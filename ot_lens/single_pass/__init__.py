@@ -1,8 +1,8 @@
-"""The single-pass sweep: next-token behaviour of every candidate at the price of a few forward passes.
+"""The single-pass sweep: next-token behaviour of every candidate at the cost of a few forward passes.
 
 The prompts are run once. Then one walk goes up the blocks with a growing set of rows: each candidate's row
-begins at the layer it edits and rides along from there. With scope "last" only the last position moves and
-attends to the cached keys and values of the earlier ones.
+starts at the layer it edits. With scope "last" only the last position is recomputed; it attends to the cached
+keys and values of the earlier ones.
 """
 
 from ot_lens.single_pass.engine import next_token_sweep, why_not, why_not_replayed

@@ -1,4 +1,4 @@
-"""The engine's door: which candidates it serves, and the sweep in batches and within a memory budget."""
+"""Which candidates the single pass supports, and the sweep in batches within a memory budget."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,29 +7,27 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.errors import SinglePassError
+from ot_lens.errors import ModelError, SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
-from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
-from ot_lens.single_pass.hugging_face import HuggingFaceRecord
-from ot_lens.single_pass.record import Record
+from ot_lens.single_pass.record import Record, run
 from ot_lens.single_pass.walk import Plan, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
-# On a CPU a block runs fastest on what fits its caches; an accelerator wants all it can hold.
+# On a CPU a block is fastest on what fits its caches; an accelerator on as much as it can hold.
 CPU_TOKENS = 1024
-# Relative to the largest logit: float32 sums in another order differ by less, a wrong replay by far more.
+# Relative to the largest logit: float32 sums in a different order differ by less, a wrong replay by far more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vocab"]], Tensor]
 
 
 def why_not(model: Any, edits: Edits, hook: str = "resid_pre") -> str | None:
-    """Why an edit is not served by the engine; None when it is.
+    """Why the single pass does not support an edit; None if it does.
 
-    Whether the model itself is served is found out by running it: see `next_token_sweep`.
+    Whether it supports the model is known only by running it: see `why_not_replayed`.
     """
     for site in edits:
         name = site[1] if isinstance(site, tuple) else hook
@@ -38,7 +36,7 @@ def why_not(model: Any, edits: Edits, hook: str = "resid_pre") -> str | None:
     served = backend(model)
     points = [served.hook_point(layer, "resid_pre") for layer in range(served.n_layers)]
     if any(point.fwd_hooks for point in points):
-        return "the model carries hooks of the user's own"
+        return "the model has hooks of the user"
     return None
 
 
@@ -55,29 +53,29 @@ def next_token_sweep(
     groups: Sequence[Sequence[int]] | None = None,
     checked: bool = False,
 ) -> Float64[Tensor, "candidate prompt value"]:
-    """Reduced next-token logits of every candidate, in one walk a batch.
+    """Reduced next-token logits of every candidate, in one walk per batch.
 
     Args:
         model: A hooked model.
         prompts: Requests; the chat template is applied here.
         candidates: Edits of each candidate, at resid_pre or resid_post.
         reduce: From logits [row, batch, d_vocab] and the unedited ones [batch, d_vocab], float64, to numbers
-            [row, batch, value]. Logits themselves are never all kept.
+            [row, batch, value]. The logits are never all in memory.
         tokens: Token scope: "all", "prompt" (the same for the next token), "last", or "generated" (which
             edits nothing before the first answer token).
-        hook: Hook point of sites given by layer alone.
-        batch_size: Prompts a batch.
-        memory_budget: Bytes that the rows of a walk may take.
-        groups: Candidates, by number, that are walked together: the last digits of a value depend on its
-            group and on nothing else. Default: all in one.
-        checked: Whether `why_not_replayed` has passed the model for these prompts.
+        hook: Hook point of sites given by layer only.
+        batch_size: Prompts per batch.
+        memory_budget: Bytes available to the rows of a walk.
+        groups: Numbers of candidates that are walked together: the last digits of a value depend on its group
+            only. Default: one group.
+        checked: Whether `why_not_replayed` returned None for these prompts.
 
     Returns:
         Numbers [candidate, prompt, value], float64 on the CPU.
 
     Raises:
-        SinglePassError: If the model cannot be replayed block by block. The first batch is checked: a
-            row without edits must reproduce the model's own logits.
+        SinglePassError: If the model cannot be replayed block by block. The first batch is checked: a row
+            without edits must reproduce the model's logits.
     """
     served = backend(model)
     plans = [() if tokens == "generated" else _plan(served, edits, hook) for edits in candidates]
@@ -85,7 +83,7 @@ def next_token_sweep(
     parts: list[tuple[tuple[int, ...], Tensor]] = []
 
     def sweep(batch: TokenBatch) -> Float64[Tensor, "candidate batch value"]:
-        record = _record(served, batch, last=tokens == "last")
+        record = run(served, batch, last=tokens == "last")
         if not parts and not checked:
             _check(record)
         return _sweep_batch(record, plans, together, reduce, memory_budget)
@@ -100,18 +98,11 @@ def next_token_sweep(
 def why_not_replayed(
     model: Any, prompts: Sequence[Prompt | str], *, tokens: str = "last", batch_size: int = 64
 ) -> str | None:
-    """Why the model cannot be replayed block by block; None when its first batch of prompts can.
-
-    Args:
-        model: A hooked model.
-        prompts: Requests; the chat template is applied here.
-        tokens: Token scope.
-        batch_size: Prompts a batch.
-    """
+    """Why the model cannot be replayed block by block; None if its first batch of prompts can."""
     served = backend(model)
 
     def check(batch: TokenBatch) -> None:
-        _check(_record(served, batch, last=tokens == "last"))
+        _check(run(served, batch, last=tokens == "last"))
 
     with evaluating(served.model):
         first = next(iter(batches(served, prompts, batch_size)))
@@ -133,17 +124,8 @@ def _plan(served: Backend, edits: Edits, hook: str) -> Plan:
     return tuple(sorted(sites, key=lambda item: item[0]))
 
 
-def _record(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
-    try:
-        if isinstance(served, HFBackend):
-            return HuggingFaceRecord(served.hf_model, batch, last=last)
-        return HookedTransformerRecord(served.model, batch, last=last)
-    except (TypeError, AttributeError, KeyError) as error:
-        raise SinglePassError(f"{type(served.model).__name__} cannot be replayed: {error}.") from error
-
-
 def _check(record: Record) -> None:
-    """A row that nothing edits must end at the model's own logits."""
+    """A row without edits must reproduce the model's logits."""
     rows = record.streams[0][None]
     try:
         for layer in range(len(record.streams) - 1):
@@ -151,12 +133,12 @@ def _check(record: Record) -> None:
         replayed = record.logits(rows)[0]
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise SinglePassError(f"a block cannot be run again on its own input: {error}.") from error
+    except (TypeError, AttributeError, KeyError, RuntimeError, ModelError) as error:
+        raise SinglePassError(f"A block cannot be run again on its own input: {error}") from error
     own = record.own_logits
     difference = (replayed.to(own.device).double() - own.double()).abs().max() / own.double().abs().max()
     if not difference <= TOLERANCE.get(own.dtype, 1e-3):
-        raise SinglePassError(f"replayed logits differ from the model's by {float(difference):.1e}.")
+        raise SinglePassError(f"Replayed logits differ from the model's by {float(difference):.1e}.")
 
 
 def _sweep_batch(
@@ -168,7 +150,7 @@ def _sweep_batch(
 ) -> Float64[Tensor, "candidate batch value"]:
     own = record.own_logits.double()
     stream = record.streams[0]
-    # A block holds several tensors of a row's size at once; the MLP's are a few times wider.
+    # A block holds several tensors of a row's size at once; those of the MLP are a few times wider.
     chunk = max(1, memory_budget // (16 * stream.numel() * stream.element_size()))
     if stream.device.type == "cpu":
         chunk = min(chunk, max(1, CPU_TOKENS // stream.shape[:2].numel()))
@@ -179,8 +161,8 @@ def _sweep_batch(
     def finisher(numbers: Sequence[int]) -> Callable[[list[int], Tensor], None]:
         def finish(local: list[int], rows: Tensor) -> None:
             for start in range(0, len(local), head):
-                part = record.logits(rows[start : start + head]).to(own.device).double()
-                reduced = reduce(part, own).cpu()
+                logits = record.logits(rows[start : start + head]).to(own.device).double()
+                reduced = reduce(logits, own).cpu()
                 for offset, values in enumerate(reduced):
                     results[numbers[local[start + offset]]] = values
 
@@ -197,18 +179,15 @@ def _sweep_batch(
 
 
 def _on_device(plans: Sequence[Plan], streams: Sequence[Float[Tensor, "batch pos d"]]) -> list[Plan]:
-    """The maps in the dtype they are computed in, on the device of the stream they edit.
-
-    Each is converted once a device, so that plans keep sharing it.
-    """
-    made: dict[tuple[int, torch.device], ActivationMap] = {}
+    """The maps in the dtype of their computation, on the device of the stream they edit, still shared."""
+    converted: dict[tuple[int, torch.device], ActivationMap] = {}
 
     def prepared(site: int, edit: ActivationMap) -> ActivationMap:
         stream = streams[site]
         dtype = torch.float32 if stream.dtype in (torch.float16, torch.bfloat16) else stream.dtype
         key = (id(edit), stream.device)
-        if key not in made:
-            made[key] = edit.to(device=stream.device, dtype=dtype)
-        return made[key]
+        if key not in converted:
+            converted[key] = edit.to(device=stream.device, dtype=dtype)
+        return converted[key]
 
     return [tuple((site, prepared(site, edit)) for site, edit in plan) for plan in plans]

@@ -7,22 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ot_lens.errors import SinglePassError
-from ot_lens.models import Changes, TokenBatch
+from ot_lens.models import Reversible, TokenBatch
 
 
 class HookedTransformerRecord:
-    """A forward pass of a HookedTransformer; see `Record`."""
+    """A recorded forward pass; attributes and methods as in `HuggingFaceRecord`."""
 
     def __init__(self, model: Any, batch: TokenBatch, *, last: bool) -> None:
-        """Run the pass.
-
-        Raises:
-            SinglePassError: If positions are added inside attention (shortformer).
-        """
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
         if model.cfg.positional_embedding_type == "shortformer":
-            raise SinglePassError("shortformer positions are added inside attention.")
+            raise SinglePassError("Shortformer adds positions inside attention.")
         self._model, self._last, self._mask = model, last, batch.mask
         device = model.W_E.device
         cache = (
@@ -36,19 +31,19 @@ class HookedTransformerRecord:
         def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
             streams.append(output)
 
-        def listen(changes: Changes[None]) -> None:
+        def listen(changes: Reversible[None]) -> None:
             for block in model.blocks:
                 changes.before(block, before)
             changes.after(model.blocks[-1], after)
 
-        with Changes(listen):
+        with Reversible(listen):
             logits = model(batch.tokens, attention_mask=batch.mask, past_kv_cache=cache)
         self.own_logits = logits[:, -1]
         self.streams = [stream[:, -1:] for stream in streams] if last else streams
         self._entries = list(cache.entries) if cache is not None else []
 
     def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
-        """See `Record.block`."""
+        """Run a block on rows."""
         count, batch = rows.shape[:2]
         mask = self._mask.expand(count, *self._mask.shape).flatten(0, 1)
         entry = self._entry(layer, count) if self._last else None
@@ -58,13 +53,13 @@ class HookedTransformerRecord:
     def _entry(self, layer: int, count: int) -> Any:
         from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-        kept = self._entries[layer]
-        earlier = (kept.past_keys[:, :-1], kept.past_values[:, :-1])
+        cached = self._entries[layer]
+        earlier = (cached.past_keys[:, :-1], cached.past_values[:, :-1])
         keys, values = (x.expand(count, *x.shape).flatten(0, 1) for x in earlier)
         return TransformerLensKeyValueCacheEntry(keys, values, frozen=True)
 
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
-        """See `Record.logits`."""
+        """Final norm and unembedding at the last position."""
         final = self._model.ln_final(rows[:, :, -1]) if self._model.cfg.normalization_type else rows[:, :, -1]
         logits = self._model.unembed(final)
         cap = self._model.cfg.output_logits_soft_cap

@@ -1,4 +1,4 @@
-"""Replay of Hugging Face decoder layers: the layer's own module, with the arguments the model passed it."""
+"""Replay of Hugging Face decoder layers: the layers themselves, with the arguments the model passed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ot_lens.errors import SinglePassError
-from ot_lens.models import Changes, TokenBatch
-from ot_lens.models.hooked import decoder_layers, position_ids
-
-PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
-FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+from ot_lens.models import Reversible, TokenBatch
+from ot_lens.models.architectures import PER_POSITION, decoder_layers, unembed
+from ot_lens.models.hooked import position_ids
 
 
 class _Prefix:
-    """A cache that hands a layer the keys and values of earlier positions, and keeps nothing."""
+    """A cache that gives a layer the keys and values of earlier positions, and stores nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._keys, self._values = keys, values
@@ -28,21 +26,21 @@ class _Prefix:
 
 
 class HuggingFaceRecord:
-    """A forward pass of a Hugging Face model; see `Record`."""
+    """A recorded forward pass of a Hugging Face model.
+
+    Attributes:
+        streams: The residual stream entering each block, and that leaving the last: [batch, position, d].
+        own_logits: The model's own logits at the last position [batch, d_vocab].
+    """
 
     def __init__(self, hf_model: Any, batch: TokenBatch, *, last: bool) -> None:
-        """Run the pass.
-
-        Raises:
-            SinglePassError: If a layer is called in a way that cannot be replayed.
-        """
         self._hf_model, self._last = hf_model, last
         self._layers = decoder_layers(hf_model)
         self._calls: list[dict[str, Any]] = []
         self._mask = batch.mask
         cache = DynamicCache() if last else None
         streams: list[Tensor] = []
-        with Changes(partial(self._listen, streams)):
+        with Reversible(partial(self._listen, streams)):
             output = hf_model(
                 input_ids=batch.tokens,
                 attention_mask=batch.mask,
@@ -53,11 +51,11 @@ class HuggingFaceRecord:
             )
         self.own_logits = output.logits[:, -1]
         if len(streams) != len(self._layers) + 1:
-            raise SinglePassError("the model does not call each decoder layer once.")
+            raise SinglePassError("The model does not call each decoder layer once.")
         self.streams = [stream[:, -1:] for stream in streams] if last else streams
         self._prefixes = [_prefix(cache, i) for i in range(len(self._layers))] if cache is not None else []
 
-    def _listen(self, streams: list[Tensor], changes: Changes[None]) -> None:
+    def _listen(self, streams: list[Tensor], changes: Reversible[None]) -> None:
         for layer in self._layers:
             changes.before(layer, self._note(streams), with_kwargs=True)
         changes.after(self._layers[-1], _note_output(streams))
@@ -67,25 +65,25 @@ class HuggingFaceRecord:
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
             if len(args) > 1:
-                raise SinglePassError("a decoder layer takes more than the hidden states by position.")
-            strange = [k for k, v in rest.items() if isinstance(v, Tensor) and k not in PER_POSITION]
-            if strange:
-                raise SinglePassError(f"a decoder layer takes a tensor {strange[0]!r} of unknown meaning.")
+                raise SinglePassError("A decoder layer takes more than the hidden states by position.")
+            unknown = [k for k, v in rest.items() if isinstance(v, Tensor) and k not in PER_POSITION]
+            if unknown:
+                raise SinglePassError(f"A decoder layer takes a tensor {unknown[0]!r} of unknown meaning.")
             streams.append(hidden)
             self._calls.append(rest)
 
         return before
 
     def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
-        """See `Record.block`."""
+        """Run a block on rows."""
         return self._block_last(layer, rows) if self._last else self._block_all(layer, rows)
 
     def _block_last(
         self, layer: int, rows: Float[Tensor, "row batch one d"]
     ) -> Float[Tensor, "row batch one d"]:
-        """Rows become queries of one sequence a prompt, each seeing the prompt's earlier keys and its own.
+        """Rows become queries of one sequence per prompt that attend to its earlier keys and to themselves.
 
-        So the cached keys and values are not repeated over rows.
+        So the cached keys and values are not repeated for every row.
         """
         prefix, call = self._prefixes[layer], self._calls[layer]
         queries = rows[:, :, 0].transpose(0, 1)
@@ -110,7 +108,7 @@ class HuggingFaceRecord:
         elif mask.ndim == 4:
             earlier = mask[:, :, -1:, :-1]
         else:
-            raise SinglePassError(f"a decoder layer takes an attention mask of {mask.ndim} dimensions.")
+            raise SinglePassError(f"A decoder layer takes an attention mask of {mask.ndim} dimensions.")
         own = torch.eye(count, dtype=torch.bool, device=earlier.device)[None, None].expand(batch, 1, -1, -1)
         earlier = earlier.expand(batch, -1, count, -1)
         if earlier.dtype == torch.bool:
@@ -134,19 +132,13 @@ class HuggingFaceRecord:
         return _hidden(self._layers[layer](rows.flatten(0, 1), **kwargs)).unflatten(0, (count, batch))
 
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
-        """See `Record.logits`."""
-        decoder = self._hf_model.get_decoder()
-        norm = next((getattr(decoder, n) for n in FINAL_NORMS if hasattr(decoder, n)), None)
-        if norm is None:
-            raise SinglePassError(f"the final norm of {type(self._hf_model).__name__} is not known.")
-        logits = self._hf_model.get_output_embeddings()(norm(rows[:, :, -1]))
-        cap = getattr(self._hf_model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Final norm and unembedding at the last position."""
+        return unembed(self._hf_model, rows[:, :, -1])
 
 
 def _prefix(cache: DynamicCache, layer: int) -> _Prefix:
-    kept = cache.layers[layer]
-    return _Prefix(kept.keys[:, :, :-1], kept.values[:, :, :-1])
+    cached = cache.layers[layer]
+    return _Prefix(cached.keys[:, :, :-1], cached.values[:, :, :-1])
 
 
 def _note_output(streams: list[Tensor]) -> Callable[..., None]:

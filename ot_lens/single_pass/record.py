@@ -1,29 +1,25 @@
-"""What one forward pass leaves behind for the walk, and how its blocks are run again on other rows."""
+"""One forward pass of a batch, whose blocks can be run again on other rows.
 
-from typing import Protocol, runtime_checkable
+Rows are [row, batch, position, d_model]; with scope "last" there is one position, the prompt's last.
+"""
 
-from jaxtyping import Float
-from torch import Tensor
+from ot_lens.errors import ModelError, SinglePassError
+from ot_lens.models import Backend, HFBackend, TokenBatch
+from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
+from ot_lens.single_pass.hugging_face import HuggingFaceRecord
+
+Record = HuggingFaceRecord | HookedTransformerRecord
 
 
-@runtime_checkable
-class Record(Protocol):
-    """One forward pass of a batch, replayable block by block with rows substituted.
+def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
+    """Run a forward pass and record it.
 
-    Rows are [row, batch, position, d_model]; with scope "last" there is one position, the prompt's last.
-
-    Attributes:
-        streams: The residual stream entering each block, and the one leaving the last: [batch, position, d].
-        own_logits: The model's own logits at the last position [batch, d_vocab].
+    Raises:
+        SinglePassError: If the model's blocks are called in a way that cannot be replayed.
     """
-
-    streams: list[Float[Tensor, "batch pos d"]]
-    own_logits: Float[Tensor, "batch d_vocab"]
-
-    def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
-        """Run a block on rows."""
-        ...
-
-    def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
-        """Final norm and unembedding at the last position."""
-        ...
+    try:
+        if isinstance(served, HFBackend):
+            return HuggingFaceRecord(served.hf_model, batch, last=last)
+        return HookedTransformerRecord(served.model, batch, last=last)
+    except (TypeError, AttributeError, KeyError, ModelError) as error:
+        raise SinglePassError(f"{type(served.model).__name__} cannot be replayed: {error}") from error

@@ -1,4 +1,4 @@
-"""One walk up the blocks with a growing set of rows: every edit is added where it happens and rides along."""
+"""One walk up the blocks with a growing set of rows: each edit adds a row at its layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from torch import Tensor
 from ot_lens.interventions import ActivationMap
 from ot_lens.single_pass.record import Record
 
-# Edits of one candidate by the block whose input they change; block n_layers stands for the final norm.
+# Edits of one candidate by the block whose input they change; block n_layers is the final norm.
 Plan = tuple[tuple[int, ActivationMap], ...]
 Node = tuple[tuple[int, int], ...]
 
 
 @dataclass
 class _Rows:
-    """The rows under way, and which sequence of edits each one is."""
+    """The current rows, and the sequence of edits that each one carries."""
 
     nodes: list[Node]
     values: Float[Tensor, "row batch pos d"]
@@ -32,14 +32,9 @@ def walk(
 ) -> None:
     """Carry every plan's edited stream to the top.
 
-    Candidates that begin with the same edits share a row until they part, so that all pairs of layers cost no
-    more rows than there are pairs.
-
-    Args:
-        record: One forward pass.
-        plans: Edits in ascending order of their site.
-        finish: Called with plan numbers and their rows, as they leave the last block.
-        chunk: Rows that a block is run on at once.
+    Candidates that begin with the same edits share a row until they diverge, so that all pairs of layers need
+    no more rows than there are pairs. Each plan's edits ascend by site; `finish` gets plan numbers and their
+    rows as they leave the last block; blocks run on `chunk` rows at a time.
     """
     n_layers = len(record.streams) - 1
     tree = _Tree(plans, n_layers)
@@ -58,7 +53,7 @@ def walk(
 
 
 class _Tree:
-    """Plans as a tree of edit sequences: what branches off where, and how long each row is needed."""
+    """Plans as a tree of edit sequences: where each branches off, and how long each row is needed."""
 
     def __init__(self, plans: Sequence[Plan], n_layers: int) -> None:
         self.finals = [tuple((site, id(edit)) for site, edit in plan) for plan in plans]
@@ -77,7 +72,7 @@ class _Tree:
 
 
 def _grow(rows: _Rows, tree: _Tree, stream: Float[Tensor, "batch pos d"], site: int) -> _Rows:
-    """Add the rows that are edited here, and drop those that nothing needs any more."""
+    """Add the rows edited at this site, and drop those that are no longer needed."""
     index: Mapping[Node, int] = {node: i for i, node in enumerate(rows.nodes)}
     nodes, values = list(rows.nodes), [rows.values]
     by_edit: dict[int, list[Node]] = {}

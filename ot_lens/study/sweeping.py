@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ot_lens.activations import Activations, ActivationStore, captured, plan_shards
+from ot_lens.activations import Activations, ActivationStore, CaptureSettings, captured, plan_shards
 from ot_lens.behaviour import PanelSettings, plan_filter, treated_as_labelled
 from ot_lens.execution import Executor
 from ot_lens.localization import (
@@ -62,11 +62,13 @@ def capture_split(
     plan = executor.call(
         plan_shards,
         contrast,
-        layers=layers,
-        hook=config.hook,
-        positions=[config.position],
-        batch_size=config.batch_size,
-        dtype=config.activation_dtype,
+        CaptureSettings(
+            layers=layers,
+            hook=config.hook,
+            positions=[config.position],
+            batch_size=config.batch_size,
+            dtype=config.activation_dtype,
+        ),
     )
     prompts = len(contrast.harmful) + len(contrast.harmless)
     with (

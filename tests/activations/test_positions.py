@@ -57,7 +57,7 @@ def test_the_mean_is_the_mean_of_the_positions(model, prompts, tmp_path):
         assert acts.positions == ("mean",)
         torch.testing.assert_close(acts.stacked("harmful"), expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(acts.harmful(2, "mean"), acts.harmful(2))
-        with pytest.raises(HookError, match="position -1 was not captured"):
+        with pytest.raises(HookError, match="-1 was not captured"):
             acts.harmful(2, -1)
     assert not torch.allclose(expected, apart.stacked("harmful", -1), atol=1e-2)
     # Rounded once, not at every sum: a mean of half-precision rows keeps what they have in common.
@@ -99,7 +99,7 @@ def test_caches_take_names_means_and_types(model, prompts):
     ("asked", "message"),
     [
         ({"positions": "frist"}, "no named position 'frist': choose one of last, post_instruction"),
-        ({"positions": [-1, -1]}, "give each position once"),
+        ({"positions": [-1, -1]}, "distinct"),
         ({"positions": [True]}, "negative integers"),
         ({"positions": 3}, "negative integers"),
         ({"reduce": "median"}, "no reduction of positions 'median': choose one of mean"),
@@ -114,7 +114,7 @@ def test_a_template_without_an_end_says_so(model, prompts):
     template = model.tokenizer.chat_template
     try:
         model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        with pytest.raises(HookError, match="puts nothing after the instruction: give indices"):
+        with pytest.raises(HookError, match="nothing after the instruction"):
             otl.capture(model, prompts, positions="post_instruction")
     finally:
         model.tokenizer.chat_template = template

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load, save
 
 import ot_lens as otl
-from ot_lens.activations import ActivationStore, capture_shard, plan_shards
+from ot_lens.activations import ActivationStore, CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations import shards as shards_module
 from ot_lens.errors import ActivationError, OtLensError, RunFolderError
 from ot_lens.io import files
@@ -130,8 +130,10 @@ def test_the_summary_for_notebooks_escapes_what_it_shows(model, prompts, tmp_pat
 
 
 def test_shards_do_not_depend_on_one_another(model, prompts):
-    plan = plan_shards(model, prompts, positions=[-1, -2], batch_size=3)
-    again = pickle.loads(pickle.dumps(plan_shards(model, prompts, positions=[-1, -2], batch_size=3)))
+    plan = plan_shards(model, prompts, CaptureSettings(positions=[-1, -2], batch_size=3))
+    again = pickle.loads(
+        pickle.dumps(plan_shards(model, prompts, CaptureSettings(positions=[-1, -2], batch_size=3)))
+    )
     assert again.key == plan.key
     assert again.shards == plan.shards
     whole = otl.capture(model, prompts, positions=[-1, -2], batch_size=3)
@@ -145,7 +147,7 @@ def test_shards_do_not_depend_on_one_another(model, prompts):
 
 def test_shards_written_in_any_order_leave_the_same_bytes(model, prompts, tmp_path):
     otl.capture(model, prompts, batch_size=2, store=tmp_path / "a")
-    plan = plan_shards(model, prompts, batch_size=2)
+    plan = plan_shards(model, prompts, CaptureSettings(batch_size=2))
     with ActivationStore(tmp_path / "b", plan) as store:
         assert store.missing() == list(plan.shards)
         with pytest.raises(RunFolderError, match=f"lacks {len(plan.shards)} shards"):
@@ -158,7 +160,7 @@ def test_shards_written_in_any_order_leave_the_same_bytes(model, prompts, tmp_pa
 
 
 def test_the_cost_of_a_shard_does_not_grow_with_their_number(model, prompts, tmp_path):
-    plan = plan_shards(model, prompts, batch_size=1)
+    plan = plan_shards(model, prompts, CaptureSettings(batch_size=1))
     values = capture_shard(model, prompts, plan, plan.shards[0])
     places, grown = set(), []
     with ActivationStore(tmp_path, plan) as store:
@@ -203,7 +205,7 @@ def test_a_torn_or_altered_checksum_costs_its_shard_alone(model, prompts, tmp_pa
 
 
 def test_a_torn_line_spoils_none_that_comes_after_it(model, prompts, tmp_path):
-    plan = plan_shards(model, prompts, batch_size=2)
+    plan = plan_shards(model, prompts, CaptureSettings(batch_size=2))
     for shard in plan.shards[:2]:
         with ActivationStore(tmp_path, plan) as store:
             store.write(shard, capture_shard(model, prompts, plan, shard))
@@ -255,8 +257,8 @@ def _hostile(index: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "schema", {**index, "schema_version": 1}
     yield "schema", {"key": {}}
     yield "damaged", []
-    yield "lacks", {**index, "key": {}}
-    yield "lacks", {**index, "key": {**index["key"], "d_model": "wide"}}
+    yield "no valid layers", {**index, "key": {}}
+    yield "no valid d_model", {**index, "key": {**index["key"], "d_model": "wide"}}
     yield "altered", {**index, "key": {**index["key"], "d_model": 10**15}}
     yield "altered", {**index, "key": {**index["key"], "layers": list(range(1000))}}
 
@@ -298,11 +300,14 @@ def test_a_shard_of_another_type_is_no_shard(model, prompts, tmp_path):
         ({"layers": [1]}, "layers"),
         ({"hook": "mlp_out"}, "hook"),
         ({"positions": "post_instruction"}, "positions"),
-        ({"positions": [-1, -2], "reduce": "mean"}, "averaged, positions"),
+        ({"positions": [-1, -2], "reduce": "mean"}, "averaged = none; positions"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"batch_size": 5}, "batch_size"),
         ({"token_budget": 30}, "token_budget"),
-        ({"edits": {0: AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.ones(D))}}, "edits, tokens"),
+        (
+            {"edits": {0: AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.ones(D))}},
+            "edits = none; tokens",
+        ),
     ],
 )
 def test_what_differs_is_named_and_the_store_survives(model, prompts, tmp_path, changed, name):
@@ -311,7 +316,7 @@ def test_what_differs_is_named_and_the_store_survives(model, prompts, tmp_path, 
         store = tmp_path / str(first == asked)
         otl.capture(model, prompts, **first, store=store)
         before = contents(store)
-        with pytest.raises(RunFolderError, match=rf"another capture \({name} differs.*another folder"):
+        with pytest.raises(RunFolderError, match=rf"another capture.*{name} = "):
             otl.capture(model, prompts, **second, store=store)
         assert contents(store) == before
 
@@ -452,11 +457,11 @@ def test_files_that_may_not_grow_are_one_error(model, prompts, tmp_path):
 def test_a_number_too_large_for_its_type_stops_the_capture(model, prompts, tmp_path):
     push = {2: AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), 1e5, dtype=torch.float64))}
     asked = {"edits": push, "store": tmp_path}
-    with pytest.raises(ActivationError, match=r"layer 2 reach 1e\+05, more than float16 holds"):
+    with pytest.raises(ActivationError, match=r"layer 2 reach 1e\+05.*float16"):
         otl.capture(model, prompts, dtype="float16", **asked)
     assert not list(tmp_path.glob("*.safetensors"))
     with pytest.raises(RunFolderError, match="dtype"):
         otl.capture(model, prompts, dtype="bfloat16", **asked)
     assert otl.capture(model, prompts, dtype="bfloat16", edits=push).harmful(2).min() > 9e4
-    with pytest.raises(ActivationError, match="dtype = 'int8': keep activations in one of float32"):
+    with pytest.raises(ActivationError, match="'int8'"):
         otl.capture(model, prompts, dtype="int8")

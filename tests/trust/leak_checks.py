@@ -13,7 +13,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from ot_lens.models import backend, evaluating
-from ot_lens.models.protocol import announced_width
+from ot_lens.models.backends import announced_width
 from ot_lens.transport import AffineMap
 
 HOOK_TABLES = (
@@ -90,7 +90,7 @@ def settings(model: Any) -> dict[str, Any]:
     """Configurations and the tokenizer."""
     served = backend(model)
     found = {"cfg": repr(model.cfg)}
-    inner = getattr(served, "hf_model", None)
+    inner = served.hf_model
     if inner is not None:
         found["config"] = inner.config.to_dict() | {"attention": inner.config._attn_implementation}
         found["generation"] = inner.generation_config.to_dict()

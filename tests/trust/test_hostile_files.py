@@ -407,7 +407,7 @@ def test_a_hostile_chat_template_reaches_nothing(tmp_path, folder_of_a_model, te
     folder = lay_out(tmp_path / "evil", folder_of_a_model)
     (folder / "chat_template.jinja").write_text(template.replace("CANARY", str(tmp_path / "canary")))
     model = otl.load_model(folder, device="cpu")
-    with pytest.raises(PromptError, match="the chat template of"):
+    with pytest.raises(PromptError, match="he chat template of"):
         otl.models.encode(otl.models.backend(model), ["w1"])
     assert not (tmp_path / "canary").exists()
 

@@ -19,11 +19,8 @@ from tests.trust.leak_checks import interrupted_everywhere, leaked, light_look, 
 
 # What runs where a block is entered or left; a signal that comes elsewhere falls inside the block.
 ON_TRIAL = (
-    "ot_lens/models/changes.py",
-    "ot_lens/models/backend.py",
-    "ot_lens/models/protocol.py",
-    "ot_lens/models/hugging_face.py",
-    "ot_lens/models/in_force.py",
+    "ot_lens/models/reversible.py",
+    "ot_lens/models/backends.py",
     "ot_lens/interventions.py",
     "transformer_lens/hook_points.py",
     "torch/utils/hooks.py",
@@ -55,7 +52,7 @@ def test_an_interrupt_at_any_step_of_entering_or_leaving_leaves_nothing(model, f
     assert places > 200
     assert lost == {}
     # The block is over and `__exit__` has not begun: Python's own gap, until the interrupt is dropped.
-    assert held <= {"call changes.py __exit__"}
+    assert held <= {"call reversible.py __exit__"}
 
 
 def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
@@ -91,7 +88,7 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
     """Only their own steps are interrupted, those of the model not: one that is would interrupt the block."""
     model = otl.load_model(folder)
     contrast = checkpoints.contrast(1)
-    files = ("ot_lens/models/changes.py",)
+    files = ("ot_lens/models/reversible.py",)
     if full_size:
         files += ("ot_lens/activations/shards.py", "ot_lens/single_pass/hugging_face.py")
     tasks: list[Callable[[], Any]] = [
@@ -102,7 +99,7 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
         task()
         _, lost, held = interrupted_everywhere(task, light_look(model), files, 1 if full_size else 23)
         assert lost == {}
-        assert held <= {"call changes.py __exit__"}
+        assert held <= {"call reversible.py __exit__"}
 
 
 @pytest.mark.parametrize("hooks", ["residual", "full"])

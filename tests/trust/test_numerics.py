@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.models import TokenBatch, backend, encode, pad_id, pad_left
+from ot_lens.models import TokenBatch, backend, encode, token_batch
 from tests.trust.model_numbers import LAYERS, deviations, few, numbers_of
 from tests.trust.reference_numbers import FILE, PROMPTS
 
@@ -92,15 +92,15 @@ def test_bfloat16_is_measured(record_property, full_size):
 def padded(model, prompts, side: str) -> TokenBatch:
     """One batch of all prompts, padded at a side."""
     served = backend(model)
-    rows = encode(served, prompts)
-    tokens, mask = pad_left(rows, pad_id(served.tokenizer))
+    batch = token_batch(served, encode(served, prompts))
+    tokens, mask = batch.tokens, batch.mask
     if side == "right":
         shifts = (1 - mask).sum(1).tolist()
         tokens, mask = (
             torch.stack([row.roll(-by) for row, by in zip(part, shifts, strict=True)])
             for part in (tokens, mask)
         )
-    return TokenBatch(tuple(range(len(rows))), tokens, mask)
+    return TokenBatch(batch.indices, tokens, mask)
 
 
 def test_padding_sides_give_the_same_activations(record_property):

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ot_lens.activations import capture_shard, plan_shards
+from ot_lens.activations import CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations.index import read_index
 from ot_lens.activations.key import differences
 from ot_lens.activations.stored import TENSOR, shard_path
@@ -97,11 +97,13 @@ def _activations(
     plan = executor.call(
         plan_shards,
         contrast,
-        layers=ready.layers,
-        hook=config.hook,
-        positions=[config.position],
-        batch_size=config.batch_size,
-        dtype=config.activation_dtype,
+        CaptureSettings(
+            layers=ready.layers,
+            hook=config.hook,
+            positions=[config.position],
+            batch_size=config.batch_size,
+            dtype=config.activation_dtype,
+        ),
     )
     index = read_index(folder)
     wrong = [f"{name} differs" for name in differences(dict(plan.key), index.key)]

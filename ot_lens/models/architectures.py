@@ -1,0 +1,123 @@
+"""Everything that depends on a model family; adding a family means changing this file alone."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ot_lens.errors import ModelError, PromptError
+
+# Attributes of a decoder that may hold its layers, and its final norm.
+LAYERS = ("layers", "h", "blocks")
+FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Attributes of a decoder layer: the modules whose outputs join the residual stream.
+
+    `before_mlp` names the module whose input is the stream between attention and MLP; None if there is none.
+    """
+
+    attention: str
+    mlp: str
+    before_mlp: str | None
+
+
+# The first entry whose modules all exist in a layer applies to it.
+BRANCHES = (
+    # Gemma 2 and 3: a norm before and after each branch
+    Branches("post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
+    # OLMo 2 and 3: a norm after each branch
+    Branches("post_attention_layernorm", "post_feedforward_layernorm", "mlp"),
+    # GLM 4: as Gemma, under other names
+    Branches("post_self_attn_layernorm", "post_mlp_layernorm", "post_attention_layernorm"),
+    # Llama, Mistral, Qwen, Granite
+    Branches("self_attn", "mlp", "post_attention_layernorm"),
+    # Phi, Cohere: attention and MLP in parallel
+    Branches("self_attn", "mlp", None),
+    # GPT-2
+    Branches("attn", "mlp", "ln_2"),
+    # GPT-J: in parallel
+    Branches("attn", "mlp", None),
+)
+# Where a TransformerBridge normalizes a branch before adding it, the addend is that norm's output.
+BRIDGE_ADDENDS = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
+
+# Llama 3 writes a date into every prompt: Llama 3.1 by default this one, Llama 3.2 today's unless it is given
+# one. Activations captured on different days would otherwise belong to different prompts.
+TEMPLATE_DATE = "26 Jul 2024"
+# A template that can switch thinking off (Qwen 3) is told to: otherwise the first token of every answer would
+# be "<think>", and next-token measures of refusal would be meaningless.
+TEMPLATE_VARIABLES = {"date_string": TEMPLATE_DATE, "enable_thinking": False}
+
+# Tensor arguments of decoder layers that the single pass knows how to replay.
+PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
+
+# Names of sizes in configurations.
+CONFIG_COUNTS = (
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts",
+)  # fmt: skip
+CONFIG_WIDTHS = (
+    "hidden_size", "intermediate_size", "n_embd", "d_model", "d_ff", "n_inner", "head_dim", "ffn_dim",
+    "num_attention_heads", "num_key_value_heads", "n_head", "moe_intermediate_size",
+)  # fmt: skip
+
+
+def decoder_layers(hf_model: Any) -> nn.ModuleList:
+    """The decoder layers of a Hugging Face causal language model."""
+    decoder = hf_model.get_decoder()
+    for name in LAYERS:
+        layers = getattr(decoder, name, None)
+        if isinstance(layers, nn.ModuleList) and len(layers) > 0:
+            return layers
+    raise ModelError(f"{type(hf_model).__name__} has no known list of layers: load it with hooks='full'.")
+
+
+def branches(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """The modules of a layer that `Branches` names."""
+    for names in BRANCHES:
+        wanted = [name for name in (names.attention, names.mlp, names.before_mlp) if name is not None]
+        modules = [m for m in (getattr(layer, name, None) for name in wanted) if isinstance(m, nn.Module)]
+        if len(modules) == len(wanted):
+            attention, mlp, *before = modules
+            return attention, mlp, before[0] if before else None
+    raise ModelError(
+        f"{type(layer).__name__} has no known attention and MLP modules: load the model with hooks='full'."
+    )
+
+
+def residual_scale(layer: Any) -> float:
+    """The factor by which a layer multiplies its branches before adding them (Granite)."""
+    return float(getattr(layer, "residual_multiplier", 1.0))
+
+
+def hook_name(names: Container[str], layer: int, hook: str) -> str:
+    """The name of a hook point, among those that a model has."""
+    addend = f"blocks.{layer}.{BRIDGE_ADDENDS.get(hook)}.hook_out"
+    return addend if addend in names else f"blocks.{layer}.hook_{hook}"
+
+
+def unembed(hf_model: Any, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
+    """Logits of the residual stream that leaves the last layer."""
+    decoder, config = hf_model.get_decoder(), hf_model.config.get_text_config()
+    norm = next((getattr(decoder, name) for name in FINAL_NORMS if hasattr(decoder, name)), None)
+    if norm is None:
+        raise ModelError(f"{type(hf_model).__name__} has no known final norm.")
+    logits: Tensor = hf_model.get_output_embeddings()(norm(stream))
+    logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def terminators(hf_model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends an answer, of the tokenizer and of the generation configuration (Llama 3)."""
+    configured = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    ids = {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
+    if not ids:
+        raise PromptError("The tokenizer has no end-of-sequence token: set tokenizer.eos_token.")
+    return tuple(sorted(ids))

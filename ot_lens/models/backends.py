@@ -1,0 +1,271 @@
+"""The kinds of hooked model that ot_lens serves, behind one set of methods."""
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from ot_lens.errors import HookError, ModelError, one_of
+from ot_lens.models.architectures import hook_name, terminators
+from ot_lens.models.hooked import HookedCausalLM, input_device, position_ids
+from ot_lens.models.reversible import Reversible
+
+HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+_PROMPT_WIDTH: ContextVar[int | None] = ContextVar("prompt_width", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward call as the model sees it.
+
+    Attributes:
+        tokens: The new tokens [batch, new], or None if the caller gave embeddings.
+        mask: Attention mask [batch, past + new], or None if every token is real.
+        past: Number of positions already in the KV cache.
+        prompt_width: Columns of the sequence that belong to the prompt, if the caller announced them.
+    """
+
+    tokens: Int[Tensor, "batch new"] | None
+    mask: Int[Tensor, "batch total"] | None
+    past: int
+    prompt_width: int | None
+
+
+Observer = Callable[[Call | None], None]
+
+
+def prompt_width(width: int) -> Reversible[None]:
+    """Announce that the first `width` columns of the sequences run inside are the prompt."""
+    return Reversible(partial(_announce, width))
+
+
+def _announce(width: int, changes: Reversible[None]) -> None:
+    changes.change(partial(_PROMPT_WIDTH.set, announced_width()), partial(_PROMPT_WIDTH.set, width))
+
+
+def announced_width() -> int | None:
+    """The width that `prompt_width` announced, if any."""
+    return _PROMPT_WIDTH.get()
+
+
+class _HookedModel:
+    """What the two kinds of model share."""
+
+    def __init__(self, model: Any, hf_model: Any = None) -> None:
+        if model.tokenizer is None:
+            raise ModelError(f"This {type(model).__name__} has no tokenizer: load it with one.")
+        self.model = model
+        self.hf_model = hf_model
+        self.tokenizer = model.tokenizer
+        self.n_layers = int(model.cfg.n_layers)
+        self.d_model = int(model.cfg.d_model)
+        self.d_vocab = int(model.cfg.d_vocab)
+        self.n_ctx = int(model.cfg.n_ctx or 0)
+
+    def hook_point(self, layer: int, hook: str) -> HookPoint:
+        """The hook point of a layer.
+
+        Raises:
+            HookError: If the model has no such layer or hook point.
+        """
+        one_of("hook point", hook, HOOKS, HookError)
+        check_layer(layer, self.n_layers)
+        name = hook_name(self.model.hook_dict, layer, hook)
+        point = self.model.hook_dict.get(name)
+        if not isinstance(point, HookPoint):
+            raise HookError(f"This model has no hook point {name!r}.")
+        return point
+
+    @property
+    def terminators(self) -> tuple[int, ...]:
+        """Every token that ends an answer."""
+        return terminators(self.hf_model, self.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token, or the end-of-sequence token if there is none (padding is masked either way)."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise ModelError(
+            "The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token."
+        )
+
+
+class HFBackend(_HookedModel):
+    """A model whose computation is Hugging Face's: HookedCausalLM or TransformerBridge."""
+
+    edits_resid_mid = False
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input embeddings."""
+        return input_device(self.hf_model)
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], keep: int = 0
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Logits of the last `keep` positions (0: of all)."""
+        output = self.hf_model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+        return output.logits
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        max_new_tokens: int,
+        eos: Sequence[int],
+        use_cache: bool = True,
+    ) -> Int[Tensor, "batch new"]:
+        """Greedy continuation, new tokens only; after an end-of-sequence token the rest is padding."""
+        sequences = self.hf_model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=list(eos),
+            pad_token_id=self.pad_id,
+            use_cache=use_cache,
+        )
+        return sequences[:, tokens.shape[1] :]
+
+    def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
+        """Call `observer` before each forward call, and with None after it, until `changes` are undone."""
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+            cache = kwargs.get("past_key_values")
+            past = int(cache.get_seq_length()) if cache is not None else 0
+            observer(Call(tokens, kwargs.get("attention_mask"), past, announced_width()))
+
+        changes.before(self.hf_model, before, with_kwargs=True)
+        changes.after(self.hf_model, lambda *_: observer(None))
+
+
+class HookedTransformerBackend(_HookedModel):
+    """A HookedTransformer of transformer-lens 3; the methods are those of `HFBackend`."""
+
+    edits_resid_mid = True
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding matrix."""
+        return self.model.W_E.device
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], keep: int = 0
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Logits of the last `keep` positions (0: of all)."""
+        return self.model(tokens, attention_mask=mask)[:, -keep:]
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        max_new_tokens: int,
+        eos: Sequence[int],
+        use_cache: bool = True,
+    ) -> Int[Tensor, "batch new"]:
+        """Greedy continuation.
+
+        HookedTransformer.generate infers its mask from the pad token and does not accept another one, so the
+        loop is written out here.
+        """
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        cache = (
+            TransformerLensKeyValueCache.init_cache(self.model.cfg, self.device, len(tokens))
+            if use_cache
+            else None
+        )
+        stops = torch.tensor(list(eos), device=tokens.device)
+        done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        width, sequence, step, step_mask = tokens.shape[1], tokens, tokens, mask
+        for _ in range(max_new_tokens):
+            logits = self.model(step, attention_mask=step_mask, past_kv_cache=cache)[:, -1]
+            new = torch.where(done, self.pad_id, logits.argmax(-1))
+            sequence = torch.cat([sequence, new[:, None]], dim=1)
+            done = done | torch.isin(new, stops)
+            if bool(done.all()):
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            step, step_mask = (new[:, None], mask[:, -1:]) if use_cache else (sequence, mask)
+        return sequence[:, width:]
+
+    def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
+        """Observe tokens at the embedding, mask and cache at block 0.
+
+        `run_with_hooks` and `run_with_cache` call `model.forward` directly and so bypass hooks on the model.
+        """
+        tokens: list[Tensor | None] = [None]
+
+        def at_embed(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            tokens[0] = args[0]
+
+        def at_block(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            entry = kwargs.get("past_kv_cache_entry")
+            past = int(entry.past_keys.shape[1]) if entry is not None else 0
+            observer(Call(tokens[0], kwargs.get("attention_mask"), past, announced_width()))
+
+        changes.before(self.model.embed, at_embed)
+        changes.before(self.model.blocks[0], at_block, with_kwargs=True)
+        changes.after(self.model.blocks[-1], lambda *_: observer(None))
+
+
+Backend = HFBackend | HookedTransformerBackend
+
+
+def backend(model: Any) -> Backend:
+    """The backend of a hooked model; the model itself is left as it is.
+
+    Raises:
+        ModelError: If ot_lens does not support this kind of model, or it has no tokenizer.
+    """
+    if isinstance(model, HookedCausalLM):
+        return HFBackend(model, model.hf_model)
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if isinstance(model, TransformerBridge):
+        return HFBackend(model, model.original_model)
+    if _is_hooked_transformer(model):
+        return HookedTransformerBackend(model)
+    if hasattr(model, "_orig_mod"):
+        raise ModelError(
+            "This is the wrapper that torch.compile returns: pass the model that was compiled; its compiled "
+            "calls are edited too."
+        )
+    raise ModelError(
+        f"{type(model).__name__} is not a hooked model: pass the result of ot_lens.load_model, a "
+        "TransformerBridge or a HookedTransformer."
+    )
+
+
+def _is_hooked_transformer(model: Any) -> bool:
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError:
+        return False
+    return isinstance(model, HookedTransformer)
+
+
+def check_layer(layer: Any, n_layers: int) -> None:
+    """Check that a layer exists."""
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+        raise HookError(f"Layer {layer!r} does not exist: this model has layers 0-{n_layers - 1}.")
