@@ -1,4 +1,4 @@
-"""Run folders of the refusal_direction repository: real ones, damaged ones, and comparison with one's own."""
+"""Run folders of the refusal_direction repository: real and damaged ones, and comparison with other data."""
 
 import json
 import math
@@ -24,10 +24,10 @@ def gemma() -> RefusalDirectionRun:
     return read_refusal_direction_run(PUBLISHED / "gemma-2b-it")
 
 
-def own_activations(
+def activations(
     directions: torch.Tensor, size: float, layers: tuple[int, ...], position: int = -2, n: int = 24
 ) -> otl.Activations:
-    """Noise, with harmful prompts moved by `size` times the direction of each layer."""
+    """Noise, with the harmful prompts shifted by `size` times the direction of each layer."""
     generator = torch.Generator().manual_seed(0)
     noise = {
         label: torch.randn(len(layers), n, 1, directions.shape[1], generator=generator, dtype=torch.float64)
@@ -38,24 +38,19 @@ def own_activations(
 
 
 # ------------------------------------------------------------------------------------------- reading
-def test_a_published_run_is_read_whole(gemma):
+def test_a_published_run_is_read_completely(gemma):
     assert gemma.mean_diffs.shape == (5, 18, D)
     assert gemma.mean_diffs.dtype == torch.float64
     assert gemma.selected == (-2, 10)
     assert (gemma.positions, gemma.n_layers) == ((-5, -4, -3, -2, -1), 18)
     assert torch.equal(gemma.mean_diffs[-2, 10], gemma.direction)
-    assert list(gemma.scores.columns) == [
-        "position",
-        "layer",
-        "refusal_score",
-        "steering_score",
-        "kl_div_score",
-    ]
+    scores = ["refusal_score", "steering_score", "kl_div_score"]
+    assert list(gemma.scores.columns) == ["position", "layer", *scores]
     assert (len(gemma.scores), len(gemma.filtered)) == (90, 13)
     assert "missing: nothing" in repr(gemma)
 
 
-def test_the_direction_does_not_keep_the_storage_it_was_a_view_of(gemma):
+def test_the_direction_does_not_keep_the_storage_of_all_directions(gemma):
     assert (PUBLISHED / "gemma-2b-it" / "direction.pt").stat().st_size > 1e6
     assert gemma.direction.untyped_storage().nbytes() == 8 * D
 
@@ -69,7 +64,7 @@ def test_losses_are_tidy(gemma):
     assert ce["value"].item() == pytest.approx(math.log(8.080938755230731))
 
 
-def test_what_is_absent_is_none_and_said():
+def test_absent_files_are_none_and_listed():
     run = read_refusal_direction_run(PUBLISHED / "llama-2-7b-chat-hf")
     assert run.mean_diffs is None
     assert run.direction is None
@@ -78,40 +73,37 @@ def test_what_is_absent_is_none_and_said():
     assert (run.positions, run.n_layers) == (tuple(range(-6, 0)), 32)
     assert int(run.scores["refusal_score"].isna().sum()) == 2
     assert "missing: mean_diffs, direction, losses" in repr(run)
-    with pytest.raises(OtLensError, match="no generate_directions"):
+    with pytest.raises(OtLensError, match=r"mean_diffs\.pt"):
         compare_directions(run)
 
 
-def test_a_lone_file_is_served(tmp_path):
+def test_single_files_are_read_and_half_precision_becomes_float64(tmp_path):
     (tmp_path / "direction_metadata.json").write_text('{"pos": -1, "layer": 3}')
+    torch.save(torch.ones(4, dtype=torch.bfloat16), tmp_path / "direction.pt")
     run = read_refusal_direction_run(tmp_path)
     assert run.selected == (-1, 3)
     assert (run.positions, run.n_layers, run.scores) == (None, None, None)
-
-
-def test_half_precision_becomes_float64(tmp_path):
-    torch.save(torch.ones(4, dtype=torch.bfloat16), tmp_path / "direction.pt")
-    assert read_refusal_direction_run(tmp_path).direction.dtype == torch.float64
+    assert run.direction.dtype == torch.float64
 
 
 # ------------------------------------------------------------------------------------------- bad folders
-def test_no_folder_and_an_unrelated_folder_are_named(tmp_path):
-    with pytest.raises(RunFolderError, match="no folder"):
+def test_missing_and_unrelated_folders_are_named(tmp_path):
+    with pytest.raises(RunFolderError, match="absent"):
         read_refusal_direction_run(tmp_path / "absent")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(RunFolderError, match="holds none of"):
+    with pytest.raises(RunFolderError, match="none of"):
         read_refusal_direction_run(tmp_path)
 
 
 class Evil:
-    """What a pickle may run; `weights_only` must refuse it."""
+    """A pickle that runs code; `weights_only` must refuse it."""
 
     def __reduce__(self):
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 100, 5000, 700_000, 1_475_000])
-def test_a_torn_tensor_file_is_named(tmp_path, cut):
+@pytest.mark.parametrize("cut", [0, 100, 700_000, 1_475_000])
+def test_a_truncated_tensor_file_is_named(tmp_path, cut):
     whole = (PUBLISHED / "gemma-2b-it" / "direction.pt").read_bytes()
     (tmp_path / "direction.pt").write_bytes(whole[:cut])
     with pytest.raises(RunFolderError, match=r"direction\.pt is damaged"):
@@ -121,10 +113,10 @@ def test_a_torn_tensor_file_is_named(tmp_path, cut):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("direction.pt", torch.zeros(2, 3), "shape \\(2, 3\\): expected a floating-point tensor of 1 axes"),
-        ("direction.pt", {"r": torch.zeros(3)}, "holds dict"),
+        ("direction.pt", torch.zeros(2, 3), r"\(2, 3\).* 1 axes"),
+        ("direction.pt", {"r": torch.zeros(3)}, "dict"),
         ("direction.pt", torch.zeros(3, dtype=torch.long), "floating-point"),
-        ("direction.pt", Evil(), "damaged, or more than a tensor"),
+        ("direction.pt", Evil(), "damaged"),
         ("generate_directions/mean_diffs.pt", torch.zeros(3), "3 axes"),
     ],
 )
@@ -140,15 +132,10 @@ def test_a_tensor_file_of_another_kind_is_named(tmp_path, name, content, message
     ("name", "text", "message"),
     [
         ("direction_metadata.json", "{", "not valid JSON"),
-        ("direction_metadata.json", '{"pos": -1}', "layer: Field required"),
+        ("direction_metadata.json", '{"pos": -1}', "layer: "),
         ("direction_metadata.json", '{"pos": "last", "layer": 3}', "pos: .*integer"),
         ("select_direction/direction_evaluations.json", "{}", "valid list"),
-        (
-            "select_direction/direction_evaluations.json",
-            '[{"position": -1, "layer": 0}]',
-            "0.refusal_score: Field",
-        ),
-        ("loss_evals/baseline_loss_eval.json", '{"pile": {"ce_loss": 1}}', "pile.perplexity: Field required"),
+        ("loss_evals/baseline_loss_eval.json", '{"pile": {"ce_loss": 1}}', r"pile\.perplexity: "),
     ],
 )
 def test_a_damaged_json_file_is_named(tmp_path, name, text, message):
@@ -158,10 +145,10 @@ def test_a_damaged_json_file_is_named(tmp_path, name, text, message):
         read_refusal_direction_run(tmp_path)
 
 
-def test_files_of_two_runs_are_told_apart(tmp_path):
+def test_files_of_two_runs_are_refused(tmp_path):
     shutil.copytree(PUBLISHED / "gemma-2b-it", tmp_path / "run")
     torch.save(torch.zeros(7), tmp_path / "run" / "direction.pt")
-    with pytest.raises(RunFolderError, match=r"width 2048, direction\.pt 7: the files are of two runs"):
+    with pytest.raises(RunFolderError, match=r"2048, direction\.pt 7"):
         read_refusal_direction_run(tmp_path / "run")
 
 
@@ -191,15 +178,15 @@ def test_a_run_against_itself_by_hand(gemma):
     assert table["n"].isna().all()
 
 
-def test_between_positions(gemma):
+def test_positions_can_differ(gemma):
     table = compare_directions(gemma, position=-1, other_position=-2)
     assert set(table["position"]) == {"-1 and -2"}
     expected = torch.nn.functional.cosine_similarity(gemma.mean_diffs[-1, 4], gemma.mean_diffs[-2, 9], dim=0)
     assert matrix(table).loc[4, 9] == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_the_table_is_geometry_s_and_can_be_drawn(gemma):
-    own = own_activations(gemma.mean_diffs[-2], 3.0, (4, 9, 10))
+def test_the_table_is_that_of_geometry_and_can_be_drawn(gemma):
+    own = activations(gemma.mean_diffs[-2], 3.0, (4, 9, 10))
     ours = otl.direction_cosines(own, permutations=20, bootstrap=20)
     table = compare_directions(gemma, own, permutations=20, bootstrap=20)
     assert list(table.columns) == list(ours.columns)
@@ -209,9 +196,9 @@ def test_the_table_is_geometry_s_and_can_be_drawn(gemma):
         assert screen.direction_cosines(drawn).data
 
 
-def test_one_s_own_activations_find_the_published_direction(gemma):
-    """The layers that carry the direction agree with it, above the null and at their own layer most."""
-    own = own_activations(gemma.mean_diffs[-2], 1.0, (4, 9, 10))
+def test_activations_with_the_published_direction_agree_with_it(gemma):
+    """Above the null, and most at the same layer."""
+    own = activations(gemma.mean_diffs[-2], 1.0, (4, 9, 10))
     table = compare_directions(gemma, own, seed=1)
     for layer in (4, 9, 10):
         row = table[(table["layer_a"] == layer) & (table["layer_b"] == layer)].iloc[0]
@@ -219,12 +206,11 @@ def test_one_s_own_activations_find_the_published_direction(gemma):
         assert row["low"] > row["null_high"]
         assert row["low"] < row["cosine"] < row["high"]
         assert row["n"] == 48
-    strongest = matrix(table)[10].idxmax()
-    assert strongest == 10
+    assert matrix(table)[10].idxmax() == 10
 
 
-def test_activations_without_it_do_not(gemma):
-    own = own_activations(gemma.mean_diffs[-2], 0.0, (4, 9, 10))
+def test_activations_without_the_direction_stay_within_the_null(gemma):
+    own = activations(gemma.mean_diffs[-2], 0.0, (4, 9, 10))
     table = compare_directions(gemma, own).dropna(subset="cosine")
     inside = (table["cosine"] >= table["null_low"]) & (table["cosine"] <= table["null_high"])
     assert inside.mean() > 0.8
@@ -232,7 +218,7 @@ def test_activations_without_it_do_not(gemma):
 
 
 def test_the_same_seed_gives_the_same_table(gemma):
-    own = own_activations(gemma.mean_diffs[-2], 0.3, (9, 10))
+    own = activations(gemma.mean_diffs[-2], 0.3, (9, 10))
     first, again = (compare_directions(gemma, own, seed=3, permutations=30, bootstrap=30) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(compare_directions(gemma, own, seed=4, permutations=30, bootstrap=30))
@@ -244,28 +230,27 @@ def test_directions_may_be_a_tensor_or_another_run(gemma):
     pd.testing.assert_series_equal(tensor["cosine"], run["cosine"], atol=1e-6)
 
 
+NARROW = activations(torch.zeros(3, 5), 0.0, (0, 1))
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda g: compare_directions(g, position=-9), OtLensError, "position -9 is not in the run"),
-        (lambda g: compare_directions(g, torch.zeros(3, 5)), ActivationError, "width 2048, the others 5"),
-        (lambda g: compare_directions(g, torch.zeros(3)), OtLensTypeError, "shape \\(3,\\)"),
-        (lambda g: compare_directions(g, "gemma"), OtLensTypeError, "cannot compare with str"),
-        (lambda g: compare_directions(g, permutations=-1), OtLensError, "permutations = -1"),
-        (
-            lambda g: compare_directions(g, own_activations(torch.zeros(3, 5), 0.0, (0, 1))),
-            ActivationError,
-            "width 2048, the others 5",
-        ),
+        (lambda g: compare_directions(g, position=-9), OtLensError, "-9"),
+        (lambda g: compare_directions(g, torch.zeros(3, 5)), ActivationError, "2048, the others 5"),
+        (lambda g: compare_directions(g, torch.zeros(3)), OtLensTypeError, r"\(3,\)"),
+        (lambda g: compare_directions(g, "gemma"), OtLensTypeError, "str"),
+        (lambda g: compare_directions(g, permutations=-1), OtLensError, "permutations .*-1"),
+        (lambda g: compare_directions(g, NARROW), ActivationError, "2048, the others 5"),
     ],
 )
-def test_what_cannot_be_compared_is_named(gemma, call, kind, message):
+def test_incomparable_directions_are_named(gemma, call, kind, message):
     with pytest.raises(kind, match=message):
         call(gemma)
 
 
 def test_a_layer_of_identical_samples_has_no_direction(gemma):
-    own = own_activations(gemma.mean_diffs[-2], 1.0, (9, 10))
+    own = activations(gemma.mean_diffs[-2], 1.0, (9, 10))
     for samples in own.data.values():
         samples[0] = 1.0
     table = compare_directions(gemma, own)

@@ -1,4 +1,4 @@
-"""Direction selection: against the published choices, by hand, and on models whose ground truth is known."""
+"""Direction selection: against published choices, by hand, and on models with known ground truth."""
 
 import json
 import math
@@ -19,16 +19,13 @@ from ot_lens.transport import AffineMap
 from tests import checkpoints
 
 PUBLISHED = Path(__file__).parent / "data" / "refusal_direction"
-RUNS = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir())
+RUNS = ["gemma-2b-it", "llama-2-7b-chat-hf"]
 D = 32
 NAN = float("nan")
+NO_FILTERS = {"kl_threshold": None, "induce_threshold": None, "prune_share": None}
 
 
 # ------------------------------------------------------------------------------------------- published
-def test_there_are_published_runs():
-    assert RUNS == ["gemma-2b-it", "llama-2-7b-chat-hf"]
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_the_published_choice_is_reproduced(name):
     run = read_refusal_direction_run(PUBLISHED / name)
@@ -36,15 +33,8 @@ def test_the_published_choice_is_reproduced(name):
     assert (chosen.position, chosen.layer) == run.selected
     left = chosen.table.dropna(subset="rank").sort_values("rank")[list(run.filtered.columns)]
     pd.testing.assert_frame_equal(left.reset_index(drop=True), run.filtered)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_without_its_filters_another_would_be_chosen(name):
-    run = read_refusal_direction_run(PUBLISHED / name)
-    free = select_direction(
-        run.scores, run.n_layers, kl_threshold=None, induce_threshold=None, prune_share=None
-    )
-    assert (free.position, free.layer) != run.selected
+    unfiltered = select_direction(run.scores, run.n_layers, **NO_FILTERS)
+    assert (unfiltered.position, unfiltered.layer) != run.selected
 
 
 def test_the_filters_of_a_published_run_are_counted():
@@ -70,24 +60,18 @@ def scores(*rows: tuple[int, int, float, float, float]) -> pd.DataFrame:
 BY_HAND = scores(
     (-2, 0, -9.0, -1.0, 0.05),  # does not induce
     (-2, 1, -8.0, 1.0, 0.2),  # harms
-    (-2, 2, -1.0, 0.0, 0.1),  # on both borders: stays
+    (-2, 2, -1.0, 0.0, 0.1),  # on both thresholds: stays
     (-1, 0, NAN, 1.0, 0.05),
     (-1, 1, -2.0, 2.0, 0.0),  # the answer
     (-1, 4, -9.0, 2.0, 0.0),  # too late
 )
 
 
-def test_by_hand():
+def test_a_choice_by_hand():
     chosen = select_direction(BY_HAND, 5)
     assert (chosen.position, chosen.layer) == (-1, 1)
-    assert chosen.table["dropped"].tolist() == [
-        "induce < 0",
-        "KL > 0.1",
-        "",
-        "a score is NaN",
-        "",
-        "layer >= 4 of 5",
-    ]
+    reasons = ["induce < 0", "KL > 0.1", "", "a score is NaN", "", "layer >= 4 of 5"]
+    assert chosen.table["dropped"].tolist() == reasons
     assert chosen.table["rank"].tolist() == [pd.NA, pd.NA, 1, pd.NA, 0, pd.NA]
     assert "Next: position -2, layer 2 at -1.00" in chosen.why
     assert "rank" not in BY_HAND
@@ -100,19 +84,14 @@ def test_by_hand():
         ({"kl_threshold": None}, (-2, 1)),
         ({"induce_threshold": None}, (-2, 0)),
         ({"kl_threshold": 0.2}, (-2, 1)),
-        ({"induce_threshold": 2.5, "kl_threshold": None}, None),
     ],
 )
 def test_each_filter_can_be_set(settings, expected):
-    if expected is None:
-        with pytest.raises(NoDirectionLeftError):
-            select_direction(BY_HAND, 5, **settings)
-    else:
-        chosen = select_direction(BY_HAND, 5, **settings)
-        assert (chosen.position, chosen.layer) == expected
+    chosen = select_direction(BY_HAND, 5, **settings)
+    assert (chosen.position, chosen.layer) == expected
 
 
-def test_ties_go_to_the_earliest_position_then_the_lowest_layer_whatever_the_order():
+def test_ties_go_to_the_earliest_position_then_the_lowest_layer_in_any_order_of_rows():
     table = scores((-1, 0, -3.0, 1, 0), (-2, 2, -3.0, 1, 0), (-2, 1, -3.0, 1, 0), (-2, 3, -2.9, 1, 0))
     for seed in range(5):
         shuffled = table.sample(frac=1, random_state=seed)
@@ -120,48 +99,37 @@ def test_ties_go_to_the_earliest_position_then_the_lowest_layer_whatever_the_ord
         assert (chosen.position, chosen.layer) == (-2, 1)
 
 
-def test_the_choice_does_not_depend_on_the_order_of_the_rows():
-    run = read_refusal_direction_run(PUBLISHED / "gemma-2b-it")
-    for seed in range(5):
-        chosen = select_direction(run.scores.sample(frac=1, random_state=seed), 18)
-        assert (chosen.position, chosen.layer) == run.selected
-
-
 def test_one_candidate_is_enough():
     assert select_direction(scores((-1, 3, -1.0, 1.0, 0.0)), 10).why.endswith("induce 1.00.")
 
 
-def test_nothing_left_says_what_dropped_how_many():
+def test_an_error_counts_what_each_filter_dropped():
     harsh = scores(
         (-1, 0, NAN, 0.0, 0.0), (-1, 1, -1.0, 3.0, 0.5), (-1, 2, -1.0, -0.5, 0.1), (-1, 4, 0, 1, 0)
     )
     with pytest.raises(NoDirectionLeftError) as caught:
         select_direction(harsh, 5)
-    message = str(caught.value)
-    assert "no direction is left of 4 candidates" in message
-    assert (
-        "a score is NaN dropped 1; layer >= 4 of 5 dropped 1; KL > 0.1 dropped 1; induce < 0 dropped 1"
-        in message
-    )
-    assert "The smallest KL is 0, the highest induce score 3" in message
+    counts = "a score is NaN dropped 1; layer >= 4 of 5 dropped 1; KL > 0.1 dropped 1; induce < 0 dropped 1"
+    assert counts in str(caught.value)
+    assert "The smallest KL is 0, the highest induce score 3" in str(caught.value)
     assert [step.removed for step in caught.value.filters] == [1, 1, 1, 1]
     assert (caught.value.table["dropped"] != "").all()
 
 
 def test_all_nan_names_the_precision():
-    with pytest.raises(NoDirectionLeftError, match="Every score holds NaN: load the model in bfloat16"):
+    with pytest.raises(NoDirectionLeftError, match="NaN score: load the model in bfloat16"):
         select_direction(scores((-1, 0, NAN, NAN, NAN)), 5)
 
 
 @pytest.mark.parametrize(
     ("table", "n_layers", "message"),
     [
-        (BY_HAND.drop(columns="kl_div_score"), 5, "no column kl_div_score"),
-        (BY_HAND.iloc[:0], 5, "no row"),
-        (BY_HAND, 4, "layer 4 is scored, but the model has 4 layers"),
-        (pd.concat([BY_HAND, BY_HAND.iloc[:1]]), 5, "position -2, layer 0 is scored twice"),
-        (BY_HAND.assign(refusal_score="low"), 5, "no number"),
-        (BY_HAND.assign(layer=NAN), 5, "no number"),
+        (BY_HAND.drop(columns="kl_div_score"), 5, "kl_div_score"),
+        (BY_HAND.iloc[:0], 5, "no rows"),
+        (BY_HAND, 4, "Layer 4 .* 4 layers"),
+        (pd.concat([BY_HAND, BY_HAND.iloc[:1]]), 5, "position -2, layer 0"),
+        (BY_HAND.assign(refusal_score="low"), 5, "numbers"),
+        (BY_HAND.assign(layer=NAN), 5, "numbers"),
     ],
 )
 def test_a_bad_table_is_named(table, n_layers, message):
@@ -190,7 +158,7 @@ def directions(seed: int = 0, positions: int = 2) -> torch.Tensor:
 
 
 def naive(model, prompts, *, ablate: torch.Tensor | None = None, add: tuple[int, torch.Tensor] | None = None):
-    """Next-token log-probabilities through hooks on the Hugging Face modules, written out here."""
+    """Next-token log-probabilities with hooks on the Hugging Face modules."""
     handles = []
 
     def project(x: torch.Tensor) -> torch.Tensor:
@@ -222,15 +190,15 @@ def naive(model, prompts, *, ablate: torch.Tensor | None = None, add: tuple[int,
             handle.remove()
 
 
-def test_scores_agree_with_hooks_written_out(tiny, split):
+def test_scores_agree_with_explicit_hooks(tiny, split):
     r = directions()
     table = score_directions(tiny, split, r, batch_size=2).set_index(["position", "layer"])
     ids = refusal_token_ids(tiny)
     original = naive(tiny, split.harmless)
-    for place in ((-2, 0), (-1, 2), (-1, 3)):
-        row, vector = table.loc[place], r[place[0], place[1]]
+    for position, layer in ((-2, 0), (-1, 2), (-1, 3)):
+        row, vector = table.loc[position, layer], r[position, layer]
         bypass = score_from_logprobs(naive(tiny, split.harmful, ablate=vector), ids).mean()
-        induce = score_from_logprobs(naive(tiny, split.harmless, add=(place[1], vector)), ids).mean()
+        induce = score_from_logprobs(naive(tiny, split.harmless, add=(layer, vector)), ids).mean()
         kl = kl_divergence(original, naive(tiny, split.harmless, ablate=vector)).mean()
         assert row["refusal_score"] == pytest.approx(bypass.item(), abs=1e-4)
         assert row["steering_score"] == pytest.approx(induce.item(), abs=1e-4)
@@ -251,7 +219,7 @@ def test_activations_give_the_same_scores_as_their_means(tiny, split):
     pd.testing.assert_frame_equal(ours, score_directions(tiny, split, r))
 
 
-def test_a_bridge_scores_alike(folder, tiny, split):
+def test_a_bridge_gives_the_same_scores(folder, tiny, split):
     bridge = otl.load_model(folder, hooks="full")
     ours, theirs = (
         score_directions(m, split, directions(positions=1), layers=[1, 3]) for m in (tiny, bridge)
@@ -259,19 +227,19 @@ def test_a_bridge_scores_alike(folder, tiny, split):
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_a_part_of_the_candidates_in_order_with_progress(tiny, split):
-    said: list[str] = []
+def test_chosen_candidates_are_scored_in_order_with_progress(tiny, split):
+    reported: list[str] = []
     table = score_directions(
-        tiny, split, directions(), positions=[-1], layers=[3, 1], progress=said.append, seed=4
+        tiny, split, directions(), positions=[-1], layers=[3, 1], progress=reported.append, seed=4
     )
     assert table[["position", "layer"]].to_numpy().tolist() == [[-1, 1], [-1, 3]]
-    assert said == ["position -1, layer 1", "position -1, layer 3"]
+    assert reported == ["position -1, layer 1", "position -1, layer 3"]
     whole = score_directions(tiny, split, directions(), seed=4)
     again = whole[(whole["position"] == -1) & whole["layer"].isin([1, 3])].reset_index(drop=True)
     pd.testing.assert_frame_equal(table, again)
 
 
-def test_rounding_ablates_nothing_and_nan_is_dropped(tiny, split):
+def test_a_direction_of_rounding_ablates_nothing_and_nan_is_dropped(tiny, split):
     r = directions().double()
     r[-1, 0] = 1e-16 * r[-1, 0]
     r[-1, 1] = NAN
@@ -280,13 +248,12 @@ def test_rounding_ablates_nothing_and_nan_is_dropped(tiny, split):
     assert none["kl_div_score"] == pytest.approx(0, abs=1e-9)
     assert none["refusal_score"] == pytest.approx(none["refusal_baseline"], abs=1e-5)
     assert bad[["refusal_score", "steering_score", "kl_div_score"]].isna().all()
-    loose = {"kl_threshold": None, "induce_threshold": None, "prune_share": None}
-    chosen = select_direction(table.reset_index(), 4, **loose)
+    chosen = select_direction(table.reset_index(), 4, **NO_FILTERS)
     assert chosen.table["dropped"].tolist() == ["", "a score is NaN", "", ""]
     assert "intervals of" in chosen.why
 
 
-def test_an_edit_that_overflows_is_nan_not_the_end(tiny, split):
+def test_an_edit_that_overflows_scores_nan(tiny, split):
     r = directions().double()
     r[-1, 2] = 1e300
     table = score_directions(tiny, split, r, positions=[-1], layers=[2, 3]).set_index("layer")
@@ -297,32 +264,28 @@ def test_an_edit_that_overflows_is_nan_not_the_end(tiny, split):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (
-            {"directions": torch.zeros(2, 3, D)},
-            HookError,
-            r"shape \(2, 3, 32\): expected \[positions, 4 layers",
-        ),
-        ({"directions": np.zeros((2, 4, D))}, OtLensTypeError, "directions is a ndarray"),
-        ({"positions": [-3]}, HookError, "position -3 is not among the directions"),
-        ({"positions": []}, HookError, "no position is chosen"),
-        ({"layers": [9]}, HookError, "layer 9 does not exist"),
+        ({"directions": torch.zeros(2, 3, D)}, HookError, r"4 layers.*\(2, 3, 32\)"),
+        ({"directions": np.zeros((2, 4, D))}, OtLensTypeError, "ndarray"),
+        ({"positions": [-3]}, HookError, "position -3"),
+        ({"positions": []}, HookError, "No position"),
+        ({"layers": [9]}, HookError, "ayer 9"),
         ({"refusal_tokens": ["elephant"]}, OtLensError, "elephant"),
     ],
 )
-def test_what_cannot_be_scored_is_named(tiny, split, change, kind, message):
+def test_directions_that_cannot_be_scored_are_named(tiny, split, change, kind, message):
     with pytest.raises(kind, match=message):
         score_directions(tiny, split, **({"directions": directions()} | change))
 
 
 def test_activations_of_another_hook_are_refused(tiny, split):
     acts = otl.capture(tiny, checkpoints.contrast(3), hook="resid_post", layers=[1])
-    with pytest.raises(HookError, match="activations are of resid_post"):
+    with pytest.raises(HookError, match="resid_post"):
         score_directions(tiny, split, acts)
 
 
 # ------------------------------------------------------------------------------------------- embedded models
 # Template tokens after the request, at the layers where the embedded models decide.
-PLACES = {"positions": [-2, -1], "layers": [5, 6, 7]}
+DECIDING = {"positions": [-2, -1], "layers": [5, 6, 7]}
 LOOSE = {"prune_share": None, "induce_threshold": None}
 
 
@@ -334,9 +297,16 @@ def organism():
     return prompts.train, val, test
 
 
-def captured(variant: str, train: Contrast):
+@pytest.fixture(scope="module")
+def single(organism):
+    """A model with one refusal direction, its activations, and the scores of its directions."""
+    return scored("single", organism)
+
+
+def scored(variant: str, organism):
     model = otl.load_model(f"organism:{variant}")
-    return model, otl.capture(model, train, **PLACES)
+    acts = otl.capture(model, organism[0], **DECIDING)
+    return model, acts, score_directions(model, organism[1], acts)
 
 
 def permuted(acts: otl.Activations, seed: int) -> otl.Activations:
@@ -356,44 +326,35 @@ def refusal_rate(model, prompts, direction: torch.Tensor) -> float:
     return float(np.mean(refuses(answers, model_phrases(model))))
 
 
-def test_one_direction_is_found_where_there_is_one_and_its_ablation_ends_refusal(organism):
-    train, val, test = organism
-    model, acts = captured("single", train)
-    table = score_directions(model, val, acts)
+def test_the_one_direction_is_found_and_its_ablation_ends_refusal(organism, single):
+    test, (model, acts, table) = organism[2], single
     with pytest.raises(NoDirectionLeftError, match="layer >= 6 of 8 dropped 4"):
-        select_direction(table, 8)  # eight layers decide in the last two, which the published filter prunes
+        select_direction(table, 8)  # the eight layers decide in the last two, which are pruned
     chosen = select_direction(table, 8, **LOOSE)
     assert chosen.position in (-2, -1)
     best = table.loc[chosen.table["rank"].eq(0)].iloc[0]
     assert best["refusal_high"] < 0 < best["refusal_baseline"]
-    r = acts.harmful(chosen.layer, chosen.position).mean(0) - acts.harmless(
-        chosen.layer, chosen.position
-    ).mean(0)
+    where = (chosen.layer, chosen.position)
+    r = acts.harmful(*where).mean(0) - acts.harmless(*where).mean(0)
     before = np.mean(refuses(otl.complete(model, test.harmful, max_new_tokens=20), model_phrases(model)))
     assert before > 0.9
     assert refusal_rate(model, test.harmful, r) < 0.2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_directions_of_permuted_labels_bypass_nothing(organism, seed):
-    train, val, _ = organism
-    model, acts = captured("single", train)
-    table = score_directions(model, val, permuted(acts, seed))
+def test_directions_of_permuted_labels_bypass_nothing(organism, single):
+    model, acts, _ = single
+    table = score_directions(model, organism[1], permuted(acts, 0))
     assert (table["refusal_low"] > 0).all()
 
 
 def test_where_refusal_has_several_directions_none_of_them_bypasses_it(organism):
-    train, val, _ = organism
-    model, acts = captured("multi", train)
-    table = score_directions(model, val, acts)
+    _, _, table = scored("multi", organism)
     assert (table["refusal_low"] > 0).all()
     with pytest.raises(NoDirectionLeftError):
         select_direction(table, 8)
 
 
-def test_the_same_seed_gives_the_same_table(organism):
-    train, val, _ = organism
-    model, acts = captured("single", train)
-    first, again = (score_directions(model, val, acts, layers=[6], seed=2) for _ in range(2))
+def test_the_same_seed_gives_the_same_table(tiny, split):
+    first, again = (score_directions(tiny, split, directions(), layers=[1], seed=2) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
     assert json.loads(first.to_json(orient="records"))  # plain numbers throughout

@@ -1,4 +1,4 @@
-"""Refusal directions: choosing one, reading those of published runs, and comparing them.
+"""Refusal directions: choosing one, reading published ones, and comparing them.
 
 Source: Arditi et al. 2024 (arXiv 2406.11717), section 2.3 and appendix C.
 """

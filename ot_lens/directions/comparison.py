@@ -1,4 +1,4 @@
-"""Published refusal directions compared with one's own, in the table of `ot_lens.direction_cosines`."""
+"""Published refusal directions compared with other directions, in the table of `direction_cosines`."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ COLUMNS = (
     "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
 )  # fmt: skip
 UNKNOWN = dict.fromkeys(("low", "high", "null_mean", "null_low", "null_high"), float("nan"))
-# A published difference in means this much shorter than the longest is rounding: all prompts share that token
-# and all before it, so there is no direction.
+# A published difference in means this much shorter than the longest is rounding: all prompts share the tokens
+# up to that position, so there is no direction.
 ROUNDING = 1e-10
 
 
@@ -33,45 +33,45 @@ def compare_directions(
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Cosine of a run's direction at every layer with another's at every layer.
+    """Cosine of a run's direction at every layer with other directions at every layer.
 
     Args:
         run: A run that has its mean_diffs.
-        other: One's own activations of both classes, whose prompts give an interval and a null; another run;
-            or directions [layer, d]. Default: the run itself.
-        position: Position in `run`; default: the selected one, else the prompt's last.
+        other: Activations of both classes, whose prompts give an interval and a null; another run; or
+            directions [layer, d]. Default: the run itself.
+        position: Position in `run`; default: the selected one, else the last of the prompt.
         other_position: Position in `other`; default: the same.
-        permutations: Relabellings of one's own prompts, for the null; 0 for none.
-        bootstrap: Resamplings of one's own prompts within each class, for the interval; 0 for none.
+        permutations: Relabellings of the prompts of `other`, for the null; 0 for none.
+        bootstrap: Resamples of the prompts of `other` within each class, for the interval; 0 for none.
         seed: Of both.
 
     Returns:
-        The columns of `ot_lens.direction_cosines`: `layer_a` of the run, `layer_b` of the other. The cosine
-        is NaN at a layer without a direction; n, interval and null are missing where prompts are not known.
+        The columns of `ot_lens.direction_cosines`: `layer_a` of the run, `layer_b` of `other`. The cosine is
+        NaN at a layer without a direction; n, interval and null are missing if there are no prompts.
 
     Raises:
-        OtLensError: If a position or a number of draws does not fit, or `other` is none of those.
-        ActivationError: If widths differ, or one's own activations cannot be used.
+        OtLensError: If a position or a number of resamples is not valid, or `other` is of another type.
+        ActivationError: If widths differ, or the activations cannot be used.
     """
     if permutations < 0 or bootstrap < 0:
-        raise OtLensError(f"permutations = {permutations}, bootstrap = {bootstrap}: give numbers >= 0.")
-    at = run.default_position if position is None else position
-    theirs = at if other_position is None else other_position
-    A = _unit(run.directions(at))
+        raise OtLensError(f"permutations and bootstrap must be >= 0, got {permutations} and {bootstrap}.")
+    own = run.default_position if position is None else position
+    theirs = own if other_position is None else other_position
+    A = _unit(run.directions(own))
     if isinstance(other, LayerSamples):
-        draws = (permutations, bootstrap, seed)
-        rows = [row for layer in other.layers for row in _with_samples(A, other, layer, theirs, draws)]
+        resampling = (permutations, bootstrap, seed)
+        rows = [row for layer in other.layers for row in _with_samples(A, other, layer, theirs, resampling)]
     else:
         B = _directions_of(run if other is None else other, theirs)
         _check_widths(A, B.shape[1])
         rows = _with_directions(A, _unit(B))
-    label = at if theirs == at else f"{at} and {theirs}"
+    label = own if theirs == own else f"{own} and {theirs}"
     table = pd.DataFrame([{**row, "position": label} for row in rows], columns=list(COLUMNS))
     return table.sort_values(["layer_a", "layer_b"], ignore_index=True).astype({"n": "Int64"})
 
 
 def _unit(directions: Float[Tensor, "layer d"]) -> Float64[Tensor, "layer d"]:
-    """Unit directions; NaN at a layer that has none."""
+    """Unit directions; NaN at a layer without one."""
     norms = directions.double().norm(dim=-1, keepdim=True)
     finite = norms.nan_to_num(nan=0, posinf=0)
     return torch.where(finite > ROUNDING * finite.max(), directions.double() / norms, torch.nan)
@@ -82,14 +82,14 @@ def _directions_of(other: Any, position: int | str) -> Float64[Tensor, "layer d"
         return other.directions(int(position))
     if isinstance(other, Tensor) and other.ndim == 2 and other.is_floating_point():
         return other.double().cpu()
-    found = f"shape {tuple(other.shape)}" if isinstance(other, Tensor) else type(other).__name__
-    raise OtLensTypeError(f"cannot compare with {found}: give activations, a run, or directions [layer, d].")
+    kind = f"shape {tuple(other.shape)}" if isinstance(other, Tensor) else type(other).__name__
+    raise OtLensTypeError(f"Cannot compare with {kind}: give activations, a run, or directions [layer, d].")
 
 
 def _check_widths(A: Tensor, width: int) -> None:
     if A.shape[1] != width:
         raise ActivationError(
-            f"the run's directions have width {A.shape[1]}, the others {width}: they are of two models."
+            f"The run's directions have width {A.shape[1]}, the others {width}: the models differ."
         )
 
 
@@ -107,7 +107,7 @@ def _with_samples(
     samples: LayerSamples,
     layer: int,
     position: int | str,
-    draws: tuple[int, int, int],
+    resampling: tuple[int, int, int],
 ) -> list[dict[str, Any]]:
     at = resolve_position(samples, position)
     H, S = check_pair(samples.harmful(layer=layer, position=at), samples.harmless(layer=layer, position=at))
@@ -115,20 +115,20 @@ def _with_samples(
     pooled = Pooled.of(H, S)
     Z, rounding = pooled.Z.cpu(), float(pooled.rounding)
     cosines = {}
-    for name, weights in _weights(len(H), len(S), *draws).items():
+    for name, weights in _weights(len(H), len(S), *resampling).items():
         cosines[name] = (A @ unit_vectors(weights @ Z, rounding).T).clamp(-1, 1)
     rows = []
     for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
         band = interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
-        place = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
-        rows.append({**place, **band, **null_band(cosines["relabelled"][a])})
+        keys = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
+        rows.append({**keys, **band, **null_band(cosines["relabelled"][a])})
     return rows
 
 
 def _weights(
     n_H: int, n_S: int, permutations: int, bootstrap: int, seed: int
 ) -> dict[str, Float64[Tensor, "draw n"]]:
-    """Weights that turn pooled samples into a difference in means: as observed, resampled and relabelled."""
+    """Weights of the pooled samples in a difference in means: as observed, resampled and relabelled."""
     generator = np.random.default_rng(seed)
     observed = np.concatenate([np.full(n_H, 1 / n_H), np.full(n_S, -1 / n_S)])
     counts = [generator.multinomial(n, np.full(n, 1 / n), size=bootstrap) / n for n in (n_H, n_S)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ot_lens.errors import OtLensError, RunFolderError
 from ot_lens.io.files import read_json
-from ot_lens.io.untrusted import MIB, check_size, listed, quoted
+from ot_lens.io.untrusted import MIB, check_size, first_fault, quoted
 
 MEAN_DIFFS = "generate_directions/mean_diffs.pt"
 DIRECTION = "direction.pt"
@@ -24,11 +24,9 @@ SELECTED = "direction_metadata.json"
 SCORES = "select_direction/direction_evaluations.json"
 FILTERED = "select_direction/direction_evaluations_filtered.json"
 LOSSES = {name: f"loss_evals/{name}_loss_eval.json" for name in ("baseline", "ablation", "actadd")}
-
-
-MOST_TENSOR = 1024 * MIB
-# What unpickling a damaged file raises, in torch and in the standard library.
-_DAMAGES = (
+MAX_TENSOR = 1024 * MIB
+# Errors that unpickling a damaged file raises, in torch and in the standard library.
+_LOADING_ERRORS = (
     RuntimeError,
     pickle.UnpicklingError,
     BadZipFile,
@@ -78,16 +76,16 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RefusalDirectionRun:
-    """What a run folder of the refusal_direction repository holds; None for each file that is absent.
+    """The content of a run folder of the refusal_direction repository; None for each file that is absent.
 
     Attributes:
         folder: The run folder.
         mean_diffs: mu_harmful - mu_harmless at resid_pre; the prompt's last position comes last.
-        direction: The chosen direction, as published (not unit).
+        direction: The chosen direction, as published (not normalized).
         selected: The published choice, (position, layer); positions count from the prompt's end.
-        scores: A row a candidate: position, layer, refusal_score (bypass) and steering_score (induce) in
-            nats, kl_div_score. NaN where the run found none.
-        filtered: The candidates that the run's own filters left, best first.
+        scores: One row per candidate: position, layer, refusal_score (bypass) and steering_score (induce) in
+            nats, kl_div_score. NaN if the run has none.
+        filtered: The candidates that the run's filters left, best first.
         losses: Tidy: intervention (baseline, ablation, actadd), dataset, measure, value, n (tokens), unit.
     """
 
@@ -100,11 +98,11 @@ class RefusalDirectionRun:
     losses: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
-        """What is there, and what is missing."""
-        parts = {name: getattr(self, name) for name in _DESCRIPTIONS}
-        there = ", ".join(_DESCRIPTIONS[name](part) for name, part in parts.items() if part is not None)
-        missing = ", ".join(name for name, part in parts.items() if part is None) or "nothing"
-        return f"RefusalDirectionRun({self.folder.name}: {there}; missing: {missing})"
+        """What it holds, and what is missing."""
+        contents = {name: getattr(self, name) for name in _DESCRIPTIONS}
+        held = ", ".join(_DESCRIPTIONS[name](value) for name, value in contents.items() if value is not None)
+        missing = ", ".join(name for name, value in contents.items() if value is None) or "nothing"
+        return f"RefusalDirectionRun({self.folder.name}: {held}; missing: {missing})"
 
     @property
     def positions(self) -> tuple[int, ...] | None:
@@ -130,50 +128,50 @@ class RefusalDirectionRun:
             OtLensError: If the run has no mean_diffs.pt, or no such position.
         """
         if self.mean_diffs is None or self.positions is None:
-            raise OtLensError(f"the run {self.folder.name} has no {MEAN_DIFFS}: there are no directions.")
-        at = self.default_position if position is None else position
-        if at not in self.positions:
-            raise OtLensError(f"position {at} is not in the run: it has {list(self.positions)}.")
-        return self.mean_diffs[at]
+            raise OtLensError(f"The run {self.folder.name} has no {MEAN_DIFFS}: there are no directions.")
+        chosen = self.default_position if position is None else position
+        if chosen not in self.positions:
+            raise OtLensError(f"Position {chosen} is not in the run: it has {list(self.positions)}.")
+        return self.mean_diffs[chosen]
 
     @property
     def default_position(self) -> int:
-        """The selected position, or the prompt's last where no choice is recorded."""
+        """The selected position, or the last of the prompt if no choice is recorded."""
         return -1 if self.selected is None else self.selected[0]
 
 
 def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
     """Read a run folder that the refusal_direction repository wrote (`pipeline/runs/MODEL`).
 
-    Tensors are loaded with `weights_only`, onto the CPU, as float64 of their own storage: the published
-    direction.pt drags a whole mean_diffs.pt along.
+    Tensors are loaded with `weights_only` to the CPU, as float64 with their own storage: the published
+    direction.pt contains a complete mean_diffs.pt.
 
     Args:
         folder: The folder that holds direction_metadata.json.
 
     Returns:
-        What is there; a file that is absent is None.
+        Its content; None for a file that is absent.
 
     Raises:
-        RunFolderError: If the folder is missing, holds nothing of such a run, or a file of it is damaged.
+        RunFolderError: If the folder is missing, holds no file of such a run, or a damaged one.
     """
-    place = Path(folder)
-    if not place.is_dir():
-        raise RunFolderError(f"no folder {str(folder)!r}: give the pipeline/runs/MODEL folder of a run.")
-    mean_diffs, direction = _tensor(place / MEAN_DIFFS, 3), _tensor(place / DIRECTION, 1)
+    path = Path(folder)
+    if not path.is_dir():
+        raise RunFolderError(f"There is no folder {str(folder)!r}: give pipeline/runs/MODEL.")
+    mean_diffs, direction = _tensor(path / MEAN_DIFFS, 3), _tensor(path / DIRECTION, 1)
     if mean_diffs is not None and direction is not None and mean_diffs.shape[2] != len(direction):
         raise RunFolderError(
             f"{folder}: {MEAN_DIFFS} has width {mean_diffs.shape[2]}, {DIRECTION} {len(direction)}: "
-            "the files are of two runs."
+            "the files are from two runs."
         )
     run = RefusalDirectionRun(
-        folder=place,
+        folder=path,
         mean_diffs=mean_diffs,
         direction=direction,
-        selected=_selected(place / SELECTED),
-        scores=_scores(place / SCORES),
-        filtered=_scores(place / FILTERED),
-        losses=_losses(place),
+        selected=_selected(path / SELECTED),
+        scores=_scores(path / SCORES),
+        filtered=_scores(path / FILTERED),
+        losses=_losses(path),
     )
     if all(getattr(run, name) is None for name in _DESCRIPTIONS):
         raise RunFolderError(
@@ -185,40 +183,33 @@ def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
 
 def _tensor(path: Path, ndim: int) -> Tensor | None:
     try:
-        size = check_size(path, MOST_TENSOR, RunFolderError)
+        size = check_size(path, MAX_TENSOR, RunFolderError)
     except FileNotFoundError:
         return None
     try:
         _check_archive(path, size)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGES as error:
+    except _LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunFolderError(f"{path} is damaged, or more than a tensor: {quoted(reason)}") from error
+        raise RunFolderError(f"{path} is damaged, or more than a tensor: {quoted(reason)}.") from error
     if not isinstance(loaded, Tensor) or loaded.ndim != ndim or not loaded.is_floating_point():
-        found = f"shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else type(loaded).__name__
-        raise RunFolderError(f"{path} holds {found}: expected a floating-point tensor of {ndim} axes.")
-    # A tensor of stride 0 can stand for any number of values, one on the meta device for none.
+        kind = f"shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else type(loaded).__name__
+        raise RunFolderError(f"{path} holds {kind}: expected a floating-point tensor with {ndim} axes.")
+    # A tensor with stride 0 can have any number of values, one on the meta device has none.
     plain = loaded.layout == torch.strided and loaded.device.type == "cpu"
     if not plain or loaded.numel() * loaded.element_size() > size or not loaded.numel():
         raise RunFolderError(
-            f"{path} holds a tensor of {loaded.numel()} values in {size} bytes: save it again."
+            f"{path} holds a tensor with {loaded.numel()} values in {size} bytes: save it again."
         )
     return loaded.detach().double().clone()
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """The archive of torch.save since 1.6: stored without compression, so that nothing in it expands.
-
-    Raises:
-        ValueError: If it is anything else, such as the bare pickles or the tar file of earlier versions.
-    """
+    """Raise a ValueError unless it is an archive of torch.save >= 1.6, not compressed: nothing expands."""
     with ZipFile(path) as archive:
-        parts = archive.infolist()
-    if (
-        any(part.compress_type != ZIP_STORED for part in parts)
-        or sum(part.file_size for part in parts) > size
-    ):
-        raise ValueError("its parts are compressed; save it again with torch.save")
+        files = archive.infolist()
+    if any(f.compress_type != ZIP_STORED for f in files) or sum(f.file_size for f in files) > size:
+        raise ValueError("its content is compressed; save it again with torch.save")
 
 
 def _validated(path: Path, kind: Any) -> Any:
@@ -228,14 +219,13 @@ def _validated(path: Path, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        at = listed([".".join(str(part) for part in first["loc"]) or "the file"])
-        raise RunFolderError(f"{path}: {at}: {first['msg']}. Fetch the file again.") from error
+        field, message = first_fault(error)
+        raise RunFolderError(f"{path}: {field or 'the file'}: {message}. Fetch the file again.") from error
 
 
 def _selected(path: Path) -> tuple[int, int] | None:
-    found = _validated(path, _Selected)
-    return None if found is None else (found.pos, found.layer)
+    selected = _validated(path, _Selected)
+    return None if selected is None else (selected.pos, selected.layer)
 
 
 def _scores(path: Path) -> pd.DataFrame | None:
@@ -250,8 +240,8 @@ def _losses(folder: Path) -> pd.DataFrame | None:
     rows = []
     for intervention, name in LOSSES.items():
         for dataset, loss in (_validated(folder / name, dict[str, _Loss]) or {}).items():
-            place = {"intervention": intervention, "dataset": dataset, "n": loss.n_tokens}
-            rows.append({**place, "measure": "ce_loss", "value": loss.ce_loss, "unit": "nats"})
-            rows.append({**place, "measure": "perplexity", "value": loss.perplexity, "unit": ""})
+            keys = {"intervention": intervention, "dataset": dataset, "n": loss.n_tokens}
+            rows.append({**keys, "measure": "ce_loss", "value": loss.ce_loss, "unit": "nats"})
+            rows.append({**keys, "measure": "perplexity", "value": loss.perplexity, "unit": ""})
     columns = ["intervention", "dataset", "measure", "value", "n", "unit"]
     return pd.DataFrame(rows, columns=columns) if rows else None

@@ -1,4 +1,4 @@
-"""Scores of candidate directions: bypass, induce and KL, each with its interval over prompts."""
+"""Scores of candidate directions: bypass, induce and KL, each with an interval over prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.transport import AffineMap, FitInfo
 
 # Added to the norm that a direction is divided by, as in the published code: a difference in means that is
-# rounding alone (a token that all prompts share) then ablates nothing.
+# only rounding (at a token that all prompts share) then ablates nothing.
 EPSILON = 1e-8
 
 Candidates = dict[tuple[int, int], Float64[Tensor, " d"]]
@@ -45,45 +45,44 @@ def score_directions(
     """Score every candidate direction on validation prompts, for `select_direction`.
 
     For each candidate r = mu_harmful - mu_harmless: the mean refusal score of the harmful prompts with r^
-    ablated at every block's input, attention output and MLP output, at all positions (bypass); the mean
-    refusal score of the harmless prompts with r, not unit, added at its layer's input, at all positions
+    ablated from every block's input, attention output and MLP output, at all positions (bypass); the mean
+    refusal score of the harmless prompts with r, not normalized, added to its layer's input, at all positions
     (induce); and the mean KL of the harmless prompts' next-token distributions under that ablation. The
     published code has 1e-6 inside the logarithms of KL, this one does not.
 
-    Candidate positions are meant to be those of the template after the request, as in the paper. A direction
-    read off a word of the request may bypass refusal because it erases what was asked.
+    Candidate positions should be those of the template after the request, as in the paper. A direction from a
+    word of the request may bypass refusal by erasing the request.
 
     Args:
         model: A hooked model.
-        prompts: A split that the directions were not fitted on, `prompts.val`.
+        prompts: A split that the directions were not fitted on: `prompts.val`.
         directions: `Activations` at resid_pre of the training prompts, or differences in means
             [position, layer, d] of all layers, the prompt's last position last (as in mean_diffs.pt).
         positions: Candidate positions; default: all that `directions` holds.
         layers: Candidate layers; "all": all that `directions` holds.
         refusal_tokens: Tokens that begin a refusal; default as in `refusal_token_ids`.
-        batch_size: Prompts a batch.
+        batch_size: Prompts per batch.
         seed: Of the bootstrap intervals over prompts.
         progress: Called with the name of each candidate just scored.
 
     Returns:
-        A row a candidate: position, layer; refusal_score, steering_score, kl_div_score, each with its 95 %
-        interval (`refusal_low` ...); n_harmful, n_harmless; refusal_baseline and steering_baseline, the
-        same without any edit; direction_norm; seed. All in nats. NaN where a direction or the edited model's
+        One row per candidate: position, layer; refusal_score, steering_score, kl_div_score, each with a 95 %
+        interval (`refusal_low` ...); n_harmful, n_harmless; refusal_baseline and steering_baseline, the same
+        without any edit; direction_norm; seed. All in nats. NaN if a direction or the edited model's
         activations are not finite.
 
     Raises:
-        HookError: If a position or layer is not there, or the activations are not of resid_pre.
-        OtLensTypeError: If `directions` is neither, or `prompts` is a whole set.
+        HookError: If a position or layer does not exist, or the activations are not of resid_pre.
+        OtLensTypeError: If `directions` is of another type, or `prompts` is a complete set.
         PromptError: If prompts cannot be rendered, or a refusal token is unknown.
     """
     if isinstance(prompts, ContrastSet):
-        raise OtLensTypeError("score_directions takes one split: hand in prompts.val.")
-    found = _candidates(directions, backend(model).n_layers)
-    wanted = _wanted(found, positions, layers)
+        raise OtLensTypeError("score_directions takes one split: pass prompts.val.")
+    candidates = _candidates(directions, backend(model).n_layers)
     scorer = _Scorer(model, prompts, refusal_token_ids(model, refusal_tokens), batch_size, seed)
     rows = []
-    for position, layer in wanted:
-        rows.append(scorer.row(found[position, layer], position, layer))
+    for position, layer in _chosen(candidates, positions, layers):
+        rows.append(scorer.row(candidates[position, layer], position, layer))
         if progress is not None:
             progress(f"position {position}, layer {layer}")
     return pd.DataFrame(rows)
@@ -93,27 +92,27 @@ def _candidates(directions: Any, n_layers: int) -> Candidates:
     if isinstance(directions, Activations):
         if directions.hook != "resid_pre":
             raise HookError(
-                f"the activations are of {directions.hook}: directions are added at a block's input, capture "
-                "them with hook='resid_pre'."
+                f"The activations are of {directions.hook}, but directions are added to a block's input: "
+                "capture them with hook='resid_pre'."
             )
-        places = [p for p in directions.positions if isinstance(p, int)]
-        if len(places) < len(directions.positions):
+        tokens = [p for p in directions.positions if isinstance(p, int)]
+        if len(tokens) < len(directions.positions):
             raise HookError(
-                f"the activations are of positions {list(directions.positions)}: a direction is taken at one "
-                "token, capture without reduce."
+                f"The activations are of positions {list(directions.positions)}, but a direction belongs to "
+                "one token: capture without reduce."
             )
         return {
             (p, la): directions.harmful(la, p).mean(0) - directions.harmless(la, p).mean(0)
-            for p in places
+            for p in tokens
             for la in directions.layers
         }
     if not isinstance(directions, Tensor) or not directions.is_floating_point():
         raise OtLensTypeError(
-            f"directions is a {type(directions).__name__}: hand in Activations, or a floating-point tensor."
+            f"directions must be Activations or a floating-point tensor, got {type(directions).__name__}."
         )
     if directions.ndim != 3 or directions.shape[1] != n_layers:
         raise HookError(
-            f"directions has shape {tuple(directions.shape)}: expected [positions, {n_layers} layers, d]."
+            f"directions must have shape [positions, {n_layers} layers, d], got {tuple(directions.shape)}."
         )
     return {
         (p, la): directions[p, la].double().cpu()
@@ -122,26 +121,24 @@ def _candidates(directions: Any, n_layers: int) -> Candidates:
     }
 
 
-def _wanted(
-    found: Candidates, positions: Sequence[int] | None, layers: str | Sequence[int]
+def _chosen(
+    candidates: Candidates, positions: Sequence[int] | None, layers: str | Sequence[int]
 ) -> list[tuple[int, int]]:
-    places = {"position": sorted({p for p, _ in found}), "layer": sorted({la for _, la in found})}
+    known = {"position": sorted({p for p, _ in candidates}), "layer": sorted({la for _, la in candidates})}
     chosen = {
-        "position": places["position"] if positions is None else sorted(set(positions)),
-        "layer": places["layer"]
-        if layers == "all"
-        else list(resolve_layers(layers, places["layer"][-1] + 1)),
+        "position": known["position"] if positions is None else sorted(set(positions)),
+        "layer": known["layer"] if layers == "all" else list(resolve_layers(layers, known["layer"][-1] + 1)),
     }
-    for name, asked in chosen.items():
-        missing = [place for place in asked if place not in places[name]]
-        if missing or not asked:
-            what = f"{name} {missing[0]} is not among" if missing else f"no {name} is chosen of"
-            raise HookError(f"{what} the directions: they are of {name}s {places[name]}.")
+    for name, values in chosen.items():
+        missing = [value for value in values if value not in known[name]]
+        if missing or not values:
+            problem = f"There is no direction of {name} {missing[0]}" if missing else f"No {name} is chosen"
+            raise HookError(f"{problem}: choose among {name}s {known[name]}.")
     return [(p, la) for p in chosen["position"] for la in chosen["layer"]]
 
 
 class _Scorer:
-    """Runs the model under one candidate at a time; the unedited distributions are kept."""
+    """Runs the model under one candidate at a time and keeps the unedited distributions."""
 
     def __init__(
         self, model: Any, prompts: Contrast, tokens: Sequence[int], batch_size: int, seed: int
@@ -156,7 +153,7 @@ class _Scorer:
         }
 
     def row(self, r: Float64[Tensor, " d"], position: int, layer: int) -> dict[str, Any]:
-        """One candidate's scores."""
+        """The scores of one candidate."""
         unknown = Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap")
         scores = dict.fromkeys(("refusal", "steering", "kl_div"), unknown)
         if bool(torch.isfinite(r).all()):
@@ -177,22 +174,21 @@ class _Scorer:
         edit = AffineMap(-unit, unit, torch.zeros_like(r), info=info)
         edits = everywhere(edit, range(self._n_layers))
         harmful, harmless = (self._edited(label, edits) for label in ("harmful", "harmless"))
-        found = {}
+        scores = {}
         if harmful is not None:
-            found["refusal"] = self._score(harmful)
+            scores["refusal"] = self._score(harmful)
         if harmless is not None:
-            found["kl_div"] = mean(
-                kl_divergence(self._harmless, harmless).numpy(), seed=self._seed, least=0.0
-            )
-        return found
+            kl = kl_divergence(self._harmless, harmless).numpy()
+            scores["kl_div"] = mean(kl, seed=self._seed, least=0.0)
+        return scores
 
     def _added(self, r: Float64[Tensor, " d"], layer: int) -> dict[str, Estimate]:
-        none = r.new_zeros(len(r), 0)
-        edited = self._edited("harmless", {layer: AffineMap(none, none, r)})
+        empty = r.new_zeros(len(r), 0)
+        edited = self._edited("harmless", {layer: AffineMap(empty, empty, r)})
         return {} if edited is None else {"steering": self._score(edited)}
 
     def _edited(self, label: str, edits: Edits) -> Float64[Tensor, "prompt d_vocab"] | None:
-        """Next-token distributions under an edit; None where the edited model overflows."""
+        """Next-token distributions under an edit; None if the edited model overflows."""
         try:
             with intervene(self._model, edits):
                 return self._logprobs(label)

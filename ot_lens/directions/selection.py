@@ -1,4 +1,4 @@
-"""The choice among scored directions: filters, ranking, and the reason in words."""
+"""Choosing among scored directions: filters, ranking, and the reason in words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class FilterCount:
     """One filter of the selection.
 
     Attributes:
-        rule: What it drops.
-        removed: Candidates that it dropped.
-        left: Candidates after it.
+        rule: Which candidates it drops.
+        removed: Number of candidates it dropped.
+        left: Number of candidates after it.
     """
 
     rule: str
@@ -41,8 +41,8 @@ class Selection:
         layer: Its layer.
         why: The reason, in words.
         filters: How many candidates each filter removed, in order.
-        table: All candidates as they were scored, with `dropped` (the first filter that dropped it, "" if
-            none did) and `rank` (0 for the chosen one, missing for those dropped).
+        table: All candidates with their scores, `dropped` (the first filter that dropped it, "" if none did)
+            and `rank` (0 for the chosen one, missing for dropped ones).
     """
 
     position: int
@@ -65,26 +65,26 @@ def select_direction(
     induce_threshold: float | None = 0.0,
     prune_share: float | None = 0.2,
 ) -> Selection:
-    """Choose the direction that bypasses refusal best among those that do no other harm.
+    """Choose the direction that bypasses refusal best among those that cause no other harm.
 
-    Dropped are candidates with NaN, of a layer >= int((1 - prune_share) n_layers), with KL above
-    `kl_threshold`, with an induce score below `induce_threshold`. The smallest bypass score wins; of equal
-    ones that of the earliest position, then of the lowest layer, as published.
+    Candidates are dropped if a score is NaN, if their layer is >= int((1 - prune_share) n_layers), if their
+    KL is above `kl_threshold`, or if their induce score is below `induce_threshold`. The smallest bypass
+    score wins; ties go to the earliest position, then to the lowest layer, as published.
 
     Args:
-        scores: A row a candidate: position, layer, refusal_score (bypass), steering_score (induce),
+        scores: One row per candidate: position, layer, refusal_score (bypass), steering_score (induce),
             kl_div_score; from `score_directions`, or the `scores` of a published run.
         n_layers: Layers of the model.
         kl_threshold: In nats; None for no such filter.
         induce_threshold: In nats; None for no such filter.
-        prune_share: Share of the layers, the last ones, that are left out; None for no such filter.
+        prune_share: Share of the layers, from the last, to drop; None for no such filter.
 
     Returns:
-        The choice and how it came about.
+        The choice and the reason for it.
 
     Raises:
-        NoDirectionLeftError: If every candidate is dropped; the message says by what.
-        OtLensError: If the table lacks a column, has no row, names a candidate twice or a layer the model
+        NoDirectionLeftError: If every candidate is dropped; the message says by which filter.
+        OtLensError: If the table lacks a column, is empty, repeats a candidate or has a layer that the model
             lacks.
     """
     table = _checked(scores, n_layers)
@@ -94,10 +94,10 @@ def select_direction(
         table.loc[removed, "dropped"] = rule
         steps.append(FilterCount(rule, int(removed.sum()), int((table["dropped"] == "").sum())))
     filters = tuple(steps)
-    kept = table[table["dropped"] == ""]
-    if kept.empty:
+    remaining = table[table["dropped"] == ""]
+    if remaining.empty:
         raise NoDirectionLeftError(_nothing_left(table, filters), filters, table)
-    order = kept.sort_values(["refusal_score", "position", "layer"]).index
+    order = remaining.sort_values(["refusal_score", "position", "layer"]).index
     table["rank"] = pd.Series(range(len(order)), index=order, dtype="Int64").reindex(table.index)
     best = table.loc[order[0]]
     return Selection(
@@ -109,26 +109,25 @@ def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     absent = [name for name in ("position", "layer", *SCORES) if name not in scores.columns]
     if absent:
         raise OtLensError(
-            f"the scores have no column {', '.join(absent)}: hand in what score_directions returns, or the "
+            f"The scores have no column {', '.join(absent)}: pass what score_directions returns, or the "
             "scores of a published run."
         )
     if scores.empty:
-        raise OtLensError("the scores have no row: there is no candidate to choose among.")
+        raise OtLensError("The scores have no rows: there is no candidate to choose from.")
     table = scores.reset_index(drop=True)
     try:
         numbers = table[["position", "layer", *SCORES]].astype(dict.fromkeys(SCORES, np.float64))
         table = table.assign(**numbers.astype({"position": np.int64, "layer": np.int64}))
     except (TypeError, ValueError) as error:
-        raise OtLensError(f"the scores hold something that is no number: {abbreviated(error)}.") from error
+        raise OtLensError(f"The scores must be numbers: {abbreviated(error)}.") from error
     twice = table.duplicated(["position", "layer"])
     if twice.any():
         row = table[twice].iloc[0]
-        place = f"position {int(row['position'])}, layer {int(row['layer'])}"
-        raise OtLensError(f"{place} is scored twice: keep one row.")
+        raise OtLensError(f"{_candidate(row)} is scored twice: keep one row.")
     beyond = table[(table["layer"] < 0) | (table["layer"] >= n_layers)]
     if len(beyond):
         raise OtLensError(
-            f"layer {beyond['layer'].iloc[0]} is scored, but the model has {n_layers} layers: check n_layers."
+            f"Layer {beyond['layer'].iloc[0]} is scored, but the model has {n_layers} layers: check n_layers."
         )
     return table
 
@@ -140,7 +139,7 @@ def _filters(
     induce_threshold: float | None,
     prune_share: float | None,
 ) -> Iterator[tuple[str, Any]]:
-    """Each filter's rule and the candidates it drops, in the order of the published code."""
+    """Rule and dropped candidates of each filter, in the order of the published code."""
     yield "a score is NaN", table[list(SCORES)].isna().any(axis=1).to_numpy()
     if prune_share is not None:
         first = int(n_layers * (1.0 - prune_share))
@@ -153,30 +152,30 @@ def _filters(
 
 def _nothing_left(table: pd.DataFrame, filters: Sequence[FilterCount]) -> str:
     counts = "; ".join(f"{step.rule} dropped {step.removed}" for step in filters)
-    message = f"no direction is left of {len(table)} candidates: {counts}."
+    message = f"No direction is left of {len(table)} candidates: {counts}."
     known = table.dropna(subset=list(SCORES))
     if known.empty:
-        return f"{message} Every score holds NaN: load the model in bfloat16 or float32."
+        return f"{message} Every candidate has a NaN score: load the model in bfloat16 or float32."
     return (
         f"{message} The smallest KL is {known['kl_div_score'].min():.3g}, the highest induce score "
-        f"{known['steering_score'].max():.3g}: look at the table, and loosen a threshold only with a reason."
+        f"{known['steering_score'].max():.3g}: see the table, and relax a threshold only with a reason."
     )
 
 
 def _why(ranked: pd.DataFrame, n_candidates: int) -> str:
     best = ranked.iloc[0]
     words = (
-        f"position {int(best['position'])}, layer {int(best['layer'])}: the lowest bypass score "
-        f"({best['refusal_score']:.2f} nats) of the {len(ranked)} of {n_candidates} candidates left; KL "
-        f"{best['kl_div_score']:.3f}, induce {best['steering_score']:.2f}."
+        f"{_candidate(best)}: the lowest bypass score ({best['refusal_score']:.2f} nats) of the "
+        f"{len(ranked)} of {n_candidates} candidates left; KL {best['kl_div_score']:.3f}, induce "
+        f"{best['steering_score']:.2f}."
     )
     if len(ranked) > 1:
-        second = ranked.iloc[1]
-        words += (
-            f" Next: position {int(second['position'])}, layer {int(second['layer'])} at "
-            f"{second['refusal_score']:.2f}."
-        )
+        words += f" Next: {_candidate(ranked.iloc[1])} at {ranked.iloc[1]['refusal_score']:.2f}."
     if {"refusal_low", "refusal_high"} <= set(ranked.columns):
         close = int((ranked["refusal_low"].iloc[1:] <= best["refusal_high"]).sum())
-        words += f" The 95 % intervals of {close} others overlap its own."
+        words += f" The 95 % intervals of {close} others overlap with it."
     return words
+
+
+def _candidate(row: pd.Series) -> str:
+    return f"position {int(row['position'])}, layer {int(row['layer'])}"
