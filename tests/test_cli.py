@@ -1,7 +1,9 @@
-"""The command line's own part: the paper's study before it starts, engines, a full disk, one line each."""
+"""The command line: the paper's study before it starts, a user's own code, and one line per mistake."""
 
 import errno
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,13 +12,11 @@ from ot_lens.models.sizes import published_models
 from ot_lens.study import read_config
 from tests import checkpoints
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+PAPER = ("study", "paper", "--model", "organism")
 
 
-def test_the_estimate_of_all_six_loads_nothing(command, tmp_path):
+# ------------------------------------------------------------------------------------ the paper's study
+def test_the_estimate_of_all_six_models_loads_nothing(command, tmp_path):
     code, printed, _ = command("study", "paper", "--estimate")
     assert code == 0
     for name in published_models():
@@ -27,79 +27,98 @@ def test_the_estimate_of_all_six_loads_nothing(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_downloaded_unasked(command, tmp_path):
-    code, printed, error = command("study", "paper", "--model", "Qwen/Qwen2.5-7B-Instruct")
+def test_nothing_is_downloaded_without_asking(command, tmp_path):
+    code, printed, errors = command("study", "paper", "--model", "Qwen/Qwen2.5-7B-Instruct")
     assert code == 2
     assert "7.616" in printed
-    assert "not started: " in error
-    assert "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB would be downloaded" in error
-    assert "--yes" in error
-    assert len(error.strip().splitlines()) == 1
+    assert "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB" in errors
+    assert "--yes" in errors
+    assert len(errors.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_paper_s_study_can_be_written_and_edited(command, tmp_path):
-    arguments = (
-        "study",
-        "paper",
-        "--model",
-        "organism:single",
-        "--set",
-        "layer_rule=fixed",
-        "--write",
-        "x.yaml",
-    )
+def test_the_paper_s_study_is_a_preset_with_overrides(command, tmp_path):
+    arguments = (*PAPER, "--set", "layer_rule=fixed", "--set", "seed=1", "--set", "seed=3", "--set")
+    arguments += ("methods=[rfa, {name: pca_ot, k: 1}]", "--write", "x.yaml")
     code, printed, _ = command(*arguments)
     assert code == 0
     assert "ot-lens run x.yaml" in printed
     config = read_config(tmp_path / "x.yaml")
     assert (config.layer_sets, config.paper_table, config.judge) == ([[4], [3, 5]], True, None)
-    code, _, error = command(*arguments)
+    assert (config.seed, config.methods) == (3, ["rfa", {"name": "pca_ot", "k": 1}])
+    code, _, errors = command(*arguments)
     assert code == 2
-    assert "not overwritten" in error
+    assert "x.yaml" in errors
 
 
+def test_a_folder_without_a_tokenizer_is_named(command, tmp_path, tmp_path_factory):
+    tiny = checkpoints.write(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+    (tiny / "tokenizer.json").unlink()
+    (tiny / "tokenizer_config.json").unlink()
+    settings = ("--set", "judge=null", "--set", "prompts=organism")
+    code, _, errors = command("study", "paper", "--model", tiny, *settings, "--out", "run")
+    assert code == 2
+    assert "tokenizer" in errors
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------- the user's own code
+def test_a_configuration_alone_imports_no_code(command, tmp_path):
+    (tmp_path / "my_maps.py").write_text("raise AssertionError('imported')")
+    for text in ("extensions: [my_maps]", "methods: [{name: mine, module: my_maps}]"):
+        (tmp_path / "study.yaml").write_text(text)
+        code, _, errors = command("run", "study.yaml", "--out", "run")
+        assert code == 2
+        assert "my_maps" in errors
+        assert "--allow-code" in errors
+    assert not (tmp_path / "run").exists()
+    assert "my_maps" not in sys.modules
+
+
+def test_allowed_code_is_imported_from_the_current_folder(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_extension.py").write_text("from pathlib import Path\nPath('imported').touch()\n")
+    code, _, errors = command("run", "missing.yaml", "--set", "extensions=[my_extension]", "--allow-code")
+    assert code == 2
+    assert "missing.yaml" in errors
+    (tmp_path / "study.yaml").write_text("prompts: missing.json")
+    for module in ("my_extension", "no_such_module"):
+        code, _, errors = command("run", "study.yaml", "--set", f"extensions=[{module}]", "--allow-code")
+        assert code == 2
+        assert ("no_such_module" in errors) == (module == "no_such_module")
+    assert (tmp_path / "imported").exists()
+
+
+# ------------------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "value"),
     [
-        (("study", "paper"), "--model is missing"),
-        (
-            ("study", "paper", "--model", "nobody/nothing"),
-            "cannot read the configuration of 'nobody/nothing'",
-        ),
-        (("study", "paper", "--model", "organism", "--set", "layer_rule=best"), "no layer rule 'best'"),
-        (("study", "paper", "--model", "organism", "--set", "judge=[1]"), "judge"),
-        (("study", "paper", "--model", "organism", "--set", "judge"), "--set 'judge'"),
-        (("study", "paper", "--model", "organism", "--set", "sede=3"), "unknown field 'sede'"),
-        (("study", "paper", "--model", "organism", "--set", "seed=[1"), "--set seed"),
-        (("study", "paper", "--model", "organism", "--set", "judge=gpt"), "'gpt'"),
-        (
-            ("study", "paper", "--model", "organism", "--set", "prompts=missing.csv"),
-            "no prompt set 'missing.csv'",
-        ),
-        (("study", "paper", "--model", "organism", "--executor", "slurm"), "no executor 'slurm'"),
-        (("study", "paper", "--model", "organism", "--address", "auto"), "--executor ray"),
+        (("run", "missing.yaml"), "missing.yaml"),
+        (("figures", "."), "manifest.json"),
+        (("demo", "--variant", "large", "--out", "x"), "organism:single"),
+        (("organism", "evaluate", "--variant", "large"), "large"),
+        (("organism", "train", "--out", "."), "not empty"),
+        (("study", "paper"), "--model"),
+        (("study", "paper", "--model", "nobody/nothing"), "'nobody/nothing'"),
+        ((*PAPER, "--set", "layer_rule=best"), "'best'"),
+        ((*PAPER, "--set", "judge=[1]"), "judge"),
+        ((*PAPER, "--set", "judge=gpt"), "'gpt'"),
+        ((*PAPER, "--set", "prompts=missing.csv"), "'missing.csv'"),
+        ((*PAPER, "--set", "sede=3"), "'sede'"),
+        ((*PAPER, "--set", "seed"), "--set 'seed'"),
+        ((*PAPER, "--set", "seed=[1"), "--set seed"),
+        ((*PAPER, "--executor", "slurm"), "'slurm'"),
+        ((*PAPER, "--address", "auto"), "--executor ray"),
     ],
 )
-def test_mistakes_end_in_one_line(command, tmp_path, arguments, message):
-    code, _, error = command(*arguments)
+def test_every_command_names_a_mistake_in_one_line(command, tmp_path, arguments, value):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, _, errors = command(*arguments)
     assert code == 2
-    assert message in error
-    assert "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_without_tokenizer_is_named(command, tiny, tmp_path):
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (bare / name).write_bytes((tiny / name).read_bytes())
-    code, _, error = command(
-        "study", "paper", "--model", bare, "--set", "judge=null", "--set", "prompts=organism", "--out", "run"
-    )
-    assert code == 2
-    assert "tokenizer" in error
-    assert not (tmp_path / "run").exists()
+    assert value in errors
+    assert "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_full_disk_ends_in_one_line(command, monkeypatch):
@@ -107,6 +126,28 @@ def test_a_full_disk_ends_in_one_line(command, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/shard")
 
     monkeypatch.setattr(commands, "study_into", full)
-    code, _, error = command("demo")
+    code, _, errors = command("demo")
     assert code == 2
-    assert error.strip() == "ot-lens: runs/x/shard: No space left on device: check the disk and the folder."
+    assert errors.startswith("ot-lens: runs/x/shard: No space left on device")
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_a_process_ends_with_one_line_and_imports_nothing_heavy_for_help(tmp_path):
+    heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'transformers', 'transformer_lens', 'matplotlib'}"
+    code = (
+        "import sys, typer.testing, ot_lens.cli as cli\n"
+        "result = typer.testing.CliRunner().invoke(cli.app, ['--help'])\n"
+        f"print(result.exit_code, sorted({heavy} & set(sys.modules)))\n"
+        "sys.argv = ['ot-lens', 'run', 'bad.yaml']\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "bad.yaml").write_text("modle: organism")
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    assert ended.stdout.strip() == "0 []"
+    assert ended.returncode == 2
+    assert "'modle'" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
