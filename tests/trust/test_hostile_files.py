@@ -153,7 +153,7 @@ def test_a_table_of_a_kilobyte_does_not_become_gigabytes(tmp_path):
     (tmp_path / "good.txt").write_text("\n".join(readers.SENTENCES))
     code = "otl.load_prompts({'harmful': sys.argv[1], 'harmless': sys.argv[2]})"
     said, grown = peak_of(code, str(tmp_path / "bomb.parquet"), str(tmp_path / "good.txt"))
-    assert "when written out" in said
+    assert "texts expand to" in said
     assert grown < 300
 
 
