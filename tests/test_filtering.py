@@ -36,7 +36,7 @@ def test_mislabelled_prompts_go_and_the_rest_stays_in_order(model, mislabelled, 
     found = otl.filter_by_behaviour(model, mislabelled, by=by, batch_size=16)
     assert found.train.harmful == mislabelled.train.harmful[4:]
     assert found.train.harmless == mislabelled.train.harmless[4:]
-    assert found.val == mislabelled.val  # the control: rightly labelled prompts all stay
+    assert found.val == mislabelled.val  # the control: correctly labelled prompts all stay
     assert found.test == mislabelled.test  # not asked for
     record = found.manifest()["filtered"][0]
     assert record["by"] == by

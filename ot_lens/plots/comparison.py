@@ -234,7 +234,7 @@ def _forest(ax: Axes, sweep: pd.DataFrame, methods: list[Contender], measure: Me
 def _forest_axis(ax: Axes, sweep: pd.DataFrame, measure: Measure) -> None:
     ax.margins(x=0.12)
     scale_axis(ax, "x", measure, extent(sweep, measure))
-    ax.set_xlabel(measure.label.replace("answers rightly", "answers\nrightly"))
+    ax.set_xlabel(measure.label.replace("answered correctly", "answered\ncorrectly"))
     ax.set_title(measure.prompts)
     ax.tick_params(axis="y", length=0)
 
@@ -246,8 +246,8 @@ def caption(localization: pd.DataFrame, **_: Any) -> str:
         "Attack success rate (share of harmful prompts not refused) against the cost on harmless prompts: "
         "KL(original || edited) of the next-token distribution (asinh scale), and perplexity of the "
         "reference answers. Dotted: Pareto front of all points shown, each chosen on the prompts shown. "
-        "Last panel: share of harmful prompts answered rightly; on the diagonal whatever is not refused is "
-        "answered rightly, in the grey below it answers are wrong. " + _how_chosen(sweep)
+        "Last panel: share of harmful prompts answered correctly; on the diagonal whatever is not refused is "
+        "answered correctly, in the grey below it answers are wrong. " + _how_chosen(sweep)
     )
 
 
@@ -260,7 +260,7 @@ def caption_intervals(localization: pd.DataFrame, **_: Any) -> str:
 def _how_chosen(sweep: pd.DataFrame) -> str:
     rows = pd.concat([measured(sweep, m.name, m.prompts) for m in (REFUSES, SUCCESS, RIGHT, KL)])
     return (
-        "Filled: the single layer at which most harmful prompts are answered rightly (ties: smaller KL), "
+        "Filled: the single layer at which most harmful prompts are answered correctly (ties: smaller KL), "
         "chosen on the prompts shown; hollow: all layers together; faint: the other single layers. Dashed "
         f"or grey: no intervention. Bars: 95 % intervals. n = {counts(rows)} prompts; {settings(sweep)}."
     )

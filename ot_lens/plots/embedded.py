@@ -19,7 +19,7 @@ from ot_lens.tables import select
 COLUMNS = ("part", "quantity", "method", "k", "layer", "known", "value", "low", "high")
 KNOWN = Mark("the rule", "#2B2F36", "diamond", "dot")
 MEASURED = Mark("measured", "#7B5AA6", "circle", "solid")
-RIGHT = Mark("answered rightly, PCA-OT", "#7B5AA6", "star", "dash")
+RIGHT = Mark("answered correctly, PCA-OT", "#7B5AA6", "star", "dash")
 SHORT = {
     "harmful refused": "harmful\nrefused",
     "harmless refused": "harmless\nrefused",
@@ -136,7 +136,7 @@ def caption(ground_truth: pd.DataFrame, **_: Any) -> str:
     return (
         f"The embedded model was built with {built} of refusal. Behaviour: what its rule asks for (diamonds) "
         "and what it does on held-out prompts. Edit of rank k: share of harmful prompts still refused, and "
-        f"answered rightly, under each edit at its best single layer{where}, chosen on the prompts shown; "
+        f"answered correctly, under each edit at its best single layer{where}, chosen on the prompts shown; "
         "RFA ablates one direction at every block. Refusal directions: exp(entropy) of the spectrum of the "
         "category means about the harmless mean, by layer; grey: mean (dotted) and 95 % band when the "
         "categories of the harmful prompts are permuted, which is one direction for all. Dotted lines: the "

@@ -42,7 +42,7 @@ MOST_METHODS, MOST_PANELS = 4, 9
 
 
 def rank_panels(localization: pd.DataFrame) -> list[HeatPanel]:
-    """Refused, answered rightly and cost of PCA-OT by layer (x) and rank (y).
+    """Refused, answered correctly and cost of PCA-OT by layer (x) and rank (y).
 
     Raises:
         TableError: a column is missing, or the sweep holds one rank only.
@@ -78,7 +78,7 @@ def caption_ranks(localization: pd.DataFrame, **_: Any) -> str:
     rows = sweep[sweep["k"].notna()]
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "
-        "answered rightly, and KL(original || edited) on harmless prompts as the cost. Intervals are in the "
+        "answered correctly, and KL(original || edited) on harmless prompts as the cost. Intervals are in "
         f"table. n = {counts(rows)} prompts; {settings(rows)}."
     )
 

@@ -194,7 +194,7 @@ def caption(localization: pd.DataFrame, *, screen: bool = False, **_: Any) -> st
     return (
         "What an edit at one layer does, by layer and method; at the right edge ('all') the same edit at "
         "all layers together. Shown are the share of harmful prompts refused (by phrase, from generated "
-        "answers); the share of harmful prompts answered rightly (refusal gone and the model intact); the "
+        "answers); the share of harmful prompts answered correctly (refusal gone and the model intact); the "
         "refusal score of harmful prompts at the last prompt token; and, as the cost, KL(original || "
         f"edited) of the next-token distribution on harmless prompts (asinh scale).{context} Bands and "
         "bars: 95 % intervals (Wilson for shares, bootstrap over prompts otherwise). Dashed grey: no "

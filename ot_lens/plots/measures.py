@@ -39,11 +39,15 @@ MEASURES = {
         Measure("refusal_rate", "harmful", "refuses (%)", "share", "low: refusal gone"),
         Measure("attack_success_rate", "harmful", "attack success (%)", "share", "high: refusal gone"),
         Measure(
-            "exact_answer_rate", "harmful", "answers rightly (%)", "share", "high: refusal gone, model intact"
+            "exact_answer_rate",
+            "harmful",
+            "answered correctly (%)",
+            "share",
+            "high: refusal gone, model intact",
         ),
         Measure("refusal_score", "harmful", "refusal score (nats)", "linear", "low: refusal gone"),
         Measure("kl", "harmless", "KL (nats)", "cost", "low: model intact"),
-        Measure("exact_answer_rate", "harmless", "answers rightly (%)", "share", "high: model intact"),
+        Measure("exact_answer_rate", "harmless", "answered correctly (%)", "share", "high: model intact"),
         Measure("refusal_rate", "harmless", "refuses (%)", "share", "low: no over-refusal"),
         Measure("perplexity", "harmless", "perplexity", "log", "low: model intact"),
     )

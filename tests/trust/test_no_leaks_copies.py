@@ -209,7 +209,7 @@ def _check_compiled(model: Any, twin: Any, scopes: Sequence[str], inside_first: 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_a_model_compiled_in_place_is_edited_rightly_or_refused(
+def test_a_model_compiled_in_place_is_edited_correctly_or_refused(
     folder, hooks, full_size, monkeypatch, record_property
 ):
     """PyTorch may pass over new hooks of a model that was compiled in place: then its tokens go unseen."""
