@@ -79,7 +79,7 @@ def caption_ranks(localization: pd.DataFrame, **_: Any) -> str:
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "
         "answered correctly, and KL(original || edited) on harmless prompts as the cost. Intervals are in "
-        f"table. n = {counts(rows)} prompts; {settings(rows)}."
+        f"the table. n = {counts(rows)} prompts; {settings(rows)}."
     )
 
 
