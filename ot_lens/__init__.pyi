@@ -38,6 +38,7 @@ from .gaussian import Gaussian as Gaussian
 from .gaussian import bures_wasserstein as bures_wasserstein
 from .generation import Completion as Completion
 from .generation import complete as complete
+from .geometry import Quantity as Quantity
 from .geometry import class_angles as class_angles
 from .geometry import diagnose as diagnose
 from .geometry import direction_cosines as direction_cosines
@@ -46,6 +47,7 @@ from .geometry import layer_cosines as layer_cosines
 from .geometry import map_quality as map_quality
 from .geometry import position_cosines as position_cosines
 from .geometry import principal_plane as principal_plane
+from .geometry import register_diagnostic as register_diagnostic
 from .geometry import run_cosines as run_cosines
 from .geometry import spectra as spectra
 from .geometry import visibility as visibility

@@ -8,12 +8,12 @@ from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError, OtLensError
 from ot_lens.geometry import diagnose, direction_cosines, principal_plane, spectra
-from ot_lens.geometry.diagnose import UNITS
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.held_out import held_out
+from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.geometry.resampled_moments import DrawnClasses
-from ot_lens.geometry.tables import interval, newcombe
 from ot_lens.linalg import Pooled
+from ot_lens.statistics.intervals import auc_interval, bootstrap_interval
 from ot_lens.statistics.resampling import bootstraps, observed, relabellings
 from ot_lens.transport import fit_ace, fit_directional_ablation, fit_pca_ot
 from tests.generators import naive
@@ -106,7 +106,7 @@ def test_the_table_is_tidy_and_says_the_dense_numbers():
     acts = layered(12, 16, 30, layers=2, seed=2)
     table = diagnose(acts, permutations=20, bootstrap=20)
     assert list(table.columns) == COLUMNS
-    assert list(table["quantity"].unique()) == list(UNITS)
+    assert list(table["quantity"].unique()) == [quantity.name for quantity in BUILT_IN]
     assert not table.duplicated(["layer", "position", "quantity"]).any()
     one = look_up(table[table["layer"] == 1], slice(None))
     H, S = acts.harmful(1), acts.harmless(1)
@@ -206,7 +206,7 @@ def test_intervals_cover_the_expected_estimate():
         value = wasserstein(DrawnClasses.of(gram, labels), fast=True)
         resampled = wasserstein(DrawnClasses.of(gram, bootstraps(labels, 100, trial)), fast=True)
         for name in names:
-            band = interval(float(value[name]), resampled[name], 2 * n)
+            band = bootstrap_interval(float(value[name]), resampled[name], 2 * n)
             hits[name] += band["low"] <= expected[name] <= band["high"]
     assert all(hit / trials > 0.87 for hit in hits.values()), hits
 
@@ -262,7 +262,7 @@ def test_spectra_are_those_of_the_covariances(d):
         assert (rows["low"].isna() | (rows["low"] <= rows["eigenvalue"])).all()
 
 
-def test_components_beyond_a_resample_have_no_interval():
+def test_components_beyond_a_resample_have_no_bootstrap_interval():
     rows = spectra(layered(12, 12, 40, layers=1, seed=11), bootstrap=50)
     assert rows["low"].notna().iloc[0]
     assert rows[rows["component"] == 10]["low"].isna().all()
@@ -349,16 +349,16 @@ def test_relabellings_within_folds_keep_every_prompt_in_its_fold():
 
 def test_the_error_of_a_variance_is_a_factor():
     drawn = torch.linspace(0.5, 2.0, 79, dtype=torch.float64)
-    one = interval(1.0, drawn, 20, (0.0, np.inf), factor=True)
-    ten = interval(10.0, 10 * drawn, 20, (0.0, np.inf), factor=True)
+    one = bootstrap_interval(1.0, drawn, 20, (0.0, np.inf), scale="log")
+    ten = bootstrap_interval(10.0, 10 * drawn, 20, (0.0, np.inf), scale="log")
     assert ten == pytest.approx({name: 10 * end for name, end in one.items()})
     assert one["high"] - 1 > 1 - one["low"] > 0
-    assert np.isnan(interval(0.0, drawn, 20, factor=True)["low"])
+    assert np.isnan(bootstrap_interval(0.0, drawn, 20, scale="log")["low"])
 
 
 def test_intervals_of_few_prompts_are_stretched():
     drawn = torch.linspace(-1, 1, 199, dtype=torch.float64)
-    widths = [interval(0.0, drawn, n)["high"] for n in (3, 8, 32, 10**6)]
+    widths = [bootstrap_interval(0.0, drawn, n)["high"] for n in (3, 8, 32, 10**6)]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(float(drawn[-5]), rel=1e-5)
     assert widths[2] / widths[-1] == pytest.approx(
@@ -369,7 +369,7 @@ def test_intervals_of_few_prompts_are_stretched():
 @pytest.mark.parametrize(("value", "inflation"), [(0.5, 1.0), (0.8, 1.0), (0.97, 1.0), (0.8, 7 / 3)])
 def test_newcombes_interval_is_where_the_score_test_ends(value, inflation):
     n, m, folds = 24, 40, 4
-    for end in newcombe(value, (n, m), folds, inflation):
+    for end in auc_interval(value, (n, m), folds, inflation):
         more = (n + m) / (2 * folds) - 1
         variance = end * (1 - end) * (1 + more * ((1 - end) / (2 - end) + end / (1 + end)))
         variance *= folds**2 / (n * m) / folds * inflation
@@ -377,10 +377,10 @@ def test_newcombes_interval_is_where_the_score_test_ends(value, inflation):
 
 
 def test_an_auc_of_one_is_not_certain():
-    low, high = newcombe(1.0, (24, 40), 4)
+    low, high = auc_interval(1.0, (24, 40), 4)
     assert 0.7 < low < 0.97
     assert high == 1
-    assert newcombe(0.0, (24, 40), 4) == pytest.approx((0.0, 1 - low))
+    assert auc_interval(0.0, (24, 40), 4) == pytest.approx((0.0, 1 - low))
     H, S = normal(24, 6, seed=30) + 20, normal(40, 6, seed=31)
     row = look_up(diagnose(one_layer(H, S), permutations=0, bootstrap=39), "auc_direction")
     assert (row["value"], row["low"], row["high"]) == (1, pytest.approx(low), 1)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ot_lens.errors import ActivationError
-from ot_lens.statistics.estimates import Resampled, mean, perplexity
-from ot_lens.statistics.paired import holm, mcnemar, paired_bootstrap
+from ot_lens.statistics import BootstrapRatio, holm, mcnemar, mean, paired_bootstrap, perplexity
 
 
 # ------------------------------------------------------------------------------------------- McNemar
@@ -72,7 +71,7 @@ def test_few_differences_prove_little():
     assert paired_bootstrap(np.array([3.0]), seed=0) == 1
     # All signs alike: one of 2^3 each way.
     assert paired_bootstrap(np.array([1.0, 1.1, 0.9]), seed=0) == 2 / 8
-    with pytest.raises(ActivationError, match="no differences"):
+    with pytest.raises(ActivationError, match="at least one prompt"):
         paired_bootstrap(np.array([]), seed=0)
 
 
@@ -112,7 +111,7 @@ def test_resamples_are_counted_in_their_own_standard_errors():
     """Against the loop: ratio, its linearized error, and the same of every resample."""
     generator = np.random.default_rng(6)
     a, b = generator.gamma(2.0, size=9), generator.gamma(3.0, size=9)
-    found = Resampled.of(a, b, count=50, seed=4)
+    found = BootstrapRatio.of(a, b, count=50, seed=4)
 
     def ratio_and_error(a, b):
         e = a - a.sum() / b.sum() * b
@@ -127,7 +126,7 @@ def test_resamples_are_counted_in_their_own_standard_errors():
 
 def test_resamples_without_spread_count_against_an_effect():
     d = np.array([1.0] + [0.0] * 11)
-    found = Resampled.of(d, np.ones(12), count=999, seed=0)
+    found = BootstrapRatio.of(d, np.ones(12), count=999, seed=0)
     assert np.isneginf(found.t).mean() == pytest.approx((11 / 12) ** 12, abs=0.05)
     assert paired_bootstrap(d, seed=0) > 0.1
     student = stats.ttest_1samp(d, 0).confidence_interval()
@@ -140,7 +139,7 @@ def test_one_prompt_far_from_the_others_leaves_a_bounded_interval():
     found = mean(values, seed=0)
     error = values.std(ddof=1) / np.sqrt(len(values))
     assert found.high == pytest.approx(found.value + np.sqrt(39) * error)
-    assert Resampled.of(values, np.ones(12), count=999, seed=0).t[25] < -100
+    assert BootstrapRatio.of(values, np.ones(12), count=999, seed=0).t[25] < -100
 
 
 def test_the_interval_of_a_mean_contains_it_and_respects_the_bound():

@@ -43,8 +43,7 @@ from ot_lens.behaviour.refusal import (
     score_from_logprobs,
 )
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
-from ot_lens.statistics.estimates import Estimate, mean, perplexity, rate
-from ot_lens.statistics.paired import holm, mcnemar, paired_bootstrap
+from ot_lens.statistics import Estimate, mean, perplexity, rate
 
 __all__ = [
     "FILTERS",
@@ -75,19 +74,16 @@ __all__ = [
     "completion_stats",
     "estimates",
     "filter_by_behaviour",
-    "holm",
     "judge_completions",
     "judge_names",
     "judge_presets",
     "kl_divergence",
     "load_completions",
-    "mcnemar",
     "mean",
     "measure",
     "model_phrases",
     "next_token_logprobs",
     "next_token_values",
-    "paired_bootstrap",
     "perplexity",
     "phrase_list",
     "plan_filter",

@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from ot_lens.behaviour.judges import Judgement
 from ot_lens.errors import JudgeError
-from ot_lens.statistics.estimates import CONFIDENCE, RESAMPLES, Estimate, rate
+from ot_lens.statistics import Estimate, rate
+from ot_lens.statistics.estimates import CONFIDENCE, RESAMPLES
 
 
 @dataclass(frozen=True)

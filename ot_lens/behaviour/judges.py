@@ -14,7 +14,7 @@ from ot_lens.errors import JudgeError, one_of
 from ot_lens.generation import Completion
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.prompts import Prompt, as_texts
-from ot_lens.statistics.estimates import Estimate, rate
+from ot_lens.statistics import Estimate, rate
 
 # What a judge's yes means: the answer refuses, or it is the harm that was requested.
 QUESTIONS = ("refused", "harmful")

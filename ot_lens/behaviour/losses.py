@@ -25,7 +25,7 @@ from ot_lens.models import (
     prompt_width,
 )
 from ot_lens.prompts import Prompt
-from ot_lens.statistics.estimates import Estimate, perplexity
+from ot_lens.statistics import Estimate, perplexity
 
 DEFAULT_WINDOW = 1024
 MAX_TEXT = 1024 * MIB

@@ -19,7 +19,7 @@ from ot_lens.errors import PromptError, one_of
 from ot_lens.generation import Completion, complete
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
-from ot_lens.statistics.estimates import Estimate, mean, rate
+from ot_lens.statistics import Estimate, mean, rate
 
 NEXT_TOKEN_MEASURES = ("refusal_score", "kl")
 MEASURES = ("refusal_rate", "exact_answer_rate", *NEXT_TOKEN_MEASURES, "perplexity")

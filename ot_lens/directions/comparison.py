@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ot_lens.directions.published_run import RefusalDirectionRun
 from ot_lens.errors import ActivationError, OtLensError, OtLensTypeError
-from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import Pooled, check_pair, unit_vectors
 from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.statistics.intervals import bootstrap_interval, null_band
 
 COLUMNS = (
     "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
@@ -119,7 +119,7 @@ def _with_samples(
         cosines[name] = (A @ unit_vectors(weights @ Z, rounding).T).clamp(-1, 1)
     rows = []
     for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
-        band = interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
+        band = bootstrap_interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
         keys = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
         rows.append({**keys, **band, **null_band(cosines["relabelled"][a])})
     return rows

@@ -6,10 +6,13 @@ from ot_lens.geometry.diagnose import diagnose
 from ot_lens.geometry.directions import direction_cosines, layer_cosines, position_cosines, run_cosines
 from ot_lens.geometry.plane import principal_plane
 from ot_lens.geometry.quality import map_quality
+from ot_lens.geometry.quantities import DIAGNOSTICS, Quantity, register_diagnostic
 from ot_lens.geometry.spectra import spectra
 from ot_lens.geometry.visibility import visibility
 
 __all__ = [
+    "DIAGNOSTICS",
+    "Quantity",
     "category_directions",
     "class_angles",
     "diagnose",
@@ -19,6 +22,7 @@ __all__ = [
     "map_quality",
     "position_cosines",
     "principal_plane",
+    "register_diagnostic",
     "run_cosines",
     "spectra",
     "visibility",

@@ -11,10 +11,10 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.geometry.comparison import Places
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes
-from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import mapped
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed
+from ot_lens.statistics.intervals import bootstrap_interval, null_band
+from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
 SMALLEST = 1e-12  # of the leading eigenvalue
@@ -52,7 +52,7 @@ def class_angles(
         FitError: k outside 1 .. n - 1 of the smaller class.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     rows: list[dict[str, Any]] = []
     for wanted, layer in product(acts.positions if position is None else (position,), acts.layers):
         at = resolve_position(acts, wanted)
@@ -104,7 +104,7 @@ def layer_angles(
         FitError: k outside 1 .. n - 1, or an unknown label.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     if label not in LABELS:
         raise FitError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}")
     at = resolve_position(acts, position)
@@ -153,9 +153,9 @@ def _weights(
 
 
 def _between_classes(
-    gram: Float64[Tensor, "N N"], rounding: float, draws: Draws, k: int
+    gram: Float64[Tensor, "N N"], rounding: float, draws: Resamples, k: int
 ) -> Float64[Tensor, "R k"]:
-    def measure(part: Draws) -> Float64[Tensor, "R k"]:
+    def measure(part: Resamples) -> Float64[Tensor, "R k"]:
         classes = DrawnClasses.of(gram, part, rounding)
         source, target = (_basis(classes, label, k) for label in LABELS)
         return _angles(source.mT @ gram @ target)
@@ -172,11 +172,11 @@ def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
     return _angles(source.mT @ shapes.gram @ target)
 
 
-def _between_layers(places: Places, draws: Draws, label: str, k: int) -> Float64[Tensor, "R L L k"]:
+def _between_layers(places: Places, draws: Resamples, label: str, k: int) -> Float64[Tensor, "R L L k"]:
     grams = [Z @ Z.T for Z in places.Z]
     layers = list(zip(places.Z, grams, places.gram_rounding, strict=True))
 
-    def measure(part: Draws) -> Float64[Tensor, "R L L k"]:
+    def measure(part: Resamples) -> Float64[Tensor, "R L L k"]:
         classes = [(Z, DrawnClasses.of(gram, part, rounding)) for Z, gram, rounding in layers]
         bases = [Z.T @ _basis(drawn, label, k) for Z, drawn in classes]
         Q = torch.stack(bases, dim=1)
@@ -212,7 +212,7 @@ def _rows(
             "component": component,
             "angle": angle,
             "n": n,
-            **interval(angle, None if drawn is None else drawn[:, component], n, (0.0, 90.0)),
+            **bootstrap_interval(angle, None if drawn is None else drawn[:, component], n, (0.0, 90.0)),
             **null_band(None if null is None else null[:, component]),
             "unit": "degrees",
         }

@@ -9,10 +9,12 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.tables import COLUMNS, interval, row
+from ot_lens.geometry.quantities import Quantity
+from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import Pooled
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import checked_draws
+from ot_lens.statistics.intervals import bootstrap_interval
+from ot_lens.statistics.resampling import check_draw_counts
 
 
 def category_directions(
@@ -48,7 +50,7 @@ def category_directions(
             that is not that of the harmful prompts, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     at = resolve_position(acts, position)
     names = sorted(set(categories))
     code = torch.tensor([names.index(category) for category in categories])
@@ -63,12 +65,12 @@ def category_directions(
         null = _effective(gram, _weights(code[orders], len(names), len(S)), rounding)
         drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator), rounding)
         value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)), rounding)
-        place = {"layer": layer, "position": at, "quantity": "refusal_directions"}
-        # As if every category had as few prompts as the smallest: its mean is known worst.
+        place = {"layer": layer, "position": at}
+        # As if every category had as few prompts as the smallest, whose mean is the least certain.
         least = len(names) * int(code.bincount().min())
-        band = interval(float(value[0]), drawn, least, (1.0, float(len(names))))
-        n = len(H) + len(S)
-        rows.append({**row(place, float(value[0]), n, null, None, "directions"), **band})
+        quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
+        band = bootstrap_interval(float(value[0]), drawn, least, quantity.bounds)
+        rows.append({**row(place, quantity, float(value[0]), len(H) + len(S), null), **band})
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.resampled_moments import class_weights
-from ot_lens.geometry.tables import interval, null_band
 from ot_lens.linalg import Pooled, check_pair, unit_vectors
 from ot_lens.samples import LayerSamples
-from ot_lens.statistics.resampling import Draws, bootstraps, observed, relabellings
+from ot_lens.statistics.intervals import bootstrap_interval, null_band
+from ot_lens.statistics.resampling import Resamples, bootstraps, observed, relabellings
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -46,7 +46,7 @@ class Places:
         )
         return cls(tuple(place.Z.cpu() for place in pooled), sizes.pop(), rounding, gram_rounding)
 
-    def directions(self, draws: Draws) -> Float64[Tensor, "R p d"]:
+    def directions(self, draws: Resamples) -> Float64[Tensor, "R p d"]:
         """Unit differences in class means; NaN where the means coincide."""
         N = sum(self.sizes)
         weights = class_weights(draws.source, N) - class_weights(draws.target, N)
@@ -105,17 +105,17 @@ class Cosines:
         return {
             "cosine": cosine,
             "n": self.n,
-            **interval(cosine, resampled, self.n, (-1.0, 1.0)),
+            **bootstrap_interval(cosine, resampled, self.n, (-1.0, 1.0)),
             **null_band(null),
         }
 
 
-def _products(first: Places, second: Places, one: Draws, other: Draws) -> Float64[Tensor, "R a b"]:
+def _products(first: Places, second: Places, one: Resamples, other: Resamples) -> Float64[Tensor, "R a b"]:
     """Through the directions themselves: cross-Gram matrices of all pairs of places would cost more."""
     size = max(1, CHUNK_BYTES // (8 * first.Z[0].shape[1] * (len(first.Z) + len(second.Z))))
     parts = []
     for start in range(0, one.count, size):
-        r = first.directions(one.part(start, start + size))
-        s = r if first is second else second.directions(other.part(start, start + size))
+        r = first.directions(one.slice(start, start + size))
+        s = r if first is second else second.directions(other.slice(start, start + size))
         parts.append((r @ s.mT).clamp(-1.0, 1.0))
     return torch.cat(parts)

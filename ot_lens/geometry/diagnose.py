@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
@@ -12,31 +11,16 @@ from torch import Tensor
 
 from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
-from ot_lens.geometry.gaussianity import STATISTICS, gaussian_null, gaussianity, leading_scores
+from ot_lens.geometry.gaussianity import gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
+from ot_lens.geometry.quantities import BUILT_IN, Quantity, registered
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, layer_batches
-from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
+from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed, relabellings
 
 SLICES = 64
-UNITS = {
-    "w2_squared": "activation²",
-    "w2_location": "activation²",
-    "w2_bures": "activation²",
-    "direction_norm": "activation",
-    "location_share_on_direction": "share",
-    "auc_direction": "AUC",
-    "fisher_ratio": "ratio",
-    "w2_on_direction": "activation²",
-    "sliced_w2": "activation²",
-    "empirical_w2": "activation²",
-    **{f"effective_rank_{label}": "dimensions" for label in LABELS},
-    **{f"participation_ratio_{label}": "dimensions" for label in LABELS},
-    **{f"condition_number_{label}": "ratio" for label in LABELS},
-    **{f"{name}_{label}": "statistic" for name in STATISTICS for label in LABELS},
-}
 
 
 def diagnose(
@@ -56,7 +40,7 @@ def diagnose(
     null is that of Gaussian samples. The interval is over prompts (see `interval`). What is
     fitted is never evaluated on its own prompts: `auc_direction`, `fisher_ratio`, `w2_on_direction` and
     `location_share_on_direction` are cross-fitted over folds of the prompts given. All layers share the same
-    draws.
+    draws. Quantities added by `register_diagnostic` follow, with the same null and interval.
 
     Args:
         acts: activations of both classes.
@@ -73,7 +57,7 @@ def diagnose(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     positions = acts.positions if position is None else (position,)
     rows = [
         entry
@@ -99,24 +83,42 @@ def _rows(
     null = layer.null(labels, n_permutations, seed) if n_permutations else {}
     null |= _gaussian_nulls(labels, layer.scores.shape[1], n_permutations, seed)
     resampled = layer.measure(bootstraps(labels, n_bootstrap, seed), of=labels) if n_bootstrap else {}
-    for name, unit in UNITS.items():
-        label, measured = {**place, "quantity": name}, float(value[name])
-        found = (null.get(name), resampled.get(name))
-        if unit == "AUC":
-            yield auc_row(label, measured, labels.sizes, labels.folds, *found)
-            continue
-        bounds = (0.0, 1.0) if unit == "share" else (0.0, np.inf)
-        n, factor = _count(name, len(H), len(S)), unit == "dimensions"
-        yield row(label, measured, n, *found, unit, bounds, factor=factor)
+    for quantity in BUILT_IN:
+        name = quantity.name
+        values = float(value[name]), null.get(name), resampled.get(name)
+        if quantity.unit == "AUC":
+            yield auc_row(place, quantity, values[0], labels.sizes, labels.folds, *values[1:])
+        else:
+            yield row(place, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
+    both, drawn = torch.cat([H, S]).cpu(), (n_permutations, n_bootstrap)
+    for quantity in registered():
+        yield _registered_row(place, quantity, both, labels, drawn, seed)
 
 
-def _count(name: str, n_H: int, n_S: int) -> int:
-    if name.endswith("_harmful"):
-        return n_H
-    return n_S if name.endswith("_harmless") else n_H + n_S
+def _registered_row(
+    place: dict[str, Any],
+    quantity: Quantity,
+    samples: Float64[Tensor, "N d"],
+    labels: Resamples,
+    counts: tuple[int, int],
+    seed: int,
+) -> dict[str, Any]:
+    """A user's diagnostic under the same draws as ours."""
+
+    def measure(draws: Resamples) -> Float64[Tensor, " R"]:
+        pairs = zip(draws.source, draws.target, strict=True)
+        values = [quantity.of(samples[source], samples[target]) for source, target in pairs]
+        return torch.tensor(values, dtype=torch.float64)
+
+    null, resampled = (
+        measure(draw(labels, count, seed)) if count else None
+        for draw, count in zip((relabellings, bootstraps), counts, strict=True)
+    )
+    n = quantity.samples(labels.sizes)
+    return row(place, quantity, float(measure(labels)[0]), n, null, resampled)
 
 
-def _gaussian_nulls(labels: Draws, k: int, count: int, seed: int) -> Values:
+def _gaussian_nulls(labels: Resamples, k: int, count: int, seed: int) -> Values:
     if not count:
         return {}
     return {
@@ -157,23 +159,23 @@ class _Layer:
         rounding = float(pooled.rounding), float(pooled.gram_rounding)
         return cls(pooled.gram().cpu(), projected, leading_scores(Z).cpu(), Z.shape[1], *rounding)
 
-    def measure(self, draws: Draws, *, of: Draws | None = None) -> Values:
+    def measure(self, draws: Resamples, *, of: Resamples | None = None) -> Values:
         """Every quantity under every draw, a few draws at a time; `of` are the labels that were resampled."""
         sample = None if of is None else self._classes(of)
         return joined(mapped(lambda part: self._all(part, sample), draws.chunks()))
 
-    def null(self, labels: Draws, count: int, seed: int) -> Values:
+    def null(self, labels: Resamples, count: int, seed: int) -> Values:
         """Every quantity under permuted labels; for what knows no means, as if only shapes could differ."""
         draws = relabellings(labels, count, seed)
         shapes = DrawnShapes.relabelled(self.gram, labels.sizes, count, seed, self.gram_rounding)
         placed = joined(mapped(lambda part: self._placed(self._classes(part)), draws.chunks()))
         return placed | joined(mapped(self._shapes, shapes.chunks()))
 
-    def _all(self, draws: Draws, sample: DrawnClasses | None) -> Values:
+    def _all(self, draws: Resamples, sample: DrawnClasses | None) -> Values:
         classes = self._classes(draws)
         return self._placed(classes, sample) | dimensions(classes, self.d)
 
-    def _classes(self, draws: Draws) -> DrawnClasses:
+    def _classes(self, draws: Resamples) -> DrawnClasses:
         return DrawnClasses.of(self.gram, draws, self.gram_rounding)
 
     def _placed(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:

@@ -8,7 +8,7 @@ import pandas as pd
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.comparison import Cosines, Places
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import checked_draws
+from ot_lens.statistics.resampling import check_draw_counts
 
 COLUMNS = ("cosine", "n", "low", "high", "null_mean", "null_low", "null_high")
 
@@ -40,7 +40,7 @@ def direction_cosines(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     rows: list[dict[str, Any]] = []
     for wanted in acts.positions if position is None else (position,):
         at = resolve_position(acts, wanted)
@@ -69,7 +69,7 @@ def position_cosines(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     rows: list[dict[str, Any]] = []
     for layer in acts.layers:
         places = Places.of(acts, [(layer, at) for at in acts.positions])
@@ -108,7 +108,7 @@ def run_cosines(
         ActivationError: no common layer, different widths, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     layers = [layer for layer in acts.layers if layer in other.layers]
     if not layers:
         raise ActivationError(f"the runs share no layer: {list(acts.layers)} and {list(other.layers)}")
@@ -150,7 +150,7 @@ def layer_cosines(
         ActivationError: different widths, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     at = resolve_position(acts, position)
     theirs = resolve_position(other, position)
     first = Places.of(acts, [(layer, at) for layer in acts.layers])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values
 from ot_lens.linalg import monotone_coupling, nuclear_norm
-from ot_lens.statistics.resampling import Draws
+from ot_lens.statistics.resampling import Resamples
 
 MAX_ASSIGNMENT = 256
 
@@ -33,7 +33,7 @@ def bures(classes: DrawnClasses | DrawnShapes, *, fast: bool) -> Float64[Tensor,
     return (sum(classes.traces()) - 2 * shared).clamp_min(0.0)
 
 
-def sliced(projected: Float64[Tensor, "p N"], draws: Draws) -> Values:
+def sliced(projected: Float64[Tensor, "p N"], draws: Resamples) -> Values:
     """Mean of the one-dimensional W2^2 over random unit directions (Rabin et al. 2012)."""
     X, Y = projected[:, draws.source], projected[:, draws.target]
     return {"sliced_w2": line_distance(X, Y).mean(0)}
@@ -47,7 +47,7 @@ def line_distance(X: Float64[Tensor, "*R n_H"], Y: Float64[Tensor, "*R n_S"]) ->
     return gap.square() @ mass
 
 
-def empirical(gram: Float64[Tensor, "N N"], draws: Draws) -> Values:
+def empirical(gram: Float64[Tensor, "N N"], draws: Resamples) -> Values:
     """Exact W2^2 of the samples themselves, by assignment; NaN above MAX_ASSIGNMENT samples a class."""
     if max(draws.sizes) > MAX_ASSIGNMENT:
         return {"empirical_w2": torch.full((draws.count,), torch.nan, dtype=gram.dtype)}

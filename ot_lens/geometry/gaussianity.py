@@ -6,13 +6,13 @@ from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.linalg import gram_spectrum, principal_axes
-from ot_lens.statistics.resampling import Draws
+from ot_lens.statistics.resampling import Resamples
 
 COMPONENTS = 2
 STATISTICS = ("mardia_skewness", "mardia_kurtosis", "henze_zirkler")
 
 
-def gaussianity(scores: Float64[Tensor, "N k"], draws: Draws, rounding: Tensor | float = 0.0) -> Values:
+def gaussianity(scores: Float64[Tensor, "N k"], draws: Resamples, rounding: Tensor | float = 0.0) -> Values:
     """Mardia's skewness and kurtosis and the Henze-Zirkler statistic of each class's leading components."""
     rows = dict(zip(LABELS, (draws.source, draws.target), strict=True))
     return {

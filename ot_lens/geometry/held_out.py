@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ot_lens.geometry.distances import line_distance
 from ot_lens.geometry.resampled_moments import DrawnClasses, Values
-from ot_lens.statistics.resampling import Draws
+from ot_lens.statistics.resampling import Resamples
 
 
 def held_out(classes: DrawnClasses) -> Values:
@@ -27,7 +27,7 @@ def held_out(classes: DrawnClasses) -> Values:
 
 
 def _fold_direction(
-    draws: Draws, N: int, keep_H: Bool[Tensor, "R n_H"], keep_S: Bool[Tensor, "R n_S"]
+    draws: Resamples, N: int, keep_H: Bool[Tensor, "R n_H"], keep_S: Bool[Tensor, "R n_S"]
 ) -> Tensor:
     """Weights [R, N] whose combination of samples is the difference in means of the kept slots."""
     weights = torch.zeros(draws.count, N, dtype=torch.float64, device=draws.source.device)
@@ -56,7 +56,7 @@ def _held_out_projections(classes: DrawnClasses) -> tuple[Float64[Tensor, "R n_H
 def auc(
     source: Float64[Tensor, "R n_H"],
     target: Float64[Tensor, "R n_S"],
-    draws: Draws,
+    draws: Resamples,
     rounding: Tensor | float = 0.0,
 ) -> Float64[Tensor, " R"]:
     """Share of held-out pairs of one fold in which the source scores higher; ties count one half.
@@ -76,7 +76,7 @@ def auc(
 
 
 def _fisher(
-    source: Float64[Tensor, "R n_H"], target: Float64[Tensor, "R n_S"], draws: Draws, rounding: Tensor
+    source: Float64[Tensor, "R n_H"], target: Float64[Tensor, "R n_S"], draws: Resamples, rounding: Tensor
 ) -> Float64[Tensor, " R"]:
     """Squared mean gap over the summed within-class variances of held-out projections, fold by fold."""
     mean_H, variance_H = _by_fold(source, draws.source_fold, draws.folds)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float64
@@ -12,24 +11,26 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
+from ot_lens.geometry.quantities import SHARE, Quantity
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import Pooled, gram_spectrum, mapped, numerical_rank, principal_axes
 from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
-from ot_lens.statistics.estimates import rate
-from ot_lens.statistics.resampling import Draws, bootstraps, checked_draws, observed, relabellings
+from ot_lens.statistics import share
+from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed, relabellings
 
 SUPPORT_COMPONENTS = 4
-UNITS = {
-    "w2_before": "activation²",
-    "w2_after": "activation²",
-    "mean_error": "activation²",
-    "covariance_error": "ratio",
-    "transport_cost": "activation²",
-    "cost_over_bound": "ratio",
-    "outside_source": "share",
-    "outside_target": "share",
-}
+QUANTITIES = (
+    Quantity("w2_before", "activation²"),
+    Quantity("w2_after", "activation²"),
+    Quantity("mean_error", "activation²"),
+    Quantity("covariance_error", "ratio"),
+    Quantity("transport_cost", "activation²"),
+    Quantity("cost_over_bound", "ratio"),
+    Quantity("outside_source", "share", SHARE),
+    Quantity("outside_target", "share", SHARE),
+)
+OF_SOURCE = ("transport_cost", "cost_over_bound", "outside_source", "outside_target")
 
 
 def map_quality(
@@ -74,7 +75,7 @@ def map_quality(
         ActivationError: a layer that was not captured, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     missing = [layer for layer in maps if layer not in test.layers or layer not in train.layers]
     if missing:
         raise ActivationError(f"layers {missing} have a map but were not captured in both train and test")
@@ -110,7 +111,7 @@ class _PooledGram:
         pooled = Pooled.of(H, S)
         return cls(pooled.gram().cpu(), float(pooled.gram_rounding))
 
-    def under(self, draws: Draws) -> DrawnClasses:
+    def under(self, draws: Resamples) -> DrawnClasses:
         return DrawnClasses.of(self.gram, draws, self.rounding)
 
 
@@ -130,11 +131,11 @@ class _Moved:
         self.target = in_train_S, in_moved
         self.target_held_out = in_S
 
-    def under(self, draws: Draws) -> Values:
+    def under(self, draws: Resamples) -> Values:
         """Everything that reads the held-out labels."""
         return joined(mapped(self._under, draws.chunks()))
 
-    def _under(self, draws: Draws) -> Values:
+    def _under(self, draws: Resamples) -> Values:
         after = self.after.under(draws)
         parts = wasserstein(after, fast=True)
         return {
@@ -144,20 +145,20 @@ class _Moved:
             "covariance_error": _covariance_error(after),
         }
 
-    def null(self, labels: Draws, count: int, seed: int) -> Values:
+    def null(self, labels: Resamples, count: int, seed: int) -> Values:
         """Under permuted labels; the covariances as if only shapes could differ."""
         shapes = DrawnShapes.relabelled(self.after.gram, self.sizes, count, seed, self.after.rounding)
         error = {"covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks()))}
         return self.under(relabellings(labels, count, seed)) | error | self.outside_null(count, seed)
 
-    def costs(self, draws: Draws) -> Values:
+    def costs(self, draws: Resamples) -> Values:
         """Mean squared displacement of the drawn source samples, and that over its Gelbrich bound."""
         return joined(mapped(self._costs, draws.chunks()))
 
-    def _costs(self, draws: Draws) -> Values:
+    def _costs(self, draws: Resamples) -> Values:
         n = self.sizes[0]
         rows = draws.source
-        images = Draws(rows, rows + n, draws.source_fold, draws.source_fold, draws.folds)
+        images = Resamples(rows, rows + n, draws.source_fold, draws.source_fold, draws.folds)
         squares = self.paired.gram.diagonal()
         displacement = squares[:n] + squares[n:] - 2 * self.paired.gram[:n, n:].diagonal()
         cost = displacement.clamp_min(0.0)[rows].mean(1)
@@ -168,7 +169,7 @@ class _Moved:
         bound = bound.masked_fill(bound <= classes.rounding, torch.nan)
         return {"transport_cost": cost, "cost_over_bound": cost / bound}
 
-    def outside(self, draws: Draws) -> Values:
+    def outside(self, draws: Resamples) -> Values:
         """Shares of drawn source samples, and of their images, beyond the training ranges."""
         source, target = (
             _beyond(known.unsqueeze(0), new.unsqueeze(0), self.rounding)[0].to(torch.float64)
@@ -231,26 +232,14 @@ def _rows(
     if n_bootstrap:
         resampled = bootstraps(labels, n_bootstrap, seed)
         drawn = {**layer.under(resampled), **layer.costs(resampled)}
-    for name, unit in UNITS.items():
-        n = (
-            layer.sizes[0]
-            if name in ("transport_cost", "cost_over_bound") or unit == "share"
-            else sum(layer.sizes)
-        )
-        found = row(
-            {**place, "quantity": name},
-            float(value[name]),
-            n,
-            null.get(name),
-            drawn.get(name),
-            unit,
-            (0.0, np.inf),
-        )
-        yield {**found, **_wilson(found["value"], n)} if unit == "share" and n_bootstrap else found
+    for quantity in QUANTITIES:
+        name = quantity.name
+        n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
+        entry = row(place, quantity, float(value[name]), n, null.get(name), drawn.get(name))
+        yield {**entry, **_wilson(entry["value"], n)} if quantity.unit == "share" and n_bootstrap else entry
 
 
-def _wilson(share: float, n: int) -> dict[str, float]:
-    """Of other held-out prompts, the training range being what it is."""
-    hits = round(share * n)
-    found = rate([True] * hits + [False] * (n - hits))
-    return {"low": found.low, "high": found.high}
+def _wilson(value: float, n: int) -> dict[str, float]:
+    """Over other held-out prompts, for this training range."""
+    estimate = share(round(value * n), n)
+    return {"low": estimate.low, "high": estimate.high}

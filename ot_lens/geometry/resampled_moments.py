@@ -9,7 +9,7 @@ from scipy.linalg import helmert
 from torch import Tensor
 
 from ot_lens.linalg import centring_rounding
-from ot_lens.statistics.resampling import Draws, observed, relabellings
+from ot_lens.statistics.resampling import Resamples, observed, relabellings
 
 LABELS = ("harmful", "harmless")
 Values = dict[str, Float64[Tensor, " R"]]
@@ -28,13 +28,15 @@ class DrawnClasses:
     """
 
     gram: Float64[Tensor, "N N"]
-    draws: Draws
+    draws: Resamples
     source_mean: Float64[Tensor, "R N"]
     target_mean: Float64[Tensor, "R N"]
     rounding: float
 
     @classmethod
-    def of(cls, gram: Float64[Tensor, "N N"], draws: Draws, rounding: Tensor | float = 0.0) -> "DrawnClasses":
+    def of(
+        cls, gram: Float64[Tensor, "N N"], draws: Resamples, rounding: Tensor | float = 0.0
+    ) -> "DrawnClasses":
         """Average the rows of the Gram matrix over each class of each draw.
 
         Args:
@@ -102,7 +104,7 @@ class DrawnShapes:
     """
 
     gram: Float64[Tensor, "M M"]
-    draws: Draws
+    draws: Resamples
     rounding: float = 0.0
 
     @classmethod

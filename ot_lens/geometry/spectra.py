@@ -10,10 +10,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import DrawnClasses
-from ot_lens.geometry.tables import interval
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, layer_batches
-from ot_lens.statistics.resampling import Draws, bootstraps, observed
+from ot_lens.statistics.intervals import bootstrap_interval
+from ot_lens.statistics.resampling import Resamples, bootstraps, observed
 
 COLUMNS = (
     "layer",
@@ -92,13 +92,13 @@ def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] |
     """NaN for a component beyond the rank of any resample: some hold few distinct prompts."""
     if drawn is not None and not float(drawn.min()) > 1e-12 * total:
         drawn = None
-    return interval(value, drawn, n, (0.0, np.inf), factor=True)
+    return bootstrap_interval(value, drawn, n, (0.0, np.inf), scale="log")
 
 
-def _eigenvalues(pooled: Pooled, draws: Draws, label: str) -> Float64[Tensor, "R n"]:
+def _eigenvalues(pooled: Pooled, draws: Resamples, label: str) -> Float64[Tensor, "R n"]:
     gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
 
-    def measure(part: Draws) -> Float64[Tensor, "R n"]:
+    def measure(part: Resamples) -> Float64[Tensor, "R n"]:
         classes = DrawnClasses.of(gram, part, rounding)
         values = torch.linalg.eigvalsh(classes.within(label)).flip(-1)
         return values.masked_fill(values <= classes.rounding, 0.0)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64, Int64
@@ -12,15 +11,27 @@ from torch import Tensor
 from ot_lens.errors import ActivationError
 from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
+from ot_lens.geometry.quantities import SHARE, Quantity
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import FOLDS, Draws, bootstraps, checked_draws, observed, relabellings
+from ot_lens.statistics.resampling import (
+    FOLDS,
+    Resamples,
+    bootstraps,
+    check_draw_counts,
+    observed,
+    relabellings,
+)
 
 RELATIVE_RIDGE = 0.01
 SCORE_ROUNDING = 1e-11
-UNITS = {"mahalanobis": "standard deviations", "mahalanobis_auc": "AUC", "classifier_auc": "AUC"}
+QUANTITIES = (
+    Quantity("mahalanobis", "standard deviations"),
+    Quantity("mahalanobis_auc", "AUC", SHARE),
+    Quantity("classifier_auc", "AUC", SHARE),
+)
 
 
 def visibility(
@@ -68,7 +79,7 @@ def visibility(
         ActivationError: no common layer, fewer than 8 samples, an unknown label, or bad samples.
         OtLensError: a negative number of draws.
     """
-    checked_draws(permutations, bootstrap)
+    check_draw_counts(permutations, bootstrap)
     if label not in LABELS:
         raise ActivationError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}")
     layers = [layer for layer in edited.layers if layer in reference.layers]
@@ -112,18 +123,20 @@ def _rows(
         null = _null(distances, Z @ Z.T, fold, shuffled, seed)
     drawn = _read(distances, scores, bootstraps(labels, n_bootstrap, seed)) if n_bootstrap else {}
     if not bool(Z.any()):
-        value, null, drawn = {name: torch.tensor([torch.nan]) for name in UNITS}, {}, {}
-    for name, unit in UNITS.items():
-        label, measured = {**place, "quantity": name}, float(value[name])
-        found = (null.get(name), drawn.get(name))
-        if unit == "AUC":
+        value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
+    for quantity in QUANTITIES:
+        name = quantity.name
+        measured, draws = float(value[name]), (null.get(name), drawn.get(name))
+        if quantity.unit == "AUC":
             retrained = name != "classifier_auc"
-            yield auc_row(label, measured, labels.sizes, labels.folds, *found, retrained=retrained)
+            yield auc_row(place, quantity, measured, labels.sizes, labels.folds, *draws, retrained=retrained)
         else:
-            yield row(label, measured, len(X) + len(R), *found, unit, (0.0, np.inf))
+            yield row(place, quantity, measured, len(X) + len(R), *draws)
 
 
-def _distances(X: Float64[Tensor, "n d"], R: Float64[Tensor, "m d"], labels: Draws) -> Float64[Tensor, " N"]:
+def _distances(
+    X: Float64[Tensor, "n d"], R: Float64[Tensor, "m d"], labels: Resamples
+) -> Float64[Tensor, " N"]:
     """Of every sample to the Gaussian of the reference samples outside its fold."""
     found = torch.zeros(len(X) + len(R), dtype=X.dtype, device=X.device)
     for fold in range(labels.folds):
@@ -143,7 +156,7 @@ def _mahalanobis(gaussian: Gaussian, x: Float64[Tensor, "n d"]) -> Float64[Tenso
     return torch.where(same, 0.0, torch.full_like(x[:, 0], torch.inf))
 
 
-def _signs(draws: Draws) -> Float64[Tensor, "r N"]:
+def _signs(draws: Resamples) -> Float64[Tensor, "r N"]:
     """+1 for edited, -1 for reference."""
     N = sum(draws.sizes)
     signs = torch.full((draws.count, N), -1.0, dtype=torch.float64)
@@ -168,7 +181,7 @@ def _classifier_scores(
     return scores
 
 
-def _read(distances: Float64[Tensor, " N"], scores: Float64[Tensor, " N"], draws: Draws) -> Values:
+def _read(distances: Float64[Tensor, " N"], scores: Float64[Tensor, " N"], draws: Resamples) -> Values:
     """The three quantities for drawn samples."""
     return {
         "mahalanobis": distances[draws.source].mean(1),
@@ -181,7 +194,7 @@ def _null(
     distances: Float64[Tensor, " N"],
     gram: Float64[Tensor, "N N"],
     fold: Int64[Tensor, " N"],
-    shuffled: Draws,
+    shuffled: Resamples,
     seed: int,
 ) -> Values:
     """Held-out reference samples for the distance; relabelled samples, retrained, for the AUCs."""
@@ -200,7 +213,7 @@ def _null(
     }
 
 
-def _auc(scores: Tensor, source: Tensor, target: Tensor, draws: Draws) -> Float64[Tensor, " r"]:
+def _auc(scores: Tensor, source: Tensor, target: Tensor, draws: Resamples) -> Float64[Tensor, " r"]:
     """Equal samples have scores that are equal up to rounding: those are ties."""
     largest = scores.nan_to_num(posinf=0.0).abs().max()
     return auc(source, target, draws, SCORE_ROUNDING * largest)

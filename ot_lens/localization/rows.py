@@ -8,7 +8,7 @@ import pandas as pd
 
 from ot_lens.behaviour import NEXT_TOKEN_MEASURES, UNITS, Estimate, Panel, PanelSettings, estimates
 from ot_lens.localization.candidates import Candidate
-from ot_lens.statistics.paired import mcnemar, paired_bootstrap
+from ot_lens.statistics import mcnemar, paired_bootstrap
 from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label
 
 CONTROL_MEASURES = ("refusal_score",)

@@ -24,7 +24,7 @@ class Estimate:
         value: The estimate.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        n: Number of prompts it rests on.
+        n: Number of prompts.
         interval: "wilson" or "bootstrap".
     """
 
@@ -36,51 +36,70 @@ class Estimate:
 
 
 def rate(flags: Sequence[bool]) -> Estimate:
-    """Share of true values with its Wilson score interval (Wilson 1927).
+    """Share of true values with its Wilson score interval.
+
+    Args:
+        flags: One per prompt.
 
     Raises:
         ActivationError: If there are no values.
     """
-    if not flags:
-        raise ActivationError("a rate needs at least one prompt.")
-    test = stats.binomtest(int(sum(flags)), len(flags))
+    return share(int(sum(flags)), len(flags))
+
+
+def share(hits: int, n: int) -> Estimate:
+    """`hits` of n with the Wilson score interval (Wilson 1927).
+
+    Raises:
+        ActivationError: If n is 0.
+    """
+    if n == 0:
+        raise ActivationError("A rate needs at least one prompt, got none.")
+    test = stats.binomtest(hits, n)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(float(test.statistic), float(interval.low), float(interval.high), len(flags), "wilson")
+    return Estimate(float(test.statistic), float(interval.low), float(interval.high), n, "wilson")
 
 
 def mean(values: Float[np.ndarray, " n"], *, seed: int, least: float = -np.inf) -> Estimate:
     """Mean with a studentized bootstrap interval over prompts.
 
     Args:
-        values: One a prompt.
-        seed: Of the resampling.
-        least: What no mean can lie below, such as 0 of a divergence.
+        values: One per prompt.
+        seed: Seed of the resampling.
+        least: Lower bound of the mean, such as 0 for a divergence.
     """
     values = np.asarray(values, dtype=np.float64)
-    return _estimate(Resampled.of(values, np.ones_like(values), count=RESAMPLES, seed=seed), least)
+    return _estimate(BootstrapRatio.of(values, np.ones_like(values), count=RESAMPLES, seed=seed), least)
 
 
 def perplexity(nll: Float[np.ndarray, " n"], n_tokens: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
     """exp(total nll / total tokens) with a studentized bootstrap interval over prompts.
 
-    The interval is that of the loss a token, a ratio of sums, and its ends are exponentiated.
+    The interval is that of the loss per token, a ratio of sums, with exponentiated ends.
+
+    Args:
+        nll: Negative log-likelihood of each prompt.
+        n_tokens: Number of tokens of each prompt.
+        seed: Seed of the resampling.
     """
-    loss = _estimate(Resampled.of(np.asarray(nll), np.asarray(n_tokens), count=RESAMPLES, seed=seed), 0.0)
+    loss = _estimate(
+        BootstrapRatio.of(np.asarray(nll), np.asarray(n_tokens), count=RESAMPLES, seed=seed), 0.0
+    )
     with np.errstate(over="ignore"):  # the loss of a destroyed model on a few prompts has no upper end
         value, low, high = (float(np.exp(end)) for end in (loss.value, loss.low, loss.high))
     return Estimate(value, low, high, loss.n, loss.interval)
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """A ratio of sums over prompts, and how far it is off in resamples, in standard errors.
+class BootstrapRatio:
+    """A ratio of sums over prompts, and its deviations in resamples, in standard errors.
 
     Attributes:
         value: sum(a) / sum(b); with b = 1 the mean of a.
-        error: Its standard error, linearized: sqrt(n / (n - 1) sum(e^2)) / sum(b), e = a - value b.
+        error: The standard error, linearized: sqrt(n / (n - 1) sum(e^2)) / sum(b), e = a - value b.
         t: (value of a resample - value) / error of that resample (Efron & Tibshirani 1993, 12.5), in order;
             infinite where a resample has no spread.
-        n: Prompts.
+        n: Number of prompts.
     """
 
     value: float
@@ -91,7 +110,7 @@ class Resampled:
     @classmethod
     def of(
         cls, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, count: int, seed: int
-    ) -> "Resampled":
+    ) -> "BootstrapRatio":
         """Resample prompts with replacement."""
         n, value = len(a), float(a.sum() / b.sum())
         e = a - value * b
@@ -110,22 +129,22 @@ class Resampled:
 def _resampled_sums(
     columns: Float[np.ndarray, "n column"], count: int, seed: int
 ) -> Float[np.ndarray, "count column"]:
-    """Sums over prompts drawn with replacement, some resamples at a time."""
+    """Sums over prompts drawn with replacement, a few resamples at a time."""
     n, generator = len(columns), np.random.default_rng(seed)
-    parts = []
+    chunks = []
     for start in range(0, count, max(1, CHUNK // n)):
         rows = min(max(1, CHUNK // n), count - start)
         drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        parts.append(times.astype(np.float64) @ columns)
-    return np.concatenate(parts)
+        chunks.append(times.astype(np.float64) @ columns)
+    return np.concatenate(chunks)
 
 
-def _estimate(resampled: Resampled, least: float) -> Estimate:
-    """Its 95 % interval; where too many resamples have no spread, Student's t stands in for them.
+def _estimate(resampled: BootstrapRatio, least: float) -> Estimate:
+    """95 % interval; Student's t replaces the bootstrap where too many resamples have no spread.
 
-    One prompt far from all others is missing from a third of the resamples, which then scatter by next to
-    nothing: no end is further than Cantelli's inequality puts it for any distribution, 6.2 standard errors.
+    One prompt far from all others is missing from a third of the resamples, which then hardly vary: no end is
+    farther than Cantelli's inequality allows for any distribution, 6.2 standard errors.
     """
     value, error, n = resampled.value, resampled.error, resampled.n
     if error == 0:

@@ -1,4 +1,4 @@
-"""Relabellings and resamplings of the prompts: indices into one Gram matrix, drawn once for all layers."""
+"""Relabelled and resampled prompts: indices into one Gram matrix, drawn once for all layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Draws:
-    """R choices of the rows that play the source and the target class, and each row's fold for cross-fitting.
+class Resamples:
+    """R choices of the rows of the source and the target class, with each row's fold for cross-fitting.
 
     Attributes:
-        source: rows of the pooled samples (source class first) playing the source.
-        target: rows playing the target.
-        source_fold: held-out fold of each source slot, 0 .. folds - 1.
-        target_fold: held-out fold of each target slot.
-        folds: how many there are; even, so that even against odd folds make halves.
+        source: rows of the pooled samples (source class first) that make up the source.
+        target: rows that make up the target.
+        source_fold: held-out fold of each source row, 0 .. folds - 1.
+        target_fold: held-out fold of each target row.
+        folds: number of folds; even, so that even and odd folds are halves.
     """
 
     source: Int64[Tensor, "R n_H"]
@@ -41,34 +41,38 @@ class Draws:
         """Samples of the source and of the target class."""
         return self.source.shape[1], self.target.shape[1]
 
-    def part(self, start: int, stop: int) -> "Draws":
-        """Draws start .. stop - 1."""
+    def slice(self, start: int, stop: int) -> "Resamples":
+        """Resamples start .. stop - 1."""
         chosen = slice(start, stop)
         folds = self.source_fold[chosen], self.target_fold[chosen]
-        return Draws(self.source[chosen], self.target[chosen], *folds, self.folds)
+        return Resamples(self.source[chosen], self.target[chosen], *folds, self.folds)
 
-    def chunks(self, count_bytes: int = CHUNK_BYTES) -> Iterator["Draws"]:
-        """The draws a few at a time: their n x n matrices fit that many bytes and so stay in cache."""
+    def chunks(self, count_bytes: int = CHUNK_BYTES) -> Iterator["Resamples"]:
+        """A few draws at a time, whose n x n matrices fit that many bytes and so stay in cache."""
         size = max(1, count_bytes // (8 * max(self.sizes) ** 2))
         for start in range(0, self.count, size):
-            yield self.part(start, start + size)
+            yield self.slice(start, start + size)
 
 
-def observed(n_H: int, n_S: int, seed: int) -> Draws:
-    """The labels as they are; the assignment to folds is random, seeded and balanced in each class."""
+def observed(n_H: int, n_S: int, seed: int) -> Resamples:
+    """The observed labels; the assignment to folds is random, seeded and balanced in each class."""
     folds = FOLDS if min(n_H, n_S) >= FOLDS else 2
     generator = torch.Generator().manual_seed(seed)
     source_fold, target_fold = (torch.randperm(n, generator=generator) % folds for n in (n_H, n_S))
     source, target = torch.arange(n_H), torch.arange(n_H, n_H + n_S)
-    return Draws(
+    return Resamples(
         source.unsqueeze(0), target.unsqueeze(0), source_fold.unsqueeze(0), target_fold.unsqueeze(0), folds
     )
 
 
-def relabellings(labels: Draws, count: int, seed: int, *, within_folds: bool = False) -> Draws:
-    """Labels permuted over the pooled prompts: how the classes would differ if they did not.
+def relabellings(labels: Resamples, count: int, seed: int, *, within_folds: bool = False) -> Resamples:
+    """Labels permuted over the pooled prompts: what classes of one distribution look like.
 
-    Within folds every prompt keeps its own: for whatever depends on the fold that a prompt was in.
+    Args:
+        labels: the observed labels.
+        count: number of permutations.
+        seed: seed of the permutations.
+        within_folds: permute within each fold, for quantities that depend on the fold of a prompt.
     """
     n_H, n_S = labels.sizes
     generator = torch.Generator().manual_seed(seed + 1)
@@ -80,7 +84,7 @@ def relabellings(labels: Draws, count: int, seed: int, *, within_folds: bool = F
         orders[:, slots] = (keys.double() + fold).argsort(1)
     else:
         orders = keys.argsort(1)
-    return Draws(
+    return Resamples(
         orders[:, :n_H],
         orders[:, n_H:],
         labels.source_fold.expand(count, -1),
@@ -89,20 +93,20 @@ def relabellings(labels: Draws, count: int, seed: int, *, within_folds: bool = F
     )
 
 
-def bootstraps(labels: Draws, count: int, seed: int) -> Draws:
-    """Prompts of each class drawn with replacement; copies of one prompt stay in one fold, so none leaks."""
+def bootstraps(labels: Resamples, count: int, seed: int) -> Resamples:
+    """Prompts of each class drawn with replacement; copies of a prompt stay in one fold, so none leaks."""
     n_H, n_S = labels.sizes
     generator = torch.Generator().manual_seed(seed + 2)
     source = torch.randint(n_H, (count, n_H), generator=generator)
     target = torch.randint(n_S, (count, n_S), generator=generator)
-    return Draws(
+    return Resamples(
         source, target + n_H, labels.source_fold[0][source], labels.target_fold[0][target], labels.folds
     )
 
 
-def checked_draws(permutations: int, bootstrap: int) -> None:
+def check_draw_counts(permutations: int, bootstrap: int) -> None:
     """Raise OtLensError for a negative number of draws."""
     if permutations < 0 or bootstrap < 0:
         raise OtLensError(
-            f"permutations = {permutations}, bootstrap = {bootstrap}: give a number >= 0, 0 for none"
+            f"The numbers of draws must be >= 0, got permutations = {permutations}, bootstrap = {bootstrap}."
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from ot_lens.statistics.paired import holm
+from ot_lens.statistics import holm
 
 # A layer is tried once for each combination of these: the rows that share them form one family of tests.
 FAMILY = (

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ot_lens.geometry.resampled_moments import DrawnShapes
-from ot_lens.geometry.tables import null_band
 from ot_lens.geometry.visibility import _distances, visibility
-from ot_lens.statistics.resampling import Draws, observed, relabellings
+from ot_lens.statistics.intervals import null_band
+from ot_lens.statistics.resampling import Resamples, observed, relabellings
 from tests.trust import coverage_tables as tables
 from tests.trust.coverage_counts import Counted
 from tests.trust.coverage_tables import Cell, coverage, outside, simulate
@@ -121,7 +121,7 @@ def test_an_interval_of_one_standard_error_fails_the_same_check():
 def test_labels_of_samples_about_one_mean_fail_the_same_check(monkeypatch):
     """What `class_angles` did before: classes of one covariance looked turned against each other."""
 
-    def mixed(gram, sizes, count, seed):
+    def mixed(gram, sizes, count, seed, rounding):
         return DrawnShapes(gram, relabellings(observed(*sizes, seed), count, seed))
 
     monkeypatch.setattr(DrawnShapes, "relabelled", mixed)
@@ -139,7 +139,7 @@ def test_the_interval_of_a_distance_to_a_monitor_is_about_that_monitor(full_size
         labels = observed(n, m, seed)
         folds = torch.arange(4000).unsqueeze(0) % labels.folds
         rows = torch.arange(4000).unsqueeze(0)
-        wide = Draws(rows, torch.arange(m).unsqueeze(0) + 4000, folds, labels.target_fold, labels.folds)
+        wide = Resamples(rows, torch.arange(m).unsqueeze(0) + 4000, folds, labels.target_fold, labels.folds)
         truth = float(_distances(many, S, wide)[:4000].mean())
         acts = tables.layers(H.unsqueeze(0), S.unsqueeze(0))
         row = visibility(acts, acts, permutations=0, bootstrap=tables.DRAWS, seed=seed).iloc[0]

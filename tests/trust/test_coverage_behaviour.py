@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ot_lens.behaviour import agreement, holm, mcnemar, paired_bootstrap
-from ot_lens.statistics.estimates import Resampled, mean, perplexity, rate
+from ot_lens.behaviour import agreement
+from ot_lens.statistics import BootstrapRatio, holm, mcnemar, mean, paired_bootstrap, perplexity, rate
 from ot_lens.tables import REMOVE, one_direction, verdict
 from tests.trust.coverage_counts import Counted, covered
 
@@ -177,7 +177,7 @@ def test_two_methods_that_are_alike_are_seldom_told_apart(n, full_size, record_p
     for seed in range(1000 if full_size else 200):
         d = np.exp(generator.normal(size=n)) - np.exp(generator.normal(size=n))
         p.append(paired_bootstrap(d, seed=seed))
-        t = Resampled.of(d, np.ones(n), count=999, seed=seed).t
+        t = BootstrapRatio.of(d, np.ones(n), count=999, seed=seed).t
         own = d.mean() / (d.std(ddof=1) / np.sqrt(n))
         smaller_tail.append(2 * (1 + min((t >= own).sum(), (t <= own).sum())) / 1000)
     found, before = covered(np.array(p) <= 0.05), covered(np.array(smaller_tail) <= 0.05)
