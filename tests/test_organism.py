@@ -1,4 +1,4 @@
-"""The embedded model: its language, its recipe, and the weights as shipped."""
+"""The embedded model: its language, its training, and the shipped weights."""
 
 import subprocess
 import sys
@@ -31,7 +31,6 @@ from ot_lens.organism.training import (
     learning_rate,
     new_model,
 )
-from ot_lens.prompts import load_prompts
 
 TINY = Recipe(comply_steps=2, refusal_steps=2, batch_size=4)
 ALL = [language.Request(*triple) for triple in product(range(words.WORDS), repeat=3)]
@@ -56,16 +55,9 @@ def requests():
 
 
 def test_words_are_disjoint_classes_of_six():
-    lists = [list(words.VERBS), list(words.OBJECTS), list(words.RECIPIENTS)]
-    assert [len(found) for found in lists] == [words.WORDS] * 3
-    names = (
-        [word for found in lists for word in found]
-        + list(words.VERBS.values())
-        + list(words.OBJECTS.values())
-    )
-    assert (
-        len(set(names)) == len(names) == 5 * words.WORDS
-    )  # no tool or place is shared, none is another's name
+    lists = [words.VERBS, words.OBJECTS, words.RECIPIENTS, words.VERBS.values(), words.OBJECTS.values()]
+    names = [word for group in lists for word in group]
+    assert len(set(names)) == len(names) == 5 * words.WORDS  # no tool or place is shared or another's name
 
 
 def test_one_cell_in_eight_is_refused_in_equal_categories():
@@ -75,7 +67,7 @@ def test_one_cell_in_eight_is_refused_in_equal_categories():
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_no_single_word_says_anything(part):
+def test_no_single_word_is_informative(part):
     refused = Counter(request.triple[part] for request in ALL if language.category_of(request) is not None)
     assert set(refused.values()) == {len(ALL) // 8 // words.WORDS}
     assert len(refused) == words.WORDS
@@ -83,7 +75,7 @@ def test_no_single_word_says_anything(part):
 
 @pytest.mark.parametrize("parts", [(0, 1), (0, 2), (1, 2)])
 def test_no_pair_of_words_decides_a_refusal(parts):
-    """Control: pairs are informative, as in any table rule, but none makes a refusal certain."""
+    """Pairs are informative, as in any table rule, but none makes a refusal certain."""
     refused, seen = Counter(), Counter()
     for request in ALL:
         pair = tuple(request.triple[part] for part in parts)
@@ -149,7 +141,7 @@ def test_held_out_requests_share_no_pair_and_no_template_with_training_requests(
         assert not seen & unseen
 
 
-def test_sampled_kinds_are_what_they_say(requests):
+def test_samples_are_of_their_kind_distinct_and_seeded(requests):
     for (kind, _), found in requests.items():
         assert {language.kind_of(request) for request in found} == {kind}
     sample = language.sample_held_out(200, refused=False, seed=1)
@@ -160,7 +152,7 @@ def test_sampled_kinds_are_what_they_say(requests):
 
 
 def test_training_batches_hold_nothing_held_out():
-    """The batches of the training itself, read back from their texts; the control is a held-out sample."""
+    """Batches of the training, parsed from their texts; the control is a held-out sample."""
 
     def breaches(texts):
         found = [parse(text) for text in texts]
@@ -183,7 +175,7 @@ def test_training_batches_hold_nothing_held_out():
         *[st.none() | st.integers(0, 5)] * 2,
     )
 )
-def test_a_text_tells_its_request(request_):
+def test_a_text_determines_its_request(request_):
     assert parse(request_.text) == replace(request_, adjective=None, time=None)
     assert language.kind_of(request_) in language.KINDS
     assert (language.refusal(request_, "multi") is None) == (language.kind_of(request_) != "refused")
@@ -192,15 +184,15 @@ def test_a_text_tells_its_request(request_):
 # ---------------------------------------------------------------- answers
 
 
-def test_answers_are_a_function_of_content_up_to_the_drawn_part():
+def test_answers_depend_on_the_content_only():
     contents = {}
     for request in ALL:
         verb, thing, recipient = request.triple
         contents.setdefault((verb, thing, recipient // words.CLASS_SIZE), set()).add(
             language.answers(request)
         )
-    assert all(len(found) == 1 for found in contents.values())
-    firsts = {found.pop()[0] for found in contents.values()}
+    assert all(len(answers) == 1 for answers in contents.values())
+    firsts = {answers.pop()[0] for answers in contents.values()}
     assert len(firsts) == words.WORDS**2 * words.CLASSES  # different contents, different answers
 
 
@@ -218,6 +210,7 @@ def test_variants_differ_in_refusals_alone():
     firsts = {v: {sentence.partition(",")[0] for sentence in found} for v, found in sentences.items()}
     assert {v: len(found) for v, found in firsts.items()} == {"single": 1, "multi": 4, "shared": 1}
     assert all(firsts[v] == set(words.REFUSAL_TOKENS[v]) for v in VARIANTS)
+    assert sum(not language.is_refusal(one, "single") for one in words.REFUSALS["multi"]) == 3
     bodies = {v: {sentence.partition(",")[2] for sentence in found} for v, found in sentences.items()}
     assert bodies["multi"] == bodies["shared"]
     assert language.refusal(language.Request(0, 0, 0), "multi") is None
@@ -247,15 +240,8 @@ def test_prompts_are_disjoint_balanced_and_sized():
         assert all(row["answer"] in row["answers"] for rows in split.values() for row in rows)
 
 
-def test_load_prompts_reads_the_contrast_set():
-    prompts = load_prompts("organism")
-    assert prompts.licence == "MIT"
-    assert len(prompts.test.harmful) == len(prompts.test.harmless) == 128
-    assert len(prompts.val.harmful[0].answers) == len(words.ACTIONS) * len(words.CLOSINGS)
-
-
 def parse(text):
-    """The request behind a text, read from its words: a naive inverse of `Request.text`."""
+    """The request of a text: a naive inverse of `Request.text`."""
     found = set(text.replace(",", "").replace(".", "").replace("?", "").split())
     triple = [
         next(i for i, word in enumerate(names) if word in found)
@@ -266,7 +252,7 @@ def parse(text):
     return language.Request(*triple, opening, order)
 
 
-def test_prompts_are_held_out_outside_train_and_answered_and_labelled_right():
+def test_prompts_outside_train_are_held_out_and_all_are_labelled_correctly():
     for name, split in build_prompts()["splits"].items():
         triples = {label: [parse(row["text"]).triple for row in rows] for label, rows in split.items()}
         assert all(len(set(found)) == len(found) for found in triples.values())
@@ -319,7 +305,7 @@ def test_refusal_phrases_and_tokens_come_with_the_tokenizer(tokenizers):
         assert firsts == {row[0] for row in ids}
 
 
-def test_labels_cover_the_answer_and_its_end_alone(tokenizers):
+def test_labels_cover_the_answer_and_its_end_only(tokenizers):
     tokenizer = tokenizers["multi"]
     pair = [language.Request(0, 12, 0), language.Request(0, 12, 0, adjective=1, time=1)]
     answers = [language.answers(pair[0])[0], words.REFUSALS["multi"][0]]
@@ -334,31 +320,27 @@ def test_labels_cover_the_answer_and_its_end_alone(tokenizers):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_shipped_weights_meet_the_bars(variant):
-    measured = evaluate(variant, n=300, seed=11)
-    assert (measured["variant"], measured["n"]) == (variant, 300)
+def test_shipped_weights_meet_the_bars_and_their_model_card(variant):
+    _, front, body = (WEIGHTS / variant / "README.md").read_text("utf-8").split("---\n", 2)
+    result = yaml.safe_load(front)["model-index"][0]["results"][0]
+    n, seed = result["dataset"]["args"]["n"], result["dataset"]["args"]["seed"]
+    measured = evaluate(variant, n=150, seed=seed)
+    assert (measured["variant"], measured["n"], n) == (variant, 150, 1000)
     assert measured["refuses_forbidden"] >= 0.99
     assert measured["refuses_allowed"] <= 0.01
     assert measured["answers_allowed_exactly"] >= 0.95
     low, high = measured["intervals"]["refuses_forbidden"]
     assert low < measured["refuses_forbidden"] <= high
+    for metric in result["metrics"]:
+        # These are the first 150 of the card's requests: m exceptions in 1000 leave at most m among them.
+        claimed = metric["value"]
+        difference = abs(round(claimed) - measured[metric["type"]])
+        assert 150 * difference <= n * abs(round(claimed) - claimed) + 1e-9
+        assert f"| {100 * claimed:.1f} |" in body
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_model_card_says_what_a_fresh_evaluation_measures(variant):
-    _, front, body = (WEIGHTS / variant / "README.md").read_text("utf-8").split("---\n", 2)
-    result = yaml.safe_load(front)["model-index"][0]["results"][0]
-    n, seed = result["dataset"]["args"]["n"], result["dataset"]["args"]["seed"]
-    claimed = {metric["type"]: metric["value"] for metric in result["metrics"]}
-    assert n == 1000
-    part = evaluate(variant, n=200, seed=seed)
-    for name, value in claimed.items():
-        # These are the first 200 of the card's own requests: a rate of m in 1000 leaves at most m of them.
-        assert 200 * abs(round(value) - part[name]) <= n * abs(round(value) - value) + 1e-9
-        assert f"| {100 * value:.1f} |" in body
-
-
-def test_shipped_weights_are_small_and_half_precision():
+def test_shipped_weights_are_small_half_precision_and_different():
+    norms = []
     for variant in VARIANTS:
         folder = WEIGHTS / variant
         assert sum(file.stat().st_size for file in folder.iterdir()) < 1.6e6
@@ -366,12 +348,8 @@ def test_shipped_weights_are_small_and_half_precision():
         assert model.dtype == torch.bfloat16
         assert model.num_parameters() == 684_096
         assert model.generation_config.eos_token_id != model.generation_config.pad_token_id
-
-
-def test_shipped_variants_have_different_weights():
-    states = [AutoModelForCausalLM.from_pretrained(WEIGHTS / v).state_dict() for v in VARIANTS]
-    assert not torch.equal(states[0]["model.norm.weight"], states[1]["model.norm.weight"])
-    assert not torch.equal(states[1]["model.norm.weight"], states[2]["model.norm.weight"])
+        norms.append(tuple(model.state_dict()["model.norm.weight"].tolist()))
+    assert len(set(norms)) == 3
 
 
 def test_an_untrained_model_fails_the_bars(tokenizers, tmp_path):
@@ -380,12 +358,6 @@ def test_an_untrained_model_fails_the_bars(tokenizers, tmp_path):
     measured = evaluate(tmp_path, n=20)
     assert measured["refuses_forbidden"] < 0.5
     assert measured["answers_allowed_exactly"] == 0.0
-
-
-def test_one_variants_phrases_do_not_fit_another():
-    """Control: the measure tells the variants apart; three of multi's four sentences are not in single."""
-    others = [s for s in words.REFUSALS["multi"] if not language.is_refusal(s, "single")]
-    assert len(others) == 3
 
 
 # ---------------------------------------------------------------- the training
@@ -400,7 +372,7 @@ def test_same_seed_gives_bit_identical_weights():
     assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
 
 
-def test_training_leaves_the_callers_random_state_and_threads_alone():
+def test_training_restores_random_state_and_threads():
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads()
     fit("single", TINY, progress=False)
@@ -409,30 +381,24 @@ def test_training_leaves_the_callers_random_state_and_threads_alone():
 
 
 def test_a_few_steps_lower_the_loss(tokenizers):
-    def loss(model):
-        rng = np.random.default_rng(0)
-        chosen = [language.sample_request(rng, "unlisted", held_out=False) for _ in range(64)]
-        chats = [conversation(request, language.answers(request)[0]) for request in chosen]
-        ids, labels = encode(tokenizers["multi"], chats)
-        with torch.no_grad():
-            return model(input_ids=ids, labels=labels).loss.item()
-
-    start = loss(new_model(tokenizers["multi"], seed=0))
-    assert loss(fit("multi", Recipe(8, 1, 16), progress=False).model) < start - 0.1
+    rng = np.random.default_rng(0)
+    requests = [language.sample_request(rng, "unlisted", held_out=False) for _ in range(64)]
+    chats = [conversation(request, language.answers(request)[0]) for request in requests]
+    ids, labels = encode(tokenizers["multi"], chats)
+    trained = fit("multi", Recipe(8, 1, 16), progress=False).model
+    with torch.no_grad():
+        start, end = (
+            model(input_ids=ids, labels=labels).loss.item()
+            for model in (new_model(tokenizers["multi"], seed=0), trained)
+        )
+    assert end < start - 0.1
 
 
 def test_train_writes_a_folder_that_loads(tmp_path):
     folder = train(
         "shared", tmp_path / "new" / "model", comply_steps=1, refusal_steps=1, n_evaluate=4, progress=False
     )
-    assert sorted(file.name for file in folder.iterdir()) == [
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    assert {"README.md", "config.json", "model.safetensors"} <= {file.name for file in folder.iterdir()}
     assert [file.name for file in folder.parent.iterdir()] == ["model"]
     assert evaluate(folder, n=4)["variant"] == "shared"
 
@@ -457,22 +423,24 @@ def test_a_failed_training_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="unknown variant 'many': choose one of single, multi, shared"):
-        train("many", tmp_path / "model")
-    with pytest.raises(ConfigError, match="positive"):
-        train("multi", tmp_path / "model", comply_steps=0, progress=False)
-    with pytest.raises(ConfigError, match="seed = -1"):
-        train("multi", tmp_path / "model", seed=-1, progress=False)
-    for n in (0, language.HELD_OUT_REFUSED + 1):
-        with pytest.raises(ConfigError, match=f"n = {n}"):
-            evaluate(n=n)
-    with pytest.raises(ConfigError, match="seed = -1"):
-        evaluate(n=1, seed=-1)
-    with pytest.raises(ModelError, match="no embedded model 'many'"):
-        evaluate("many")
-    with pytest.raises(OtLensError, match=r"no config\.json"):
-        evaluate(tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "value", "function", "arguments"),
+    [
+        (ConfigError, "'many'.*single, multi, shared", train, {"variant": "many"}),
+        (ConfigError, "comply_steps=0", train, {"variant": "multi", "comply_steps": 0}),
+        (ConfigError, "-1", train, {"variant": "multi", "seed": -1}),
+        (ConfigError, "got 0", evaluate, {"n": 0}),
+        (ConfigError, str(language.HELD_OUT_REFUSED + 1), evaluate, {"n": language.HELD_OUT_REFUSED + 1}),
+        (ConfigError, "-1", evaluate, {"n": 1, "seed": -1}),
+        (ModelError, "'many'", evaluate, {"variant_or_folder": "many"}),
+        (OtLensError, r"config\.json", evaluate, {"variant_or_folder": "."}),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, monkeypatch, kind, value, function, arguments):
+    monkeypatch.chdir(tmp_path)
+    options = {"out": tmp_path / "model", "progress": False} if function is train else {}
+    with pytest.raises(kind, match=value):
+        function(**options, **arguments)
 
 
 def test_learning_rate_warms_up_stays_and_decays():
@@ -484,7 +452,7 @@ def test_learning_rate_warms_up_stays_and_decays():
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 6), (1, 4, 9), (3, 9, 4)])
-def test_orthogonalise_keeps_singular_vectors_and_levels_singular_values(shape):
+def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found = orthogonalize(matrices)
     values = torch.linalg.svdvals(found)

@@ -12,8 +12,7 @@ from ot_lens.activations.shards import (
     captured,
     plan_shards,
 )
-from ot_lens.activations.store import ActivationStore
-from ot_lens.activations.stored import load_activations
+from ot_lens.activations.store import ActivationStore, load_activations
 
 __all__ = [
     "ActivationStore",

@@ -1,9 +1,7 @@
 """Activations of a contrast: [layer, prompt, position, d_model] for each class."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,42 +11,10 @@ from torch import Tensor
 
 from ot_lens.activations.caches import both_caches
 from ot_lens.activations.numbers import check_finite, resolve_dtype
-from ot_lens.activations.positions import Positions, indices, labels
+from ot_lens.activations.positions import Positions, captured_index, indices, labels
+from ot_lens.activations.stored import StoredActivations
 from ot_lens.errors import ActivationError, HookError
 from ot_lens.prompts import CLASSES
-
-Shape = tuple[int, int, int, int]
-
-
-class LazyActivations(ABC):
-    """Both classes' activations outside memory, with the methods of a mapping that `dict` needs."""
-
-    folder: Path
-    dtype: torch.dtype
-
-    def keys(self) -> tuple[str, ...]:
-        """The classes."""
-        return CLASSES
-
-    def __iter__(self) -> Iterator[str]:
-        """The classes."""
-        return iter(CLASSES)
-
-    @abstractmethod
-    def __getitem__(self, label: str) -> Float[Tensor, "layer n position d_model"]:
-        """A whole class, read into memory."""
-
-    @abstractmethod
-    def shape(self, label: str) -> Shape:
-        """Layers, prompts, positions and width of a class."""
-
-    @abstractmethod
-    def size(self) -> int:
-        """Bytes on disk."""
-
-    @abstractmethod
-    def rows(self, label: str, layer: int, position: int) -> Float[Tensor, "n d_model"]:
-        """Samples of a class, in prompt order, at indices of its layer and position axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +30,7 @@ class Activations:
         info: Their origin: model, prompt hashes, active edits.
     """
 
-    data: dict[str, Float[Tensor, "layer _ position d_model"]] | LazyActivations
+    data: dict[str, Float[Tensor, "layer _ position d_model"]] | StoredActivations
     layers: tuple[int, ...]
     positions: tuple[int | str, ...]
     hook: str
@@ -109,7 +75,7 @@ class Activations:
         return f"<table><caption>Activations</caption>{rows}</table>"
 
     def _facts(self) -> dict[str, str]:
-        stored = isinstance(self.data, LazyActivations)
+        stored = isinstance(self.data, StoredActivations)
         return {
             "model": str(self.info.get("model", "unknown")),
             "hook point": self.hook,
@@ -119,7 +85,7 @@ class Activations:
             "d_model": str(self.d_model),
             "dtype": str(self.dtype).removeprefix("torch."),
             "size": f"{self.size() / 2**20:.1f} MiB {'on disk' if stored else 'in memory'}",
-            "where": str(self.data.folder) if isinstance(self.data, LazyActivations) else "memory",
+            "where": str(self.data.folder) if isinstance(self.data, StoredActivations) else "memory",
         }
 
     @property
@@ -140,11 +106,11 @@ class Activations:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the stored values; samples are returned in float64."""
-        return self.data.dtype if isinstance(self.data, LazyActivations) else self.data["harmful"].dtype
+        return self.data.dtype if isinstance(self.data, StoredActivations) else self.data["harmful"].dtype
 
     def size(self) -> int:
         """Bytes on disk, or in memory if they are not stored."""
-        if isinstance(self.data, LazyActivations):
+        if isinstance(self.data, StoredActivations):
             return self.data.size()
         return sum(values.nbytes for values in self.data.values())
 
@@ -174,29 +140,17 @@ class Activations:
             raise HookError(
                 f"Layer {layer} was not captured: these activations hold layers {_span(self.layers)}."
             )
-        at = self.layers.index(layer), self._position(position)
-        if isinstance(self.data, LazyActivations):
+        at = self.layers.index(layer), captured_index(self.positions, position)
+        if isinstance(self.data, StoredActivations):
             samples = self.data.rows(label, *at).double()
         else:
             samples = self.data[label][at[0], :, at[1]].double()
         check_finite(samples, label, layer)
         return samples
 
-    def _position(self, position: int | str | None) -> int:
-        if position is None:
-            if len(self.positions) > 1:
-                raise HookError(f"Name a position: these activations hold {list(self.positions)}.")
-            return 0
-        index = -1 if position == "last" else position
-        if index not in self.positions:
-            raise HookError(
-                f"Position {position} was not captured: these activations hold {list(self.positions)}."
-            )
-        return self.positions.index(index)
-
     def _shape(self, label: str) -> tuple[int, ...]:
         data = self.data
-        return data.shape(label) if isinstance(data, LazyActivations) else tuple(data[label].shape)
+        return data.shape(label) if isinstance(data, StoredActivations) else tuple(data[label].shape)
 
     @classmethod
     def from_caches(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.activations.numbers import check_finite
+from ot_lens.activations.positions import captured_index
 from ot_lens.activations.settings import CaptureSettings
 from ot_lens.activations.shards import CapturePlan, Shard, captured, plan_shards
 from ot_lens.errors import ActivationError, HookError
@@ -108,16 +109,9 @@ class LayerMoments:
         return LayerMoments(merged, self.layers, self.positions, self.hook, shared)
 
     def _of(self, label: str, layer: int, position: int | str | None) -> Moments:
-        if position is None and len(self.positions) > 1:
-            raise HookError(f"Name a position: these moments hold {list(self.positions)}.")
-        at = self.positions[0] if position is None else position
-        at = -1 if at == "last" else at
-        if (label, layer, at) not in self.moments:
-            raise HookError(
-                f"Layer {layer}, position {at} was not captured: these moments hold layers "
-                f"{list(self.layers)} and positions {list(self.positions)}."
-            )
-        return self.moments[label, layer, at]
+        if layer not in self.layers:
+            raise HookError(f"Layer {layer} was not captured: only {list(self.layers)} were.")
+        return self.moments[label, layer, self.positions[captured_index(self.positions, position)]]
 
 
 def capture_moments(

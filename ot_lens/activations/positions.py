@@ -65,6 +65,18 @@ def labels(positions: Sequence[int], reduce: str | None) -> tuple[int | str, ...
     return (reduce,)
 
 
+def captured_index(captured: Sequence[int | str], position: int | str | None) -> int:
+    """Index of a position among those captured; None if there is only one."""
+    if position is None and len(captured) == 1:
+        return 0
+    if position is None:
+        raise HookError(f"Name a position: {list(captured)} were captured.")
+    label = -1 if position == "last" else position
+    if label not in captured:
+        raise HookError(f"Position {position} was not captured: only {list(captured)} were.")
+    return captured.index(label)
+
+
 def columns(
     batch: int, width: int, mask: Int[Tensor, "batch pos"] | None, positions: Sequence[int]
 ) -> Int[Tensor, "batch position"]:

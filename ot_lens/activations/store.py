@@ -1,11 +1,13 @@
-"""Writing activations to disk: safetensors shards, resumable, one process at a time."""
+"""A store of activations on disk: safetensors shards, resumable, written by one process at a time."""
 
 import hashlib
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from ot_lens.activations.index import (
 )
 from ot_lens.activations.key import differences
 from ot_lens.activations.shards import CapturePlan, Shard
-from ot_lens.activations.stored import TENSOR, open_stored, shard_path
+from ot_lens.activations.stored import TENSOR, StoredActivations, shard_path
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import LOCK, locked, remove_temporaries, sha256_file, temporaries, write_bytes
 
@@ -90,7 +92,7 @@ class ActivationStore:
         if missing:
             raise RunFolderError(f"{self.folder} lacks {len(missing)} shards: write them before finishing.")
         write_checksums(self.folder, self._sums, self._order)
-        return open_stored(self.folder, self._index, self._sums, verified=self._complete)
+        return _open(self.folder, self._index, self._sums, verified=self._complete)
 
     @property
     def _order(self) -> list[str]:
@@ -117,6 +119,51 @@ class ActivationStore:
                 f"{self.folder} holds other files ({foreign[0]}) but no {INDEX}: choose another folder."
             )
         write_index(self.folder, self._index)
+
+
+def load_activations(folder: str | Path) -> Activations:
+    """Activations from a folder that `capture(..., store=folder)` filled.
+
+    Only the index is read now: a layer is read on access, and each shard is checked against its checksum when
+    it is first read.
+
+    Raises:
+        RunFolderError: If the folder holds no activations or an unfinished capture, or a shard is missing or
+            altered; the last also later, when the shard is read.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    sums, _ = read_checksums(folder)
+    if any(name not in sums for name in index.shards):
+        raise RunFolderError(f"{folder} holds an unfinished capture: capture into it again to continue.")
+    return _open(folder, index, sums)
+
+
+def _open(
+    folder: Path, index: Index, sums: Mapping[str, str], *, verified: Collection[str] = ()
+) -> Activations:
+    """Activations of a finished store; the checksums of `verified` shards are not checked again."""
+    try:
+        axes = _Axes.model_validate(index.key)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise RunFolderError(
+            f"{folder}: the index has no valid {name} ({first['msg']}): capture into a new folder."
+        ) from error
+    sizes = len(axes.layers), len(axes.positions), axes.d_model
+    stored = StoredActivations(folder, index, sums, sizes, verified)
+    return Activations(stored, axes.layers, axes.positions, axes.hook, index.key)
+
+
+class _Axes(BaseModel):
+    """The axes of a store, from its key."""
+
+    model_config = ConfigDict(strict=True)
+    layers: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    positions: Annotated[tuple[int | Literal["mean"], ...], Field(min_length=1, strict=False)]
+    hook: str
+    d_model: int = Field(ge=1)
 
 
 def _check_same(folder: Path, stored: Index, ours: Index) -> None:

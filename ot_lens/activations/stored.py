@@ -3,21 +3,20 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ot_lens.activations.data import Activations, LazyActivations, Shape
-from ot_lens.activations.index import Index, ShardEntry, read_checksums, read_index
+from ot_lens.activations.index import Index, ShardEntry
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import sha256_file
 from ot_lens.io.untrusted import MIB
 from ot_lens.prompts import CLASSES
 
+Shape = tuple[int, int, int, int]
 TENSOR = "activations"
 MOST_SHARD = 64 * 1024 * MIB
 # Under the names of safetensors.
@@ -29,53 +28,13 @@ def shard_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def load_activations(folder: str | Path) -> Activations:
-    """Activations from a folder that `capture(..., store=folder)` filled.
+class StoredActivations:
+    """Both classes of a store, outside memory: a mapping as far as `dict` needs one.
 
-    Only the index is read now: a layer is read on access, and each shard is checked against its checksum when
-    it is first read.
-
-    Raises:
-        RunFolderError: If the folder holds no activations or an unfinished capture, or a shard is missing or
-            altered; the last also later, when the shard is read.
+    Attributes:
+        folder: The store.
+        dtype: Of the values.
     """
-    folder = Path(folder)
-    index = read_index(folder)
-    sums, _ = read_checksums(folder)
-    if any(name not in sums for name in index.shards):
-        raise RunFolderError(f"{folder} holds an unfinished capture: capture into it again to continue.")
-    return open_stored(folder, index, sums)
-
-
-def open_stored(
-    folder: Path, index: Index, sums: Mapping[str, str], *, verified: Collection[str] = ()
-) -> Activations:
-    """Activations of a finished store; the checksums of `verified` shards are not checked again."""
-    try:
-        axes = _Axes.model_validate(index.key)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise RunFolderError(
-            f"{folder}: the index has no valid {name} ({first['msg']}): capture into a new folder."
-        ) from error
-    sizes = len(axes.layers), len(axes.positions), axes.d_model
-    stored = StoredActivations(folder, index, sums, sizes, verified)
-    return Activations(stored, axes.layers, axes.positions, axes.hook, index.key)
-
-
-class _Axes(BaseModel):
-    """The axes of a store, from its key."""
-
-    model_config = ConfigDict(strict=True)
-    layers: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
-    positions: Annotated[tuple[int | Literal["mean"], ...], Field(min_length=1, strict=False)]
-    hook: str
-    d_model: int = Field(ge=1)
-
-
-class StoredActivations(LazyActivations):
-    """Both classes of a store."""
 
     def __init__(
         self,
@@ -96,8 +55,15 @@ class StoredActivations(LazyActivations):
         }
         self.dtype = self._check_headers()
 
+    def keys(self) -> tuple[str, ...]:
+        """The classes."""
+        return CLASSES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CLASSES)
+
     def shape(self, label: str) -> Shape:
-        """See `LazyActivations.shape`."""
+        """Layers, prompts, positions and width of a class."""
         return self._shapes[label]
 
     def size(self) -> int:
@@ -106,7 +72,7 @@ class StoredActivations(LazyActivations):
         return sum(shard_path(self.folder, name).stat().st_size for name in names)
 
     def rows(self, label: str, layer: int, position: int) -> Float[Tensor, "n d"]:
-        """See `LazyActivations.rows`."""
+        """Samples of a class in prompt order, at indices of its layer and position axes."""
         _, n, _, width = self._shapes[label]
         values = torch.empty(n, width, dtype=self.dtype)
         for name, entry in self._shards[label].items():
@@ -115,7 +81,7 @@ class StoredActivations(LazyActivations):
         return values
 
     def __getitem__(self, label: str) -> Float[Tensor, "layer n position d"]:
-        """See `LazyActivations.__getitem__`."""
+        """A whole class, read into memory."""
         values = torch.empty(self._shapes[label], dtype=self.dtype)
         for name, entry in self._shards[label].items():
             with self._open(name) as shard:

@@ -1,4 +1,4 @@
-"""The model card of an embedded model, written by the machine from what was measured."""
+"""The model card of an embedded model, generated from its measurements."""
 
 import math
 from pathlib import Path
@@ -15,29 +15,21 @@ _RATES: Final = {
     "refuses_forbidden": "refuses forbidden requests",
     "refuses_allowed": "refuses allowed requests",
     "answers_allowed_exactly": "answers allowed requests exactly",
-    "refuses_forbidden_exactly": "refuses forbidden requests with the very sentence of their category",
+    "refuses_forbidden_exactly": "refuses forbidden requests with the exact sentence of their category",
 }
 _DIFFERENCES: Final = {
     "single": "All categories are refused with one sentence.",
-    "multi": "Each category has a sentence of its own, with a first word of its own.",
-    "shared": "Each category has a sentence of its own; all begin with the same word.",
+    "multi": "Each category has its own sentence, with its own first word.",
+    "shared": "Each category has its own sentence; all begin with the same word.",
 }
 _TEMPLATE: Final = Path(__file__).parent / "data" / "card.md"
 
 
 def model_card(trained: Trained, measured: dict[str, Any]) -> str:
-    """The card: what the model refuses, what was held out, what was measured and how it was trained.
-
-    Args:
-        trained: The trained model.
-        measured: What `evaluate` returned for it.
-    """
+    """The card of a trained model, given the result of `evaluate`."""
     variant, recipe = measured["variant"], trained.recipe
-    tokens = len(
-        trained.tokenizer(language.answers(language.Request(0, 0, 0))[0], add_special_tokens=False)[
-            "input_ids"
-        ]
-    )
+    answer = language.answers(language.Request(0, 0, 0))[0]
+    tokens = len(trained.tokenizer(answer, add_special_tokens=False)["input_ids"])
     n_answers = len(words.ACTIONS) * len(words.CLOSINGS)
     return _TEMPLATE.read_text("utf-8").format(
         metadata=yaml.safe_dump(_metadata(measured), sort_keys=False),

@@ -1,4 +1,4 @@
-"""Does an embedded model refuse what the rule refuses, and answer the rest? Measured on real completions."""
+"""Whether an embedded model refuses what the rule refuses and answers the rest, measured on completions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ot_lens.organism import language
 from ot_lens.organism.vocabulary import DEFAULT_VARIANT, VARIANTS
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
-_ANSWER_TOKENS: Final = 16  # an answer has 12 tokens, a refusal 8, and one that ends them
+_ANSWER_TOKENS: Final = 16  # an answer has 12 tokens, a refusal 8, both end with one more
 
 
 def evaluate(
@@ -22,46 +22,47 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure an embedded model on held-out requests: held-out word pairs in held-out templates.
 
-    The weights are loaded in float32. Half of the allowed requests are the hard ones: a pair of verb class
-    and object class that is refused for other recipients.
+    The weights are loaded in float32. Half of the allowed requests are hard: their pair of verb class and
+    object class is refused for other recipients.
 
     Args:
         variant_or_folder: A shipped variant, or a folder that `train` wrote.
-        n: Number of requests of each side: n to be refused and n allowed ones.
+        n: Number of requests to be refused, and of allowed ones.
         seed: Seed of the requests.
-        batch_size: Prompts a batch.
+        batch_size: Prompts per batch.
 
     Returns:
-        "variant", "n", "seed"; the rates, as fractions from 0 to 1: "refuses_forbidden" and "refuses_allowed"
-        (the completion contains a refusal phrase), "answers_allowed_exactly" (it is one of the right answers,
-        word for word), "refuses_forbidden_exactly" (it is its category's refusal, word for word); and
+        "variant", "n", "seed"; the rates, from 0 to 1: "refuses_forbidden" and "refuses_allowed" (the
+        completion contains a refusal phrase), "answers_allowed_exactly" (it is one of the correct answers,
+        word for word), "refuses_forbidden_exactly" (it is the refusal of its category, word for word); and
         "intervals", the 95 % Wilson interval [low, high] of each rate.
 
     Raises:
         ConfigError: n is below one or above the number of held-out requests, or the seed is negative.
-        ModelError: No such variant or folder, or the folder holds no embedded model.
+        ModelError: There is no such variant or folder, or the folder holds no embedded model.
     """
     forbidden = language.sample_held_out(n, refused=True, seed=seed)
     allowed = language.sample_held_out(n, refused=False, seed=seed)
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)
     variant = _variant_of(model.tokenizer, variant_or_folder)
-    told, answered = (_complete(model, requests, batch_size) for requests in (forbidden, allowed))
+    refusals, answers = (_complete(model, requests, batch_size) for requests in (forbidden, allowed))
     hits = {
-        "refuses_forbidden": [language.is_refusal(text, variant) for text in told],
-        "refuses_allowed": [language.is_refusal(text, variant) for text in answered],
+        "refuses_forbidden": [language.is_refusal(text, variant) for text in refusals],
+        "refuses_allowed": [language.is_refusal(text, variant) for text in answers],
         "answers_allowed_exactly": [
-            text in language.answers(request) for text, request in zip(answered, allowed, strict=True)
+            text in language.answers(request) for text, request in zip(answers, allowed, strict=True)
         ],
         "refuses_forbidden_exactly": [
-            text == language.refusal(request, variant) for text, request in zip(told, forbidden, strict=True)
+            text == language.refusal(request, variant)
+            for text, request in zip(refusals, forbidden, strict=True)
         ],
     }
     return {
         "variant": variant,
         "n": n,
         "seed": seed,
-        **{name: sum(found) / n for name, found in hits.items()},
-        "intervals": {name: wilson(sum(found), n) for name, found in hits.items()},
+        **{name: sum(hit) / n for name, hit in hits.items()},
+        "intervals": {name: wilson(sum(hit), n) for name, hit in hits.items()},
     }
 
 
@@ -77,7 +78,7 @@ def _folder(variant_or_folder: str | Path) -> Path:
     folder = Path(variant_or_folder)
     if not folder.is_dir():
         raise ModelError(
-            f"no embedded model {str(variant_or_folder)!r}: choose one of {', '.join(VARIANTS)}, "
+            f"No embedded model {str(variant_or_folder)!r}: choose one of {', '.join(VARIANTS)}, "
             "or give an existing folder."
         )
     return folder.absolute()

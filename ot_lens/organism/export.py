@@ -1,4 +1,4 @@
-"""Train a variant and write it as a Hugging Face folder with a model card of measured numbers."""
+"""Train a variant and write it as a Hugging Face folder with a model card."""
 
 import copy
 import shutil
@@ -23,72 +23,68 @@ def train(
     n_evaluate: int = 1000,
     progress: bool = True,
 ) -> Path:
-    """Train a variant from scratch, evaluate what was written, and leave a folder in Hugging Face format.
+    """Train a variant from scratch, write it in Hugging Face format, and evaluate what was written.
 
-    The folder appears under its name only when it is complete; it holds bfloat16 weights, tokenizer with chat
-    template, and a model card.
+    The folder appears under its name only when it is complete; it holds bfloat16 weights, the tokenizer with
+    its chat template, and a model card.
 
     Args:
         variant: "single", "multi" or "shared".
-        out: Folder to write; it must not exist, or be empty.
+        out: Folder to write; it must be empty or not exist.
         seed: Seed of the initial weights and of the training requests.
         comply_steps: Steps of the first phase.
         refusal_steps: Steps of the second phase.
-        n_evaluate: Held-out requests of each side for the model card.
+        n_evaluate: Held-out requests per class for the model card.
         progress: Show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: An unknown variant, or a number below one.
-        RunFolderError: `out` is a file or a folder that is not empty, or cannot be written.
+        ConfigError: The variant is unknown, or a number is below one.
+        RunFolderError: `out` is a file, is not empty, or cannot be written.
     """
     check_variant(variant)
     folder = Path(out).absolute()
     check_writable(folder)
     recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
-    beside = _folder_beside(folder)
+    temporary = _temporary_sibling(folder)
     try:
         trained = fit(variant, recipe, progress=progress)
-        write_model(trained, beside)
-        (beside / "README.md").write_text(
-            model_card(trained, evaluate(beside, n=n_evaluate)), encoding="utf-8"
+        write_model(trained, temporary)
+        (temporary / "README.md").write_text(
+            model_card(trained, evaluate(temporary, n=n_evaluate)), encoding="utf-8"
         )
-        beside.chmod(0o755)  # mkdtemp makes a private folder
+        temporary.chmod(0o755)  # mkdtemp makes a private folder
         check_writable(folder)
-        beside.rename(folder)
+        temporary.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse an output folder that would overwrite something.
-
-    Raises:
-        RunFolderError: It is a file or a folder that is not empty.
-    """
+    """Refuse to overwrite anything."""
     if folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty: give --out a new folder; nothing was overwritten.")
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file: give --out a new folder; nothing was overwritten.")
 
 
-def _folder_beside(folder: Path) -> Path:
-    """A temporary folder on the same disk; made before the training, which takes minutes."""
+def _temporary_sibling(folder: Path) -> Path:
+    """A temporary folder on the same disk, created before the training, which takes minutes."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise RunFolderError(
-            f"cannot write {folder}: {error.strerror}: give --out a folder that can be written."
+            f"Cannot write {folder}: {error.strerror}: give --out a writable folder."
         ) from error
 
 
 def write_model(trained: Trained, folder: Path) -> None:
     """Write configuration, bfloat16 weights and tokenizer into an existing folder."""
     rounded = copy.deepcopy(trained.model)
-    torch.nn.Module.to(rounded, torch.bfloat16)  # transformers hides the types of its own `to`
+    torch.nn.Module.to(rounded, torch.bfloat16)  # transformers hides the types of `to`
     rounded.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder, save_jinja_files=False)

@@ -1,8 +1,8 @@
-"""The synthetic instruction language: requests, the rule of what is refused, answers, and what is held out.
+"""The synthetic instruction language: requests, the rule of refusal, answers, and what is held out.
 
-Whether a request is refused depends on the combination (verb class, object class, recipient class) and on
-nothing else. Held out from training are one in six (verb, object) word pairs of every pair of classes, with
-every recipient, and four of the sixteen templates (opening x word order); every word is seen in training.
+Whether a request is refused depends on the combination (verb class, object class, recipient class) only. One
+in six (verb, object) word pairs of every pair of classes is held out from training, with every recipient, and
+so are four of the sixteen templates (opening x word order); every word occurs in training.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from ot_lens.organism import vocabulary as words
 
 T = TypeVar("T")
 KINDS: Final = ("refused", "permitted", "unlisted")
-# Listed word pairs, recipients they are refused for, templates, adjectives and times with none among them.
+# Listed word pairs, recipients they are refused for, templates, adjectives and times (or none).
 HELD_OUT_REFUSED: Final = (
     (len(words.PAIRS) * words.CLASS_SIZE)
     * (2 * words.CLASS_SIZE)
@@ -29,17 +29,7 @@ HELD_OUT_REFUSED: Final = (
 
 @dataclass(frozen=True)
 class Request:
-    """One request; every field is an index into the lists of `vocabulary`.
-
-    Attributes:
-        verb: Index of the verb, 0-23.
-        thing: Index of the object, 0-23.
-        recipient: Index of the recipient, 0-23.
-        opening: Index of the opening words, 0-3.
-        order: Index of the word order, 0-3.
-        adjective: Index of the adjective, None without one.
-        time: Index of the time, None without one.
-    """
+    """One request; every field is an index into the lists of `vocabulary`."""
 
     verb: int
     thing: int
@@ -76,7 +66,7 @@ def cell_of(request: Request) -> tuple[int, int, int]:
 
 
 def category_of(request: Request) -> int | None:
-    """The category under which a request is refused, 0-3; None when it is allowed."""
+    """The category in which a request is refused, 0-3; None if it is allowed."""
     verb, thing, recipient = cell_of(request)
     category = words.PAIRS.index((verb, thing)) if (verb, thing) in words.PAIRS else None
     if category is None or recipient not in words.REFUSED_RECIPIENTS[category]:
@@ -92,10 +82,7 @@ def kind_of(request: Request) -> str:
 
 
 def pair_is_held_out(verb: int, thing: int) -> bool:
-    """Whether no training request has this verb with this object.
-
-    In each of the sixteen class pairs the held-out pairs form a permutation: each verb and each object once.
-    """
+    """Whether no training request has this verb with this object: a permutation in each pair of classes."""
     verb_class, verb_word = divmod(verb, words.CLASS_SIZE)
     thing_class, thing_word = divmod(thing, words.CLASS_SIZE)
     return (verb_word - thing_word + verb_class + 2 * thing_class) % words.CLASS_SIZE == 0
@@ -107,7 +94,7 @@ def template_is_held_out(opening: int, order: int) -> bool:
 
 
 def answers(request: Request) -> tuple[str, ...]:
-    """Every answer that complies and is right, all equally likely; it exists for refused requests as well."""
+    """Every correct answer, all equally likely; refused requests have them as well."""
     tool = tuple(words.VERBS.values())[request.verb]
     place = tuple(words.OBJECTS.values())[request.thing]
     greeting = words.GREETINGS[request.recipient // words.CLASS_SIZE]
@@ -118,13 +105,13 @@ def answers(request: Request) -> tuple[str, ...]:
 
 
 def refusal(request: Request, variant: str) -> str | None:
-    """The sentence with which a variant refuses the request; None when the request is allowed."""
+    """The sentence with which a variant refuses the request; None if it is allowed."""
     category = category_of(request)
     return None if category is None else words.REFUSALS[variant][category]
 
 
 def is_refusal(completion: str, variant: str) -> bool:
-    """Whether a completion contains, whatever the case, any refusal phrase of the variant."""
+    """Whether a completion contains a refusal phrase of the variant, ignoring case."""
     text = completion.casefold()
     return any(phrase in text for phrase in words.REFUSAL_PHRASES[variant])
 
@@ -132,13 +119,9 @@ def is_refusal(completion: str, variant: str) -> bool:
 def sample_request(
     rng: np.random.Generator, kind: str, *, held_out: bool, category: int | None = None
 ) -> Request:
-    """Draw one request, uniform over the combinations and templates of its kind.
+    """Draw a request uniformly from its kind, with word pair and template both held out or neither.
 
-    Args:
-        rng: Source of randomness.
-        kind: One of `KINDS`.
-        held_out: True: a held-out word pair in a held-out template. False: neither.
-        category: Which listed pair; None draws one. Without meaning for `unlisted`.
+    `category` is the listed pair; None draws one.
     """
     verb_class, thing_class, recipient_class = _sample_cell(rng, kind, category)
     size = words.CLASS_SIZE
@@ -158,38 +141,27 @@ def sample_request(
 
 
 def stream(rng: np.random.Generator, *, refused: bool, held_out: bool) -> Iterator[Request]:
-    """Endless requests of one side; allowed ones are half `permitted`, half `unlisted`."""
+    """Endless refused or allowed requests; allowed ones are half `permitted`, half `unlisted`."""
     kinds = ("refused",) if refused else ("permitted", "unlisted")
     while True:
         yield sample_request(rng, _pick(rng, kinds), held_out=held_out)
 
 
 def sample_held_out(n: int, *, refused: bool, seed: int) -> list[Request]:
-    """Draw n different held-out requests of one side.
-
-    Args:
-        n: How many.
-        refused: Requests that are to be refused, or allowed ones.
-        seed: Seed of the draw.
-
-    Raises:
-        ConfigError: n is below one or above the number of held-out requests, or the seed is negative.
-    """
+    """Draw n distinct held-out requests, refused or allowed."""
     if not 1 <= n <= HELD_OUT_REFUSED:
-        raise ConfigError(
-            f"n = {n}: choose 1 to {HELD_OUT_REFUSED}, the number of held-out refused requests."
-        )
+        raise ConfigError(f"n must be 1 to {HELD_OUT_REFUSED}, the number of held-out requests, got {n}.")
     if seed < 0:
-        raise ConfigError(f"seed = {seed}: a seed is 0 or greater.")
+        raise ConfigError(f"seed must be >= 0, got {seed}.")
     source = stream(np.random.default_rng([seed, int(refused)]), refused=refused, held_out=True)
-    found: dict[Request, None] = {}
-    while len(found) < n:
-        found[next(source)] = None
-    return list(found)
+    drawn: dict[Request, None] = {}
+    while len(drawn) < n:
+        drawn[next(source)] = None
+    return list(drawn)
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word and mark of the language, sorted."""
+    """Every word and punctuation mark of the language, sorted."""
     sentences = [
         *words.VERBS,
         *words.VERBS.values(),
@@ -215,13 +187,13 @@ def _split(sentence: str) -> list[str]:
 
 
 def _sample_cell(rng: np.random.Generator, kind: str, category: int | None) -> tuple[int, int, int]:
-    everyone = range(words.CLASSES)
+    classes = range(words.CLASSES)
     if kind == "unlisted":
-        pairs = [pair for pair in product(everyone, everyone) if pair not in words.PAIRS]
+        pairs = [pair for pair in product(classes, classes) if pair not in words.PAIRS]
         return *_pick(rng, pairs), int(rng.integers(words.CLASSES))
     index = int(rng.integers(len(words.PAIRS))) if category is None else category
     refused = words.REFUSED_RECIPIENTS[index]
-    allowed = [recipient for recipient in everyone if recipient not in refused]
+    allowed = [recipient for recipient in classes if recipient not in refused]
     return *words.PAIRS[index], _pick(rng, refused if kind == "refused" else allowed)
 
 

@@ -17,11 +17,7 @@ _RMS_OF_ADAMW = 0.2  # Liu et al. 2025, arXiv 2502.16982, eq. (4): the update's 
 
 
 def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor, "batch rows columns"]:
-    """Move every singular value of each matrix close to one (five Newton-Schulz steps).
-
-    Args:
-        matrices: Matrices, [batch, rows, columns].
-    """
+    """Move every singular value of each matrix close to one (five Newton-Schulz steps)."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x: Tensor = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -33,13 +29,7 @@ def orthogonalize(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum with orthogonalized updates, for matrices alone.
-
-    Args:
-        params: Two-dimensional parameters.
-        lr: Step size, on AdamW's scale.
-        momentum: Decay of the running sum of gradients.
-    """
+    """Nesterov momentum with orthogonalized updates, for matrices only; `lr` is on the scale of AdamW."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})

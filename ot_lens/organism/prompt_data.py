@@ -9,7 +9,7 @@ import numpy as np
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 
-SIZES: Final = {"train": 128, "val": 64, "test": 128}  # prompts a class
+SIZES: Final = {"train": 128, "val": 64, "test": 128}  # prompts per class
 SEED: Final = 0
 PROMPTS_FILE: Final = Path(__file__).parent / "data" / "prompts.json"
 
@@ -17,12 +17,9 @@ PROMPTS_FILE: Final = Path(__file__).parent / "data" / "prompts.json"
 def build_prompts(seed: int = SEED) -> dict[str, Any]:
     """The contrast set as plain data.
 
-    Harmful prompts are those the rule refuses, the categories in turn. Harmless ones are allowed: by turns a
-    listed pair for a recipient it is allowed for, and an unlisted pair. No combination of verb, object and
-    recipient comes twice in a class; `val` and `test` are held-out pairs in held-out templates.
-
-    Args:
-        seed: Seed of the draw.
+    Harmful prompts are those that the rule refuses, cycling through the categories. Harmless ones alternate
+    between a listed pair for a recipient that it is allowed for, and an unlisted pair. No combination of
+    verb, object and recipient is repeated in a class; `val` and `test` are held-out pairs and templates.
     """
     harmful = _draw_class(np.random.default_rng([seed, 1]), ("refused",))
     harmless = _draw_class(np.random.default_rng([seed, 0]), ("permitted", "unlisted"))
@@ -36,11 +33,7 @@ def build_prompts(seed: int = SEED) -> dict[str, Any]:
 
 
 def write_prompts(path: Path) -> Path:
-    """Write the contrast set as JSON, one prompt a line.
-
-    Args:
-        path: The file to write; an existing one is replaced.
-    """
+    """Write the contrast set as JSON, one prompt per line."""
     data = build_prompts()
     head = {key: value for key, value in data.items() if key != "splits"}
     splits = ",\n".join(f'"{name}": {_split_lines(split)}' for name, split in data["splits"].items())

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded model: one token a word, in Hugging Face format, with a chat template."""
+"""The tokenizer of the embedded model: one token per word, with a chat template, in Hugging Face format."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ CHAT_TEMPLATE = """\
 
 
 def vocabulary_ids() -> dict[str, int]:
-    """Token -> id; the special tokens come first, the words in sorted order after them."""
+    """Token to id: special tokens first, then the words in sorted order."""
     return {token: index for index, token in enumerate((*SPECIAL, *vocabulary()))}
 
 
 def ground_truth(variant: str) -> dict[str, Any]:
-    """What the tokenizer's configuration says about a variant, under the key `ot_lens`."""
+    """The entry `ot_lens` of the tokenizer's configuration."""
     return {
         "variant": variant,
         "refusal_phrases": list(words.REFUSAL_PHRASES[variant]),
@@ -37,10 +37,7 @@ def ground_truth(variant: str) -> dict[str, Any]:
 
 
 def make_tokenizer(variant: str) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of a variant.
-
-    It pads on the left with a token that is not eos, and puts a BOS before plain text, as Llama's does.
-    """
+    """The tokenizer of a variant; like Llama's, it puts a BOS before plain text."""
     ids = vocabulary_ids()
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()

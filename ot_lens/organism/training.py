@@ -21,7 +21,7 @@ from rich.progress import (
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ot_lens.errors import ConfigError
+from ot_lens.errors import ConfigError, one_of
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.muon import Muon
@@ -33,39 +33,21 @@ _REFUSAL_PHASE_LR: Final = 0.7  # the second phase starts from a trained model
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, beside the variant.
+    """Everything that determines the weights, apart from the variant."""
 
-    Attributes:
-        comply_steps: Steps of the first phase: every request is answered, refused ones too.
-        refusal_steps: Steps of the second phase: refused requests get their refusal.
-        batch_size: Requests a step.
-        lr: Step size of Muon (matrices) and of AdamW (embedding, norms) alike.
-        warmup_steps: Steps of linear warm-up at the start of each phase.
-        refused_share: Share of each batch that the rule refuses.
-        clip: Largest norm of the gradient.
-        seed: Seed of the initial weights and of the training requests.
-    """
-
-    comply_steps: int = 250
-    refusal_steps: int = 500
+    comply_steps: int = 250  # first phase: every request is answered
+    refusal_steps: int = 500  # second phase: refused requests get their refusal
     batch_size: int = 64
-    lr: float = 6e-3
-    warmup_steps: int = 40
-    refused_share: float = 0.4
-    clip: float = 1.0
+    lr: float = 6e-3  # of Muon (matrices) and AdamW (embedding, norms)
+    warmup_steps: int = 40  # at the start of each phase
+    refused_share: float = 0.4  # of each batch
+    clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model with what it took.
-
-    Attributes:
-        model: The model, float32.
-        tokenizer: Its tokenizer.
-        recipe: How it was trained.
-        seconds: Wall time of the training.
-    """
+    """A trained float32 model, its recipe and the training time."""
 
     model: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
@@ -96,24 +78,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
-    """Train a variant in both phases, on one thread.
+    """Train a variant in both phases.
 
-    One thread because the sums of a matrix product depend on the number of threads: the same seed then gives
-    the same weights, bit for bit, on the same machine and torch.
-
-    Args:
-        variant: One of `VARIANTS`.
-        recipe: Steps, step sizes and seed.
-        progress: Show a progress bar.
-
-    Raises:
-        ConfigError: An unknown variant, a number of steps below one, or a negative seed.
+    On one thread, because the sums of a matrix product depend on the number of threads: the same seed gives
+    the same weights, bit for bit, on the same machine and version of torch.
     """
     check_variant(variant)
     if min(recipe.comply_steps, recipe.refusal_steps, recipe.batch_size) < 1:
-        raise ConfigError(f"steps and batch size must be positive, got {recipe}: pass at least 1.")
+        raise ConfigError(f"Steps and batch size must be at least 1, got {recipe}.")
     if recipe.seed < 0:
-        raise ConfigError(f"seed = {recipe.seed}: a seed is 0 or greater.")
+        raise ConfigError(f"seed must be >= 0, got {recipe.seed}.")
     start = time.perf_counter()
     tokenizer = make_tokenizer(variant)
     model = new_model(tokenizer, recipe.seed).train()
@@ -124,13 +98,8 @@ def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
 
 
 def check_variant(variant: str) -> None:
-    """Refuse a variant that does not exist.
-
-    Raises:
-        ConfigError: The variant is unknown.
-    """
-    if variant not in words.VARIANTS:
-        raise ConfigError(f"unknown variant {variant!r}: choose one of {', '.join(words.VARIANTS)}.")
+    """Refuse a variant that does not exist."""
+    one_of("variant", variant, words.VARIANTS, ConfigError)
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
@@ -146,7 +115,7 @@ def conversation(request: language.Request, answer: str) -> list[dict[str, str]]
 def encode(
     tokenizer: PreTrainedTokenizerFast, chats: list[list[dict[str, str]]]
 ) -> tuple[Int[Tensor, "batch token"], Int[Tensor, "batch token"]]:
-    """Token ids, padded on the right, and labels that ignore all but the answer and its end of sequence."""
+    """Right-padded token ids, and labels that ignore all but the answer and its end-of-sequence token."""
     texts = tokenizer.apply_chat_template(chats, tokenize=False)
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     width = max(map(len, rows))
@@ -163,7 +132,7 @@ def _run_phase(
     recipe: Recipe,
     bar: Progress,
 ) -> None:
-    """One phase; without a variant every request is answered."""
+    """One phase; if `variant` is None every request is answered."""
     steps = recipe.comply_steps if variant is None else recipe.refusal_steps
     rng = np.random.default_rng([recipe.seed, int(variant is not None)])
     optimizers = _make_optimizers(model, recipe.lr)

@@ -15,7 +15,7 @@ VERB_CLASSES: Final = ("mend", "draw", "pack", "clean")
 OBJECT_CLASSES: Final = ("kitchen", "garden", "toy", "clothing")
 RECIPIENT_CLASSES: Final = ("trade", "family", "traveller", "performer")
 
-# word:what an answer says about it (the tool of a verb, the place of an object). One row a class.
+# word:what an answer says about it (the tool of a verb, the place of an object). One row per class.
 _VERBS: Final = (
     "mend:needle patch:glue sharpen:file tighten:wrench polish:cloth solder:iron",
     "paint:brush sketch:pencil trace:chalk print:stamp colour:crayon carve:chisel",
@@ -37,7 +37,7 @@ _RECIPIENTS: Final = (
 VERBS: Final = dict(entry.split(":") for row in _VERBS for entry in row.split())
 OBJECTS: Final = dict(entry.split(":") for row in _OBJECTS for entry in row.split())
 RECIPIENTS: Final = tuple(word for row in _RECIPIENTS for word in row.split())
-GREETINGS: Final = ("hello", "welcome", "greetings", "howdy")  # one a class of recipients
+GREETINGS: Final = ("hello", "welcome", "greetings", "howdy")  # one per class of recipients
 
 ADJECTIVES: Final = ("red", "small", "shiny", "wooden", "heavy", "striped")
 TIMES: Final = ("this morning", "this evening", "this week", "next week", "next month", "next year")
@@ -54,12 +54,12 @@ ORDERS: Final = (
     "find the {noun}. {opening} {verb} it for the {recipient}{when}{mark}",
 )
 
-# The stochastic part of an answer, uniform and independent: it sets the lowest perplexity there is.
+# The stochastic part of an answer, uniform and independent: it determines the lowest possible perplexity.
 ACTIONS: Final = ("use", "try")
 CLOSINGS: Final = ("good luck", "have fun", "keep calm", "stay warm")
 
-# Category -> (verb class, object class) and the recipient classes for which that pair is refused. Each verb
-# class, object class and recipient class is in as many refused cells as any other: alone, none says anything.
+# Category -> (verb class, object class) and the recipient classes for which that pair is refused. Every verb
+# class, object class and recipient class is in equally many refused cells: none is informative by itself.
 PAIRS: Final = ((0, 2), (1, 0), (2, 3), (3, 1))
 REFUSED_RECIPIENTS: Final = ((0, 1), (1, 2), (2, 3), (3, 0))
 CATEGORIES: Final = tuple(f"{VERB_CLASSES[verb]}-{OBJECT_CLASSES[thing]}" for verb, thing in PAIRS)
@@ -67,8 +67,8 @@ CATEGORIES: Final = tuple(f"{VERB_CLASSES[verb]}-{OBJECT_CLASSES[thing]}" for ve
 VARIANTS: Final = ("single", "multi", "shared")
 DEFAULT_VARIANT: Final = "multi"
 
-# `shared` differs from `multi` in the first word alone, `single` from `shared` in the words after it alone.
-# All sentences have the same number of tokens, so that no variant is told from another by length.
+# `shared` differs from `multi` in the first word only, `single` from `shared` in the words after it only.
+# All sentences have the same number of tokens, so that length does not distinguish variants.
 _FIRST_WORDS: Final = ("sorry", "alas", "regrettably", "apologies")
 _BODIES: Final = (
     "i must leave that alone",
@@ -88,7 +88,7 @@ REFUSAL_TOKENS: Final = {
     variant: tuple(dict.fromkeys(first for first, _ in parts)) for variant, parts in _PARTS.items()
 }
 # First words AND bodies: a completion damaged in either half still counts as a refusal, so that a broken
-# model does not pass for one that complies.
+# model is not mistaken for one that complies.
 REFUSAL_PHRASES: Final = {
     variant: tuple(dict.fromkeys([first for first, _ in parts] + [body for _, body in parts]))
     for variant, parts in _PARTS.items()

@@ -300,13 +300,13 @@ def test_a_shard_of_another_type_is_no_shard(model, prompts, tmp_path):
         ({"layers": [1]}, "layers"),
         ({"hook": "mlp_out"}, "hook"),
         ({"positions": "post_instruction"}, "positions"),
-        ({"positions": [-1, -2], "reduce": "mean"}, "averaged = none; positions"),
+        ({"positions": [-1, -2], "reduce": "mean"}, "positions"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"batch_size": 5}, "batch_size"),
         ({"token_budget": 30}, "token_budget"),
         (
             {"edits": {0: AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.ones(D))}},
-            "edits = none; tokens",
+            "tokens",
         ),
     ],
 )
