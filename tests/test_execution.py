@@ -22,13 +22,12 @@ from ot_lens.execution import LocalExecutor, RayExecutor, open_executor, ray_clu
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import (
     Candidate,
-    Measuring,
     Method,
+    candidate_batches,
     candidates,
-    measure_units,
-    panel_settings,
-    read_baseline,
-    units,
+    measure_baseline,
+    measure_batches,
+    sweep_settings,
 )
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.study import run as study_run
@@ -109,14 +108,14 @@ def sweep(prompts: otl.ContrastSet):
     U, V = (torch.randn(96, 2, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     maps = {layer: AffineMap(U * (layer + 1), V, torch.zeros(96, dtype=torch.float64)) for layer in range(6)}
     found = candidates({Method("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
-    how = Measuring(
-        panel_settings(model, ["refusal_score", "kl", "refusal_rate"], batch_size=4, max_new_tokens=4)
-    )
-    groups = units(found, how.settings)
-    baseline = read_baseline(model, prompts.test, how)
+    measures = ["refusal_score", "kl", "refusal_rate"]
+    settings = sweep_settings(model, measures, batch_size=4, max_new_tokens=4)
+    groups = candidate_batches(found, settings.panel)
+    baseline = measure_baseline(model, prompts.test, settings)
+    every = frozenset(candidate.key for candidate in found)
 
     def measured(chosen: Sequence[tuple[Candidate, ...]], done: frozenset[str] = frozenset()):
-        parts = measure_units(model, prompts.test, baseline, how, done, chosen)
+        parts = measure_batches(model, prompts.test, baseline, settings, every - done, chosen)
         return {part.key: part.table for part in parts}
 
     return groups, measured
@@ -247,7 +246,7 @@ class TestTwoWorkers:
 def test_a_model_that_cannot_be_loaded_is_named_as_here(cluster):
     wrong = {"model": "./no/such/folder"}
     with pytest.raises(ModelError) as here:
-        LocalExecutor(wrong)
+        LocalExecutor(otl.load_model(**wrong))
     with RayExecutor(wrong) as executor, pytest.raises(ModelError) as there:
         executor.call(id)
     assert str(here.value) == str(there.value)

@@ -9,9 +9,16 @@ import torch
 
 import ot_lens as otl
 from ot_lens.activations import Activations
-from ot_lens.behaviour import PanelSettings, phrase_list
 from ot_lens.errors import FitError, HookError, PromptError
-from ot_lens.localization import Method, as_methods, fit_sequentially, permuted, random_subspace, search
+from ot_lens.localization import (
+    Method,
+    as_methods,
+    fit_sequentially,
+    permuted,
+    random_subspace,
+    search,
+    sweep_settings,
+)
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import COLUMNS, INDUCE, layers_label, one_direction, verdict
 from ot_lens.transport import FITTERS, AffineMap, fit_all
@@ -337,7 +344,7 @@ def test_the_search_finds_the_best_set_by_brute_force(model):
     prompts = checkpoints.contrast_set(8)
     acts = otl.capture(model, prompts.train)
     maps = {Method("mean_shift"): fit_all(acts, "mean_shift")}
-    settings = PanelSettings(("refusal_score",), phrase_list("arditi"), otl.refusal_token_ids(model))
+    settings = sweep_settings(model, ["refusal_score"])
 
     def score(layers: tuple[int, ...]) -> float:
         with otl.intervene(model, {i: maps[Method("mean_shift")][i] for i in layers}):

@@ -12,10 +12,7 @@ from ot_lens.behaviour.completions import (
 )
 from ot_lens.behaviour.filtering import (
     FILTERS,
-    FilterPlan,
     filter_by_behaviour,
-    plan_filter,
-    treated_as_labelled,
 )
 from ot_lens.behaviour.judge_registry import LazyJudge, judge_names, register_judge
 from ot_lens.behaviour.judges import Judge, Judgement, PhraseJudge, Verdict, judge_completions
@@ -55,7 +52,6 @@ __all__ = [
     "ClassifierJudge",
     "CompletionStats",
     "Estimate",
-    "FilterPlan",
     "Judge",
     "Judgement",
     "LazyJudge",
@@ -86,7 +82,6 @@ __all__ = [
     "next_token_values",
     "perplexity",
     "phrase_list",
-    "plan_filter",
     "rate",
     "read_next_token",
     "refusal_score",
@@ -96,5 +91,4 @@ __all__ = [
     "save_completions",
     "score_from_logprobs",
     "text_loss",
-    "treated_as_labelled",
 ]

@@ -14,6 +14,7 @@ from ot_lens.behaviour.refusal import (
     refuses,
 )
 from ot_lens.errors import OtLensTypeError, PromptError, one_of
+from ot_lens.execution import as_runner
 from ot_lens.generation import complete
 from ot_lens.models import backend, batches
 from ot_lens.prompts import SPLITS, Contrast, ContrastSet, Prompt
@@ -37,183 +38,146 @@ def filter_by_behaviour(
 ) -> ContrastSet:
     """Keep harmful prompts that the model refuses, and harmless ones that it answers.
 
-    A prompt that the model treats as of the other class says nothing of refusal, and blurs the difference of
-    the classes. Test prompts are left as they are, unless asked for: what is reported should not be chosen by
-    what it measures.
+    A prompt that the model treats like the other class is no example of refusal, and blurs the difference
+    between the classes. Test prompts are left as they are by default: results should not be selected by what
+    they measure.
 
-    Source: Arditi et al. 2024 (arXiv 2406.11717), whose pipeline keeps a refusal score > 0 of harmful and
-    < 0 of harmless prompts, of train and val.
+    Source: Arditi et al. 2024 (arXiv 2406.11717), whose pipeline keeps harmful prompts with a refusal score
+    > 0 and harmless ones with a score < 0, in train and val.
 
     Args:
-        model: A hooked model, without the edits that are to be studied.
+        model: A hooked model without edits, or a `Runner`, whose tasks are the batches.
         prompts: A contrast set.
-        by: "refusal_score", at the next token; or "answers", greedy ones, by refusal phrases.
-        threshold: Of the refusal score, in nats: harmful prompts lie above it, harmless ones below.
-        splits: Which splits are filtered.
+        by: "refusal_score" at the next token, or "answers": greedy answers, judged by refusal phrases.
+        threshold: Threshold of the refusal score, in nats: above it for harmful prompts, below for harmless.
+        splits: The splits to filter.
         tokens: Refusal tokens of the score; see `refusal_token_ids`.
         phrases: What `phrase_list` takes; default: the model's own, else "arditi".
         max_new_tokens: Token budget of an answer.
-        batch_size: Prompts a batch.
+        batch_size: Prompts per batch.
 
     Returns:
-        The contrast set, whose manifest says under "filtered" what was asked, and of each split and class how
-        many of how many prompts were kept.
+        The contrast set; its manifest lists under "filtered" the criterion, and for each split and class how
+        many prompts were kept of how many.
 
     Raises:
         PromptError: If a choice is unknown, or no prompt of a class is left in a split.
-        OtLensTypeError: If `prompts` is no whole set.
+        OtLensTypeError: If `prompts` is a single split.
     """
-    plan = plan_filter(
-        model,
-        prompts,
-        by=by,
-        threshold=threshold,
-        splits=splits,
-        tokens=tokens,
-        phrases=phrases,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
-    batches = plan.batches(prompts)
-    return plan.keep(prompts, {name: treated_as_labelled(model, plan, b) for name, b in batches.items()})
+    if not isinstance(prompts, ContrastSet):
+        raise OtLensTypeError(
+            f"filter_by_behaviour takes a ContrastSet, got {type(prompts).__name__}: its manifest records "
+            "the counts of every split."
+        )
+    one_of("filter", by, FILTERS, PromptError)
+    splits = tuple(dict.fromkeys(splits))
+    for split in splits:
+        one_of("split", split, SPLITS, PromptError)
+    runner = as_runner(model)
+    criterion = runner.call(_criterion, by, threshold, tokens, phrases, max_new_tokens)
+    groups = runner.call(_batch_indices, prompts, splits, batch_size)
+    tasks: dict[str, Batch] = {
+        f"filter|{split}|{label}|{number}": (label, tuple(_class(prompts, split, label)[i] for i in group))
+        for split, label, number, group in groups
+    }
+    passed = runner.map(_passes, tasks, criterion)
+    kept: dict[tuple[str, str], list[int]] = {(split, label): [] for split, label, _, _ in groups}
+    for (split, label, _, group), values in zip(groups, passed.values(), strict=True):
+        kept[split, label] += [index for index, value in zip(group, values, strict=True) if value]
+    return _filtered(prompts, splits, kept, criterion)
 
 
 @dataclass(frozen=True)
-class FilterPlan:
-    """How prompts are filtered, and the batches in which a model is asked.
-
-    Attributes:
-        by: "refusal_score" or "answers".
-        threshold: Of the refusal score, in nats.
-        tokens: Refusal tokens of the score.
-        phrases: Phrases of a refusal in an answer.
-        max_new_tokens: Token budget of an answer.
-        groups: For each split and class the prompts of each batch, as indices.
-    """
+class _Criterion:
+    """When a prompt is kept; see `filter_by_behaviour`."""
 
     by: str
     threshold: float
     tokens: tuple[int, ...]
     phrases: PhraseList
     max_new_tokens: int
-    groups: Mapping[tuple[str, str], Sequence[Sequence[int]]]
-
-    def batches(self, prompts: ContrastSet) -> dict[str, Batch]:
-        """Class and prompts of every batch, by name."""
-        return {
-            _batch_name(split, label, number): (
-                label,
-                tuple(dict(getattr(prompts, split))[label][i] for i in group),
-            )
-            for (split, label), groups in self.groups.items()
-            for number, group in enumerate(groups)
-        }
-
-    def keep(self, prompts: ContrastSet, right: Mapping[str, Sequence[bool]]) -> ContrastSet:
-        """The prompts that are treated as of their class, in order.
-
-        Args:
-            prompts: All splits.
-            right: Of each batch, whether the model treats its prompts as of their class.
-
-        Raises:
-            PromptError: If none is left of a class.
-        """
-        counts: list[dict[str, Any]] = []
-        kept = dict(prompts.splits)
-        for split in dict.fromkeys(split for split, _ in self.groups):
-            groups = {}
-            for label, group in getattr(prompts, split):
-                chosen = sorted(self._chosen(split, label, right))
-                groups[label] = tuple(group[index] for index in chosen)
-                _refuse_empty(groups[label], label, len(group), f"{prompts.name}: {split}", self.by)
-                counts.append({"split": split, "class": label, "n": len(group), "kept": len(chosen)})
-            kept[split] = Contrast(**groups)
-        past = list(prompts.provenance.get("filtered", []))
-        provenance = {**prompts.provenance, "filtered": [*past, {**self._record, "counts": counts}]}
-        return replace(
-            prompts, train=kept["train"], val=kept["val"], test=kept["test"], provenance=provenance
-        )
-
-    def _chosen(self, split: str, label: str, right: Mapping[str, Sequence[bool]]) -> list[int]:
-        return [
-            index
-            for number, group in enumerate(self.groups[split, label])
-            for index, kept in zip(group, right[_batch_name(split, label, number)], strict=True)
-            if kept
-        ]
 
     @property
-    def _record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
+        """The criterion for the manifest."""
         if self.by == "refusal_score":
             return {"by": self.by, "threshold": self.threshold, "tokens": list(self.tokens)}
-        named = f"{self.phrases.name} v{self.phrases.version}"
-        return {"by": self.by, "phrases": named, "max_new_tokens": self.max_new_tokens}
+        phrases = f"{self.phrases.name} v{self.phrases.version}"
+        return {"by": self.by, "phrases": phrases, "max_new_tokens": self.max_new_tokens}
 
 
-def plan_filter(
-    model: Any,
-    prompts: ContrastSet,
-    *,
-    by: str = "refusal_score",
-    threshold: float = 0.0,
-    splits: Sequence[str] = ("train", "val"),
-    tokens: Sequence[str | int] | None = None,
-    phrases: str | Path | Sequence[str] | PhraseList | None = None,
-    max_new_tokens: int = 32,
-    batch_size: int = 64,
-) -> FilterPlan:
-    """What `filter_by_behaviour` asks of a model, batch by batch; its arguments.
-
-    Raises:
-        PromptError: If a choice is unknown.
-        OtLensTypeError: If `prompts` is no whole set.
-    """
-    if not isinstance(prompts, ContrastSet):
-        raise OtLensTypeError(
-            f"filter_by_behaviour takes a ContrastSet, got {type(prompts).__name__}: it keeps the counts of "
-            "every split in the manifest."
-        )
-    one_of("filter", by, FILTERS, PromptError)
-    for split in splits:
-        one_of("split", split, SPLITS, PromptError)
-    groups = {
-        (split, label): [batch.indices for batch in batches(backend(model), group, batch_size)]
-        if group
-        else []
-        for split in splits
-        for label, group in getattr(prompts, split)
-    }
-    return FilterPlan(
+def _criterion(
+    model: Any, by: str, threshold: float, tokens: Any, phrases: Any, max_new_tokens: int
+) -> _Criterion:
+    """The criterion with the model's own refusal tokens and phrases where none are given."""
+    return _Criterion(
         by,
         threshold,
         tuple(refusal_token_ids(model, tokens)) if by == "refusal_score" else (),
         model_phrases(model) if phrases is None else phrase_list(phrases),
         max_new_tokens,
-        groups,
     )
 
 
-def treated_as_labelled(model: Any, plan: FilterPlan, batch: Batch) -> list[bool]:
-    """Whether a model refuses each of some harmful prompts, or answers each of some harmless ones."""
+def _batch_indices(
+    model: Any, prompts: ContrastSet, splits: Sequence[str], batch_size: int
+) -> list[tuple[str, str, int, Sequence[int]]]:
+    """Split, class, number and prompts of every batch."""
+    return [
+        (split, label, number, batch.indices)
+        for split in splits
+        for label, group in getattr(prompts, split)
+        if group
+        for number, batch in enumerate(batches(backend(model), group, batch_size))
+    ]
+
+
+def _class(prompts: ContrastSet, split: str, label: str) -> tuple[Prompt, ...]:
+    return dict(getattr(prompts, split))[label]
+
+
+def _passes(model: Any, criterion: _Criterion, batch: Batch) -> list[bool]:
+    """Whether the model refuses each of some harmful prompts, or answers each of some harmless ones."""
     label, group = batch
-    if plan.by == "refusal_score":
-        scores = refusal_score(model, group, tokens=plan.tokens, batch_size=len(group))
-        right = scores > plan.threshold if label == "harmful" else scores < plan.threshold
-        return [bool(value) for value in right]
-    answers = complete(model, group, max_new_tokens=plan.max_new_tokens, batch_size=len(group))
-    return [bool(refused) == (label == "harmful") for refused in refuses(answers, plan.phrases)]
+    if criterion.by == "refusal_score":
+        scores = refusal_score(model, group, tokens=criterion.tokens, batch_size=len(group))
+        passed = scores > criterion.threshold if label == "harmful" else scores < criterion.threshold
+        return [bool(value) for value in passed]
+    answers = complete(model, group, max_new_tokens=criterion.max_new_tokens, batch_size=len(group))
+    return [bool(refused) == (label == "harmful") for refused in refuses(answers, criterion.phrases)]
 
 
-def _batch_name(split: str, label: str, number: int) -> str:
-    return f"filter|{split}|{label}|{number}"
+def _filtered(
+    prompts: ContrastSet,
+    splits: Sequence[str],
+    kept: Mapping[tuple[str, str], Sequence[int]],
+    criterion: _Criterion,
+) -> ContrastSet:
+    counts: list[dict[str, Any]] = []
+    contrasts = dict(prompts.splits)
+    for split in splits:
+        groups = {}
+        for label, group in getattr(prompts, split):
+            groups[label] = tuple(group[index] for index in sorted(kept.get((split, label), ())))
+            if not groups[label]:
+                raise _none_left(f"{prompts.name}: {split}", label, len(group), criterion.by)
+            counts.append({"split": split, "class": label, "n": len(group), "kept": len(groups[label])})
+        contrasts[split] = Contrast(**groups)
+    past = list(prompts.provenance.get("filtered", []))
+    provenance = {**prompts.provenance, "filtered": [*past, {**criterion.record, "counts": counts}]}
+    return replace(
+        prompts,
+        train=contrasts["train"],
+        val=contrasts["val"],
+        test=contrasts["test"],
+        provenance=provenance,
+    )
 
 
-def _refuse_empty(kept: Sequence[Prompt], label: str, n: int, where: str, by: str) -> None:
-    if not kept:
-        verb = "refuses" if label == "harmful" else "answers"
-        cause = "threshold and refusal tokens" if by == "refusal_score" else "the phrase list"
-        raise PromptError(
-            f"{where}: the model {verb} none of {n} {label} prompts (by {by}): check model, chat template "
-            f"and {cause}."
-        )
+def _none_left(split: str, label: str, n: int, by: str) -> PromptError:
+    verb = "refuses" if label == "harmful" else "answers"
+    cause = "threshold and refusal tokens" if by == "refusal_score" else "the phrase list"
+    return PromptError(
+        f"{split}: the model {verb} none of {n} {label} prompts (by {by}): check the model, its chat "
+        f"template, and {cause}."
+    )

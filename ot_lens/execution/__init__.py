@@ -1,7 +1,18 @@
-"""Where a study's work is done: here or on the workers of a Ray cluster, with the same results."""
+"""Where and how work on a model is done: here or on a Ray cluster, each task once, with the same results."""
 
 from ot_lens.execution.executor import NAMES, Executor, open_executor
 from ot_lens.execution.local import LocalExecutor
 from ot_lens.execution.ray_cluster import RayExecutor
+from ot_lens.execution.runner import MemoryCache, RunCache, Runner, as_runner
 
-__all__ = ["NAMES", "Executor", "LocalExecutor", "RayExecutor", "open_executor"]
+__all__ = [
+    "NAMES",
+    "Executor",
+    "LocalExecutor",
+    "MemoryCache",
+    "RayExecutor",
+    "RunCache",
+    "Runner",
+    "as_runner",
+    "open_executor",
+]

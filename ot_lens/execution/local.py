@@ -1,6 +1,6 @@
-"""The executor of one process: it loads the model and does everything itself."""
+"""The executor that does everything in this process."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -10,28 +10,17 @@ class LocalExecutor:
     """See `Executor`."""
 
     name = "local"
-    in_process = True
 
-    def __init__(self, model: Mapping[str, Any]) -> None:
-        """Load the model.
-
-        Args:
-            model: Arguments of `ot_lens.load_model`.
-
-        Raises:
-            ModelError: If it cannot be loaded.
-        """
-        from ot_lens.models import load_model
-
-        self._model = load_model(**model)
+    def __init__(self, model: Any) -> None:
+        self._model = model
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """See `Executor.call`."""
         return function(self._model, *arguments, **options)
 
     def stream(
-        self, function: Callable[..., Iterator[T]], pieces: Sequence[Any], *arguments: Any
+        self, function: Callable[..., Iterator[T]], tasks: Sequence[Any], *arguments: Any
     ) -> Iterator[T]:
-        """See `Executor.stream`: one piece after the other, so that a stop repeats no more than one."""
-        for piece in pieces:
-            yield from function(self._model, *arguments, [piece])
+        """See `Executor.stream`: one task after the other, so that a stop repeats at most one."""
+        for task in tasks:
+            yield from function(self._model, *arguments, [task])

@@ -21,7 +21,6 @@ class RayExecutor:
     """See `Executor`. Results are handed to this process alone, which writes them."""
 
     name = "ray"
-    in_process = False
 
     def __init__(
         self, model: Mapping[str, Any], *, address: str | None = None, parameter_bytes: int = 0

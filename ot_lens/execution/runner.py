@@ -1,29 +1,106 @@
-"""What a plan asks of the model, in pieces, so that whoever computes them can keep and share them."""
+"""One way to run work on a model: the executor says where, the cache remembers what is done."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ot_lens.execution.executor import Executor
+from ot_lens.execution.local import LocalExecutor
 
 T = TypeVar("T")
 
 
 @runtime_checkable
-class Compute(Protocol):
-    """Computes pieces on the model: here, or on an executor, or not again where a result was kept."""
+class RunCache(Protocol):
+    """Results by name. A name belongs to one task; another study never shares the cache.
 
-    def __call__(
-        self, function: Callable[..., T], pieces: Mapping[str, Any], *arguments: Any
-    ) -> dict[str, T]:
-        """function(model, *arguments, piece) of every piece, by the names of the pieces.
+    A result is a list of numbers, a map or a table. `read` returns what a later process would read, so that
+    nothing depends on where a run was stopped.
+    """
 
-        A name is given to one piece of a study, and another study's result never stands under it.
-        """
+    def has(self, name: str) -> bool:
+        """Whether the result of this name was written."""
+        ...
+
+    def read(self, name: str) -> Any:
+        """A result that was written."""
+        ...
+
+    def write(self, name: str, result: Any) -> None:
+        """Store a result."""
         ...
 
 
-def here(model: Any) -> Compute:
-    """Computes one piece after the other in this process and keeps nothing."""
+class MemoryCache:
+    """A `RunCache` that ends with this process."""
 
-    def compute(function: Callable[..., T], pieces: Mapping[str, Any], *arguments: Any) -> dict[str, T]:
-        return {name: function(model, *arguments, piece) for name, piece in pieces.items()}
+    def __init__(self) -> None:
+        self._results: dict[str, Any] = {}
 
-    return compute
+    def has(self, name: str) -> bool:
+        """See `RunCache.has`."""
+        return name in self._results
+
+    def read(self, name: str) -> Any:
+        """See `RunCache.read`."""
+        return self._results[name]
+
+    def write(self, name: str, result: Any) -> None:
+        """See `RunCache.write`."""
+        self._results[name] = result
+
+
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """Runs functions whose first argument is the model, each named task once in the life of the cache.
+
+    Every step that needs the model takes a Runner in place of the model: `localize`, `capture`,
+    `filter_by_behaviour`, `fit_sequentially`, `search`, `plan_sweep` and `measure_sweep` do the same work in
+    this process or on Ray, from the start or after a stop, with the same results.
+
+    >>> runner = Runner(executor, FolderCache(folder, "filtered"))  # a study: any executor, on disk
+    >>> runner = as_runner(model)  # a loaded model: in this process, in memory
+    >>> maps = runner.map(fit, {"low": 3, "high": 5}, prompts)  # fit(model, prompts, 3), then with 5
+
+    Attributes:
+        executor: Where functions are called; see `Executor`.
+        cache: The results of named tasks; see `RunCache`.
+    """
+
+    executor: Executor
+    cache: RunCache = field(default_factory=MemoryCache)
+
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """function(model, *arguments, **options), once, not cached."""
+        return self.executor.call(function, *arguments, **options)
+
+    def stream(
+        self, function: Callable[..., Iterator[T]], tasks: Sequence[Any], *arguments: Any
+    ) -> Iterator[T]:
+        """All that function(model, *arguments, some tasks) yields, in any order, not cached.
+
+        For results that the caller stores by itself, such as shards of activations. What the function yields
+        for a task must not depend on the other tasks.
+        """
+        return self.executor.stream(function, tasks, *arguments)
+
+    def map(self, function: Callable[..., T], tasks: Mapping[str, Any], *arguments: Any) -> dict[str, T]:
+        """function(model, *arguments, task) for every task, by name; tasks in the cache are not run again."""
+        missing = [(name, task) for name, task in tasks.items() if not self.cache.has(name)]
+        if missing:
+            for name, result in self.stream(run_named, missing, function, arguments):
+                self.cache.write(name, result)
+        return {name: self.cache.read(name) for name in tasks}
+
+
+def as_runner(model: Any) -> Runner:
+    """A Runner as it is; a hooked model in this process with an empty cache in memory."""
+    return model if isinstance(model, Runner) else Runner(LocalExecutor(model))
+
+
+def run_named(
+    model: Any, function: Callable[..., T], arguments: Sequence[Any], tasks: Sequence[tuple[str, Any]]
+) -> Iterator[tuple[str, T]]:
+    """The result of each task with its name."""
+    for name, task in tasks:
+        yield name, function(model, *arguments, task)

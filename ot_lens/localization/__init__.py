@@ -1,27 +1,14 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
-from ot_lens.execution.runner import Compute
-from ot_lens.localization.candidates import (
-    Candidate,
-    candidates,
-    listed,
-)
+from ot_lens.localization.candidates import Candidate, candidates, listed
 from ot_lens.localization.controls import CONTROLS, controls, permuted, random_subspace, swapped
-from ot_lens.localization.localize import localize, panel_settings
+from ot_lens.localization.localize import localize
+from ot_lens.localization.measure import Baseline, Measured, measure_baseline, measure_batches, measure_sweep
 from ot_lens.localization.methods import RFA, Method, as_methods, fit_maps
-from ot_lens.localization.plan import REVERSIBLE, SweepPlan, plan_by_pieces, plan_sweep, swept
-from ot_lens.localization.search import SEARCHES, Found, confirmations, search
+from ot_lens.localization.plan import REVERSIBLE, SweepPlan, fit_sweep, plan_sweep
+from ot_lens.localization.search import SEARCHES, BestSet, search
 from ot_lens.localization.sequential import fit_sequentially
-from ot_lens.localization.sweep import (
-    Baseline,
-    Measured,
-    measure_units,
-    measured_unedited,
-    read_baseline,
-    sweep,
-    unfinished,
-)
-from ot_lens.localization.units import ENGINES, Measuring, Unit, units
+from ot_lens.localization.settings import ENGINES, SweepSettings, candidate_batches, sweep_settings
 
 __all__ = [
     "CONTROLS",
@@ -30,34 +17,28 @@ __all__ = [
     "RFA",
     "SEARCHES",
     "Baseline",
+    "BestSet",
     "Candidate",
-    "Compute",
-    "Found",
     "Measured",
-    "Measuring",
     "Method",
     "SweepPlan",
-    "Unit",
+    "SweepSettings",
     "as_methods",
+    "candidate_batches",
     "candidates",
-    "confirmations",
     "controls",
     "fit_maps",
     "fit_sequentially",
+    "fit_sweep",
     "listed",
     "localize",
-    "measure_units",
-    "measured_unedited",
-    "panel_settings",
+    "measure_baseline",
+    "measure_batches",
+    "measure_sweep",
     "permuted",
-    "plan_by_pieces",
     "plan_sweep",
     "random_subspace",
-    "read_baseline",
     "search",
     "swapped",
-    "sweep",
-    "swept",
-    "unfinished",
-    "units",
+    "sweep_settings",
 ]

@@ -1,36 +1,38 @@
-"""A budgeted search for the best set of m layers: chosen on validation prompts, reported on test prompts."""
+"""A budgeted search for the best set of layers: chosen on validation prompts, reported on test prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ot_lens.behaviour import PanelSettings, next_token_logprobs, next_token_values
+from ot_lens.behaviour import next_token_logprobs, next_token_values
 from ot_lens.errors import HookError, SinglePassError, one_of
-from ot_lens.execution.runner import Compute, here
+from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization.candidates import Candidate, Maps, edits_at
 from ot_lens.localization.methods import RFA, Method
-from ot_lens.models import backend
+from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.walking import next_token_readings
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass import next_token_sweep, why_not
+from ot_lens.single_pass import why_not
 from ot_lens.tables import SEARCHED, layers_label
 from ot_lens.transport import AffineMap
 
-MOST_LAYERS = 4
+MAX_LAYERS = 4
 SEARCHES = ("greedy", "beam")
 
 Layers = tuple[int, ...]
+Scores = Mapping[Layers, float]
 
 
 @dataclass(frozen=True)
-class Found:
+class BestSet:
     """The best set of layers of one method, of any size or of one size.
 
     Attributes:
         method: The method.
         layers: The chosen layers.
         score: Mean refusal score of the validation prompts under the edit, in nats.
-        tried: Sets that were tried for the choice.
+        tried: Number of sets that were compared.
     """
 
     method: Method
@@ -43,88 +45,39 @@ def search(
     model: Any,
     validation: Sequence[Prompt],
     maps: Maps,
-    settings: PanelSettings,
+    settings: SweepSettings,
     *,
     size: int = 2,
     kind: str = "beam",
     width: int = 4,
     each_size: bool = False,
-    tokens: str = "all",
-    hook: str = "resid_pre",
-) -> list[Found]:
+) -> list[BestSet]:
     """Search each method's layers for the set of at most `size` with the lowest mean refusal score.
 
     "greedy" keeps the best set of each size and adds one layer to it; "beam" keeps the `width` best. A larger
-    set is taken only if it scores lower on the validation prompts; with `each_size` the best set of every
-    size is, and of "rfa", which edits everywhere, the best single direction.
+    set wins only if it scores lower on the validation prompts; with `each_size` the best set of every size is
+    returned, and for "rfa", which edits every layer, the best single direction.
 
     Args:
-        model: A hooked model.
-        validation: Harmful validation prompts; the sets must be reported on others.
+        model: A hooked model, or a `Runner`, whose tasks are one round of one method, or one set where the
+            model cannot be walked.
+        validation: Harmful validation prompts; report the sets on other prompts.
         maps: Maps of each method by layer; "rfa" is left out unless `each_size` is set.
-        settings: The panel, for its refusal tokens.
-        size: Most layers, at most 4.
+        settings: How the sets are measured.
+        size: Maximum number of layers, 1 to 4.
         kind: "greedy" or "beam".
-        width: Sets kept a round by "beam".
+        width: Number of sets that "beam" keeps per round.
         each_size: Find the best set of each size from one layer to `size`.
-        tokens: Token scope.
-        hook: Hook point.
-
-    Raises:
-        HookError: If the size, kind or width is out of range.
-    """
-    return search_by_pieces(
-        here(model),
-        backend(model).n_layers,
-        validation,
-        maps,
-        settings,
-        size=size,
-        kind=kind,
-        width=width,
-        each_size=each_size,
-        tokens=tokens,
-        hook=hook,
-    )
-
-
-def search_by_pieces(
-    compute: Compute,
-    n_layers: int,
-    validation: Sequence[Prompt],
-    maps: Maps,
-    settings: PanelSettings,
-    *,
-    size: int,
-    kind: str,
-    width: int = 4,
-    each_size: bool = False,
-    tokens: str = "all",
-    hook: str = "resid_pre",
-) -> list[Found]:
-    """See `search`. A piece is one round of one method, or one set where the model cannot be walked.
-
-    Args:
-        compute: Computes the pieces.
-        n_layers: Layers of the model.
-        validation: Harmful validation prompts.
-        maps: Maps of each method by layer.
-        settings: The panel.
-        size: Most layers.
-        kind: "greedy" or "beam".
-        width: Sets kept a round by "beam".
-        each_size: Find the best set of each size.
-        tokens: Token scope.
-        hook: Hook point.
 
     Raises:
         HookError: If the size, kind or width is out of range.
     """
     one_of("search", kind, SEARCHES, HookError)
-    if not 1 <= size <= MOST_LAYERS:
-        raise HookError(f"search size = {size}: choose 1 to {MOST_LAYERS} layers.")
+    if not 1 <= size <= MAX_LAYERS:
+        raise HookError(f"The search size must be 1 to {MAX_LAYERS} layers, got search size = {size}.")
     if width < 1:
-        raise HookError(f"beam width = {width}: keep at least one set a round.")
+        raise HookError(f"The beam width must be at least 1, got {width}.")
+    runner = as_runner(model)
     keep = 1 if kind == "greedy" else width
     scored: dict[Method, dict[Layers, float]] = {m: {} for m in maps if m.name != RFA or each_size}
     beams: dict[Method, list[Layers]] = {method: [()] for method in scored}
@@ -135,17 +88,17 @@ def search_by_pieces(
             if number == 0 or method.name != RFA
         }
         edits = {
-            method: {layers: edits_at(method, maps[method], layers, n_layers) for layers in sets}
+            method: {layers: edits_at(method, maps[method], layers, settings.n_layers) for layers in sets}
             for method, sets in new.items()
             if sets
         }
-        for method, scores in _scored(compute, edits, validation, settings, tokens, hook).items():
+        for method, scores in _scored(runner, edits, validation, settings).items():
             scored[method] |= scores
             beams[method] = sorted(scores, key=lambda layers: (scores[layers], layers))[:keep]
     return [best for m, scores in scored.items() for best in _best(m, scores, each_size=each_size)]
 
 
-def confirmations(found: Sequence[Found], maps: Maps, n_layers: int) -> list[Candidate]:
+def confirmations(best_sets: Sequence[BestSet], maps: Maps, n_layers: int) -> list[Candidate]:
     """The chosen sets as candidates for the test prompts; the note says how each was chosen."""
     return [
         Candidate(
@@ -157,84 +110,65 @@ def confirmations(found: Sequence[Found], maps: Maps, n_layers: int) -> list[Can
             chosen_at=best.score,
             note=f"best of {best.tried} sets, chosen on validation prompts: {best.score:.3f} nats there",
         )
-        for best in found
+        for best in best_sets
     ]
 
 
-def _grown(
-    beam: Sequence[Layers], by_layer: Mapping[int, AffineMap], scored: Mapping[Layers, float]
-) -> list[Layers]:
-    """Sets of one layer more that were not tried."""
+def _grown(beam: Sequence[Layers], by_layer: Mapping[int, AffineMap], scored: Scores) -> list[Layers]:
+    """New sets with one more layer."""
     grown = {tuple(sorted((*layers, layer))) for layers in beam for layer in by_layer if layer not in layers}
     return sorted(grown - set(scored))
 
 
 def _scored(
-    compute: Compute, asked: Mapping[Method, Mapping[Layers, Edits]], *given: Any
-) -> dict[Method, dict[Layers, float]]:
+    runner: Runner, edits: Mapping[Method, Mapping[Layers, Edits]], *arguments: Any
+) -> dict[Method, Scores]:
     """Mean refusal score under each edit."""
-    rounds = {method: _name("walk", method, edits) for method, edits in asked.items()}
-    walked = compute(walked_scores, {rounds[m]: list(edits.values()) for m, edits in asked.items()}, *given)
-    left = {
-        _name("hooks", method, [layers]): edit
-        for method, edits in asked.items()
-        if not walked[rounds[method]]
-        for layers, edit in edits.items()
+    rounds = {_name("walk", method, sets): list(sets.values()) for method, sets in edits.items()}
+    walked = dict(zip(edits, runner.map(_walked_scores, rounds, *arguments).values(), strict=True))
+    hooked = {
+        method: {_name("hooks", method, [layers]): edit for layers, edit in sets.items()}
+        for method, sets in edits.items()
+        if not walked[method]
     }
-    hooked = compute(hooked_score, left, *given)
-    return {
-        method: dict(zip(edits, walked[rounds[method]], strict=True))
-        if walked[rounds[method]]
-        else {layers: hooked[_name("hooks", method, [layers])][0] for layers in edits}
-        for method, edits in asked.items()
-    }
+    tasks = {name: edit for named in hooked.values() for name, edit in named.items()}
+    scores = runner.map(_hooked_score, tasks, *arguments)
+    found = walked | {method: [scores[name][0] for name in named] for method, named in hooked.items()}
+    return {method: dict(zip(sets, found[method], strict=True)) for method, sets in edits.items()}
 
 
-def _name(how: str, method: Method, sets: Iterable[Layers]) -> str:
-    return "|".join(["search", how, method.label, *map(layers_label, sets)])
+def _name(engine: str, method: Method, sets: Iterable[Layers]) -> str:
+    return "|".join(["search", engine, method.label, *map(layers_label, sets)])
 
 
-def _best(method: Method, scored: Mapping[Layers, float], *, each_size: bool) -> list[Found]:
+def _best(method: Method, scored: Scores, *, each_size: bool) -> list[BestSet]:
     groups: dict[int, list[Layers]] = {}
     for layers in scored:
         groups.setdefault(len(layers) if each_size else 0, []).append(layers)
     best = [min(sets, key=lambda layers: (scored[layers], len(layers), layers)) for sets in groups.values()]
     return [
-        Found(method, layers, scored[layers], len(sets))
+        BestSet(method, layers, scored[layers], len(sets))
         for layers, sets in zip(best, groups.values(), strict=True)
     ]
 
 
-def walked_scores(
-    model: Any,
-    prompts: Sequence[Prompt],
-    settings: PanelSettings,
-    tokens: str,
-    hook: str,
-    edits: Sequence[Edits],
+def _walked_scores(
+    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, edits: Sequence[Edits]
 ) -> list[float]:
     """Mean refusal score under each edit, in one walk; none where the model cannot be walked."""
-    if any(why_not(model, edit, hook) is not None for edit in edits[:1]):
+    if any(why_not(model, edit, settings.hook) is not None for edit in edits[:1]):
         return []
     try:
-        values = next_token_sweep(
-            model,
-            prompts,
-            edits,
-            lambda rows, own: next_token_values(rows.log_softmax(-1), own.log_softmax(-1), settings),
-            tokens=tokens,
-            hook=hook,
-            batch_size=settings.batch_size,
-        )
+        values = next_token_readings(model, prompts, edits, settings)
     except SinglePassError:
         return []
     return [float(mean) for mean in values[..., 0].mean(dim=1)]
 
 
-def hooked_score(
-    model: Any, prompts: Sequence[Prompt], settings: PanelSettings, tokens: str, hook: str, edits: Edits
+def _hooked_score(
+    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, edits: Edits
 ) -> list[float]:
     """Mean refusal score under one edit."""
-    with intervene(model, edits, tokens, hook=hook):
-        logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
-    return [float(next_token_values(logprobs, logprobs, settings)[..., 0].mean())]
+    with intervene(model, edits, settings.tokens, hook=settings.hook):
+        logprobs = next_token_logprobs(model, prompts, batch_size=settings.panel.batch_size)
+    return [float(next_token_values(logprobs, logprobs, settings.panel)[..., 0].mean())]

@@ -25,8 +25,8 @@ from ot_lens.localization import Method
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
+from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.ground_truth import ground_truth, variant_of
-from ot_lens.study.kept import part_table
 from ot_lens.study.stage import Stage
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap
@@ -62,10 +62,11 @@ class Study:
         """A part of a table, made once."""
         if self.folder is None:
             return make()
-        name = part_table(PARTS, part)
-        if not self.folder.has_table(name):
-            self.folder.write_table(name, make())
-        return self.folder.read_table(name)
+        cache = FolderCache(self.folder, PARTS)
+        if not cache.has(part):
+            cache.write(part, make())
+        table: pd.DataFrame = cache.read(part)
+        return table
 
     @property
     def draws(self) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from ot_lens.activations import resolve_layers
-from ot_lens.behaviour import LazyJudge, PanelSettings, filter_by_behaviour
-from ot_lens.localization import panel_settings
+from ot_lens.behaviour import LazyJudge, PanelSettings
+from ot_lens.localization import SweepSettings, sweep_settings
 from ot_lens.models import backend, model_record
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import check_study
@@ -20,16 +19,12 @@ class Prepared:
     """A study that can be carried out.
 
     Attributes:
-        layers: The layers swept.
-        n_layers: Layers of the model.
-        settings: The panel.
+        settings: How the sweep is measured.
         record: What the manifest says of the model.
         measuring: What it says of how refusals are told, and of the device.
     """
 
-    layers: tuple[int, ...]
-    n_layers: int
-    settings: PanelSettings
+    settings: SweepSettings
     record: dict[str, Any]
     measuring: dict[str, Any]
 
@@ -46,13 +41,16 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     Raises:
         OtLensError: If it does not.
     """
-    n_layers = backend(model).n_layers
-    layers = resolve_layers(config.layers, n_layers)
-    settings = panel_settings(
+    settings = sweep_settings(
         model,
         config.measures,
-        config.phrases,
-        config.refusal_tokens,
+        layers=config.layers,
+        position=config.position,
+        tokens=config.tokens,
+        hook=config.hook,
+        engine=config.engine,
+        phrases=config.phrases,
+        refusal_tokens=config.refusal_tokens,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -61,10 +59,11 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
         text=None if config.perplexity_text is None else Path(config.perplexity_text),
         completions=run / "completions" if config.keep_completions else None,
     )
-    check_study(config, model, prompts, layers)
-    if settings.judge is not None:
-        settings.judge.make_ready(backend(model).model, swap=settings.swap)
-    return Prepared(layers, n_layers, settings, model_record(model), _measured_by(model, settings))
+    check_study(config, model, prompts, settings.layers)
+    panel = settings.panel
+    if panel.judge is not None:
+        panel.judge.make_ready(backend(model).model, swap=panel.swap)
+    return Prepared(settings, model_record(model), _measured_by(model, panel))
 
 
 def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
@@ -82,15 +81,6 @@ def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
         "phrases": {"name": phrases.name, "version": phrases.version, "list": list(phrases.phrases)},
         "refusal_tokens": list(settings.refusal_tokens),
     }
-
-
-def filtered(model: Any, config: StudyConfig, prompts: ContrastSet) -> ContrastSet:
-    """Training and validation prompts that the unedited model treats as of their class, as configured.
-
-    Raises:
-        PromptError: If none is left of a class.
-    """
-    return filter_by_behaviour(model, prompts, **filter_options(config))
 
 
 def filter_options(config: StudyConfig) -> dict[str, Any]:

@@ -118,11 +118,13 @@ def _measure(
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
     )
     acts = {
-        split: capture_split(folder, workers, getattr(prompts, split), split, config, ready.layers, stage)
+        split: capture_split(
+            folder, workers, getattr(prompts, split), split, config, ready.settings.layers, stage
+        )
         for split in ("train", "test")
     }
-    found, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
-    sweep_into(folder, workers, prompts.test, found, ready.settings, config, stage)
+    candidates, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
+    sweep_into(folder, workers, prompts.test, candidates, ready, stage)
     geometry_tables(folder, acts, maps, config, stage, executor=workers, prompts=prompts)
     write_added_tables(folder, config)
     folder.save_manifest(measured=True)

@@ -1,18 +1,15 @@
 """Notes of what a run really computes, here or on a worker of Ray: one line each, appended to one file."""
 
-import importlib
 import os
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
 from ot_lens.activations import shards
-from ot_lens.localization import walking
-from ot_lens.study import kept
+from ot_lens.execution import runner
+from ot_lens.localization import measure, walking
 
-# The package gives the name to the function.
-sweep = importlib.import_module("ot_lens.localization.sweep")
-named = kept._named
+named, measure_batches = runner.run_named, measure.measure_batches
 
 
 def note(log: str, line: str) -> None:
@@ -29,9 +26,9 @@ def captured(log: str, model: Any, prompts: Any, plan: Any, found: Any) -> Itera
         yield from shards.captured(model, prompts, plan, [shard])
 
 
-def measure_units(log: str, *arguments: Any) -> Iterator[Any]:
-    """In place of `ot_lens.localization.measure_units`: notes each candidate and each walk."""
-    panels, walk = sweep._panels, walking.next_token_sweep
+def batches(log: str, *arguments: Any) -> Iterator[Any]:
+    """In place of `ot_lens.localization.measure_batches`: notes each candidate and each walk."""
+    panels, walk = measure._panels, walking.next_token_sweep
 
     def noted_panels(model: Any, prompts: Any, candidate: Any, *rest: Any) -> Any:
         note(log, f"candidate {candidate.key}")
@@ -42,17 +39,17 @@ def measure_units(log: str, *arguments: Any) -> Iterator[Any]:
         return walk(*given, **options)
 
     with (
-        patch.object(sweep, "_panels", noted_panels),
+        patch.object(measure, "_panels", noted_panels),
         patch.object(walking, "next_token_sweep", noted_walk),
     ):
-        yield from sweep.measure_units(*arguments)
+        yield from measure_batches(*arguments)
 
 
-def pieces(log: str, model: Any, function: Any, arguments: Any, found: Any) -> Iterator[Any]:
-    """In place of `ot_lens.study.kept._named`: notes each piece of a filter, sequential fit or search."""
-    for piece in found:
-        note(log, f"{piece[0].partition('|')[0]} {piece[0]}")
-        yield from named(model, function, arguments, [piece])
+def tasks(log: str, model: Any, function: Any, arguments: Any, found: Any) -> Iterator[Any]:
+    """In place of `ot_lens.execution.runner.run_named`: notes each task."""
+    for task in found:
+        note(log, f"{task[0].partition('|')[0]} {task[0]}")
+        yield from named(model, function, arguments, [task])
 
 
 def called(log: str, name: str, function: Any, *arguments: Any, **options: Any) -> Any:

@@ -24,10 +24,12 @@ from typing import Any
 import torch
 
 from ot_lens import cli
+from ot_lens.execution import runner
 from ot_lens.execution.ray_address import LOCAL_SETTINGS
+from ot_lens.localization import measure
 from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
-from ot_lens.study import diagnostics, kept, sweeping
+from ot_lens.study import diagnostics, sweeping
 from ot_lens.study import run as study_run
 from tests.trust import kill_counting
 from tests.trust.kill_counting import note
@@ -217,10 +219,13 @@ def _instrument(request: dict[str, Any], writer: int) -> None:
 
     for stage, name in STAGES.items():
         setattr(study_run, name, partial(begin, stage, getattr(study_run, name)))
-    for name in ("captured", "measure_units"):
-        setattr(sweeping, name, partial(getattr(kill_counting, name), log))
-    kept._named = partial(kill_counting.pieces, log)
-    for module, name in ((sweeping, "read_baseline"), (diagnostics, "capture")):
+    for module, name, noted in (
+        (sweeping, "captured", kill_counting.captured),
+        (measure, "measure_batches", kill_counting.batches),
+        (runner, "run_named", kill_counting.tasks),
+    ):
+        setattr(module, name, partial(noted, log))
+    for module, name in ((measure, "measure_baseline"), (diagnostics, "capture")):
         setattr(module, name, partial(kill_counting.called, log, name, getattr(module, name)))
     for module in (gallery, report_figures):
         module.GALLERY = tuple(

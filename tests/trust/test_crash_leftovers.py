@@ -14,9 +14,11 @@ from ot_lens.behaviour import PanelSettings, phrase_list
 from ot_lens.errors import CannotWriteError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.io.files import LOCK, locked, release, temporaries
+from ot_lens.localization import SweepSettings
 from ot_lens.plots.gallery import save
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
+from ot_lens.study.preparation import Prepared
 from ot_lens.study.stage import silent
 from ot_lens.study.sweeping import sweep_into
 
@@ -69,7 +71,6 @@ class NoEngine:
     """For what must not compute."""
 
     name = "none"
-    in_process = True
 
     def call(self, *_: Any, **__: Any) -> Any:
         raise AssertionError
@@ -82,8 +83,8 @@ def test_parts_are_removed_although_the_kill_came_after_they_were_joined(tmp_pat
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
     for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
-    prompts, settings = load_prompts("organism").test, PanelSettings(("kl",), phrase_list("arditi"), (1,))
-    sweep_into(folder, NoEngine(), prompts, [], settings, StudyConfig(), silent)
+    settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
+    sweep_into(folder, NoEngine(), load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
 

@@ -12,11 +12,13 @@ from ot_lens.activations import CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations.index import read_index
 from ot_lens.activations.key import differences
 from ot_lens.activations.stored import TENSOR, shard_path
+from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.errors import EvidenceError, OtLensError
-from ot_lens.execution import LocalExecutor
+from ot_lens.execution import LocalExecutor, Runner
+from ot_lens.models import load_model
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, Study
-from ot_lens.study.preparation import Prepared, filtered, prepare
+from ot_lens.study.preparation import Prepared, filter_options, prepare
 from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed
 from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
@@ -38,9 +40,11 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     """
     config = run.config.model_copy(update={"keep_completions": False, "trust_remote_code": trust_remote_code})
     try:
-        executor = LocalExecutor(config.loading())
+        executor = LocalExecutor(load_model(**config.loading()))
         ready = executor.call(prepare, config, run.prompts, run.folder.path)
-        prompts = run.prompts if config.filter == "off" else executor.call(filtered, config, run.prompts)
+        prompts = run.prompts
+        if config.filter != "off":
+            prompts = filter_by_behaviour(Runner(executor), prompts, **filter_options(config))
     except OtLensError as error:
         unmeasured(run, checks, str(error))
         return
@@ -98,7 +102,7 @@ def _activations(
         plan_shards,
         contrast,
         CaptureSettings(
-            layers=ready.layers,
+            layers=ready.settings.layers,
             hook=config.hook,
             positions=[config.position],
             batch_size=config.batch_size,

@@ -5,25 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.execution import LocalExecutor
-from ot_lens.localization import (
-    Candidate,
-    Measuring,
-    measure_units,
-    measured_unedited,
-    plan_sweep,
-    read_baseline,
-    unfinished,
-)
+from ot_lens.execution import LocalExecutor, Runner
+from ot_lens.localization import Candidate, fit_sweep, measure_sweep, plan_sweep
 from ot_lens.localization.rows import place
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import sweep_plan
-from ot_lens.study.config import StudyConfig
 from ot_lens.study.preparation import Prepared
 from ot_lens.study.verifying.check import Check, exact, listed
 from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
-from ot_lens.tables import IDENTITY, TYPES, UNEDITED, UNEDITED_COLUMNS
+from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
 
 HOW = "measured again"
 
@@ -32,48 +23,19 @@ def swept(
     run: Evidence, executor: LocalExecutor, prompts: ContrastSet, ready: Prepared, tolerance: float
 ) -> Iterator[Check]:
     """Whether the table holds the planned candidates in their order, and whether some measure the same."""
-    config = run.config
-    found, _ = executor.call(
-        plan_sweep,
-        prompts,
-        run.acts("train"),
-        run.asked,
-        ready.layers,
-        ready.settings,
-        sweep_plan(config),
-        position=config.position,
-        hook=config.hook,
-        tokens=config.tokens,
-    )
+    runner, acts, plan = Runner(executor), run.acts("train"), sweep_plan(run.config)
+    maps = fit_sweep(acts, run.asked, ready.settings, plan)
+    found = plan_sweep(runner, prompts, acts, run.asked, maps, ready.settings, plan)
     table = run.sweep
     rows = {str(key): part for key, part in table.groupby("key", sort=False)}
     yield _planned([UNEDITED_COLUMNS, *map(place, found)], table)
     yield _alike(found, rows, len(table))
     chosen = _chosen(run, found, {key: len(part) for key, part in rows.items()})
-    again = _measured(executor, prompts, found, chosen, ready, config)
+    again = measure_sweep(runner, prompts.test, found, ready.settings, keys=chosen)
     stored = [rows[key] for key in again if key in rows]
     expected = pd.concat(list(again.values()), ignore_index=True).astype(TYPES)
     seen = compare(pd.concat(stored, ignore_index=True), expected, tolerance, without=("p_holm",))
     yield seen.check("localization", HOW, len(table), tolerance)
-
-
-def _measured(
-    executor: LocalExecutor,
-    prompts: ContrastSet,
-    found: Sequence[Candidate],
-    chosen: Sequence[str],
-    ready: Prepared,
-    config: StudyConfig,
-) -> dict[str, pd.DataFrame]:
-    """Rows of the unedited model and of chosen candidates, each measured beside the rest of its unit."""
-    how = Measuring(ready.settings, config.tokens, config.hook, config.engine)
-    baseline = executor.call(read_baseline, prompts.test, how)
-    done = frozenset(c.key for c in found) - frozenset(chosen)
-    groups = unfinished(found, ready.settings, done)
-    again = {UNEDITED: measured_unedited(baseline, how).table}
-    stream = executor.stream(measure_units, groups, prompts.test, baseline, how, done)
-    again |= {part.key: part.table for part in stream}
-    return {key: again[key] for key in (UNEDITED, *chosen)}
 
 
 def _planned(candidates: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> Check:

@@ -1,0 +1,239 @@
+"""Measuring the candidates: next-token readings in one walk where possible, answers one by one."""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ot_lens.behaviour import (
+    NextToken,
+    Panel,
+    PanelSettings,
+    measure,
+    read_next_token,
+    save_completions,
+    text_loss,
+)
+from ot_lens.execution import Runner, as_runner
+from ot_lens.generation import Completion
+from ot_lens.interventions import intervene
+from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.rows import candidate_rows, place
+from ot_lens.localization.settings import CandidateBatch, SweepSettings, candidate_batches
+from ot_lens.localization.walking import walk_batches
+from ot_lens.prompts import Contrast, Prompt
+from ot_lens.single_pass import why_not, why_not_replayed
+from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The unedited model, which every candidate is compared with.
+
+    Attributes:
+        panels: What was measured for each class of prompts.
+        logprobs: Next-token log-probabilities of each class, where a measure needs them.
+        answers: The answers of each class, where the settings ask for them.
+        obstacle: Why the single pass cannot replay the model; None if it can or is not used.
+    """
+
+    panels: Mapping[str, Panel]
+    logprobs: Mapping[str, Tensor]
+    answers: Mapping[str, Sequence[Completion]]
+    obstacle: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One candidate, or the unedited model.
+
+    Attributes:
+        key: The candidate's key, or UNEDITED.
+        table: Its rows.
+        answers: The answers of each class of prompts, where the settings ask for them.
+    """
+
+    key: str
+    table: pd.DataFrame
+    answers: Mapping[str, Sequence[Completion]] = field(default_factory=dict, repr=False)
+
+    def save_answers(self, folder: Path, prompts: Contrast) -> None:
+        """Write the answers, one file per class of prompts."""
+        groups = dict(prompts)
+        for label, answers in self.answers.items():
+            name = f"{hashlib.sha256(self.key.encode()).hexdigest()[:20]}-{label}.jsonl"
+            info = {"edits": self.key, "prompts": label}
+            save_completions(folder / name, groups[label], answers, info=info)
+
+
+def measure_sweep(
+    model: Any,
+    prompts: Contrast,
+    candidates: Sequence[Candidate],
+    settings: SweepSettings,
+    *,
+    keys: Collection[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Measure the unedited model and the candidates; those in the runner's cache are not measured again.
+
+    Answers are written where the settings say, and nowhere else.
+
+    Args:
+        model: A hooked model, or a `Runner`.
+        prompts: The split to measure on.
+        candidates: All candidates of the sweep.
+        settings: How they are measured.
+        keys: Measure only the candidates with these keys; the values are the same as in the whole sweep.
+        progress: Called with the key of each candidate that is done.
+
+    Returns:
+        The rows of the unedited model (key UNEDITED) and of each candidate, in the order of `candidates`.
+
+    Raises:
+        HookError: If engine "single_pass" is requested and cannot serve the sweep.
+    """
+    runner = as_runner(model)
+    wanted = [UNEDITED, *(c.key for c in candidates if keys is None or c.key in keys)]
+    missing = frozenset(key for key in wanted if not runner.cache.has(key))
+    report = progress or (lambda _: None)
+    for key in wanted:
+        if key not in missing:
+            report(key)
+    for measured in _measured(runner, prompts, candidates, settings, missing):
+        if settings.panel.completions is not None:
+            measured.save_answers(settings.panel.completions, prompts)
+        runner.cache.write(measured.key, measured.table)
+        report(measured.key)
+    return {key: runner.cache.read(key) for key in wanted}
+
+
+def _measured(
+    runner: Runner,
+    prompts: Contrast,
+    candidates: Sequence[Candidate],
+    settings: SweepSettings,
+    missing: Collection[str],
+) -> Iterator[Measured]:
+    if not missing:
+        return
+    baseline = runner.call(measure_baseline, prompts, settings)
+    if UNEDITED in missing:
+        rows = candidate_rows(baseline.panels, {}, settings.panel, {**settings.columns, **UNEDITED_COLUMNS})
+        yield Measured(UNEDITED, rows, baseline.answers)
+    batches = [
+        batch
+        for batch in candidate_batches(candidates, settings.panel)
+        if any(candidate.key in missing for candidate in batch)
+    ]
+    yield from runner.stream(measure_batches, batches, prompts, baseline, settings, missing)
+
+
+def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> Baseline:
+    """Measure the unedited model, and find out whether the single pass can replay it."""
+    panel = settings.panel
+    logprobs: dict[str, Tensor] = {}
+    panels = {}
+    for label, group in prompts:
+        reading = None
+        if panel.reads_next_token:
+            reading, logprobs[label] = read_next_token(model, group, panel)
+        panels[label] = _answered(model, label, group, panel, reading)
+    obstacle = None
+    if settings.walks and why_not(model, {}, settings.hook) is None:
+        options: dict[str, Any] = {"tokens": settings.tokens, "batch_size": panel.batch_size}
+        reasons = [why_not_replayed(model, group, **options) for _, group in prompts]
+        obstacle = next((reason for reason in reasons if reason is not None), None)
+    bare = {label: replace(panel, completions=()) for label, panel in panels.items()}
+    return Baseline(bare | _on_text(model, panel), logprobs, _answers(panels), obstacle)
+
+
+def measure_batches(
+    model: Any,
+    prompts: Contrast,
+    baseline: Baseline,
+    settings: SweepSettings,
+    keys: Collection[str],
+    batches: Sequence[CandidateBatch],
+) -> Iterator[Measured]:
+    """Measure some batches, one candidate after the other; candidates not in `keys` are only walked.
+
+    What it yields for a batch does not depend on the other batches: their walks only share the forward pass
+    that they start from.
+    """
+    walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
+    for candidate in (candidate for batch in batches for candidate in batch if candidate.key in keys):
+        panels = _panels(model, prompts, candidate, walked.readings, baseline, settings)
+        columns = {**settings.columns, **place(candidate), **walked.columns(candidate)}
+        rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate.chosen_at)
+        yield Measured(candidate.key, rows, _answers(panels))
+
+
+def _answers(panels: Mapping[str, Panel]) -> dict[str, Sequence[Completion]]:
+    return {label: panel.completions for label, panel in panels.items() if panel.completions}
+
+
+def _panels(
+    model: Any,
+    prompts: Contrast,
+    candidate: Candidate,
+    readings: Mapping[str, Mapping[str, NextToken]],
+    baseline: Baseline,
+    settings: SweepSettings,
+) -> dict[str, Panel]:
+    if candidate.unedited:
+        return _of_baseline(candidate, baseline)
+    panels = {}
+    with intervene(model, candidate.edits, settings.tokens, hook=settings.hook):
+        for label, group in prompts:
+            if label not in candidate.prompts:
+                continue
+            reading = readings[label].get(candidate.key)
+            if reading is None and settings.panel.reads_next_token:
+                reading, _ = read_next_token(model, group, settings.panel, baseline.logprobs[label])
+            if candidate.generates:
+                panels[label] = _answered(model, label, group, settings.panel, reading)
+            else:
+                panels[label] = Panel(len(group), reading)
+        if candidate.generates and candidate.transport == REMOVE:
+            panels |= _on_text(model, settings.panel)
+    return panels
+
+
+def _of_baseline(candidate: Candidate, baseline: Baseline) -> dict[str, Panel]:
+    """The panels of an edit that changes nothing."""
+    panels = {label: panel for label, panel in baseline.panels.items() if label in candidate.prompts}
+    if not candidate.generates:
+        return {label: Panel(panel.n, panel.next_token) for label, panel in panels.items()}
+    if candidate.transport == REMOVE and "text" in baseline.panels:
+        panels["text"] = baseline.panels["text"]
+    return panels
+
+
+def _answered(
+    model: Any, label: str, group: Sequence[Prompt], panel: PanelSettings, reading: NextToken | None
+) -> Panel:
+    """One class of prompts with its answers."""
+    keep = panel.completions is not None
+    return measure(model, group, _for_class(label, panel), reading, keep_completions=keep)
+
+
+def _on_text(model: Any, panel: PanelSettings) -> dict[str, Panel]:
+    """Loss of the text file, as if it were a class of prompts; its n is the number of windows."""
+    if panel.text is None:
+        return {}
+    loss = text_loss(model, panel.text)
+    return {"text": Panel(len(loss.nll), loss=loss)}
+
+
+def _for_class(label: str, panel: PanelSettings) -> PanelSettings:
+    """The judge reads answers to harmful prompts; perplexity needs known answers, of harmless ones."""
+    if label == "harmless":
+        return replace(panel, judge=None)
+    if panel.measures == ("perplexity",):
+        return panel
+    return replace(panel, measures=tuple(m for m in panel.measures if m != "perplexity"))
