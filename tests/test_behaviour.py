@@ -14,13 +14,10 @@ from ot_lens.behaviour import (
     answer_loss,
     estimates,
     kl_divergence,
-    mean,
     measure,
     model_phrases,
     next_token_logprobs,
-    perplexity,
     phrase_list,
-    rate,
     read_next_token,
     refusal_token_ids,
     refuses,
@@ -29,6 +26,7 @@ from ot_lens.behaviour import (
 from ot_lens.errors import ActivationError, PromptError
 from ot_lens.models import backend, encode
 from ot_lens.prompts import Prompt
+from ot_lens.statistics.estimates import mean, perplexity, rate
 from ot_lens.transport import AffineMap
 from tests import checkpoints
 

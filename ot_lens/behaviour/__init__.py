@@ -40,7 +40,6 @@ from ot_lens.behaviour.refusal import (
     score_from_logprobs,
 )
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
-from ot_lens.statistics import Estimate, mean, perplexity, rate
 
 __all__ = [
     "FILTERS",
@@ -51,7 +50,6 @@ __all__ = [
     "AnswerLoss",
     "ClassifierJudge",
     "CompletionStats",
-    "Estimate",
     "Judge",
     "Judgement",
     "LazyJudge",
@@ -75,14 +73,11 @@ __all__ = [
     "judge_presets",
     "kl_divergence",
     "load_completions",
-    "mean",
     "measure",
     "model_phrases",
     "next_token_logprobs",
     "next_token_values",
-    "perplexity",
     "phrase_list",
-    "rate",
     "read_next_token",
     "refusal_score",
     "refusal_token_ids",

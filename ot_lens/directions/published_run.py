@@ -2,7 +2,6 @@
 
 import pickle
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,14 +63,7 @@ class _Loss(BaseModel):
     n_tokens: int = Field(ge=0, lt=2**63)
 
 
-_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
-    "mean_diffs": lambda r: "mean_diffs [{} positions, {} layers, d {}]".format(*r.shape),
-    "direction": lambda r: f"direction [{len(r)}]",
-    "selected": lambda at: "selected position {}, layer {}".format(*at),
-    "scores": lambda table: f"scores of {len(table)} candidates",
-    "filtered": lambda table: f"{len(table)} left by its filters",
-    "losses": lambda table: f"{len(table)} losses",
-}
+CONTENTS = ("mean_diffs", "direction", "selected", "scores", "filtered", "losses")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,10 +91,11 @@ class RefusalDirectionRun:
 
     def __repr__(self) -> str:
         """What it holds, and what is missing."""
-        contents = {name: getattr(self, name) for name in _DESCRIPTIONS}
-        held = ", ".join(_DESCRIPTIONS[name](value) for name, value in contents.items() if value is not None)
-        missing = ", ".join(name for name, value in contents.items() if value is None) or "nothing"
-        return f"RefusalDirectionRun({self.folder.name}: {held}; missing: {missing})"
+        missing = [name for name in CONTENTS if getattr(self, name) is None]
+        held = ", ".join(name for name in CONTENTS if name not in missing)
+        chosen = "" if self.selected is None else "; selected position {}, layer {}".format(*self.selected)
+        absent = ", ".join(missing) or "nothing"
+        return f"RefusalDirectionRun({self.folder.name}: {held}{chosen}; missing: {absent})"
 
     @property
     def positions(self) -> tuple[int, ...] | None:
@@ -173,7 +166,7 @@ def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
         filtered=_scores(path / FILTERED),
         losses=_losses(path),
     )
-    if all(getattr(run, name) is None for name in _DESCRIPTIONS):
+    if all(getattr(run, name) is None for name in CONTENTS):
         raise RunFolderError(
             f"{folder} holds none of {MEAN_DIFFS}, {DIRECTION}, {SELECTED}, {SCORES}: it is not a run folder "
             "of refusal_direction."

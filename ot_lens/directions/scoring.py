@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ot_lens.activations import Activations, resolve_layers
 from ot_lens.behaviour import (
-    Estimate,
     kl_divergence,
-    mean,
     next_token_logprobs,
     refusal_token_ids,
     score_from_logprobs,
@@ -21,6 +19,7 @@ from ot_lens.errors import ActivationError, HookError, OtLensTypeError
 from ot_lens.interventions import Edits, everywhere, intervene
 from ot_lens.models import backend
 from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.statistics.estimates import Estimate, mean
 from ot_lens.transport import AffineMap, FitInfo
 
 # Added to the norm that a direction is divided by, as in the published code: a difference in means that is

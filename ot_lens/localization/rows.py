@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.behaviour import NEXT_TOKEN_MEASURES, UNITS, Estimate, Panel, PanelSettings, estimates
+from ot_lens.behaviour import NEXT_TOKEN_MEASURES, UNITS, Panel, PanelSettings, estimates
 from ot_lens.localization.candidates import Candidate
-from ot_lens.statistics import mcnemar, paired_bootstrap
+from ot_lens.statistics import Estimate, mcnemar, paired_bootstrap
 from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label
 
 CONTROL_MEASURES = ("refusal_score",)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,51 +14,33 @@ PREFIX = "hf:"
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")
 
 
-@dataclass(frozen=True)
-class DatasetName:
-    """A dataset on the hub, or a local dataset folder: hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]."""
+def read_dataset(name: str, revision: str | None = None) -> tuple[Table, str | None]:
+    """The table of one split of a dataset on the hub or in a local dataset folder, and its revision if known.
 
-    name: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-    @property
-    def text(self) -> str:
-        """As the user writes it."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return ":".join([f"{PREFIX}{self.name}{revision}", *(p for p in (self.config, self.split) if p)])
-
-
-def parse_dataset(text: str, revision: str | None = None) -> DatasetName:
-    """Parse hf:NAME[@REVISION][:CONFIG][:SPLIT]; a single part after the name is the split."""
-    name, *parts = text.removeprefix(PREFIX).split(":")
-    name, _, pinned = name.partition("@")
-    if not name or not all(parts) or len(parts) > 2:
-        raise PromptError(f"{text!r} is not a dataset: write hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
-    config, split = (None, parts[0]) if len(parts) == 1 else (parts or (None, None))
-    return DatasetName(name, config, split, pinned or revision)
-
-
-def read_dataset(dataset: DatasetName) -> tuple[Table, str | None]:
-    """The table of one split of a dataset, and the revision that was read, if the hub states it.
+    Args:
+        name: hf:NAME[@REVISION][:CONFIG][:SPLIT]; a single part after the name is the split.
+        revision: Used if `name` has none.
 
     Raises:
         PromptError: If the hub cannot be reached, or has no such dataset, configuration or split.
     """
+    path, *parts = name.removeprefix(PREFIX).split(":")
+    path, _, pinned = path.partition("@")
+    if not path or not all(parts) or len(parts) > 2:
+        raise PromptError(f"{name!r} is not a dataset: write hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
+    config, wanted = (None, parts[0]) if len(parts) == 1 else (parts or (None, None))
+    revision = pinned or revision
     datasets = _library()
-    splits = _reached(
-        dataset.text, lambda: datasets.load_dataset(dataset.name, dataset.config, revision=dataset.revision)
-    )
-    split = dataset.split or (next(iter(splits)) if len(splits) == 1 else None)
+    splits = _reached(name, lambda: datasets.load_dataset(path, config, revision=revision))
+    split = wanted or (next(iter(splits)) if len(splits) == 1 else None)
     if split not in splits:
         raise PromptError(
-            f"{dataset.text}: {'no split ' + repr(split) if split else 'several splits'}: name one of "
+            f"{name}: {'no split ' + repr(split) if split else 'several splits'}: name one of "
             f"{', '.join(splits)}, as {PREFIX}NAME:SPLIT or {PREFIX}NAME:CONFIG:SPLIT."
         )
     rows = splits[split]
-    revision = commit_of([file["filename"] for file in rows.cache_files]) or dataset.revision
-    return from_arrow(dataset.text, rows.with_format("arrow")[:]), revision
+    commit = commit_of([file["filename"] for file in rows.cache_files])
+    return from_arrow(name, rows.with_format("arrow")[:]), commit or revision
 
 
 def commit_of(cached: Sequence[str]) -> str | None:

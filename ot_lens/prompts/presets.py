@@ -3,16 +3,17 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from ot_lens.errors import PromptError
 from ot_lens.io.untrusted import listed
 from ot_lens.prompts.tables import Table
 
 _RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
-_MIRROR = "licence as on the card of the hub's copy walledai/{}"
 
 
 @dataclass(frozen=True)
@@ -87,103 +88,18 @@ def _stripped(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
-_PROCESSED = "dataset/processed/{}.json"
-# Behaviours that reproduce copyrighted text or need a context string are not plain instructions; Arditi et
-# al. 2024 leave them out as well (dataset/generate_datasets.ipynb of refusal_direction).
-_HARMBENCH = (("FunctionalCategory", "copyright"), ("Tags", "context"))
-_BEHAVIOURS = "data/behavior_datasets/harmbench_behaviors_text_{}.csv"
-_HARMBENCH_NOTE = f"without copyright and contextual behaviours; {_MIRROR.format('HarmBench')}"
+def _presets() -> dict[str, Preset]:
+    """The presets of presets.json.
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            "advbench",
-            "harmful",
-            "MIT",
-            "llm-attacks/llm-attacks",
-            ("data/advbench/harmful_behaviors.csv",),
-            ("goal", "instruction"),
-            local=(_PROCESSED.format("advbench"),),
-            note=f"Zou et al. 2023, arXiv 2307.15043; {_MIRROR.format('AdvBench')}",
-        ),
-        *(
-            Preset(
-                name,
-                "harmful",
-                "MIT",
-                "centerforaisafety/HarmBench",
-                (_BEHAVIOURS.format(part),),
-                ("Behavior", "instruction"),
-                _HARMBENCH,
-                () if part == "all" else (_PROCESSED.format(name),),
-                f"Mazeika et al. 2024, arXiv 2402.04249; {_HARMBENCH_NOTE}",
-            )
-            for name, part in (("harmbench", "all"), ("harmbench_val", "val"), ("harmbench_test", "test"))
-        ),
-        Preset(
-            "malicious_instruct",
-            "harmful",
-            "none at its source",
-            "Princeton-SysML/Jailbreak_LLM",
-            ("data/MaliciousInstruct.txt",),
-            ("text", "instruction"),
-            local=(_PROCESSED.format("malicious_instruct"),),
-            note="Huang et al. 2023, arXiv 2310.06987; a copy, walledai/MaliciousInstruct, says CC BY-SA 4.0",
-        ),
-        Preset(
-            "tdc2023",
-            "harmful",
-            "unknown",
-            "centerforaisafety/tdc2023-starter-kit",
-            ("red_teaming/data/dev/behaviors.json", "red_teaming/data/test/behaviors.json"),
-            ("text", "instruction"),
-            local=(_PROCESSED.format("tdc2023"),),
-            note="Trojan Detection Challenge 2023; a copy, walledai/TDC23-RedTeaming, says MIT",
-        ),
-        Preset(
-            "jailbreakbench",
-            "harmful",
-            "MIT",
-            "hf:JailbreakBench/JBB-Behaviors:behaviors:harmful",
-            text=("Goal", "instruction"),
-            local=(
-                "data/harmful-behaviors.csv",
-                "src/jailbreakbench/data/behaviors.csv",
-                _PROCESSED.format("jailbreakbench"),
-            ),
-            note="Chao et al. 2024, arXiv 2404.01318; part of it is from AdvBench, TDC2023 and HarmBench",
-        ),
-        Preset(
-            "jailbreakbench_benign",
-            "harmless",
-            "MIT",
-            "hf:JailbreakBench/JBB-Behaviors:behaviors:benign",
-            text=("Goal",),
-            local=("data/benign-behaviors.csv",),
-            note="the harmless counterparts of jailbreakbench, on the same topics",
-        ),
-        Preset(
-            "strongreject",
-            "harmful",
-            "MIT",
-            "alexandrasouly/strongreject",
-            ("strongreject_dataset/strongreject_dataset.csv",),
-            ("forbidden_prompt", "instruction"),
-            local=(_PROCESSED.format("strongreject"),),
-            note=f"Souly et al. 2024, arXiv 2402.10260; {_MIRROR.format('StrongREJECT')}",
-        ),
-        Preset(
-            "alpaca",
-            "harmless",
-            "CC BY-NC 4.0",
-            "hf:tatsu-lab/alpaca:train",
-            without=(("input", r"\S"),),
-            local=("alpaca_data.json", _PROCESSED.format("alpaca")),
-            note="Taori et al. 2023; instructions without an input; not for commercial use",
-        ),
-    )
-}
+    Behaviours of HarmBench that reproduce copyrighted text or need a context string are not plain
+    instructions; Arditi et al. 2024 leave them out as well (dataset/generate_datasets.ipynb).
+    """
+    text = (files("ot_lens") / "prompts" / "presets.json").read_text("utf-8")
+    presets = TypeAdapter(list[Preset]).validate_json(text)
+    return {preset.name: preset for preset in presets}
+
+
+PRESETS = _presets()
 
 # Harmful train: AdvBench (128 of it), MaliciousInstruct, TDC2023; val: HarmBench val; test: JailbreakBench,
 # HarmBench test, StrongREJECT; harmless: Alpaca, 60 / 20 / 20 %.

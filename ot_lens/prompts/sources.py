@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
-from ot_lens.prompts.hub import PREFIX, fetch, parse_dataset, read_dataset
+from ot_lens.prompts.hub import PREFIX, fetch, read_dataset
 from ot_lens.prompts.presets import PRESETS, Preset
 from ot_lens.prompts.rows import RECOGNIZED, Row, refuse_other_class, rows_of
 from ot_lens.prompts.tables import Table, read_bytes, read_table, sha256
@@ -59,7 +59,7 @@ def read_any(source: Source, base: Path) -> tuple[Table, dict[str, Any]]:
     """The table of a file or dataset, and its record."""
     licence = source.licence or "unknown"
     if source.name.startswith(PREFIX):
-        table, revision = read_dataset(parse_dataset(source.name, source.revision))
+        table, revision = read_dataset(source.name, source.revision)
         return table, {"source": source.name, "licence": licence, "revision": revision, "sha256": None}
     path = base / source.name
     content = read_bytes(path)

@@ -189,5 +189,5 @@ def test_a_download_is_read_by_the_extension_of_its_address(tmp_path, monkeypatc
 def test_the_package_ships_no_public_prompts():
     """The package's only prompts are those of the embedded language."""
     package = Path(otl.__file__).parent / "prompts"
-    assert {path.suffix for path in package.rglob("*") if path.is_file()} <= {".py", ".pyc"}
+    assert {path.suffix for path in package.rglob("*") if path.is_file()} <= {".py", ".pyc", ".json"}
     assert SPLITS == ("train", "val", "test")
