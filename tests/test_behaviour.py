@@ -26,7 +26,7 @@ from ot_lens.behaviour import (
 from ot_lens.errors import ActivationError, PromptError
 from ot_lens.models import backend, encode
 from ot_lens.prompts import Prompt
-from ot_lens.statistics.estimates import mean, perplexity, rate
+from ot_lens.statistics import mean, perplexity, rate
 from ot_lens.transport import AffineMap
 from tests import checkpoints
 

@@ -19,7 +19,7 @@ from ot_lens.errors import ActivationError, HookError, OtLensTypeError
 from ot_lens.interventions import Edits, everywhere, intervene
 from ot_lens.models import backend
 from ot_lens.prompts import Contrast, ContrastSet
-from ot_lens.statistics.estimates import Estimate, mean
+from ot_lens.statistics import Estimate, mean
 from ot_lens.transport import AffineMap, FitInfo
 
 # Added to the norm that a direction is divided by, as in the published code: a difference in means that is
