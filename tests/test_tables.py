@@ -129,6 +129,11 @@ def test_effects_are_the_numbers_of_the_table():
     assert row["lowers"] == (row["high"] < table.query("`set` == 'none'")["low"].item())
 
 
+def test_a_table_that_measures_an_edit_twice_is_refused():
+    with pytest.raises(ValueError, match="none"):
+        effects(pd.concat([SWEEP, SWEEP], ignore_index=True))
+
+
 def test_each_method_has_one_best_single_layer():
     best = best_singles(MIXED)
     assert list(zip(best["method"], best["k"].fillna(0), strict=True)) == [

@@ -35,12 +35,19 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         answered correctly); kl, harmless_correct, harmless_refusal, perplexity (costs on harmless prompts);
         lowers (whether the interval of the refusal rate lies below the unedited model's). NaN where a measure
         is missing.
+
+    Raises:
+        ValueError: If a measure of an edit occurs twice.
     """
     rows = reported(table)
+    twice = rows.loc[rows.duplicated(["key", "measure", "prompts"]), "key"]
+    if len(twice):
+        raise ValueError(f"The table measures {twice.iloc[0]!r} twice: remove the repeated rows.")
     edits = measured(rows, "refusal_rate", "harmful")[["key", "set", "layers", "layer", "method", "k"]]
     columns = edits.reset_index(drop=True)
     for column, (measure, prompts, number) in NUMBERS.items():
-        columns[column] = columns["key"].map(measured(rows, measure, prompts).set_index("key")[number])
+        by_key = measured(rows, measure, prompts).set_index("key")
+        columns[column] = columns["key"].map(by_key[number])
     floor = float(select(columns, set=UNEDITED)["low"].min())
     return columns.assign(lowers=columns["high"] < floor)
 
