@@ -93,6 +93,7 @@ from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift
 from .transport import fit_pca_ot as fit_pca_ot
 from .transport import fit_subspace_ablation as fit_subspace_ablation
+from .transport import register_method as register_method
 from .transport import restrict_to_support as restrict_to_support
 
 __version__: str

@@ -21,7 +21,7 @@ from ot_lens.localization import (
 )
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import COLUMNS, INDUCE, layers_label, one_direction, verdict
-from ot_lens.transport import FITTERS, AffineMap, fit_all
+from ot_lens.transport import AffineMap, fit_all
 from tests import checkpoints
 
 
@@ -398,7 +398,7 @@ def test_permuted_labels_keep_samples_and_mix_classes(model):
 def test_methods_are_parsed_and_named():
     methods = as_methods(["ace", {"name": "pca_ot", "k": 4}, Method("rfa")])
     assert [m.label for m in methods] == ["ace", "pca_ot (k = 4)", "rfa"]
-    assert methods[2].fit_name in FITTERS
+    assert [m.everywhere for m in methods] == [False, False, True]
     assert layers_label((0, 1, 2)) == "0-2"
     assert layers_label((1, 4)) == "1,4"
     assert layers_label((3,)) == "3"

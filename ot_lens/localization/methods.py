@@ -6,8 +6,8 @@ from inspect import signature
 from typing import Any
 
 from ot_lens.activations import Activations
-from ot_lens.errors import FitError, HookError, OtLensTypeError, one_of
-from ot_lens.transport import FITTERS, AffineMap, fit_all
+from ot_lens.errors import FitError, HookError, OtLensTypeError
+from ot_lens.transport import AffineMap, fit_all, method_named
 
 RFA = "rfa"
 
@@ -17,9 +17,8 @@ class Method:
     """A method of the sweep: the name of a fit and its parameters.
 
     Attributes:
-        name: A key of `ot_lens.transport.FITTERS`, or "rfa": directional ablation with the direction of one
-            layer at every block's input, attention output and MLP output (Arditi et al. 2024).
-        params: Keyword arguments of the fit, such as {"k": 4}.
+        name: A built-in or registered method (see `ot_lens.register_method`).
+        params: Keyword arguments of its fit, such as {"k": 4}.
     """
 
     name: str
@@ -36,13 +35,14 @@ class Method:
         return f"{self.name} ({inside})" if inside else self.name
 
     @property
-    def fit_name(self) -> str:
-        """The fit behind the method."""
-        return "directional_ablation" if self.name == RFA else self.name
+    def everywhere(self) -> bool:
+        """Whether the map of one layer edits every block."""
+        return method_named(self.name).everywhere
 
     def k(self, fitted: Sequence[AffineMap]) -> int | None:
         """Rank for the table: as asked for; where it was left to the fit, the one that all its maps share."""
-        parameter = signature(FITTERS[self.fit_name]).parameters.get("k")
+        fit = method_named(self.name).fit
+        parameter = None if fit is None else signature(fit).parameters.get("k")
         if parameter is None:
             return None
         asked = self.params.get("k", parameter.default)
@@ -71,7 +71,7 @@ def _as_method(item: str | Mapping[str, Any] | Method) -> Method:
         method = Method(str(params.pop("name", "")), params)
     else:
         method = item if isinstance(item, Method) else Method(item)
-    one_of("method", method.name, sorted((*FITTERS, RFA)), FitError)
+    method_named(method.name)
     return method
 
 
@@ -87,11 +87,8 @@ def fit_maps(
     missing = [layer for layer in layers if layer not in acts.layers]
     if missing:
         raise HookError(f"layer {missing[0]} was not captured: capture it, or leave it out of layers.")
-    fitted: dict[tuple[str, str], dict[int, AffineMap]] = {}
     maps = {}
     for method in methods:
-        key = (method.fit_name, repr(sorted(method.params.items())))
-        if key not in fitted:
-            fitted[key] = fit_all(acts, method.fit_name, position=position, **method.params)
-        maps[method] = {layer: fitted[key][layer] for layer in layers}
+        fitted = fit_all(acts, method.name, position=position, **method.params)
+        maps[method] = {layer: fitted[layer] for layer in layers}
     return maps

@@ -75,4 +75,4 @@ def _fit_above(
     moved = capture(model, prompts, layers=[layer], edits=below, **options)
     data = {"harmful": moved.data["harmful"], "harmless": target}
     (position,) = options["positions"]
-    return fit_all(replace(moved, data=data), method.fit_name, position=position, **method.params)[layer]
+    return fit_all(replace(moved, data=data), method.name, position=position, **method.params)[layer]

@@ -11,6 +11,7 @@ from ot_lens.moments import Moments
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import problems_of, warn_if_poor
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import TRANSPORT, Method
 
 
 def gaussian_maps(source: Gaussian, target: Gaussian) -> list[AffineMap]:
@@ -169,3 +170,22 @@ def fit_gaussian_ot_of_moments(
     maps = gaussian_maps(*(gaussian.batched() for gaussian in pair))
     warn_if_poor(maps)
     return maps[0]
+
+
+RECORDS = (
+    Method(
+        "gaussian_ot",
+        "Gaussian OT",
+        TRANSPORT,
+        fit_gaussian_ot,
+        gaussian_ot_batch,
+        formula="μ_S + A (x - μ_H)",
+        source="Knott & Smith 1984, arXiv 2402.09631",
+        reversible=True,
+        group="Gaussian OT",
+        colour="#6F8B1E",
+        marker="star",
+        dash="solid",
+        order=90,
+    ),
+)

@@ -16,7 +16,7 @@ class FitInfo:
     """Where a map came from and how sound the fit is. Every field may be unknown (None).
 
     Attributes:
-        method: name in `FITTERS`.
+        method: Name in `METHODS`.
         layer: layer whose activations were fitted.
         position: token position.
         hook: hook point.

@@ -9,6 +9,7 @@ from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import ERASURE, Method
 from ot_lens.transport.pca_ot import PooledPCA
 from ot_lens.transport.projection import unit_directions
 
@@ -91,3 +92,21 @@ def fit_leace(
         FitError: the class means coincide, a negative ridge, an unknown shrinkage.
     """
     return leace_batch(H.unsqueeze(0), S.unsqueeze(0), ridge=ridge, shrinkage=shrinkage)[0]
+
+
+RECORDS = (
+    Method(
+        "leace",
+        "LEACE",
+        ERASURE,
+        fit_leace,
+        leace_batch,
+        formula="x - δ (Σ⁻¹δ)ᵀ (x - μ) / (δᵀ Σ⁻¹ δ)",
+        source="Belrose et al. 2023",
+        group="Projection",
+        colour="#9A6A8B",
+        marker="hexagon",
+        dash="dashdot",
+        order=50,
+    ),
+)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ot_lens.linalg import centred, checks_samples, mean_gap, monotone_coupling
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import TRANSPORT, Method
 
 
 def linear_act_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
@@ -36,3 +37,22 @@ def fit_linear_act(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> 
         ActivationError: samples that cannot be used (see `check_samples`).
     """
     return linear_act_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
+
+
+RECORDS = (
+    Method(
+        "linear_act",
+        "Linear-AcT",
+        TRANSPORT,
+        fit_linear_act,
+        linear_act_batch,
+        formula="ω ⊙ x + β",
+        source="Rodriguez et al. 2024",
+        reversible=True,
+        group="Shift, coordinate-wise",
+        colour="#9C6B45",
+        marker="plus",
+        dash="dash",
+        order=70,
+    ),
+)

@@ -22,6 +22,7 @@ from ot_lens.linalg import (
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import problems_of, warn_if_poor
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import TRANSPORT, Method
 from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
 
 RELATIVE_RIDGE = 1e-6
@@ -244,3 +245,22 @@ def fit_pca_ot(
     maps = pca_ot_batch(H.unsqueeze(0), S.unsqueeze(0), k, ridge=ridge, mean_shift=mean_shift, seed=seed)
     warn_if_poor(maps)
     return maps[0]
+
+
+RECORDS = (
+    Method(
+        "pca_ot",
+        "PCA-OT",
+        TRANSPORT,
+        fit_pca_ot,
+        pca_ot_batch,
+        formula="x + (μ_S - μ_H) + P (A - I) Pᵀ (x - μ_H)",
+        source="arXiv 2603.04355",
+        reversible=True,
+        group="PCA-OT",
+        colour="#159A6F",
+        marker="square",
+        dash="solid",
+        order=80,
+    ),
+)

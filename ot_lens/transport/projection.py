@@ -1,5 +1,7 @@
 """Orthogonal projections: directional ablation and affine concept editing (ACE)."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -8,6 +10,7 @@ from ot_lens.errors import FitError
 from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import PROJECTION, Method
 
 
 def unit_directions(
@@ -76,3 +79,48 @@ def fit_ace(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> AffineM
         FitError: the class means coincide.
     """
     return ace_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
+
+
+_ABLATION = Method(
+    "directional_ablation",
+    "Directional ablation",
+    PROJECTION,
+    fit_directional_ablation,
+    directional_ablation_batch,
+    formula="x - r rᵀ x",
+    source="Arditi et al. 2024",
+    group="Projection",
+    colour="#AA4499",
+    marker="down",
+    dash="solid",
+    order=10,
+)
+RECORDS = (
+    _ABLATION,
+    replace(
+        _ABLATION,
+        name="rfa",
+        label="RFA (every block)",
+        formula="x - r rᵀ x at every block input, attention output and MLP output",
+        everywhere=True,
+        colour="#7A6FC0",
+        marker="right",
+        dash="dash",
+        order=20,
+    ),
+    Method(
+        "ace",
+        "ACE",
+        PROJECTION,
+        fit_ace,
+        ace_batch,
+        formula="x - r rᵀ (x - μ_S)",
+        source="arXiv 2411.09003",
+        reversible=True,
+        group="Projection",
+        colour="#C2607F",
+        marker="left",
+        dash="dashdot",
+        order=30,
+    ),
+)

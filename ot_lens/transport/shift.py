@@ -6,6 +6,7 @@ from torch import Tensor
 from ot_lens.linalg import checks_samples, mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import TRANSPORT, Method
 
 
 def mean_shift_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
@@ -23,3 +24,21 @@ def fit_mean_shift(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> 
         ActivationError: samples that cannot be used (see `check_samples`).
     """
     return mean_shift_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
+
+
+RECORDS = (
+    Method(
+        "mean_shift",
+        "Mean shift",
+        TRANSPORT,
+        fit_mean_shift,
+        mean_shift_batch,
+        formula="x + (μ_S - μ_H)",
+        reversible=True,
+        group="Shift, coordinate-wise",
+        colour="#A87B00",
+        marker="cross",
+        dash="solid",
+        order=60,
+    ),
+)

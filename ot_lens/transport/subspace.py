@@ -10,6 +10,7 @@ from ot_lens.errors import FitError
 from ot_lens.linalg import centring_rounding, check_samples, checks_samples
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.methods import PROJECTION, Method
 from ot_lens.transport.projection import ablation_of
 
 DEFAULT_RANK = 2
@@ -115,3 +116,20 @@ def fit_subspace_ablation(
         directions=directions,
         keep_mean=keep_mean,
     )[0]
+
+
+RECORDS = (
+    Method(
+        "subspace_ablation",
+        "Subspace ablation",
+        PROJECTION,
+        fit_subspace_ablation,
+        subspace_ablation_batch,
+        formula="x - Q Qᵀ x",
+        group="Projection",
+        colour="#8C5BB5",
+        marker="pentagon",
+        dash="dot",
+        order=40,
+    ),
+)

@@ -25,7 +25,8 @@ from ot_lens.transport import (
     fit_pca_ot,
 )
 from ot_lens.transport.diagnosis import problems_of, warn_if_poor
-from ot_lens.transport.html import FORMULAS, map_table
+from ot_lens.transport.html import map_table
+from ot_lens.transport.methods import METHODS
 from ot_lens.transport.pca_ot import PooledPCA, subspace_transport
 from tests.generators import naive
 from tests.generators.gaussians import classes, layered, normal
@@ -331,7 +332,7 @@ def test_a_table_shows_all_that_is_known_in_order():
     )
     assert list(cells(map_table(info, {"d_model": "7"})).items()) == [
         ("method", "pca_ot"),
-        ("T(x)", FORMULAS["pca_ot"]),
+        ("T(x)", METHODS["pca_ot"].formula),
         ("layer", "4"),
         ("hook point", "resid_pre"),
         ("position", "-1"),

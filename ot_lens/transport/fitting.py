@@ -1,0 +1,126 @@
+"""Fits by name, for one layer or for all layers of a capture."""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ot_lens.errors import FitError, OtLensError
+from ot_lens.linalg import all_equal
+from ot_lens.samples import LayerBatch, LayerSamples, layer_batches
+from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.diagnosis import warn_if_poor
+from ot_lens.transport.methods import Fit, Method, install, method_named
+
+NOTHING_TO_MOVE = "all samples of both classes are identical here: the map is the identity"
+
+
+def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> AffineMap:
+    """Fit the method of that name to source samples H `[n_H, d]` and target samples S `[n_S, d]`.
+
+    Raises:
+        FitError: If there is no such method; also what the method's own function raises.
+    """
+    known = method_named(method)
+    return _checked(known, _fit_of(known)(H, S, **parameters))
+
+
+def fit_all(
+    acts: LayerSamples, method: str = "pca_ot", position: int | str | None = None, **parameters: Any
+) -> dict[int, AffineMap]:
+    """Fit every captured layer with batched linear algebra.
+
+    Where all samples of both classes are identical (the last token of a template at layer 0), the map is the
+    identity and its `info.notes` say so.
+
+    Args:
+        acts: Activations of both classes.
+        method: A built-in or registered method.
+        position: Token position; may be omitted if only one was captured.
+        **parameters: Parameters of the method, such as `k=2`.
+
+    Raises:
+        ActivationError: If samples cannot be used; the message names the layer.
+        FitError: If there is no such method, or a layer cannot be fitted; the message names the layer.
+
+    Warns:
+        PoorFitWarning: Once, naming the layers whose fit is poor.
+    """
+    known = method_named(method)
+    maps: dict[int, AffineMap] = {}
+    for batch in layer_batches(acts, position):
+        fitted = zip(batch.layers, _fit_batch(known, batch, parameters), strict=True)
+        maps |= {
+            layer: map_.labelled(layer=layer, position=batch.position, hook=acts.hook)
+            for layer, map_ in fitted
+        }
+    warn_if_poor(list(maps.values()))
+    return maps
+
+
+def _fit_batch(known: Method, batch: LayerBatch, parameters: dict[str, Any]) -> list[AffineMap]:
+    identical = all_equal(batch.H, batch.S).tolist()
+    moving = [index for index, constant in enumerate(identical) if not constant]
+    H, S = (batch.H, batch.S) if len(moving) == len(identical) else (batch.H[moving], batch.S[moving])
+    fitted = iter(_with_layer_named(known, H, S, [batch.layers[index] for index in moving], parameters))
+    n_H, n_S = batch.H.shape[1], batch.S.shape[1]
+    identity = AffineMap.identity(batch.H.shape[-1], device=batch.H.device).labelled(
+        method=known.name, n_harmful=n_H, n_harmless=n_S, rank=0, notes=(NOTHING_TO_MOVE,)
+    )
+    return [identity if constant else next(fitted) for constant in identical]
+
+
+def _with_layer_named(
+    known: Method, H: Tensor, S: Tensor, layers: Sequence[int], parameters: dict[str, Any]
+) -> list[AffineMap]:
+    """Fit together; only if that fails, one by one to find the layer that failed."""
+    if not layers:
+        return []
+    try:
+        return _fit_layers(known, H, S, parameters)
+    except OtLensError:
+        for index, layer in enumerate(layers):
+            one = torch.tensor([index], device=H.device)
+            try:
+                _fit_layers(known, H[one], S[one], parameters)
+            except OtLensError as error:
+                raise type(error)(f"layer {layer}: {error}") from error
+        raise
+
+
+def _fit_layers(known: Method, H: Tensor, S: Tensor, parameters: dict[str, Any]) -> list[AffineMap]:
+    """One map per layer, layer by layer where there is no batched fit."""
+    if known.batch is not None:
+        return known.batch(H, S, **parameters)
+    return [_checked(known, _fit_of(known)(*pair, **parameters)) for pair in zip(H, S, strict=True)]
+
+
+def _fit_of(known: Method) -> Fit:
+    if known.fit is None:
+        raise FitError(
+            f"Method {known.name!r} is known from a run only: import the module that registers it."
+        )
+    return known.fit
+
+
+def _checked(known: Method, fitted: object) -> AffineMap:
+    if not isinstance(fitted, AffineMap):
+        kind = type(fitted).__name__
+        raise FitError(f"The fit of method {known.name!r} returned a {kind}: return an AffineMap.")
+    if fitted.info.method is None:
+        return fitted.labelled(method=known.name)
+    return fitted
+
+
+def _records() -> Iterator[Method]:
+    """The methods defined in the files of this package."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        if module.name != "fitting":
+            yield from getattr(import_module(f"ot_lens.transport.{module.name}"), "RECORDS", ())
+
+
+install(_records())
