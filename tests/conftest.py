@@ -64,6 +64,14 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama checkpoint with random weights; tests read it and never write to it."""
+    from tests import checkpoints
+
+    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
+
+
 @pytest.fixture
 def mixed_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches as mixed as their size allows: with little padding few tests of padding would see any."""

@@ -38,14 +38,9 @@ from tests import checkpoints, families
 PROMPTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
 @pytest.fixture
-def model(folder: Path):
-    return otl.load_model(folder)
+def model(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
 # ------------------------------------------------------------------------------------------------- batches
@@ -224,18 +219,18 @@ def test_a_switch_of_thinking_is_off(tmp_path):
     assert model_record(served.model)["thinking"] == "off"
 
 
-def test_a_template_without_that_switch_is_left_alone(folder):
-    assert model_record(otl.load_model(folder))["thinking"] is None
+def test_a_template_without_that_switch_is_left_alone(llama_folder):
+    assert model_record(otl.load_model(llama_folder))["thinking"] is None
 
 
-def test_a_system_prompt_of_each_kind_of_model(folder):
+def test_a_system_prompt_of_each_kind_of_model(llama_folder):
     for hooks in ("residual", "full"):
-        model = otl.load_model(folder, hooks=hooks, system_prompt="w5 w6")
+        model = otl.load_model(llama_folder, hooks=hooks, system_prompt="w5 w6")
         assert system_prompt(model) == "w5 w6"
         assert "w5 w6" in render(backend(model), ["w1"])[0]
         assert system_prompt(otl.load_model(model)) == "w5 w6"
         otl.load_model(model, system_prompt="")
-        assert render(backend(model), ["w1"]) != render(backend(otl.load_model(folder)), ["w1"])
+        assert render(backend(model), ["w1"]) != render(backend(otl.load_model(llama_folder)), ["w1"])
 
 
 def test_a_template_that_drops_the_system_prompt_is_refused():
@@ -246,15 +241,15 @@ def test_a_template_that_drops_the_system_prompt_is_refused():
         encode(served, ["w1"])
 
 
-def test_a_record_is_json_and_tells_models_apart(folder):
-    plain = model_record(otl.load_model(folder))
+def test_a_record_is_json_and_tells_models_apart(llama_folder):
+    plain = model_record(otl.load_model(llama_folder))
     assert json.loads(json.dumps(plain)) == plain
     assert plain["weight_processing"] == "none: Hugging Face's own weights"
     assert plain["post_instruction_tokens"] == ["<eot>", "<assistant>", "<nl>"]
     assert (plain["bos"], plain["quantization"], plain["device_map"]) == ("template", None, None)
     for options in ({"dtype": "bfloat16"}, {"system_prompt": "w1"}, {"system_prompt": ""}, {"hooks": "full"}):
-        assert model_record(otl.load_model(folder, **options)) != plain
-    bridge = otl.load_model(folder, hooks="full")
+        assert model_record(otl.load_model(llama_folder, **options)) != plain
+    bridge = otl.load_model(llama_folder, hooks="full")
     bridge.enable_compatibility_mode(disable_warnings=True)
     assert "compatibility mode" in model_record(bridge)["weight_processing"]
 
@@ -322,8 +317,8 @@ def test_a_spread_model_is_captured_edited_and_swept_alike(tmp_path, device_map)
         assert "disk" in model_record(spread_out)["device_map"].values()
 
 
-def test_loading_prints_nothing(folder, capfd):
-    otl.load_model(folder)
+def test_loading_prints_nothing(llama_folder, capfd):
+    otl.load_model(llama_folder)
     assert capfd.readouterr() == ("", "")
 
 
@@ -362,7 +357,9 @@ def test_a_hub_name_without_a_network_is_said_so():
         otl.load_model("some/model-that-is-not-cached")
 
 
-def broken(folder: Path, tmp_path: Path, *, without: str = "", text: dict[str, str] | None = None) -> Path:
+def broken(
+    llama_folder: Path, tmp_path: Path, *, without: str = "", text: dict[str, str] | None = None
+) -> Path:
     for file in folder.iterdir():
         if not (without and file.name.startswith(without)):
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -383,9 +380,9 @@ def broken(folder: Path, tmp_path: Path, *, without: str = "", text: dict[str, s
         ({"text": {"tokenizer.json": "{"}}, "Cannot load"),
     ],
 )
-def test_a_broken_folder_is_one_clear_line(folder, tmp_path, damage, message):
+def test_a_broken_folder_is_one_clear_line(llama_folder, tmp_path, damage, message):
     with pytest.raises(ModelError, match=message) as caught:
-        otl.load_model(broken(folder, tmp_path, **damage))
+        otl.load_model(broken(llama_folder, tmp_path, **damage))
     assert "\n" not in str(caught.value)
 
 
@@ -410,9 +407,9 @@ def test_a_checkpoint_that_lacks_weights_is_not_filled_up_at_random(tmp_path):
         ({"revision": "main"}, "is a folder"),
     ],
 )
-def test_impossible_options_are_refused(folder, options, message):
+def test_impossible_options_are_refused(llama_folder, options, message):
     with pytest.raises(ModelError, match=message):
-        otl.load_model(folder, **options)
+        otl.load_model(llama_folder, **options)
 
 
 def test_options_of_loading_do_not_reach_a_loaded_model(model):

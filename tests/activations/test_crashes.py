@@ -1,4 +1,4 @@
-"""A store after its capture was killed: it ends with the bytes of an undisturbed one."""
+"""A store whose capture was killed and resumed ends with the bytes of an undisturbed one."""
 
 import json
 import os
@@ -9,20 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests import checkpoints
 from tests.activations import crash
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
-def crashes(model_folder: Path, work: Path, how: str) -> dict[str, Any]:
+def crashes(llama_folder: Path, work: Path, mode: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", crash.__name__, str(model_folder), str(work), how],
+        [sys.executable, "-m", crash.__name__, str(llama_folder), str(work), mode],
         capture_output=True,
         text=True,
         check=True,
@@ -33,19 +27,21 @@ def crashes(model_folder: Path, work: Path, how: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_captures_killed_at_random_moments_end_with_the_same_bytes(model_folder, tmp_path):
-    found = crashes(model_folder, tmp_path, "random")
-    assert found["kills"] == crash.KILLS
-    for run in found["runs"]:
+@pytest.mark.trust
+def test_captures_killed_at_random_moments_end_with_the_same_bytes(llama_folder, tmp_path):
+    outcome = crashes(llama_folder, tmp_path, "random")
+    assert outcome["kills"] == crash.KILLS
+    for run in outcome["runs"]:
         assert run["ended"]
-        assert run["equal"], "also: no temporary file and no lock is left"
+        assert run["equal"], "and no temporary file and no lock is left"
         assert run["twice"] <= run["kills"], "at most one shard is computed twice"
 
 
-def test_captures_killed_at_every_access_to_the_store_end_with_the_same_bytes(model_folder, tmp_path):
-    found = crashes(model_folder, tmp_path, "every")
-    assert found["kills"] > 30
-    for run in found["runs"]:
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.trust)])
+def test_captures_killed_at_accesses_to_the_store_end_with_the_same_bytes(llama_folder, tmp_path, step):
+    outcome = crashes(llama_folder, tmp_path, str(step))
+    assert outcome["kills"] > 30 / step
+    for run in outcome["runs"]:
         assert run["ended"]
         assert run["equal"]
         assert run["readable"], "a reader is told that the capture is unfinished"

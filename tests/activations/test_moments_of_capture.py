@@ -16,8 +16,8 @@ D = 32
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return otl.load_model(checkpoints.write(tmp_path_factory.mktemp("llama"), "llama"))
+def model(llama_folder):
+    return otl.load_model(llama_folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import torch
 import ot_lens as otl
 from ot_lens.activations import Activations
 from ot_lens.errors import HookError, OtLensError
-from ot_lens.models import HOOKS, backend, encode, pad_left
+from ot_lens.models import backend, encode, pad_left
 from ot_lens.samples import resolve_position
 from tests import checkpoints
 
-FAMILIES = sorted(checkpoints.TEMPLATES)
+FAMILIES = ["gemma2", "llama", "qwen2"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -23,16 +23,16 @@ def prompts():
     return checkpoints.contrast(5)
 
 
-def test_post_instruction_positions_are_those_behind_every_instruction(model, prompts):
+def test_post_instruction_positions_are_those_after_every_instruction(model, prompts):
     found = otl.resolve_positions(model, "post_instruction")
     rows = encode(backend(model), [p.text for _, group in prompts for p in group])
     assert found == tuple(range(-len(found), 0))
     for position in found:
-        assert len({row[position] for row in rows}) == 1, "the template's own"
-    assert len({row[-len(found) - 1] for row in rows}) > 1, "and before them the instruction"
+        assert len({row[position] for row in rows}) == 1, "of the template"
+    assert len({row[-len(found) - 1] for row in rows}) > 1, "of the instructions"
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", ["resid_pre", "mlp_out"])
 def test_named_positions_are_their_indices(model, prompts, hook):
     count = len(otl.resolve_positions(model, "post_instruction"))
     named = otl.capture(model, prompts, hook=hook, positions="post_instruction", layers=[1, 3])
@@ -60,7 +60,7 @@ def test_the_mean_is_the_mean_of_the_positions(model, prompts, tmp_path):
         with pytest.raises(HookError, match="-1 was not captured"):
             acts.harmful(2, -1)
     assert not torch.allclose(expected, apart.stacked("harmful", -1), atol=1e-2)
-    # Rounded once, not at every sum: a mean of half-precision rows keeps what they have in common.
+    # Rounded once, not at every sum.
     half = otl.capture(model, prompts, positions=at, reduce="mean", dtype="bfloat16")
     assert torch.equal(half.stacked("harmful"), acts.stacked("harmful").bfloat16().double())
 
@@ -105,12 +105,12 @@ def test_caches_take_names_means_and_types(model, prompts):
         ({"reduce": "median"}, "no reduction of positions 'median': choose one of mean"),
     ],
 )
-def test_positions_that_are_none_are_named(model, prompts, asked, message):
+def test_invalid_positions_are_named(model, prompts, asked, message):
     with pytest.raises(OtLensError, match=message):
         otl.capture(model, prompts, **asked)
 
 
-def test_a_template_without_an_end_says_so(model, prompts):
+def test_a_template_with_nothing_after_the_instruction_is_refused(model, prompts):
     template = model.tokenizer.chat_template
     try:
         model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Real architectures, saved and loaded through the real path: logits, hidden states, rendering, answers."""
+"""Real architectures, saved and loaded as users do: logits, hidden states, rendering, answers."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return families.write(tmp_path_factory.mktemp(name), name)
 
 
-@pytest.fixture(params=["residual", "full"])
+@pytest.fixture(scope="module", params=["residual", "full"])
 def model(request: pytest.FixtureRequest, folder: Path):
     return otl.load_model(folder, hooks=request.param)
 

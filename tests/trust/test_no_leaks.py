@@ -37,15 +37,10 @@ class OwnError(Exception):
     """An error of the user's own."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
 @pytest.fixture(scope="module", params=["residual", "full"])
-def loaded(request: pytest.FixtureRequest, folder: Path):
+def loaded(request: pytest.FixtureRequest, llama_folder: Path):
     """A model with hooks of its user's own: plain, permanent, of another level, and of a plain module."""
-    model = otl.load_model(folder, hooks=request.param)
+    model = otl.load_model(llama_folder, hooks=request.param)
     point = backend(model).hook_point(1, "resid_pre")
     point.add_hook(_look)
     point.add_perma_hook(partial(_look))
@@ -137,8 +132,8 @@ def _leaks(model: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
     }
 
 
-def test_the_checks_find_a_leak_of_every_kind(folder):
-    model = otl.load_model(folder)
+def test_the_checks_find_a_leak_of_every_kind(llama_folder):
+    model = otl.load_model(llama_folder)
     batch = checkpoints.one_batch(model, PROMPTS)
     evaluated(model, batch)
     for name, (leak, undo) in _leaks(model).items():
@@ -370,8 +365,8 @@ def test_every_operation_leaves_nothing(model, batch, training):
     model.eval()
 
 
-def test_a_sweep_and_a_selection_leave_nothing(folder, full_size):
-    model = otl.load_model("organism" if full_size else folder)
+def test_a_sweep_and_a_selection_leave_nothing(llama_folder, full_size):
+    model = otl.load_model("organism" if full_size else llama_folder)
     prompts = otl.load_prompts("organism") if full_size else checkpoints.contrast_set(6)
     options: Any = {} if full_size else {"refusal_tokens": ["w1"]}
     batch = checkpoints.one_batch(model, prompts.val.harmful[:3])
@@ -437,8 +432,8 @@ def test_a_handle_is_entered_once_at_a_time_and_again_later(model, batch):
     assert leaked(before, state(model, batch)) == []
 
 
-def test_hooks_that_are_added_or_removed_inside_are_the_user_s(folder, batch):
-    model = otl.load_model(folder)
+def test_hooks_that_are_added_or_removed_inside_are_the_user_s(llama_folder, batch):
+    model = otl.load_model(llama_folder)
     point = backend(model).hook_point(1, "resid_pre")
     point.add_hook(_look)
     early = point.fwd_hooks[0]
@@ -451,9 +446,9 @@ def test_hooks_that_are_added_or_removed_inside_are_the_user_s(folder, batch):
     assert list(point._forward_hooks) == [late.hook.id]
 
 
-def test_resetting_all_hooks_inside_takes_the_edits_out_too(folder, batch):
+def test_resetting_all_hooks_inside_takes_the_edits_out_too(llama_folder, batch):
     """TransformerLens's own reset means every hook; leaving the block afterwards is no error."""
-    model = otl.load_model(folder)
+    model = otl.load_model(llama_folder)
     before = hook_tables(model), bits(model, batch)
     with otl.intervene(model, EDITS):
         model.reset_hooks()

@@ -23,14 +23,9 @@ PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
 EDITS = {1: random_map(1), 2: random_map(2)}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
 @pytest.fixture
-def model(folder: Path):
-    loaded = otl.load_model(folder)
+def model(llama_folder: Path):
+    loaded = otl.load_model(llama_folder)
     evaluated(loaded, checkpoints.one_batch(loaded, PROMPTS))
     return loaded
 
@@ -59,8 +54,8 @@ def test_a_copy_made_inside_is_edited_no_longer_than_the_block(model, batch, tok
     assert bits(other, batch) == before["logits"]
 
 
-def test_a_copy_made_inside_outlives_its_original_unedited(folder, batch):
-    model = otl.load_model(folder)
+def test_a_copy_made_inside_outlives_its_original_unedited(llama_folder, batch):
+    model = otl.load_model(llama_folder)
     plain = bits(model, batch)
     handle = otl.intervene(model, EDITS)
     other = copy.deepcopy(handle.__enter__())
@@ -171,14 +166,16 @@ def test_a_compiled_wrapper_is_named_for_what_it_is(model):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("engine", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_compiled_models_are_edited_inside_and_only_there(folder, engine, hooks, full_size, monkeypatch):
+def test_compiled_models_are_edited_inside_and_only_there(
+    llama_folder, engine, hooks, full_size, monkeypatch
+):
     """Compiled before any block or inside one, in place or as a function of its own."""
     if not full_size:
         pytest.skip("compiles whole models: `pytest --full`")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for in_place, inside_first in ((False, False), (True, False), (True, True)):
         torch._dynamo.reset()
-        model, twin = (otl.load_model(folder, hooks=hooks) for _ in range(2))
+        model, twin = (otl.load_model(llama_folder, hooks=hooks) for _ in range(2))
         inner = backend(model).hf_model
         if in_place:
             inner.compile(backend=engine)
@@ -210,14 +207,14 @@ def _check_compiled(model: Any, twin: Any, scopes: Sequence[str], inside_first: 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("hooks", ["residual", "full"])
 def test_a_model_compiled_in_place_is_edited_correctly_or_refused(
-    folder, hooks, full_size, monkeypatch, record_property
+    llama_folder, hooks, full_size, monkeypatch, record_property
 ):
     """PyTorch may pass over new hooks of a model that was compiled in place: then its tokens go unseen."""
     if not full_size:
         pytest.skip("compiles whole models: `pytest --full`")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     torch._dynamo.reset()
-    model, twin = (otl.load_model(folder, hooks=hooks) for _ in range(2))
+    model, twin = (otl.load_model(llama_folder, hooks=hooks) for _ in range(2))
     served, reference, batch = backend(model), backend(twin), checkpoints.one_batch(model, PROMPTS)
     served.hf_model.compile(backend="eager")
     asked = [(batch.tokens, batch.mask), (batch.tokens.flip(1), batch.mask.flip(1))]

@@ -29,14 +29,9 @@ ON_TRIAL = (
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
 @pytest.fixture(scope="module", params=["residual", "full"])
-def model(request: pytest.FixtureRequest, folder: Path):
-    return with_users_hook(str(folder), request.param)
+def model(request: pytest.FixtureRequest, llama_folder: Path):
+    return with_users_hook(str(llama_folder), request.param)
 
 
 def _blocks(model: Any) -> None:
@@ -84,9 +79,9 @@ def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
     assert leaked(before, look()) == []
 
 
-def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_size):
+def test_capture_and_single_pass_leave_nothing_at_any_interrupt(llama_folder, full_size):
     """Only their own steps are interrupted, those of the model not: one that is would interrupt the block."""
-    model = otl.load_model(folder)
+    model = otl.load_model(llama_folder)
     contrast = checkpoints.contrast(1)
     files = ("ot_lens/models/reversible.py",)
     if full_size:
@@ -103,10 +98,10 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(folder, full_siz
 
 
 @pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_interrupts_at_random_moments_leave_nothing(hooks, folder, full_size, record_property):
+def test_interrupts_at_random_moments_leave_nothing(hooks, llama_folder, full_size, record_property):
     """Real signals, from a timer of the system, at moments drawn over a whole use of the model."""
     rounds = 5_000 if full_size else 60
-    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(folder), "--hooks", hooks]
+    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(llama_folder), "--hooks", hooks]
     done = subprocess.run(
         [*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=900, check=False
     )

@@ -3,7 +3,6 @@
 import copy
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,14 +200,9 @@ def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
     return hook
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
 @pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_any_order_of_use_leaves_what_was_there(folder, hooks, full_size, record_property):
-    pair = {name: otl.load_model(folder, hooks=hooks) for name in ("model", "twin")}
+def test_any_order_of_use_leaves_what_was_there(llama_folder, hooks, full_size, record_property):
+    pair = {name: otl.load_model(llama_folder, hooks=hooks) for name in ("model", "twin")}
     for one in pair.values():
         evaluated(one, checkpoints.one_batch(one, PROMPTS))
     machine = type("Machine", (Machine,), pair)
