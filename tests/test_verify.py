@@ -1,8 +1,8 @@
-"""A run checked against itself: an intact one holds, and whatever is changed in one is named."""
+"""Verification of a run: an intact one agrees, and everything that is changed in one is named."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import ot_lens as otl
-from ot_lens.cli import app
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
 from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
@@ -22,7 +20,7 @@ from ot_lens.study.pins import file_hashes, manifest_hash
 from ot_lens.study.verifying import comparing
 from ot_lens.study.verifying.check import Check, Checks
 from ot_lens.study.verifying.evidence import Evidence
-from ot_lens.study.verifying.fitted import fitted, moved_apart
+from ot_lens.study.verifying.fitted import fitted, relative_distance
 from ot_lens.study.verifying.pinned import pinned
 from ot_lens.study.verifying.recomputed import recomputed
 from ot_lens.study.verifying.shown import shown
@@ -45,14 +43,14 @@ def contents(run: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def repin(run: Path, **changed: object) -> None:
-    """What a forger does: the manifest says of the altered files what they are now."""
+    """Make the manifest match the altered files, as a forger would."""
     path = run / "manifest.json"
     manifest = json.loads(path.read_text()) | changed | {"files": file_hashes(run)}
     path.write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
 
 
 def checked(run: Path, *parts: Callable[[Evidence, Checks], None], sample: int | None = None) -> pd.DataFrame:
-    """Some parts of the check by themselves."""
+    """Some parts of the verification by themselves."""
     checks = Checks()
     for part in parts:
         part(Evidence(RunFolder.open(run), sample, 0), checks)
@@ -60,7 +58,7 @@ def checked(run: Path, *parts: Callable[[Evidence, Checks], None], sample: int |
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
-    """Leave out parts of the check that others of these tests look at."""
+    """Leave out parts of the verification that other tests cover."""
     for part in parts:
         monkeypatch.setattr(f"ot_lens.study.verifying.{part}", lambda *_, **__: None)
 
@@ -80,7 +78,7 @@ def edit_table(run: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFra
 
 
 # ---------------------------------------------------------------------------------------- an intact run
-def test_an_intact_run_holds_and_is_not_written_to(finished_run):
+def test_an_intact_run_agrees_and_is_not_modified(finished_run):
     before = contents(finished_run)
     found = otl.verify_run(finished_run, full=False, sample=40)
     assert wrong(found) == {}
@@ -96,12 +94,12 @@ def test_an_intact_run_holds_and_is_not_written_to(finished_run):
     assert 40 <= again["compared"] < again["of"]
 
 
-def test_figures_drawn_later_in_another_format_are_no_difference(run):
+def test_figures_drawn_later_in_another_format_do_not_matter(run):
     (run / "figures" / "spectra.svg").write_text("<svg/>")
     assert wrong(checked(run, partial(shown, figures=False))) == {}
 
 
-def test_a_read_only_run_is_checked(run):
+def test_a_read_only_run_can_be_verified(run):
     for path in (*run.rglob("*"), run):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
@@ -111,7 +109,7 @@ def test_a_read_only_run_is_checked(run):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def test_the_manifest_pins_what_a_number_depends_on(finished_run):
+def test_the_manifest_records_what_the_numbers_depend_on(finished_run):
     manifest = json.loads((finished_run / "manifest.json").read_text())
     assert manifest["seeds"] == {"prompts": 0, "intervals": 0, "controls": [0, 1]}
     assert {"python", "ot_lens", "torch", "transformers", "numpy", "pyarrow", "matplotlib"} <= set(
@@ -128,7 +126,7 @@ def test_the_manifest_pins_what_a_number_depends_on(finished_run):
     assert manifest["files"]["config.yaml"] == sha256_file(finished_run / "config.yaml")
 
 
-def test_a_fingerprint_tells_models_apart():
+def test_the_hash_of_the_weights_distinguishes_models():
     model = otl.load_model("organism")
     before = model_record(model)["weights_sha256"]
     assert before == model_record(otl.load_model("organism"))["weights_sha256"]
@@ -185,15 +183,8 @@ def test_a_missing_and_an_added_file_are_found(run, pattern):
 @pytest.mark.parametrize("name", ["seeds", "versions", "config", "files", "finished"])
 def test_an_altered_manifest_is_found(run, name):
     manifest = json.loads((run / "manifest.json").read_text())
-    part = manifest[name]
-    if name == "finished":
-        manifest[name] = False
-    elif name == "seeds":
-        part["prompts"] = 5
-    elif name == "config":
-        part["seed"] = 1
-    else:
-        part[sorted(part)[0]] = "0" * 64
+    entry = manifest[name]
+    manifest[name] = False if name == "finished" else entry | {sorted(entry)[-1]: "0"}
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert "manifest.json|its own SHA-256" in wrong(checked(run, pinned))
 
@@ -258,8 +249,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", OF_STORED)
-def test_whatever_is_changed_in_a_table_is_found_by_computing_it_again(run, name):
-    """The manifest is made to fit, so that no hash tells."""
+def test_every_change_in_a_table_is_found_by_recomputing_it(run, name):
+    """With a matching manifest, so that no hash reveals it."""
     original = table_of(run, name).read_bytes()
     changes = CHANGES | ({"a null": a_null} if name in ("geometry", "spectra", "map_quality") else {})
     for what, change in changes.items():
@@ -286,8 +277,8 @@ def only(run: Path, name: str) -> dict[str, str]:
         }
 
 
-def test_a_sweep_of_no_run_is_found_and_breaks_nothing(run, monkeypatch):
-    """A column less; then no row of the unedited model, on which every finding stands."""
+def test_a_sweep_that_no_run_can_write_is_found(run, monkeypatch):
+    """Without a column; then without the rows of the unedited model, which every finding needs."""
     without(monkeypatch, "fitted.fitted")
     original = table_of(run, "localization").read_bytes()
     edit_table(run, "localization", lambda table: table.drop(columns="interval"))
@@ -311,8 +302,8 @@ def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
     assert change in found["localization|own arithmetic"]
 
 
-def test_what_the_model_did_is_asked_of_the_model_again(run, monkeypatch):
-    """A score, a table of an edited model and a shard, each forged so that no hash tells."""
+def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypatch):
+    """A score and two tables of edited models, each with a matching manifest."""
 
     def score(table: pd.DataFrame) -> pd.DataFrame:
         row = table.index[(table["measure"] == "refusal_score") & (table["set"] == "none")][0]
@@ -351,7 +342,7 @@ def test_a_missing_table_and_a_missing_map_are_found(run):
 
 
 # ---------------------------------------------------------------------------------- halves of a run
-def test_an_unfinished_run_says_in_one_line_what_is_missing(run):
+def test_an_unfinished_run_is_described_in_one_line(run):
     shutil.rmtree(run / "figures")
     for name in ("plane", "plane_ellipses", "visibility"):
         table_of(run, name).unlink()
@@ -369,28 +360,28 @@ def test_an_unfinished_run_says_in_one_line_what_is_missing(run):
         "ground_truth",
     }
     found = wrong(checks)
-    note = found["run|reached the end"]
+    note = found["run|finished"]
     assert note.startswith("unfinished (no figures; tables: class_angles")
-    assert note.endswith("go on with --resume")
+    assert note.endswith("--resume")
     assert set(found) <= {
-        "run|reached the end",
+        "run|finished",
         "plane|recomputed",
         "plane_ellipses|recomputed",
     }
 
 
-def test_a_run_that_has_barely_begun_is_checked(run):
+def test_a_run_that_has_barely_begun_can_be_verified(run):
     for name in ("activations", "maps", "tables", "figures"):
         shutil.rmtree(run / name)
     manifest = json.loads((run / "manifest.json").read_text())
     begun = {k: manifest[k] for k in ("schema_version", "config", "versions")} | {"finished": False}
     (run / "manifest.json").write_text(json.dumps(begun))
     found = otl.verify_run(run, model=False)
-    assert "no maps" in wrong(found)["run|reached the end"]
+    assert "no maps" in wrong(found)["run|finished"]
 
 
-def test_no_run_and_no_sample_are_the_user_s_mistakes(tmp_path, run):
-    with pytest.raises(RunFolderError, match="no run folder"):
+def test_no_run_and_no_sample_are_mistakes_of_the_user(tmp_path, run):
+    with pytest.raises(RunFolderError, match="nothing"):
         otl.verify_run(tmp_path / "nothing")
     with pytest.raises(OtLensError, match="sample = 0"):
         otl.verify_run(run, sample=0)
@@ -399,7 +390,7 @@ def test_no_run_and_no_sample_are_the_user_s_mistakes(tmp_path, run):
         otl.verify_run(run)
 
 
-def test_a_manifest_cannot_ask_for_foreign_code(run, monkeypatch):
+def test_a_manifest_alone_runs_no_code_of_a_model(run, monkeypatch):
     asked: list[bool] = []
 
     def load(*_: object, trust_remote_code: bool, **__: object) -> None:
@@ -417,45 +408,36 @@ def test_a_manifest_cannot_ask_for_foreign_code(run, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- the command
-@pytest.fixture
-def command() -> Iterator[Callable[..., tuple[int, str]]]:
-    def call(*arguments: object) -> tuple[int, str]:
-        done = CliRunner().invoke(app, ["verify", *map(str, arguments)])
-        return done.exit_code, done.output
-
-    return call
-
-
 @pytest.mark.parametrize("verdict", ["ok", "differs", "missing", "not checked"])
-def test_the_command_says_which_and_exits_with_1(command, monkeypatch, verdict):
+def test_the_command_names_what_differs_and_exits_with_1(command, monkeypatch, verdict):
     checks = Checks()
     checks.add(
         Check("tables", "pinned SHA-256", 2, 3, verdict=verdict, note="tables/geometry.parquet is altered"),
         Check("geometry", "recomputed values", 44, 44, 2e-3, 1e-9),
     )
-    asked: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
 
-    def found(_: Path, **options: object) -> pd.DataFrame:
-        asked.append(options)
+    def verify(_: Path, **options: object) -> pd.DataFrame:
+        calls.append(options)
         return checks.table()
 
-    monkeypatch.setattr("ot_lens.study.verify.verify_run", found)
-    code, said = command("runs/demo", "--no-model", "--sample", 20, "--seed", 3)
-    assert {k: asked[0][k] for k in ("model", "sample", "seed", "full", "trust_remote_code")} == {
+    monkeypatch.setattr("ot_lens.study.verify.verify_run", verify)
+    code, printed, _ = command("verify", "runs/demo", "--no-model", "--sample", 20, "--seed", 3)
+    assert {k: calls[0][k] for k in ("model", "sample", "seed", "full", "trust_remote_code")} == {
         "model": False, "sample": 20, "seed": 3, "full": False, "trust_remote_code": False
     }  # fmt: skip
-    assert code == (1 if verdict in ("differs", "missing") else 0), said
-    assert f"tables: {verdict}: tables/geometry.parquet is altered" in said
-    assert ("the run differs" in said) == bool(code)
-    assert "0.002" in said
-    again, said = command("runs/demo", "--json")
-    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert again == code
+    assert code == (1 if verdict in ("differs", "missing") else 0), printed
+    assert f"tables: {verdict}: tables/geometry.parquet is altered" in printed
+    assert ("the run differs" in printed) == bool(code)
+    assert "0.002" in printed
+    second_code, printed, _ = command("verify", "runs/demo", "--json")
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert second_code == code
     assert [row["verdict"] for row in rows] == [verdict, "ok"]
 
 
 # ------------------------------------------------------------------------------------ the comparison
-def test_two_tables_are_compared_by_rows_and_numbers():
+def test_tables_are_compared_by_rows_and_numbers():
     table = pd.DataFrame({"layer": [1, 2], "quantity": ["a", "b"], "value": [1.0, float("nan")]})
     assert comparing.compare(table, table, 1e-9).trouble == ""
     near = table.assign(value=[1.0 + 1e-12, float("nan")])
@@ -473,23 +455,23 @@ def test_two_tables_are_compared_by_rows_and_numbers():
     assert "columns" in comparing.compare(table.drop(columns="layer"), table, 1e-9).trouble
 
 
-def test_rounding_beside_large_numbers_is_no_difference():
+def test_rounding_errors_next_to_large_numbers_do_not_count():
     large = pd.DataFrame({"value": [1.0, 1e-17]})
     assert comparing.compare(large.assign(value=[1.0, 3e-17]), large, 1e-9).trouble == ""
     apart = large.assign(unit=["m", "share"])
     assert comparing.compare(apart.assign(value=[1.0, 3e-17]), apart, 1e-9).trouble != ""
 
 
-def test_maps_are_compared_in_what_they_do():
+def test_maps_are_compared_by_how_they_move_samples():
     generator = torch.Generator().manual_seed(0)
     U, V, x = (torch.randn(6, 2, generator=generator, dtype=torch.float64) for _ in range(3))
     bias, samples = x[:, 0], torch.randn(9, 6, generator=generator, dtype=torch.float64)
     edit = otl.AffineMap(U, V, bias)
     turned = torch.linalg.qr(torch.randn(2, 2, generator=generator, dtype=torch.float64)).Q
     same = otl.AffineMap(U @ turned, V @ turned, bias)
-    assert moved_apart(same, edit, samples) < 1e-14
-    assert moved_apart(otl.AffineMap(U * (1 + 1e-6), V, bias), edit, samples) > 1e-8
+    assert relative_distance(same, edit, samples) < 1e-14
+    assert relative_distance(otl.AffineMap(U * (1 + 1e-6), V, bias), edit, samples) > 1e-8
     still = otl.AffineMap.identity(6)
-    assert moved_apart(still, still, samples) == 0
-    assert moved_apart(edit, still, samples) == float("inf")
-    assert moved_apart(otl.AffineMap.identity(5), still, samples) == float("inf")
+    assert relative_distance(still, still, samples) == 0
+    assert relative_distance(edit, still, samples) == float("inf")
+    assert relative_distance(otl.AffineMap.identity(5), still, samples) == float("inf")

@@ -1,4 +1,4 @@
-"""What is checked before a run begins."""
+"""Checks of a configuration before a run begins."""
 
 from os.path import isfile
 from typing import Any
@@ -16,7 +16,7 @@ JUDGE_MEMORY = ("together", "swap")
 
 
 def sweep_plan(config: StudyConfig) -> SweepPlan:
-    """The part of a configuration that says what the sweep tries.
+    """What the sweep tries, from the configuration.
 
     Raises:
         HookError: If a choice is unknown or out of range.
@@ -37,10 +37,10 @@ def sweep_plan(config: StudyConfig) -> SweepPlan:
 
 
 def check_choices(config: StudyConfig) -> None:
-    """Find what is wrong with a configuration by itself, before anything is loaded.
+    """Check the configuration by itself, before anything is loaded.
 
     Raises:
-        OtLensError: If a choice is unknown, or a file is not there.
+        OtLensError: If a choice is unknown, or a file is missing.
     """
     one_of("token scope", config.tokens, TOKEN_SCOPES)
     one_of("engine", config.engine, ENGINES)
@@ -54,11 +54,11 @@ def check_choices(config: StudyConfig) -> None:
         LazyJudge(config.judge)
     text = config.perplexity_text
     if text is not None and not isfile(text):
-        raise ConfigError(f"perplexity_text = {text!r}: no such file.")
+        raise ConfigError(f"perplexity_text = {text!r}: there is no such file.")
 
 
 def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: tuple[int, ...]) -> None:
-    """Find what would fail later, before the run folder is made.
+    """Check the configuration against model and prompts, before the run folder is made.
 
     Raises:
         OtLensError: If the configuration does not fit the model or the prompts.
@@ -71,14 +71,16 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
     for layers_of in config.layer_sets:
         outside = [layer for layer in layers_of if layer not in layers]
         if outside:
-            raise ConfigError(f"layer_sets holds {layers_of}: layer {outside[0]} is not swept.")
+            raise ConfigError(f"layer_sets contains {layers_of}, but layer {outside[0]} is not in layers.")
     if config.plane_layer is not None and config.plane_layer not in layers:
-        raise ConfigError(f"plane_layer = {config.plane_layer}: layer {config.plane_layer} is not swept.")
+        raise ConfigError(
+            f"plane_layer = {config.plane_layer}, but layer {config.plane_layer} is not in layers."
+        )
     for split in ("train", "test"):
         for label, group in getattr(prompts, split):
             shortest = min(len(ids) for ids in encode(served, group))
             if shortest < -config.position:
                 raise ConfigError(
-                    f"position = {config.position} lies before the first token: the shortest has "
-                    f"{shortest} tokens among the {label} {split} prompts."
+                    f"position = {config.position} is before the first token: the shortest of the {label} "
+                    f"{split} prompts has {shortest} tokens."
                 )

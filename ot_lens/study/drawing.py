@@ -1,4 +1,4 @@
-"""The figures of a run drawn again from its tables alone: no model library is needed."""
+"""Drawing the figures of a run from its tables; no model library is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def draw_figures(
     run: str | Path, out: str | Path, *, formats: Sequence[str] = ("png", "pdf"), style: str = "icml"
 ) -> "Drawn":
-    """Draw the figures of a run again, from its tables alone; says which could not be drawn, and why.
+    """Draw the figures of a run again from its tables; the result says which could not be drawn, and why.
 
     Raises:
-        RunFolderError: If the folder holds no run.
+        RunFolderError: If the folder contains no run.
     """
     from ot_lens.plots import draw_all
 

@@ -1,4 +1,4 @@
-"""The run folder: manifest, tables, maps; whole files only, and never another run's."""
+"""The run folder: manifest, tables and maps; files are complete, and another run is never touched."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from ot_lens.io.files import (
     write_text,
     writing,
 )
-from ot_lens.study.config import StudyConfig, commented_yaml
+from ot_lens.study.config import StudyConfig, commented_yaml, parse_config
 from ot_lens.study.manifest_file import SCHEMA, read_manifest
 from ot_lens.study.pins import machine, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.table_files import read_table_file
@@ -28,7 +28,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        manifest: What the run is of, and whether it finished.
+        manifest: What the run was made from, and whether it finished.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -37,21 +37,22 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder":
-        """Open a folder for a run: a new one, or with `resume` one that holds this same run.
+        """Open a folder for a run: a new one, or with `resume` one that contains this same run.
 
-        Whoever writes into it holds it (see `ot_lens.io.files.locked`); what killed writers left is removed.
+        The caller holds the folder's lock (see `ot_lens.io.files.locked`); leftovers of killed writers are
+        removed.
 
         Raises:
-            RunFolderError: If the folder holds another run, other files, or this run without `resume`.
+            RunFolderError: If the folder contains another run, other files, or this run without `resume`.
         """
-        held = cls.held(path, config, resume=resume)
+        existing = cls.existing(path, config, resume=resume)
         for entry in (path, *path.rglob("*")):
             if entry.is_dir():
                 remove_temporaries(entry)
-        if held is not None:
-            held._write_configuration(config)
-            held._note_versions()
-            return held
+        if existing is not None:
+            existing._write_configuration(config)
+            existing._note_versions()
+            return existing
         manifest = {
             "schema_version": SCHEMA,
             "finished": False,
@@ -67,32 +68,31 @@ class RunFolder:
         return folder
 
     @classmethod
-    def held(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder | None":
-        """This same run, where a folder holds it and `resume` allows to go on; None where a new one may go.
+    def existing(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder | None":
+        """The same run, if the folder contains it and `resume` is set; None if a new one may start.
 
         Raises:
-            RunFolderError: If the folder holds another run, other files, or this run without `resume`.
+            RunFolderError: If the folder contains another run, other files, or this run without `resume`.
         """
         content = config.model_dump(mode="json")
         if (path / "manifest.json").exists():
-            found = cls.open(path)
-            # A field that an earlier version did not know had its default.
-            stored = {**StudyConfig().model_dump(mode="json"), **found.manifest.get("config", {})}
+            run = cls.open(path)
+            # A field that an earlier version did not have had its default.
+            stored = {**StudyConfig().model_dump(mode="json"), **run.manifest["config"]}
             different = [k for k in content if stored.get(k) != content[k]]
             if different:
                 raise RunFolderError(
-                    f"{path} holds another run ({', '.join(different)} differs): "
-                    "choose another folder with --out."
+                    f"{path} contains another run ({', '.join(different)} differs): choose another --out."
                 )
             if not resume:
-                state = "a finished" if found.finished else "an unfinished"
+                state = "a finished" if run.finished else "an unfinished"
                 raise RunFolderError(
-                    f"{path} holds {state} run of this configuration: go on with --resume, "
-                    "or choose another --out."
+                    f"{path} contains {state} run of this configuration: continue with --resume, or choose "
+                    "another --out."
                 )
-            return found
-        if path.exists() and (not path.is_dir() or _foreign(path)):
-            raise RunFolderError(f"{path} is not an empty folder and holds no run: choose another --out.")
+            return run
+        if path.exists() and (not path.is_dir() or _has_other_files(path)):
+            raise RunFolderError(f"{path} is not an empty folder and contains no run: choose another --out.")
         return None
 
     @classmethod
@@ -100,40 +100,49 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            RunFolderError: If the folder holds no run, one of another schema, or a link.
+            RunFolderError: If the folder contains no run, one of another schema, or a link.
         """
         if not (path / "manifest.json").is_file():
             raise RunFolderError(
-                f"{path} is no run folder: it has no manifest.json. Make one with 'ot-lens run'."
+                f"{path} is not a run folder: it has no manifest.json. Make one with 'ot-lens run'."
             )
         return cls(path, read_manifest(path))
 
     @property
+    def config(self) -> StudyConfig:
+        """The configuration of the run.
+
+        Raises:
+            ConfigError: If the manifest has none of this version.
+        """
+        return parse_config(self.manifest["config"], f"{self.path}/manifest.json")
+
+    @property
     def finished(self) -> bool:
-        """Whether the run went through to the end."""
+        """Whether the run is complete."""
         return bool(self.manifest.get("finished"))
 
     @property
     def measured(self) -> bool:
-        """Whether all that needs the model was done, and only figures and report are left."""
+        """Whether everything that needs the model is done, so that only figures and report are left."""
         return bool(self.manifest.get("measured"))
 
     def save_manifest(self, **entries: Any) -> None:
         """Add entries to the manifest and write it."""
         manifest = {**self.manifest, **entries}
         manifest["sha256"] = manifest_hash(manifest)
-        # As it is read back, keys in order: a report does not show whether the run was stopped on the way.
+        # As it is read back, with sorted keys: the report must not depend on whether the run was stopped.
         self.manifest = json.loads(json.dumps(manifest, sort_keys=True))
         write_json(self.path / "manifest.json", self.manifest)
 
     def _note_versions(self) -> None:
-        """Versions that went on with a run, where they are not those that began it."""
+        """Record the versions that continue a run if they differ from those that began it."""
         now, known = versions(), self.manifest.get("resumed_with", [])
         if now not in (self.manifest.get("versions"), *known):
             self.save_manifest(resumed_with=[*known, now])
 
     def _write_configuration(self, config: StudyConfig) -> None:
-        """For the reader; missing where the run was killed right after its manifest."""
+        """Write config.yaml for readers, unless it exists."""
         path = self.path / "config.yaml"
         if not path.is_file():
             write_text(path, commented_yaml(config))
@@ -148,7 +157,7 @@ class RunFolder:
             table.to_parquet(temporary, index=False)
 
     def drop(self, parts: str) -> None:
-        """Remove a folder of tables that went into another."""
+        """Remove a folder of partial tables."""
         folder = self.path / "tables" / parts
         if folder.is_dir():
             with writing(folder):
@@ -168,7 +177,7 @@ class RunFolder:
 
     @property
     def table_names(self) -> list[str]:
-        """The finished tables; what a writer is still at, or left when it was killed, is none."""
+        """Names of the finished tables, without those that are being written."""
         return sorted(path.stem for path in (self.path / "tables").glob("[!.]*.parquet"))
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -176,7 +185,7 @@ class RunFolder:
         return {name: self.read_table(name) for name in self.table_names}
 
 
-def _foreign(folder: Path) -> bool:
-    """Whether a folder holds more than a run leaves that was killed before its manifest was there."""
+def _has_other_files(folder: Path) -> bool:
+    """Whether a folder has more than what a run leaves that was killed before it wrote its manifest."""
     ours = {folder / LOCK, *temporaries(folder)}
     return any(path not in ours for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""The manifest of a run, read from its file: entries have their types, and nothing leads elsewhere."""
+"""Reading the manifest of a run: its entries have their types, and the folder contains no links."""
 
 import os
 from pathlib import Path
@@ -41,10 +41,10 @@ class _Manifest(BaseModel):
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run folder, as it stands there.
+    """The manifest of a run folder.
 
     Raises:
-        RunFolderError: If there is none, it is damaged or of another schema, or the folder holds a link.
+        RunFolderError: If it is missing, damaged or of another schema, or the folder contains a link.
     """
     path = run / "manifest.json"
     content = read_json(path)
@@ -61,7 +61,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def refuse_links(run: Path) -> None:
-    """A run is its own files: through a link one could read or write elsewhere. It may itself be linked to.
+    """Refuse links inside a run folder, which could lead elsewhere; the folder itself may be a link.
 
     Raises:
         RunFolderError: If a file or folder in it is a link.
@@ -71,6 +71,5 @@ def refuse_links(run: Path) -> None:
             path = Path(folder, name)
             if path.is_symlink():
                 raise RunFolderError(
-                    f"{path} is a link: a run folder holds its own files only. Put what it leads to in its "
-                    "place, or keep the whole run there."
+                    f"{path} is a link, which a run folder must not contain: replace it with its target."
                 )

@@ -1,4 +1,4 @@
-"""What a manifest pins beside the configuration: versions, platform, seeds, and the hash of every file."""
+"""What a manifest records besides the configuration: versions, platform, seeds and file hashes."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from typing import Any
 from ot_lens.io.files import LOCK, sha256_file
 from ot_lens.study.config import StudyConfig
 
-# Whatever takes part in a number of a run, or draws it.
+# Packages that affect a number of a run, or draw it.
 PACKAGES = (
     "ot_lens", "torch", "transformers", "transformer-lens", "tokenizers", "safetensors", "accelerate",
     "datasets", "numpy", "scipy", "scikit-learn", "POT", "pandas", "pyarrow", "matplotlib", "plotly",
     "ray", "bitsandbytes",
 )  # fmt: skip
-# Figures may be drawn again in another style; shards have checksums of their own, in a file that is pinned.
-LEFT_OUT = ("figures/*", "activations/*/*.safetensors", "manifest.json")
+# Figures may be drawn again in another style; shards have their own checksums, in a file that is pinned.
+NOT_HASHED = ("figures/*", "activations/*/*.safetensors", "manifest.json")
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of every package that takes part; None where one is not installed."""
+    """Versions of Python and the packages; None if one is not installed."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -34,7 +34,7 @@ def _version(name: str) -> str | None:
 
 
 def source_hash() -> str:
-    """SHA-256 of the Python files of ot_lens: between releases its version alone says too little."""
+    """SHA-256 of the Python files of ot_lens, which change between releases."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -53,10 +53,10 @@ def machine() -> dict[str, str]:
 
 
 def seeds(config: StudyConfig) -> dict[str, Any]:
-    """What every random number of a study starts from; see the functions named."""
+    """The seeds of a study, by use."""
     return {
         "prompts": config.seed,  # load_prompts
-        "intervals": config.seed,  # PanelSettings, and the draws of every table of geometry
+        "intervals": config.seed,  # PanelSettings, and the resamples of every table of geometry
         "controls": [config.seed * 1009 + draw for draw in range(config.control_draws)]  # controls
         if config.controls
         else [],
@@ -64,17 +64,16 @@ def seeds(config: StudyConfig) -> dict[str, Any]:
 
 
 def file_hashes(run: Path) -> dict[str, str]:
-    """SHA-256 of the files of a run by their path in it; LEFT_OUT says which are not among them."""
-    found = sorted(path for path in run.rglob("*") if path.is_file() and path.name != LOCK)
-    names = {path.relative_to(run).as_posix(): path for path in found}
+    """SHA-256 of the files of a run by relative path, without those that match NOT_HASHED."""
+    paths = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name != LOCK)
     return {
-        name: sha256_file(path)
-        for name, path in names.items()
-        if not any(path.relative_to(run).match(pattern) for pattern in LEFT_OUT)
+        path.as_posix(): sha256_file(run / path)
+        for path in paths
+        if not any(path.match(pattern) for pattern in NOT_HASHED)
     }
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without this very entry: damage shows, but whoever forges can renew it."""
+    """SHA-256 of a manifest without this entry: it reveals damage, but a forger can renew it."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -74,7 +74,7 @@ def run_study(
     check_choices(config)
     prompts = load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
     path = Path(out)
-    held = RunFolder.held(path, config, resume=resume)  # before a model is loaded in vain
+    held = RunFolder.existing(path, config, resume=resume)  # before a model is loaded in vain
     if held is not None and held.finished:
         release(path)
         return _result(held)

@@ -1,4 +1,4 @@
-"""How a study shows its progress."""
+"""How a study reports its progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -1,4 +1,4 @@
-"""A table of a run, read from its file: what its columns hold is checked by their names."""
+"""Reading a table of a run: the contents of its columns are checked by their names."""
 
 from pathlib import Path
 
@@ -31,17 +31,17 @@ def read_table_file(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: If there is none.
-        RunFolderError: If it is damaged, or a column holds what its name does not say.
+        RunFolderError: If it is damaged, or the values of a column do not fit its name.
     """
     table = read_frame(read_bounded(path, MAX_BYTES, RunFolderError), str(path), RunFolderError)
     for name in table.columns:
         column = table[name]
         if name in (*WHOLE, *NUMBERS) and not _holds_numbers(column, whole=name in WHOLE):
             kind = f"whole numbers up to {LARGEST}" if name in WHOLE else "numbers"
-            raise RunFolderError(f"{path}: column {name!r} does not hold {kind}: restore the table.")
+            raise RunFolderError(f"{path}: column {name!r} does not contain {kind}: restore the table.")
         if name in TEXTS and not _holds_text(column):
             raise RunFolderError(
-                f"{path}: column {name!r} does not hold short plain text: restore the table."
+                f"{path}: column {name!r} does not contain short plain text: restore the table."
             )
         if CONTROL.search(str(name)) or len(str(name)) > LONGEST:
             raise RunFolderError(f"{path}: no column is named {quoted(name)}: restore the table.")

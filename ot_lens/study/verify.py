@@ -1,4 +1,4 @@
-"""A run checked against itself: bytes, tables, maps, figures and the model, a sample of everything."""
+"""Verification of a run: bytes, tables, maps, figures and the model, on a sample."""
 
 from pathlib import Path
 
@@ -25,38 +25,38 @@ def verify_run(
     allow_code: bool = False,
     stage: Stage = silent,
 ) -> pd.DataFrame:
-    """Compute a sample of a run again and compare it with what the run holds; the run is only read.
+    """Recompute a sample of a run and compare it with the stored results; the run is only read.
 
-    - The files: their hashes against the manifest's, every shard's against its checksum.
-    - The maps: fitted again on the stored activations, compared in where they move samples.
-    - The tables: every value computed again from stored activations, maps and sweep; nulls and intervals for
-      a sample of layers, with the seeds of the run.
+    - The files: hashes against the manifest's, shards against their checksums.
+    - The maps: fitted again on the stored activations, compared by how they move samples.
+    - The tables: every value recomputed from stored activations, maps and sweep; nulls and intervals for a
+      sample of layers, with the seeds of the run.
     - The model: a sample of shards captured again, the sweep planned again, a sample of its edits measured
       again, and the tables of edited models.
-    - What people read: captions and report written again from the tables, and with `full` every figure.
+    - Captions and report, written again from the tables, and with `full` every figure.
 
     Args:
         run: A run folder.
-        sample: Rows of each table that are computed again with their draws, or on the model.
-        seed: Of the choice of rows.
-        full: Every row, and every figure.
-        model: Load the model that the manifest names; without it what needs the model stays unchecked.
-        trust_remote_code: Run code that comes with the model. A manifest alone cannot ask for it.
-        allow_code: Import the modules that the configuration names. A run folder alone cannot ask for it.
+        sample: Rows of each table that are recomputed with their resamples, or measured again.
+        seed: Seed for choosing the rows.
+        full: Check every row and every figure.
+        model: Load the model that the manifest names; if not, what needs it is not checked.
+        trust_remote_code: Run code that comes with the model; a run folder alone cannot ask for it.
+        allow_code: Import the modules that the configuration names; likewise.
         stage: Shows progress.
 
     Returns:
-        One row a check: item, how, compared, of, deviation (largest; NaN where equality alone counts),
-        tolerance, verdict ("ok", "differs", "missing" or "not checked"), note. A number's deviation is
-        relative to it, or to 0.001 of the largest of its column and quantity where that is more.
+        One row per check: item, how, compared, of, deviation (largest; NaN where only equality counts),
+        tolerance, verdict ("ok", "differs", "missing" or "not checked"), note. The deviation of a number is
+        relative to it, or to 0.001 of the largest of its column and quantity if that is larger.
 
     Raises:
-        RunFolderError: If the folder holds no run.
-        ConfigError: If its manifest holds no configuration of this version.
+        RunFolderError: If the folder contains no run.
+        ConfigError: If its manifest has no configuration of this version.
         OtLensError: If `sample` is below 1.
     """
     if sample < 1:
-        raise OtLensError(f"sample = {sample}: give at least one row, or ask for the full check.")
+        raise OtLensError(f"sample = {sample} must be at least 1; full=True checks every row.")
     from ot_lens.study.verifying.fitted import fitted
     from ot_lens.study.verifying.pinned import pinned
     from ot_lens.study.verifying.recomputed import recomputed

@@ -159,9 +159,9 @@ def test_runs_of_the_same_name_are_told_apart(finished_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["explore", "."], "is no run folder"),
-        (["explore", "missing"], "is no run folder"),
-        (["explore", "RUN", "--compare", "."], "is no run folder"),
+        (["explore", "."], "manifest.json"),
+        (["explore", "missing"], "manifest.json"),
+        (["explore", "RUN", "--compare", "."], "manifest.json"),
         (["explore", "RUN", "--model", "./none"], "no model folder"),
         (["explore", "RUN", "--host", "203.0.113.7"], "203.0.113.7"),
     ],

@@ -39,7 +39,7 @@ def begin(config, out, *, resume, **_) -> None:
     as_methods(config.methods)
     check_choices(config)
     load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
-    RunFolder.held(Path(out), config, resume=resume)
+    RunFolder.existing(Path(out), config, resume=resume)
     raise BeginError("would begin here.")
 
 

@@ -332,7 +332,7 @@ def _open_run(folder: Path) -> None:
     run = RunFolder.open(folder)
     about(run)
     with suppress(otl.errors.RunFolderError):
-        RunFolder.held(folder, StudyConfig(), resume=True)
+        RunFolder.existing(folder, StudyConfig(), resume=True)
     shown = OpenRun(folder)
     shown.finished, shown.position, list(shown.map_folders), shown.activations, shown.config
     shown.texts  # noqa: B018 - a cached property

@@ -26,13 +26,13 @@ from ot_lens.study.sweeping import sweep_into
 def test_what_a_run_leaves_that_was_killed_before_its_manifest_was_there_is_no_obstacle(tmp_path):
     (tmp_path / LOCK).touch()
     (tmp_path / ".manifest.77.tmp.json").write_text('{"half": ')
-    assert RunFolder.held(tmp_path, StudyConfig(), resume=False) is None
+    assert RunFolder.existing(tmp_path, StudyConfig(), resume=False) is None
     RunFolder.start(tmp_path, StudyConfig(), resume=False)
     assert temporaries(tmp_path) == []
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(RunFolderError, match="not an empty folder"):
-        RunFolder.held(tmp_path / "other", StudyConfig(), resume=True)
+        RunFolder.existing(tmp_path / "other", StudyConfig(), resume=True)
 
 
 def test_a_table_that_is_being_written_is_none_yet(tmp_path):

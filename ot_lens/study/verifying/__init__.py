@@ -1,1 +1,1 @@
-"""The parts of a self-check: what is compared of a run folder, and with what; nothing in it is written."""
+"""The parts of `verify_run`: each compares one kind of content of a run folder, which is only read."""

@@ -1,4 +1,4 @@
-"""One line of a self-check: what was compared, how far it lay off, and the verdict."""
+"""One line of a verification: what was compared, the largest deviation, and the verdict."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,21 +10,21 @@ from ot_lens.errors import EvidenceError, OtLensError
 
 OK, DIFFERS, MISSING, UNCHECKED = "ok", "differs", "missing", "not checked"
 
-# What a computation raises on tables and manifests that are well formed and yet of no run: rows of the
-# unedited model that are gone, a column that is, a count that no rate can have.
+# Raised when a table or manifest is well formed but cannot come from a run: rows of the unedited model or a
+# column are missing, or a count is impossible.
 UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
         item: A file, a table, or a group of them.
         how: What it was compared with.
-        compared: How many rows, files or values were.
+        compared: How many rows, files or values were compared.
         of: How many there are.
-        deviation: The largest, see `comparing`; None where equality alone counts.
+        deviation: The largest, see `comparing`; None where only equality counts.
         tolerance: The largest deviation that passes.
         verdict: One of OK, DIFFERS, MISSING, UNCHECKED.
         note: What differs, or why nothing was compared.
@@ -46,6 +46,16 @@ def exact(item: str, how: str, wrong: Sequence[str], compared: int, of: int | No
     return Check(item, how, compared, compared if of is None else of, None, None, verdict, listed(wrong))
 
 
+def missing(item: str, how: str, note: str, of: int = 1) -> Check:
+    """A check of something that does not exist."""
+    return Check(item, how, 0, of, verdict=MISSING, note=note)
+
+
+def unchecked(item: str, how: str, note: str) -> Check:
+    """A check that cannot be made, and why."""
+    return Check(item, how, verdict=UNCHECKED, note=note)
+
+
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -53,32 +63,30 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 class Checks:
-    """The checks of a run, in the order in which they were made."""
+    """The checks of a run in the order in which they were made."""
 
     def __init__(self) -> None:
-        self.found: list[Check] = []
+        self._checks: list[Check] = []
 
     def add(self, *checks: Check) -> None:
-        """Keep some checks."""
-        self.found += checks
+        """Append some checks."""
+        self._checks += checks
 
     @contextmanager
     def of(self, item: str, how: str) -> Iterator[None]:
-        """Make a check inside: one that cannot be made is kept as that, with the reason."""
+        """Make a check inside; if it cannot be made, record the reason."""
         try:
             yield
         except EvidenceError as error:
-            self.add(Check(item, how, verdict=UNCHECKED, note=str(error)))
+            self.add(unchecked(item, how, str(error)))
         except OtLensError as error:
-            self.add(Check(item, how, verdict=DIFFERS, note=str(error)))
+            self.add(exact(item, how, [str(error)], 0))
         except UNSOUND as error:
-            note = f"what is stored cannot be computed with ({type(error).__name__}: {error})"
-            self.add(Check(item, how, verdict=DIFFERS, note=note))
+            self.add(exact(item, how, [f"cannot be recomputed ({type(error).__name__}: {error})"], 0))
 
     def table(self) -> pd.DataFrame:
-        """One row a check."""
-        columns = list(Check.__dataclass_fields__)
-        rows = [replace(check, note=" ".join(check.note.split())) for check in self.found]
-        return pd.DataFrame([vars(check) for check in rows], columns=columns).astype(
+        """One row per check."""
+        rows = [vars(replace(check, note=" ".join(check.note.split()))) for check in self._checks]
+        return pd.DataFrame(rows, columns=list(Check.__dataclass_fields__)).astype(
             {"deviation": "float64", "tolerance": "float64"}
         )

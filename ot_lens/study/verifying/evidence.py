@@ -1,6 +1,7 @@
-"""What a run is checked against: its configuration, stored activations, stored maps, prompts; read once."""
+"""What a run is checked against, read once: configuration, activations, maps, tables and prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,11 @@ import pandas as pd
 import torch
 
 from ot_lens.activations import Activations, load_activations
-from ot_lens.errors import ConfigError, EvidenceError, OtLensError, RunFolderError
+from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.localization import Method, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.prompts import CLASSES, ContrastSet, load_prompts
-from ot_lens.study.config import StudyConfig, parse_config
+from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.sweeping import map_folder
 from ot_lens.tables import COLUMNS
@@ -26,12 +27,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evidence:
-    """A run folder, read only.
+    """A run folder, read only. Properties raise `EvidenceError` if another check reports that they are bad.
 
     Attributes:
         folder: The run.
-        sample: Rows of each table that are computed again with all their draws; None for every row.
-        seed: Seed of the choice.
+        sample: Rows of each table that are recomputed with all their resamples; None for every row.
+        seed: Seed for choosing them.
     """
 
     folder: RunFolder
@@ -41,57 +42,40 @@ class Evidence:
 
     @cached_property
     def config(self) -> StudyConfig:
-        """The configuration that the manifest holds.
-
-        Raises:
-            ConfigError: If it is none.
-        """
-        found = self.folder.manifest.get("config")
-        if not isinstance(found, dict):
-            raise ConfigError(f"{self.folder.path}/manifest.json holds no configuration.")
-        return parse_config(found, f"{self.folder.path}/manifest.json")
+        """The configuration in the manifest; raises `ConfigError` if it is not valid."""
+        return self.folder.config
 
     @cached_property
-    def asked(self) -> list[Method]:
+    def configured_methods(self) -> list[Method]:
         """The methods of the configuration."""
         return as_methods(self.config.method_entries)
 
     @cached_property
     def methods(self) -> list[Method]:
-        """The methods whose maps were fitted: those asked for, and the references of controls."""
-        return [*self.asked, *(m for m in REFERENCES if self.config.controls and m not in self.asked)]
+        """The methods whose maps were fitted: those of the configuration, and the references of controls."""
+        configured = self.configured_methods
+        return [*configured, *(m for m in REFERENCES if self.config.controls and m not in configured)]
 
     def acts(self, split: str) -> Activations:
-        """Stored activations of a split.
-
-        Raises:
-            EvidenceError: If they cannot be read, which a check of their own reports.
-        """
+        """Stored activations of a split."""
         if split not in self._acts:
-            try:
+            with _needed(f"needs the activations of the {split} prompts"):
                 self._acts[split] = load_activations(self.folder.path / "activations" / split)
-            except OtLensError as error:
-                raise EvidenceError(f"needs the activations of the {split} prompts") from error
         return self._acts[split]
 
-    def table(self, name: str) -> pd.DataFrame:
-        """A stored table that something else is computed from.
+    @property
+    def both_splits(self) -> dict[str, Activations]:
+        """Stored activations of the training and test prompts."""
+        return {split: self.acts(split) for split in ("train", "test")}
 
-        Raises:
-            EvidenceError: If it cannot be read, which a check of its own reports.
-        """
-        try:
+    def table(self, name: str) -> pd.DataFrame:
+        """A stored table that something else is computed from."""
+        with _needed(f"needs the {name} table"):
             return self.folder.read_table(name)
-        except RunFolderError as error:
-            raise EvidenceError(f"needs the {name} table") from error
 
     @cached_property
     def sweep(self) -> pd.DataFrame:
-        """The stored sweep, whose columns everything read off it relies on.
-
-        Raises:
-            EvidenceError: If it cannot be read, or has other columns, which a check of its own reports.
-        """
+        """The stored sweep, with all its columns."""
         table = self.table("localization")
         if list(table.columns) != list(COLUMNS):
             raise EvidenceError("needs the localization table with its columns")
@@ -103,43 +87,38 @@ class Evidence:
 
     @cached_property
     def maps(self) -> dict[Method, dict[int, AffineMap]]:
-        """Every stored map.
-
-        Raises:
-            EvidenceError: If one cannot be read, which a check of its own reports.
-        """
-        try:
+        """Every stored map."""
+        layers = self.acts("train").layers
+        with _needed("needs every stored map"):
             return {
-                method: {
-                    layer: AffineMap.load(self.map_path(method, layer)) for layer in self.acts("train").layers
-                }
+                method: {layer: AffineMap.load(self.map_path(method, layer)) for layer in layers}
                 for method in self.methods
             }
-        except RunFolderError as error:
-            raise EvidenceError("needs every stored map") from error
 
     @cached_property
     def prompts(self) -> ContrastSet:
-        """The prompts, read again from where the configuration says; not yet filtered.
-
-        Raises:
-            EvidenceError: If they cannot be read.
-        """
+        """The prompts, read again from their sources; not yet filtered."""
         config = self.config
-        try:
+        with _needed("the prompts cannot be read again"):
             return load_prompts(
                 config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root
             )
-        except OtLensError as error:
-            raise EvidenceError(f"the prompts cannot be read again: {error}") from error
 
-    def choice(self, what: str, among: Sequence[T]) -> list[T]:
-        """All of them in a random order of their own, the same for the same seed."""
-        return Random(f"{self.seed} {what}").sample(list(among), len(among))  # noqa: S311  no secret
+    def choice(self, purpose: str, among: Sequence[T]) -> list[T]:
+        """All of them in random order, the same for the same seed and purpose."""
+        return Random(f"{self.seed} {purpose}").sample(list(among), len(among))  # noqa: S311  no secret
+
+
+@contextmanager
+def _needed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OtLensError as error:
+        raise EvidenceError(f"{what}: {error}") from error
 
 
 def restricted(acts: Activations, layers: Sequence[int], position: int) -> Activations:
-    """Some layers of stored activations, in memory, as the samples that a fit sees."""
+    """Some layers of stored activations at one position, in memory."""
     chosen = tuple(layer for layer in acts.layers if layer in layers)
     data = {
         label: torch.stack([getattr(acts, label)(layer, position) for layer in chosen]).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""The bytes of a run: what its manifest pins, and what is there."""
+"""The bytes of a run compared with the hashes in its manifest."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,106 +10,99 @@ from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
 from ot_lens.study.config import read_config
 from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
-from ot_lens.study.verifying.check import DIFFERS, MISSING, OK, UNCHECKED, Check, Checks, exact, listed
+from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 
-UNPINNED = "its manifest pins no files: the run is unfinished, or an earlier ot_lens made it"
-# Of another run beside this one: `compare_runs` adds it to a finished run.
+UNPINNED = "its manifest has no hashes: the run is unfinished, or an earlier ot_lens made it"
+# Compared with another run: `compare_runs` adds it to a finished run.
 ADDED = ("tables/run_cosines.parquet",)
 
 
 def pinned(run: Evidence, checks: Checks) -> None:
     """The manifest itself, configuration, seeds, versions, and the hash of every file."""
     manifest = run.folder.manifest
-    checks.add(_own_hash(manifest), _finished(run))
-    with checks.of("config.yaml", "the manifest"):
-        checks.add(_config(run))
-    checks.add(_seeds(run), _versions(manifest), *_files(run.folder.path, manifest.get("files")))
+    checks.add(_check_manifest(manifest), _check_finished(run), _check_config(run), _check_seeds(run))
+    checks.add(_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files")))
     for split in ("train", "test"):
-        with checks.of(f"activations/{split}", "shard checksums"):
-            checks.add(_shards(run.folder.path / "activations" / split, f"activations/{split}"))
+        item = f"activations/{split}"
+        with checks.of(item, "shard checksums"):
+            checks.add(_check_shards(run.folder.path / item, item))
 
 
-def _own_hash(manifest: Mapping[str, Any]) -> Check:
-    how = "its own SHA-256"
+def _check_manifest(manifest: Mapping[str, Any]) -> Check:
+    item, how = "manifest.json", "its own SHA-256"
     if "sha256" not in manifest:
-        return Check(
-            "manifest.json", how, verdict=UNCHECKED, note="it holds none: an earlier ot_lens wrote it"
-        )
+        return unchecked(item, how, "it has none: an earlier ot_lens wrote it")
     wrong = [] if manifest["sha256"] == manifest_hash(manifest) else ["altered after it was written"]
-    return exact("manifest.json", how, wrong, 1)
+    return exact(item, how, wrong, 1)
 
 
-def _finished(run: Evidence) -> Check:
+def _check_finished(run: Evidence) -> Check:
     if run.folder.finished:
-        return Check("run", "reached the end", 1, 1)
-    lacking = [name for name in ("maps", "tables", "figures") if not (run.folder.path / name).is_dir()]
-    parts = len(list((run.folder.path / "tables" / "parts").glob("*.parquet")))
-    what = [
-        *(f"no {name}" for name in lacking),
+        return Check("run", "finished", 1, 1)
+    folder = run.folder.path
+    parts = len(list((folder / "tables" / "parts").glob("*.parquet")))
+    state = [
+        *(f"no {name}" for name in ("maps", "tables", "figures") if not (folder / name).is_dir()),
         *([f"{parts} parts of the sweep"] if parts else []),
         f"tables: {', '.join(run.folder.table_names) or 'none'}",
     ]
-    note = f"unfinished ({'; '.join(what)}): go on with --resume"
-    return Check("run", "reached the end", 0, 1, verdict=MISSING, note=note)
+    return missing("run", "finished", f"unfinished ({'; '.join(state)}): continue with --resume")
 
 
-def _config(run: Evidence) -> Check:
-    path = run.folder.path / "config.yaml"
-    how = "the manifest"
+def _check_config(run: Evidence) -> Check:
+    item, how, path = "config.yaml", "the manifest", run.folder.path / "config.yaml"
     if not path.is_file():
-        return Check("config.yaml", how, 0, 1, verdict=MISSING, note="no such file")
+        return missing(item, how, "no such file")
     try:
-        # It is compared and nothing is loaded by it, so that whatever it asks for may stand there.
-        held = read_config(path, trust_remote_code=True)
-        ours, theirs = run.config.model_dump(), held.model_dump()
+        # It is only compared, and nothing is loaded as it says.
+        theirs = read_config(path, trust_remote_code=True).model_dump()
     except OtLensError as error:
-        return Check("config.yaml", how, 0, 1, verdict=DIFFERS, note=f"cannot be read: {error}")
-    return exact("config.yaml", how, [name for name in ours if ours[name] != theirs[name]], len(ours))
+        return exact(item, how, [f"cannot be read: {error}"], 0, 1)
+    ours = run.config.model_dump()
+    return exact(item, how, [name for name in ours if ours[name] != theirs[name]], len(ours))
 
 
-def _seeds(run: Evidence) -> Check:
-    """The manifest's seeds against the configuration's, and those that the sweep wrote into its rows."""
-    pins, ours = run.folder.manifest.get("seeds"), seeds(run.config)
-    if pins is None:
-        return Check("seeds", "configuration", verdict=UNCHECKED, note=UNPINNED)
-    wrong = [name for name in ours if pins.get(name) != ours[name]]
-    return exact("seeds", "configuration", wrong, len(ours))
+def _check_seeds(run: Evidence) -> Check:
+    stored, ours = run.folder.manifest.get("seeds"), seeds(run.config)
+    if stored is None:
+        return unchecked("seeds", "configuration", UNPINNED)
+    return exact(
+        "seeds", "configuration", [name for name in ours if stored.get(name) != ours[name]], len(ours)
+    )
 
 
-def _versions(manifest: Mapping[str, Any]) -> Check:
-    """Versions then and now; that they differ is no fault of the run."""
+def _check_versions(manifest: Mapping[str, Any]) -> Check:
+    """Versions then and now; a difference is only noted."""
     then, now = manifest.get("versions", {}), versions()
     different = [f"{name} {then[name]}, now {now.get(name)}" for name in then if then[name] != now.get(name)]
     if manifest.get("source_sha256") not in (None, source_hash()):
         different.insert(0, "other Python files of ot_lens")
     note = f"then {listed(different)}" if different else ""
-    return Check("versions", "those here", len(then), len(then), verdict=OK, note=note)
+    return Check("versions", "those installed", len(then), len(then), note=note)
 
 
-def _files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
-    """One check a folder of the run."""
+def _check_files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
+    """One check per folder of the run."""
     if pins is None:
-        yield Check("files", "pinned SHA-256", verdict=UNCHECKED, note=UNPINNED)
+        yield unchecked("files", "pinned SHA-256", UNPINNED)
         return
-    held = file_hashes(run)
-    names = sorted({*pins, *held})
-    for group in dict.fromkeys(name.partition("/")[0] for name in names):
-        mine = [name for name in names if name.partition("/")[0] == group]
+    hashes = file_hashes(run)
+    groups: dict[str, list[str]] = {}
+    for name in sorted({*pins, *hashes}):
+        groups.setdefault(name.partition("/")[0], []).append(name)
+    for group, names in groups.items():
+        both = [name for name in names if name in hashes and name in pins]
         wrong = [
-            *(f"{name} is missing" for name in mine if name not in held),
-            *(
-                f"{name} is altered"
-                for name in mine
-                if name in held and pins.get(name, held[name]) != held[name]
-            ),
-            *(f"{name} is not of this run" for name in mine if name not in pins and name not in ADDED),
+            *(f"{name} is missing" for name in names if name not in hashes),
+            *(f"{name} is altered" for name in both if hashes[name] != pins[name]),
+            *(f"{name} is not of this run" for name in names if name not in (*pins, *ADDED)),
         ]
-        yield exact(group, "pinned SHA-256", wrong, sum(name in pins for name in mine))
+        yield exact(group, "pinned SHA-256", wrong, sum(name in pins for name in names))
 
 
-def _shards(folder: Path, item: str) -> Check:
-    """Checksums of shards; those are themselves pinned by the manifest."""
+def _check_shards(folder: Path, item: str) -> Check:
+    """Checksums of shards; the manifest pins the file with the checksums."""
     sums, sound = read_checksums(folder)
     names = list(read_index(folder).shards)
     wrong = [] if sound else ["shards.sha256 is altered"]
@@ -121,9 +114,6 @@ def _shards(folder: Path, item: str) -> Check:
             wrong.append(f"{path.name} has no checksum")
         elif sha256_file(path) != sums[name]:
             wrong.append(f"{path.name} is altered")
-    wrong += [
-        f"{path.name} is not of this run"
-        for path in sorted(folder.glob("*.safetensors"))
-        if path.stem not in names
-    ]
+    shards = sorted(folder.glob("*.safetensors"))
+    wrong += [f"{path.name} is not of this run" for path in shards if path.stem not in names]
     return exact(item, "shard checksums", wrong, len(names))

@@ -1,7 +1,7 @@
-"""Tables computed again from stored activations, stored maps and the stored sweep; no model is needed.
+"""Tables recomputed from stored activations, stored maps and the stored sweep; no model is needed.
 
-Every value of every row is computed again; nulls and intervals, which cost hundreds of times as much, for a
-sample of layers. All layers share their draws, so that a layer by itself gives the numbers it gave then.
+Every value of every row is recomputed; nulls and intervals, which cost hundreds of times as much, only for a
+sample of layers. All layers share their resamples, so that a layer by itself gives the same numbers.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from scipy import stats
 
 from ot_lens.study.added_tables import AddedTable, added_tables
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
-from ot_lens.study.verifying.check import DIFFERS, MISSING, UNCHECKED, Check, Checks, exact, listed
-from ot_lens.study.verifying.comparing import EXACT, Compared, compare
+from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
+from ot_lens.study.verifying.comparing import EXACT, compare
 from ot_lens.study.verifying.evidence import Evidence, restricted
 from ot_lens.tables import COLUMNS, add_holm
 
-DRAWN = ("null_mean", "null_low", "null_high", "low", "high")
-# arccos of a cosine near 1 keeps half of its digits.
+RESAMPLED = ("null_mean", "null_low", "null_high", "low", "high")
+# arccos of a cosine near 1 loses half of the digits.
 ANGLES = 1e-5
 TOLERANCES = {"class_angles": ANGLES, "layer_angles": ANGLES}
-# With draws or without, these hold the same numbers.
-UNDRAWN = ("controls", "plane", "plane_ellipses")
+# Tables whose numbers do not depend on resamples.
+NOT_RESAMPLED = ("controls", "plane", "plane_ellipses")
 LAYERS = ("layer", "layer_a", "layer_b")
-# These read an edited model.
+# Tables that need a model.
 OF_THE_MODEL = ("localization", "visibility", "ground_truth")
 ARITHMETIC = "own arithmetic"
 
@@ -34,59 +34,52 @@ def recomputed(run: Evidence, checks: Checks) -> None:
     """Every table that needs no model, the sweep's own arithmetic, and whether any table is missing."""
     if run.folder.has_table("localization"):
         with checks.of("localization", ARITHMETIC):
-            checks.add(_arithmetic(run.folder.read_table("localization"), run.config.seed))
-    expected: list[str] = ["localization"]
+            checks.add(_check_arithmetic(run.folder.read_table("localization"), run.config.seed))
+    else:
+        checks.add(missing("localization", "present", "no such table"))
+    expected: list[str] = []
     for name in MAKERS:
         if name not in OF_THE_MODEL:
             with checks.of(name, "recomputed"):
-                expected += _maker(run, name, checks)
+                expected += _check_maker(run, name, checks)
     for added in added_tables(run.config):
         expected.append(added.name)
         with checks.of(added.name, "recomputed"):
-            checks.add(_added(run, added))
-    _strangers(run, expected, checks)
+            checks.add(_check_added(run, added))
+    _check_others(run, expected, checks)
 
 
-def _maker(run: Evidence, name: str, checks: Checks) -> list[str]:
-    """The tables of one maker; returns their names."""
+def _check_maker(run: Evidence, maker: str, checks: Checks) -> list[str]:
+    """Check the tables of one maker; returns their names."""
     bare = run.config.model_copy(update={"permutations": 0, "bootstrap": 0})
-    acts = {split: run.acts(split) for split in ("train", "test")}
-    study = Study(acts, run.maps, bare, run.sweep)
-    tables = MAKERS[name](study)
-    for table_name, table in tables.items():
-        if not run.folder.has_table(table_name):
-            checks.add(Check(table_name, "recomputed", 0, len(table), verdict=MISSING, note="no such table"))
+    tables = MAKERS[maker](Study(run.both_splits, run.maps, bare, run.sweep))
+    for name, table in tables.items():
+        if not run.folder.has_table(name):
+            checks.add(missing(name, "recomputed", "no such table", len(table)))
             continue
-        stored, tolerance = run.folder.read_table(table_name), TOLERANCES.get(table_name, EXACT)
-        undrawn = table_name in UNDRAWN
-        found = compare(stored, table, tolerance, without=() if undrawn else _drawn(table))
-        how = "recomputed" if undrawn else "recomputed values"
-        checks.add(found.check(table_name, how, len(stored), tolerance))
-        if not undrawn and not found.trouble:
-            drawn = _with_draws(run, name, table_name, table, stored, tolerance)
-            checks.add(drawn.check(table_name, "recomputed draws", len(stored), tolerance))
+        stored, tolerance = run.folder.read_table(name), TOLERANCES.get(name, EXACT)
+        resampled = () if name in NOT_RESAMPLED else tuple(column for column in RESAMPLED if column in table)
+        how = "recomputed values" if resampled else "recomputed"
+        result = compare(stored, table, tolerance, without=resampled)
+        checks.add(result.check(name, how, len(stored), tolerance))
+        if resampled and not result.trouble:
+            layers = sampled_layers(run, name, table)
+            few = stored[of_layers(table, layers).to_numpy()]
+            result = compare(few, _with_resamples(run, maker, layers)[name], tolerance)
+            checks.add(result.check(name, "recomputed resamples", len(stored), tolerance))
     return list(tables)
 
 
-def _drawn(table: pd.DataFrame) -> tuple[str, ...]:
-    return tuple(name for name in DRAWN if name in table)
-
-
-def _with_draws(
-    run: Evidence, maker: str, name: str, table: pd.DataFrame, stored: pd.DataFrame, tolerance: float
-) -> Compared:
-    layers = sampled_layers(run, name, table)
-    position = run.config.position
-    acts = {split: restricted(run.acts(split), layers, position) for split in ("train", "test")}
-    maps = {m: {layer: by[layer] for layer in layers} for m, by in run.maps.items()}
-    again: Tables = MAKERS[maker](Study(acts, maps, run.config, run.sweep))
-    return compare(stored[of_layers(table, layers).to_numpy()], again[name], tolerance)
+def _with_resamples(run: Evidence, maker: str, layers: Sequence[int]) -> Tables:
+    acts = {split: restricted(a, layers, run.config.position) for split, a in run.both_splits.items()}
+    maps = {method: {layer: by[layer] for layer in layers} for method, by in run.maps.items()}
+    return MAKERS[maker](Study(acts, maps, run.config, run.sweep))
 
 
 def sampled_layers(run: Evidence, name: str, table: pd.DataFrame) -> list[int]:
-    """Layers in random order until they hold the rows asked for; two at least, since pairs need them."""
-    columns = [column for column in LAYERS if column in table]
-    order = run.choice(name, sorted(table[columns[0]].unique().tolist()))
+    """Random layers until they have the sampled number of rows; at least two, since pairs need them."""
+    column = next(column for column in LAYERS if column in table)
+    order = run.choice(name, sorted(table[column].unique().tolist()))
     if run.sample is None:
         return sorted(order)
     for count in range(2, len(order)):
@@ -96,22 +89,21 @@ def sampled_layers(run: Evidence, name: str, table: pd.DataFrame) -> list[int]:
 
 
 def of_layers(table: pd.DataFrame, layers: Sequence[int]) -> pd.Series:
-    """Rows all of whose layers are among some."""
+    """Rows all of whose layers are among the given ones."""
     return table[[column for column in LAYERS if column in table]].isin(list(layers)).all(axis=1)
 
 
-def _arithmetic(table: pd.DataFrame, seed: int) -> Check:
-    """What the rows of a sweep say of each other: intervals of rates, corrected p-values, the seed."""
+def _check_arithmetic(table: pd.DataFrame, seed: int) -> Check:
+    """What follows from the sweep's own rows: intervals of rates, corrected p-values, the seed."""
     different = sorted({*table.columns} ^ {*COLUMNS})
     if different:
-        return exact(
-            "localization", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
-        )
+        wrong = [f"column {name} differs" for name in different]
+        return exact("localization", ARITHMETIC, wrong, 0, len(table))
     expected = add_holm(table).assign(seed=seed).astype(table.dtypes.to_dict())
     rates = table[(table["interval"] == "wilson") & (table["n"] > 0)]
     counts = (rates["value"] * rates["n"]).round().clip(lower=0).clip(upper=rates["n"])
-    found = [_wilson(int(count), int(n)) for count, n in zip(counts, rates["n"], strict=True)]
-    expected.loc[rates.index, ["value", "low", "high"]] = found
+    intervals = [_wilson(int(count), int(n)) for count, n in zip(counts, rates["n"], strict=True)]
+    expected.loc[rates.index, ["value", "low", "high"]] = intervals
     check = compare(table, expected, EXACT).check("localization", ARITHMETIC, len(table), EXACT)
     tested = rates.index.union(table.index[table["p_holm"].notna()])
     return replace(check, compared=len(tested))
@@ -123,24 +115,20 @@ def _wilson(count: int, n: int) -> tuple[float, float, float]:
     return count / n, float(interval.low), float(interval.high)
 
 
-def _added(run: Evidence, added: AddedTable) -> Check:
+def _check_added(run: Evidence, added: AddedTable) -> Check:
     if not run.folder.has_table(added.name):
-        return Check(added.name, "recomputed", verdict=MISSING, note="no such table")
+        return missing(added.name, "recomputed", "no such table")
     _ = run.sweep
     stored = run.folder.read_table(added.name)
     return compare(stored, added.make(run.folder), EXACT).check(added.name, "recomputed", len(stored), EXACT)
 
 
-def _strangers(run: Evidence, expected: Sequence[str], checks: Checks) -> None:
-    """Tables that are not there, and tables that this run would not have written."""
-    there = {path.stem for path in (run.folder.path / "tables").glob("*.parquet")}
-    known = {*expected, *OF_THE_MODEL, *MAKERS, "plane", "paper"}
-    if "localization" not in there:
-        checks.add(Check("localization", "present", 0, 1, verdict=MISSING, note="no such table"))
-    if "run_cosines" in there:
-        note = "of another run beside this one: 'ot-lens figures RUN --against OTHER' makes it again"
-        checks.add(Check("run_cosines", "recomputed", verdict=UNCHECKED, note=note))
-    extra = sorted(there - known - {"run_cosines"})
+def _check_others(run: Evidence, expected: Sequence[str], checks: Checks) -> None:
+    """Tables that this run would not have written, and one that depends on another run."""
+    names = set(run.folder.table_names)
+    if "run_cosines" in names:
+        note = "compared with another run: 'ot-lens figures RUN --against OTHER' makes it again"
+        checks.add(unchecked("run_cosines", "recomputed", note))
+    extra = sorted(names - {*expected, *OF_THE_MODEL, *MAKERS, "plane", "paper", "run_cosines"})
     if extra:
-        note = f"not of this run: {listed(extra)}"
-        checks.add(Check("tables", "configuration", 0, len(extra), verdict=DIFFERS, note=note))
+        checks.add(exact("tables", "configuration", [f"not of this run: {listed(extra)}"], 0, len(extra)))

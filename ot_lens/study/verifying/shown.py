@@ -1,4 +1,4 @@
-"""What people read of a run: captions, figures and the report, drawn again from the stored tables."""
+"""Captions, figures and the report compared with those made again from the stored tables."""
 
 import shutil
 import tempfile
@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ot_lens.errors import TableError
 from ot_lens.study.drawing import about
 from ot_lens.study.findings import summarize
 from ot_lens.study.pins import manifest_hash, versions
-from ot_lens.study.verifying.check import MISSING, UNCHECKED, Check, Checks, exact, listed
+from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 
 if TYPE_CHECKING:
     from ot_lens.plots.gallery import Entry
 
-# Formats that a run draws; others are drawn on demand.
-FIRST_DRAWN = ("png", "pdf")
-# Whatever writes bytes of a figure or of the page.
+# Formats that a run draws; others are drawn on request.
+DRAWN_BY_RUN = ("png", "pdf")
+# Packages whose version changes the bytes of a figure or of the report.
 DRAWING = ("ot_lens", "matplotlib", "plotly", "pandas", "numpy")
 
 
 def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
-    """Captions and the report; with `figures` each of them too, which takes seconds apiece."""
+    """Captions and the report; with `figures` every figure as well, which takes seconds each."""
     with checks.of("figures", "captions rewritten"):
         checks.add(_captions(run))
     if figures:
@@ -34,18 +35,12 @@ def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
 
 
 def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
-    """Every stored table.
-
-    Raises:
-        EvidenceError: If one cannot be read, which a check of its own reports.
-    """
     _ = run.sweep
     return {name: run.table(name) for name in run.folder.table_names}
 
 
 def _captions(run: Evidence) -> Check:
-    """The text beside every figure, which holds the numbers that it shows."""
-    from ot_lens.errors import TableError
+    """The caption of every figure, which has the numbers that it shows."""
     from ot_lens.plots.gallery import GALLERY, inputs
 
     tables, folder = _tables(run), run.folder.path / "figures"
@@ -63,14 +58,12 @@ def _captions(run: Evidence) -> Check:
         if not path.is_file():
             wrong.append(f"{path.name} is missing")
         elif path.read_text("utf-8") != caption:
-            wrong.append(f"{path.name} says something else")
+            wrong.append(f"{path.name} is different")
     return exact("figures", "captions rewritten", wrong, count)
 
 
 def _undrawable(entry: "Entry", needed: list[pd.DataFrame], options: dict[str, Any]) -> bool:
-    """Whether the figure says of itself that there is nothing to draw; another run's is drawn on demand."""
-    from ot_lens.errors import TableError
-
+    """Whether there is nothing to draw; the comparison with another run is drawn on request."""
     if entry.name == "run_cosines":
         return True
     try:
@@ -81,16 +74,18 @@ def _undrawable(entry: "Entry", needed: list[pd.DataFrame], options: dict[str, A
 
 
 def _figures(run: Evidence) -> Check:
-    """Every figure on paper, byte by byte, where the same versions draw."""
+    """Every figure on paper, byte by byte, if the same versions are installed."""
     from ot_lens.plots import draw_all
 
     how, folder = "drawn again", run.folder.path / "figures"
     other = _other_versions(run)
     if other:
-        return Check("figures", how, verdict=UNCHECKED, note=other)
+        return unchecked("figures", how, other)
     formats = [suffix for suffix in ("png", "pdf", "svg") if any(folder.glob(f"*.{suffix}"))]
-    with tempfile.TemporaryDirectory() as place:
-        drawn = draw_all(_tables(run), Path(place), formats, run.config.figure_style, about=about(run.folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        drawn = draw_all(
+            _tables(run), Path(temporary), formats, run.config.figure_style, about=about(run.folder)
+        )
         wrong = [
             path.name
             for path in drawn
@@ -101,46 +96,46 @@ def _figures(run: Evidence) -> Check:
 
 
 def _report(run: Evidence) -> Check:
-    """The page written again, as it was before the manifest said that the run had finished."""
+    """The report written again with the manifest as it was before the run had finished."""
     from ot_lens.report import write_report
 
     how, folder = "written again", run.folder
     path = folder.path / "report.html"
     if not path.is_file():
-        return Check("report.html", how, 0, 1, verdict=MISSING, note="no such file")
+        return missing("report.html", how, "no such file")
     other = _other_versions(run)
     if other or not {"files", "sha256"} <= set(folder.manifest):
-        return Check("report.html", how, verdict=UNCHECKED, note=other or "its manifest pins no files")
+        return unchecked("report.html", how, other or "its manifest has no hashes")
     pins = folder.manifest["files"]
     tables = {n: t for n, t in _tables(run).items() if f"tables/{n}.parquet" in pins}
     manifest = {k: v for k, v in folder.manifest.items() if k != "files"} | {"finished": False}
     manifest["sha256"] = manifest_hash(manifest)
-    with tempfile.TemporaryDirectory() as place:
-        view = _as_first_drawn(folder.path, Path(place))
+    with tempfile.TemporaryDirectory() as temporary:
+        view = _as_first_drawn(folder.path, Path(temporary))
         again = write_report(view, tables, manifest, summarize(tables["localization"]), view / "report.html")
         ours, theirs = (p.read_text("utf-8").splitlines() for p in (again, path))
     wrong = [] if ours == theirs else [_first_difference(ours, theirs)]
     return exact("report.html", how, wrong, len(ours))
 
 
-def _as_first_drawn(run: Path, place: Path) -> Path:
-    """What the page reads of the folder: the configuration, and which figures stood there at first."""
-    (place / "figures").mkdir()
+def _as_first_drawn(run: Path, copy: Path) -> Path:
+    """What the report reads of the folder: the configuration, and the names of the figures."""
+    (copy / "figures").mkdir()
     for path in (run / "figures").glob("*"):
-        if path.suffix.removeprefix(".") in FIRST_DRAWN:
-            (place / "figures" / path.name).touch()
+        if path.suffix.removeprefix(".") in DRAWN_BY_RUN:
+            (copy / "figures" / path.name).touch()
     if (run / "config.yaml").is_file():
-        shutil.copy(run / "config.yaml", place)
-    return place
+        shutil.copy(run / "config.yaml", copy)
+    return copy
 
 
 def _first_difference(ours: list[str], theirs: list[str]) -> str:
     pairs = zip(ours, theirs, strict=False)
     number = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(len(ours), len(theirs)) + 1)
-    return f"line {number} is not what the tables give"
+    return f"line {number} does not follow from the tables"
 
 
 def _other_versions(run: Evidence) -> str:
     then, now = run.folder.manifest.get("versions", {}), versions()
     other = [f"{name} {then.get(name)}" for name in DRAWING if then.get(name) != now[name]]
-    return f"drawn by {listed(other)}, which draws other bytes" if other else ""
+    return f"drawn by {listed(other)}, which writes other bytes" if other else ""

@@ -24,8 +24,8 @@ def swept(
 ) -> Iterator[Check]:
     """Whether the table holds the planned candidates in their order, and whether some measure the same."""
     runner, acts, plan = Runner(executor), run.acts("train"), sweep_plan(run.config)
-    maps = fit_sweep(acts, run.asked, ready.settings, plan)
-    found = plan_sweep(runner, prompts, acts, run.asked, maps, ready.settings, plan)
+    maps = fit_sweep(acts, run.configured_methods, ready.settings, plan)
+    found = plan_sweep(runner, prompts, acts, run.configured_methods, maps, ready.settings, plan)
     table = run.sweep
     rows = {str(key): part for key, part in table.groupby("key", sort=False)}
     yield _planned([UNEDITED_COLUMNS, *map(place, found)], table)
