@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -114,3 +114,17 @@ def layer_batches(
 def _batch(layers: list[int], position: int | str, pairs: list[tuple[Tensor, Tensor]]) -> LayerBatch:
     H, S = (torch.stack(side) for side in zip(*pairs, strict=True))
     return LayerBatch(tuple(layers), position, H, S)
+
+
+def each_layer(
+    samples: LayerSamples, position: int | str | None = None
+) -> Iterator[tuple[dict[str, Any], Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]]:
+    """Yield layer and position, as columns of a table, and both classes, for one position or for all.
+
+    Raises:
+        ActivationError: no such position, or bad samples; the message names the layer.
+    """
+    for at in samples.positions if position is None else (position,):
+        for batch in layer_batches(samples, at):
+            for layer, H, S in zip(batch.layers, batch.H, batch.S, strict=True):
+                yield {"layer": layer, "position": batch.position}, H, S

@@ -9,12 +9,12 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.geometry.comparison import Places
+from ot_lens.geometry.comparison import Sites
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes
 from ot_lens.linalg import mapped
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
-from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
 SMALLEST = 1e-12  # of the leading eigenvalue
@@ -38,10 +38,10 @@ def class_angles(
     Args:
         acts: activations of both classes.
         k: dimension of both subspaces.
-        position: one token position; all that were captured when None.
+        position: one token position; all captured ones when None.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, position, component (0 the smallest angle), angle, n, low, high, null_mean, null_low,
@@ -52,23 +52,21 @@ def class_angles(
         FitError: k outside 1 .. n - 1 of the smaller class.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     rows: list[dict[str, Any]] = []
-    for wanted, layer in product(acts.positions if position is None else (position,), acts.layers):
-        at = resolve_position(acts, wanted)
-        places = Places.of(acts, [(layer, at)])
-        _check_k(k, min(places.sizes))
-        labels = observed(*places.sizes, seed)
-        gram, rounding = places.Z[0] @ places.Z[0].T, float(places.gram_rounding[0])
+    for requested, layer in product(acts.positions if position is None else (position,), acts.layers):
+        at = resolve_position(acts, requested)
+        sites = Sites.of(acts, [(layer, at)])
+        _check_k(k, min(sites.sizes))
+        labels = plan.observed(*sites.sizes)
+        gram, rounding = sites.Z[0] @ sites.Z[0].T, float(sites.gram_rounding[0])
         value = _between_classes(gram, rounding, labels, k)[0]
-        null = drawn = None
+        resamples, null = plan.resampled(labels), None
         if permutations:
-            shapes = DrawnShapes.relabelled(gram, places.sizes, permutations, seed, rounding)
-            null = torch.cat(mapped(lambda part: _between_shapes(part, k), shapes.chunks()))
-        if bootstrap:
-            drawn = _between_classes(gram, rounding, bootstraps(labels, bootstrap, seed), k)
-        place = {"layer": layer, "position": at}
-        rows += _rows(place, value, null, drawn, sum(places.sizes))
+            shapes = DrawnShapes.relabelled(gram, sites.sizes, permutations, seed, rounding)
+            null = torch.cat(mapped(lambda chunk: _between_shapes(chunk, k), shapes.chunks()))
+        drawn = None if resamples is None else _between_classes(gram, rounding, resamples, k)
+        rows += _rows({"layer": layer, "position": at}, value, null, drawn, sum(sites.sizes))
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -92,8 +90,8 @@ def layer_angles(
         label: "harmful" or "harmless".
         position: token position; may be left out when only one was captured.
         permutations: pairs of random subspaces in the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer_a, layer_b, position, class, component, angle, n, low, high, null_mean, null_low,
@@ -104,17 +102,17 @@ def layer_angles(
         FitError: k outside 1 .. n - 1, or an unknown label.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     if label not in LABELS:
-        raise FitError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}")
+        raise FitError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}.")
     at = resolve_position(acts, position)
-    places = Places.of(acts, [(layer, at) for layer in acts.layers])
-    n = places.sizes[LABELS.index(label)]
+    sites = Sites.of(acts, [(layer, at) for layer in acts.layers])
+    n = sites.sizes[LABELS.index(label)]
     _check_k(k, n)
-    labels = observed(*places.sizes, seed)
-    value = _between_layers(places, labels, label, k)[0]
-    null = _random_subspaces(places.Z[0].shape[1], k, permutations, seed) if permutations else None
-    drawn = _between_layers(places, bootstraps(labels, bootstrap, seed), label, k) if bootstrap else None
+    labels = plan.observed(*sites.sizes)
+    value, resamples = _between_layers(sites, labels, label, k)[0], plan.resampled(labels)
+    null = _random_subspaces(sites.Z[0].shape[1], k, permutations, seed) if permutations else None
+    drawn = None if resamples is None else _between_layers(sites, resamples, label, k)
     rows: list[dict[str, Any]] = []
     for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
         place = {"layer_a": layer_a, "layer_b": layer_b, "position": at, "class": label}
@@ -124,7 +122,7 @@ def layer_angles(
 
 def _check_k(k: int, n: int) -> None:
     if not 1 <= k < n:
-        raise FitError(f"k = {k} dimensions of a class of {n} samples: choose 1 <= k <= {n - 1}")
+        raise FitError(f"k = {k} is out of range for a class of {n} samples: choose 1 <= k <= {n - 1}.")
 
 
 def _basis(classes: DrawnClasses, label: str, k: int) -> Float64[Tensor, "R N k"]:
@@ -155,8 +153,8 @@ def _weights(
 def _between_classes(
     gram: Float64[Tensor, "N N"], rounding: float, draws: Resamples, k: int
 ) -> Float64[Tensor, "R k"]:
-    def measure(part: Resamples) -> Float64[Tensor, "R k"]:
-        classes = DrawnClasses.of(gram, part, rounding)
+    def measure(chunk: Resamples) -> Float64[Tensor, "R k"]:
+        classes = DrawnClasses.of(gram, chunk, rounding)
         source, target = (_basis(classes, label, k) for label in LABELS)
         return _angles(source.mT @ gram @ target)
 
@@ -172,12 +170,12 @@ def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
     return _angles(source.mT @ shapes.gram @ target)
 
 
-def _between_layers(places: Places, draws: Resamples, label: str, k: int) -> Float64[Tensor, "R L L k"]:
-    grams = [Z @ Z.T for Z in places.Z]
-    layers = list(zip(places.Z, grams, places.gram_rounding, strict=True))
+def _between_layers(sites: Sites, draws: Resamples, label: str, k: int) -> Float64[Tensor, "R L L k"]:
+    grams = [Z @ Z.T for Z in sites.Z]
+    layers = list(zip(sites.Z, grams, sites.gram_rounding, strict=True))
 
-    def measure(part: Resamples) -> Float64[Tensor, "R L L k"]:
-        classes = [(Z, DrawnClasses.of(gram, part, rounding)) for Z, gram, rounding in layers]
+    def measure(chunk: Resamples) -> Float64[Tensor, "R L L k"]:
+        classes = [(Z, DrawnClasses.of(gram, chunk, rounding)) for Z, gram, rounding in layers]
         bases = [Z.T @ _basis(drawn, label, k) for Z, drawn in classes]
         Q = torch.stack(bases, dim=1)
         return _angles(Q.unsqueeze(2).mT @ Q.unsqueeze(1))
@@ -186,7 +184,7 @@ def _between_layers(places: Places, draws: Resamples, label: str, k: int) -> Flo
 
 
 def _random_subspaces(d: int, k: int, count: int, seed: int) -> Float64[Tensor, "R k"]:
-    """One of two may be fixed: the first k coordinates."""
+    """Angles between random subspaces and one that may be fixed: the first k coordinates."""
     generator = torch.Generator().manual_seed(seed + 5)
     samples = torch.randn(count, d, min(k, d), generator=generator, dtype=torch.float64)
     return _angles(torch.linalg.qr(samples).Q[:, :k])

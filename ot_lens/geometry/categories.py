@@ -12,9 +12,9 @@ from ot_lens.errors import ActivationError
 from ot_lens.geometry.quantities import Quantity
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import Pooled
-from ot_lens.samples import LayerSamples, resolve_position
+from ot_lens.samples import LayerSamples, each_layer, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval
-from ot_lens.statistics.resampling import check_draw_counts
+from ot_lens.statistics.resampling import ResamplingPlan
 
 
 def category_directions(
@@ -28,7 +28,7 @@ def category_directions(
 ) -> pd.DataFrame:
     """Effective number of refusal directions of the categories of harmful prompts, layer by layer.
 
-    With r_c the mean of category c less the harmless mean, it is exp(entropy) of the normalized eigenvalues
+    With r_c the mean of category c minus the harmless mean, it is exp(entropy) of the normalized eigenvalues
     of [r_c . r_c'] (Roy & Vetterli 2007): 1 when all categories share one direction, at most the number of
     categories. Noise of the means raises it; the null, categories permuted among the harmful prompts, is
     what one direction for all looks like at this n.
@@ -39,7 +39,7 @@ def category_directions(
         position: token position; may be left out when only one was captured.
         permutations: of the null; 0 for none.
         bootstrap: resamplings, within each category and the harmless class; 0 for none.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, position, quantity ("refusal_directions"), value, n, null_mean, null_low, null_high,
@@ -50,22 +50,19 @@ def category_directions(
             that is not that of the harmful prompts, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
-    at = resolve_position(acts, position)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     names = sorted(set(categories))
     code = torch.tensor([names.index(category) for category in categories])
     rows: list[dict[str, Any]] = []
-    for layer in acts.layers:
-        H, S = acts.harmful(layer, at), acts.harmless(layer, at)
+    for place, H, S in each_layer(acts, resolve_position(acts, position)):
         _check(code, len(H), len(names))
         pooled = Pooled.of(H, S)
         gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
-        generator = torch.Generator().manual_seed(seed + 7)
+        generator = torch.Generator().manual_seed(plan.seed + 7)
         orders = torch.rand(permutations, len(code), generator=generator).argsort(1)
         null = _effective(gram, _weights(code[orders], len(names), len(S)), rounding)
         drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator), rounding)
         value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)), rounding)
-        place = {"layer": layer, "position": at}
         # As if every category had as few prompts as the smallest, whose mean is the least certain.
         least = len(names) * int(code.bincount().min())
         quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
@@ -76,11 +73,11 @@ def category_directions(
 
 def _check(code: Int64[Tensor, " n"], n: int, count: int) -> None:
     if len(code) != n:
-        raise ActivationError(f"{len(code)} categories for {n} harmful prompts: give one for each")
+        raise ActivationError(f"Expected one category per harmful prompt: got {len(code)} for {n} prompts.")
     smallest = int(code.bincount(minlength=count).min())
     if count < 2 or smallest < 2:
         raise ActivationError(
-            f"{count} categories, the smallest of {smallest} prompts: at least two of two prompts are needed"
+            f"Expected at least two categories of two prompts: got {count}, the smallest of {smallest}."
         )
 
 

@@ -17,8 +17,8 @@ from ot_lens.geometry.quantities import BUILT_IN, Quantity, registered
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import Pooled, mapped
-from ot_lens.samples import LayerSamples, layer_batches
-from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed, relabellings
+from ot_lens.samples import LayerSamples, each_layer
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
 SLICES = 64
 
@@ -35,19 +35,19 @@ def diagnose(
 
     Distances (all of them squared) between finite samples are biased upward when n is far below d: read every
     value against its null, the same quantity under permuted labels (mean and 95 % band). For `w2_bures` and
-    the dimensions of a class, which know no means, the labels are those of contrasts within the classes (see
-    `DrawnShapes`): the null is one covariance, whatever the means. For the three tests of normality the
-    null is that of Gaussian samples. The interval is over prompts (see `interval`). What is
-    fitted is never evaluated on its own prompts: `auc_direction`, `fisher_ratio`, `w2_on_direction` and
+    the dimensions of a class, which do not depend on means, the labels of contrasts within the classes are
+    permuted (see `DrawnShapes`): the null is one covariance, whatever the means. For the three tests of
+    normality the null is that of Gaussian samples. The interval is over prompts (see `bootstrap_interval`).
+    No fit is evaluated on its own prompts: `auc_direction`, `fisher_ratio`, `w2_on_direction` and
     `location_share_on_direction` are cross-fitted over folds of the prompts given. All layers share the same
     draws. Quantities added by `register_diagnostic` follow, with the same null and interval.
 
     Args:
         acts: activations of both classes.
-        position: one token position; all that were captured when None.
+        position: one token position; all captured ones when None.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of folds, relabellings, resamplings and slices.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of folds, relabellings, resamples and slices.
 
     Returns:
         Columns layer, position, quantity, value, n, null_mean, null_low, null_high, low, high, unit. A ratio
@@ -57,15 +57,8 @@ def diagnose(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
-    positions = acts.positions if position is None else (position,)
-    rows = [
-        entry
-        for at in positions
-        for batch in layer_batches(acts, at)
-        for layer, H, S in zip(batch.layers, batch.H, batch.S, strict=True)
-        for entry in _rows({"layer": layer, "position": at}, H, S, permutations, bootstrap, seed)
-    ]
+    plan = ResamplingPlan(permutations, bootstrap, seed)
+    rows = [entry for place, H, S in each_layer(acts, position) for entry in _rows(place, H, S, plan)]
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -73,16 +66,12 @@ def _rows(
     place: dict[str, Any],
     H: Float64[Tensor, "n_H d"],
     S: Float64[Tensor, "n_S d"],
-    n_permutations: int,
-    n_bootstrap: int,
-    seed: int,
+    plan: ResamplingPlan,
 ) -> Iterator[dict[str, Any]]:
-    labels = observed(len(H), len(S), seed)
-    layer = _Layer.of(H, S, seed)
-    value = layer.measure(labels)
-    null = layer.null(labels, n_permutations, seed) if n_permutations else {}
-    null |= _gaussian_nulls(labels, layer.scores.shape[1], n_permutations, seed)
-    resampled = layer.measure(bootstraps(labels, n_bootstrap, seed), of=labels) if n_bootstrap else {}
+    labels = plan.observed(len(H), len(S))
+    layer, resamples = _Layer.of(H, S, plan.seed), plan.resampled(labels)
+    value, null = layer.measure(labels), layer.null(labels, plan)
+    resampled = {} if resamples is None else layer.measure(resamples, of=labels)
     for quantity in BUILT_IN:
         name = quantity.name
         values = float(value[name]), null.get(name), resampled.get(name)
@@ -90,9 +79,8 @@ def _rows(
             yield auc_row(place, quantity, values[0], labels.sizes, labels.folds, *values[1:])
         else:
             yield row(place, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
-    both, drawn = torch.cat([H, S]).cpu(), (n_permutations, n_bootstrap)
     for quantity in registered():
-        yield _registered_row(place, quantity, both, labels, drawn, seed)
+        yield _registered_row(place, quantity, torch.cat([H, S]).cpu(), labels, plan)
 
 
 def _registered_row(
@@ -100,8 +88,7 @@ def _registered_row(
     quantity: Quantity,
     samples: Float64[Tensor, "N d"],
     labels: Resamples,
-    counts: tuple[int, int],
-    seed: int,
+    plan: ResamplingPlan,
 ) -> dict[str, Any]:
     """A user's diagnostic under the same draws as ours."""
 
@@ -110,27 +97,21 @@ def _registered_row(
         values = [quantity.of(samples[source], samples[target]) for source, target in pairs]
         return torch.tensor(values, dtype=torch.float64)
 
-    null, resampled = (
-        measure(draw(labels, count, seed)) if count else None
-        for draw, count in zip((relabellings, bootstraps), counts, strict=True)
-    )
-    n = quantity.samples(labels.sizes)
-    return row(place, quantity, float(measure(labels)[0]), n, null, resampled)
+    value, null, resampled = plan.measure(labels, measure)
+    return row(place, quantity, float(value), quantity.samples(labels.sizes), null, resampled)
 
 
-def _gaussian_nulls(labels: Resamples, k: int, count: int, seed: int) -> Values:
-    if not count:
-        return {}
+def _gaussian_nulls(sizes: tuple[int, int], k: int, plan: ResamplingPlan) -> Values:
     return {
         f"{name}_{label}": value
-        for label, n in zip(LABELS, labels.sizes, strict=True)
-        for name, value in gaussian_null(n, k, count, seed).items()
+        for label, n in zip(LABELS, sizes, strict=True)
+        for name, value in gaussian_null(n, k, plan.permutations, plan.seed).items()
     }
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """All that a draw needs of one layer, on the CPU: nothing of width d is touched again.
+    """All that a draw needs of one layer, on the CPU, so that no draw reads samples of width d.
 
     Attributes:
         gram: inner products of the samples about the pooled mean.
@@ -162,14 +143,17 @@ class _Layer:
     def measure(self, draws: Resamples, *, of: Resamples | None = None) -> Values:
         """Every quantity under every draw, a few draws at a time; `of` are the labels that were resampled."""
         sample = None if of is None else self._classes(of)
-        return joined(mapped(lambda part: self._all(part, sample), draws.chunks()))
+        return joined(mapped(lambda chunk: self._all(chunk, sample), draws.chunks()))
 
-    def null(self, labels: Resamples, count: int, seed: int) -> Values:
-        """Every quantity under permuted labels; for what knows no means, as if only shapes could differ."""
-        draws = relabellings(labels, count, seed)
-        shapes = DrawnShapes.relabelled(self.gram, labels.sizes, count, seed, self.gram_rounding)
-        placed = joined(mapped(lambda part: self._placed(self._classes(part)), draws.chunks()))
-        return placed | joined(mapped(self._shapes, shapes.chunks()))
+    def null(self, labels: Resamples, plan: ResamplingPlan) -> Values:
+        """Every quantity under its null: permuted labels, contrasts for shapes, Gaussians for normality."""
+        draws, sizes = plan.relabelled(labels), labels.sizes
+        if draws is None:
+            return {}
+        shapes = DrawnShapes.relabelled(self.gram, sizes, plan.permutations, plan.seed, self.gram_rounding)
+        placed = joined(mapped(lambda chunk: self._placed(self._classes(chunk)), draws.chunks()))
+        gaussian = _gaussian_nulls(sizes, self.scores.shape[1], plan)
+        return placed | joined(mapped(self._shapes, shapes.chunks())) | gaussian
 
     def _all(self, draws: Resamples, sample: DrawnClasses | None) -> Values:
         classes = self._classes(draws)

@@ -1,14 +1,13 @@
 """Refusal directions r = mu_H - mu_S compared between layers, positions and runs, as tidy tables."""
 
-from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.comparison import Cosines, Places
+from ot_lens.geometry.comparison import Sites, cosine_rows
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import check_draw_counts
+from ot_lens.statistics.resampling import ResamplingPlan
 
 COLUMNS = ("cosine", "n", "low", "high", "null_mean", "null_low", "null_high")
 
@@ -28,10 +27,10 @@ def direction_cosines(
 
     Args:
         acts: activations of both classes.
-        position: one token position; all that were captured when None.
+        position: one token position; all captured ones when None.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer_a, layer_b, position, cosine, n, low, high, null_mean, null_low, null_high.
@@ -40,14 +39,13 @@ def direction_cosines(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     rows: list[dict[str, Any]] = []
-    for wanted in acts.positions if position is None else (position,):
-        at = resolve_position(acts, wanted)
-        places = Places.of(acts, [(layer, at) for layer in acts.layers])
-        found = Cosines.between(places, places, n_permutations=permutations, n_bootstrap=bootstrap, seed=seed)
-        for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
-            rows.append({"layer_a": layer_a, "layer_b": layer_b, "position": at, **found.row(a, b)})
+    for requested in acts.positions if position is None else (position,):
+        at = resolve_position(acts, requested)
+        sites = Sites.of(acts, [(layer, at) for layer in acts.layers])
+        names = [{"layer_a": layer} for layer in acts.layers], [{"layer_b": layer} for layer in acts.layers]
+        rows += [{**row, "position": at} for row in cosine_rows(sites, sites, names, plan)]
     return pd.DataFrame(rows, columns=["layer_a", "layer_b", "position", *COLUMNS])
 
 
@@ -59,8 +57,8 @@ def position_cosines(
     Args:
         acts: activations of both classes at several positions.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, position_a, position_b, cosine, n, low, high, null_mean, null_low, null_high.
@@ -69,13 +67,12 @@ def position_cosines(
         ActivationError: samples that cannot be used; the message names the layer.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
+    names = [{"position_a": at} for at in acts.positions], [{"position_b": at} for at in acts.positions]
     rows: list[dict[str, Any]] = []
     for layer in acts.layers:
-        places = Places.of(acts, [(layer, at) for at in acts.positions])
-        found = Cosines.between(places, places, n_permutations=permutations, n_bootstrap=bootstrap, seed=seed)
-        for (a, first), (b, second) in product(enumerate(acts.positions), repeat=2):
-            rows.append({"layer": layer, "position_a": first, "position_b": second, **found.row(a, b)})
+        sites = Sites.of(acts, [(layer, at) for at in acts.positions])
+        rows += [{**row, "layer": layer} for row in cosine_rows(sites, sites, names, plan)]
     return pd.DataFrame(rows, columns=["layer", "position_a", "position_b", *COLUMNS])
 
 
@@ -90,16 +87,16 @@ def run_cosines(
 ) -> pd.DataFrame:
     """Cosine of this run's refusal direction with another run's, at the layers both captured.
 
-    Two checkpoints, two prompt sets or two hook points of one width. Runs of equal class sizes are taken to
-    hold the same prompts in the same order: they are relabelled and resampled together.
+    Compares two checkpoints, two prompt sets or two hook points of one width. Runs of equal class sizes are
+    taken to hold the same prompts in the same order: they are relabelled and resampled together.
 
     Args:
         acts: activations of one run.
         other: activations of another.
         position: token position; may be left out when both captured one.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, position, cosine, n, low, high, null_mean, null_low, null_high.
@@ -108,17 +105,15 @@ def run_cosines(
         ActivationError: no common layer, different widths, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     layers = [layer for layer in acts.layers if layer in other.layers]
     if not layers:
-        raise ActivationError(f"the runs share no layer: {list(acts.layers)} and {list(other.layers)}")
-    at = resolve_position(acts, position)
+        raise ActivationError(f"The runs share no layer: {list(acts.layers)} and {list(other.layers)}.")
+    at, their = resolve_position(acts, position), resolve_position(other, position)
     rows: list[dict[str, Any]] = []
     for layer in layers:
-        first = Places.of(acts, [(layer, at)])
-        second = Places.of(other, [(layer, resolve_position(other, position))])
-        found = Cosines.between(first, second, n_permutations=permutations, n_bootstrap=bootstrap, seed=seed)
-        rows.append({"layer": layer, "position": at, **found.row(0, 0)})
+        names = [{"layer": layer}], [{"position": at}]
+        rows += cosine_rows(Sites.of(acts, [(layer, at)]), Sites.of(other, [(layer, their)]), names, plan)
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -133,15 +128,15 @@ def layer_cosines(
 ) -> pd.DataFrame:
     """Cosine of this run's refusal direction at every layer with another run's at every layer.
 
-    As `run_cosines`, for every two layers: the runs need not share any.
+    Like `run_cosines`, for every pair of layers: the runs need not share any.
 
     Args:
         acts: activations of one run.
         other: activations of another, of the same width.
         position: token position; may be left out when both captured one.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, layer_other, position, cosine, n, low, high, null_mean, null_low, null_high.
@@ -150,14 +145,10 @@ def layer_cosines(
         ActivationError: different widths, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
-    at = resolve_position(acts, position)
-    theirs = resolve_position(other, position)
-    first = Places.of(acts, [(layer, at) for layer in acts.layers])
-    second = Places.of(other, [(layer, theirs) for layer in other.layers])
-    found = Cosines.between(first, second, n_permutations=permutations, n_bootstrap=bootstrap, seed=seed)
-    rows = [
-        {"layer": one, "layer_other": two, "position": at, **found.row(a, b)}
-        for (a, one), (b, two) in product(enumerate(acts.layers), enumerate(other.layers))
-    ]
+    plan = ResamplingPlan(permutations, bootstrap, seed)
+    at, their = resolve_position(acts, position), resolve_position(other, position)
+    first = Sites.of(acts, [(layer, at) for layer in acts.layers])
+    second = Sites.of(other, [(layer, their) for layer in other.layers])
+    names = [{"layer": layer} for layer in acts.layers], [{"layer_other": layer} for layer in other.layers]
+    rows = [{**row, "position": at} for row in cosine_rows(first, second, names, plan)]
     return pd.DataFrame(rows, columns=["layer", "layer_other", "position", *COLUMNS])

@@ -15,9 +15,9 @@ from ot_lens.geometry.quantities import SHARE, Quantity
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values, joined
 from ot_lens.geometry.tables import COLUMNS, row
 from ot_lens.linalg import Pooled, gram_spectrum, mapped, numerical_rank, principal_axes
-from ot_lens.samples import Edit, LayerSamples, layer_batches, resolve_position
+from ot_lens.samples import Edit, LayerSamples, each_layer, resolve_position
 from ot_lens.statistics import share
-from ot_lens.statistics.resampling import Resamples, bootstraps, check_draw_counts, observed, relabellings
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan, observed, relabellings
 
 SUPPORT_COMPONENTS = 4
 QUANTITIES = (
@@ -51,22 +51,22 @@ def map_quality(
     the location part of `w2_after`, `covariance_error` is ||C_moved - C_target||_F / ||C_target||_F, whose
     null permutes contrasts within the classes (see `DrawnShapes`).
     `transport_cost` is the mean of ||T(x) - x||^2, `cost_over_bound` that over the squared W2 between the
-    samples and their own images, which no map with these images can undercut: 1 for an optimal map.
-    Its interval covers nothing where the map is far from optimal and n far below d: read it as scatter.
-    `outside_source` is the share of held-out source samples out of the range of the training source along one
-    of the leading pooled training components, where the map extrapolates; `outside_target` that of moved
-    samples out of the range of the training target. Their intervals are Wilson's; their null permutes
-    training and held-out samples of that class.
+    samples and their own images, a lower bound for every map with these images: 1 for an optimal map.
+    Where the map is far from optimal and n far below d, its interval shows variation but has no coverage.
+    `outside_source` is the share of held-out source samples outside the range of the training source along
+    one of the leading pooled training components, where the map extrapolates; `outside_target` is the share
+    of moved samples outside the range of the training target. Their intervals are Wilson's; their null
+    permutes training and held-out samples of that class.
 
     Args:
         maps: fitted on `train`, by layer.
         test: held-out activations, with the same layers.
         train: the activations the maps were fitted on.
-        method: name in the table; that of the maps when None.
+        method: name in the table; the name of the maps when None.
         position: token position; may be left out when only one was captured.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         Columns layer, position, method, quantity, value, n, null_mean, null_low, null_high, low, high, unit.
@@ -75,24 +75,19 @@ def map_quality(
         ActivationError: a layer that was not captured, or samples that cannot be used.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     missing = [layer for layer in maps if layer not in test.layers or layer not in train.layers]
     if missing:
-        raise ActivationError(f"layers {missing} have a map but were not captured in both train and test")
+        raise ActivationError(f"Layers {missing} have a map but were not captured in both train and test.")
     at = resolve_position(test, position)
-    fitted_on = {layer: (H, S) for layer, H, S in _layers(train, at)}
+    fitted_on = {place["layer"]: (H, S) for place, H, S in each_layer(train, at)}
     rows: list[dict[str, Any]] = []
-    for layer, H, S in _layers(test, at):
-        if layer in maps:
-            place = {"layer": layer, "position": at, "method": method or _name(maps[layer])}
-            measured = _Moved(H, S, maps[layer].map(H), *fitted_on[layer])
-            rows += _rows(place, measured, permutations, bootstrap, seed)
+    for place, H, S in each_layer(test, at):
+        edit = maps.get(place["layer"])
+        if edit is not None:
+            moved = _Moved(H, S, edit.map(H), *fitted_on[place["layer"]])
+            rows += _rows({**place, "method": method or _name(edit)}, moved, plan)
     return pd.DataFrame(rows, columns=["layer", "position", "method", *COLUMNS])
-
-
-def _layers(acts: LayerSamples, at: int | str) -> Iterator[tuple[int, Tensor, Tensor]]:
-    for batch in layer_batches(acts, at):
-        yield from zip(batch.layers, batch.H, batch.S, strict=True)
 
 
 def _name(edit: Edit) -> str:
@@ -116,7 +111,7 @@ class _PooledGram:
 
 
 class _Moved:
-    """Gram matrices of one layer, on the CPU: nothing of width d is touched by a draw."""
+    """Gram matrices of one layer, on the CPU, so that no draw reads samples of width d."""
 
     def __init__(self, H: Tensor, S: Tensor, moved: Tensor, train_H: Tensor, train_S: Tensor) -> None:
         self.sizes = len(H), len(S)
@@ -146,7 +141,7 @@ class _Moved:
         }
 
     def null(self, labels: Resamples, count: int, seed: int) -> Values:
-        """Under permuted labels; the covariances as if only shapes could differ."""
+        """Under permuted labels; `covariance_error` under permuted contrasts."""
         shapes = DrawnShapes.relabelled(self.after.gram, self.sizes, count, seed, self.after.rounding)
         error = {"covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks()))}
         return self.under(relabellings(labels, count, seed)) | error | self.outside_null(count, seed)
@@ -220,23 +215,19 @@ def _exchanged(
     return _beyond(both[orders.source], both[orders.target], rounding).to(torch.float64).mean(1)
 
 
-def _rows(
-    place: dict[str, Any], layer: _Moved, n_permutations: int, n_bootstrap: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    labels = observed(*layer.sizes, seed)
+def _rows(place: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator[dict[str, Any]]:
+    labels = plan.observed(*layer.sizes)
     value = {**layer.under(labels), **layer.costs(labels), **layer.outside(labels)}
-    null: Values = {}
-    if n_permutations:
-        null = layer.null(labels, n_permutations, seed)
-    drawn: Values = {}
-    if n_bootstrap:
-        resampled = bootstraps(labels, n_bootstrap, seed)
-        drawn = {**layer.under(resampled), **layer.costs(resampled)}
+    null = layer.null(labels, plan.permutations, plan.seed) if plan.permutations else {}
+    resamples = plan.resampled(labels)
+    drawn = {} if resamples is None else {**layer.under(resamples), **layer.costs(resamples)}
     for quantity in QUANTITIES:
         name = quantity.name
         n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
         entry = row(place, quantity, float(value[name]), n, null.get(name), drawn.get(name))
-        yield {**entry, **_wilson(entry["value"], n)} if quantity.unit == "share" and n_bootstrap else entry
+        yield (
+            {**entry, **_wilson(entry["value"], n)} if quantity.unit == "share" and plan.bootstrap else entry
+        )
 
 
 def _wilson(value: float, n: int) -> dict[str, float]:

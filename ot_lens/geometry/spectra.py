@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.linalg import Pooled, mapped
-from ot_lens.samples import LayerSamples, layer_batches
+from ot_lens.samples import LayerSamples, each_layer
 from ot_lens.statistics.intervals import bootstrap_interval
-from ot_lens.statistics.resampling import Resamples, bootstraps, observed
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
 COLUMNS = (
     "layer",
@@ -39,9 +39,9 @@ def spectra(
 
     Args:
         acts: activations of both classes.
-        position: one token position; all that were captured when None.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of the resamplings.
+        position: one token position; all captured ones when None.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of the resamples.
 
     Returns:
         Columns layer, position, class, component (from 0), eigenvalue, share (of the class's variance), n,
@@ -50,14 +50,8 @@ def spectra(
     Raises:
         ActivationError: samples that cannot be used; the message names the layer.
     """
-    positions = acts.positions if position is None else (position,)
-    rows = [
-        entry
-        for at in positions
-        for batch in layer_batches(acts, at)
-        for layer, H, S in zip(batch.layers, batch.H, batch.S, strict=True)
-        for entry in _rows({"layer": layer, "position": at}, H, S, bootstrap, seed)
-    ]
+    plan = ResamplingPlan(0, bootstrap, seed)
+    rows = [entry for place, H, S in each_layer(acts, position) for entry in _rows(place, H, S, plan)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -65,11 +59,10 @@ def _rows(
     place: dict[str, Any],
     H: Float64[Tensor, "n_H d"],
     S: Float64[Tensor, "n_S d"],
-    n_bootstrap: int,
-    seed: int,
+    plan: ResamplingPlan,
 ) -> Iterator[dict[str, Any]]:
-    pooled, labels = Pooled.of(H, S), observed(len(H), len(S), seed)
-    resamples = bootstraps(labels, n_bootstrap, seed) if n_bootstrap else None
+    pooled, labels = Pooled.of(H, S), plan.observed(len(H), len(S))
+    resamples = plan.resampled(labels)
     for label, n in (("harmful", len(H)), ("harmless", len(S))):
         count = min(n - 1, H.shape[1])
         values = _eigenvalues(pooled, labels, label)[0, :count]
@@ -98,8 +91,8 @@ def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] |
 def _eigenvalues(pooled: Pooled, draws: Resamples, label: str) -> Float64[Tensor, "R n"]:
     gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
 
-    def measure(part: Resamples) -> Float64[Tensor, "R n"]:
-        classes = DrawnClasses.of(gram, part, rounding)
+    def measure(chunk: Resamples) -> Float64[Tensor, "R n"]:
+        classes = DrawnClasses.of(gram, chunk, rounding)
         values = torch.linalg.eigvalsh(classes.within(label)).flip(-1)
         return values.masked_fill(values <= classes.rounding, 0.0)
 

@@ -1,4 +1,4 @@
-"""Can a monitor see an edit? How far edited activations stand from the model's own harmless distribution."""
+"""Can a monitor see an edit? How far edited activations are from the model's own harmless distribution."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,14 +16,7 @@ from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import (
-    FOLDS,
-    Resamples,
-    bootstraps,
-    check_draw_counts,
-    observed,
-    relabellings,
-)
+from ot_lens.statistics.resampling import FOLDS, Resamples, ResamplingPlan
 
 RELATIVE_RIDGE = 0.01
 SCORE_ROUNDING = 1e-11
@@ -47,30 +40,30 @@ def visibility(
 ) -> pd.DataFrame:
     """How visible an edit is to a monitor that knows the unedited harmless activations, layer by layer.
 
-    Capture `edited` under the edit: its layers after the edited one show what the rest of the model makes of
-    it. Pass unedited activations for the level before any edit.
+    Capture `edited` under the edit: layers after the edited one show how the rest of the model processes it.
+    Pass unedited activations for the level before any edit.
 
     - `mahalanobis`: mean Mahalanobis distance of the edited samples to a Gaussian (Ledoit-Wolf) of the
-      reference; its null is that of held-out reference samples, resampled twice because as few of them say
-      what their own level is.
+      reference; its null is that of held-out reference samples, resampled twice because their own level is
+      estimated from as few.
     - `mahalanobis_auc`: how well that distance tells edited from held-out reference samples, for a monitor
       that has never seen an edit.
     - `classifier_auc`: the same for a two-sample test, a ridge classifier trained on edited and reference
       samples (Lopez-Paz & Oquab 2017): a monitor that knows the edit.
 
     Everything is cross-fitted over folds; the null of an AUC permutes edited and reference labels. Intervals
-    resample the held-out scores: they are about other prompts under the monitor that these reference samples
-    made, not about other monitors. NaN where nothing varies at all.
+    resample the held-out scores: they cover other prompts under this monitor, not other monitors. NaN where
+    nothing varies.
 
     Args:
         edited: activations under an edit.
         reference: activations of the model itself; its harmless class is the reference.
-        label: class of `edited` to look at.
+        label: class of `edited` to measure.
         method: name of the edit in the table.
         position: token position; may be left out when only one was captured.
         permutations: relabellings of the null; 0 for none.
-        bootstrap: resamplings of the interval; 0 for none.
-        seed: of folds and draws.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of folds and draws.
 
     Returns:
         Columns layer, position, method, quantity, value, n, null_mean, null_low, null_high, low, high, unit.
@@ -79,13 +72,13 @@ def visibility(
         ActivationError: no common layer, fewer than 8 samples, an unknown label, or bad samples.
         OtLensError: a negative number of draws.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     if label not in LABELS:
-        raise ActivationError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}")
+        raise ActivationError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}.")
     layers = [layer for layer in edited.layers if layer in reference.layers]
     if not layers:
         raise ActivationError(
-            f"no common layer in {list(edited.layers)} and {list(reference.layers)}: capture the same ones"
+            f"No common layer in {list(edited.layers)} and {list(reference.layers)}: capture the same ones."
         )
     at = resolve_position(edited, position)
     rows: list[dict[str, Any]] = []
@@ -99,7 +92,7 @@ def visibility(
             least=2 * FOLDS,
         )
         place = {"layer": layer, "position": at, "method": method}
-        rows += _rows(place, X.cpu(), R.cpu(), permutations, bootstrap, seed)
+        rows += _rows(place, X.cpu(), R.cpu(), plan)
     return pd.DataFrame(rows, columns=["layer", "position", "method", *COLUMNS])
 
 
@@ -107,21 +100,17 @@ def _rows(
     place: dict[str, Any],
     X: Float64[Tensor, "n d"],
     R: Float64[Tensor, "m d"],
-    n_permutations: int,
-    n_bootstrap: int,
-    seed: int,
+    plan: ResamplingPlan,
 ) -> Iterator[dict[str, Any]]:
-    labels = observed(len(X), len(R), seed)
+    labels = plan.observed(len(X), len(R))
     distances = _distances(X, R, labels)
     Z = Pooled.of(X, R).Z
     fold, classes = torch.cat([labels.source_fold[0], labels.target_fold[0]]), _signs(labels)
     scores = _classifier_scores(Z @ Z.T, fold, classes)[0]
     value = _read(distances, scores, labels)
-    null: Values = {}
-    if n_permutations:
-        shuffled = relabellings(labels, n_permutations, seed, within_folds=True)
-        null = _null(distances, Z @ Z.T, fold, shuffled, seed)
-    drawn = _read(distances, scores, bootstraps(labels, n_bootstrap, seed)) if n_bootstrap else {}
+    shuffled, resamples = plan.relabelled(labels, within_folds=True), plan.resampled(labels)
+    null = {} if shuffled is None else _null(distances, Z @ Z.T, fold, shuffled, plan.seed)
+    drawn = {} if resamples is None else _read(distances, scores, resamples)
     if not bool(Z.any()):
         value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
     for quantity in QUANTITIES:
@@ -138,17 +127,17 @@ def _distances(
     X: Float64[Tensor, "n d"], R: Float64[Tensor, "m d"], labels: Resamples
 ) -> Float64[Tensor, " N"]:
     """Of every sample to the Gaussian of the reference samples outside its fold."""
-    found = torch.zeros(len(X) + len(R), dtype=X.dtype, device=X.device)
+    distances = torch.zeros(len(X) + len(R), dtype=X.dtype, device=X.device)
     for fold in range(labels.folds):
         inside_X, inside_R = (held == fold for held in (labels.source_fold[0], labels.target_fold[0]))
         gaussian = Gaussian.fit(R[~inside_R], shrinkage="ledoit_wolf")
-        found[: len(X)][inside_X] = _mahalanobis(gaussian, X[inside_X])
-        found[len(X) :][inside_R] = _mahalanobis(gaussian, R[inside_R])
-    return found
+        distances[: len(X)][inside_X] = _mahalanobis(gaussian, X[inside_X])
+        distances[len(X) :][inside_R] = _mahalanobis(gaussian, R[inside_R])
+    return distances
 
 
 def _mahalanobis(gaussian: Gaussian, x: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    """Infinite for whatever differs from a reference that is a single point."""
+    """Infinite for samples that differ from a reference without spread."""
     if bool(gaussian.factor.any()):
         return gaussian.mahalanobis(x)
     rounding = centring_rounding(gaussian.mean.abs(), gaussian.n)
@@ -166,7 +155,7 @@ def _signs(draws: Resamples) -> Float64[Tensor, "r N"]:
 def _classifier_scores(
     gram: Float64[Tensor, "N N"], fold: Int64[Tensor, " N"], signs: Float64[Tensor, "r N"]
 ) -> Float64[Tensor, "r N"]:
-    """Held-out scores of a ridge classifier; the factorization of a fold serves every labelling."""
+    """Held-out scores of a ridge classifier; each fold is factorized once for all labellings."""
     scores = torch.zeros_like(signs)
     for held_out in range(int(fold.max()) + 1):
         test, train = fold == held_out, fold != held_out
@@ -201,7 +190,7 @@ def _null(
     n, m = shuffled.sizes
     scores = _classifier_scores(gram, fold, _signs(shuffled))
     generator = torch.Generator().manual_seed(seed + 6)
-    # First which reference samples there are to know the level from, then edited samples of that level.
+    # First the reference samples from which the level is estimated, then edited samples of that level.
     known = torch.randint(n, n + m, (shuffled.count, m), generator=generator)
     reference = known.gather(1, torch.randint(m, (shuffled.count, n), generator=generator))
     return {

@@ -1,6 +1,6 @@
 """Relabelled and resampled prompts: indices into one Gram matrix, drawn once for all layers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -104,9 +104,49 @@ def bootstraps(labels: Resamples, count: int, seed: int) -> Resamples:
     )
 
 
-def check_draw_counts(permutations: int, bootstrap: int) -> None:
-    """Raise OtLensError for a negative number of draws."""
-    if permutations < 0 or bootstrap < 0:
-        raise OtLensError(
-            f"The numbers of draws must be >= 0, got permutations = {permutations}, bootstrap = {bootstrap}."
-        )
+Measured = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class ResamplingPlan:
+    """How often to permute and to resample.
+
+    Attributes:
+        permutations: relabellings of the null; 0 for none.
+        bootstrap: resamples of the interval; 0 for none.
+        seed: seed of both, and of the folds.
+
+    Raises:
+        OtLensError: a negative number.
+    """
+
+    permutations: int
+    bootstrap: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if min(self.permutations, self.bootstrap) < 0:
+            raise OtLensError(
+                f"The numbers of draws must be >= 0, got permutations = {self.permutations}, "
+                f"bootstrap = {self.bootstrap}."
+            )
+
+    def observed(self, n_H: int, n_S: int) -> Resamples:
+        """The observed labels."""
+        return observed(n_H, n_S, self.seed)
+
+    def relabelled(self, labels: Resamples, *, within_folds: bool = False) -> Resamples | None:
+        """Draws of the null; None for none."""
+        if not self.permutations:
+            return None
+        return relabellings(labels, self.permutations, self.seed, within_folds=within_folds)
+
+    def resampled(self, labels: Resamples) -> Resamples | None:
+        """Draws of the interval; None for none."""
+        return bootstraps(labels, self.bootstrap, self.seed) if self.bootstrap else None
+
+    def measure(self, labels: Resamples, function: Callable[[Resamples], Tensor]) -> Measured:
+        """The observed value of a function of draws, its null and its resamples."""
+        draws = self.relabelled(labels), self.resampled(labels)
+        null, resampled = (None if drawn is None else function(drawn) for drawn in draws)
+        return function(labels)[0], null, resampled
