@@ -53,6 +53,7 @@ TEMPLATE_DATE = "26 Jul 2024"
 # A template that can switch thinking off (Qwen 3) is told to: otherwise the first token of every answer would
 # be "<think>", and next-token measures of refusal would be meaningless.
 TEMPLATE_VARIABLES = {"date_string": TEMPLATE_DATE, "enable_thinking": False}
+THINKING = {"enable_thinking": True}
 
 # Tensor arguments of decoder layers that the single pass knows how to replay.
 PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ot_lens.models.architectures import TEMPLATE_DATE
+from ot_lens.models.architectures import TEMPLATE_DATE, THINKING
 from ot_lens.models.backends import Backend, HookedTransformerBackend, backend
 from ot_lens.models.chat import apply_template, post_instruction_tokens, system_prompt
 from ot_lens.models.loading import model_name
@@ -76,7 +76,7 @@ def weights_fingerprint(model: torch.nn.Module) -> str | None:
 def _chat(served: Backend) -> dict[str, Any]:
     turns = [{"role": "user", "content": "x"}]
     plain = apply_template(served.tokenizer, turns)
-    thinking = apply_template(served.tokenizer, turns, enable_thinking=True)
+    thinking = apply_template(served.tokenizer, turns, **THINKING)
     text = system_prompt(served.model)
     own_turn = _has_system_turn(served)
     return {
