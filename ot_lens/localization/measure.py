@@ -22,7 +22,7 @@ from ot_lens.execution import Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
 from ot_lens.localization.candidates import Candidate
-from ot_lens.localization.rows import candidate_rows, place
+from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import CandidateBatch, SweepSettings, candidate_batches
 from ot_lens.localization.walking import walk_batches
 from ot_lens.prompts import Contrast, Prompt
@@ -168,7 +168,7 @@ def measure_batches(
     walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
     for candidate in (candidate for batch in batches for candidate in batch if candidate.key in keys):
         panels = _panels(model, prompts, candidate, walked.readings, baseline, settings)
-        columns = {**settings.columns, **place(candidate), **walked.columns(candidate)}
+        columns = {**settings.columns, **identity(candidate), **walked.columns(candidate)}
         rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate.chosen_at)
         yield Measured(candidate.key, rows, _answers(panels))
 

@@ -1,6 +1,6 @@
 """A candidate's panels as rows of the sweep's table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from ot_lens.statistics import Estimate, mcnemar, paired_bootstrap
 from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label
 
 CONTROL_MEASURES = ("refusal_score",)
+NO_TEST = ("", float("nan"))
 
 
-def place(candidate: Candidate) -> dict[str, Any]:
+def identity(candidate: Candidate) -> dict[str, Any]:
     """What a candidate is, in the columns of the table."""
     return {
         "key": candidate.key,
@@ -35,64 +36,58 @@ def candidate_rows(
     panels: Mapping[str, Panel],
     baseline: Mapping[str, Panel],
     settings: PanelSettings,
-    where: Mapping[str, Any],
+    columns: Mapping[str, Any],
     chosen_at: float | None = None,
 ) -> pd.DataFrame:
-    """One measured quantity a row, for one candidate or for the unedited model."""
+    """One row per measured quantity of a candidate or the unedited model; all rows have `columns`."""
+    if columns["control"]:
+        settings = replace(settings, measures=CONTROL_MEASURES)
     rows = []
-    for label, panel in panels.items():
-        before = baseline.get(label)
-        chosen = replace(settings, measures=CONTROL_MEASURES) if where["control"] else settings
-        found = estimates(panel, chosen, before)
-        if chosen_at is not None and label == "harmful" and "refusal_score" in found:
-            found["choice_price"] = _price(found["refusal_score"], chosen_at)
-        for name, estimate in found.items():
-            judged = panel.judgement if name == "judged_success_rate" else None
-            next_token = name.removesuffix("_shift") in NEXT_TOKEN_MEASURES or name == "choice_price"
-            test, p = ("", float("nan")) if where["control"] else _p_value(name, panel, before, settings.seed)
-            rows.append(
-                {
-                    **where,
-                    "engine": where["engine"] if next_token else "hooks",
-                    "measure": name,
-                    "prompts": label,
-                    "unit": UNITS[name],
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "n": estimate.n,
-                    "interval": estimate.interval,
-                    "test": test,
-                    "note": where["note"] if judged is None else judged.note,
-                    "p_value": p,
-                    "p_holm": float("nan"),
-                }
-            )
+    for prompts, panel in panels.items():
+        before = baseline.get(prompts)
+        quantities = estimates(panel, settings, before)
+        if chosen_at is not None and prompts == "harmful" and "refusal_score" in quantities:
+            quantities["choice_price"] = _price(quantities["refusal_score"], chosen_at)
+        for measure, estimate in quantities.items():
+            row = {
+                **columns,
+                "prompts": prompts,
+                "measure": measure,
+                "unit": UNITS[measure],
+                **vars(estimate),
+            }
+            if measure.removesuffix("_shift") not in (*NEXT_TOKEN_MEASURES, "choice_price"):
+                row["engine"] = "hooks"
+            if measure == "judged_success_rate" and panel.judgement is not None:
+                row["note"] = panel.judgement.note
+            test = NO_TEST
+            if before is not None and not columns["control"]:
+                test = _paired_test(measure, panel, before, settings.seed)
+            row["test"], row["p_value"] = test
+            rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
 
 
 def _price(test: Estimate, chosen_at: float) -> Estimate:
-    """What choosing on the validation prompts flattered: the test score less the one it was chosen by."""
+    """How much choosing on the validation prompts flattered the set: its test score minus that score."""
     return replace(test, value=test.value - chosen_at, low=test.low - chosen_at, high=test.high - chosen_at)
 
 
-def _p_value(name: str, panel: Panel, before: Panel | None, seed: int) -> tuple[str, float]:
-    """Test and two-sided p-value of a measure against the unedited model; ("", NaN) where none is made.
-
-    Rates are compared by McNemar's exact test, scores by a paired bootstrap of the mean difference.
-    """
-    if before is None:
-        return "", float("nan")
-    if name == "refusal_rate" and panel.refused is not None and before.refused is not None:
-        return "mcnemar", mcnemar(before.refused, panel.refused)
-    if name == "exact_answer_rate" and panel.correct is not None and before.correct is not None:
-        return "mcnemar", mcnemar(before.correct, panel.correct)
-    if name == "judged_success_rate" and panel.judgement is not None and before.judgement is not None:
-        pairs = zip(before.judgement.succeeded, panel.judgement.succeeded, strict=True)
-        decided = [(b, a) for b, a in pairs if b is not None and a is not None]
-        if decided:
-            return "mcnemar", mcnemar([b for b, _ in decided], [a for _, a in decided])
-    if name == "refusal_score_shift" and panel.next_token is not None and before.next_token is not None:
+def _paired_test(measure: str, panel: Panel, before: Panel, seed: int) -> tuple[str, float]:
+    """Test and two-sided p-value against the unedited model: McNemar for rates, bootstrap for the score."""
+    if measure == "refusal_score_shift" and panel.next_token is not None and before.next_token is not None:
         shift = (panel.next_token.score - before.next_token.score).numpy()
         return "paired_bootstrap", paired_bootstrap(shift, seed=seed)
-    return "", float("nan")
+    flags = _flags(measure, before), _flags(measure, panel)
+    pairs = [(b, a) for b, a in zip(*flags, strict=all(flags)) if b is not None and a is not None]
+    return ("mcnemar", mcnemar(*zip(*pairs, strict=True))) if pairs else NO_TEST
+
+
+def _flags(measure: str, panel: Panel) -> Sequence[bool | None]:
+    """The flag of each prompt behind a rate, None where a judge is undecided; empty for other measures."""
+    flags = {
+        "refusal_rate": panel.refused,
+        "exact_answer_rate": panel.correct,
+        "judged_success_rate": panel.judgement and panel.judgement.succeeded,
+    }
+    return flags.get(measure) or ()

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ot_lens.execution import LocalExecutor, Runner
 from ot_lens.localization import Candidate, fit_sweep, measure_sweep, plan_sweep
-from ot_lens.localization.rows import place
+from ot_lens.localization.rows import identity
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.preparation import Prepared
@@ -28,7 +28,7 @@ def swept(
     found = plan_sweep(runner, prompts, acts, run.configured_methods, maps, ready.settings, plan)
     table = run.sweep
     rows = {str(key): part for key, part in table.groupby("key", sort=False)}
-    yield _planned([UNEDITED_COLUMNS, *map(place, found)], table)
+    yield _planned([UNEDITED_COLUMNS, *map(identity, found)], table)
     yield _alike(found, rows, len(table))
     chosen = _chosen(run, found, {key: len(part) for key, part in rows.items()})
     again = measure_sweep(runner, prompts.test, found, ready.settings, keys=chosen)
