@@ -1,3 +1,8 @@
+"""Checks of samples, centring, Gram matrices, matrix roots, couplings on a line, and threads."""
+
+import math
+import threading
+
 import numpy as np
 import ot
 import pytest
@@ -8,14 +13,20 @@ from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, OtLensTypeError
 from ot_lens.linalg import (
+    EPS,
     Pooled,
+    centred,
     check_pair,
     check_samples,
+    checks_samples,
     gram_spectrum,
+    mapped,
+    mean_gap,
     monge_matrix,
     monotone_coupling,
     nuclear_norm,
     numerical_rank,
+    one_thread,
     orthonormal_span,
     principal_axes,
     psd_eigen,
@@ -24,45 +35,168 @@ from tests.generators import naive
 from tests.generators.gaussians import normal, orthogonal, spd
 
 
+def rank(X: torch.Tensor) -> list[int]:
+    return numerical_rank(gram_spectrum(centred(X)[0])[0], X.norm(dim=-1).amax(-1)).tolist()
+
+
+# --- samples
+
+
 @pytest.mark.parametrize(
-    ("x", "error", "words"),
+    ("bad", "error", "value"),
     [
-        (np.zeros((3, 2)), OtLensTypeError, "torch.as_tensor"),
+        ([[0.0, 1.0]], OtLensTypeError, "list"),
+        (np.zeros((3, 2)), OtLensTypeError, "ndarray"),
         (torch.zeros(3, 2, dtype=torch.int64), ActivationError, "int64"),
         (torch.zeros(3, 2, dtype=torch.complex64), ActivationError, "complex64"),
         (torch.zeros(3), ActivationError, r"\[3\]"),
         (torch.zeros(1, 2), ActivationError, "n = 1"),
-        (torch.zeros(3, 0), ActivationError, "no coordinates"),
-        (
-            torch.tensor([[0.0, 1.0], [torch.nan, 1.0], [torch.inf, 2.0]]),
-            ActivationError,
-            "2 of 3 rows .*row 1",
-        ),
+        (torch.zeros(3, 0), ActivationError, r"\[3, 0\]"),
+        (torch.tensor([[0.0, 1.0], [torch.nan, 1.0], [torch.inf, 2.0]]), ActivationError, "2 of 3 .*row 1"),
     ],
 )
-def test_bad_samples_are_named(x, error, words):
-    with pytest.raises(error, match=words):
-        check_samples(x)
+def test_samples_that_cannot_be_used_are_named_with_their_fault(bad, error, value):
+    good = torch.zeros(4, 2)
+    for pair, name in (((bad, good), "left"), ((good, bad), "right")):
+        with pytest.raises(error, match=f"{name} .*{value}"):
+            check_pair(*pair, names=("left", "right"))
+    with pytest.raises(error, match=f"x .*{value}"):
+        check_samples(bad)
+
+
+@pytest.mark.parametrize(
+    ("other", "values"),
+    [(torch.zeros(3, 5), ("left", "2", "right", "5")), (torch.zeros(3, 2, device="meta"), ("cpu", "meta"))],
+)
+def test_classes_that_do_not_fit_together_are_both_named(other, values):
+    with pytest.raises(ActivationError, match=".*".join(values)):
+        check_pair(torch.zeros(3, 2), other, names=("left", "right"))
 
 
 def test_samples_arrive_as_detached_float64():
-    x = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
-    checked = check_samples(x)
+    checked = check_samples(torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True))
     assert checked.dtype == torch.float64
     assert not checked.requires_grad
 
 
-def test_classes_of_different_width_or_device_are_refused():
-    with pytest.raises(ActivationError, match=r"d = 2, S d = 3"):
-        check_pair(torch.zeros(3, 2), torch.zeros(3, 3))
-    with pytest.raises(ActivationError, match="one device"):
-        check_pair(torch.zeros(3, 2), torch.zeros(3, 2, device="meta"))
+def test_the_fewest_samples_can_be_chosen():
+    one, two = torch.ones(1, 3), torch.ones(2, 3)
+    assert [len(X) for X in check_pair(one, two, least=1)] == [1, 2]
+    for pair, name in (((two, torch.ones(3, 3)), "H"), ((torch.ones(3, 3), two), "S")):
+        with pytest.raises(ActivationError, match=f"{name} has n = 2 .*3"):
+            check_pair(*pair, least=3)
 
 
-def test_negative_eigenvalues_are_clipped_and_counted():
-    values, _, clipped = psd_eigen(torch.diag(torch.tensor([-0.5, -1e-18, 2.0], dtype=torch.float64)))
-    assert values.tolist() == [0.0, 0.0, 2.0]
-    assert clipped == 1
+def test_finite_samples_whose_sum_overflows_are_accepted():
+    huge = torch.full((3, 2), 1.7e308, dtype=torch.float64)
+    assert torch.equal(check_samples(huge), huge)
+
+
+def test_a_decorated_function_gets_checked_samples_and_every_other_argument():
+    @checks_samples
+    def sizes(H, S, power, *, factor=1):
+        """How many."""
+        return H.dtype, len(H) ** power * factor, len(S)
+
+    half = torch.ones(3, 2, dtype=torch.float16)
+    assert sizes(half, torch.ones(4, 2), 2, factor=5) == (torch.float64, 45, 4)
+    assert (sizes.__name__, sizes.__doc__) == ("sizes", "How many.")
+    with pytest.raises(ActivationError, match="S has n = 1"):
+        sizes(half, torch.ones(1, 2), 2)
+
+
+# --- centring and rank (classes without spread: test_degenerate.py)
+
+
+def test_shared_coordinates_are_zero_for_each_layer_and_others_are_kept():
+    H, S = torch.full((2, 27, 3), 0.1).double(), torch.full((2, 4, 3), 0.1).double()
+    H[0, 0, 1], H[:, :, 2], S[:, :, 2] = 5.0, 1e3 / 3, 1e3 / 3
+    Z = Pooled.of(H, S).Z
+    assert not Z[0, :, [0, 2]].any()
+    assert not Z[1].any()
+    assert_close(Z[0, :, 1], torch.cat([H, S], 1)[0, :, 1] - (5 + 30 * 0.1) / 31)
+
+
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+def test_one_sample_apart_is_kept_on_either_side(side):
+    H, S = torch.full((40, 1), 1.0).double(), torch.full((40, 1), 1.0).double()
+    H[0] += side * 200 * EPS
+    assert float(Pooled.of(H, S).Z.abs().max()) > 50 * EPS
+
+
+def test_means_that_agree_in_a_coordinate_have_no_gap_there():
+    H, S = normal(9, 4, seed=20), normal(7, 4, seed=21)
+    H[:, 2], S[:, 2] = 1e8 / 3, 1e8 / 3
+    gap, rounding = mean_gap(H, S)
+    assert gap[2] == 0
+    assert_close(gap[:2], S.mean(0)[:2] - H.mean(0)[:2])
+    assert 0 < rounding < 1e-5
+
+
+@pytest.mark.parametrize(("n", "d"), [(9, 50), (50, 9)])
+def test_a_small_spread_far_from_the_origin_has_a_rank_until_it_is_rounding(n, d):
+    spread, far = normal(n, d, seed=3), 1e3 * normal(d, seed=4)
+    full = min(n - 1, d)
+    for scale, expected in ((1.0, full), (1e-7, full), (1e-14, 0), (0.0, 0)):
+        assert rank(torch.stack([scale * spread + far, 1e9 * spread])) == [expected, full]
+    assert rank(normal(n, 2, seed=10) @ normal(2, d, seed=11) + 7) == 2
+
+
+def test_eigenvalues_far_below_the_largest_are_rounding():
+    values = torch.tensor([1.0, 1e-10, EPS, 0.5 * EPS]).double()
+    for order in (values, values.flip(0)):
+        assert int(numerical_rank(order, torch.tensor(0.0).double())) == 2
+
+
+# --- Gram matrices
+
+
+@pytest.mark.parametrize(("n", "d"), [(6, 40), (40, 6), (8, 8)])
+def test_gram_components_are_those_of_the_svd_for_each_layer(n, d):
+    Z = normal(2, n, d, seed=4)
+    values, vectors = gram_spectrum(Z)
+    left, s, Vh = torch.linalg.svd(Z, full_matrices=False)
+    assert_close(values, s.square(), rtol=1e-11, atol=1e-11)
+    axes = principal_axes(Z, vectors, 3)
+    assert_close((axes * Vh[:, :3].mT).sum(1).abs(), torch.ones(2, 3, dtype=Z.dtype), rtol=0, atol=1e-10)
+    assert_close((Z @ axes).abs(), (left[..., :3] * s[:, None, :3]).abs(), rtol=1e-8, atol=1e-8)
+
+
+def test_axes_stay_orthonormal_when_the_spectrum_spans_twelve_decades():
+    decades = 10.0 ** -torch.arange(30, dtype=torch.float64).div(5)
+    Z = (orthogonal(30, seed=5) * decades) @ orthogonal(30, seed=6)
+    axes = principal_axes(Z, gram_spectrum(Z)[1], 30)
+    assert_close(axes.T @ axes, torch.eye(30, dtype=Z.dtype), rtol=0, atol=1e-13)
+
+
+def test_axes_point_to_their_largest_coordinate_in_any_order_of_the_rows():
+    Z = normal(4, 10, 20, seed=7)
+    axes = principal_axes(Z, gram_spectrum(Z)[1], 4)
+    assert bool((axes.gather(-2, axes.abs().argmax(-2, keepdim=True)) > 0).all())
+    again = Z[:, torch.randperm(10, generator=torch.Generator().manual_seed(0))]
+    assert_close(principal_axes(again, gram_spectrum(again)[1], 4), axes)
+
+
+@pytest.mark.parametrize(("a", "b", "d"), [(4, 6, 50), (30, 20, 12)])
+def test_the_span_holds_both_samples(a, b, d):
+    X, Y = normal(a, d, seed=12), normal(b, d, seed=13)
+    Q, in_X, in_Y = orthonormal_span(X, Y)
+    assert Q.shape == (d, min(a + b, d))
+    assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=Q.dtype))
+    assert_close(in_X @ Q.T, X)
+    assert_close(in_Y @ Q.T, Y)
+
+
+# --- positive semidefinite matrices
+
+
+def test_negative_eigenvalues_are_clipped_and_counted_beyond_rounding_for_each_layer():
+    C = torch.diag(torch.tensor([-8 * EPS, -EPS, 1.0], dtype=torch.float64))
+    scales = torch.tensor([1e-8, 1.0, 1e8]).double()
+    values, _, negative = psd_eigen(scales[:, None, None] * C)
+    assert negative.tolist() == [1, 1, 1]
+    assert not values[:, :2].any()
+    assert_close(values[:, 2], scales)
 
 
 @given(st.integers(1, 12), st.integers(0, 10_000))
@@ -77,73 +211,21 @@ def test_monge_matrix_is_the_textbook_formula(d, seed):
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 9), (3, 9, 5), (2, 6, 6)])
-def test_fast_nuclear_norm_is_the_exact_one(shape):
+def test_both_nuclear_norms_are_the_sum_of_the_singular_values(shape):
     M = normal(*shape, seed=1)
-    assert_close(nuclear_norm(M, fast=True), nuclear_norm(M), rtol=1e-10, atol=0)
+    expected = torch.linalg.svdvals(M).sum(-1)
+    assert_close(nuclear_norm(M), expected, rtol=1e-13, atol=0)
+    assert_close(nuclear_norm(M, fast=True), expected, rtol=1e-10, atol=0)
 
 
-def test_fast_nuclear_norm_keeps_its_stated_bound_when_singular():
+def test_the_fast_nuclear_norm_keeps_its_bound_on_a_singular_matrix():
     M = normal(64, 3, seed=2) @ normal(3, 64, seed=3)
     exact, fast = (float(nuclear_norm(M, fast=choice)) for choice in (False, True))
-    bound = 64 * (64 * torch.finfo(torch.float64).eps) ** 0.5 * float(torch.linalg.matrix_norm(M, 2))
-    assert abs(exact - fast) < bound
+    assert exact == pytest.approx(float(torch.linalg.svdvals(M).sum()), rel=1e-13)
+    assert abs(exact - fast) < 64 * (64 * EPS) ** 0.5 * float(torch.linalg.matrix_norm(M, 2))
 
 
-@pytest.mark.parametrize(("n", "d"), [(6, 40), (40, 6), (8, 8)])
-def test_gram_components_are_those_of_the_svd(n, d):
-    Z = normal(n, d, seed=4)
-    values, vectors = gram_spectrum(Z)
-    s, Vh = torch.linalg.svd(Z, full_matrices=False)[1:]
-    assert_close(values, s.square(), rtol=1e-12, atol=1e-12)
-    axes = principal_axes(Z, vectors, 3)
-    assert_close((axes * Vh[:3].T).sum(0).abs(), torch.ones(3, dtype=Z.dtype), rtol=0, atol=1e-12)
-    assert_close(
-        Z @ axes, vectors[:, :3] * s[:3] * torch.sign((Z @ axes) * vectors[:, :3])[0], rtol=1e-9, atol=1e-9
-    )
-
-
-def test_axes_stay_orthonormal_when_the_spectrum_spans_twelve_decades():
-    Z = (orthogonal(30, seed=5) * 10.0 ** -torch.arange(30, dtype=torch.float64).div(5)) @ orthogonal(
-        30, seed=6
-    )
-    axes = principal_axes(Z, gram_spectrum(Z)[1], 30)
-    assert_close(axes.T @ axes, torch.eye(30, dtype=Z.dtype), rtol=0, atol=1e-13)
-
-
-def test_axes_keep_their_sign_when_rows_are_reordered():
-    Z = normal(10, 20, seed=7)
-    again = Z[torch.randperm(10, generator=torch.Generator().manual_seed(0))]
-    assert_close(principal_axes(Z, gram_spectrum(Z)[1], 4), principal_axes(again, gram_spectrum(again)[1], 4))
-
-
-def test_rank_counts_what_stands_above_rounding():
-    def rank(X):
-        Z = X - X.mean(0)
-        return int(numerical_rank(gram_spectrum(Z)[0], X.norm(dim=1).amax()))
-
-    point = normal(50, seed=8) * 1e3
-    assert rank(point.expand(9, 50)) == 0
-    assert rank(normal(9, 50, seed=9)) == 8
-    assert rank(normal(9, 2, seed=10) @ normal(2, 50, seed=11) + 7) == 2
-
-
-def test_pooled_samples_share_no_rounding():
-    H = torch.full((7, 3), 0.1, dtype=torch.float64)
-    S = H.clone()[:4]
-    S[0, 1] = 0.5
-    Z = Pooled.of(H, S).Z
-    assert torch.equal(Z[:, [0, 2]], torch.zeros(11, 2, dtype=torch.float64))
-    assert Z[:, 1].abs().max() > 0.3
-
-
-@pytest.mark.parametrize(("a", "b", "d"), [(4, 6, 50), (30, 20, 12)])
-def test_span_holds_both_samples(a, b, d):
-    X, Y = normal(a, d, seed=12), normal(b, d, seed=13)
-    Q, in_X, in_Y = orthonormal_span(X, Y)
-    assert Q.shape == (d, min(a + b, d))
-    assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=Q.dtype))
-    assert_close(in_X @ Q.T, X)
-    assert_close(in_Y @ Q.T, Y)
+# --- couplings on a line
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
@@ -151,9 +233,59 @@ def test_span_holds_both_samples(a, b, d):
 def test_monotone_coupling_is_the_optimal_plan(n, m, seed):
     x, y = normal(n, seed=seed).sort().values, normal(m, seed=seed + 1).sort().values
     i, j, mass = monotone_coupling(n, m)
-    assert_close(mass.sum(), torch.tensor(1.0, dtype=torch.float64))
-    assert_close(
-        torch.zeros(n, dtype=mass.dtype).scatter_add(0, i, mass), torch.full((n,), 1 / n, dtype=mass.dtype)
-    )
+    for rows, count in ((i, n), (j, m)):
+        assert bool((rows.diff() >= 0).all())
+        total = torch.zeros(count, dtype=mass.dtype).scatter_add(0, rows, mass)
+        assert_close(total, torch.full((count,), 1 / count, dtype=mass.dtype))
+    assert len(mass) == n + m - math.gcd(n, m)
+    assert bool((mass > 0).all())
     cost = float(((x[i] - y[j]).square() * mass).sum())
     assert cost == pytest.approx(ot.emd2_1d(x.numpy(), y.numpy()), abs=1e-12)
+
+
+def test_the_coupling_is_on_the_requested_device():
+    with torch.device("meta"):  # a tensor made without a device would end here
+        assert {pairs.device.type for pairs in monotone_coupling(2, 3, "cpu")} == {"cpu"}
+
+
+# --- threads
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_items_are_mapped_two_at_a_time_each_on_one_thread(two_threads):
+    together = threading.Barrier(2, timeout=20)
+
+    def work(item: int) -> tuple[int, int, int]:
+        together.wait()  # times out unless two items run at once
+        return item, torch.get_num_threads(), threading.get_ident()
+
+    results = mapped(work, range(6))
+    assert [item for item, _, _ in results] == list(range(6))
+    assert {threads for _, threads, _ in results} == {1}
+    assert threading.get_ident() not in {thread for _, _, thread in results}
+    assert torch.get_num_threads() == 2
+
+
+def test_with_one_thread_items_are_mapped_in_the_calling_thread(two_threads):
+    torch.set_num_threads(1)
+    here = threading.get_ident()
+    assert mapped(lambda item: (item, threading.get_ident()), "abc") == [(item, here) for item in "abc"]
+
+
+def test_threads_are_restored_after_an_error(two_threads):
+    def failing() -> None:
+        with one_thread() as before:
+            assert (before, torch.get_num_threads()) == (2, 1)
+            raise ZeroDivisionError
+
+    for call in (failing, lambda: mapped(lambda item: 1 // item, [1, 0])):
+        with pytest.raises(ZeroDivisionError):
+            call()
+        assert torch.get_num_threads() == 2
