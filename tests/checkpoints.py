@@ -1,4 +1,4 @@
-"""Tiny random-weight checkpoints of the real architectures, written as a hub would hold them."""
+"""Tiny random-weight checkpoints of real architectures, in the format of the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +49,8 @@ SPECIAL = [
 def tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer with the family's kind of chat template.
 
-    A word tokenizer that adds a BOS of its own unless told not to; Qwen's own byte-level class for Qwen,
-    since transformers loads nothing else for that architecture.
+    A word tokenizer that adds a BOS by default; for Qwen its byte-level class, the only one that transformers
+    loads for that architecture.
     """
     if family == "qwen2":
         letters = [*SPECIAL, *ByteLevel.alphabet()]
@@ -107,12 +107,12 @@ def model(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def random_weights(architecture: Any, config: Any, seed: int) -> PreTrainedModel:
-    """A model of an architecture with random weights, its norms' among them."""
+    """A model of an architecture with random weights, including those of its norms."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = architecture(config)
         for name, weight in made.named_parameters():
-            if "norm" in name:  # a constant by default, and then a lost norm would not show
+            if "norm" in name:  # constant by default, so that a missing norm would not show
                 torch.nn.init.uniform_(weight, 0.5, 1.5)
     return made.eval()
 
@@ -125,7 +125,7 @@ def write(folder: Path, family: str, seed: int = 0) -> Path:
 
 
 def one_batch(model: Any, prompts: Sequence[str | Prompt]) -> TokenBatch:
-    """All prompts in one batch, however much padding that takes."""
+    """All prompts in one batch, whatever the padding."""
     served = backend(model)
     return token_batch(served, encode(served, prompts))
 

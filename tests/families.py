@@ -1,4 +1,4 @@
-"""The families of the paper and their kin, tiny: architecture class, shape and chat template of the hub."""
+"""Tiny models of the paper's families and related ones: architecture, shape and chat template of the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,25 +37,15 @@ SENTENCEPIECE = ["<s>", "</s>"]
 
 @dataclass(frozen=True)
 class Family:
-    """A family.
-
-    Attributes:
-        architecture: Class of the model.
-        config: Class of its configuration.
-        shape: What its configuration says beside sizes; ratios are the family's.
-        special: Special tokens; the first is the BOS, the second ends an answer.
-        suffix: What the template puts after the instruction.
-        system: What it does with a system message: "takes", "prefixes" (to the user's turn) or "refuses".
-        own_system: Text of the system turn that it writes by itself.
-    """
+    """A family; its template "takes", "prefixes" (to the user's turn) or "refuses" a system message."""
 
     architecture: type[PreTrainedModel]
     config: Any
-    shape: dict[str, Any]
-    special: list[str]
-    suffix: str
+    shape: dict[str, Any]  # apart from the sizes that all have
+    special: list[str]  # the first is the BOS, the second ends an answer
+    suffix: str  # of the template, after the instruction
     system: str = "takes"
-    own_system: str | None = None
+    own_system: str | None = None  # text of the system turn that the template writes
 
 
 def _rope(factor: float) -> dict[str, Any]:
@@ -169,8 +159,7 @@ FAMILIES = {
 def tokenizer(name: str) -> Any:
     """A byte-level tokenizer with the family's special tokens and its chat template.
 
-    It adds a BOS of its own where the family's does; Qwen's own class for Qwen, since transformers loads
-    nothing else for that architecture.
+    It adds a BOS if the family's does; Qwen has its own class, the only one that transformers loads for it.
     """
     family = FAMILIES[name]
     first, end = family.special[:2]

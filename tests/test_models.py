@@ -1,4 +1,4 @@
-"""Batches, the system prompt, what is recorded of a model, and every way in which loading one fails."""
+"""Batches, templates and system prompts, the record of a model, and all the ways in which loading fails."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def model(llama_folder: Path):
 
 
 def log_normal(n: int) -> st.SearchStrategy[list[int]]:
-    """Lengths as instructions have them: most short, a long tail."""
+    """Lengths like those of instructions: most short, with a long tail."""
     normal = st.floats(-3, 3)
     return st.lists(normal.map(lambda z: max(1, int(40 * 2.7**z))), min_size=1, max_size=n)
 
@@ -72,22 +72,15 @@ def test_rows_of_one_length_fill_their_batches(n, batch_size):
     assert len(sizes) == -(-n // batch_size)
 
 
-def test_without_a_limit_on_padding_waste_would_be_large():
-    """The negative control: the lengths of the property are such that plain batches of a size waste more."""
-    lengths = [200, 150, 100, 60, 40, 30, 20, 10]
-    assert 1 - sum(lengths) / (len(lengths) * max(lengths)) > 0.5
-    assert len(groups_by_length(lengths, 8, 10_000)) > 3
-
-
-def test_the_order_of_prompts_changes_no_batch(model):
+def test_batches_do_not_depend_on_the_order_of_prompts(model):
     served, prompts = backend(model), [p.text for p in checkpoints.contrast(20).harmful]
     whole = [{tuple(row) for row in b.tokens.tolist()} for b in batches(served, prompts, 4)]
-    turned = [{tuple(row) for row in b.tokens.tolist()} for b in batches(served, prompts[::-1], 4)]
-    assert whole == turned
+    reordered = [{tuple(row) for row in b.tokens.tolist()} for b in batches(served, prompts[::-1], 4)]
+    assert whole == reordered
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 1, "token_budget": 0}])
-def test_impossible_batches_are_refused(model, options):
+def test_invalid_batch_sizes_are_refused(model, options):
     with pytest.raises(PromptError, match="at least 1"):
         next(batches(backend(model), PROMPTS, **options))
 
@@ -98,9 +91,9 @@ def batch_of(n: int, width: int = 3) -> TokenBatch:
 
 
 class Memory:
-    """Stands for a device that holds so many rows at once."""
+    """A device that holds a limited number of rows at once."""
 
-    def __init__(self, rows: int, error: RuntimeError) -> None:
+    def __init__(self, rows: int, error: RuntimeError | None) -> None:
         self.rows, self.error, self.tried = rows, error, []
 
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
@@ -116,20 +109,19 @@ OUT_OF_MEMORY = [
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY)
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize(("rows", "error"), [(1, OUT_OF_MEMORY[0]), (3, OUT_OF_MEMORY[1]), (7, None)])
 def test_a_batch_halves_itself_until_it_fits(error, rows):
     whole, memory = batch_of(7), Memory(rows, error)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         parts = list(in_memory(memory, whole))
     assert [i for part, _ in parts for i in part.indices] == list(range(7))
     assert torch.equal(torch.cat([values for _, values in parts]), whole.tokens.sum(1))
     assert all(part.tokens.shape[1] == whole.tokens.shape[1] for part, _ in parts)
-    assert len(said) == (0 if rows == 7 else 1)
-    if said:
-        assert said[0].category is BatchHalvedWarning
-        assert "batch of 7 prompts of 3 tokens" in str(said[0].message)
+    assert len(raised) == (0 if rows == 7 else 1)
+    if raised:
+        assert raised[0].category is BatchHalvedWarning
+        assert "7 prompts of 3 tokens" in str(raised[0].message)
 
 
 def test_one_prompt_too_large_and_other_errors_are_not_halved():
@@ -142,7 +134,7 @@ def test_one_prompt_too_large_and_other_errors_are_not_halved():
 
 
 def test_measures_survive_a_full_device(model, monkeypatch):
-    """Generation, next tokens and losses on a device that holds two prompts are those of a large one."""
+    """Generation, next tokens and losses are those of a large device on one that holds two prompts."""
     prompts = [otl.Prompt(text, answer="w3 w4") for text in ("w1 w2 w3", "w4 w5 w6", "w7 w8 w9", "w1 w1 w1")]
 
     def measured() -> list:
@@ -173,7 +165,7 @@ def test_measures_survive_a_full_device(model, monkeypatch):
 
 
 def served_with(template: str, merges: list[tuple[str, str]] = []):  # noqa: B006
-    """A model whose byte-level tokenizer merges as told."""
+    """A model whose byte-level tokenizer has these merges."""
     letters = ["<pad>", "</s>", *sorted(ByteLevel.alphabet()), *dict.fromkeys(a + b for a, b in merges)]
     words = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, merges))
     words.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -196,13 +188,13 @@ def test_post_instruction_tokens_of_plain_and_merging_tokenizers():
 
 
 def test_post_instruction_tokens_where_most_words_are_unknown():
-    """To the word tokenizer every ordinary word is <unk>; its own words keep that from leaking in."""
+    """The word tokenizer maps every ordinary word to <unk>, which must not count as a template token."""
     model = otl.load_model(checkpoints.model("llama"), tokenizer=checkpoints.tokenizer("llama"))
     assert tokens_after(backend(model)) == ["<eot>", "<assistant>", "<nl>"]
 
 
-def test_the_date_in_a_template_stands_still(tmp_path):
-    """Llama-3.2's template writes today's date: prompts of yesterday's capture would be others."""
+def test_the_date_in_a_template_is_fixed(tmp_path):
+    """Llama 3.2's template writes today's date, so that prompts would change every day."""
     served = backend(otl.load_model(families.write(tmp_path, "llama32")))
     assert "Today Date: 26 Jul 2024" in render(served, ["w1"])[0]
     turns = [{"role": "user", "content": "w1"}]
@@ -210,17 +202,13 @@ def test_the_date_in_a_template_stands_still(tmp_path):
     assert model_record(served.model)["template_date"] == "26 Jul 2024"
 
 
-def test_a_switch_of_thinking_is_off(tmp_path):
-    """Qwen-3 begins to think unless told not to: the first answer token would always be <think>."""
+def test_thinking_is_switched_off(tmp_path):
+    """Otherwise the first token of every answer of Qwen 3 would be <think>."""
     served = backend(otl.load_model(families.write(tmp_path, "qwen3")))
     turns = [{"role": "user", "content": "w1"}]
     own = served.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert render(served, ["w1"])[0] == own + "<think>\n\n</think>\n\n"
     assert model_record(served.model)["thinking"] == "off"
-
-
-def test_a_template_without_that_switch_is_left_alone(llama_folder):
-    assert model_record(otl.load_model(llama_folder))["thinking"] is None
 
 
 def test_a_system_prompt_of_each_kind_of_model(llama_folder):
@@ -233,7 +221,7 @@ def test_a_system_prompt_of_each_kind_of_model(llama_folder):
         assert render(backend(model), ["w1"]) != render(backend(otl.load_model(llama_folder)), ["w1"])
 
 
-def test_a_template_that_drops_the_system_prompt_is_refused():
+def test_a_template_that_ignores_the_system_prompt_is_refused():
     served = served_with("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %} A:")
     assert render(served, ["w1"]) == ["w1 A:"]
     set_system_prompt(served.model, "be kind")
@@ -241,12 +229,12 @@ def test_a_template_that_drops_the_system_prompt_is_refused():
         encode(served, ["w1"])
 
 
-def test_a_record_is_json_and_tells_models_apart(llama_folder):
+def test_a_record_is_json_and_distinguishes_models(llama_folder):
     plain = model_record(otl.load_model(llama_folder))
     assert json.loads(json.dumps(plain)) == plain
     assert plain["weight_processing"] == "none: Hugging Face's own weights"
     assert plain["post_instruction_tokens"] == ["<eot>", "<assistant>", "<nl>"]
-    assert (plain["bos"], plain["quantization"], plain["device_map"]) == ("template", None, None)
+    assert [plain[n] for n in ("bos", "quantization", "device_map", "thinking")] == ["template", *[None] * 3]
     for options in ({"dtype": "bfloat16"}, {"system_prompt": "w1"}, {"system_prompt": ""}, {"hooks": "full"}):
         assert model_record(otl.load_model(llama_folder, **options)) != plain
     bridge = otl.load_model(llama_folder, hooks="full")
@@ -260,12 +248,12 @@ def test_a_record_is_json_and_tells_models_apart(llama_folder):
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide enough for blocks of 64 quantized weights."""
-    place, words = tmp_path_factory.mktemp("wide"), checkpoints.tokenizer("llama")
+    folder, words = tmp_path_factory.mktemp("wide"), checkpoints.tokenizer("llama")
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(words), initializer_range=0.1, pad_token_id=0, **shape)
-    LlamaForCausalLM(config).save_pretrained(place)
-    words.save_pretrained(place)
-    return place
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("quantization", "kind"), [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")])
@@ -283,7 +271,7 @@ def test_quantized_models_load_and_answer_quietly(wide, quantization, kind, capf
     assert 0 < float((acts - near).norm() / acts.norm()) < 0.5
 
 
-def test_quantization_without_its_library_says_what_to_install(wide, monkeypatch):
+def test_quantization_without_its_library_names_the_extra(wide, monkeypatch):
     monkeypatch.setattr(pretrained_module, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(ModelError, match=r"pip install 'ot-lens\[quantization\]'"):
         otl.load_model(wide, quantization="int8")
@@ -297,9 +285,9 @@ def spread(layers: int, first_on_disk: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("device_map", ["auto", spread(4, 2), {**spread(4, 0), "model.embed_tokens": "disk"}])
 def test_a_spread_model_is_captured_edited_and_swept_alike(tmp_path, device_map):
-    """Layers on disk stand for layers on other devices: accelerate fetches each when its turn comes."""
-    place = families.write(tmp_path, "qwen25")
-    whole, spread_out = otl.load_model(place), otl.load_model(place, device_map=device_map)
+    """Layers on disk replace layers on other devices: accelerate fetches each when it runs."""
+    folder = families.write(tmp_path, "qwen25")
+    whole, spread_out = otl.load_model(folder), otl.load_model(folder, device_map=device_map)
     generator, d = torch.Generator().manual_seed(0), backend(whole).d_model
     U, V = (torch.randn(d, 2, generator=generator) / 4 for _ in range(2))
     edits = {layer: AffineMap(U, V, torch.ones(d)) for layer in (1, 3)}
@@ -323,7 +311,7 @@ def test_loading_prints_nothing(llama_folder, capfd):
 
 
 def refuse(error: Exception):
-    """A hub that answers with an error, wrapped as transformers wraps it."""
+    """A hub that responds with an error, wrapped as transformers wraps it."""
 
     def from_pretrained(*_args, **_kwargs):
         raise OSError("You are trying to access a repository.\nMore lines.") from error
@@ -345,14 +333,14 @@ def response(status: int) -> httpx.Response:
         (lambda: None, "You are trying to access a repository"),
     ],
 )
-def test_the_hub_s_refusals_are_one_clear_line(monkeypatch, error, message):
+def test_each_error_of_the_hub_is_one_clear_line(monkeypatch, error, message):
     monkeypatch.setattr(pretrained_module.AutoTokenizer, "from_pretrained", refuse(error()))
     with pytest.raises(ModelError, match=message) as caught:
         otl.load_model("some/model", revision="v9")
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_name_without_a_network_is_said_so():
+def test_a_hub_name_without_a_network_is_an_error():
     with pytest.raises(ModelError, match="the hub cannot be reached"):
         otl.load_model("some/model-that-is-not-cached")
 
@@ -386,7 +374,7 @@ def test_a_broken_folder_is_one_clear_line(llama_folder, tmp_path, damage, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_lacks_weights_is_not_filled_up_at_random(tmp_path):
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     model = checkpoints.model("llama")
     weights = {k: v.clone() for k, v in model.state_dict().items() if "layers.1.mlp.up" not in k}
     model.save_pretrained(tmp_path, state_dict=weights)
@@ -407,17 +395,17 @@ def test_a_checkpoint_that_lacks_weights_is_not_filled_up_at_random(tmp_path):
         ({"revision": "main"}, "is a folder"),
     ],
 )
-def test_impossible_options_are_refused(llama_folder, options, message):
+def test_invalid_options_are_refused(llama_folder, options, message):
     with pytest.raises(ModelError, match=message):
         otl.load_model(llama_folder, **options)
 
 
-def test_options_of_loading_do_not_reach_a_loaded_model(model):
+def test_loading_options_of_a_loaded_model_are_refused(model):
     with pytest.raises(ModelError, match="already loaded"):
         otl.load_model(model, dtype="bfloat16")
 
 
-def test_a_wrong_name_as_long_as_a_file_is_cut_short():
+def test_an_overlong_name_is_abbreviated():
     with pytest.raises(ModelError, match="choose one of") as refused:
         otl.load_model("organism:multi", hooks="z" * 9_000)
     assert len(str(refused.value)) < 300
