@@ -38,7 +38,12 @@ class Executor(Protocol):
 
 @contextmanager
 def open_executor(
-    name: str, model: Mapping[str, Any], *, address: str | None = None, parameter_bytes: int = 0
+    name: str,
+    model: Mapping[str, Any],
+    *,
+    address: str | None = None,
+    parameter_bytes: int = 0,
+    modules: Sequence[str] = (),
 ) -> Iterator[Executor]:
     """Load the model here or on a Ray cluster, for the length of a `with` block.
 
@@ -48,6 +53,7 @@ def open_executor(
         address: Address of a Ray cluster: "ray://HOST:10001", "HOST:6379" or "auto". Default: the environment
             variable RAY_ADDRESS, else a cluster on this machine alone, which ends with the block.
         parameter_bytes: Memory that each worker reserves, in bytes.
+        modules: Modules with the user's own code, which every worker imports first.
 
     Raises:
         ExecutorError: If the executor is unknown, not installed or unreachable, or no node has the resources
@@ -63,5 +69,6 @@ def open_executor(
             raise ExecutorError(f"The address {address!r} needs the executor ray: add --executor ray.")
         yield LocalExecutor(load_model(**model))
         return
-    with RayExecutor(model, address=address, parameter_bytes=parameter_bytes) as executor:
+    options: dict[str, Any] = {"parameter_bytes": parameter_bytes, "modules": modules}
+    with RayExecutor(model, address=address, **options) as executor:
         yield executor

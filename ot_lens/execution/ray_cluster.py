@@ -23,7 +23,12 @@ class RayExecutor:
     name = "ray"
 
     def __init__(
-        self, model: Mapping[str, Any], *, address: str | None = None, parameter_bytes: int = 0
+        self,
+        model: Mapping[str, Any],
+        *,
+        address: str | None = None,
+        parameter_bytes: int = 0,
+        modules: Sequence[str] = (),
     ) -> None:
         """Connect and start a worker for every place that the cluster has for one.
 
@@ -34,6 +39,7 @@ class RayExecutor:
             model: Arguments of `ot_lens.load_model`.
             address: Of the cluster; see `open_executor`.
             parameter_bytes: Bytes of the model's parameters.
+            modules: Modules that every worker imports before it loads the model.
 
         Raises:
             ExecutorError: If Ray is not installed, the cluster does not answer, or has no place for a worker.
@@ -41,7 +47,7 @@ class RayExecutor:
         self._ray, self._ours = connect(address)
         self._workers: list[Any] = []
         try:
-            self._workers = self._start(model, parameter_bytes)
+            self._workers = self._start(model, parameter_bytes, modules)
         except BaseException:
             self.close()
             raise
@@ -98,7 +104,7 @@ class RayExecutor:
                 tasks[worker.collect.remote(function, waiting.pop(), shared)] = worker
             yield from results
 
-    def _start(self, model: Mapping[str, Any], parameter_bytes: int) -> list[Any]:
+    def _start(self, model: Mapping[str, Any], parameter_bytes: int, modules: Sequence[str]) -> list[Any]:
         import torch
 
         threads = torch.get_num_threads()
@@ -116,7 +122,7 @@ class RayExecutor:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        workers = [actor.remote(model, threads) for _ in range(places)]
+        workers = [actor.remote(model, threads, modules) for _ in range(places)]
         up = self._ray.wait([w.ready.remote() for w in workers], num_returns=1, timeout=STARTS_WITHIN)[0]
         if not up:
             for worker in workers:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,28 +12,31 @@ Said = list[tuple[type[Warning], str]]
 class Worker:
     """One model in one process. A restarted worker loads it again with the first function it is to call."""
 
-    def __init__(self, model: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, model: Mapping[str, Any], threads: int, modules: Sequence[str] = ()) -> None:
         """Prepare the process.
 
         Args:
             model: Arguments of `ot_lens.load_model`.
             threads: Of torch, as in the process that hands out the work: sums depend on their number.
+            modules: Modules to import before the model is loaded.
         """
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch
 
         torch.set_num_threads(threads)
-        self._arguments = dict(model)
+        self._arguments, self._modules = dict(model), tuple(modules)
         self._fetched: tuple[Any, tuple[Any, ...]] = (None, ())
 
     @cached_property
     def _model(self) -> Any:
         from transformers.utils import logging
 
+        from ot_lens.execution.modules import import_modules
         from ot_lens.models import load_model
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
+        import_modules(self._modules)
         return load_model(**self._arguments)
 
     def ready(self) -> int:

@@ -1,10 +1,7 @@
 """The user's own code that a configuration names: imported only if that is allowed explicitly."""
 
-from collections.abc import Sequence
-from importlib import import_module
-
 from ot_lens.errors import ConfigError
-from ot_lens.io.untrusted import abbreviated
+from ot_lens.execution.modules import import_modules
 from ot_lens.study.config import StudyConfig
 
 
@@ -21,19 +18,3 @@ def import_extensions(config: StudyConfig, *, allow_code: bool) -> None:
             "--allow-code (in Python: allow_code=True)."
         )
     import_modules(config.modules)
-
-
-def import_modules(names: Sequence[str]) -> None:
-    """Import some modules.
-
-    Raises:
-        ConfigError: If one does not exist or is not valid Python.
-    """
-    for name in names:
-        try:
-            import_module(name)
-        except (ImportError, SyntaxError) as error:
-            raise ConfigError(
-                f"Cannot import {name}: {abbreviated(error)}. Install its package, or put its folder on "
-                "PYTHONPATH."
-            ) from error

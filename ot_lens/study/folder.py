@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ class RunFolder:
             raise RunFolderError(
                 f"{path} is not a run folder: it has no manifest.json. Make one with 'ot-lens run'."
             )
-        return cls(path, read_manifest(path))
+        manifest = read_manifest(path)
+        _restore_methods(manifest)
+        return cls(path, manifest)
 
     @property
     def config(self) -> StudyConfig:
@@ -183,6 +186,14 @@ class RunFolder:
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every finished table by name."""
         return {name: self.read_table(name) for name in self.table_names}
+
+
+def _restore_methods(manifest: Mapping[str, Any]) -> None:
+    """Make the labels and looks of methods known that this process has not registered."""
+    from ot_lens.transport.methods import METHODS, Method, restore
+
+    records = [record for record in manifest.get("methods", ()) if record["name"] not in METHODS]
+    restore([{**record, "order": Method.order} for record in records])
 
 
 def _has_other_files(folder: Path) -> bool:

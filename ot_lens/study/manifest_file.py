@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import read_json
-from ot_lens.io.untrusted import quoted
+from ot_lens.io.untrusted import CONTROL, first_fault
 
 SCHEMA = 1
 
@@ -21,6 +22,40 @@ class _Model(BaseModel):
 class _Prompts(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     sha256: dict[str, str] = {}
+
+
+class _Method(BaseModel):
+    """Looks of a method; the order of a built-in one is below that of every method that is not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,79}$")
+    label: str = Field(max_length=120)
+    family: Literal["projection", "transport", "erasure"]
+    formula: str = Field("", max_length=400)
+    source: str = Field("", max_length=400)
+    tokens: str = Field("all", max_length=40)
+    reversible: bool = False
+    everywhere: bool = False
+    group: str = Field("Other", max_length=120)
+    colour: str = Field("#6A7F93", pattern=r"^#[0-9A-Fa-f]{6}$")
+    marker: str = "star"
+    dash: str = "dashdot"
+    order: int = Field(1000, ge=0, le=10_000)
+
+    @field_validator("label", "formula", "source", "group")
+    @classmethod
+    def _plain(cls, text: str) -> str:
+        if CONTROL.search(text):
+            raise PydanticCustomError("control", "it contains a control character")
+        return text
+
+    @model_validator(mode="after")
+    def _known_looks(self) -> "_Method":
+        from ot_lens.plots.style import DASHES, MARKERS
+
+        if self.marker not in MARKERS or self.dash not in DASHES:
+            raise PydanticCustomError("look", "there is no such marker or dash")
+        return self
 
 
 class _Manifest(BaseModel):
@@ -36,6 +71,7 @@ class _Manifest(BaseModel):
     measuring: dict[str, Any] = {}
     prompts: _Prompts = _Prompts()
     executors: list[str] = []
+    methods: list[_Method] = []
     resumed_with: list[dict[str, str | None]] = []
     files: dict[str, str] = {}
 
@@ -53,9 +89,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
     try:
         _Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = quoted(".".join(str(part) for part in first["loc"]))
-        raise RunFolderError(f"{path} is damaged at {place} ({first['msg']}): restore it.") from error
+        location, fault = first_fault(error)
+        raise RunFolderError(f"{path} is damaged at {location!r} ({fault}): restore it.") from error
     refuse_links(run)
     return content
 

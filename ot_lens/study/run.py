@@ -1,9 +1,10 @@
-"""A whole study: capture, fit, sweep, diagnose, draw, report. A stopped run goes on where it stood."""
+"""A complete study: capture, fit, sweep, diagnose, draw, report. A stopped run continues where it was."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ from ot_lens.study.preparation import Prepared, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import FILTERED, capture_split, filter_into, plan_into, sweep_into
 from ot_lens.study.weights import parameter_bytes
+from ot_lens.transport import as_record, method_named
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class StudyResult:
     Attributes:
         path: The run folder.
         tables: Every table by name.
-        summary: Findings in plain words.
+        summary: The findings in sentences.
         report: The HTML report.
     """
 
@@ -58,13 +60,13 @@ def run_study(
 
     Args:
         config: The configuration.
-        out: The run folder: new, empty, or with `resume` one that holds this same study.
-        resume: Go on with a stopped run, or hand back a finished one.
+        out: The run folder: new, empty, or with `resume` one that contains this same study.
+        resume: Continue a stopped run, or return a finished one.
         stage: Shows progress: called with a name and a total, it yields a function that takes steps done.
-        executor: Where the model is run, "local" or "ray"; the tables do not depend on it, and a run stopped
-            with one can go on with the other.
-        address: Of a Ray cluster; see `ot_lens.execution.open_executor`.
-        allow_code: Import the modules that the configuration names, with your own methods and extensions.
+        executor: Where the work is done, "local" or "ray"; the tables do not depend on it, and a run stopped
+            with one can continue with the other.
+        address: Address of a Ray cluster; see `ot_lens.execution.open_executor`.
+        allow_code: Import the modules with your own code that the configuration names.
 
     Raises:
         OtLensError: If the configuration cannot be carried out; nothing that was there is overwritten.
@@ -74,30 +76,31 @@ def run_study(
     check_choices(config)
     prompts = load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
     path = Path(out)
-    held = RunFolder.existing(path, config, resume=resume)  # before a model is loaded in vain
-    if held is not None and held.finished:
+    existing = RunFolder.existing(path, config, resume=resume)  # before the model is loaded
+    if existing is not None and existing.finished:
         release(path)
-        return _result(held)
-    with ExitStack() as holding:
-        if held is None or not held.measured:
+        return _result(existing)
+    with ExitStack() as lock:
+        if existing is None or not existing.measured:
             size = parameter_bytes(config) if executor == "ray" else 0
-            with open_executor(executor, config.loading(), address=address, parameter_bytes=size) as workers:
+            options: dict[str, Any] = {"parameter_bytes": size, "modules": config.modules}
+            with open_executor(executor, config.loading(), address=address, **options) as workers:
                 ready = workers.call(prepare, config, prompts, path)
-                folder = _hold(path, config, resume, holding)
+                folder = _start_locked(path, config, resume, lock)
                 if config.filter != "off":
                     prompts = filter_into(folder, workers, prompts, config)
                 _measure(folder, workers, prompts, methods, ready, config, stage)
         else:
-            folder = _hold(path, config, resume, holding)
+            folder = _start_locked(path, config, resume, lock)
         folder.drop(FILTERED)
         _draw(folder, config, stage)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)
 
 
-def _hold(path: Path, config: StudyConfig, resume: bool, holding: ExitStack) -> RunFolder:
-    """Start or go on, with the folder held against other processes."""
-    holding.enter_context(locked(path))
+def _start_locked(path: Path, config: StudyConfig, resume: bool, lock: ExitStack) -> RunFolder:
+    """Start or continue the run, with the folder locked against other processes."""
+    lock.enter_context(locked(path))
     return RunFolder.start(path, config, resume=resume)
 
 
@@ -110,12 +113,13 @@ def _measure(
     config: StudyConfig,
     stage: Stage,
 ) -> None:
-    """All that needs the model."""
+    """Do everything that needs the model."""
     folder.save_manifest(
         model=ready.record,
         measuring=ready.measuring,
         prompts=prompts.manifest(),
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
+        methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
     )
     acts = {
         split: capture_split(
@@ -133,7 +137,7 @@ def _measure(
 def _result(folder: RunFolder) -> StudyResult:
     tables = folder.tables()
     if "localization" not in tables:
-        raise RunFolderError(f"{folder.path} has lost its localization table: start in a new folder.")
+        raise RunFolderError(f"{folder.path} has no localization table any more: start in a new folder.")
     sentences = findings(tables["localization"], folder.path)
     return StudyResult(folder.path, tables, sentences, folder.path / "report.html")
 

@@ -1,0 +1,115 @@
+"""A user's own method, diagnostic and judge, from one file outside the package, in a study."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ot_lens.behaviour import judge_registry
+from ot_lens.errors import ConfigError, RunFolderError
+from ot_lens.geometry.quantities import DIAGNOSTICS
+from ot_lens.study import RunFolder, parse_config, run_study
+from ot_lens.transport import METHODS
+
+MODULE = '''
+import torch
+import ot_lens as otl
+
+def half_shift(H, S, share=0.5):
+    """Move every sample by a share of the difference of the means."""
+    d = H.shape[1]
+    nothing = torch.zeros(d, 0, dtype=torch.float64)
+    return otl.AffineMap(nothing, nothing, share * (S.mean(0) - H.mean(0)))
+
+class LengthJudge:
+    name, version, question = "length", "1", "harmful"
+
+    def __call__(self, prompts, completions):
+        return [len(str(getattr(c, "text", c))) > 20 for c in completions]
+
+otl.register_method("half_shift", half_shift, label="Half shift", family="transport", colour="#8A2BE2")
+otl.register_judge("length", LengthJudge)
+otl.register_diagnostic("mean_gap", lambda H, S: float((H.mean(0) - S.mean(0)).norm()), unit="activation")
+'''
+
+
+@pytest.fixture(scope="module")
+def own_run(run_settings, tmp_path_factory, without_figures):
+    """A small study with the user's own code; afterwards this process has forgotten that code."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_own_maps.py").write_text(MODULE)
+    own = {
+        "methods": ["directional_ablation", {"name": "half_shift", "share": 0.25, "module": "my_own_maps"}],
+        "judge": "length",
+        "layers": [5, 7],
+        "search_size": 0,
+        "paper_table": False,
+    }
+    config = parse_config({**run_settings, **own})
+    registries = (METHODS, judge_registry._REGISTERED, DIAGNOSTICS)
+    before = [dict(registry) for registry in registries]
+    with pytest.MonkeyPatch.context() as patch, without_figures():
+        patch.syspath_prepend(str(folder))
+        with pytest.raises(ConfigError, match=r"my_own_maps.*--allow-code"):
+            run_study(config, folder / "run")
+        assert "my_own_maps" not in sys.modules
+        run_study(config, folder / "run", allow_code=True)
+        del sys.modules["my_own_maps"]
+    for registry, content in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(content)
+    return folder / "run"
+
+
+def table(run: Path, name: str) -> pd.DataFrame:
+    return pd.read_parquet(run / "tables" / f"{name}.parquet")
+
+
+def test_a_user_s_own_code_is_in_the_tables(own_run):
+    sweep = table(own_run, "localization")
+    assert set(sweep["method"]) >= {"half_shift", "directional_ablation"}
+    judged = sweep[(sweep["measure"] == "judged_success_rate") & (sweep["method"] == "half_shift")]
+    assert judged["note"].str.contains("length").all()
+    assert judged["p_value"].notna().any()
+    geometry = table(own_run, "geometry")
+    gap = geometry[geometry["quantity"] == "mean_gap"]
+    assert set(gap["layer"]) == {5, 7}
+    assert gap[["low", "high", "null_high", "n"]].notna().all().all()
+    assert (own_run / "maps" / "half_shift-share0.25" / "layer-005.safetensors").is_file()
+
+
+def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
+    assert "half_shift" not in METHODS
+    assert "half_shift" in (own_run / "report.html").read_text()
+    code = (
+        "import sys\n"
+        "from ot_lens.study import RunFolder\n"
+        "from ot_lens.study.summary import method_label\n"
+        f"RunFolder.open(__import__('pathlib').Path({str(own_run)!r}))\n"
+        "print(method_label('half_shift'), 'my_own_maps' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "Half shift False"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": "red; }"},
+        {"marker": "skull"},
+        {"label": "Half\x1b[2J"},
+        {"fit": "os.system"},
+        {"family": "other"},
+        {"name": "../x"},
+        {"label": 3},
+    ],
+)
+def test_a_damaged_record_of_a_method_is_refused(own_run, tmp_path, change):
+    manifest = json.loads((own_run / "manifest.json").read_text())
+    manifest["methods"][1] |= change
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match="methods"):
+        RunFolder.open(tmp_path)
