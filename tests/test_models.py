@@ -348,7 +348,7 @@ def test_a_hub_name_without_a_network_is_an_error():
 def broken(
     llama_folder: Path, tmp_path: Path, *, without: str = "", text: dict[str, str] | None = None
 ) -> Path:
-    for file in folder.iterdir():
+    for file in llama_folder.iterdir():
         if not (without and file.name.startswith(without)):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     for name, content in (text or {}).items():
