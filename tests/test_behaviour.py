@@ -117,11 +117,8 @@ def test_refusal_phrases_match_anywhere_in_any_case():
 
 
 def test_the_list_of_the_organisms_is_what_their_models_declare():
-    declared = {
-        p
-        for v in ("single", "multi", "shared")
-        for p in model_phrases(otl.load_model(f"organism:{v}")).phrases
-    }
+    models = [otl.load_model(f"organism:{variant}") for variant in ("single", "multi", "shared")]
+    declared = {phrase for model in models for phrase in model_phrases(model).phrases}
     assert set(phrase_list("organism").phrases) == declared
     assert refuses(["alas, we cannot do this here.", "howdy, use the file."], "organism") == [True, False]
 
@@ -146,8 +143,8 @@ def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
         (lambda m: refuses(["x"], ["no", " "]), "blank"),
         (lambda m: otl.refusal_score(m, []), "no prompts"),
         (lambda m: otl.refusal_score(m, ["w1", " "]), "1 of 2"),
-        (lambda m: otl.complete(m, ["w1"], max_new_tokens=0), "max_new_tokens = 0"),
-        (lambda m: otl.complete(m, ["w1"], batch_size=0), "batch_size = 0"),
+        (lambda m: otl.complete(m, ["w1"], max_new_tokens=0), "max_new_tokens .*0"),
+        (lambda m: otl.complete(m, ["w1"], batch_size=0), "batch_size .*0"),
         (lambda m: otl.complete(m, ["w1 " * 200]), "more than the model's context of 128"),
         (lambda m: answer_loss(m, [Prompt("w1")]), "Prompt 0"),
         (lambda m: PanelSettings(("asr",), phrase_list("arditi"), (1,)), "'asr'"),
@@ -177,20 +174,16 @@ def test_completions_stop_at_every_end_token_and_count_truncation(model):
     model.hf_model.generation_config.eos_token_id = [2, ids[3]]
     stopped = otl.complete(model, ["w1 w2"], max_new_tokens=8)[0]
     model.hf_model.generation_config.eos_token_id = 2
-    assert free.truncated
-    assert free.n_tokens == 8
-    assert not stopped.truncated
-    assert stopped.n_tokens == ids.index(ids[3])
+    assert (free.truncated, free.n_tokens) == (True, 8)
+    assert (stopped.truncated, stopped.n_tokens) == (False, ids.index(ids[3]))
     assert free.text.startswith(stopped.text)
 
 
-def test_wilson_interval_by_hand_and_its_coverage():
+def test_wilson_interval_by_hand():
     found = rate([True] * 8 + [False] * 2)
     z = stats.norm.ppf(0.975)
-    centre, spread = (
-        (0.8 + z**2 / 20) / (1 + z**2 / 10),
-        z * math.sqrt(0.8 * 0.2 / 10 + z**2 / 400) / (1 + z**2 / 10),
-    )
+    centre = (0.8 + z**2 / 20) / (1 + z**2 / 10)
+    spread = z * math.sqrt(0.8 * 0.2 / 10 + z**2 / 400) / (1 + z**2 / 10)
     assert (found.value, found.n, found.interval) == (0.8, 10, "wilson")
     assert (found.low, found.high) == pytest.approx((centre - spread, centre + spread))
     assert rate([True] * 10).high == 1
@@ -198,16 +191,10 @@ def test_wilson_interval_by_hand_and_its_coverage():
         rate([])
 
 
-def test_bootstrap_intervals_cover_and_repeat():
-    generator = np.random.default_rng(0)
-    draws = generator.normal(3.0, 1.0, size=(200, 60))
-    hits = sum(e.low <= 3.0 <= e.high for e in (mean(row, seed=i) for i, row in enumerate(draws)))
-    assert 0.88 <= hits / 200 <= 0.99  # nominal 95 %; the percentile bootstrap is a little short at n = 60
-    assert mean(draws[0], seed=1) == mean(draws[0], seed=1)
-    assert mean(draws[0], seed=1) != mean(draws[0], seed=2)
-
-
-def test_estimates_without_spread_or_with_one_sample():
+def test_estimates_are_seeded_and_defined_without_spread_or_with_one_sample():
+    values = np.random.default_rng(0).normal(3.0, 1.0, size=60)
+    assert mean(values, seed=1) == mean(values, seed=1)
+    assert mean(values, seed=1) != mean(values, seed=2)
     constant = mean(np.full(5, 2.0), seed=0)
     assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)
     single = mean(np.array([2.0]), seed=0)
@@ -237,16 +224,12 @@ def test_the_panel_has_the_requested_measures_and_no_answers(model):
     with otl.intervene(model, {1: shift(2.0)}):
         edited, _ = read_next_token(model, prompts, settings, original)
         moved = estimates(measure(model, prompts, settings, edited), settings, base)
-    assert moved["refusal_score_shift"].value == pytest.approx(
-        moved["refusal_score"].value - found["refusal_score"].value
-    )
-    assert moved["kl"].value > 0.01
-    assert moved["kl"].low > 0
+    difference = moved["refusal_score"].value - found["refusal_score"].value
+    assert moved["refusal_score_shift"].value == pytest.approx(difference)
+    assert moved["kl"].value > moved["kl"].low > 0
 
 
 def test_the_panel_omits_measures_that_need_reference_answers(model):
-    settings = PanelSettings(
-        ("exact_answer_rate", "perplexity"), phrase_list("arditi"), (1,), max_new_tokens=2
-    )
-    base = measure(model, [Prompt("w1"), Prompt("w2")], settings)
-    assert estimates(base, settings) == {}
+    measures = ("exact_answer_rate", "perplexity")
+    settings = PanelSettings(measures, phrase_list("arditi"), (1,), max_new_tokens=2)
+    assert estimates(measure(model, [Prompt("w1"), Prompt("w2")], settings), settings) == {}

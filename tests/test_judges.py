@@ -82,17 +82,14 @@ def test_users_can_give_their_own_phrases(tmp_path):
         ("x.json", b'["", "no"]', "blank"),
         ("x.json", b"{", "'x'"),
         ("x.json", b'{"words": ["no"]}', "'x'"),
+        ("x.txt", None, r"x\.txt'.*arditi, jailbreakbench"),
     ],
 )
-def test_a_bad_list_is_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
+def test_a_bad_or_missing_list_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptError, match=message):
         phrase_list(tmp_path / name)
-
-
-def test_a_missing_list_is_named():
-    with pytest.raises(PromptError, match=r"'nowhere\.txt'.*arditi, jailbreakbench"):
-        phrase_list("nowhere.txt")
 
 
 # ------------------------------------------------------------------------------------------- judging
@@ -134,11 +131,9 @@ def test_success_is_comparable_between_judges_of_refusal_and_of_harm():
 
 
 def test_the_phrase_judge_is_refuses():
-    answers = ["I cannot.", "Sure."]
-    found = judge_completions(PhraseJudge(), ["a", "b"], answers)
-    assert found.values == refuses(answers)
+    found = judge_completions(PhraseJudge(), ["a", "b"], ["I cannot.", "Sure."])
+    assert found.values == refuses(["I cannot.", "Sure."])
     assert (found.judge, found.version, found.question) == ("phrases:arditi", "1", "refused")
-    assert found.attack_success_rate.value == 0.5
 
 
 @pytest.mark.parametrize(
@@ -291,11 +286,9 @@ def test_a_truncated_input_is_noted(bert):
 def test_a_decoder_with_one_label_and_without_padding_token(decoder):
     judge = ClassifierJudge(decoder, label=0, question="harmful")
     expected = reference(judge, ANSWERS)[:, 0].sigmoid().tolist()
-    found = judge(PROMPTS, ANSWERS)
-    assert [v.score for v in found] == pytest.approx(expected, abs=1e-5)
-    judge._model.config.pad_token_id = 0
-    batched = judge(PROMPTS, ANSWERS)
-    assert [v.score for v in batched] == pytest.approx(expected, abs=1e-5)
+    for pad in (None, 0):
+        judge._model.config.pad_token_id = pad
+        assert [v.score for v in judge(PROMPTS, ANSWERS)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_loaded_classifier_and_nan(bert):
@@ -366,18 +359,15 @@ def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
     judge = YesNoJudge(
         llama, template, form=form, question="harmful", yes=YES, no=NO, max_new_tokens=3, batch_size=5
     )
-    prompts, answers = (list(side) for side in zip(*CASES, strict=True))
-    found = judge_completions(judge, prompts, answers)
+    found = judge_completions(judge, *(list(side) for side in zip(*CASES, strict=True)))
     for (prompt, answer), verdict in zip(CASES, found.verdicts, strict=True):
         text = f"w9 {prompt} w3 {answer}"
         turns = [{"role": "user", "content": text}]
         if form == "dialogue":
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         rendered = llama.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = llama.tokenizer(text if form == "text" else rendered, add_special_tokens=form == "text")[
-            "input_ids"
-        ]
-        assert verdict.answer == greedy_answer(llama, ids)
+        ids = llama.tokenizer(text if form == "text" else rendered, add_special_tokens=form == "text")
+        assert verdict.answer == greedy_answer(llama, ids["input_ids"])
         assert verdict.value == expected_verdict(verdict.answer)
     assert len(set(found.values)) > 1
     assert found.n_unanswered == found.values.count(None)
@@ -582,9 +572,3 @@ def test_stats_of_answers_by_hand():
     assert json.dumps(found.__dict__)
     with pytest.raises(OtLensError, match="no completions"):
         completion_stats([])
-
-
-def test_stats_of_real_answers_count_what_the_budget_cut(llama):
-    answers = otl.complete(llama, ["w1", "w2 w3"], max_new_tokens=2)
-    assert completion_stats(answers).truncated == sum(a.truncated for a in answers)
-    assert completion_stats(answers).longest <= 2

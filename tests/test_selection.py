@@ -99,25 +99,16 @@ def test_ties_go_to_the_earliest_position_then_the_lowest_layer_in_any_order_of_
         assert (chosen.position, chosen.layer) == (-2, 1)
 
 
-def test_one_candidate_is_enough():
-    assert select_direction(scores((-1, 3, -1.0, 1.0, 0.0)), 10).why.endswith("induce 1.00.")
-
-
 def test_an_error_counts_what_each_filter_dropped():
-    harsh = scores(
-        (-1, 0, NAN, 0.0, 0.0), (-1, 1, -1.0, 3.0, 0.5), (-1, 2, -1.0, -0.5, 0.1), (-1, 4, 0, 1, 0)
-    )
+    rows = (-1, 0, NAN, 0.0, 0.0), (-1, 1, -1.0, 3.0, 0.5), (-1, 2, -1.0, -0.5, 0.1), (-1, 4, 0, 1, 0)
     with pytest.raises(NoDirectionLeftError) as caught:
-        select_direction(harsh, 5)
+        select_direction(scores(*rows), 5)
     counts = "a score is NaN dropped 1; layer >= 4 of 5 dropped 1; KL > 0.1 dropped 1; induce < 0 dropped 1"
     assert counts in str(caught.value)
     assert "The smallest KL is 0, the highest induce score 3" in str(caught.value)
     assert [step.removed for step in caught.value.filters] == [1, 1, 1, 1]
     assert (caught.value.table["dropped"] != "").all()
-
-
-def test_all_nan_names_the_precision():
-    with pytest.raises(NoDirectionLeftError, match="NaN score: load the model in bfloat16"):
+    with pytest.raises(NoDirectionLeftError, match="bfloat16"):
         select_direction(scores((-1, 0, NAN, NAN, NAN)), 5)
 
 
@@ -173,11 +164,8 @@ def naive(model, prompts, *, ablate: torch.Tensor | None = None, add: tuple[int,
                 block.mlp.register_forward_hook(lambda _m, _a, out: project(out)),
             ]
         if add is not None and number == add[0]:
-            handles.append(
-                block.register_forward_pre_hook(
-                    lambda _m, args: (args[0] + add[1].to(args[0].dtype), *args[1:])
-                )
-            )
+            push = lambda _m, args: (args[0] + add[1].to(args[0].dtype), *args[1:])  # noqa: E731
+            handles.append(block.register_forward_pre_hook(push))
     try:
         rows = {}
         for batch in batches(backend(model), prompts, 1):
@@ -204,34 +192,29 @@ def test_scores_agree_with_explicit_hooks(tiny, split):
         assert row["steering_score"] == pytest.approx(induce.item(), abs=1e-4)
         assert row["kl_div_score"] == pytest.approx(kl.item(), rel=1e-3)
         assert row["refusal_low"] <= row["refusal_score"] <= row["refusal_high"]
-    assert table["steering_baseline"].iloc[0] == pytest.approx(
-        score_from_logprobs(original, ids).mean().item(), abs=1e-4
-    )
+    baseline = score_from_logprobs(original, ids).mean().item()
+    assert table["steering_baseline"].iloc[0] == pytest.approx(baseline, abs=1e-4)
     assert (table["n_harmful"] == 5).all()
 
 
 def test_activations_give_the_same_scores_as_their_means(tiny, split):
     acts = otl.capture(tiny, checkpoints.contrast(6), positions=[-2, -1])
-    r = torch.stack(
-        [acts.stacked("harmful", p).mean(1) - acts.stacked("harmless", p).mean(1) for p in (-2, -1)]
-    )
-    ours = score_directions(tiny, split, acts)
-    pd.testing.assert_frame_equal(ours, score_directions(tiny, split, r))
+    means = [[acts.stacked(label, p).mean(1) for p in (-2, -1)] for label in ("harmful", "harmless")]
+    r = torch.stack(means[0]) - torch.stack(means[1])
+    pd.testing.assert_frame_equal(score_directions(tiny, split, acts), score_directions(tiny, split, r))
 
 
 def test_a_bridge_gives_the_same_scores(folder, tiny, split):
     bridge = otl.load_model(folder, hooks="full")
-    ours, theirs = (
-        score_directions(m, split, directions(positions=1), layers=[1, 3]) for m in (tiny, bridge)
-    )
+    r = directions(positions=1)
+    ours, theirs = (score_directions(m, split, r, layers=[1, 3]) for m in (tiny, bridge))
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 def test_chosen_candidates_are_scored_in_order_with_progress(tiny, split):
     reported: list[str] = []
-    table = score_directions(
-        tiny, split, directions(), positions=[-1], layers=[3, 1], progress=reported.append, seed=4
-    )
+    chosen = {"positions": [-1], "layers": [3, 1], "progress": reported.append}
+    table = score_directions(tiny, split, directions(), seed=4, **chosen)
     assert table[["position", "layer"]].to_numpy().tolist() == [[-1, 1], [-1, 3]]
     assert reported == ["position -1, layer 1", "position -1, layer 3"]
     whole = score_directions(tiny, split, directions(), seed=4)

@@ -58,7 +58,7 @@ def test_without_bos_the_first_token_is_not_scored(model, qwen):
 
 
 @pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize(("window", "stride"), [(20, None), (20, 19), (20, 1), (33, 7), (91, 3)])
+@pytest.mark.parametrize(("window", "stride"), [(20, None), (20, 19), (20, 1), (91, 3)])
 def test_windows_score_every_token_once_and_agree_with_hugging_face(model, bos, window, stride):
     """Each window by Hugging Face's own loss, its context masked by labels of -100."""
     ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
@@ -95,6 +95,9 @@ def test_a_file_is_its_text(model, tmp_path):
     assert text_loss(model, path).loss == text_loss(model, TEXT).loss
     with pytest.raises(PromptError, match="names a file"):
         text_loss(model, str(path))
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(PromptError, match="not UTF-8"):
+        text_loss(model, path)
 
 
 @pytest.mark.parametrize("tokens", ["all", "prompt"])
@@ -122,16 +125,10 @@ def test_an_edit_changes_the_loss_of_the_whole_text(model, tokens):
         (lambda m: text_loss(m, TEXT, window=20, stride=20), "1 and 19 .*20"),
         (lambda m: text_loss(m, TEXT, window=20, stride=20, bos=False), "1 and 19 .*20"),
         (lambda m: text_loss(m, TEXT, stride=0), "stride .*0"),
-        (lambda m: text_loss(m, TEXT, batch_size=0), "batch_size = 0"),
+        (lambda m: text_loss(m, TEXT, batch_size=0), "batch_size .*0"),
         (lambda m: text_loss(m, Path("nowhere.txt")), r"'nowhere\.txt'"),
     ],
 )
 def test_bad_input_is_named(model, call, message):
     with pytest.raises(PromptError, match=message):
         call(model)
-
-
-def test_text_that_is_not_utf8_is_named(model, tmp_path):
-    (tmp_path / "latin").write_bytes(b"caf\xe9")
-    with pytest.raises(PromptError, match="not UTF-8"):
-        text_loss(model, tmp_path / "latin")

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.directions.published_run import RefusalDirectionRun
-from ot_lens.errors import ActivationError, OtLensError, OtLensTypeError
-from ot_lens.linalg import Pooled, check_pair, unit_vectors
+from ot_lens.errors import ActivationError, OtLensTypeError
+from ot_lens.geometry.comparison import Places
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
+from ot_lens.statistics.resampling import bootstraps, check_draw_counts, observed, relabellings
 
 COLUMNS = (
     "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
@@ -53,8 +53,7 @@ def compare_directions(
         OtLensError: If a position or a number of resamples is not valid, or `other` is of another type.
         ActivationError: If widths differ, or the activations cannot be used.
     """
-    if permutations < 0 or bootstrap < 0:
-        raise OtLensError(f"permutations and bootstrap must be >= 0, got {permutations} and {bootstrap}.")
+    check_draw_counts(permutations, bootstrap)
     own = run.default_position if position is None else position
     theirs = own if other_position is None else other_position
     A = _unit(run.directions(own))
@@ -109,31 +108,15 @@ def _with_samples(
     position: int | str,
     resampling: tuple[int, int, int],
 ) -> list[dict[str, Any]]:
-    at = resolve_position(samples, position)
-    H, S = check_pair(samples.harmful(layer=layer, position=at), samples.harmless(layer=layer, position=at))
-    _check_widths(A, H.shape[1])
-    pooled = Pooled.of(H, S)
-    Z, rounding = pooled.Z.cpu(), float(pooled.rounding)
-    cosines = {}
-    for name, weights in _weights(len(H), len(S), *resampling).items():
-        cosines[name] = (A @ unit_vectors(weights @ Z, rounding).T).clamp(-1, 1)
+    place = Places.of(samples, [(layer, resolve_position(samples, position))])
+    _check_widths(A, place.Z[0].shape[1])
+    permutations, bootstrap, seed = resampling
+    labels = observed(*place.sizes, seed)
+    draws = (labels, relabellings(labels, permutations, seed), bootstraps(labels, bootstrap, seed))
+    value, null, resampled = ((A @ place.directions(d)[:, 0].T).clamp(-1, 1) for d in draws)
+    n = sum(place.sizes)
     rows = []
-    for a, cosine in enumerate(cosines["observed"][:, 0].tolist()):
-        band = bootstrap_interval(cosine, cosines["resampled"][a], len(Z), (-1.0, 1.0))
-        keys = {"layer_a": a, "layer_b": layer, "cosine": cosine, "n": len(Z)}
-        rows.append({**keys, **band, **null_band(cosines["relabelled"][a])})
+    for a, cosine in enumerate(value[:, 0].tolist()):
+        band = bootstrap_interval(cosine, resampled[a], n, (-1.0, 1.0)) | null_band(null[a])
+        rows.append({"layer_a": a, "layer_b": layer, "cosine": cosine, "n": n, **band})
     return rows
-
-
-def _weights(
-    n_H: int, n_S: int, permutations: int, bootstrap: int, seed: int
-) -> dict[str, Float64[Tensor, "draw n"]]:
-    """Weights of the pooled samples in a difference in means: as observed, resampled and relabelled."""
-    generator = np.random.default_rng(seed)
-    observed = np.concatenate([np.full(n_H, 1 / n_H), np.full(n_S, -1 / n_S)])
-    counts = [generator.multinomial(n, np.full(n, 1 / n), size=bootstrap) / n for n in (n_H, n_S)]
-    return {
-        "observed": torch.from_numpy(observed[None]),
-        "resampled": torch.from_numpy(np.concatenate([counts[0], -counts[1]], axis=1)),
-        "relabelled": torch.from_numpy(generator.permuted(np.tile(observed, (permutations, 1)), axis=1)),
-    }

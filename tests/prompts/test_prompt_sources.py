@@ -47,38 +47,28 @@ def records(prompts: ContrastSet) -> list[dict]:
     ]
 
 
-def written(prompts: ContrastSet, path: Path) -> Path:
-    rows = records(prompts)
-    if path.suffix == ".json":
-        return write_json(path, rows)
-    if path.suffix == ".jsonl":
-        return write_jsonl(path, rows)
-    if path.suffix == ".csv":
-        return write_csv(path, rows)
-    pd.DataFrame(rows).to_parquet(path)
-    return path
+def written(prompts: ContrastSet, path: Path, extension: str) -> Path:
+    if extension == "splits":
+        content = {s: {c: [vars(p) for p in g] for c, g in contrast} for s, contrast in prompts.splits}
+        return write_json(path.with_suffix(".json"), {"splits": content})
+    path = path.with_suffix(f".{extension}")
+    if extension == "parquet":
+        pd.DataFrame(records(prompts)).to_parquet(path)
+        return path
+    return {"json": write_json, "jsonl": write_jsonl, "csv": write_csv}[extension](path, records(prompts))
 
 
 def texts(prompts: ContrastSet, split: str, label: str) -> list[str]:
     return [p.text for p in getattr(getattr(prompts, split), label)]
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("extension", ["json", "jsonl", "csv", "parquet", "splits"])
 @given(drawn=DRAWN)
-def test_a_set_written_in_any_format_is_read_back_equal(tmp_path_factory, ending, drawn):
+def test_a_set_written_in_any_format_is_read_back_equal(tmp_path_factory, extension, drawn):
     prompts = a_set(drawn)
-    path = written(prompts, tmp_path_factory.mktemp("set") / f"drawn.{ending}")
+    path = written(prompts, tmp_path_factory.mktemp("set") / "drawn", extension)
     found = otl.load_prompts(path, near_duplicates=None)
     assert [getattr(found, s) for s in SPLITS] == [getattr(prompts, s) for s in SPLITS]
-    assert found.hashes() == prompts.hashes()
-
-
-@given(drawn=DRAWN)
-def test_a_document_of_splits_is_read_back_equal(tmp_path_factory, drawn):
-    prompts = a_set(drawn)
-    content = {s: {c: [vars(p) for p in g] for c, g in contrast} for s, contrast in prompts.splits}
-    path = write_json(tmp_path_factory.mktemp("set") / "drawn.json", {"splits": content})
-    found = otl.load_prompts(path, near_duplicates=None)
     assert found.hashes() == prompts.hashes()
 
 
@@ -247,9 +237,7 @@ def test_the_commit_of_a_dataset_is_read_from_its_cache():
 
 
 def test_an_unreachable_hub_is_one_line_that_suggests_a_local_copy():
-    with pytest.raises(
-        PromptError, match=r"hf:nobody/nothing:train cannot be read \(.*root=FOLDER"
-    ) as caught:
+    with pytest.raises(PromptError, match=r"hf:nobody/nothing:train .*root=FOLDER") as caught:
         otl.load_prompts({"harmful": "hf:nobody/nothing:train", "harmless": "alpaca"})
     assert "\n" not in str(caught.value)
 
