@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ot_lens.directions.published_run import RefusalDirectionRun
 from ot_lens.errors import ActivationError, OtLensTypeError
-from ot_lens.geometry.comparison import Places
+from ot_lens.geometry.comparison import Sites
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
-from ot_lens.statistics.resampling import bootstraps, check_draw_counts, observed, relabellings
+from ot_lens.statistics.resampling import ResamplingPlan
 
 COLUMNS = (
     "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
@@ -53,13 +53,12 @@ def compare_directions(
         OtLensError: If a position or a number of resamples is not valid, or `other` is of another type.
         ActivationError: If widths differ, or the activations cannot be used.
     """
-    check_draw_counts(permutations, bootstrap)
+    plan = ResamplingPlan(permutations, bootstrap, seed)
     own = run.default_position if position is None else position
     theirs = own if other_position is None else other_position
     A = _unit(run.directions(own))
     if isinstance(other, LayerSamples):
-        resampling = (permutations, bootstrap, seed)
-        rows = [row for layer in other.layers for row in _with_samples(A, other, layer, theirs, resampling)]
+        rows = [row for layer in other.layers for row in _with_samples(A, other, layer, theirs, plan)]
     else:
         B = _directions_of(run if other is None else other, theirs)
         _check_widths(A, B.shape[1])
@@ -106,17 +105,17 @@ def _with_samples(
     samples: LayerSamples,
     layer: int,
     position: int | str,
-    resampling: tuple[int, int, int],
+    plan: ResamplingPlan,
 ) -> list[dict[str, Any]]:
-    place = Places.of(samples, [(layer, resolve_position(samples, position))])
-    _check_widths(A, place.Z[0].shape[1])
-    permutations, bootstrap, seed = resampling
-    labels = observed(*place.sizes, seed)
-    draws = (labels, relabellings(labels, permutations, seed), bootstraps(labels, bootstrap, seed))
-    value, null, resampled = ((A @ place.directions(d)[:, 0].T).clamp(-1, 1) for d in draws)
-    n = sum(place.sizes)
+    site = Sites.of(samples, [(layer, resolve_position(samples, position))])
+    _check_widths(A, site.Z[0].shape[1])
+    value, null, resampled = plan.measure(
+        plan.observed(*site.sizes), lambda draws: (site.directions(draws)[:, 0] @ A.T).clamp(-1, 1)
+    )
+    n = sum(site.sizes)
     rows = []
-    for a, cosine in enumerate(value[:, 0].tolist()):
-        band = bootstrap_interval(cosine, resampled[a], n, (-1.0, 1.0)) | null_band(null[a])
-        rows.append({"layer_a": a, "layer_b": layer, "cosine": cosine, "n": n, **band})
+    for a, cosine in enumerate(value.tolist()):
+        interval = bootstrap_interval(cosine, None if resampled is None else resampled[:, a], n, (-1.0, 1.0))
+        band = null_band(None if null is None else null[:, a])
+        rows.append({"layer_a": a, "layer_b": layer, "cosine": cosine, "n": n, **interval, **band})
     return rows
