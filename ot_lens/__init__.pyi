@@ -53,7 +53,7 @@ from .geometry import spectra as spectra
 from .geometry import visibility as visibility
 from .interventions import everywhere as everywhere
 from .interventions import intervene as intervene
-from .localization import Method as Method
+from .localization import MethodSpec as MethodSpec
 from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
 from .models import HookedCausalLM as HookedCausalLM
@@ -80,6 +80,7 @@ from .tables import verdict as verdict
 from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo
+from .transport import Method as Method
 from .transport import SupportMask as SupportMask
 from .transport import fit as fit
 from .transport import fit_ace as fit_ace

@@ -22,7 +22,7 @@ from ot_lens.execution import LocalExecutor, RayExecutor, open_executor, ray_clu
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import (
     Candidate,
-    Method,
+    MethodSpec,
     candidate_batches,
     candidates,
     measure_baseline,
@@ -107,7 +107,7 @@ def sweep(prompts: otl.ContrastSet):
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.randn(96, 2, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     maps = {layer: AffineMap(U * (layer + 1), V, torch.zeros(96, dtype=torch.float64)) for layer in range(6)}
-    found = candidates({Method("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
+    found = candidates({MethodSpec("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
     measures = ["refusal_score", "kl", "refusal_rate"]
     settings = sweep_settings(model, measures, batch_size=4, max_new_tokens=4)
     groups = candidate_batches(found, settings.panel)

@@ -10,7 +10,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.execution import Runner, as_runner
-from ot_lens.localization import Method, fit_maps, search, sweep_settings
+from ot_lens.localization import MethodSpec, fit_maps, search, sweep_settings
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study import RunFolder, StudyConfig
 from ot_lens.study.folder_cache import FolderCache
@@ -91,7 +91,7 @@ def prompts() -> Any:
     return ContrastSet("few", **few)
 
 
-METHODS = [Method("mean_shift"), Method("pca_ot", {"k": 2})]
+METHODS = [MethodSpec("mean_shift"), MethodSpec("pca_ot", {"k": 2})]
 
 
 def test_filter_sequential_fits_and_search_stopped_at_every_task_end_as_in_one_go(organism, prompts, folder):

@@ -24,8 +24,8 @@ from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import State
 from ot_lens.generation import Completion, complete
 from ot_lens.interventions import Edits, everywhere, intervene
-from ot_lens.localization import RFA
 from ot_lens.models import backend, encode, load_model
+from ot_lens.transport import method_named
 
 MOST_CHARACTERS = 2000
 MOST_PROMPT_TOKENS = 512
@@ -92,7 +92,7 @@ class LiveModel:
         """The stored maps of a method at the chosen layers; RFA takes one layer's direction everywhere."""
         if key == UNEDITED or not state.layers:
             return {}
-        if split_key(key)[0] == RFA:
+        if method_named(split_key(key)[0]).everywhere:
             edit = self.run.map(key, state.layers[0]).at(state.strength)
             return everywhere(edit, range(backend(self.model).n_layers))
         return {layer: self.run.map(key, layer).at(state.strength) for layer in state.layers}

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError, TableError
-from ot_lens.localization import Method, as_methods
+from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.prompts import CLASSES, load_prompts
 from ot_lens.study import RunFolder, StudyConfig, map_folder, parse_config
 from ot_lens.transport import AffineMap
@@ -98,7 +98,7 @@ class OpenRun:
         return self.config.position if self.config is not None else -1
 
     @cached_property
-    def map_folders(self) -> dict[str, tuple[Method, str]]:
+    def map_folders(self) -> dict[str, tuple[MethodSpec, str]]:
         """Methods with readable maps: key (see `method_key`) -> (method, folder under maps/)."""
         found = {}
         for method in self._methods():
@@ -112,7 +112,7 @@ class OpenRun:
                 found[method_key(method.name, k)] = (method, map_folder(method))
         return found
 
-    def _methods(self) -> list[Method]:
+    def _methods(self) -> list[MethodSpec]:
         try:
             return as_methods(self.config.method_entries) if self.config is not None else []
         except FitError:

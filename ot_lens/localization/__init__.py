@@ -4,8 +4,8 @@ from ot_lens.localization.candidates import Candidate, candidates, listed
 from ot_lens.localization.controls import CONTROLS, controls, permuted, random_subspace, swapped
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import Baseline, Measured, measure_baseline, measure_batches, measure_sweep
-from ot_lens.localization.methods import RFA, Method, as_methods, fit_maps
-from ot_lens.localization.plan import REVERSIBLE, SweepPlan, fit_sweep, plan_sweep
+from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
+from ot_lens.localization.plan import SweepPlan, fit_sweep, plan_sweep
 from ot_lens.localization.search import SEARCHES, BestSet, search
 from ot_lens.localization.sequential import fit_sequentially
 from ot_lens.localization.settings import ENGINES, SweepSettings, candidate_batches, sweep_settings
@@ -13,14 +13,12 @@ from ot_lens.localization.settings import ENGINES, SweepSettings, candidate_batc
 __all__ = [
     "CONTROLS",
     "ENGINES",
-    "REVERSIBLE",
-    "RFA",
     "SEARCHES",
     "Baseline",
     "BestSet",
     "Candidate",
     "Measured",
-    "Method",
+    "MethodSpec",
     "SweepPlan",
     "SweepSettings",
     "as_methods",

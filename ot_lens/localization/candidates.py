@@ -6,7 +6,7 @@ from itertools import combinations
 
 from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import Edits, everywhere
-from ot_lens.localization.methods import RFA, Method
+from ot_lens.localization.methods import MethodSpec
 from ot_lens.prompts import CLASSES
 from ot_lens.tables import (
     ALL,
@@ -22,7 +22,7 @@ from ot_lens.tables import (
 )
 from ot_lens.transport import AffineMap
 
-Maps = Mapping[Method, Mapping[int, AffineMap]]
+Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Candidate:
 
     layer_set: str
     layers: tuple[int, ...]
-    method: Method
+    method: MethodSpec
     edits: Edits
     k: int | None
     strength: float = 1.0
@@ -137,7 +137,7 @@ def listed(
         for strength in strengths:
             scaled = _scaled(by_layer, strength)
             for layers in chosen:
-                if method.name != RFA or len(layers) == 1:
+                if not method.everywhere or len(layers) == 1:
                     edits = edits_at(method, scaled, layers, n_layers)
                     k = method.k([scaled[layer] for layer in layers])
                     found.append(Candidate(LISTED, layers, method, edits, k, strength))
@@ -145,10 +145,10 @@ def listed(
 
 
 def edits_at(
-    method: Method, by_layer: Mapping[int, AffineMap], layers: Sequence[int], n_layers: int
+    method: MethodSpec, by_layer: Mapping[int, AffineMap], layers: Sequence[int], n_layers: int
 ) -> Edits:
     """What a method puts into the model at a set of layers; "rfa" one layer's direction everywhere."""
-    if method.name == RFA:
+    if method.everywhere:
         return everywhere(by_layer[layers[0]], range(n_layers))
     return {layer: by_layer[layer] for layer in layers}
 
@@ -168,13 +168,13 @@ def _scaled(by_layer: Mapping[int, AffineMap], strength: float) -> dict[int, Aff
 
 
 def _of_method(
-    method: Method, scaled: Mapping[int, AffineMap], n_layers: int, sets: Sequence[str]
+    method: MethodSpec, scaled: Mapping[int, AffineMap], n_layers: int, sets: Sequence[str]
 ) -> Iterator[Candidate]:
     if SINGLE in sets:
         for layer, edit in scaled.items():
             edits = edits_at(method, scaled, (layer,), n_layers)
             yield Candidate(SINGLE, (layer,), method, edits, method.k([edit]))
-    if method.name == RFA:
+    if method.everywhere:
         return
     if PAIR in sets:
         for i, j in combinations(sorted(scaled), 2):

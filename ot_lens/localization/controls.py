@@ -7,17 +7,18 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ot_lens import transport
 from ot_lens.activations import Activations
 from ot_lens.errors import HookError, one_of
 from ot_lens.localization.candidates import Candidate, Maps, candidates
-from ot_lens.localization.methods import Method, fit_maps
+from ot_lens.localization.methods import MethodSpec, fit_maps
 from ot_lens.prompts import CLASSES
-from ot_lens.transport import AffineMap
+from ot_lens.transport import AffineMap, method_named
 
 RANDOM, PERMUTED = "random_subspace", "permuted_labels"
 CONTROLS = (RANDOM, PERMUTED)
 # What a method must add to these to have shown more than a shift, or more than single coordinates, can do.
-REFERENCES = (Method("mean_shift"), Method("linear_act"))
+REFERENCES = tuple(MethodSpec(name) for name in transport.REFERENCES)
 
 
 def controls(
@@ -29,7 +30,7 @@ def controls(
     kinds: Sequence[str] = CONTROLS,
     draws: int = 5,
     strength: float = 1.0,
-    both_ways: Sequence[str] = (),
+    both_ways: bool = False,
     seed: int = 0,
 ) -> Iterator[Candidate]:
     """Control candidates for every single layer of every method: the refusal score alone is read under them.
@@ -43,7 +44,7 @@ def controls(
             displacement of harmful activations. "permuted_labels": the same fit on permuted class labels.
         draws: Random draws of each kind.
         strength: Of the edits.
-        both_ways: Methods swept in both directions, whose controls are read on harmless prompts as well.
+        both_ways: Whether controls of reversible methods are read on harmless prompts as well.
         seed: Seed of the draws.
 
     Raises:
@@ -66,7 +67,9 @@ def controls(
                 )
             )
             for candidate in candidates(controlled, n_layers, ["single"], [strength]):
-                read = CLASSES if candidate.method.name in both_ways else ("harmful",)
+                read = (
+                    CLASSES if both_ways and method_named(candidate.method.name).reversible else ("harmful",)
+                )
                 yield dataclasses.replace(candidate, control=kind, draw=draw, prompts=read, generates=False)
 
 
@@ -136,7 +139,7 @@ def _turned(columns: Float64[Tensor, "d m"], generator: torch.Generator) -> Floa
 
 def _random(acts: Activations, maps: Maps, position: int, seed: int, draw: int) -> Maps:
     generator = torch.Generator().manual_seed(seed * 1009 + draw)
-    drawn: dict[Method, dict[int, AffineMap]] = {}
+    drawn: dict[MethodSpec, dict[int, AffineMap]] = {}
     for method, by_layer in maps.items():
         for layer, edit in by_layer.items():
             control = random_subspace(edit, acts.harmful(layer, position), generator=generator)

@@ -9,7 +9,7 @@ from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import MEASURES, LazyJudge
 from ot_lens.execution import as_runner
 from ot_lens.localization.measure import measure_sweep
-from ot_lens.localization.methods import Method, as_methods
+from ot_lens.localization.methods import MethodSpec, as_methods
 from ot_lens.localization.plan import SweepPlan, fit_sweep, plan_sweep
 from ot_lens.localization.settings import sweep_settings
 from ot_lens.prompts import ContrastSet
@@ -19,7 +19,7 @@ from ot_lens.tables import join
 def localize(
     model: Any,
     prompts: ContrastSet,
-    methods: Sequence[str | Mapping[str, Any] | Method] = ("pca_ot", "directional_ablation"),
+    methods: Sequence[str | Mapping[str, Any] | MethodSpec] = ("pca_ot", "directional_ablation"),
     layers: str | Sequence[int] = "all",
     tokens: str = "all",
     *,
@@ -51,7 +51,7 @@ def localize(
     Args:
         model: A hooked model, or a `Runner` (see `ot_lens.execution`).
         prompts: `train` fits the maps, `val` chooses a searched set, `test` measures.
-        methods: Names, {"name": ..., parameters}, or `Method` objects.
+        methods: Names, {"name": ..., parameters}, or `MethodSpec` objects.
         layers: "all" or layer numbers.
         tokens: Token scope of the edits: "all", "prompt", "last" or "generated".
         hook: Hook point where maps are fitted and applied.
@@ -126,11 +126,13 @@ def localize(
     return join(list(measure_sweep(runner, prompts.test, candidates, settings, progress=progress).values()))
 
 
-def _with_ranks(methods: Sequence[Method], k: Sequence[int] | None) -> list[Method]:
+def _with_ranks(methods: Sequence[MethodSpec], k: Sequence[int] | None) -> list[MethodSpec]:
     if k is None:
         return list(methods)
     ranked = []
     for method in methods:
         open_rank = method.name == "pca_ot" and "k" not in method.params
-        ranked += [Method(method.name, {"k": rank, **method.params}) for rank in k] if open_rank else [method]
+        ranked += (
+            [MethodSpec(method.name, {"k": rank, **method.params}) for rank in k] if open_rank else [method]
+        )
     return ranked

@@ -9,11 +9,9 @@ from ot_lens.activations import Activations
 from ot_lens.errors import FitError, HookError, OtLensTypeError
 from ot_lens.transport import AffineMap, fit_all, method_named
 
-RFA = "rfa"
-
 
 @dataclass(frozen=True)
-class Method:
+class MethodSpec:
     """A method of the sweep: the name of a fit and its parameters.
 
     Attributes:
@@ -50,8 +48,8 @@ class Method:
         return used.pop() if len(used) == 1 else None
 
 
-def as_methods(methods: Sequence[str | Mapping[str, Any] | Method]) -> list[Method]:
-    """Methods from names, mappings {"name": ..., parameters} or `Method` objects.
+def as_methods(methods: Sequence[str | Mapping[str, Any] | MethodSpec]) -> list[MethodSpec]:
+    """Methods from names, mappings {"name": ..., parameters} or `MethodSpec` objects.
 
     Raises:
         FitError: If a method is unknown or the list is empty.
@@ -65,19 +63,19 @@ def as_methods(methods: Sequence[str | Mapping[str, Any] | Method]) -> list[Meth
     return found
 
 
-def _as_method(item: str | Mapping[str, Any] | Method) -> Method:
+def _as_method(item: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
     if isinstance(item, Mapping):
         params = dict(item)
-        method = Method(str(params.pop("name", "")), params)
+        method = MethodSpec(str(params.pop("name", "")), params)
     else:
-        method = item if isinstance(item, Method) else Method(item)
+        method = item if isinstance(item, MethodSpec) else MethodSpec(item)
     method_named(method.name)
     return method
 
 
 def fit_maps(
-    acts: Activations, methods: Sequence[Method], *, layers: Sequence[int], position: int
-) -> dict[Method, dict[int, AffineMap]]:
+    acts: Activations, methods: Sequence[MethodSpec], *, layers: Sequence[int], position: int
+) -> dict[MethodSpec, dict[int, AffineMap]]:
     """Every method's map at every layer, each layer fitted on the unedited stream.
 
     Raises:

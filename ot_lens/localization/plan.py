@@ -9,18 +9,16 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.execution import as_runner
 from ot_lens.localization.candidates import Candidate, Maps, candidates, listed
 from ot_lens.localization.controls import CONTROLS, REFERENCES, controls, swapped
-from ot_lens.localization.methods import Method, fit_maps
+from ot_lens.localization.methods import MethodSpec, fit_maps
 from ot_lens.localization.search import confirmations, search
 from ot_lens.localization.sequential import fit_sequentially
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import ContrastSet
 from ot_lens.tables import ALL, INDEPENDENT, INDUCE, SEQUENTIAL, SETS, SINGLE
-from ot_lens.transport import AffineMap
+from ot_lens.transport import AffineMap, method_named
 
 FITTINGS = (INDEPENDENT, SEQUENTIAL)
 ANSWERS = ("all", "chosen")
-# Methods whose map onto the other class is another map; a projection is the same in both directions.
-REVERSIBLE = ("mean_shift", "ace", "linear_act", "pca_ot", "gaussian_ot")
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ class SweepPlan:
 
 
 def fit_sweep(
-    acts: Activations, methods: Sequence[Method], settings: SweepSettings, plan: SweepPlan
-) -> dict[Method, dict[int, AffineMap]]:
+    acts: Activations, methods: Sequence[MethodSpec], settings: SweepSettings, plan: SweepPlan
+) -> dict[MethodSpec, dict[int, AffineMap]]:
     """The map of every method at every layer, with those of the references that controls are read against.
 
     Raises:
@@ -91,7 +89,7 @@ def plan_sweep(
     model: Any,
     prompts: ContrastSet,
     acts: Activations,
-    methods: Sequence[Method],
+    methods: Sequence[MethodSpec],
     maps: Maps,
     settings: SweepSettings,
     plan: SweepPlan,
@@ -129,7 +127,7 @@ def plan_sweep(
         # In a pair, the later map is fitted under the earlier one alone: these maps fit all layers only.
         found += candidates(later, n_layers, [ALL], plan.strengths, fitting=SEQUENTIAL, generates=generates)
     if plan.sufficiency:
-        reversible = [m for m in maps if m.name in REVERSIBLE]
+        reversible = [m for m in maps if method_named(m.name).reversible]
         back = fit_maps(swapped(acts), reversible, layers=layers, position=settings.position)
         found += candidates(back, n_layers, [SINGLE], plan.strengths, transport=INDUCE, generates=generates)
     requested = {method: maps[method] for method in methods}
@@ -154,7 +152,7 @@ def plan_sweep(
             kinds=plan.controls,
             draws=plan.control_draws,
             strength=max(plan.strengths),
-            both_ways=REVERSIBLE if plan.sufficiency else (),
+            both_ways=plan.sufficiency,
             seed=settings.panel.seed,
         )
     return found

@@ -9,7 +9,7 @@ from ot_lens.errors import HookError, SinglePassError, one_of
 from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization.candidates import Candidate, Maps, edits_at
-from ot_lens.localization.methods import RFA, Method
+from ot_lens.localization.methods import MethodSpec
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.localization.walking import next_token_readings
 from ot_lens.prompts import Prompt
@@ -35,7 +35,7 @@ class BestSet:
         tried: Number of sets that were compared.
     """
 
-    method: Method
+    method: MethodSpec
     layers: Layers
     score: float
     tried: int
@@ -79,13 +79,13 @@ def search(
         raise HookError(f"The beam width must be at least 1, got {width}.")
     runner = as_runner(model)
     keep = 1 if kind == "greedy" else width
-    scored: dict[Method, dict[Layers, float]] = {m: {} for m in maps if m.name != RFA or each_size}
-    beams: dict[Method, list[Layers]] = {method: [()] for method in scored}
+    scored: dict[MethodSpec, dict[Layers, float]] = {m: {} for m in maps if each_size or not m.everywhere}
+    beams: dict[MethodSpec, list[Layers]] = {method: [()] for method in scored}
     for number in range(size):
         new = {
             method: _grown(beams[method], maps[method], scored[method])
             for method in scored
-            if number == 0 or method.name != RFA
+            if number == 0 or not method.everywhere
         }
         edits = {
             method: {layers: edits_at(method, maps[method], layers, settings.n_layers) for layers in sets}
@@ -121,8 +121,8 @@ def _grown(beam: Sequence[Layers], by_layer: Mapping[int, AffineMap], scored: Sc
 
 
 def _scored(
-    runner: Runner, edits: Mapping[Method, Mapping[Layers, Edits]], *arguments: Any
-) -> dict[Method, Scores]:
+    runner: Runner, edits: Mapping[MethodSpec, Mapping[Layers, Edits]], *arguments: Any
+) -> dict[MethodSpec, Scores]:
     """Mean refusal score under each edit."""
     rounds = {_name("walk", method, sets): list(sets.values()) for method, sets in edits.items()}
     walked = dict(zip(edits, runner.map(_walked_scores, rounds, *arguments).values(), strict=True))
@@ -137,11 +137,11 @@ def _scored(
     return {method: dict(zip(sets, found[method], strict=True)) for method, sets in edits.items()}
 
 
-def _name(engine: str, method: Method, sets: Iterable[Layers]) -> str:
+def _name(engine: str, method: MethodSpec, sets: Iterable[Layers]) -> str:
     return "|".join(["search", engine, method.label, *map(layers_label, sets)])
 
 
-def _best(method: Method, scored: Scores, *, each_size: bool) -> list[BestSet]:
+def _best(method: MethodSpec, scored: Scores, *, each_size: bool) -> list[BestSet]:
     groups: dict[int, list[Layers]] = {}
     for layers in scored:
         groups.setdefault(len(layers) if each_size else 0, []).append(layers)

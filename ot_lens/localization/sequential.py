@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ot_lens.activations import Activations, capture
 from ot_lens.execution import as_runner
-from ot_lens.localization.methods import RFA, Method
+from ot_lens.localization.methods import MethodSpec
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap, fit_all
 
@@ -17,7 +17,7 @@ from ot_lens.transport import AffineMap, fit_all
 def fit_sequentially(
     model: Any,
     prompts: Contrast,
-    methods: Sequence[Method],
+    methods: Sequence[MethodSpec],
     *,
     layers: Sequence[int],
     position: int = -1,
@@ -25,7 +25,7 @@ def fit_sequentially(
     tokens: str = "all",
     batch_size: int = 64,
     acts: Activations | None = None,
-) -> dict[Method, dict[int, AffineMap]]:
+) -> dict[MethodSpec, dict[int, AffineMap]]:
     """Fit layer by layer from the bottom, each layer with the edits below it active.
 
     The harmless activations of every fit are unedited: the target is the model's own harmless distribution.
@@ -52,7 +52,7 @@ def fit_sequentially(
     options = {"hook": hook, "positions": [position], "batch_size": batch_size}
     if acts is None:
         acts = runner.call(capture, prompts, layers=layers, **options)
-    maps: dict[Method, dict[int, AffineMap]] = {method: {} for method in methods if method.name != RFA}
+    maps: dict[MethodSpec, dict[int, AffineMap]] = {method: {} for method in methods if not method.everywhere}
     for layer in sorted(layers):
         tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}
         target = acts.harmless(layer, position)[None, :, None]
@@ -68,7 +68,7 @@ def _fit_above(
     target: Float64[Tensor, "1 n 1 d"],
     layer: int,
     options: Mapping[str, Any],
-    task: tuple[Method, Mapping[int, AffineMap]],
+    task: tuple[MethodSpec, Mapping[int, AffineMap]],
 ) -> AffineMap:
     """A method's map at a layer, fitted on activations that its maps below have moved."""
     method, below = task

@@ -21,7 +21,7 @@ from ot_lens.geometry import (
     spectra,
     visibility,
 )
-from ot_lens.localization import Method
+from ot_lens.localization import MethodSpec
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -40,7 +40,7 @@ LOOKED_AT = ("directional_ablation", "mean_shift")
 MOST_PLANES, MOST_EDITED, MOST_MEASURED = 6, 5, 8
 # Folder of the tables that are kept part by part.
 PARTS = "edited"
-Maps = Mapping[Method, Mapping[int, AffineMap]]
+Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
 @dataclass(frozen=True)

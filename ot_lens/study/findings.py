@@ -23,11 +23,8 @@ from ot_lens.tables import (
     single_layers,
     verdict,
 )
+from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT
 
-FAMILIES = {
-    "projection": ("directional_ablation", "rfa", "ace", "subspace_ablation", "leace"),
-    "transport": ("pca_ot", "gaussian_ot"),
-}
 CONCLUSION = {
     True: "one direction suffices to take most refusals away",
     False: "one direction does not suffice to take most refusals away",
@@ -183,16 +180,23 @@ def _together_sentence(start: str, together: pd.DataFrame) -> str:
     return f"{start}: {'; '.join(parts)}."
 
 
+def _compared_as(method: str) -> str:
+    """The family of a method; shifts and coordinate-wise maps are references for both."""
+    if method not in METHODS or method in REFERENCES:
+        return ""
+    return TRANSPORT if METHODS[method].family == TRANSPORT else PROJECTION
+
+
 def _comparison_sentence(best: pd.DataFrame) -> str:
     """Transport against projection at their best single layers, as far as the intervals separate them."""
     chosen = {}
-    for family, methods in FAMILIES.items():
-        rows = select(best, method=methods)
+    for family in (PROJECTION, TRANSPORT):
+        rows = best[[_compared_as(method) == family for method in best["method"]]]
         if rows.empty:
             return "Transport and projection were not both in this sweep, so they are not compared."
         ranked = rows.assign(wrong=-rows["correct"].fillna(0)).sort_values(["wrong", "refusal"])
         chosen[family] = ranked.iloc[0]
-    projection, transport = chosen["projection"], chosen["transport"]
+    projection, transport = chosen[PROJECTION], chosen[TRANSPORT]
     text = f"Best single layers: transport, {_at(transport)}; projection, {_at(projection)}"
     answered = not (pd.isna(transport["correct"]) or pd.isna(projection["correct"]))
     low, high = ("correct_low", "correct_high") if answered else ("low", "high")

@@ -11,7 +11,7 @@ import pandas as pd
 from ot_lens.errors import RunFolderError
 from ot_lens.execution import Executor, open_executor
 from ot_lens.io.files import locked, release
-from ot_lens.localization import Method, as_methods
+from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.added_tables import write_added_tables
 from ot_lens.study.checks import check_choices
@@ -108,7 +108,7 @@ def _measure(
     folder: RunFolder,
     workers: Executor,
     prompts: ContrastSet,
-    methods: Sequence[Method],
+    methods: Sequence[MethodSpec],
     ready: Prepared,
     config: StudyConfig,
     stage: Stage,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ot_lens.activations import Activations, ActivationStore, CaptureSettings, captured, plan_shards
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Executor, Runner
-from ot_lens.localization import Candidate, Method, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
@@ -21,7 +21,7 @@ from ot_lens.transport import AffineMap
 FILTERED = "filtered"
 PARTS = "parts"
 PLANNED = f"{PARTS}/planned"
-Maps = Mapping[Method, Mapping[int, AffineMap]]
+Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
 def filter_into(
@@ -71,7 +71,7 @@ def plan_into(
     executor: Executor,
     prompts: ContrastSet,
     acts: Activations,
-    methods: Sequence[Method],
+    methods: Sequence[MethodSpec],
     ready: Prepared,
     config: StudyConfig,
     stage: Stage,
@@ -96,7 +96,7 @@ def save_maps(folder: RunFolder, maps: Maps) -> None:
             edit.save(folder.path / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors")
 
 
-def map_folder(method: Method) -> str:
+def map_folder(method: MethodSpec) -> str:
     """The folder of a method's maps, below maps/."""
     return "-".join([method.name, *(f"{key}{value}" for key, value in sorted(method.params.items()))])
 

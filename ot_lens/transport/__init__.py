@@ -10,6 +10,9 @@ from ot_lens.transport.linear_act import fit_linear_act
 from ot_lens.transport.methods import (
     FAMILIES,
     METHODS,
+    PROJECTION,
+    REFERENCES,
+    TRANSPORT,
     Method,
     as_record,
     method_named,
@@ -25,6 +28,9 @@ from ot_lens.transport.support import SupportMask, restrict_to_support
 __all__ = [
     "FAMILIES",
     "METHODS",
+    "PROJECTION",
+    "REFERENCES",
+    "TRANSPORT",
     "AffineMap",
     "EntropicMap",
     "FitInfo",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ot_lens.transport.affine import AffineMap
 
 PROJECTION, TRANSPORT, ERASURE = FAMILIES = ("projection", "transport", "erasure")
+# What other methods must add to, to have shown more than a shift or more than single coordinates can do.
+REFERENCES = ("mean_shift", "linear_act")
 # Looks of methods that name none; a method keeps its look for as long as the order of registration stays.
 SPARE_COLOURS = ("#6A7F93", "#8A7A55", "#4F7F7A", "#8B6F9E")
 SPARE_MARKERS = ("star", "plus", "pentagon", "hexagon")

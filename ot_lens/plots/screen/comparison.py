@@ -1,4 +1,4 @@
-"""Method comparison for the screen: every single layer can be pointed at."""
+"""MethodSpec comparison for the screen: every single layer can be pointed at."""
 
 from typing import Any
 

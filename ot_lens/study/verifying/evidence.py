@@ -13,7 +13,7 @@ import torch
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import EvidenceError, OtLensError
-from ot_lens.localization import Method, as_methods
+from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.prompts import CLASSES, ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig
@@ -46,12 +46,12 @@ class Evidence:
         return self.folder.config
 
     @cached_property
-    def configured_methods(self) -> list[Method]:
+    def configured_methods(self) -> list[MethodSpec]:
         """The methods of the configuration."""
         return as_methods(self.config.method_entries)
 
     @cached_property
-    def methods(self) -> list[Method]:
+    def methods(self) -> list[MethodSpec]:
         """The methods whose maps were fitted: those of the configuration, and the references of controls."""
         configured = self.configured_methods
         return [*configured, *(m for m in REFERENCES if self.config.controls and m not in configured)]
@@ -81,12 +81,12 @@ class Evidence:
             raise EvidenceError("needs the localization table with its columns")
         return table
 
-    def map_path(self, method: Method, layer: int) -> Path:
+    def map_path(self, method: MethodSpec, layer: int) -> Path:
         """Where a map is stored."""
         return self.folder.path / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors"
 
     @cached_property
-    def maps(self) -> dict[Method, dict[int, AffineMap]]:
+    def maps(self) -> dict[MethodSpec, dict[int, AffineMap]]:
         """Every stored map."""
         layers = self.acts("train").layers
         with _needed("needs every stored map"):

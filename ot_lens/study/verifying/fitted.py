@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import PoorFitWarning, RunFolderError
-from ot_lens.localization import Method, fit_maps
+from ot_lens.localization import MethodSpec, fit_maps
 from ot_lens.study.sweeping import map_folder
 from ot_lens.study.verifying.check import DIFFERS, OK, Check, Checks, exact, listed, missing
 from ot_lens.study.verifying.evidence import Evidence, restricted
@@ -40,7 +40,7 @@ def fitted(run: Evidence, checks: Checks) -> None:
             checks.add(exact("maps", "configuration", [f"not of this run: {listed(names)}"], 0, len(names)))
 
 
-def _check_method(run: Evidence, method: Method, refitted: dict[int, AffineMap]) -> Check:
+def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineMap]) -> Check:
     item, how, layers = f"maps/{map_folder(method)}", "refitted", run.acts("train").layers
     lacking = [f"layer {layer}" for layer in layers if not run.map_path(method, layer).is_file()]
     if lacking:
