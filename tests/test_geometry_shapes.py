@@ -6,8 +6,6 @@ import torch
 from scipy.linalg import subspace_angles
 from scipy.stats import chi2
 from sklearn.covariance import LedoitWolf
-from sklearn.metrics import roc_auc_score
-from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError, OtLensError
 from ot_lens.geometry import (
@@ -23,15 +21,10 @@ from ot_lens.geometry.distances import MAX_ASSIGNMENT, empirical
 from ot_lens.geometry.gaussianity import normality
 from ot_lens.geometry.resampled_moments import DrawnClasses
 from ot_lens.linalg import Pooled
-from ot_lens.statistics.resampling import bootstraps, observed, relabellings
-from tests.generators import naive
-from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
+from ot_lens.statistics.resampling import observed
+from tests.generators.gaussians import Layers, classes, layered, normal, one_layer, orthogonal
 
 FEW = {"permutations": 30, "bootstrap": 30}
-
-
-def one_layer(H, S, **fields):
-    return Layers(H.unsqueeze(0), S.unsqueeze(0), (0,), **fields)
 
 
 # --- distances and shapes
@@ -190,31 +183,9 @@ def test_angles_need_a_subspace():
         layer_angles(acts, label="benign")
     with pytest.raises(OtLensError, match="bootstrap = -1"):
         class_angles(acts, bootstrap=-1)
-    point = one_layer(torch.ones(5, 4), normal(5, 4, seed=0))
-    assert class_angles(point, k=1, **FEW)["angle"].isna().all()
 
 
-def test_separability_of_scores_is_scikit_learns_auc():
-    # One fold would be plain AUC: the pairs of a fold are what is compared.
-    acts = layered(16, 16, 5, layers=1, seed=29)
-    value = float(
-        diagnose(acts, permutations=0, bootstrap=0).set_index("quantity").loc["auc_direction", "value"]
-    )
-    r = acts.harmful(0).mean(0) - acts.harmless(0).mean(0)
-    plain = roc_auc_score([1] * 16 + [0] * 16, torch.cat([acts.harmful(0), acts.harmless(0)]) @ r)
-    assert abs(value - plain) < 0.25
-    assert value <= plain + 0.05, "held out is not better than fitted"
-
-
-def test_tables_of_draws_agree_between_layers_and_places():
-    acts = layered(9, 8, 12, layers=2, seed=30)
-    table = direction_cosines(acts, **FEW)
-    one, other = table.iloc[1], table.iloc[2]
-    assert one["cosine"] == other["cosine"]
-    assert one["null_mean"] == pytest.approx(other["null_mean"])
-    labels = observed(9, 8, 0)
-    Z = Pooled.of(acts.harmful(0), acts.harmless(0)).Z
-    for draws in (relabellings(labels, 4, 0), bootstraps(labels, 4, 0)):
-        found = DrawnClasses.of(Z @ Z.T, draws)
-        X = torch.cat([acts.harmful(0), acts.harmless(0)])[draws.source[2]]
-        assert_close(found.traces()[0][2], torch.trace(naive.covariance(X)))
+def test_cosines_of_two_layers_do_not_depend_on_their_order():
+    table = direction_cosines(layered(9, 8, 12, layers=2, seed=30), **FEW)
+    numbers = ["cosine", "null_mean", "low", "high"]
+    assert table.loc[1, numbers].tolist() == pytest.approx(table.loc[2, numbers].tolist())

@@ -88,16 +88,6 @@ def test_shrinkage_is_that_of_scikit_learn(n, d, method, peer):
     assert streamed.shrinkage(method) == pytest.approx(theirs.shrinkage_, rel=1e-8)
 
 
-def test_shrinkage_is_batched_and_survives_a_point():
-    X = torch.stack([normal(9, 5, seed=4), torch.full((9, 5), 0.1, dtype=torch.float64)])
-    X = X - X.mean(1, keepdim=True)
-    X[1] = 0
-    for method in ("ledoit_wolf", "oas"):
-        both = shrinkage_intensity(X, method)
-        assert both[0] == pytest.approx(float(shrinkage_intensity(X[0], method)))
-        assert 0 <= both[1] <= 1
-
-
 def test_bad_input_is_named():
     with pytest.raises(ActivationError, match="NaN"):
         Moments.of(torch.tensor([[torch.nan]]))
@@ -107,7 +97,7 @@ def test_bad_input_is_named():
         Moments.empty(2, limit=0)
     with pytest.raises(ActivationError, match="at least 2"):
         Moments.of(torch.ones(1, 2)).covariance_factor()
-    with pytest.raises(ActivationError, match=r"^no moments to merge: give at least one part$"):
+    with pytest.raises(ActivationError, match="merge"):
         merge_all([])
     with pytest.raises(FitError, match="'lw'"):
         Moments.of(torch.ones(3, 2)).shrinkage("lw")
@@ -166,23 +156,10 @@ def test_no_samples_add_nothing():
     assert torch.equal(one.mean, X[0])
 
 
-def test_moments_are_kept_where_the_samples_are():
-    X = normal(9, 4, seed=11)
-    with torch.device("meta"):  # where whatever forgets the samples' device would end
-        found = Moments.of(X).add(X)
-    same(found, Moments.of(torch.cat([X, X])))
-
-
-def test_two_samples_have_a_covariance():
-    X = normal(2, 4, seed=9)
-    factor = Moments.of(X).covariance_factor()
-    assert_close(factor.T @ factor, naive.covariance(X))
-
-
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("method", "peer"), [("ledoit_wolf", LedoitWolf), ("oas", OAS)])
-def test_shrinkage_of_a_sphere_or_a_needle_is_that_of_scikit_learn(method, peer, seed):
-    # Round samples are shrunk to the last, samples along a line hardly: both ends of the interval.
+def test_shrinkage_of_a_sphere_or_a_line_is_that_of_scikit_learn(method, peer, seed):
+    # Round samples are shrunk completely, samples along a line hardly: both ends of the interval.
     for X in (normal(4, 3, seed=seed), normal(60, 1, seed=seed) * normal(1, 6, seed=seed + 1)):
         theirs = peer().fit(X.numpy()).shrinkage_
         assert float(shrinkage_intensity(X - X.mean(0), method)) == pytest.approx(theirs, rel=1e-7, abs=1e-12)
@@ -198,13 +175,13 @@ def test_a_point_is_not_shrunk_by_ledoit_wolf_and_wholly_by_oas():
     assert float(shrinkage_intensity(point, "oas")) == 1.0
 
 
-def test_the_unit_of_a_gram_matrix_does_not_matter():
-    Z = normal(9, 5, seed=10)
-    Z = Z - Z.mean(0)
+def test_the_unit_of_a_gram_matrix_does_not_matter_and_batches_are_single_ones():
+    Z = normal(2, 9, 5, seed=10)
+    Z = Z - Z.mean(1, keepdim=True)
     for method in ("ledoit_wolf", "oas"):
-        expected = float(shrinkage_intensity(Z, method))
-        assert float(intensity_of_gram(1e6 * Z @ Z.T, 5, method)) == pytest.approx(expected)
-    assert float(intensity_of_gram(Z @ Z.T, 5)) == float(shrinkage_intensity(Z, "ledoit_wolf"))
-    with pytest.raises(FitError) as caught:
+        expected = shrinkage_intensity(Z, method)
+        assert_close(intensity_of_gram(1e6 * Z @ Z.mT, 5, method), expected)
+        assert_close(shrinkage_intensity(Z[1], method), expected[1])
+    assert_close(intensity_of_gram(Z @ Z.mT, 5), shrinkage_intensity(Z, "ledoit_wolf"))
+    with pytest.raises(FitError, match="'lw'"):
         shrinkage_intensity(Z, "lw")
-    assert str(caught.value) == "shrinkage = 'lw' is unknown: choose one of ledoit_wolf, oas, or None"

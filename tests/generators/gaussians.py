@@ -74,3 +74,7 @@ def layered(n_H: int, n_S: int, d: int, layers: int, seed: int) -> Layers:
     pairs = [classes(n_H, n_S, d, seed + 10 * layer) for layer in range(layers)]
     H, S = (torch.stack(side) for side in zip(*pairs, strict=True))
     return Layers(H, S, tuple(range(layers)))
+
+
+def one_layer(H: Tensor, S: Tensor) -> Layers:
+    return Layers(H.unsqueeze(0), S.unsqueeze(0), (0,))
