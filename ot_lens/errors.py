@@ -1,22 +1,21 @@
-"""Named errors. Each message gives the cause, the value that caused it and the remedy."""
+"""All errors and warnings. Each message gives the cause, the value that caused it and the remedy."""
 
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST = 80  # characters of a wrong value in a message
-LONGEST_MESSAGE = 2_000
+MAX_VALUE = 80  # characters of a wrong value in a message
+MAX_MESSAGE = 2_000
 
 
 class OtLensError(ValueError):
-    """A mistake in what the user handed in; the command line prints it in one line and exits with 2.
+    """A mistake in the input; the command line prints it on one line and exits with status 2.
 
-    A message that quotes something very long loses its middle: the cause is at its beginning, the remedy at
-    its end.
+    A very long message is cut in the middle: the cause is at its beginning, the remedy at its end.
     """
 
     def __init__(self, message: str = "") -> None:
-        if len(message) > LONGEST_MESSAGE:
-            half = LONGEST_MESSAGE // 2
+        if len(message) > MAX_MESSAGE:
+            half = MAX_MESSAGE // 2
             message = f"{message[:half]} ... {message[-half:]}"
         super().__init__(message)
 
@@ -30,11 +29,11 @@ class ActivationError(OtLensError):
 
 
 class FitError(OtLensError):
-    """A map that cannot be fitted as asked: unknown method, impossible k, ridge or shrinkage."""
+    """A map that cannot be fitted: unknown method, impossible k, ridge or shrinkage."""
 
 
 class NotInvertibleError(OtLensError):
-    """The inverse of a map that has none, such as a projection."""
+    """A map without an inverse, such as a projection."""
 
 
 class ModelError(OtLensError):
@@ -54,7 +53,7 @@ class RunFolderError(OtLensError):
 
 
 class CannotWriteError(RunFolderError):
-    """A file that cannot be written: a full disk, a read-only folder. What was there before still is."""
+    """A file that cannot be written: a full disk, a read-only folder. Its previous content is unchanged."""
 
 
 class ConfigError(OtLensError):
@@ -74,7 +73,7 @@ class AlteredTableError(OtLensError):
 
 
 class ExplorerError(OtLensError):
-    """The explorer cannot be served as asked."""
+    """The explorer cannot be served as requested."""
 
 
 class ExecutorError(OtLensError):
@@ -116,10 +115,6 @@ class BatchHalvedWarning(UserWarning):
 
 
 def one_of(what: str, value: object, allowed: Sequence[str], error: type[OtLensError] = ConfigError) -> None:
-    """Check a choice among names.
-
-    Raises:
-        OtLensError: Of the kind `error`, if `value` is none of `allowed`.
-    """
+    """Raise an error of the kind `error` unless `value` is one of the `allowed` names."""
     if value not in allowed:
-        raise error(f"no {what} {repr(value)[:LONGEST]}: choose one of {', '.join(allowed)}.")
+        raise error(f"There is no {what} {repr(value)[:MAX_VALUE]}: choose one of {', '.join(allowed)}.")

@@ -1,27 +1,27 @@
-"""Errors say what is wrong, also where what is wrong is long."""
+"""Messages of bounded length keep their cause and remedy, however long the value."""
 
 import pickle
 
 import pytest
 
-from ot_lens.errors import LONGEST_MESSAGE, OtLensError, OtLensTypeError
+from ot_lens.errors import MAX_MESSAGE, OtLensError, OtLensTypeError
 from ot_lens.study import parse_config
 from ot_lens.study.checks import check_choices
 
 
 @pytest.mark.parametrize("kind", [OtLensError, OtLensTypeError])
 def test_a_long_message_keeps_its_cause_and_its_remedy(kind):
-    error = kind(f"no file {'x' * 10_000}: check the path.")
-    assert str(error).startswith("no file xxx")
+    error = kind(f"There is no file {'x' * 10_000}: check the path.")
+    assert str(error).startswith("There is no file xxx")
     assert str(error).endswith("xxx: check the path.")
-    assert len(str(error)) == LONGEST_MESSAGE + len(" ... ")
-    again = pickle.loads(pickle.dumps(error))  # as a cluster hands it on
+    assert len(str(error)) == MAX_MESSAGE + len(" ... ")
+    again = pickle.loads(pickle.dumps(error))  # as on a cluster
     assert type(again) is kind
     assert str(again) == str(error)
 
 
-def test_a_message_of_usual_length_is_left_alone():
-    text = "x" * LONGEST_MESSAGE
+def test_a_message_of_usual_length_is_unchanged():
+    text = "x" * MAX_MESSAGE
     assert str(OtLensError(text)) == text
 
 
@@ -29,4 +29,4 @@ def test_a_message_of_usual_length_is_left_alone():
 def test_a_long_value_in_a_configuration_is_quoted_in_part(field):
     with pytest.raises(OtLensError) as caught:
         check_choices(parse_config({field: "9" * 50_000}))
-    assert len(str(caught.value)) <= LONGEST_MESSAGE + len(" ... ")
+    assert len(str(caught.value)) <= MAX_MESSAGE + len(" ... ")

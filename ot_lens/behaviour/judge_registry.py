@@ -155,10 +155,10 @@ class LazyJudge:
 
 def network(judge: Judge) -> nn.Module:
     """The network behind a judge: its attribute `network`."""
-    found = getattr(judge, "network", None)
-    if not isinstance(found, nn.Module):
+    module = getattr(judge, "network", None)
+    if not isinstance(module, nn.Module):
         raise JudgeError(f"{type(judge).__name__} has no `network` to move: use judge_memory 'together'.")
-    return found
+    return module
 
 
 def _factory(kind: str, name: Any) -> Callable[..., Judge]:

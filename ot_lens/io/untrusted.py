@@ -45,7 +45,7 @@ def abbreviated(error: BaseException) -> str:
 
 
 def first_fault(error: ValidationError) -> tuple[str, str]:
-    """Where the first fault that pydantic found is ("splits.train.0", "" for the whole), and what it is."""
+    """Location ("splits.train.0"; "" for the whole document) and message of the first validation error."""
     first = error.errors()[0]
     return listed([".".join(str(key)[:MAX_LISTED] for key in first["loc"])]), first["msg"]
 
