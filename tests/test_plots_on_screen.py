@@ -65,7 +65,7 @@ def test_a_method_has_one_colour_on_every_screen():
         figure = SCREEN[name](TABLES["localization"])
         for trace in figure.data:
             if trace.name == METHODS["ace"].label and trace.marker.color is not None:
-                assert trace.marker.color == METHODS["ace"].color
+                assert trace.marker.color == METHODS["ace"].colour
 
 
 @pytest.mark.parametrize("layers", [1, 8, 80])

@@ -50,7 +50,7 @@ def families(sweep: pd.DataFrame) -> dict[str, list[tuple[Mark, pd.DataFrame]]]:
     groups: dict[str, list[tuple[Mark, pd.DataFrame]]] = {}
     for mark, rows in marked_methods(sweep):
         groups.setdefault(mark.family, []).append((mark, rows))
-    return {name: groups[name] for name in FAMILIES if name in groups}
+    return {name: groups[name] for name in (*FAMILIES, *groups) if name in groups}
 
 
 def localization_curve(

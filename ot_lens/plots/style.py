@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from ot_lens.transport import METHODS, Method
+
 # name -> (matplotlib, plotly)
 MARKERS = {
     "circle": ("o", "circle"),
@@ -87,21 +89,9 @@ SEQUENTIAL = ("cividis", "Cividis")
 DIVERGING = ("RdBu_r", "RdBu_r")
 BASELINE = Mark("no intervention", "#767B84", "pentagon", "dash", "baseline")
 BASELINE_LINE: dict[str, Any] = {"color": BASELINE.color, "linewidth": 0.8, "linestyle": (0, (5, 2))}
-PROJECTION, SHIFT, TRANSPORT = "Projection", "Shift, coordinate-wise", "PCA-OT"
-FAMILIES = (PROJECTION, SHIFT, TRANSPORT, "Gaussian OT", "Other")
-METHODS = {
-    "none": BASELINE,
-    "directional_ablation": Mark("Directional ablation", "#AA4499", "down", "solid", PROJECTION),
-    "rfa": Mark("RFA (every block)", "#7A6FC0", "right", "dash", PROJECTION),
-    "ace": Mark("ACE", "#C2607F", "left", "dashdot", PROJECTION),
-    "subspace_ablation": Mark("Subspace ablation", "#8C5BB5", "pentagon", "dot", PROJECTION),
-    "leace": Mark("LEACE", "#9A6A8B", "hexagon", "dashdot", PROJECTION),
-    "mean_shift": Mark("Mean shift", "#A87B00", "cross", "solid", SHIFT),
-    "linear_act": Mark("Linear-AcT", "#9C6B45", "plus", "dash", SHIFT),
-    "pca_ot": Mark("PCA-OT", "#159A6F", "square", "solid", TRANSPORT),
-    "gaussian_ot": Mark("Gaussian OT", "#6F8B1E", "star", "solid", "Gaussian OT"),
-    "entropic_ot": Mark("Entropic OT", "#4F8F3C", "hexagon", "dot", "Gaussian OT"),
-}
+PROJECTION, TRANSPORT, OTHER = "Projection", METHODS["pca_ot"].group, Method.group
+# Groups of the built-in methods, in order; other methods come last.
+FAMILIES = (*dict.fromkeys(known.group for known in METHODS.values()), OTHER)
 # PCA-OT keeps one hue; k moves it from light to dark and changes marker and dash as well.
 RANKS = {
     1: ("#2F9E99", "circle", "dot"),
@@ -115,7 +105,7 @@ SPARE = ("#6A7F93", "#8A7A55", "#77808F", "#7D8471")
 def method_mark(method: str, k: Any = None) -> Mark:
     """Mark of a method, of a (method, k) pair, or of a label such as `"pca_ot (k = 2)"`."""
     name, rank = split_label(method, k)
-    mark = METHODS.get(name) or _spare_mark(name)
+    mark = _mark(name)
     if name == "pca_ot" and rank is not None:
         color, marker, dash = RANKS[max(key for key in RANKS if key <= max(rank, 1))]
         mark = replace(mark, color=color, marker=marker, dash=dash)
@@ -135,12 +125,16 @@ def split_label(method: str, k: Any = None) -> tuple[str, int | None]:
 def method_order(method: str, k: Any = None) -> tuple[int, str, int]:
     """Sort key: the baseline, projections, shifts, transport by rank, then what is not known here by name."""
     name, rank = split_label(method, k)
-    names = list(METHODS)
+    names = ["none", *METHODS]
     return (names.index(name) if name in names else len(names), name, rank or 0)
 
 
-def _spare_mark(name: str) -> Mark:
-    """A fixed look for a method that is not in the list: the same name gives the same one in every figure."""
-    number = zlib.crc32(name.encode())
-    markers = list(MARKERS)
-    return Mark(name, SPARE[number % len(SPARE)], markers[number % len(markers)], "dashdot", "Other")
+def _mark(name: str) -> Mark:
+    """The mark of a method by name; an unknown one has a fixed look that depends on its name."""
+    if name == "none":
+        return BASELINE
+    if name in METHODS:
+        known = METHODS[name]
+        return Mark(known.label, known.colour, known.marker, known.dash, known.group)
+    number, markers = zlib.crc32(name.encode()), list(MARKERS)
+    return Mark(name, SPARE[number % len(SPARE)], markers[number % len(markers)], "dashdot", OTHER)

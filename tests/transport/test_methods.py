@@ -5,7 +5,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import FitError
-from ot_lens.plots.style import DASHES, MARKERS
+from ot_lens.plots.style import DASHES, MARKERS, method_mark, method_order
 from ot_lens.transport import FAMILIES, METHODS, as_record, fit_all, method_named, restore
 from tests.generators.gaussians import layered, normal
 
@@ -77,3 +77,10 @@ def test_a_damaged_record_is_refused(methods, damage):
     record = {"name": "odd", "label": "Odd", "family": "transport", **damage}
     with pytest.raises(FitError, match=next(iter(damage))):
         restore([record])
+
+
+def test_a_registered_method_looks_alike_in_every_figure(methods):
+    otl.register_method("half_shift", half_shift, label="Half shift", colour="#8A2BE2", marker="star")
+    mark = method_mark("half_shift")
+    assert (mark.label, mark.color, mark.marker, mark.family) == ("Half shift", "#8A2BE2", "star", "Other")
+    assert method_order("half_shift") > method_order("gaussian_ot")
