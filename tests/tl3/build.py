@@ -1,4 +1,4 @@
-"""A HookedTransformer from a Llama folder on disk, with no network: transformer-lens 3.9 has no such door."""
+"""A HookedTransformer from a Llama folder on disk, which transformer-lens 3.9 itself cannot load."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def write_llama(folder: Path, seed: int = 0) -> None:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
         for name, weight in model.named_parameters():
-            if "norm" in name:  # ones by default, and then a lost norm weight would not show
+            if "norm" in name:  # ones by default, so that a missing norm would not show
                 torch.nn.init.uniform_(weight, 0.5, 1.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -53,8 +53,8 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
 def hooked_transformer(folder: Path) -> HookedTransformer:
     """The HookedTransformer of a Llama folder: raw weights, no folding or centring.
 
-    Its tokenizer is the folder's own, set directly: `set_tokenizer` would swap in one that adds a BOS, which
-    a rendered chat template holds already.
+    Its tokenizer is set directly: `set_tokenizer` would use one that adds a BOS, which rendered chat
+    templates already contain.
     """
     hf = load_llama(folder)
     cfg = _config(hf.config)

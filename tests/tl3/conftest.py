@@ -31,5 +31,5 @@ def llama(llama_folder: Path) -> "LlamaForCausalLM":
 
 @pytest.fixture
 def hooked(llama_folder: Path) -> "HookedTransformer":
-    """The HookedTransformer of that folder, new for each test: hooks of one must not reach another."""
+    """The HookedTransformer of that folder, new for each test, so that no hook reaches another test."""
     return build.hooked_transformer(llama_folder)

@@ -1,4 +1,4 @@
-"""The HookedTransformer that stands in for a user's own: it computes what Hugging Face computes."""
+"""The HookedTransformer of these tests computes what Hugging Face computes."""
 
 import torch
 from transformer_lens import HookedTransformer

@@ -1,4 +1,4 @@
-"""A HookedTransformer of the embedded models says what float64 on transformer-lens 4 says."""
+"""A HookedTransformer of the embedded models gives the numbers of float64 on transformer-lens 4."""
 
 import json
 

@@ -37,7 +37,7 @@ def random_map(seed: int = 0) -> AffineMap:
     return AffineMap(U / 4, V / 4, torch.randn(D, generator=generator, dtype=torch.float64))
 
 
-def test_load_model_hands_it_back(hooked):
+def test_load_model_returns_it(hooked):
     assert otl.load_model(hooked) is hooked
 
 
@@ -144,10 +144,10 @@ def test_the_whole_sweep_agrees_with_hugging_face(hooked, reference, contrast):
 
 
 def test_weight_processing_is_recorded(hooked):
-    """Folding and centring change what a covariance of the stream means; each is read off the weights."""
+    """Folding and centring change what a covariance of the stream means; the weights show both."""
     raw = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}
     assert model_record(hooked)["weight_processing"] == {**raw, "fold_value_biases": None}
-    # A Llama's RMS norms allow no centring of what writes, so that alone is left out.
+    # The RMS norms of a Llama do not allow centring of the writing weights.
     hooked.process_weights_(fold_ln=True, center_writing_weights=False, center_unembed=True)
     processed = {**raw, "fold_ln": True, "center_unembed": True}
     found = model_record(hooked)["weight_processing"]
@@ -173,7 +173,7 @@ def test_a_system_prompt_and_positions_are_those_of_hugging_face(hooked, referen
     assert otl.load_model(hooked, system_prompt="w9 w8") is hooked
     assert "<system> w9 w8" in render(backend(hooked), ["w1"])[0]
     assert model_record(hooked)["system_prompt"]["length"] == 5
-    assert not hasattr(hooked, "system_prompt")  # a user's own model carries no attribute of ours
+    assert not hasattr(hooked, "system_prompt")  # a user's model gets no attribute of ours
     assert post_instruction_tokens(backend(hooked)) == post_instruction_tokens(backend(reference))
     asked = otl.load_model(reference, system_prompt="w9 w8")
     assert encode(backend(hooked), PROMPTS) == encode(backend(asked), PROMPTS)

@@ -27,7 +27,7 @@ EDITS = {0: random_map(1), 1: random_map(2)}
 
 
 class OwnError(Exception):
-    """An error of the user's own."""
+    """An error of the user."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def _fail(*_: object, **__: object) -> None:
     raise OwnError
 
 
-def test_the_checks_find_a_leak(hooked, batch):
+def test_the_checks_detect_a_leak(hooked, batch):
     before = state(hooked, batch)
     hooked.hook_dict["blocks.0.hook_resid_pre"].add_hook(lambda x, hook: x + 1)
     assert {"logits", "hooks blocks.0.hook_resid_pre.fwd_hooks"} <= set(leaked(before, state(hooked, batch)))

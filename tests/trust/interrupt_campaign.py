@@ -1,8 +1,8 @@
-"""Real signals at random moments of a use of a model, in a process as a user's: no shapes are checked there.
+"""Real signals at random moments of a use of a model, in a process without shape checks, as a user's.
 
 python -m tests.trust.interrupt_campaign MODEL_FOLDER --hooks residual --rounds 5000 [--seed 0]
 
-Prints what came of it as JSON. (The wrappers that check shapes in tests stand between a block's end and its
+Prints the outcome as JSON. (The wrappers that check shapes in tests come between a block's end and its
 `__exit__`: an interrupt within them skips the exit, and their stack keeps the arguments alive.)
 """
 
@@ -31,7 +31,7 @@ def only_look(x: torch.Tensor, hook: object) -> None:
 
 
 def with_users_hook(folder: str, hooks: str) -> Any:
-    """A model in training mode, with a hook of its user's."""
+    """A model in training mode, with a hook of the user."""
     model = otl.load_model(folder, hooks=hooks)
     backend(model).hook_point(1, "resid_pre").add_hook(only_look)
     model.train()
@@ -40,7 +40,7 @@ def with_users_hook(folder: str, hooks: str) -> Any:
 
 
 def campaign(model: Any, rounds: int, seed: int) -> dict[str, Any]:
-    """Interrupt a use of the model at moments drawn over the whole of it, and look for what is left."""
+    """Interrupt a use of the model at random moments, and check what is left."""
     generator, batch, served = random.Random(seed), checkpoints.one_batch(model, PROMPTS), backend(model)
     whole, look = state(model, batch), light_look(model)
     before = look()
@@ -57,7 +57,7 @@ def campaign(model: Any, rounds: int, seed: int) -> dict[str, Any]:
     signals, lost, dropped = 0, [], []
     sys.unraisablehook = lambda found: dropped.append(str(found.object))
     signal.signal(signal.SIGALRM, signal.default_int_handler)
-    gc.disable()  # nothing is to be put right by chance
+    gc.disable()  # nothing may be repaired by chance
     for at in range(rounds):
         try:
             signal.setitimer(signal.ITIMER_REAL, generator.uniform(1e-6, span))
@@ -73,7 +73,7 @@ def campaign(model: Any, rounds: int, seed: int) -> dict[str, Any]:
         "rounds": rounds,
         "signals": signals,
         "lost": lost,
-        "dropped_by_finalisers": len(dropped),
+        "dropped_by_finalizers": len(dropped),
         "differs_at_the_end": [] if lost else leaked(whole, state(model, batch)),
     }
 

@@ -1,4 +1,4 @@
-"""What a model and the process are before and after: everything an intervention could leave behind."""
+"""The state of a model and the process: everything that an intervention could leave behind."""
 
 import gc
 import hashlib
@@ -63,9 +63,9 @@ def hook_tables(model: nn.Module) -> dict[str, Any]:
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:
-    """Every other attribute of every module, `forward` and `training` too; by identity or plain value."""
-    # TransformerLens looks its aliases up anew whenever another bridge was made in the process, and keeps the
-    # last call's residual stream, which stands wherever memory was free.
+    """Every other attribute of every module, including `forward` and `training`, by identity or value."""
+    # TransformerLens recomputes its aliases whenever another bridge is created, and keeps the last call's
+    # residual stream at some address.
     skipped = {*HOOK_TABLES, "fwd_hooks", "bwd_hooks", "_compiled_call_impl", "_block_alias_cache"}
     skipped.add("_captured_pre_ln_residual")
     return {
@@ -77,7 +77,7 @@ def attributes(model: nn.Module) -> dict[str, Any]:
 
 
 def weights(model: nn.Module) -> dict[str, Any]:
-    """Bytes, place, gradient and its switch of every weight and buffer."""
+    """Bytes, address, gradient and requires_grad of every weight and buffer."""
     found: dict[str, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         grad = None if tensor.grad is None else digest(tensor.grad)
@@ -131,12 +131,12 @@ def digest(tensor: torch.Tensor) -> str:
 
 @torch.no_grad()
 def logits(model: Any, batch: Any) -> torch.Tensor:
-    """Logits in the mode the model is in; not through `evaluating`, which is on trial too."""
+    """Logits in the current mode of the model; not through `evaluating`, which is tested too."""
     return backend(model).logits(batch.tokens, batch.mask)
 
 
 def bits(model: Any, batch: Any) -> str:
-    """The logits' bytes; a model in training mode, with dropout, is asked with a seed."""
+    """The bytes of the logits; with a seed for dropout in training mode."""
     if not any(module.training for module in model.modules()):
         return digest(logits(model, batch))
     with torch.random.fork_rng():
@@ -145,7 +145,7 @@ def bits(model: Any, batch: Any) -> str:
 
 
 def state(model: Any, batch: Any) -> dict[str, Any]:
-    """Everything; two equal states mean that nothing leaked in between."""
+    """Everything; equal states mean that nothing leaked in between."""
     return {
         **{f"hooks {k}": v for k, v in hook_tables(model).items()},
         **{f"attribute {k}": v for k, v in attributes(model).items()},
@@ -157,7 +157,7 @@ def state(model: Any, batch: Any) -> dict[str, Any]:
 
 
 def light_look(model: nn.Module) -> Callable[[], dict[str, Any]]:
-    """A quick look at the part of it that an interrupt could hit, without a forward pass."""
+    """A quick check of what an interrupt could affect, without a forward pass."""
     modules = list(model.modules())
     tables = [(f"{name}.{t}", getattr(m, t)) for name, m in model.named_modules() for t in HOOK_TABLES]
     points = [(f"{m.name}.fwd_hooks", m) for m in modules if isinstance(m, HookPoint)]
@@ -173,7 +173,7 @@ def light_look(model: nn.Module) -> Callable[[], dict[str, Any]]:
 
 
 def leaked(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Names of what differs."""
+    """Names of the entries that differ."""
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
@@ -187,7 +187,7 @@ class Interrupter:
     """Raises KeyboardInterrupt at the n-th place where CPython could deliver a signal.
 
     Signals are handled when a function begins and after every call: the events of `sys.setprofile`. Only
-    those inside the files on trial count.
+    those inside `files` count.
     """
 
     def __init__(self, at: int | None, files: tuple[str, ...]) -> None:
@@ -203,7 +203,7 @@ class Interrupter:
             return  # Python drops what a finalizer raises
         entered = argument.__name__ if event in ("c_call", "c_return") else frame.f_code.co_name
         if event in ("return", "c_return") and entered == "__enter__":
-            return  # `with` looks for no signal between this and the block's first step
+            return  # `with` handles no signal between this and the block's first step
         if self.at == self.seen:
             sys.setprofile(None)
             code = frame.f_code
@@ -212,9 +212,9 @@ class Interrupter:
         self.seen += 1
 
     def run(self, task: Callable[[], Any]) -> BaseException | None:
-        """Run a task; returns the interrupt that left it.
+        """Run a task; returns the interrupt that escaped, if any.
 
-        Python drops one that falls into the end of an abandoned generator; pytest would report it.
+        Python ignores one at the end of an abandoned generator, which pytest would report.
         """
         dropping, sys.unraisablehook = sys.unraisablehook, lambda _: None
         sys.setprofile(self)
@@ -231,18 +231,18 @@ class Interrupter:
 def interrupted_everywhere(
     task: Callable[[], Any], look: Callable[[], dict[str, Any]], files: tuple[str, ...], every: int = 1
 ) -> tuple[int, dict[str, list[str]], set[str]]:
-    """Run a task once for every place, or for `every` so many, that it can be interrupted at.
+    """Run a task once for each place (or every n-th) where it can be interrupted.
 
     Returns:
-        The number of places; by place, what leaked once the interrupt was let go; and the places after which
-        something was left for as long as its traceback was held.
+        The number of places; by place, what leaked after the interrupt was deleted; and the places after
+        which something was left while its traceback existed.
     """
     count = Interrupter(None, files)
     count.run(task)
     before = look()
     lost: dict[str, list[str]] = {}
     held: set[str] = set()
-    gc.disable()  # nothing is to be put right by chance
+    gc.disable()  # nothing may be repaired by chance
     try:
         for at in range(0, count.seen, every):
             interrupter = Interrupter(at, files)

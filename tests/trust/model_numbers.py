@@ -1,4 +1,4 @@
-"""What is read off a model, as plain numbers: the same questions to every dtype, batch size and library."""
+"""Numbers computed with a model, to compare dtypes, batch sizes and libraries."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ def few(name: str = "organism", n: int = 16) -> ContrastSet:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of one model, and what is concluded from them.
+    """Numbers of one model, and the conclusions from them.
 
     Attributes:
         activations: Stream before each layer at the last token, harmful then harmless: [layer, 2n, d].
@@ -48,7 +48,7 @@ class Numbers:
 
     @property
     def conclusions(self) -> dict[str, Any]:
-        """Localized layers; the sign of each measured value, and of its interval where that excludes zero."""
+        """Localized layers, refused prompts, and the sign of each interval that excludes zero."""
         signs = np.sign(self.table["low"]) * (np.sign(self.table["low"]) == np.sign(self.table["high"]))
         refused = (self.scores > 0).tolist()
         return {"localized": self.localized, "intervals": signs.astype(int).tolist(), "refused": refused}
@@ -69,14 +69,7 @@ class Numbers:
 
 
 def numbers_of(model: Any, prompts: ContrastSet, *, batch_size: int = 64, draws: int = 3) -> Numbers:
-    """Ask a model everything.
-
-    Args:
-        model: A hooked model.
-        prompts: `train` fits, `test` measures.
-        batch_size: Prompts a batch, in every question.
-        draws: Draws of the control.
-    """
+    """All numbers of a model, with maps fitted on `train` and effects measured on `test`."""
     acts = otl.capture(model, prompts.train, layers=list(LAYERS), batch_size=batch_size)
     harmful, harmless = (
         [getattr(acts, label)(layer).double() for layer in LAYERS] for label in ("harmful", "harmless")
@@ -84,14 +77,14 @@ def numbers_of(model: Any, prompts: ContrastSet, *, batch_size: int = 64, draws:
     pairs = list(zip(harmful, harmless, strict=True))
     distances = [otl.bures_wasserstein(H, S) for H, S in pairs]
     directions = torch.stack([torch.nn.functional.normalize(H.mean(0) - S.mean(0), dim=0) for H, S in pairs])
-    asked = [*prompts.test.harmful, *prompts.test.harmless]
+    requests = [*prompts.test.harmful, *prompts.test.harmless]
     table = otl.localize(
         model, prompts, METHODS, layers=list(LAYERS), sets=("single",), acts=acts, batch_size=batch_size,
         measures=["refusal_score", "kl"], controls=["random_subspace"], control_draws=draws,
     )  # fmt: skip
     return Numbers(
         torch.stack([torch.cat(pair) for pair in pairs]).numpy(),
-        otl.refusal_score(model, asked, batch_size=batch_size).numpy(),
+        otl.refusal_score(model, requests, batch_size=batch_size).numpy(),
         torch.stack([otl.fit_pca_ot(H, S, k=2)(H) for H, S in pairs]).numpy(),
         np.array([[w2.location, w2.bures] for w2 in distances]),
         (directions @ directions.T).numpy(),
@@ -114,8 +107,8 @@ def deviations(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, fl
     """The largest deviation of each kind of number; see `Numbers.summary`.
 
     Activations, mapped activations and distances: relative to the root mean square of the layer. Scores
-    (nats) and cosines: absolute. Rows of the table: relative to the number, or to 1 nat where it is smaller;
-    the upper end of a divergence that rests on few prompts can lie at thousands.
+    (nats) and cosines: absolute. Rows of the table: relative to the number, or to 1 nat if it is smaller (the
+    upper end of a divergence of few prompts can be in the thousands).
     """
     out = {}
     for name, expected in reference.items():

@@ -17,7 +17,7 @@ from ot_lens.errors import HookError, ModelError
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend, evaluating
 from tests import checkpoints
-from tests.trust.leak_checks import bits, digest, evaluated, leaked, random_map, state, weights
+from tests.trust.leak_checks import bits, digest, evaluated, random_map
 
 PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
 EDITS = {1: random_map(1), 2: random_map(2)}
@@ -38,22 +38,6 @@ def batch(model):
 # --- copies and pickles
 
 
-@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
-def test_a_copy_made_inside_is_edited_no_longer_than_the_block(model, batch, tokens):
-    before = state(model, batch)
-    with otl.intervene(model, EDITS, tokens):
-        other = copy.deepcopy(model)
-        inside = bits(model, batch)
-        assert bits(other, batch) == inside
-    assert leaked(before, state(model, batch)) == []
-    assert bits(other, batch) == before["logits"]
-    assert weights(other).keys() == weights(model).keys()
-    with otl.intervene(other, EDITS, tokens):  # the copy is a model like any other
-        assert bits(other, batch) == inside
-        assert bits(model, batch) == before["logits"]
-    assert bits(other, batch) == before["logits"]
-
-
 def test_a_copy_made_inside_outlives_its_original_unedited(llama_folder, batch):
     model = otl.load_model(llama_folder)
     plain = bits(model, batch)
@@ -65,7 +49,7 @@ def test_a_copy_made_inside_outlives_its_original_unedited(llama_folder, batch):
 
 
 def test_a_pickle_holds_no_edit(model, batch):
-    """A model is pickled outside a block; inside, pickle refuses the hook functions by itself."""
+    """A model is pickled outside a block; inside, pickle itself refuses the hook functions."""
     plain = bits(model, batch)
     with (
         otl.intervene(model, EDITS),
@@ -95,7 +79,7 @@ def test_saved_weights_are_the_same_bytes_inside(model, tmp_path):
 
 
 def test_dropout_acts_under_an_edit_as_without(model, batch):
-    """Training mode is the user's: kept inside, and the same draws give the same logits."""
+    """Training mode is kept inside, and the same random numbers give the same logits."""
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
@@ -129,7 +113,7 @@ def test_gradients_through_an_edit_are_those_of_the_map(model, batch):
 
 
 class _Layer(nn.Module):
-    """Half a decoder layer: enough for hook points, quick to compile."""
+    """Part of a decoder layer: enough for hook points, quick to compile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +123,7 @@ class _Layer(nn.Module):
         return hidden_states + self.mlp(hidden_states + self.self_attn(hidden_states))
 
 
-def test_a_hook_added_after_compilation_takes_effect_and_goes():
+def test_a_hook_added_after_compilation_takes_effect_and_can_be_removed():
     from ot_lens.models.hooked import _attach, _BlockHooks
 
     layer, hooks = _Layer(), _BlockHooks()
@@ -156,20 +140,20 @@ def test_a_hook_added_after_compilation_takes_effect_and_goes():
             assert torch.equal(compiled(x), plain)
 
 
-def test_a_compiled_wrapper_is_named_for_what_it_is(model):
-    with pytest.raises(ModelError, match="hand in the model that was compiled"):
+def test_a_compiled_wrapper_is_refused(model):
+    with pytest.raises(ModelError, match=r"torch\.compile"):
         backend(torch.compile(model, backend="eager"))
 
 
-# Dynamo traces neither the checks of shapes, which these tests switch on, nor the bridge's weak references,
-# and inductor's own imports are deprecated.
+# Dynamo cannot trace the shape checks, which these tests switch on, nor the bridge's weak references, and
+# inductor imports deprecated modules.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("engine", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("hooks", ["residual", "full"])
 def test_compiled_models_are_edited_inside_and_only_there(
     llama_folder, engine, hooks, full_size, monkeypatch
 ):
-    """Compiled before any block or inside one, in place or as a function of its own."""
+    """Compiled before any block or inside one, in place or as a separate function."""
     if not full_size:
         pytest.skip("compiles whole models: `pytest --full`")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -185,7 +169,7 @@ def test_compiled_models_are_edited_inside_and_only_there(
 
 
 def _check_compiled(model: Any, twin: Any, scopes: Sequence[str], inside_first: bool) -> None:
-    """Against a model that is not compiled; on prompts of one shape that end in other places."""
+    """Compared with a model that is not compiled, on prompts of one shape that end at different positions."""
     served, reference = backend(model), backend(twin)
     batch = checkpoints.one_batch(model, PROMPTS)
     asked = [(batch.tokens, batch.mask), (batch.tokens.flip(1), batch.mask.flip(1))]
@@ -209,7 +193,7 @@ def _check_compiled(model: Any, twin: Any, scopes: Sequence[str], inside_first: 
 def test_a_model_compiled_in_place_is_edited_correctly_or_refused(
     llama_folder, hooks, full_size, monkeypatch, record_property
 ):
-    """PyTorch may pass over new hooks of a model that was compiled in place: then its tokens go unseen."""
+    """PyTorch may skip new hooks of a model compiled in place, so that its tokens are not observed."""
     if not full_size:
         pytest.skip("compiles whole models: `pytest --full`")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -1,4 +1,4 @@
-"""Interrupts at any moment: between two hooks, within a removal, at the edges of a block."""
+"""Interrupts at any moment: between two hooks, during removal, at the edges of a block."""
 
 import json
 import subprocess
@@ -17,8 +17,8 @@ from tests import checkpoints
 from tests.trust.interrupt_campaign import EDITS, only_look, with_users_hook
 from tests.trust.leak_checks import interrupted_everywhere, leaked, light_look, random_map
 
-# What runs where a block is entered or left; a signal that comes elsewhere falls inside the block.
-ON_TRIAL = (
+# Code that runs when a block is entered or left; signals elsewhere fall inside the block.
+TESTED = (
     "ot_lens/models/reversible.py",
     "ot_lens/models/backends.py",
     "ot_lens/interventions.py",
@@ -40,17 +40,17 @@ def _blocks(model: Any) -> None:
 
 
 def test_an_interrupt_at_any_step_of_entering_or_leaving_leaves_nothing(model, full_size, record_property):
-    """Once for every step of Python at which a signal can be handled."""
+    """Once for every step of Python that can handle a signal."""
     every = 1 if full_size else 5
-    places, lost, held = interrupted_everywhere(lambda: _blocks(model), light_look(model), ON_TRIAL, every)
+    places, lost, held = interrupted_everywhere(lambda: _blocks(model), light_look(model), TESTED, every)
     record_property("interrupted_places", places)
     assert places > 200
     assert lost == {}
-    # The block is over and `__exit__` has not begun: Python's own gap, until the interrupt is dropped.
+    # The block has ended and `__exit__` has not begun: a gap of Python, until the interrupt is deleted.
     assert held <= {"call reversible.py __exit__"}
 
 
-def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
+def test_the_check_detects_what_exit_stack_and_generators_lose(model):
     """The negative control: the usual way to write such a context."""
     points = [backend(model).hook_point(layer, "resid_pre") for layer in (1, 2)]
 
@@ -69,7 +69,7 @@ def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
 
     look = light_look(model)
     before = look()
-    _, lost, _ = interrupted_everywhere(task, light_look(model), (*ON_TRIAL, Path(__file__).name))
+    _, lost, _ = interrupted_everywhere(task, light_look(model), (*TESTED, Path(__file__).name))
     assert lost
     for point in points:
         keys = {key for key, _ in before.get(f"{point.name}._forward_hooks", [])}
@@ -80,7 +80,7 @@ def test_the_same_check_finds_what_exit_stack_and_generators_lose(model):
 
 
 def test_capture_and_single_pass_leave_nothing_at_any_interrupt(llama_folder, full_size):
-    """Only their own steps are interrupted, those of the model not: one that is would interrupt the block."""
+    """Only their own steps are interrupted, not those of the model inside the block."""
     model = otl.load_model(llama_folder)
     contrast = checkpoints.contrast(1)
     files = ("ot_lens/models/reversible.py",)
@@ -99,7 +99,7 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(llama_folder, fu
 
 @pytest.mark.parametrize("hooks", ["residual", "full"])
 def test_interrupts_at_random_moments_leave_nothing(hooks, llama_folder, full_size, record_property):
-    """Real signals, from a timer of the system, at moments drawn over a whole use of the model."""
+    """Real signals from a system timer, at random moments of a use of the model."""
     rounds = 5_000 if full_size else 60
     command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(llama_folder), "--hooks", hooks]
     done = subprocess.run(
@@ -107,7 +107,7 @@ def test_interrupts_at_random_moments_leave_nothing(hooks, llama_folder, full_si
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    for name in ("signals", "dropped_by_finalisers"):
+    for name in ("signals", "dropped_by_finalizers"):
         record_property(name, found[name])
     assert found["lost"] == []
     assert found["differs_at_the_end"] == []

@@ -1,4 +1,4 @@
-"""Any order of entering, leaving, hooking, copying and raising: in force is what was entered, and no more."""
+"""Any order of entering, leaving, hooking, copying and raising: exactly the entered edits are active."""
 
 import copy
 import threading
@@ -30,11 +30,11 @@ POINTS = [(layer, hook) for layer in (0, 1, 3) for hook in ("resid_pre", "mlp_ou
 
 
 class OwnError(Exception):
-    """An error of the user's own."""
+    """An error of the user."""
 
 
 class _Block:
-    """A block of the machine: its handle, and what it does."""
+    """A block of the machine: its handle, edits and scope."""
 
     def __init__(self, model: Any, sites: list[tuple[int, str]], number: int, tokens: str) -> None:
         self.edits = {site: MAPS[(number + i) % 3] for i, site in enumerate(sites)}
@@ -43,7 +43,7 @@ class _Block:
 
 
 class Machine(RuleBasedStateMachine):
-    """One model under use. `twin` is never hooked but by hand: what the model must compute."""
+    """A model in use; `twin` computes what it must compute, with hooks added by hand."""
 
     model: Any
     twin: Any
@@ -133,12 +133,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.copies) < 2)
     @rule()
     def copy(self) -> None:
-        # A block that is forgotten is to be gone.
+        # A forgotten block must be deleted.
         blocks = [weakref.ref(block) for block in self.blocks]
         self.copies.append((copy.deepcopy(self.model), blocks))
 
     @invariant()
-    def computes_what_is_in_force(self) -> None:
+    def computes_the_active_edits(self) -> None:
         assert bits(self.model, self.batch) == self.expected(self.blocks)
 
     @invariant()
@@ -148,8 +148,8 @@ class Machine(RuleBasedStateMachine):
             assert bits(other, self.batch) == self.expected(alive)
 
     @invariant()
-    def hooks_are_the_user_s(self) -> None:
-        """And nothing else is changed, once no block is left."""
+    def only_hooks_of_the_user_remain(self) -> None:
+        """Nothing else has changed once all blocks have ended."""
         own = {id(handle) for _, handle in self.user}
         for name, found in hook_tables(self.model).items():
             if name.endswith("fwd_hooks"):
@@ -158,7 +158,7 @@ class Machine(RuleBasedStateMachine):
             assert leaked(self.clean, state(self.model, self.batch)) == []
 
     def expected(self, blocks: list[_Block]) -> str:
-        """The bytes of the twin's logits with the blocks' edits in hooks that are written out here."""
+        """The bytes of the twin's logits with the edits of the blocks in simple hooks."""
         mask = self.batch.mask.bool()
         last = torch.zeros_like(mask)
         last[:, -1] = True
@@ -184,9 +184,9 @@ class Machine(RuleBasedStateMachine):
             handle.hook.remove()
             point = backend(self.model).hook_point(*site)
             point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
-        self.computes_what_is_in_force()
+        self.computes_the_active_edits()
         self.copies_end_with_their_blocks()
-        self.hooks_are_the_user_s()
+        self.only_hooks_of_the_user_remain()
 
 
 def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
@@ -201,7 +201,7 @@ def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
 
 
 @pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_any_order_of_use_leaves_what_was_there(llama_folder, hooks, full_size, record_property):
+def test_any_order_of_use_leaves_nothing(llama_folder, hooks, full_size, record_property):
     pair = {name: otl.load_model(llama_folder, hooks=hooks) for name in ("model", "twin")}
     for one in pair.values():
         evaluated(one, checkpoints.one_batch(one, PROMPTS))

@@ -1,8 +1,8 @@
 """The same conclusions from every dtype, batch size, padding side and library, within stated tolerances.
 
-The tolerances are ten times the largest deviation that was measured, or less; `record_property` keeps what is
-measured now. The reference is float64 at 16 prompts a batch, stored in tests/data/numbers.json by
-tests/trust/reference_numbers.py; tests/tl3/test_conclusions.py asks a HookedTransformer the same.
+The tolerances are at most ten times the largest measured deviation; `record_property` keeps the current ones.
+The reference is float64 at 16 prompts per batch, stored in tests/data/numbers.json by
+tests/trust/reference_numbers.py; tests/tl3/test_conclusions.py compares a HookedTransformer with it.
 """
 
 import json
@@ -57,8 +57,8 @@ def test_numbers_and_conclusions_are_those_of_float64(setting, record_property):
     assert found.localized
 
 
-def test_the_comparison_can_fail(record_property):
-    """Weights that are off by a hundredth are out of every tolerance."""
+def test_the_comparison_detects_perturbed_weights(record_property):
+    """Weights that are 1 % off exceed every tolerance."""
     model = otl.load_model("organism:multi", dtype="float32")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_comparison_can_fail(record_property):
 
 
 def test_bfloat16_is_measured(record_property, full_size):
-    """Nothing is promised of it but finite numbers; how far it is off is written down."""
+    """Only finite numbers are guaranteed; the deviations are recorded."""
     if not full_size:
         pytest.skip("measured at full size")
     model = otl.load_model("organism:multi", dtype="bfloat16")
@@ -90,7 +90,7 @@ def test_bfloat16_is_measured(record_property, full_size):
 
 
 def padded(model, prompts, side: str) -> TokenBatch:
-    """One batch of all prompts, padded at a side."""
+    """One batch of all prompts, padded on one side."""
     served = backend(model)
     batch = token_batch(served, encode(served, prompts))
     tokens, mask = batch.tokens, batch.mask
@@ -104,7 +104,7 @@ def padded(model, prompts, side: str) -> TokenBatch:
 
 
 def test_padding_sides_give_the_same_activations(record_property):
-    """`run_with_cache` of batches padded at either side against capture, prompt by prompt."""
+    """`run_with_cache` on batches padded on either side agrees with capturing prompt by prompt."""
     model = otl.load_model("organism:multi", dtype="float32", hooks="full")
     contrast = few(n=PROMPTS).train
     alone = otl.capture(model, contrast, layers=list(LAYERS), batch_size=1)
@@ -123,11 +123,11 @@ def test_padding_sides_give_the_same_activations(record_property):
                 apart = float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
                 record_property(f"numerics_padding_{side}_{label}_{layer}", f"{apart:.2e}")
                 assert apart < TOLERANCES["activations"]
-    unmasked = otl.Activations.from_caches(**caches)  # right-padded, and its mask forgotten
+    unmasked = otl.Activations.from_caches(**caches)  # right-padded, without its mask
     assert (unmasked.harmful(LAYERS[0]) - alone.harmful(LAYERS[0])).abs().max() > 0.1
 
 
-def test_the_tokenizer_s_own_padding_side_changes_nothing():
+def test_the_padding_side_of_the_tokenizer_changes_nothing():
     model = otl.load_model("organism:multi")
     prompts = [p.text for p in few(n=PROMPTS).test.harmful]
     before = otl.next_token_logprobs(model, prompts)
