@@ -48,10 +48,7 @@ def test_a_published_run_is_read_completely(gemma):
     assert list(gemma.scores.columns) == ["position", "layer", *scores]
     assert (len(gemma.scores), len(gemma.filtered)) == (90, 13)
     assert "missing: nothing" in repr(gemma)
-
-
-def test_the_direction_does_not_keep_the_storage_of_all_directions(gemma):
-    assert (PUBLISHED / "gemma-2b-it" / "direction.pt").stat().st_size > 1e6
+    assert (PUBLISHED / "gemma-2b-it" / "direction.pt").stat().st_size > 1e6  # it holds all directions
     assert gemma.direction.untyped_storage().nbytes() == 8 * D
 
 
@@ -178,11 +175,14 @@ def test_a_run_against_itself_by_hand(gemma):
     assert table["n"].isna().all()
 
 
-def test_positions_can_differ(gemma):
+def test_positions_and_runs_can_differ(gemma):
     table = compare_directions(gemma, position=-1, other_position=-2)
     assert set(table["position"]) == {"-1 and -2"}
     expected = torch.nn.functional.cosine_similarity(gemma.mean_diffs[-1, 4], gemma.mean_diffs[-2, 9], dim=0)
     assert matrix(table).loc[4, 9] == pytest.approx(expected.item(), abs=1e-12)
+    for other in (gemma.mean_diffs[-2].float(), gemma):
+        same = compare_directions(gemma, other, position=-1, other_position=-2)
+        pd.testing.assert_series_equal(same["cosine"], table["cosine"], atol=1e-6)
 
 
 def test_the_table_is_that_of_geometry_and_can_be_drawn(gemma):
@@ -222,12 +222,6 @@ def test_the_same_seed_gives_the_same_table(gemma):
     first, again = (compare_directions(gemma, own, seed=3, permutations=30, bootstrap=30) for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(compare_directions(gemma, own, seed=4, permutations=30, bootstrap=30))
-
-
-def test_directions_may_be_a_tensor_or_another_run(gemma):
-    tensor = compare_directions(gemma, gemma.mean_diffs[-1].float(), position=-2)
-    run = compare_directions(gemma, gemma, position=-2, other_position=-1)
-    pd.testing.assert_series_equal(tensor["cosine"], run["cosine"], atol=1e-6)
 
 
 NARROW = activations(torch.zeros(3, 5), 0.0, (0, 1))

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json
 from torch import Tensor, nn
 
 from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text, checked_template, fill
@@ -27,20 +27,6 @@ from ot_lens.prompts import Prompt
 
 FORMS = ("user", "text", "dialogue")
 _PRESETS = files("ot_lens") / "behaviour" / "presets"
-
-
-class _Preset(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    version: str
-    model: str
-    source: str
-    question: str
-    form: Literal["user", "text", "dialogue"]
-    template: str | None
-    yes: tuple[str, ...]
-    no: tuple[str, ...]
-    max_new_tokens: int
 
 
 class YesNoJudge:
@@ -114,19 +100,8 @@ class YesNoJudge:
             JudgeError: If there is no such preset.
             ModelError: If the model cannot be loaded.
         """
-        chosen = _preset(name)
-        return cls(
-            chosen.model if model is None else model,
-            chosen.template,
-            question=chosen.question,
-            form=chosen.form,
-            yes=chosen.yes,
-            no=chosen.no,
-            max_new_tokens=chosen.max_new_tokens,
-            batch_size=batch_size,
-            name=chosen.name,
-            version=chosen.version,
-        )
+        own_model, template, settings = _preset(name)
+        return cls(own_model if model is None else model, template, batch_size=batch_size, **settings)
 
     @staticmethod
     def preset_model(name: str) -> str:
@@ -135,7 +110,7 @@ class YesNoJudge:
         Raises:
             JudgeError: If there is no such preset.
         """
-        return _preset(name).model
+        return _preset(name)[0]
 
     @property
     def network(self) -> nn.Module:
@@ -198,9 +173,12 @@ def judge_presets() -> list[str]:
     return sorted(f.name.removesuffix(".json") for f in _PRESETS.iterdir())
 
 
-def _preset(name: str) -> _Preset:
+def _preset(name: str) -> tuple[str, str | None, dict[str, Any]]:
+    """Model, template and further settings of a preset."""
     one_of("judge preset", name, judge_presets(), JudgeError)
-    return _Preset.model_validate_json((_PRESETS / f"{name}.json").read_text("utf-8"))
+    settings = from_json((_PRESETS / f"{name}.json").read_bytes())
+    del settings["source"]
+    return settings.pop("model"), settings.pop("template"), settings
 
 
 def _words(yes: Sequence[str], no: Sequence[str]) -> dict[str, bool]:
