@@ -27,8 +27,8 @@ def print_result(result: "StudyResult") -> None:
 def _print_table(measured: "pd.DataFrame") -> None:
     from rich.table import Table
 
-    from ot_lens.study import method_label
     from ot_lens.tables import ALL, LISTED, SEARCHED, UNEDITED, baseline_of, best_singles, effects, select
+    from ot_lens.transport import method_label
 
     found = effects(measured)
     table = Table(title="Held-out prompts: best single layers, all layers, sets chosen or named")
@@ -36,7 +36,7 @@ def _print_table(measured: "pd.DataFrame") -> None:
         table.add_column(column, justify="left" if column in ("method", "layers") else "right", no_wrap=True)
     table.caption = (
         "refuses: harmful prompts refused, with 95 % Wilson interval; correct: those answered correctly; "
-        "KL: next-token divergence on harmless prompts, nats; harmless: harmless prompts answered exactly"
+        "KL: next-token divergence on harmless prompts, nats; harmless: those answered correctly"
     )
     groups = (
         baseline_of(found),

@@ -10,8 +10,8 @@ from ot_lens.io.files import write_text
 from ot_lens.models.sizes import published_models
 from ot_lens.study.added_tables import AddedTable, register_table
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.summary import method_label
 from ot_lens.tables import LISTED, SEARCHED, UNEDITED, real_edits, select
+from ot_lens.transport import method_label
 
 # (attack success rate in per cent, perplexity); the one row of the paper's tables that is known here.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, float]] = {

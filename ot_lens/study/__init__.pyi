@@ -9,6 +9,5 @@ from .folder import RunFolder as RunFolder
 from .run import StudyResult as StudyResult
 from .run import run_study as run_study
 from .stage import Stage as Stage
-from .summary import method_label as method_label
 from .sweeping import map_folder as map_folder
 from .verify import verify_run as verify_run

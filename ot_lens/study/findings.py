@@ -6,7 +6,6 @@ import pandas as pd
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.untrusted import quoted
-from ot_lens.study.summary import method_label
 from ot_lens.tables import (
     ALL,
     INDUCE,
@@ -23,7 +22,7 @@ from ot_lens.tables import (
     single_layers,
     verdict,
 )
-from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT
+from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT, method_label
 
 CONCLUSION = {
     True: "one direction suffices to take most refusals away",
@@ -125,8 +124,7 @@ def _one_direction_sentence(table: pd.DataFrame) -> list[str]:
 
 
 def _method_sentence(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
-    name = method_label(best["method"], best["k"])
-    start = f"{name[0].upper()}{name[1:]}"
+    start = method_label(best["method"], best["k"])
     beyond = _beyond_band(best, verdicts)
     if not best["lowers"]:
         return f"{start}: no single layer lowers the refusal rate (best: {_refusal(best)}){beyond}."

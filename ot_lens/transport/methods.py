@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from ot_lens.errors import FitError, one_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,12 @@ def method_named(name: str) -> Method:
     """
     one_of("method", name, list(METHODS), FitError)
     return METHODS[name]
+
+
+def method_label(name: str, k: Any = None) -> str:
+    """The label of a method of a table and its rank, which may be missing: "PCA-OT (k = 4)"."""
+    label = METHODS[name].label if name in METHODS else name
+    return label if pd.isna(k) else f"{label} (k = {k})"
 
 
 def register_method(
