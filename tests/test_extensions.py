@@ -87,7 +87,7 @@ def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
     code = (
         "import sys\n"
         "from ot_lens.study import RunFolder\n"
-        "from ot_lens.study.summary import method_label\n"
+        "from ot_lens.transport import method_label\n"
         f"RunFolder.open(__import__('pathlib').Path({str(own_run)!r}))\n"
         "print(method_label('half_shift'), 'my_own_maps' in sys.modules)"
     )
