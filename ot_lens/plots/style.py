@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.transport import METHODS, Method
+from ot_lens import transport
 
 # name -> (matplotlib, plotly)
 MARKERS = {
@@ -89,7 +89,8 @@ SEQUENTIAL = ("cividis", "Cividis")
 DIVERGING = ("RdBu_r", "RdBu_r")
 BASELINE = Mark("no intervention", "#767B84", "pentagon", "dash", "baseline")
 BASELINE_LINE: dict[str, Any] = {"color": BASELINE.color, "linewidth": 0.8, "linestyle": (0, (5, 2))}
-PROJECTION, TRANSPORT, OTHER = "Projection", METHODS["pca_ot"].group, Method.group
+METHODS = transport.METHODS
+PROJECTION, TRANSPORT, OTHER = "Projection", METHODS["pca_ot"].group, transport.Method.group
 # Groups of the built-in methods, in order; other methods come last.
 FAMILIES = (*dict.fromkeys(known.group for known in METHODS.values()), OTHER)
 # PCA-OT keeps one hue; k moves it from light to dark and changes marker and dash as well.

@@ -1,4 +1,10 @@
-"""Maps that move harmful activations: fits, each one function that returns an `AffineMap`."""
+"""Maps that move harmful activations: one file per method, with its fit and its record.
+
+Every module of this package is imported, so that a new method is one new file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.entropic import EntropicMap, fit_entropic_ot
@@ -56,3 +62,6 @@ __all__ = [
     "restore",
     "restrict_to_support",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

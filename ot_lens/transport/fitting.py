@@ -1,20 +1,17 @@
 """Fits by name, for one layer or for all layers of a capture."""
 
-from collections.abc import Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
-from pkgutil import iter_modules
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ot_lens.errors import FitError, OtLensError
-from ot_lens.linalg import all_equal
+from ot_lens.linalg import all_equal, check_pair
 from ot_lens.samples import LayerBatch, LayerSamples, layer_batches
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import warn_if_poor
-from ot_lens.transport.methods import Fit, Method, install, method_named
+from ot_lens.transport.methods import Fit, Method, method_named
 
 NOTHING_TO_MOVE = "all samples of both classes are identical here: the map is the identity"
 
@@ -26,7 +23,7 @@ def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> AffineMap:
         FitError: If there is no such method; also what the method's own function raises.
     """
     known = method_named(method)
-    return _checked(known, _fit_of(known)(H, S, **parameters))
+    return _checked(known, _fit_of(known)(*check_pair(H, S), **parameters))
 
 
 def fit_all(
@@ -114,13 +111,3 @@ def _checked(known: Method, fitted: object) -> AffineMap:
     if fitted.info.method is None:
         return fitted.labelled(method=known.name)
     return fitted
-
-
-def _records() -> Iterator[Method]:
-    """The methods defined in the files of this package."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        if module.name != "fitting":
-            yield from getattr(import_module(f"ot_lens.transport.{module.name}"), "RECORDS", ())
-
-
-install(_records())

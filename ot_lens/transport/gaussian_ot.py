@@ -6,12 +6,13 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.gaussian import Gaussian, RestrictedRoots
-from ot_lens.linalg import EPS, checks_samples, monge_matrix, psd_eigen
+from ot_lens.linalg import EPS, monge_matrix, psd_eigen
 from ot_lens.moments import Moments
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.diagnosis import problems_of, warn_if_poor
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import TRANSPORT, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import TRANSPORT
 
 
 def gaussian_maps(source: Gaussian, target: Gaussian) -> list[AffineMap]:
@@ -97,26 +98,26 @@ def _info(
     )
 
 
-def gaussian_ot_batch(
+@defines_method(
+    "gaussian_ot",
+    "Gaussian OT",
+    TRANSPORT,
+    formula="μ_S + A (x - μ_H)",
+    source="Knott & Smith 1984, arXiv 2402.09631",
+    reversible=True,
+    group="Gaussian OT",
+    colour="#6F8B1E",
+    marker="star",
+    dash="solid",
+    order=90,
+)
+def fit_gaussian_ot(
     H: Float64[Tensor, "L n_H d"],
     S: Float64[Tensor, "L n_S d"],
     *,
     ridge: float | None = None,
     shrinkage: str | None = "ledoit_wolf",
 ) -> list[AffineMap]:
-    """`fit_gaussian_ot` at every layer."""
-    source, target = (Gaussian.fit(X, ridge=ridge, shrinkage=shrinkage) for X in (H, S))
-    return gaussian_maps(source, target)
-
-
-@checks_samples
-def fit_gaussian_ot(
-    H: Float64[Tensor, "n_H d"],
-    S: Float64[Tensor, "n_S d"],
-    *,
-    ridge: float | None = None,
-    shrinkage: str | None = "ledoit_wolf",
-) -> AffineMap:
     """T(x) = mu_S + A (x - mu_H), A the symmetric positive map with A C_H A = C_S, in O((n_H + n_S)^2 d).
 
     On samples the relative rounding error is at most `info.error_bound`, m eps (8 + sqrt(condition number))
@@ -135,9 +136,8 @@ def fit_gaussian_ot(
     Warns:
         PoorFitWarning: a source covariance of condition number above 1e8.
     """
-    maps = gaussian_ot_batch(H.unsqueeze(0), S.unsqueeze(0), ridge=ridge, shrinkage=shrinkage)
-    warn_if_poor(maps)
-    return maps[0]
+    source, target = (Gaussian.fit(X, ridge=ridge, shrinkage=shrinkage) for X in (H, S))
+    return gaussian_maps(source, target)
 
 
 def fit_gaussian_ot_of_moments(
@@ -170,22 +170,3 @@ def fit_gaussian_ot_of_moments(
     maps = gaussian_maps(*(gaussian.batched() for gaussian in pair))
     warn_if_poor(maps)
     return maps[0]
-
-
-RECORDS = (
-    Method(
-        "gaussian_ot",
-        "Gaussian OT",
-        TRANSPORT,
-        fit_gaussian_ot,
-        gaussian_ot_batch,
-        formula="μ_S + A (x - μ_H)",
-        source="Knott & Smith 1984, arXiv 2402.09631",
-        reversible=True,
-        group="Gaussian OT",
-        colour="#6F8B1E",
-        marker="star",
-        dash="solid",
-        order=90,
-    ),
-)

@@ -5,23 +5,52 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.gaussian import checked_ridge
-from ot_lens.linalg import checks_samples, mean_gap
+from ot_lens.linalg import mean_gap
 from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import ERASURE, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import ERASURE
 from ot_lens.transport.pca_ot import PooledPCA
 from ot_lens.transport.projection import unit_directions
 
 
-def leace_batch(
+@defines_method(
+    "leace",
+    "LEACE",
+    ERASURE,
+    formula="x - δ (Σ⁻¹δ)ᵀ (x - μ) / (δᵀ Σ⁻¹ δ)",
+    source="Belrose et al. 2023",
+    group="Projection",
+    colour="#9A6A8B",
+    marker="hexagon",
+    dash="dashdot",
+    order=50,
+)
+def fit_leace(
     H: Float64[Tensor, "L n_H d"],
     S: Float64[Tensor, "L n_S d"],
     *,
     ridge: float | None = None,
     shrinkage: str | None = "ledoit_wolf",
 ) -> list[AffineMap]:
-    """`fit_leace` at every layer."""
+    """T(x) = x - delta (Sigma^-1 delta)^T (x - mu) / (delta^T Sigma^-1 delta), delta = mu_H - mu_S.
+
+    For two classes Theorem 4.3 of the paper is this oblique rank-one projection: both class means land on one
+    point, and of all affine maps that do so it moves x least in mean square, in every quadratic norm at once.
+    Sigma is the pooled covariance about the pooled mean mu. The closed form on Gram matrices costs O(N^2 d);
+    the concept-erasure package costs O(d^3).
+
+    Args:
+        H: source samples `[n_H, d]`.
+        S: target samples `[n_S, d]`.
+        ridge: variance added to every direction of Sigma, in squared activation units.
+        shrinkage: "ledoit_wolf", "oas", or None for the pseudo-inverse.
+
+    Raises:
+        ActivationError: samples that cannot be used (see `check_samples`).
+        FitError: the class means coincide, a negative ridge, an unknown shrinkage.
+    """
     added = checked_ridge(ridge)
     unit_directions(H, S)
     pca, n_H, n_S = PooledPCA.of(H, S), H.shape[1], S.shape[1]
@@ -64,49 +93,3 @@ def _info(
         shrinkage_harmless=None if shrinkage is None else float(s[layer]),
         rank=int(pca.rank[layer]),
     )
-
-
-@checks_samples
-def fit_leace(
-    H: Float64[Tensor, "n_H d"],
-    S: Float64[Tensor, "n_S d"],
-    *,
-    ridge: float | None = None,
-    shrinkage: str | None = "ledoit_wolf",
-) -> AffineMap:
-    """T(x) = x - delta (Sigma^-1 delta)^T (x - mu) / (delta^T Sigma^-1 delta), delta = mu_H - mu_S.
-
-    For two classes Theorem 4.3 of the paper is this oblique rank-one projection: both class means land on one
-    point, and of all affine maps that do so it moves x least in mean square, in every quadratic norm at once.
-    Sigma is the pooled covariance about the pooled mean mu. The closed form on Gram matrices costs O(N^2 d);
-    the concept-erasure package costs O(d^3).
-
-    Args:
-        H: source samples `[n_H, d]`.
-        S: target samples `[n_S, d]`.
-        ridge: variance added to every direction of Sigma, in squared activation units.
-        shrinkage: "ledoit_wolf", "oas", or None for the pseudo-inverse.
-
-    Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: the class means coincide, a negative ridge, an unknown shrinkage.
-    """
-    return leace_batch(H.unsqueeze(0), S.unsqueeze(0), ridge=ridge, shrinkage=shrinkage)[0]
-
-
-RECORDS = (
-    Method(
-        "leace",
-        "LEACE",
-        ERASURE,
-        fit_leace,
-        leace_batch,
-        formula="x - δ (Σ⁻¹δ)ᵀ (x - μ) / (δᵀ Σ⁻¹ δ)",
-        source="Belrose et al. 2023",
-        group="Projection",
-        colour="#9A6A8B",
-        marker="hexagon",
-        dash="dashdot",
-        order=50,
-    ),
-)

@@ -4,14 +4,35 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.linalg import centred, checks_samples, mean_gap, monotone_coupling
+from ot_lens.linalg import centred, mean_gap, monotone_coupling
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import TRANSPORT, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import TRANSPORT
 
 
-def linear_act_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
-    """`fit_linear_act` at every layer."""
+@defines_method(
+    "linear_act",
+    "Linear-AcT",
+    TRANSPORT,
+    formula="ω ⊙ x + β",
+    source="Rodriguez et al. 2024",
+    reversible=True,
+    group="Shift, coordinate-wise",
+    colour="#9C6B45",
+    marker="plus",
+    dash="dash",
+    order=70,
+)
+def fit_linear_act(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
+    """T(x) = omega * x + beta: the least-squares line through each coordinate's optimal coupling.
+
+    omega = sum(a~ b~) / sum(a~^2) over sorted, centred samples; classes of different size are coupled by
+    the exact one-dimensional plan. See `restrict_to_support` for the paper's optional mask.
+
+    Raises:
+        ActivationError: samples that cannot be used (see `check_samples`).
+    """
     (Z_H, mean_H), (Z_S, mean_S) = centred(H), centred(S)
     a, b = Z_H.sort(1).values, Z_S.sort(1).values
     i, j, mass = monotone_coupling(H.shape[1], S.shape[1], H.device)
@@ -24,35 +45,3 @@ def linear_act_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"
     none = H.new_zeros(H.shape[-1], 0)
     info = FitInfo(method="linear_act", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
     return [AffineMap(none, none, shift, scale, info) for shift, scale in zip(beta, omega, strict=True)]
-
-
-@checks_samples
-def fit_linear_act(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> AffineMap:
-    """T(x) = omega * x + beta: the least-squares line through each coordinate's optimal coupling.
-
-    omega = sum(a~ b~) / sum(a~^2) over sorted, centred samples; classes of different size are coupled by
-    the exact one-dimensional plan. See `restrict_to_support` for the paper's optional mask.
-
-    Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-    """
-    return linear_act_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
-
-
-RECORDS = (
-    Method(
-        "linear_act",
-        "Linear-AcT",
-        TRANSPORT,
-        fit_linear_act,
-        linear_act_batch,
-        formula="ω ⊙ x + β",
-        source="Rodriguez et al. 2024",
-        reversible=True,
-        group="Shift, coordinate-wise",
-        colour="#9C6B45",
-        marker="plus",
-        dash="dash",
-        order=70,
-    ),
-)

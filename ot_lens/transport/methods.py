@@ -1,6 +1,6 @@
 """One record per method: its fit and everything else that is known about it by name.
 
-Each method is defined in the file of its fit, in the module's `RECORDS`; `register_method` adds a user's own.
+Each method is defined in the file of its fit (see `layerwise`); `register_method` adds a user's own.
 Sweeps, tables, figures, the report and the explorer read these records only.
 """
 
@@ -142,9 +142,12 @@ def register_method(
     return METHODS[name]
 
 
-def install(records: Iterable[Method]) -> None:
-    """Add built-in methods, in their order."""
-    METHODS.update((record.name, record) for record in sorted(records, key=lambda record: record.order))
+def register(known: Method) -> None:
+    """Add a method; METHODS stays in the order of the records."""
+    METHODS[known.name] = known
+    ordered = sorted(METHODS.values(), key=lambda other: other.order)
+    METHODS.clear()
+    METHODS.update((other.name, other) for other in ordered)
 
 
 def as_record(known: Method) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from ot_lens.gaussian import checked_ridge
 from ot_lens.linalg import (
     Pooled,
     centring_rounding,
-    checks_samples,
     gram_spectrum,
     monge_matrix,
     numerical_rank,
@@ -20,9 +19,10 @@ from ot_lens.linalg import (
     psd_eigen,
 )
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.diagnosis import problems_of, warn_if_poor
+from ot_lens.transport.diagnosis import problems_of
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import TRANSPORT, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import TRANSPORT
 from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
 
 RELATIVE_RIDGE = 1e-6
@@ -135,7 +135,20 @@ def _ridge(
     return torch.full_like(trace_H, ridge)
 
 
-def pca_ot_batch(
+@defines_method(
+    "pca_ot",
+    "PCA-OT",
+    TRANSPORT,
+    formula="x + (μ_S - μ_H) + P (A - I) Pᵀ (x - μ_H)",
+    source="arXiv 2603.04355",
+    reversible=True,
+    group="PCA-OT",
+    colour="#159A6F",
+    marker="square",
+    dash="solid",
+    order=80,
+)
+def fit_pca_ot(
     H: Float64[Tensor, "L n_H d"],
     S: Float64[Tensor, "L n_S d"],
     k: int | float | str = 2,
@@ -144,7 +157,28 @@ def pca_ot_batch(
     mean_shift: str = "full",
     seed: int = 0,
 ) -> list[AffineMap]:
-    """`fit_pca_ot` at every layer; one batched Gram product and eigensolver for all of them."""
+    """T(x) = x + (mu_S - mu_H) + P (A_k - I) P^T (x - mu_H) (arXiv 2603.04355).
+
+    P holds the top-k components of the pooled samples, A_k is the symmetric positive definite map between the
+    covariances of the projected classes; what is orthogonal to P is kept.
+
+    Args:
+        H: source samples `[n_H, d]`.
+        S: target samples `[n_S, d]`.
+        k: components; an int, a share of the pooled variance in (0, 1), or "auto" for the held-out choice.
+        ridge: added to both projected covariances, in squared activation units; None for 1e-6 of their mean
+            variance.
+        mean_shift: "full" moves the whole mean; "subspace" only its part within P.
+        seed: of the folds of k = "auto".
+
+    Raises:
+        ActivationError: samples that cannot be used (see `check_samples`).
+        FitError: k not positive or above the rank, a negative ridge, ridge = 0 with a singular source
+            covariance, an unknown option.
+
+    Warns:
+        PoorFitWarning: too few samples for k, or an ill-conditioned source covariance.
+    """
     validate_rank(k)
     if ridge is not None:
         checked_ridge(ridge)
@@ -208,59 +242,3 @@ def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
     )
     parts = zip(fitted.axes, change, bias, infos, strict=True)
     return [AffineMap(axes, changed, shift, info=info) for axes, changed, shift, info in parts]
-
-
-@checks_samples
-def fit_pca_ot(
-    H: Float64[Tensor, "n_H d"],
-    S: Float64[Tensor, "n_S d"],
-    k: int | float | str = 2,
-    *,
-    ridge: float | None = None,
-    mean_shift: str = "full",
-    seed: int = 0,
-) -> AffineMap:
-    """T(x) = x + (mu_S - mu_H) + P (A_k - I) P^T (x - mu_H) (arXiv 2603.04355).
-
-    P holds the top-k components of the pooled samples, A_k is the symmetric positive definite map between the
-    covariances of the projected classes; what is orthogonal to P is kept.
-
-    Args:
-        H: source samples `[n_H, d]`.
-        S: target samples `[n_S, d]`.
-        k: components; an int, a share of the pooled variance in (0, 1), or "auto" for the held-out choice.
-        ridge: added to both projected covariances, in squared activation units; None for 1e-6 of their mean
-            variance.
-        mean_shift: "full" moves the whole mean; "subspace" only its part within P.
-        seed: of the folds of k = "auto".
-
-    Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: k not positive or above the rank, a negative ridge, ridge = 0 with a singular source
-            covariance, an unknown option.
-
-    Warns:
-        PoorFitWarning: too few samples for k, or an ill-conditioned source covariance.
-    """
-    maps = pca_ot_batch(H.unsqueeze(0), S.unsqueeze(0), k, ridge=ridge, mean_shift=mean_shift, seed=seed)
-    warn_if_poor(maps)
-    return maps[0]
-
-
-RECORDS = (
-    Method(
-        "pca_ot",
-        "PCA-OT",
-        TRANSPORT,
-        fit_pca_ot,
-        pca_ot_batch,
-        formula="x + (μ_S - μ_H) + P (A - I) Pᵀ (x - μ_H)",
-        source="arXiv 2603.04355",
-        reversible=True,
-        group="PCA-OT",
-        colour="#159A6F",
-        marker="square",
-        dash="solid",
-        order=80,
-    ),
-)

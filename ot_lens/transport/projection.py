@@ -7,10 +7,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import checks_samples, mean_gap
+from ot_lens.linalg import mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import PROJECTION, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import METHODS, PROJECTION, register
 
 
 def unit_directions(
@@ -32,17 +33,65 @@ def unit_directions(
     return -gap / norm.unsqueeze(-1), S.mean(1)
 
 
-def directional_ablation_batch(
-    H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]
-) -> list[AffineMap]:
-    """`fit_directional_ablation` at every layer."""
+@defines_method(
+    "directional_ablation",
+    "Directional ablation",
+    PROJECTION,
+    formula="x - r rᵀ x",
+    source="Arditi et al. 2024",
+    group="Projection",
+    colour="#AA4499",
+    marker="down",
+    dash="solid",
+    order=10,
+)
+def fit_directional_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
+    """T(x) = x - r^ r^T x (Arditi et al. 2024, arXiv 2406.11717).
+
+    Raises:
+        ActivationError: samples that cannot be used (see `check_samples`).
+        FitError: the class means coincide.
+    """
     directions, _ = unit_directions(H, S)
     info = FitInfo(method="directional_ablation", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])
     return [ablation_of(direction.unsqueeze(1), info) for direction in directions]
 
 
-def ace_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
-    """`fit_ace` at every layer."""
+register(
+    replace(
+        METHODS["directional_ablation"],
+        name="rfa",
+        label="RFA (every block)",
+        formula="x - r rᵀ x at every block input, attention output and MLP output",
+        everywhere=True,
+        colour="#7A6FC0",
+        marker="right",
+        dash="dash",
+        order=20,
+    )
+)
+
+
+@defines_method(
+    "ace",
+    "ACE",
+    PROJECTION,
+    formula="x - r rᵀ (x - μ_S)",
+    source="arXiv 2411.09003",
+    reversible=True,
+    group="Projection",
+    colour="#C2607F",
+    marker="left",
+    dash="dashdot",
+    order=30,
+)
+def fit_ace(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
+    """T(x) = x - r^ r^T (x - mu_S): affine concept editing (arXiv 2411.09003).
+
+    Raises:
+        ActivationError: samples that cannot be used (see `check_samples`).
+        FitError: the class means coincide.
+    """
     directions, means = unit_directions(H, S)
     info = FitInfo(method="ace", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])
     return [
@@ -57,70 +106,3 @@ def ablation_of(
     """X - Q Q^T (x - keep), Q orthonormal; keep = 0 unless given."""
     bias = torch.zeros_like(Q[:, 0]) if keep is None else Q @ (Q.T @ keep)
     return AffineMap(-Q, Q, bias, info=info)
-
-
-@checks_samples
-def fit_directional_ablation(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> AffineMap:
-    """T(x) = x - r^ r^T x (Arditi et al. 2024, arXiv 2406.11717).
-
-    Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: the class means coincide.
-    """
-    return directional_ablation_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
-
-
-@checks_samples
-def fit_ace(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> AffineMap:
-    """T(x) = x - r^ r^T (x - mu_S): affine concept editing (arXiv 2411.09003).
-
-    Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: the class means coincide.
-    """
-    return ace_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
-
-
-_ABLATION = Method(
-    "directional_ablation",
-    "Directional ablation",
-    PROJECTION,
-    fit_directional_ablation,
-    directional_ablation_batch,
-    formula="x - r rᵀ x",
-    source="Arditi et al. 2024",
-    group="Projection",
-    colour="#AA4499",
-    marker="down",
-    dash="solid",
-    order=10,
-)
-RECORDS = (
-    _ABLATION,
-    replace(
-        _ABLATION,
-        name="rfa",
-        label="RFA (every block)",
-        formula="x - r rᵀ x at every block input, attention output and MLP output",
-        everywhere=True,
-        colour="#7A6FC0",
-        marker="right",
-        dash="dash",
-        order=20,
-    ),
-    Method(
-        "ace",
-        "ACE",
-        PROJECTION,
-        fit_ace,
-        ace_batch,
-        formula="x - r rᵀ (x - μ_S)",
-        source="arXiv 2411.09003",
-        reversible=True,
-        group="Projection",
-        colour="#C2607F",
-        marker="left",
-        dash="dashdot",
-        order=30,
-    ),
-)

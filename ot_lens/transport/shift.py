@@ -3,42 +3,31 @@
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.linalg import checks_samples, mean_gap
+from ot_lens.linalg import mean_gap
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import TRANSPORT, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import TRANSPORT
 
 
-def mean_shift_batch(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
-    """`fit_mean_shift` at every layer."""
-    info = FitInfo(method="mean_shift", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
-    none = H.new_zeros(H.shape[-1], 0)
-    return [AffineMap(none, none, bias, info=info) for bias in mean_gap(H, S)[0]]
-
-
-@checks_samples
-def fit_mean_shift(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> AffineMap:
+@defines_method(
+    "mean_shift",
+    "Mean shift",
+    TRANSPORT,
+    formula="x + (μ_S - μ_H)",
+    reversible=True,
+    group="Shift, coordinate-wise",
+    colour="#A87B00",
+    marker="cross",
+    dash="solid",
+    order=60,
+)
+def fit_mean_shift(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> list[AffineMap]:
     """T(x) = x + (mu_S - mu_H).
 
     Raises:
         ActivationError: samples that cannot be used (see `check_samples`).
     """
-    return mean_shift_batch(H.unsqueeze(0), S.unsqueeze(0))[0]
-
-
-RECORDS = (
-    Method(
-        "mean_shift",
-        "Mean shift",
-        TRANSPORT,
-        fit_mean_shift,
-        mean_shift_batch,
-        formula="x + (μ_S - μ_H)",
-        reversible=True,
-        group="Shift, coordinate-wise",
-        colour="#A87B00",
-        marker="cross",
-        dash="solid",
-        order=60,
-    ),
-)
+    info = FitInfo(method="mean_shift", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
+    none = H.new_zeros(H.shape[-1], 0)
+    return [AffineMap(none, none, bias, info=info) for bias in mean_gap(H, S)[0]]

@@ -7,17 +7,29 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import centring_rounding, check_samples, checks_samples
+from ot_lens.linalg import centring_rounding, check_samples
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.methods import PROJECTION, Method
+from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.methods import PROJECTION
 from ot_lens.transport.projection import ablation_of
 
 DEFAULT_RANK = 2
 RELATIVE_RANK = 1e-10
 
 
-def subspace_ablation_batch(
+@defines_method(
+    "subspace_ablation",
+    "Subspace ablation",
+    PROJECTION,
+    formula="x - Q Qᵀ x",
+    group="Projection",
+    colour="#8C5BB5",
+    marker="pentagon",
+    dash="dot",
+    order=40,
+)
+def fit_subspace_ablation(
     H: Float64[Tensor, "L n_H d"],
     S: Float64[Tensor, "L n_S d"],
     k: int | None = None,
@@ -26,7 +38,22 @@ def subspace_ablation_batch(
     directions: Tensor | None = None,
     keep_mean: bool = False,
 ) -> list[AffineMap]:
-    """`fit_subspace_ablation` at every layer."""
+    """T(x) = x - Q Q^T x, Q an orthonormal basis of several directions.
+
+    Args:
+        H: source samples `[n_H, d]`.
+        S: target samples `[n_S, d]`.
+        k: the leading right singular vectors of the class differences h_i - mu_S, not centred, so that the
+            difference in means is among what they explain; 2 when nothing is chosen.
+        categories: one label a source sample; the directions are the category means minus mu_S.
+        directions: `[m, d]`, not necessarily orthogonal; dependent ones are merged.
+        keep_mean: x - Q Q^T (x - mu_S), the analogue of affine concept editing.
+
+    Raises:
+        ActivationError: samples or directions that cannot be used (see `check_samples`).
+        FitError: more than one choice of subspace, k outside 1 .. rank, categories or directions that do not
+            fit the samples, or only zero directions.
+    """
     if sum(choice is not None for choice in (k, categories, directions)) > 1:
         raise FitError("k, categories and directions are three ways to choose the subspace: give one of them")
     mean_S = S.mean(1)
@@ -80,56 +107,3 @@ def _ablation(
     size = rank if k is None else k
     info = FitInfo(method="subspace_ablation", k=size, n_harmful=sizes[0], n_harmless=sizes[1], rank=rank)
     return ablation_of(Vh[:size].T.contiguous(), info, keep=keep)
-
-
-@checks_samples
-def fit_subspace_ablation(
-    H: Float64[Tensor, "n_H d"],
-    S: Float64[Tensor, "n_S d"],
-    k: int | None = None,
-    *,
-    categories: Sequence[Hashable] | None = None,
-    directions: Tensor | None = None,
-    keep_mean: bool = False,
-) -> AffineMap:
-    """T(x) = x - Q Q^T x, Q an orthonormal basis of several directions.
-
-    Args:
-        H: source samples `[n_H, d]`.
-        S: target samples `[n_S, d]`.
-        k: the leading right singular vectors of the class differences h_i - mu_S, not centred, so that the
-            difference in means is among what they explain; 2 when nothing is chosen.
-        categories: one label a source sample; the directions are the category means minus mu_S.
-        directions: `[m, d]`, not necessarily orthogonal; dependent ones are merged.
-        keep_mean: x - Q Q^T (x - mu_S), the analogue of affine concept editing.
-
-    Raises:
-        ActivationError: samples or directions that cannot be used (see `check_samples`).
-        FitError: more than one choice of subspace, k outside 1 .. rank, categories or directions that do not
-            fit the samples, or only zero directions.
-    """
-    return subspace_ablation_batch(
-        H.unsqueeze(0),
-        S.unsqueeze(0),
-        k,
-        categories=categories,
-        directions=directions,
-        keep_mean=keep_mean,
-    )[0]
-
-
-RECORDS = (
-    Method(
-        "subspace_ablation",
-        "Subspace ablation",
-        PROJECTION,
-        fit_subspace_ablation,
-        subspace_ablation_batch,
-        formula="x - Q Qᵀ x",
-        group="Projection",
-        colour="#8C5BB5",
-        marker="pentagon",
-        dash="dot",
-        order=40,
-    ),
-)

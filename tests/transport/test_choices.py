@@ -16,7 +16,7 @@ from ot_lens.transport import (
     fit_pca_ot,
     fit_subspace_ablation,
 )
-from ot_lens.transport.pca_ot import PooledPCA, _pusher, covariance, pca_ot_batch, subspace_transport
+from ot_lens.transport.pca_ot import PooledPCA, _pusher, covariance, subspace_transport
 from ot_lens.transport.projection import ablation_of, unit_directions
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal
@@ -86,7 +86,7 @@ def test_covariances_of_a_batch():
 def test_layers_of_unlike_rank_keep_their_order():
     acts = layered(12, 15, 30, layers=4, seed=3)
     acts.source[2] *= torch.linspace(0.01, 5, 30, dtype=torch.float64) ** 3
-    maps = pca_ot_batch(acts.source, acts.target, 0.9)
+    maps = METHODS["pca_ot"].batch(acts.source, acts.target, 0.9)
     singles = [fit_pca_ot(H, S, k=0.9) for H, S in zip(acts.source, acts.target, strict=True)]
     assert len({T.info.k for T in singles}) > 1
     for T, single, H in zip(maps, singles, acts.source, strict=True):
@@ -97,7 +97,7 @@ def test_layers_of_unlike_rank_keep_their_order():
 def test_pca_ot_moves_two_components_and_the_whole_mean_unless_told_otherwise():
     acts = layered(12, 15, 30, layers=1, seed=4)
     H, S = acts.harmful(0), acts.harmless(0)
-    for T in (fit_pca_ot(H, S), fit_all(acts)[0], pca_ot_batch(H[None], S[None])[0]):
+    for T in (fit_pca_ot(H, S), fit_all(acts)[0], METHODS["pca_ot"].batch(H[None], S[None])[0]):
         assert (T.info.method, T.info.k) == ("pca_ot", 2)
         assert_close(T.map(H).mean(0), S.mean(0))
 
