@@ -11,6 +11,7 @@ from ot_lens.activations.positions import Positions
 from ot_lens.activations.settings import CaptureSettings
 from ot_lens.activations.shards import CapturePlan, captured, plan_shards
 from ot_lens.activations.store import ActivationStore
+from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits
 from ot_lens.models import TOKEN_BUDGET
 from ot_lens.prompts import CLASSES, Contrast
@@ -37,7 +38,7 @@ def capture(
     Each pass ends at the highest of `layers`. The model keeps its hooks, training mode and weights.
 
     Args:
-        model: A hooked model.
+        model: A hooked model, or a `Runner` (see `ot_lens.execution`), which captures batch by batch.
         prompts: One split, such as `prompts.train`; the chat template is applied here.
         layers: "all" or layer numbers.
         hook: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
@@ -66,26 +67,26 @@ def capture(
     settings = CaptureSettings(
         layers, hook, positions, reduce, dtype, edits or {}, tokens, batch_size, token_budget
     )
-    plan = plan_shards(model, prompts, settings)
-    report = progress or _ignore
+    runner, report = as_runner(model), progress or _ignore
+    plan = runner.call(plan_shards, prompts, settings)
     if store is None:
-        return _into_memory(model, prompts, plan, report)
+        return _into_memory(runner, prompts, plan, report)
     with ActivationStore(store, plan) as shards:
         missing = shards.missing()
         resumed = sum(map(plan.count, CLASSES)) - sum(len(shard.indices) for shard in missing)
         if resumed:
             report(resumed)
-        for shard, values in captured(model, prompts, plan, missing):
+        for shard, values in runner.stream(captured, missing, prompts, plan):
             shards.write(shard, values)
             report(len(shard.indices))
         return shards.finish()
 
 
 def _into_memory(
-    model: Any, prompts: Contrast, plan: CapturePlan, report: Callable[[int], None]
+    runner: Runner, prompts: Contrast, plan: CapturePlan, report: Callable[[int], None]
 ) -> Activations:
     data: dict[str, torch.Tensor] = {}
-    for shard, values in captured(model, prompts, plan, plan.shards):
+    for shard, values in runner.stream(captured, plan.shards, prompts, plan):
         if shard.label not in data:
             shape = (values.shape[0], plan.count(shard.label), *values.shape[2:])
             data[shard.label] = values.new_empty(shape)

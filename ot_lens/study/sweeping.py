@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ot_lens.activations import Activations, ActivationStore, CaptureSettings, captured, plan_shards
+from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Executor, Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
@@ -42,28 +42,19 @@ def capture_split(
     stage: Stage,
 ) -> Activations:
     """Activations of one split, stored in the run folder; this process alone writes there."""
-    plan = executor.call(
-        plan_shards,
-        contrast,
-        CaptureSettings(
+    prompts = len(contrast.harmful) + len(contrast.harmless)
+    with stage(f"activations, {split} prompts", prompts) as step:
+        return capture(
+            Runner(executor),
+            contrast,
             layers=layers,
             hook=config.hook,
             positions=[config.position],
             batch_size=config.batch_size,
             dtype=config.activation_dtype,
-        ),
-    )
-    prompts = len(contrast.harmful) + len(contrast.harmless)
-    with (
-        stage(f"activations, {split} prompts", prompts) as step,
-        ActivationStore(folder.path / "activations" / split, plan) as store,
-    ):
-        missing = store.missing()
-        step(prompts - sum(len(shard.indices) for shard in missing))
-        for shard, values in executor.stream(captured, missing, contrast, plan):
-            store.write(shard, values)
-            step(len(shard.indices))
-        return store.finish()
+            store=folder.path / "activations" / split,
+            progress=step,
+        )
 
 
 def plan_into(

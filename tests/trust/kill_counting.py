@@ -21,8 +21,10 @@ def note(log: str, line: str) -> None:
 
 def captured(log: str, model: Any, prompts: Any, plan: Any, found: Any) -> Iterator[Any]:
     """In place of `ot_lens.activations.captured`: notes each shard as its forward pass begins."""
+    whole = len(plan.layers) > 1 and not plan.settings.edits  # what a study stores
     for shard in found:
-        note(log, f"shard {plan.key['prompts'][:8]} {shard.name}")
+        if whole:
+            note(log, f"shard {plan.key['prompts'][:8]} {shard.name}")
         yield from shards.captured(model, prompts, plan, [shard])
 
 

@@ -29,7 +29,7 @@ from ot_lens.execution.ray_address import LOCAL_SETTINGS
 from ot_lens.localization import measure
 from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
-from ot_lens.study import diagnostics, sweeping
+from ot_lens.study import diagnostics
 from ot_lens.study import run as study_run
 from tests.trust import kill_counting
 from tests.trust.kill_counting import note
@@ -220,7 +220,7 @@ def _instrument(request: dict[str, Any], writer: int) -> None:
     for stage, name in STAGES.items():
         setattr(study_run, name, partial(begin, stage, getattr(study_run, name)))
     for module, name, noted in (
-        (sweeping, "captured", kill_counting.captured),
+        (sys.modules["ot_lens.activations.capture"], "captured", kill_counting.captured),
         (measure, "measure_batches", kill_counting.batches),
         (runner, "run_named", kill_counting.tasks),
     ):
