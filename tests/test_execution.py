@@ -1,4 +1,4 @@
-"""Engines: the same bytes here and on a cluster, through killed workers and a change of executor half-way."""
+"""Executors: the same bytes here and on a cluster, through killed workers and a change of executor."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,36 +18,24 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import BatchHalvedWarning, ExecutorError, ModelError
-from ot_lens.execution import LocalExecutor, RayExecutor, open_executor, ray_cluster
+from ot_lens.execution import RayExecutor, as_runner, open_executor, ray_cluster
 from ot_lens.execution.ray_address import start_here
-from ot_lens.localization import (
-    Candidate,
-    MethodSpec,
-    candidate_batches,
-    candidates,
-    measure_baseline,
-    measure_batches,
-    sweep_settings,
-)
+from ot_lens.localization import MethodSpec, candidates, measure_sweep, sweep_settings
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap
+from tests.processes import descendants, workers
 
 MODEL = {"model": "organism"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """So that a worker takes one CPU, and two fit on the cluster of these tests."""
+    """A worker then takes one CPU, and two fit on the cluster of these tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> otl.ContrastSet:
-    return otl.load_prompts(prompt_file(tmp_path_factory.mktemp("prompts")))
 
 
 def prompt_file(folder: Path) -> Path:
@@ -68,71 +56,56 @@ def prompt_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_nobody_at_the_address_is_said_at_once(address):
+def test_an_address_without_a_cluster_fails_at_once(address):
     start = time.monotonic()
-    with pytest.raises(ExecutorError, match=r"no Ray cluster answers at .*ray start --head"):
+    with pytest.raises(ExecutorError, match=address):
         RayExecutor(MODEL, address=address)
     assert time.monotonic() - start < 10
 
 
-def test_an_address_that_is_none(monkeypatch):
+def test_what_is_not_an_address_is_named(monkeypatch):
     for address in ("somewhere", "ray://", "host:port", ":1"):
-        with pytest.raises(ExecutorError, match="is none of a Ray cluster"):
+        with pytest.raises(ExecutorError, match=f"'{address}' is not the address"):
             RayExecutor(MODEL, address=address)
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
-    with pytest.raises(ExecutorError, match="'elsewhere' is none"):
+    with pytest.raises(ExecutorError, match="elsewhere"):
         RayExecutor(MODEL)
 
 
-def test_what_an_engine_needs_is_said(monkeypatch):
-    with (
-        pytest.raises(ExecutorError, match="no executor 'spark': choose one of local, ray"),
-        open_executor("spark", {}),
-    ):
-        pass
-    with (
-        pytest.raises(ExecutorError, match="add --executor ray"),
-        open_executor("local", MODEL, address="h:1"),
-    ):
-        pass
+@pytest.mark.parametrize(
+    ("name", "address", "message"),
+    [
+        ("spark", None, "'spark': choose one of local, ray"),
+        ("local", "host:1", "--executor ray"),
+        ("ray", None, r"pip install 'ot-lens\[ray\]'"),
+    ],
+)
+def test_an_executor_that_cannot_be_opened_says_what_it_needs(name, address, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExecutorError, match=r"pip install 'ot-lens\[ray\]'"), open_executor("ray", MODEL):
+    with pytest.raises(ExecutorError, match=message), open_executor(name, MODEL, address=address):
         pass
 
 
-@pytest.fixture(scope="module")
-def sweep(prompts: otl.ContrastSet):
-    """A model, its units and what each of their candidates measures."""
+def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(tmp_path):
     model = otl.load_model("organism")
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.randn(96, 2, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     maps = {layer: AffineMap(U * (layer + 1), V, torch.zeros(96, dtype=torch.float64)) for layer in range(6)}
     found = candidates({MethodSpec("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
-    measures = ["refusal_score", "kl", "refusal_rate"]
-    settings = sweep_settings(model, measures, batch_size=4, max_new_tokens=4)
-    groups = candidate_batches(found, settings.panel)
-    baseline = measure_baseline(model, prompts.test, settings)
-    every = frozenset(candidate.key for candidate in found)
-
-    def measured(chosen: Sequence[tuple[Candidate, ...]], done: frozenset[str] = frozenset()):
-        parts = measure_batches(model, prompts.test, baseline, settings, every - done, chosen)
-        return {part.key: part.table for part in parts}
-
-    return groups, measured
-
-
-def test_a_candidate_does_not_depend_on_other_units_nor_on_what_was_done(sweep):
-    groups, measured = sweep
-    assert [len(group) for group in groups] == [4, 2, 15]
-    together = measured(groups)
-    assert list(together) == [candidate.key for candidate in chain.from_iterable(groups)]
-    for group in reversed(groups):
-        alone = measured([group])
-        done = frozenset(candidate.key for candidate in group[:-1])
-        for key, table in alone.items():
-            pd.testing.assert_frame_equal(table, together[key], check_exact=True)
-        (last,) = measured([group], done).values()
-        pd.testing.assert_frame_equal(last, together[group[-1].key], check_exact=True)
+    settings = sweep_settings(model, ["refusal_score", "kl", "refusal_rate"], batch_size=4, max_new_tokens=4)
+    prompts = otl.load_prompts(prompt_file(tmp_path)).test
+    runner = as_runner(model)
+    whole = measure_sweep(runner, prompts, found, settings)
+    assert list(whole)[1:] == [candidate.key for candidate in found]
+    # The last of the first batch of four, one of the second, and one that is only read.
+    chosen = [found[3].key, found[5].key, found[20].key]
+    for keys in ([key] for key in chosen):
+        for key, table in measure_sweep(model, prompts, found, settings, keys=keys).items():
+            pd.testing.assert_frame_equal(table, whole[key], check_exact=True)
+    reported: list[str] = []
+    again = measure_sweep(runner, prompts, found, settings, progress=reported.append)
+    assert reported == list(whole)
+    assert all(again[key] is whole[key] for key in whole), "nothing is measured twice"
 
 
 # --------------------------------------------------------------------------- on a cluster
@@ -140,7 +113,7 @@ def test_a_candidate_does_not_depend_on_other_units_nor_on_what_was_done(sweep):
 
 @pytest.fixture(scope="module")
 def cluster(one_thread: None) -> Iterator[None]:
-    """A cluster of two CPUs on the loopback address."""
+    """A cluster of two CPUs on the loopback address, shared by all tests."""
     ray = start_here(num_cpus=2)
     yield
     ray.shutdown()
@@ -148,7 +121,7 @@ def cluster(one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(scope="class")
 def executor(cluster: None) -> Iterator[RayExecutor]:
-    """Two workers, of which none is started again."""
+    """Two workers that are not restarted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_cluster, "RESTARTS", 0)
         made = RayExecutor(MODEL, parameter_bytes=10**6)
@@ -156,76 +129,40 @@ def executor(cluster: None) -> Iterator[RayExecutor]:
         yield made
 
 
-def descendants() -> dict[int, str]:
-    """Processes below this one, with their titles."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                titles[int(entry.name)] = (entry / "cmdline").read_text().split("\0")[0]
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if stat[0] != "Z":
-                parents[int(entry.name)] = int(stat[1])
-
-    def is_below(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
-
-    return {pid: titles[pid] for pid in parents if is_below(pid)}
-
-
-def workers() -> set[int]:
-    return {pid for pid, title in descendants().items() if title.startswith("ray::Worker")}
-
-
-def kill_one() -> int:
-    """SIGKILL a worker of this process's own cluster."""
-    chosen = max(workers())
-    os.kill(chosen, signal.SIGKILL)
-    return chosen
+def kill_one() -> None:
+    os.kill(max(workers(os.getpid())), signal.SIGKILL)
 
 
 class TestTwoWorkers:
     def test_the_cluster_listens_on_the_loopback_address_only(self, executor):
-        ours = descendants()
-        inodes = set()
-        for pid in ours:
+        sockets = set()
+        for pid in descendants(os.getpid()):
             for link in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    target = os.readlink(link)
-                except FileNotFoundError:
-                    continue
-                if target.startswith("socket:["):
-                    inodes.add(target[8:-1])
+                with suppress(FileNotFoundError):
+                    sockets.add(os.readlink(link))
         listening = []
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A" and fields[9] in inodes:
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                     listening.append(fields[1].rpartition(":")[0])
-        loopback = {socket.inet_aton("127.0.0.1")[::-1].hex().upper()}
-        loopback |= {f"0000000000000000FFFF0000{host}" for host in loopback}
+        loopback = socket.inet_aton("127.0.0.1")[::-1].hex().upper()
         assert len(listening) > 3
-        assert set(listening) <= loopback
+        assert set(listening) <= {loopback, f"0000000000000000FFFF0000{loopback}"}
 
-    def test_two_workers_share_the_work_and_every_piece_is_done_once(self, executor):
-        def busy(_model: object, base: int, pieces: Sequence[int]) -> Iterator[tuple[int, int]]:
-            for piece in pieces:
+    def test_two_workers_share_the_tasks_and_run_each_once(self, executor):
+        def busy(_model: object, base: int, tasks: Sequence[int]) -> Iterator[tuple[int, int]]:
+            for task in tasks:
                 time.sleep(0.3)
-                yield base + piece, os.getpid()
+                yield base + task, os.getpid()
 
-        # The second worker may still be loading the model: pieces enough for it to join.
-        found = list(executor.stream(busy, range(40), 100))
-        assert sorted(value for value, _ in found) == list(range(100, 140))
-        assert len({pid for _, pid in found}) == 2
-        assert {pid for _, pid in found} == workers()
+        # The second worker may still be loading the model: enough tasks for it to join.
+        results = list(executor.stream(busy, range(40), 100))
+        assert sorted(value for value, _ in results) == list(range(100, 140))
+        assert len({pid for _, pid in results}) == 2
+        assert {pid for _, pid in results} == workers(os.getpid())
 
-    def test_a_warning_of_ours_on_a_worker_is_given_here_and_no_other(self, executor):
+    def test_only_warnings_of_this_package_reach_the_driver(self, executor):
         def warn(_model: object, category: type[Warning]) -> int:
             warnings.warn("cut in half", category, stacklevel=1)
             warnings.warn("of a library", DeprecationWarning, stacklevel=1)
@@ -239,26 +176,30 @@ class TestTwoWorkers:
         def die(_model: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        with pytest.raises(ExecutorError, match=r"keeps dying .*--resume"):
+        with pytest.raises(ExecutorError, match="--resume"):
             executor.call(die)
 
 
-def test_a_model_that_cannot_be_loaded_is_named_as_here(cluster):
+def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster):
     wrong = {"model": "./no/such/folder"}
-    with pytest.raises(ModelError) as here:
-        LocalExecutor(otl.load_model(**wrong))
+    with pytest.raises(ModelError) as here, open_executor("local", wrong):
+        pass
     with RayExecutor(wrong) as executor, pytest.raises(ModelError) as there:
         executor.call(id)
     assert str(here.value) == str(there.value)
 
 
-def test_no_place_for_a_worker_is_said(cluster):
-    with pytest.raises(ExecutorError, match=r"no node .* 1e\+03 GiB|no node .*GiB of memory"):
-        RayExecutor(MODEL, parameter_bytes=2**60)
-    with pytest.raises(ExecutorError, match="a GPU"):
-        RayExecutor({**MODEL, "device": "cuda"})
-    with pytest.raises(ExecutorError, match="connected to a Ray cluster already"):
-        RayExecutor(MODEL, address="127.0.0.1:6379")
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (MODEL, {"parameter_bytes": 2**60}, "GiB of memory"),
+        ({**MODEL, "device": "cuda"}, {}, "a GPU"),
+        (MODEL, {"address": "127.0.0.1:6379"}, "already connected to a Ray cluster"),
+    ],
+)
+def test_a_worker_without_resources_or_a_second_cluster_is_an_error(cluster, model, options, message):
+    with pytest.raises(ExecutorError, match=message):
+        RayExecutor(model, **options)
 
 
 # --------------------------------------------------------------------------- whole studies
@@ -284,25 +225,24 @@ def config(tmp_path_factory: pytest.TempPathFactory):
     )
 
 
-@pytest.fixture(autouse=True)
-def model_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Geometry, figures and report are drawn from tables in this process: here they would only take time."""
-    monkeypatch.setattr(study_run, "geometry_tables", lambda *_args, **_options: None)
-    monkeypatch.setattr(study_run, "_draw", lambda *_args: None)
-
-
 @pytest.fixture(scope="module")
-def reference(config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def model_only() -> Iterator[None]:
+    """Geometry, figures and report are made from tables in this process: here they would only take time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_run, "geometry_tables", lambda *_args, **_options: None)
         patch.setattr(study_run, "_draw", lambda *_args: None)
-        run = tmp_path_factory.mktemp("reference") / "run"
-        run_study(config, run)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(config, model_only, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    run = tmp_path_factory.mktemp("reference") / "run"
+    run_study(config, run)
     return contents(run)
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """All that a study measured; maps as their numbers, since safetensors orders metadata as it likes."""
+    """All that a study measured; maps as their numbers, since safetensors does not order metadata."""
     found = {
         str(path.relative_to(run)): path.read_bytes()
         for folder in ("activations", "tables", "completions")
@@ -317,10 +257,10 @@ def contents(run: Path) -> dict[str, bytes]:
     return found
 
 
-class Interruption:
-    """Shows a study's progress, and does something in the middle of each stage named."""
+class Disturbance:
+    """Follows a study's progress, and does something in the middle of each stage named."""
 
-    def __init__(self, **actions: object) -> None:
+    def __init__(self, **actions: Any) -> None:
         self.actions, self.steps, self.totals = actions, {}, {}
 
     @contextmanager
@@ -341,38 +281,22 @@ def stop() -> None:
 
 
 @pytest.mark.trust
-def test_killed_workers_and_a_change_of_engine_leave_no_trace(config, reference, cluster, tmp_path):
-    """A worker dies during the capture, the driver during the sweep; the run goes on here."""
-    killed = []
-    on_ray = Interruption(activations=lambda: killed.append(kill_one()), sweep=stop)
+@pytest.mark.parametrize(
+    ("first", "second"), [("ray", "local"), ("local", "ray")], ids=["cluster first", "cluster second"]
+)
+def test_killed_workers_and_a_change_of_executor_leave_no_trace(
+    first, second, config, reference, cluster, tmp_path
+):
+    """On the cluster a worker dies; the first run is stopped in the sweep, and continues on the other."""
+    stopped = Disturbance(sweep=stop, **({"activations": kill_one} if first == "ray" else {}))
+    resumed = Disturbance(**({"sweep": kill_one} if second == "ray" else {}))
     with pytest.raises(KeyboardInterrupt):
-        run_study(config, tmp_path / "run", executor="ray", stage=on_ray.stage)
-    assert killed
-    assert not workers() & set(killed)
-    parts = list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet"))
-    assert 3 <= len(parts) < on_ray.totals["sweep"]
-    here = Interruption()
-    run_study(config, tmp_path / "run", resume=True, stage=here.stage)
-    assert here.steps["sweep"] == here.totals["sweep"]
+        run_study(config, tmp_path / "run", executor=first, stage=stopped.stage)
+    measured = list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet"))
+    assert 3 <= len(measured) < stopped.totals["sweep"]
+    run_study(config, tmp_path / "run", resume=True, executor=second, stage=resumed.stage)
+    assert resumed.steps["sweep"] == resumed.totals["sweep"]
+    assert not {"activations"} & stopped.actions.keys()
+    assert not resumed.actions, "the worker was killed"
     assert contents(tmp_path / "run") == reference
     assert RunFolder.open(tmp_path / "run").manifest["executors"] == ["local", "ray"]
-
-
-@pytest.mark.trust
-def test_a_run_stopped_here_goes_on_on_a_cluster_that_loses_a_worker(config, reference, cluster, tmp_path):
-    here = Interruption(sweep=stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_study(config, tmp_path / "run", stage=here.stage)
-    done = len(list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet")))
-    before = set()
-
-    def kill() -> None:
-        before.update(workers())
-        kill_one()
-
-    on_ray = Interruption(sweep=kill)
-    run_study(config, tmp_path / "run", resume=True, executor="ray", stage=on_ray.stage)
-    assert 3 <= done < on_ray.totals["sweep"]
-    assert len(before) == 2
-    assert on_ray.steps["sweep"] == on_ray.totals["sweep"]
-    assert contents(tmp_path / "run") == reference

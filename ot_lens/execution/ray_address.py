@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster: one that runs already, or one of this machine alone."""
+"""Connecting to a Ray cluster: a running one, or one on this machine alone."""
 
 import os
 import signal
@@ -11,38 +11,38 @@ from typing import Any
 
 from ot_lens.errors import ExecutorError
 
-# Bytes of the object store of a cluster started here; what does not fit Ray keeps on disk.
+# Bytes of the object store of a cluster started here; Ray spills the rest to disk.
 OBJECT_STORE = 2**29
 QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-# Seconds within which a cluster's address must answer.
-ANSWERS_WITHIN = 5.0
-# Ray reads these when it is imported. The last, despite its name, is read on every system: where clusters of
-# several machines are off, all of Ray's ports are bound to the loopback address.
+# Seconds in which a cluster must answer.
+ANSWER_TIMEOUT = 5.0
+# Ray reads these when it is imported. Despite its name, the last one has an effect on every system: where
+# clusters of several machines are off, Ray binds all of its ports to the loopback address.
 LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def connect(address: str | None) -> tuple[Any, bool]:
-    """Connect to a cluster, or start one of this machine alone that no other machine can reach.
+    """Connect to a cluster, or start one on this machine that no other machine can reach.
 
     Args:
-        address: "ray://HOST:PORT", "HOST:PORT" or "auto"; None for RAY_ADDRESS, else a cluster of our own.
-            A loopback address stands for a cluster of this machine alone; on the head of a larger one give
-            the address that its other machines use.
+        address: "ray://HOST:PORT", "HOST:PORT" or "auto"; None for RAY_ADDRESS, else a cluster of our own. A
+            loopback address means a cluster on this machine alone; on the head of a larger cluster, give the
+            address that its other machines use.
 
     Returns:
-        The ray package, connected; and whether it is for the caller to disconnect: it is not where this
-        process was connected before.
+        The connected ray package, and whether the caller must disconnect: not if this process was connected
+        before.
 
     Raises:
         ExecutorError: If Ray is not installed, no cluster answers at the address, or this process is
-            connected to another.
+            connected to another one.
     """
     loaded = sys.modules.get("ray")
     if loaded is not None and loaded.is_initialized():
         if address is not None:
             raise ExecutorError(
-                f"this process is connected to a Ray cluster already: leave out address {address!r} to use "
-                "it, or call ray.shutdown() first."
+                f"This process is already connected to a Ray cluster: leave out the address {address!r} to "
+                "use it, or call ray.shutdown() first."
             )
         return loaded, False
     address = address or os.environ.get("RAY_ADDRESS")
@@ -59,10 +59,10 @@ def connect(address: str | None) -> tuple[Any, bool]:
 
 
 def start_here(**options: Any) -> Any:
-    """Start a cluster of this machine alone, which no other machine can reach; returns the ray package.
+    """Start a cluster on this machine that no other machine can reach; returns the ray package.
 
     Args:
-        options: Of `ray.init`.
+        options: Options of `ray.init`.
 
     Raises:
         ExecutorError: If Ray is not installed.
@@ -77,7 +77,7 @@ def start_here(**options: Any) -> Any:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray would have SIGTERM end the process without a word, whatever the process does at it."""
+    """Restore our handler of SIGTERM, which Ray replaces with one that ends the process silently."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():
@@ -85,40 +85,36 @@ def _own_signals() -> Iterator[None]:
 
 
 def _import_ray() -> Any:
-    # Ray warns until it is told whether to hide the GPUs from tasks that ask for none: it shall not.
+    # Ray warns unless it is told whether to hide the GPUs from tasks that request none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
-        raise ExecutorError("the executor 'ray' needs Ray: pip install 'ot-lens[ray]'.") from error
+        raise ExecutorError("The executor 'ray' needs Ray: pip install 'ot-lens[ray]'.") from error
     return ray
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries for minutes before it says that nobody is there."""
+    """Fail at once where nothing listens; Ray itself would try for minutes."""
     if address == "auto":
         return
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not host or not port.isdecimal():
         raise ExecutorError(
-            f"address {address!r} is none of a Ray cluster: give ray://HOST:10001, HOST:6379 or auto."
+            f"{address!r} is not the address of a Ray cluster: give ray://HOST:10001, HOST:6379 or auto."
         )
     try:
-        _knock(host.strip("[]"), int(port))
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT).close()
     except (OSError, OverflowError) as error:
         raise _unreachable(address, error) from error
     if host in ("127.0.0.1", "localhost"):
-        # Ray would put this machine's other address in place of the loopback one, where nobody may be.
+        # Ray would replace the loopback address with this machine's other one, where nothing may listen.
         os.environ.update(LOCAL_SETTINGS)
-
-
-def _knock(host: str, port: int) -> None:
-    socket.create_connection((host, port), timeout=ANSWERS_WITHIN).close()
 
 
 def _unreachable(address: str, error: Exception) -> ExecutorError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return ExecutorError(
-        f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head', set "
-        "RAY_AUTH_MODE=token if it asks for a token, or leave the address out for a cluster of this machine."
+        f"No Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head', set "
+        "RAY_AUTH_MODE=token if it requires a token, or leave out the address to use this machine alone."
     )

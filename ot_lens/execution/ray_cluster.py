@@ -1,4 +1,4 @@
-"""The executor of a Ray cluster: workers that each hold the model, work handed out as they come free."""
+"""The executor on a Ray cluster: each worker holds the model and takes the next task when it is free."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,16 +9,16 @@ from ot_lens.errors import ExecutorError, OtLensError
 from ot_lens.execution.ray_address import connect
 from ot_lens.execution.ray_worker import Worker
 
-# How often a worker that was killed is started anew, and the work it had repeated.
+# How often a killed worker is restarted and its task repeated.
 RESTARTS = 3
-# Seconds within which the first worker must run; it need not have loaded the model by then.
-STARTS_WITHIN = 120.0
+# Seconds in which the first worker must start; loading the model may take longer.
+START_TIMEOUT = 120.0
 
 T = TypeVar("T")
 
 
 class RayExecutor:
-    """See `Executor`. Results are handed to this process alone, which writes them."""
+    """See `Executor`. Only this process receives results, and writes them."""
 
     name = "ray"
 
@@ -30,19 +30,19 @@ class RayExecutor:
         parameter_bytes: int = 0,
         modules: Sequence[str] = (),
     ) -> None:
-        """Connect and start a worker for every place that the cluster has for one.
+        """Connect and start as many workers as the cluster has room for.
 
-        A worker takes one GPU where the cluster has any and the model's device leaves it open, else as many
-        CPUs as torch has threads in this process; and memory for the model's parameters.
+        A worker takes one GPU if the cluster has any and the model's device allows it, else as many CPUs as
+        torch has threads in this process; and memory for the model's parameters.
 
         Args:
             model: Arguments of `ot_lens.load_model`.
-            address: Of the cluster; see `open_executor`.
-            parameter_bytes: Bytes of the model's parameters.
+            address: Address of the cluster; see `open_executor`.
+            parameter_bytes: Size of the model's parameters, in bytes.
             modules: Modules that every worker imports before it loads the model.
 
         Raises:
-            ExecutorError: If Ray is not installed, the cluster does not answer, or has no place for a worker.
+            ExecutorError: If Ray is not installed, or the cluster does not answer or lacks the resources.
         """
         self._ray, self._ours = connect(address)
         self._workers: list[Any] = []
@@ -65,7 +65,7 @@ class RayExecutor:
     def close(self) -> None:
         """Stop the workers, disconnect, and stop the cluster if it was started here."""
         if self._ours:
-            # The workers end with the connection: a kill would have Ray report the work it interrupts.
+            # Workers end with the connection; if they were killed, Ray would report the interrupted tasks.
             self._ray.shutdown()
         else:
             for worker in self._workers:
@@ -73,7 +73,7 @@ class RayExecutor:
         self._workers = []
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """See `Executor.call`: on whichever worker is ready first."""
+        """See `Executor.call`: on the first worker that is ready."""
         loads = [worker.load.remote() for worker in self._workers]
         first = self._ray.wait(loads, num_returns=1)[0][0]
         self._get(first)
@@ -82,26 +82,26 @@ class RayExecutor:
         return result
 
     def stream(
-        self, function: Callable[..., Iterator[T]], pieces: Sequence[Any], *arguments: Any
+        self, function: Callable[..., Iterator[T]], tasks: Sequence[Any], *arguments: Any
     ) -> Iterator[T]:
-        """See `Executor.stream`: one piece a task, handed out in order to workers as they come free."""
-        # In a list the reference is handed on as it is, and a worker fetches what it stands for once.
+        """See `Executor.stream`: tasks are handed out in order, one at a time, to free workers."""
+        # Inside a list Ray passes the reference itself, so that each worker fetches the arguments once.
         shared = [self._ray.put(arguments)]
-        waiting = list(reversed(pieces))
-        # A worker that the cluster has no room for yet joins when it has loaded the model.
+        waiting = list(reversed(tasks))
+        # A worker joins when it has loaded the model, or when the cluster has room for it.
         loading = {worker.load.remote(): worker for worker in self._workers} if waiting else {}
-        tasks: dict[Any, Any] = {}
-        while waiting or tasks:
-            done = self._ray.wait([*tasks, *loading], num_returns=1)[0][0]
+        running: dict[Any, Any] = {}
+        while waiting or running:
+            done = self._ray.wait([*running, *loading], num_returns=1)[0][0]
             results: list[T] = []
-            if done in tasks:
-                worker = tasks.pop(done)
+            if done in running:
+                worker = running.pop(done)
                 results = self._result(done)
             else:
                 worker = loading.pop(done)
                 self._get(done)
             if waiting:
-                tasks[worker.collect.remote(function, waiting.pop(), shared)] = worker
+                running[worker.collect.remote(function, waiting.pop(), shared)] = worker
             yield from results
 
     def _start(self, model: Mapping[str, Any], parameter_bytes: int, modules: Sequence[str]) -> list[Any]:
@@ -110,10 +110,10 @@ class RayExecutor:
         threads = torch.get_num_threads()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         needs = _needs(nodes, str(model.get("device") or ""), threads, parameter_bytes)
-        places = sum(_places(node, needs) for node in nodes)
-        if places == 0:
+        count = sum(_capacity(node, needs) for node in nodes)
+        if count == 0:
             raise ExecutorError(
-                f"no node of the Ray cluster has {_told(needs)}: add one, or use a smaller model."
+                f"No node of the Ray cluster has {_described(needs)}: add one, or use a smaller model."
             )
         actor = self._ray.remote(Worker).options(
             num_cpus=needs["CPU"],
@@ -122,26 +122,26 @@ class RayExecutor:
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )
-        workers = [actor.remote(model, threads, modules) for _ in range(places)]
-        up = self._ray.wait([w.ready.remote() for w in workers], num_returns=1, timeout=STARTS_WITHIN)[0]
-        if not up:
+        workers = [actor.remote(model, threads, modules) for _ in range(count)]
+        ready = self._ray.wait([w.ready.remote() for w in workers], num_returns=1, timeout=START_TIMEOUT)[0]
+        if not ready:
             for worker in workers:
                 self._ray.kill(worker)
             raise ExecutorError(
-                f"no worker could be started within {STARTS_WITHIN:.0f} s ({_told(needs)} each): "
-                "other work holds the Ray cluster; wait for it to end."
+                f"No worker started within {START_TIMEOUT:.0f} s ({_described(needs)} each): other work "
+                "occupies the Ray cluster; wait for it to end."
             )
-        self._get(up[0])
+        self._get(ready[0])
         return workers
 
     def _result(self, reference: Any) -> Any:
-        result, said = self._get(reference)
-        for category, message in said:
+        result, warned = self._get(reference)
+        for category, message in warned:
             warnings.warn(message, category, stacklevel=4)
         return result
 
     def _get(self, reference: Any) -> Any:
-        """The value of a task; an error of ours is raised as it was, without the worker's traceback."""
+        """The value of a reference; errors of this package are raised without the worker's traceback."""
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
@@ -153,15 +153,15 @@ class RayExecutor:
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
             raise ExecutorError(
-                f"a worker keeps dying ({reason}): see that a node has memory for the model; all measured "
-                "is kept, go on with --resume."
+                f"A worker keeps dying ({reason}): check that a node has memory for the model. All "
+                "measurements are kept; continue with --resume."
             ) from error
 
 
 def _needs(
     nodes: Sequence[Mapping[str, float]], device: str, threads: int, parameter_bytes: int
 ) -> dict[str, float]:
-    """What one worker takes, in Ray's units."""
+    """Resources of one worker, in Ray's units."""
     on_gpu = device.startswith("cuda") or (not device and any(node.get("GPU", 0) >= 1 for node in nodes))
     cpus = min(threads, max((int(node.get("CPU", 0)) for node in nodes), default=0))
     return {
@@ -171,11 +171,11 @@ def _needs(
     }
 
 
-def _places(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How many workers a node has room for."""
+def _capacity(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How many workers fit on a node."""
     return int(min(node.get(name, 0) // need for name, need in needs.items() if need))
 
 
-def _told(needs: Mapping[str, float]) -> str:
+def _described(needs: Mapping[str, float]) -> str:
     gpu = " and a GPU" if needs["GPU"] else ""
     return f"{needs['CPU']:g} free CPUs{gpu} and {needs['memory'] / 2**30:.3g} GiB of memory"

@@ -1,4 +1,4 @@
-"""What runs on a worker of a Ray cluster: it loads the model once and calls functions on it."""
+"""The part that runs on a worker of a Ray cluster: it loads the model once and calls functions on it."""
 
 import os
 import warnings
@@ -6,20 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-Said = list[tuple[type[Warning], str]]
+Warned = list[tuple[type[Warning], str]]
 
 
 class Worker:
-    """One model in one process. A restarted worker loads it again with the first function it is to call."""
+    """One model in one process; a restarted worker loads it again when it is first needed."""
 
     def __init__(self, model: Mapping[str, Any], threads: int, modules: Sequence[str] = ()) -> None:
-        """Prepare the process.
-
-        Args:
-            model: Arguments of `ot_lens.load_model`.
-            threads: Of torch, as in the process that hands out the work: sums depend on their number.
-            modules: Modules to import before the model is loaded.
-        """
+        """Prepare the process; torch uses as many threads as the driver's, since sums depend on them."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch
 
@@ -40,43 +34,33 @@ class Worker:
         return load_model(**self._arguments)
 
     def ready(self) -> int:
-        """The process's number, once it runs."""
+        """The process id, once the process runs."""
         return os.getpid()
 
     def load(self) -> None:
-        """Load the model, unless it is there."""
+        """Load the model."""
         _ = self._model
 
     def call(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
-    ) -> tuple[Any, Said]:
-        """function(model, ...), and the warnings of this package that it gave."""
-        with warnings.catch_warnings(record=True) as given:
+    ) -> tuple[Any, Warned]:
+        """function(model, ...), and the warnings of this package that it raised."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = function(self._model, *arguments, **options)
-        return result, _ours(given)
+        ours = [w for w in caught if w.category.__module__.startswith("ot_lens.")]
+        return result, [(w.category, str(w.message)) for w in ours]
 
     def collect(
-        self, function: Callable[..., Iterator[Any]], piece: Any, shared: list[Any]
-    ) -> tuple[list[Any], Said]:
-        """All that function(model, *arguments, [piece]) yields, and the warnings of this package it gave.
+        self, function: Callable[..., Iterator[Any]], task: Any, shared: list[Any]
+    ) -> tuple[list[Any], Warned]:
+        """All that function(model, *arguments, [task]) yields, and its warnings.
 
-        Args:
-            function: The function.
-            piece: The work.
-            shared: A reference to the arguments, the same for many pieces: fetched for the first of them.
+        `shared` holds a reference to the arguments, which are fetched once for all tasks that share them.
         """
         import ray
 
         (reference,) = shared
         if self._fetched[0] != reference:
             self._fetched = (reference, ray.get(reference))
-
-        def listed(*given: Any) -> list[Any]:
-            return list(function(*given))
-
-        return self.call(listed, (*self._fetched[1], [piece]), {})
-
-
-def _ours(given: list[warnings.WarningMessage]) -> Said:
-    return [(w.category, str(w.message)) for w in given if w.category.__module__.startswith("ot_lens.")]
+        return self.call(lambda *given: list(function(*given)), (*self._fetched[1], [task]), {})
