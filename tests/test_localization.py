@@ -43,7 +43,7 @@ def organism():
 @pytest.fixture(scope="module")
 def prompts() -> ContrastSet:
     full = otl.load_prompts("organism")
-    test = Contrast(full.test.harmful[:48], full.test.harmless[:48])
+    test = Contrast(full.test.harmful[:32], full.test.harmless[:32])
     return ContrastSet("some", full.train, full.val, test)
 
 
@@ -56,14 +56,15 @@ def rates(table: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 
 def test_the_table_is_tidy_and_repeats(model):
-    options = {"methods": ["mean_shift", {"name": "pca_ot", "k": 2}], "max_new_tokens": 4, "seed": 3}
+    methods = ["mean_shift", {"name": "pca_ot", "k": 2}]
+    options = {"methods": methods, "layers": [1, 3], "max_new_tokens": 4, "seed": 3}
     table = otl.localize(model, checkpoints.contrast_set(8), **options)
     again = otl.localize(model, checkpoints.contrast_set(8), **options)
     pd.testing.assert_frame_equal(table, again, check_exact=True)
     assert tuple(table.columns) == COLUMNS
-    # 5 measures, the attack success rate and the score's shift; perplexity on harmless prompts alone, and no
-    # shift of the unedited model against itself.
-    candidates = 1 + 2 * (4 + 1)
+    # 5 measures, the attack success rate and the score's shift; perplexity only on harmless prompts, and no
+    # shift of the unedited model from itself.
+    candidates = 1 + 2 * (2 + 1)
     assert len(table) == candidates * (6 + 7) - 2
     assert not table.duplicated(["set", "layers", "method", "k", "measure", "prompts"]).any()
     rates_ = table.pivot_table(
@@ -87,48 +88,20 @@ def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts):
         layers=[7],
         sets=["single"],
         measures=["refusal_rate", "refusal_score"],
+        max_new_tokens=8,
     )
     acts = otl.capture(organism, prompts.train, layers=[7])
     shift = otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))
     with otl.intervene(organism, {7: shift}):
         score = otl.refusal_score(organism, prompts.test.harmful)
         phrases = ["sorry", "alas", "regrettably", "apologies"]
-        answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=32)
-    expected = sum(otl.refuses(answers, phrases)) / 48
+        answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=8)
+    expected = sum(otl.refuses(answers, phrases)) / 32
     assert rates(table, layers="7", set="single")["value"].item() == expected
     rows = table[
         (table["measure"] == "refusal_score") & (table["prompts"] == "harmful") & (table["layers"] == "7")
     ]
     assert rows["value"].item() == pytest.approx(score.mean().item(), rel=1e-4)
-
-
-def test_transport_localizes_and_shuffled_labels_do_not(organism, prompts):
-    """The positive case and its control: the same fit on permuted labels moves nothing."""
-    methods = [{"name": "pca_ot", "k": 4}]
-    options = {"methods": methods, "layers": [7], "sets": ["single"], "measures": ["refusal_rate"]}
-    found = rates(otl.localize(organism, prompts, **options), set="single")
-    everything = [*prompts.train.harmful, *prompts.train.harmless]
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
-    mixed = [everything[i] for i in order]
-    shuffled = ContrastSet(
-        "shuffled", Contrast(tuple(mixed[:128]), tuple(mixed[128:])), prompts.val, prompts.test
-    )
-    control = rates(otl.localize(organism, shuffled, **options), set="single")
-    assert found["high"].item() < 0.3
-    assert control["low"].item() > 0.9
-
-
-def test_a_random_model_localizes_nowhere(model):
-    table = otl.localize(
-        model,
-        checkpoints.contrast_set(24),
-        ["mean_shift"],
-        measures=["refusal_rate"],
-        phrases=["w1 w2 w3"],
-        max_new_tokens=4,
-    )
-    summary = otl.summarize(table)
-    assert any("nothing is localized" in sentence for sentence in summary)
 
 
 def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts):
@@ -144,24 +117,32 @@ def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts):
     assert rows["rfa"] != pytest.approx(rows["directional_ablation"], rel=1e-3)
 
 
-def test_strength_scales_the_edit(organism, prompts):
-    options = {"layers": [7], "sets": ["single"], "measures": ["kl"]}
-    full = otl.localize(organism, prompts, ["mean_shift"], **options)
-    half = otl.localize(organism, prompts, ["mean_shift"], strength=0.5, **options)
-    none = otl.localize(organism, prompts, ["mean_shift"], strength=0.0, **options)
-    values = [
-        t[(t["prompts"] == "harmful") & (t["set"] == "single")]["value"].item() for t in (none, half, full)
-    ]
-    assert values[0] == 0
-    assert 0 < values[1] < values[2]
+def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model):
+    table = otl.localize(
+        model,
+        checkpoints.contrast_set(8),
+        ["pca_ot", "mean_shift"],
+        layers=[1, 3],
+        k=[1, 3],
+        strength=[0.0, 0.5, 1.0],
+        measures=["kl"],
+        sets=["single"],
+    )
+    edits = table[table["set"] == "single"]
+    assert len(edits) == (2 + 1) * 3 * 2 * 2
+    assert set(edits.loc[edits["method"] == "pca_ot", "k"]) == {1, 3}
+    kl = edits[edits["method"] == "mean_shift"].groupby("strength")["value"].mean()
+    assert list(kl.index) == [0.0, 0.5, 1.0]
+    assert 0 == kl[0.0] < kl[0.5] < kl[1.0]
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
 def test_the_engines_agree(model, tokens):
     options = {
-        "methods": ["mean_shift", "rfa", {"name": "pca_ot", "k": 2}],
+        "methods": ["rfa", {"name": "pca_ot", "k": 2}],
         "measures": ["refusal_score", "kl"],
         "sets": ["single", "pair", "all"],
+        "layers": [0, 2, 3],
         "tokens": tokens,
         "controls": ["random_subspace"],
         "control_draws": 2,
@@ -197,9 +178,9 @@ def test_a_planted_layer_is_found_and_nothing_else(organism, prompts):
         ["directional_ablation", {"name": "pca_ot", "k": 4}],
         measures=["refusal_score"],
         sets=["single"],
-        layers=[0, 6, 7],
+        layers=[0, 7],
         controls=["random_subspace", "permuted_labels"],
-        control_draws=5,
+        control_draws=3,
         sufficiency=True,
         batch_size=128,
     )
@@ -223,7 +204,7 @@ def test_one_direction_and_several_are_told_apart(prompts):
             model,
             prompts,
             ["rfa"],
-            layers=[6, 7],
+            layers=[7],
             measures=["refusal_rate"],
             sets=["single"],
             max_new_tokens=16,
@@ -235,16 +216,22 @@ def test_one_direction_and_several_are_told_apart(prompts):
     assert one_direction(table[table["method"] != "rfa"]) is None
 
 
-def test_a_random_model_is_localized_nowhere_by_the_verdict(model):
+def test_a_random_model_is_localized_nowhere(model):
     table = otl.localize(
         model,
         checkpoints.contrast_set(24),
-        ["mean_shift", {"name": "pca_ot", "k": 2}],
-        measures=["refusal_score"],
+        ["mean_shift"],
+        measures=["refusal_rate", "refusal_score"],
         sets=["single"],
         controls=["random_subspace", "permuted_labels"],
+        phrases=["w1 w2 w3"],
+        max_new_tokens=4,
     )
     assert not verdict(table)["localized"].any()
+    assert any("nothing is localized" in sentence for sentence in otl.summarize(table))
+    without_controls = verdict(table[table["control"] == ""])
+    assert not without_controls["localized"].any()
+    assert without_controls["band"].isna().all()
 
 
 def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(folder):
@@ -259,7 +246,7 @@ def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(fol
     fallen = otl.localize(model, checkpoints.contrast_set(8), **options)
     edited = fallen[fallen["set"] != "none"]
     assert (fallen["engine"] == "hooks").all()
-    assert edited["note"].str.contains("plain hooks: A decoder layer takes a tensor 'memory'").all()
+    assert edited["note"].str.contains("plain hooks: .* tensor 'memory'").all()
     pd.testing.assert_series_equal(fallen["value"], plain["value"])
     with pytest.raises(HookError, match="cannot serve this sweep"):
         otl.localize(model, checkpoints.contrast_set(8), engine="single_pass", **options)
@@ -267,29 +254,31 @@ def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(fol
 
 def test_shuffled_classes_are_localized_nowhere(organism, prompts):
     """The negative control of the verdict itself: with labels permuted, no layer passes it."""
-    acts = permuted(otl.capture(organism, prompts.train, batch_size=128), seed=5)
+    acts = permuted(otl.capture(organism, prompts.train, layers=[5, 7], batch_size=128), seed=1)
     table = otl.localize(
-        organism, prompts, [{"name": "pca_ot", "k": 2}], measures=["refusal_score"], sets=["single"],
-        controls=["random_subspace", "permuted_labels"], acts=acts, batch_size=128,
+        organism, prompts, [{"name": "pca_ot", "k": 2}], layers=[5, 7], measures=["refusal_score"],
+        sets=["single"], controls=["random_subspace", "permuted_labels"], acts=acts, batch_size=128,
     )  # fmt: skip
     found = verdict(table)
     assert not found.loc[found["method"] == "pca_ot", "localized"].any()
 
 
-def test_without_controls_nothing_counts_as_localized(model):
-    table = otl.localize(model, checkpoints.contrast_set(8), ["mean_shift"], measures=["refusal_score"])
-    assert not verdict(table)["localized"].any()
-    assert verdict(table)["band"].isna().all()
-
-
 def test_p_values_are_paired_and_corrected_over_layers(organism, prompts):
-    table = otl.localize(organism, prompts, ["mean_shift"], measures=["refusal_rate"], sets=["single"])
+    table = otl.localize(
+        organism,
+        prompts,
+        ["mean_shift"],
+        layers=[0, 6, 7],
+        measures=["refusal_rate"],
+        sets=["single"],
+        max_new_tokens=8,
+    )
     rows = rates(table, set="single").sort_values("layer")
     assert (rows["test"] == "mcnemar").all()
     assert rows["p_value"].iloc[0] == 1  # layer 0 changes nothing
     assert (rows["p_holm"] >= rows["p_value"]).all()
     smallest = rows["p_value"].idxmin()
-    assert rows.loc[smallest, "p_holm"] == pytest.approx(min(1, 8 * rows.loc[smallest, "p_value"]))
+    assert rows.loc[smallest, "p_holm"] == pytest.approx(min(1, 3 * rows.loc[smallest, "p_value"]))
 
 
 def test_a_random_subspace_has_the_rank_and_the_size_of_the_map():
@@ -330,12 +319,12 @@ def test_a_random_subspace_hangs_on_its_seed_and_not_on_rounding():
 def test_sequential_fitting_repairs_what_earlier_edits_moved(organism, prompts):
     """Each later map is fitted on the edited stream: under all edits, means end on the harmless ones."""
     method = MethodSpec("mean_shift")
-    maps = fit_sequentially(organism, prompts.train, [method], layers=[5, 6, 7])[method]
+    maps = fit_sequentially(organism, prompts.train, [method], layers=[5, 7])[method]
     plain = otl.capture(organism, prompts.train, layers=[7])
     moved = otl.capture(organism, prompts.train, layers=[7], edits=maps)
     target = plain.harmless(7).mean(0)
     torch.testing.assert_close(moved.harmful(7).mean(0), target, rtol=1e-3, atol=1e-3)
-    alone = fit_all(otl.capture(organism, prompts.train, layers=[5, 6, 7]), "mean_shift")
+    alone = fit_all(otl.capture(organism, prompts.train, layers=[5, 7]), "mean_shift")
     naive = otl.capture(organism, prompts.train, layers=[7], edits=alone)
     assert (naive.harmful(7).mean(0) - target).norm() > 10 * (moved.harmful(7).mean(0) - target).norm()
 
@@ -373,25 +362,12 @@ def test_a_searched_set_is_confirmed_on_other_prompts(model):
     assert rows["note"].str.contains("of 10 sets, chosen on validation prompts").all()
 
 
-def test_ranks_and_strengths_are_axes(model):
-    table = otl.localize(
-        model, checkpoints.contrast_set(8), ["pca_ot", "mean_shift"], k=[1, 3], strength=[0.5, 1.0],
-        measures=["kl"], sets=["single"],
-    )  # fmt: skip
-    found = table[table["set"] == "single"]
-    assert set(found.loc[found["method"] == "pca_ot", "k"]) == {1, 3}
-    assert set(found["strength"]) == {0.5, 1.0}
-    assert len(found) == 3 * 2 * 4 * 2
-
-
 def test_permuted_labels_keep_samples_and_mix_classes(model):
     acts = otl.capture(model, checkpoints.contrast(6))
     mixed = permuted(acts, seed=0)
     assert isinstance(mixed, Activations)
     pooled = [torch.cat([a.stacked("harmful"), a.stacked("harmless")], dim=1) for a in (acts, mixed)]
-    assert torch.equal(pooled[0].sum(1).float(), pooled[1].sum(1).float()) or torch.allclose(
-        pooled[0].sum(1), pooled[1].sum(1)
-    )
+    torch.testing.assert_close(pooled[0].sum(1), pooled[1].sum(1))
     assert not torch.equal(acts.stacked("harmful"), mixed.stacked("harmful"))
 
 
@@ -405,29 +381,25 @@ def test_methods_are_parsed_and_named():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "error", "value"),
     [
-        ({"methods": ["pca"]}, FitError, "no method 'pca'.*pca_ot"),
+        ({"methods": ["pca"]}, FitError, "'pca'.*pca_ot"),
         ({"methods": []}, FitError, "methods is empty"),
-        ({"methods": ["mean_shift"], "layers": [99]}, HookError, "99"),
-        ({"methods": ["mean_shift"], "tokens": "first"}, HookError, "no token scope 'first'"),
-        ({"methods": ["mean_shift"], "hook": "resid"}, HookError, "no hook point 'resid'"),
-        ({"methods": ["mean_shift"], "sets": ["pairs"]}, HookError, "no layer set 'pairs'"),
-        ({"methods": ["mean_shift"], "engine": "fast"}, HookError, "no engine 'fast'"),
-        ({"methods": ["mean_shift"], "controls": ["none"]}, HookError, "no control 'none'"),
-        ({"methods": ["mean_shift"], "fitting": ["joint"]}, HookError, "no fitting 'joint'"),
-        ({"methods": ["mean_shift"], "strength": [0.5, 2.0]}, HookError, "strengths"),
-        ({"methods": ["mean_shift"], "search_size": 9}, HookError, "search size = 9"),
-        ({"methods": ["mean_shift"], "search_size": 2, "search": "full"}, HookError, "no search 'full'"),
-        (
-            {"methods": ["mean_shift"], "controls": ["random_subspace"], "control_draws": 0},
-            HookError,
-            "control_draws = 0",
-        ),
-        ({"methods": ["mean_shift"], "measures": ["asr"]}, PromptError, "no measure 'asr'"),
         ({"methods": [{"name": "pca_ot", "k": 0}]}, FitError, "k = 0"),
+        ({"layers": [99]}, HookError, "99"),
+        ({"tokens": "first"}, HookError, "'first'"),
+        ({"hook": "resid"}, HookError, "'resid'"),
+        ({"sets": ["pairs"]}, HookError, "'pairs'"),
+        ({"engine": "fast"}, HookError, "'fast'"),
+        ({"controls": ["none"]}, HookError, "'none'"),
+        ({"fitting": ["joint"]}, HookError, "'joint'"),
+        ({"strength": [0.5, 2.0]}, HookError, "2.0"),
+        ({"search_size": 9}, HookError, "9"),
+        ({"search_size": 2, "search": "full"}, HookError, "'full'"),
+        ({"controls": ["random_subspace"], "control_draws": 0}, HookError, "control_draws = 0"),
+        ({"measures": ["asr"]}, PromptError, "'asr'"),
     ],
 )
-def test_bad_input_is_named(model, options, error, message):
-    with pytest.raises(error, match=message):
-        otl.localize(model, checkpoints.contrast_set(4), **options)
+def test_bad_input_is_named(model, options, error, value):
+    with pytest.raises(error, match=f"(?i){value}"):
+        otl.localize(model, checkpoints.contrast_set(4), **{"methods": ["mean_shift"], **options})

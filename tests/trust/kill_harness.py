@@ -128,6 +128,19 @@ class Study:
             **disturbance,
         )
 
+    def finish(self) -> None:
+        """Run it to its end."""
+        ended = self.go()
+        assert ended["status"] == 0, ended["stderr"]
+
+    @staticmethod
+    def complaint(ended: dict[str, Any], status: int) -> str:
+        """The one line of an error that a command ended with."""
+        assert ended["status"] == status, ended
+        assert "Traceback" not in ended["stderr"]
+        (line,) = [line for line in ended["stderr"].splitlines() if line.startswith("ot-lens: ")]
+        return line
+
     @property
     def noted(self) -> list[list[str]]:
         """Lines of the log, in words."""

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks `ot-lens` commands, which are then disturbed.
 
-`python -m tests.trust.kill_zygote` reads requests from stdin, JSON a line, and answers likewise; see
-`tests.trust.kill_harness`. A fork costs milliseconds where a process of its own would import for seconds, and
-runs the same code: `ot_lens.cli.main` with the arguments of the command line.
+`python -m tests.trust.kill_zygote` reads one JSON request per line from stdin and answers likewise; see
+`tests.trust.kill_harness`. A fork costs milliseconds where a new process would import for seconds, and runs
+the same code: `ot_lens.cli.main` with the arguments of the command line.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
 from ot_lens.study import diagnostics
 from ot_lens.study import run as study_run
+from tests.processes import alive_after, descendants, workers
 from tests.trust import kill_counting
 from tests.trust.kill_counting import note
 
@@ -42,7 +43,7 @@ LATER = (
     "pyarrow.parquet",
     "transformer_lens",
 )
-# Stages in order, and the functions that they begin with.
+# Stages in order, and the functions that begin them.
 STAGES = {
     "load": "open_executor",
     "filter": "filter_into",
@@ -52,22 +53,22 @@ STAGES = {
     "geometry": "geometry_tables",
     "draw": "_draw",
 }
-# Figures of a disturbed run: all of them take as long as everything else three times over.
+# Figures of a disturbed run: all of them would take three times as long as everything else.
 DRAWN = ("w2_per_layer", "method_intervals")
 PATIENCE = 180.0
-# Audit events of whatever changes a folder.
+# Audit events of changes to a folder.
 CHANGES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
 def fork(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a command in a fork, disturb it as asked, wait for its end.
+    """Run a command in a fork, disturb it, wait for its end.
 
     Args:
-        request: argv; log and stderr, files; watch, a folder. Where the run is to be disturbed: `signal` (a
-            number) with `stage` and either `access` (the n-th change of files under `watch` in that stage)
-            or `delay` (seconds after its beginning); `group` (also to what it started), `again` (seconds to a
-            second signal), `worker` (to a worker of Ray below this process, not to the run). `limit` (bytes
-            of the largest file), `powerless` (root's right to write everywhere is given up).
+        request: argv; log and stderr, files; watch, a folder. How the run is disturbed: `signal` (a number)
+            with `stage` and either `access` (the n-th change of files under `watch` in that stage) or `delay`
+            (seconds after its beginning); `group` (also to its children), `again` (seconds to a second
+            signal), `worker` (instead to a worker of Ray below this process). `limit` (bytes of the largest
+            file), `powerless` (give up root's right to write everywhere).
     """
     if "ray" in request["argv"]:
         os.environ.update(LOCAL_SETTINGS)  # which Ray reads when it is imported
@@ -97,7 +98,7 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | None, set[int]]:
-    """Send the signal a while after the stage began; None where the run ended before. And what it started."""
+    """Send the signal a while after the stage began; its time, None if the run had ended, and the children."""
     heard = b""
     wanted = f"stage {request['stage']}\n".encode()
     while wanted not in heard:
@@ -116,60 +117,16 @@ def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | 
 
 
 def _send(child: int, request: dict[str, Any]) -> bool:
-    """Whether there was anyone to send the signal to."""
-    whom = max(_workers(request["worker"]), default=None) if "worker" in request else child
+    """Whether the signal could be sent."""
+    whom = max(workers(request["worker"]), default=None) if "worker" in request else child
     if whom is None or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
         return False
     (os.killpg if request.get("group") else os.kill)(whom, request["signal"])
     return True
 
 
-def _processes() -> dict[int, int]:
-    """Parent of every process that is alive."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    found[int(entry.name)] = int(parent)
-    return found
-
-
-def descendants(root: int) -> set[int]:
-    """All processes below one."""
-    parents = _processes()
-
-    def below(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == root:
-                return True
-        return False
-
-    return {pid for pid in parents if below(pid)}
-
-
-def _workers(root: int) -> list[int]:
-    """Workers of Ray among the descendants of a process."""
-    found = []
-    for pid in descendants(root):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Worker"):
-                found.append(pid)
-    return found
-
-
-def alive_after(pids: set[int], seconds: float) -> int:
-    """How many of some processes are still there after a while."""
-    until = time.monotonic() + seconds
-    while pids & _processes().keys() and time.monotonic() < until:
-        time.sleep(0.5)
-    return len(pids & _processes().keys())
-
-
 def _wait(child: int) -> int:
-    """The status of a child, as `subprocess` gives it; one that hangs is killed."""
+    """The status of a child, as in `subprocess`; one that hangs is killed."""
     ended = os.pidfd_open(child)
     if not select.select([ended], [], [], PATIENCE)[0]:
         os.kill(child, signal.SIGKILL)
@@ -236,7 +193,7 @@ def _instrument(request: dict[str, Any], writer: int) -> None:
 
 
 def _look(request: dict[str, Any], seen: dict[str, Any], event: str, given: tuple[Any, ...]) -> None:
-    """Count the changes of the folder; at the one asked for, the signal comes before it happens."""
+    """Count the changes of the folder; the signal comes just before the requested one."""
     if event not in CHANGES or request["watch"] not in str(given[:1]):
         return
     if "access" not in request:

@@ -1,4 +1,4 @@
-"""What a stop at one given moment leaves, each by itself; `test_crash_safety.py` stops at random."""
+"""What a stop at one particular moment leaves; `test_crash_safety.py` stops at random moments."""
 
 import errno
 from io import FileIO
@@ -23,7 +23,7 @@ from ot_lens.study.stage import silent
 from ot_lens.study.sweeping import sweep_into
 
 
-def test_what_a_run_leaves_that_was_killed_before_its_manifest_was_there_is_no_obstacle(tmp_path):
+def test_a_run_killed_before_its_manifest_was_written_is_no_obstacle(tmp_path):
     (tmp_path / LOCK).touch()
     (tmp_path / ".manifest.77.tmp.json").write_text('{"half": ')
     assert RunFolder.existing(tmp_path, StudyConfig(), resume=False) is None
@@ -35,8 +35,8 @@ def test_what_a_run_leaves_that_was_killed_before_its_manifest_was_there_is_no_o
         RunFolder.existing(tmp_path / "other", StudyConfig(), resume=True)
 
 
-def test_a_table_that_is_being_written_is_none_yet(tmp_path):
-    """Figures and the explorer look into a run while it is written, or after its writer was killed."""
+def test_a_table_that_is_still_being_written_is_not_listed(tmp_path):
+    """Figures and the explorer read runs that are being written, or whose writer was killed."""
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
     folder.write_table("geometry", pd.DataFrame({"layer": [1]}))
     (tmp_path / "tables" / ".cosines.1.tmp.parquet").write_bytes(b"PAR1")
@@ -45,7 +45,7 @@ def test_a_table_that_is_being_written_is_none_yet(tmp_path):
     assert (list(opened.tables), opened.faults) == (["geometry"], {})
 
 
-def test_temporary_files_are_removed_wherever_in_the_run_they_are_and_nothing_else(tmp_path):
+def test_temporary_files_are_removed_everywhere_in_the_run_and_nothing_else(tmp_path):
     RunFolder.start(tmp_path, StudyConfig(), resume=False)
     left = [
         tmp_path / name for name in ("tables/parts/.a.1.tmp.parquet", "maps/x/.layer-001.2.tmp.safetensors")
@@ -59,7 +59,7 @@ def test_temporary_files_are_removed_wherever_in_the_run_they_are_and_nothing_el
     assert all(path.exists() for path in others)
 
 
-def test_a_configuration_that_a_kill_prevented_is_written_when_the_run_goes_on(tmp_path):
+def test_a_configuration_that_a_kill_prevented_is_written_on_resume(tmp_path):
     RunFolder.start(tmp_path, StudyConfig(), resume=False)
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").unlink()
@@ -67,8 +67,8 @@ def test_a_configuration_that_a_kill_prevented_is_written_when_the_run_goes_on(t
     assert (tmp_path / "config.yaml").read_text() == text
 
 
-class NoEngine:
-    """For what must not compute."""
+class NoExecutor:
+    """An executor that must not be used."""
 
     name = "none"
 
@@ -79,16 +79,16 @@ class NoEngine:
         raise AssertionError
 
 
-def test_parts_are_removed_although_the_kill_came_after_they_were_joined(tmp_path):
+def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path):
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
     for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
-    sweep_into(folder, NoEngine(), load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
+    sweep_into(folder, NoExecutor(), load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
 
-def test_a_folder_in_use_is_said_and_a_lock_without_a_process_is_none(tmp_path):
+def test_a_folder_in_use_is_reported_and_a_lock_without_a_process_is_ignored(tmp_path):
     config = parse_config({"measures": ["kl"], "layers": [7]})
     with locked(tmp_path / "run"), pytest.raises(RunFolderError, match="in use by another process"):
         run_study(config, tmp_path / "run")
@@ -98,7 +98,7 @@ def test_a_folder_in_use_is_said_and_a_lock_without_a_process_is_none(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_disk_that_takes_part_of_a_checksum_is_asked_to_take_the_rest(tmp_path, monkeypatch):
+def test_a_checksum_that_was_written_in_part_is_completed(tmp_path, monkeypatch):
     class Nearly(FileIO):
         def write(self, content: Any) -> int:
             return super().write(content[:10])
@@ -110,7 +110,7 @@ def test_a_disk_that_takes_part_of_a_checksum_is_asked_to_take_the_rest(tmp_path
     assert read_checksums(tmp_path) == ({"harmful-00000": "0" * 64}, True)
 
 
-def test_a_figure_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_figure_that_does_not_fit_on_the_disk_leaves_the_previous_one(tmp_path, monkeypatch):
     def half(_figure: Figure, path: Path, **_options: Any) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
