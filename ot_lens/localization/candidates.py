@@ -33,17 +33,17 @@ class Candidate:
         layer_set: "single", "pair", "all", "listed" or "search".
         layers: The layers whose activations the maps were fitted on.
         method: The method.
-        edits: What is put into the model.
-        k: Rank of the method, where it has one.
+        edits: The maps that are active in the model.
+        k: Rank of the method, if it has one.
         strength: t of T_t(x) = x + t (T(x) - x).
         transport: REMOVE, harmful activations onto the harmless ones, or INDUCE, the other way.
-        control: Name of the control this is, or "" for the real thing.
+        control: Name of the control, or "" for a real edit.
         draw: Number of the control's random draw.
-        fitting: "independent", or "sequential" where each layer was fitted under the edits below it.
+        fitting: "independent", or "sequential" if each layer was fitted with the edits below it active.
         prompts: The classes it is measured on.
-        generates: Whether answers are generated under it, or only the next token is read.
+        generates: Whether answers are generated, or only the next token is read.
         chosen_at: Mean refusal score at which a searched set was chosen on the validation prompts, in nats.
-        note: What a reader should know.
+        note: A remark for readers of the table.
     """
 
     layer_set: str
@@ -63,7 +63,7 @@ class Candidate:
 
     @property
     def unedited(self) -> bool:
-        """Whether every map is the identity, as where all prompts end in the same token at layer 0."""
+        """Whether every map is the identity, as at layer 0 if all prompts end in the same token."""
         return all(isinstance(e, AffineMap) and e.is_identity for e in self.edits.values())
 
     @property
@@ -94,15 +94,15 @@ def candidates(
 ) -> list[Candidate]:
     """The interventions to measure, by set, method and strength.
 
-    Pairs are read at the next token only: answers for each of the L (L - 1) / 2 would cost as many runs.
-    Without `generates` all of these are. Edits that are to induce refusal are measured on harmless prompts
-    alone.
+    For pairs, and without `generates` for all sets, only the next token is read: generating answers for each
+    of L (L - 1) / 2 pairs would cost too much. Edits that should induce refusal are measured only on harmless
+    prompts.
 
     Raises:
         HookError: If a layer set is unknown.
     """
     if not sets:
-        raise HookError(f"sets is empty: choose among {', '.join(SETS)}.")
+        raise HookError(f"sets is empty: choose from {', '.join(SETS)}.")
     for layer_set in sets:
         one_of("layer set", layer_set, SETS, HookError)
     measured = ("harmless",) if transport == INDUCE else CLASSES
@@ -124,12 +124,12 @@ def candidates(
 def listed(
     maps: Maps, n_layers: int, layer_sets: Sequence[Sequence[int]], strengths: Sequence[float] = (1.0,)
 ) -> list[Candidate]:
-    """Sets of layers that were named one by one, every one measured with answers.
+    """Sets of layers that were named one by one, each measured with answers.
 
-    "rfa" edits every layer with the direction of one, and so takes the sets of one layer alone.
+    "rfa" edits every layer with the direction of one, and so takes only the sets of one layer.
 
     Raises:
-        HookError: If a set is empty, names a layer twice, or one that has no map.
+        HookError: If a set is empty, or names a layer twice or one without a map.
     """
     chosen = [_checked_set(layers, maps) for layers in layer_sets]
     found = []
@@ -147,7 +147,7 @@ def listed(
 def edits_at(
     method: MethodSpec, by_layer: Mapping[int, AffineMap], layers: Sequence[int], n_layers: int
 ) -> Edits:
-    """What a method puts into the model at a set of layers; "rfa" one layer's direction everywhere."""
+    """The edits of a method at a set of layers; "rfa" uses one layer's direction everywhere."""
     if method.everywhere:
         return everywhere(by_layer[layers[0]], range(n_layers))
     return {layer: by_layer[layer] for layer in layers}
@@ -156,10 +156,10 @@ def edits_at(
 def _checked_set(layers: Sequence[int], maps: Maps) -> tuple[int, ...]:
     chosen = tuple(sorted(layers))
     if not chosen or len(set(chosen)) < len(chosen):
-        raise HookError(f"layer set {list(layers)}: give at least one layer, and none twice.")
+        raise HookError(f"A layer set needs at least one layer, and none twice; got {list(layers)}.")
     for layer in chosen:
         if any(layer not in by_layer for by_layer in maps.values()):
-            raise HookError(f"layer set {list(layers)}: layer {layer} is not among the layers of the sweep.")
+            raise HookError(f"Layer {layer} of the layer set {list(layers)} is not swept: add it to layers.")
     return chosen
 
 

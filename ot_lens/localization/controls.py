@@ -1,4 +1,4 @@
-"""Controls: edits of the same size that know nothing of the classes, in the same table as the real ones."""
+"""Controls: edits of the same size without information about the classes, in the same table."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from ot_lens.transport import AffineMap, method_named
 
 RANDOM, PERMUTED = "random_subspace", "permuted_labels"
 CONTROLS = (RANDOM, PERMUTED)
-# What a method must add to these to have shown more than a shift, or more than single coordinates, can do.
+# Methods to compare with: a shift alone, and single coordinates alone.
 REFERENCES = tuple(MethodSpec(name) for name in transport.REFERENCES)
 
 
@@ -33,17 +33,17 @@ def controls(
     both_ways: bool = False,
     seed: int = 0,
 ) -> Iterator[Candidate]:
-    """Control candidates for every single layer of every method: the refusal score alone is read under them.
+    """Control candidates for every single layer of every method; only their refusal score is measured.
 
     Args:
         acts: Training activations that the maps were fitted on.
         maps: The real maps.
         n_layers: Layers of the model.
         position: Token position of the fit.
-        kinds: "random_subspace": the map turned into a random subspace, of the same rank and the same mean
+        kinds: "random_subspace": the map rotated into a random subspace, with the same rank and the same mean
             displacement of harmful activations. "permuted_labels": the same fit on permuted class labels.
         draws: Random draws of each kind.
-        strength: Of the edits.
+        strength: Strength of the edits.
         both_ways: Whether controls of reversible methods are read on harmless prompts as well.
         seed: Seed of the draws.
 
@@ -53,7 +53,9 @@ def controls(
     for kind in kinds:
         one_of("control", kind, CONTROLS, HookError)
     if draws < 2:
-        raise HookError(f"control_draws = {draws}: a band needs at least 2 draws; or give no controls.")
+        raise HookError(
+            f"A control band needs at least 2 draws, got control_draws = {draws}: give more, or no controls."
+        )
     for draw in range(draws):
         for kind in kinds:
             controlled = (
@@ -74,7 +76,7 @@ def controls(
 
 
 def permuted(acts: Activations, *, seed: int) -> Activations:
-    """The same activations with class labels permuted, alike at every layer and position."""
+    """The same activations with permuted class labels, the same at every layer and position."""
     pooled = torch.cat([acts.data["harmful"], acts.data["harmless"]], dim=1)
     order = torch.randperm(pooled.shape[1], generator=torch.Generator().manual_seed(seed))
     mixed = pooled[:, order]
@@ -83,7 +85,7 @@ def permuted(acts: Activations, *, seed: int) -> Activations:
 
 
 def swapped(acts: Activations) -> Activations:
-    """The same activations with the classes exchanged: maps fitted on them go from harmless to harmful."""
+    """The same activations with the classes swapped: maps fitted on them go from harmless to harmful."""
     data = {"harmful": acts.data["harmless"], "harmless": acts.data["harmful"]}
     return dataclasses.replace(acts, data=data)
 
@@ -91,11 +93,11 @@ def swapped(acts: Activations) -> Activations:
 def random_subspace(
     edit: AffineMap, samples: Float64[Tensor, "n d"], *, generator: torch.Generator
 ) -> AffineMap | None:
-    """A map's displacement turned into a random subspace about the samples' mean.
+    """Rotate a map's displacement into a random subspace about the samples' mean.
 
     D(x) = T(x) - x = c + U V'(x - m), with m the mean of the samples. The columns of [U, V, c] keep their
-    mutual inner products but span random directions, and a factor on U and c makes the mean norm of the
-    displacement over the samples what it was.
+    mutual inner products but span random directions, and a factor on U and c preserves the mean norm of the
+    displacement over the samples.
 
     Args:
         edit: The map.
@@ -103,7 +105,7 @@ def random_subspace(
         generator: Random numbers.
 
     Returns:
-        The control, or None for a diagonal map, which has no subspace to turn.
+        The control, or None for a diagonal map, which has no subspace to rotate.
     """
     if edit.scale is not None:
         return None
@@ -122,9 +124,9 @@ def random_subspace(
 
 
 def _turned(columns: Float64[Tensor, "d m"], generator: torch.Generator) -> Float64[Tensor, "d m"]:
-    """Columns in random directions with their mutual inner products, which they depend on smoothly.
+    """Columns in random directions with the same mutual inner products, a smooth function of them.
 
-    A basis of columns that depend on each other, as U and V within one subspace do, would hang on rounding.
+    A basis of linearly dependent columns, such as U and V in one subspace, would depend on rounding.
     """
     d, m = columns.shape
     drawn = torch.randn(d, min(d, m), generator=generator, dtype=torch.float64).to(columns.device)

@@ -120,7 +120,7 @@ def localize(
     )
     if acts is None:
         options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
-        acts = runner.call(capture, prompts.train, layers=settings.layers, **options)
+        acts = capture(runner, prompts.train, layers=settings.layers, **options)
     maps = fit_sweep(acts, requested, settings, plan)
     candidates = plan_sweep(runner, prompts, acts, requested, maps, settings, plan)
     return join(list(measure_sweep(runner, prompts.test, candidates, settings, progress=progress).values()))

@@ -69,13 +69,13 @@ class SweepPlan:
             for value in values:
                 one_of(what, value, allowed, HookError)
         if not self.strengths or not all(0 <= t <= 1 for t in self.strengths):
-            raise HookError(f"strengths = {list(self.strengths)}: give at least one, each in [0, 1].")
+            raise HookError(f"strengths must be at least one number in [0, 1], got {list(self.strengths)}.")
 
 
 def fit_sweep(
     acts: Activations, methods: Sequence[MethodSpec], settings: SweepSettings, plan: SweepPlan
 ) -> dict[MethodSpec, dict[int, AffineMap]]:
-    """The map of every method at every layer, with those of the references that controls are read against.
+    """The map of every method at every layer, including the references that come with controls.
 
     Raises:
         FitError: If a fit fails.

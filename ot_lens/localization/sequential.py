@@ -49,9 +49,9 @@ def fit_sequentially(
         HookError: If a layer or scope does not exist.
     """
     runner = as_runner(model)
-    options = {"hook": hook, "positions": [position], "batch_size": batch_size}
+    options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
     if acts is None:
-        acts = runner.call(capture, prompts, layers=layers, **options)
+        acts = capture(runner, prompts, layers=layers, **options)
     maps: dict[MethodSpec, dict[int, AffineMap]] = {method: {} for method in methods if not method.everywhere}
     for layer in sorted(layers):
         tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}

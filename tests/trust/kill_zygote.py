@@ -98,7 +98,7 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | None, set[int]]:
-    """Send the signal a while after the stage began; its time, None if the run had ended, and the children."""
+    """Send the signal a while after the stage began; its time (None if the run had ended), the children."""
     heard = b""
     wanted = f"stage {request['stage']}\n".encode()
     while wanted not in heard:
