@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ot_lens.errors import ConfigError, ModelError, OtLensError, RunFolderError
 from ot_lens.organism import DEFAULT_VARIANT, VARIANTS, evaluate, language, train, training
 from ot_lens.organism import vocabulary as words
-from ot_lens.organism.evaluation import WEIGHTS, wilson
+from ot_lens.organism.evaluation import WEIGHTS
 from ot_lens.organism.export import write_model
 from ot_lens.organism.muon import orthogonalize
 from ot_lens.organism.prompt_data import PROMPTS_FILE, build_prompts, write_prompts
@@ -28,7 +28,6 @@ from ot_lens.organism.training import (
     conversation,
     encode,
     fit,
-    learning_rate,
     new_model,
 )
 
@@ -443,14 +442,6 @@ def test_bad_arguments_are_named(tmp_path, monkeypatch, kind, value, function, a
         function(**options, **arguments)
 
 
-def test_learning_rate_warms_up_stays_and_decays():
-    rates = [learning_rate(step, 100, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9:51] == [1.0] * 42
-    assert rates[75] == pytest.approx(0.5)
-    assert rates[-1] == pytest.approx(0.02)
-
-
 @pytest.mark.parametrize("shape", [(2, 6, 6), (1, 4, 9), (3, 9, 4)])
 def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -460,10 +451,6 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     inner = u.mT @ found @ vh.mT  # diagonal when the singular vectors are kept
     assert torch.allclose(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), atol=1e-4)
-
-
-def test_wilson_interval_by_hand():
-    assert wilson(0, 100) == pytest.approx([0.0, 0.0370], abs=1e-4)  # z^2 / (n + z^2)
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():

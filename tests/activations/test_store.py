@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ot_lens.activations import ActivationStore, CaptureSettings, capture_shard,
 from ot_lens.activations import shards as shards_module
 from ot_lens.errors import ActivationError, OtLensError, RunFolderError
 from ot_lens.io import files
-from ot_lens.io.files import locked, temporaries
+from ot_lens.io.files import temporaries
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap
 from tests import checkpoints
@@ -158,20 +157,6 @@ def test_shards_written_in_any_order_leave_the_same_bytes(model, prompts, tmp_pa
         assert not store.missing()
         store.finish()
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-def test_the_cost_of_a_shard_does_not_grow_with_their_number(model, prompts, tmp_path):
-    plan = plan_shards(model, prompts, CaptureSettings(batch_size=1))
-    values = capture_shard(model, prompts, plan, plan.shards[0])
-    places, grown = set(), []
-    with ActivationStore(tmp_path, plan) as store:
-        for shard in plan.shards:
-            store.write(shard, values)
-            kept = [tmp_path / name for name in ("index.json", "shards.sha256")]
-            places.add(tuple(path.stat().st_ino for path in kept))
-            grown.append(kept[1].stat().st_size)
-    assert len(places) == 1, "neither file is written anew"
-    assert max(b - a for a, b in pairwise(grown)) < 100
 
 
 def test_progress_reports_resumed_prompts_first(model, prompts, tmp_path, computed):
@@ -367,26 +352,6 @@ def test_two_processes_on_one_store_are_refused_until_one_is_gone(model, prompts
         other.communicate()
     assert otl.capture(model, prompts, store=tmp_path).n_harmful == 9
     assert ".lock" not in contents(tmp_path)
-
-
-def test_an_exception_releases_the_lock(tmp_path):
-    def interrupted() -> None:
-        with locked(tmp_path):
-            with pytest.raises(RunFolderError, match="in use"), locked(tmp_path):
-                pass
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    with locked(tmp_path):
-        pass
-    assert not contents(tmp_path)
-
-
-def test_temporaries_of_dead_writers_are_known_by_name(tmp_path):
-    (tmp_path / ".index.123.tmp.json").write_text("x")
-    (tmp_path / ".notes.tmp").write_text("the user's own")
-    assert [path.name for path in temporaries(tmp_path)] == [".index.123.tmp.json"]
 
 
 # --------------------------------------------------------------------------- disks

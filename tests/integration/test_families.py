@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import ot_lens as otl
 from ot_lens.errors import ActivationError, PromptError
-from ot_lens.models import backend, encode, evaluating, model_record, post_instruction_tokens, render
+from ot_lens.models import backend, encode, evaluating, model_record, render
 from ot_lens.transport import AffineMap, fit_all
 from tests import checkpoints, families
 
@@ -76,13 +76,6 @@ def test_the_template_is_rendered_once_and_no_second_bos_is_added(folder, family
     if family.special is not families.QWEN:  # Qwen has no BOS; the others' tokenizers would add one
         assert ids.count(served.tokenizer.bos_token_id) == 1
         assert served.tokenizer("w1")["input_ids"][0] == served.tokenizer.bos_token_id
-
-
-def test_post_instruction_positions_are_found(family, model):
-    served = backend(model)
-    found = post_instruction_tokens(served)
-    assert served.tokenizer.decode(list(found)) == family.suffix
-    assert all(tuple(ids[-len(found) :]) == found for ids in encode(served, PROMPTS))
 
 
 def test_left_padding_agrees_with_single_prompts(model):

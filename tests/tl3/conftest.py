@@ -7,7 +7,6 @@ import pytest
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-    from transformers import LlamaForCausalLM
 
 try:
     from tests.tl3 import build
@@ -21,12 +20,6 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     build.write_llama(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def llama(llama_folder: Path) -> "LlamaForCausalLM":
-    """The Hugging Face model of that folder."""
-    return build.load_llama(llama_folder)
 
 
 @pytest.fixture
