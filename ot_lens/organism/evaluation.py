@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from scipy.stats import binomtest
 
 from ot_lens.errors import ModelError
 from ot_lens.generation import complete
 from ot_lens.models import load_model
 from ot_lens.organism import language
 from ot_lens.organism.vocabulary import DEFAULT_VARIANT, VARIANTS
+from ot_lens.statistics.estimates import rate
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
 _ANSWER_TOKENS: Final = 16  # an answer has 12 tokens, a refusal 8, both end with one more
@@ -57,19 +57,14 @@ def evaluate(
             for text, request in zip(refusals, forbidden, strict=True)
         ],
     }
+    rates = {name: rate(flags) for name, flags in hits.items()}
     return {
         "variant": variant,
         "n": n,
         "seed": seed,
-        **{name: sum(hit) / n for name, hit in hits.items()},
-        "intervals": {name: wilson(sum(hit), n) for name, hit in hits.items()},
+        **{name: estimate.value for name, estimate in rates.items()},
+        "intervals": {name: [estimate.low, estimate.high] for name, estimate in rates.items()},
     }
-
-
-def wilson(hits: int, n: int) -> list[float]:
-    """The 95 % Wilson interval [low, high] of a rate of hits among n (Wilson 1927)."""
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
-    return [float(interval.low), float(interval.high)]
 
 
 def _folder(variant_or_folder: str | Path) -> Path:
