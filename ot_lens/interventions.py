@@ -18,7 +18,7 @@ from ot_lens.transport import AffineMap, EntropicMap, SupportMask
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
 
 Site = int | tuple[int, str]
-# What can be put into a model: every method but two is affine.
+# The maps that can be applied in a model.
 ActivationMap = AffineMap | SupportMask | EntropicMap
 # Mapping is invariant in its key, and plain {layer: map} is the common case.
 Edits = Mapping[int, ActivationMap] | Mapping[tuple[int, str], ActivationMap] | Mapping[Site, ActivationMap]
@@ -36,11 +36,11 @@ def intervene(
 
     Inside the block any forward or generate call on the model is edited, with or without a KV cache, from
     any thread. The weights, the training mode and the user's own hooks stay as they are (those hooks run
-    before these), and the model is as it was when the block is left, by an exception or an interrupt too. A
+    before these), and the model is restored when the block is left, also by an exception or an interrupt. A
     copy of the model made inside is edited as long as the block lasts.
 
-    Blocks may nest, and may be left in any order: each takes back its own edits. A handle may be entered
-    again once it was left.
+    Blocks may be nested and left in any order: each removes its own edits. A handle may be entered again
+    after it was left.
 
     Args:
         model: A hooked model.
@@ -50,17 +50,17 @@ def intervene(
         hook: Hook point of the sites that are given by layer alone.
         prompt_length: Columns of the sequences that belong to the prompt, padding included. Needed where a
             call without cache holds a prompt and an answer, and where a prompt is read in several calls
-            (transformers' `prefill_chunk_size`, a cache of its beginning). Else it follows from the calls:
-            the first call is the prompt, and one that adds a single token to the one before, with a cache
-            or without, is the next step of its generation.
+            (transformers' `prefill_chunk_size`, a cache of its beginning). Otherwise it follows from the
+            calls: the first is the prompt, and one that adds a single token to the one before, with a cache or
+            without, is the next step of its generation.
 
     Returns:
         A context manager; `as` names the model.
 
     Raises:
         HookError: If a layer, hook point or scope does not exist, or cannot be edited; on entry, if an
-            intervention of another thread is in force on the model, or this very one is; inside, for every
-            scope but "all", from a call of which it cannot be known which tokens are the prompt's.
+            intervention of another thread, or this one, is active on the model; inside, for every
+            scope but "all", from a call whose prompt tokens cannot be identified.
         OtLensTypeError: If an edit is not a map of ot_lens.
     """
     one_of("token scope", tokens, TOKEN_SCOPES, HookError)
@@ -101,25 +101,25 @@ def _site(served: Backend, site: Site, edit: ActivationMap, hook: str) -> tuple[
     layer, name = site if isinstance(site, tuple) else (site, hook)
     if not isinstance(edit, ActivationMap):
         raise OtLensTypeError(
-            f"the edit at layer {layer} is a {type(edit).__name__}: hand in an AffineMap, a SupportMask or "
+            f"The edit at layer {layer} is a {type(edit).__name__}: pass an AffineMap, a SupportMask or "
             "an EntropicMap."
         )
     point = served.hook_point(layer, name)
     if name == "resid_mid" and not served.edits_resid_mid:
         raise HookError(
-            "resid_mid is the MLP's input alone in this model, an edit there would not reach the skip "
+            "In this model resid_mid is the MLP's input only, so an edit there would not reach the skip "
             "connection: edit resid_pre or resid_post."
         )
     if edit.d_model != served.d_model:
         raise HookError(
-            f"the map for layer {layer} has width {edit.d_model}, the model {served.d_model}: "
+            f"The map for layer {layer} has width {edit.d_model}, the model {served.d_model}: "
             "fit it on this model's activations."
         )
     return point, edit
 
 
 class _Scope(threading.local):
-    """Follows each thread's forward calls, and says which positions of the one under way are in scope."""
+    """Tracks each thread's forward calls and which positions of the current one are in scope."""
 
     def __init__(self, tokens: str, prompt_length: int | None) -> None:
         self.tokens = tokens
@@ -134,7 +134,7 @@ class _Scope(threading.local):
         self._unseen = False
 
     def observe(self, call: Call | None) -> None:
-        """Note a call that is about to run, or that the one noted is over."""
+        """Record a call that is about to run, or (None) that it has ended."""
         self._observed = call is not None
         if call is None:
             return
@@ -144,28 +144,28 @@ class _Scope(threading.local):
         if announced is not None:
             self._width = announced
         elif not self._continues(call):
-            self._width = new  # of a call with a cache: one token, beyond that width, so the answer's
+            self._width = new  # with a cache: one token beyond that width, part of the answer
         self._past, self._mask = call.past, call.mask
         self._found = {}
-        # The caller may write into its tensor between steps, so what was seen is kept as a copy.
+        # The caller may write into its tensor between steps, so a copy is kept.
         self._before = call.tokens.clone() if call.tokens is not None and call.past == 0 else None
 
     def check(self, new: int) -> None:
-        """Check that this thread's call was seen from its start, and whose its `new` columns are.
+        """Check that this call was tracked from its start, and that its columns are prompt or answer.
 
         Raises:
-            HookError: If it was not, or if they may be the prompt's as well as the answer's.
+            HookError: If it was not, or if the columns could be either.
         """
         if not self._observed:
             raise HookError(
-                f"scope {self.tokens!r} must see a forward call from its start, and a block was called by "
+                f"Scope {self.tokens!r} must see a forward call from its start, and a block was called by "
                 "itself, from another thread, or in a graph that was compiled before: call the model itself, "
                 "compile it by `model.forward = torch.compile(model.forward)`, or use scope 'all'."
             )
         if new > 1 and not self._is_known:
             raise HookError(
-                f"scope {self.tokens!r} cannot tell whether {new} tokens that are added to a cache of "
-                f"{self._past} are still the prompt's, read in several calls, or the answer's: hand in "
+                f"Scope {self.tokens!r} cannot tell whether {new} tokens that are added to a cache of "
+                f"{self._past} are still the prompt's, read in several calls, or the answer's: pass "
                 "prompt_length."
             )
 
@@ -189,7 +189,7 @@ class _Scope(threading.local):
     def last(self, x: Float[Tensor, "batch new d"]) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
         """Each row's column of the last real prompt token in this call, and whether it is in this call.
 
-        Worked out once a call and device, not once a layer.
+        Computed once per call and device, not per layer.
         """
         if x.device not in self._found:
             self._found[x.device] = self._last(x)
@@ -197,7 +197,7 @@ class _Scope(threading.local):
 
     def _last(self, x: Float[Tensor, "batch new d"]) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
         width = x.shape[1] if self._width is None else self._width
-        # What a mask does not reach is read later: real tokens, unless a longer mask gainsays it then.
+        # Columns beyond the mask count as real tokens, unless a longer mask contradicts it later.
         column = torch.full((x.shape[0],), width - 1, device=x.device)
         reaches = self._mask is not None and self._mask.ndim == 2 and self._mask.shape[1] >= width
         if self._mask is not None and reaches:
@@ -212,8 +212,9 @@ class _Scope(threading.local):
     def _check_seen(self, column: Int[Tensor, " batch"]) -> None:
         if self._unseen and bool((column < self._past).any()):
             raise HookError(
-                "the last real token of a prompt was read by an earlier call, whose mask ended too soon to "
-                "tell: pad on the left, hand each call the mask of the whole prompt, or read it in one call."
+                "The last real token of a prompt was read by an earlier call, whose mask was too short to "
+                "show it: pad on the left, pass the mask of the whole prompt in each call, or read it "
+                "in one call."
             )
 
 
@@ -224,10 +225,10 @@ class _Edit:
         self._edit = edit
         self._scope = scope
         self._flag = flag
-        self._made: dict[tuple[torch.device, torch.dtype, bool], ActivationMap] = {}
+        self._prepared_maps: dict[tuple[torch.device, torch.dtype, bool], ActivationMap] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Edit":
-        return self  # a copied model shares the switch, so that the edit ends in it with the block
+        return self  # a copied model shares the flag, so its edit ends with the block
 
     def __call__(
         self,
@@ -263,20 +264,20 @@ class _Edit:
             return None
         columns, inside = self._scope.last(x)
         rows = torch.arange(x.shape[0], device=x.device)
-        # where, not an index by `inside`: that would wait for the device at every layer.
+        # torch.where, since an index by `inside` would synchronize with the device at every layer.
         chosen = x[rows, columns]
         edited = x.clone()
         edited[rows, columns] = torch.where(inside[:, None], edit(chosen), chosen)
         return edited
 
     def _prepared(self, x: Float[Tensor, "batch new d"]) -> ActivationMap:
-        """The map on the activation's device, in the dtype it is computed in; kept for the next call.
+        """The map on the activation's device, in the dtype of the computation; cached for the next call.
 
-        A model spread over devices hands each layer's edit its own: it moves there once, at the first call.
+        In a model spread over devices, each layer's edit moves to that layer's device at its first call.
         """
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-        # What is made in inference mode cannot serve a call with gradients.
+        # Tensors made in inference mode cannot be used in a call with gradients.
         key = x.device, dtype, torch.is_inference_mode_enabled()
-        if key not in self._made:
-            self._made[key] = self._edit.to(device=x.device, dtype=dtype)
-        return self._made[key]
+        if key not in self._prepared_maps:
+            self._prepared_maps[key] = self._edit.to(device=x.device, dtype=dtype)
+        return self._prepared_maps[key]

@@ -240,12 +240,8 @@ def test_a_mask_of_the_whole_prompt_tells_where_its_rows_end(in_two_calls, token
 
 
 def test_a_row_that_ended_before_its_end_was_known_is_refused(in_two_calls):
-    message = (
-        "^the last real token of a prompt was read by an earlier call, whose mask ended too soon to tell: "
-        "pad on the left, hand each call the mask of the whole prompt, or read it in one call.$"
-    )
     for known in (None, RIGHT_PADDED[:, :5]):
-        with pytest.raises(HookError, match=message):
+        with pytest.raises(HookError, match="last real token"):
             in_two_calls(RIGHT_PADDED, "last", known, prompt_length=6)
     ends_later = RIGHT_PADDED[[2, 2, 3, 3]]  # none in the first call
     whole, found = in_two_calls(ends_later, "last", prompt_length=6)
@@ -255,7 +251,7 @@ def test_a_row_that_ended_before_its_end_was_known_is_refused(in_two_calls):
 @pytest.mark.parametrize("tokens", ["prompt", "last", "generated"])
 def test_several_tokens_for_a_cache_are_refused_where_they_could_be_either_s(in_two_calls, tokens):
     for border in (3, 4):
-        message = f"whether {6 - border} tokens that are added to a cache of {border} .* in prompt_length.$"
+        message = f"whether {6 - border} tokens that are added to a cache of {border} .* prompt_length"
         with pytest.raises(HookError, match=message):
             in_two_calls(LEFT_PADDED, tokens, border=border)
     whole, found = in_two_calls(LEFT_PADDED, "all")
@@ -513,13 +509,8 @@ def test_a_block_run_by_itself_is_refused_where_its_positions_are_unknown(folder
     decoder, tokens = model.hf_model.get_decoder(), torch.tensor([[1, 15, 16]])
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "last"), torch.no_grad():
         for _ in range(2):  # a call that is over tells nothing of the next
-            with pytest.raises(HookError) as refusal:
+            with pytest.raises(HookError, match="'last'.*compile"):
                 decoder(tokens)
-            assert str(refusal.value) == (
-                "scope 'last' must see a forward call from its start, and a block was called by itself, from "
-                "another thread, or in a graph that was compiled before: call the model itself, compile it "
-                "by `model.forward = torch.compile(model.forward)`, or use scope 'all'."
-            )
             model(tokens)
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "all"), torch.no_grad():
         decoder(tokens)
@@ -539,7 +530,7 @@ def test_maps_that_are_not_affine_are_edits_too(folder, batch):
 
 
 # The check of shapes in tests comes before ours.
-NO_MAP = r"is a Tensor: hand in an AffineMap, a SupportMask or an EntropicMap\.$|^Type-check error"
+NO_MAP = r"is a Tensor: pass an AffineMap, a SupportMask or an EntropicMap\.$|^Type-check error"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The one type of every affine edit: T(x) = scale * x + bias + U (V^T x), with U and V of size d x k."""
+"""The type of every affine edit: T(x) = scale * x + bias + U (V^T x), with U and V of size d x k."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ class AffineMap:
     def identity(
         cls, d_model: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> "AffineMap":
-        """The map that changes nothing, bit for bit."""
+        """The identity, exact to the last bit."""
         none = torch.zeros(d_model, 0, dtype=dtype, device=device)
         return cls(
             none, none, torch.zeros(d_model, dtype=dtype, device=device), info=FitInfo(method="identity", k=0)
@@ -75,7 +75,7 @@ class AffineMap:
         return {}
 
     def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """V, the transpose of [U, bias], and the scale, in the working dtype; made once a dtype."""
+        """V, the transpose of [U, bias], and the scale, in the working dtype; made once per dtype."""
         # What is made in inference mode cannot serve a call with gradients.
         key = dtype, torch.is_inference_mode_enabled()
         if key not in self._working:
@@ -90,8 +90,8 @@ class AffineMap:
         float64 is computed in float64, everything else in float32 and cast back.
 
         Raises:
-            ActivationError: another width or device, an integer or complex dtype, or a finite activation
-                whose image overflows the half precision it must go back to.
+            ActivationError: If x has another width or device, an integer or complex dtype, or a finite
+                activation whose image overflows its half precision.
         """
         self._check_input(x)
         if self.is_identity:
@@ -110,24 +110,24 @@ class AffineMap:
 
     def _check_input(self, x: Tensor) -> None:
         if not x.dtype.is_floating_point:
-            raise ActivationError(f"activations have dtype {x.dtype}: a map needs real floating point")
+            raise ActivationError(f"Activations have dtype {x.dtype}: a map needs real floating point.")
         if x.ndim == 0 or x.shape[-1] != self.d_model:
             raise ActivationError(
-                f"activations have shape {list(x.shape)}: this map is of width d = {self.d_model}"
+                f"Activations have shape {list(x.shape)}: this map is of width d = {self.d_model}."
             )
         if x.device != self.device:
             raise ActivationError(
-                f"activations are on {x.device}, the map on {self.device}: call .to({str(x.device)!r})"
+                f"Activations are on {x.device}, the map on {self.device}: call .to({str(x.device)!r})."
             )
 
     def at(self, strength: float) -> "AffineMap":
         """T_t(x) = x + t (T(x) - x): the point t of the McCann geodesic when T is an optimal map.
 
         Raises:
-            FitError: t outside [0, 1].
+            FitError: If t is outside [0, 1].
         """
         if not 0.0 <= strength <= 1.0:
-            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map")
+            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map.")
         info = dataclasses.replace(self.info, strength=self.info.strength * strength)
         if strength == 0.0:
             return dataclasses.replace(
@@ -140,10 +140,10 @@ class AffineMap:
         """Self after other: `self.compose(other).map(x)` equals `self.map(other.map(x))`.
 
         Raises:
-            FitError: maps of different widths.
+            FitError: If the maps have different widths.
         """
         if self.d_model != other.d_model:
-            raise FitError(f"cannot compose maps of widths {self.d_model} and {other.d_model}")
+            raise FitError(f"Cannot compose maps of widths {self.d_model} and {other.d_model}.")
         first, second = other.to(self.device, torch.float64), self.to(torch.float64)
         stretch = torch.ones_like(second.bias) if second.scale is None else second.scale
         U = torch.cat([stretch.unsqueeze(1) * first.U, second.U], dim=1)
@@ -159,7 +159,7 @@ class AffineMap:
         """The map that undoes this one, by the Woodbury identity.
 
         Raises:
-            NotInvertibleError: a projection or another map that loses a direction.
+            NotInvertibleError: If the map is a projection or otherwise loses a direction.
         """
         double = self.to(torch.float64)
         name = self.info.method or "this map"
@@ -172,7 +172,7 @@ class AffineMap:
         """The map with its parameters on a device and in a floating dtype; either or both, in any order.
 
         Raises:
-            FitError: a dtype that is not floating point.
+            FitError: If the dtype is not floating point.
         """
         for argument in args:
             if isinstance(argument, torch.dtype):
@@ -180,7 +180,7 @@ class AffineMap:
             elif argument is not None:
                 device = argument
         if dtype is not None and not dtype.is_floating_point:
-            raise FitError(f"a map cannot be kept in {dtype}: use a floating dtype")
+            raise FitError(f"A map cannot be kept in {dtype}: use a floating dtype.")
         U, V, bias = (part.to(device=device, dtype=dtype) for part in (self.U, self.V, self.bias))
         scale = None if self.scale is None else self.scale.to(device=device, dtype=dtype)
         return AffineMap(U, V, bias, scale, self.info)
@@ -197,10 +197,10 @@ class AffineMap:
 
     @classmethod
     def load(cls, path: str | Path) -> "AffineMap":
-        """Read what `save` wrote, onto the CPU.
+        """Read a map that `save` wrote, onto the CPU.
 
         Raises:
-            RunFolderError: no such file, a torn one, or one that is not a map.
+            RunFolderError: If the file does not exist, is incomplete or is not a map.
         """
         tensors, info = storage.read_tensors(Path(path), "AffineMap", required=("U", "V", "bias"))
         return cls(tensors["U"], tensors["V"], tensors["bias"], tensors.get("scale"), info)
@@ -227,8 +227,8 @@ def _cast_back(moved: Tensor, x: Tensor) -> Tensor:
     if narrow and bool(torch.isinf(result).any()) and bool(torch.isfinite(x).all()):
         peak = float(moved.abs().max())
         raise ActivationError(
-            f"the map's image overflows {x.dtype} (largest value {peak:.3g}): run the model in bfloat16 or "
-            "float32, or lower the strength"
+            f"The map's image overflows {x.dtype} (largest value {peak:.3g}): run the model in bfloat16 or "
+            "float32, or lower the strength."
         )
     return result
 

@@ -38,7 +38,7 @@ def woodbury_inverse(
     if bool((stretch == 0).any()):
         zeros = int((stretch == 0).sum())
         raise NotInvertibleError(
-            f"{name} sends {zeros} coordinates to constants: nothing can bring them back"
+            f"{name} sends {zeros} coordinates to constants: nothing can bring them back."
         )
     left, right = U / stretch.unsqueeze(1), V / stretch.unsqueeze(1)
     coupling = V.T @ left
@@ -59,5 +59,5 @@ def _check_regular(coupling: Float64[Tensor, "k k"], name: str) -> None:
     if smallest <= 64 * k * EPS:
         raise NotInvertibleError(
             f"{name} is a projection: it sends a whole direction to one value (smallest singular value "
-            f"{smallest:.1e}) and nothing brings it back; use a transport map such as pca_ot, or strength < 1"
+            f"{smallest:.1e}) and cannot be inverted; use a transport map such as pca_ot, or strength < 1."
         )

@@ -1,4 +1,4 @@
-"""Is a fit sound? Trouble is written in the map's `info.problems` and warned about once a call."""
+"""Whether a fit is reliable: problems are stored in the map's `info.problems`, with one warning per call."""
 
 import sys
 import warnings
@@ -22,7 +22,7 @@ def problems_of(
     clipped: int,
     stretch: float,
 ) -> tuple[str, ...]:
-    """Sentences about the covariances behind a map; empty when they are sound.
+    """Sentences about the covariances behind a map; empty when there is no problem.
 
     Args:
         n: samples of the smaller class.
@@ -54,7 +54,7 @@ def problems_of(
 
 
 def warn_if_poor(maps: Sequence[AffineMap]) -> None:
-    """One warning for all the maps of a call that have problems."""
+    """Warn once about all maps of a call that have problems."""
     poor = [fitted.info for fitted in maps if fitted.info.problems]
     if poor:
         layers = [info.layer for info in poor if info.layer is not None]
@@ -63,7 +63,7 @@ def warn_if_poor(maps: Sequence[AffineMap]) -> None:
 
 
 def warn_of(problem: str) -> None:
-    """Warn at the line outside of this package that asked for the fit, however deep the fit itself is."""
+    """Warn at the line outside this package that called the fit."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back

@@ -59,7 +59,7 @@ class EntropicMap:
         """
         if not x.dtype.is_floating_point or x.shape[-1] != self.d_model:
             raise ActivationError(
-                f"activations are {list(x.shape)} {x.dtype}: this map is of width {self.d_model}"
+                f"Activations are {list(x.shape)} {x.dtype}: this map is of width {self.d_model}."
             )
         rows = x.reshape(-1, self.d_model).to(self.targets.dtype)
         weights = torch.softmax(
@@ -79,7 +79,7 @@ class EntropicMap:
             FitError: t outside [0, 1].
         """
         if not 0.0 <= strength <= 1.0:
-            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map")
+            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map.")
         return EntropicMap(self.targets, self.potential, self.epsilon, strength * self.strength, self.info)
 
     def to(self, *args: Any, **kwargs: Any) -> "EntropicMap":
@@ -112,7 +112,7 @@ def fit_entropic_ot(
         iterations: of Sinkhorn, at most.
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
         FitError: epsilon not positive, or classes that are one point.
 
     Warns:
@@ -121,11 +121,11 @@ def fit_entropic_ot(
     import ot
 
     if not epsilon > 0:
-        raise FitError(f"epsilon = {epsilon} must be positive: 0.05 of the mean squared distance is a start")
+        raise FitError(f"epsilon = {epsilon} must be positive: 0.05 of the mean squared distance is a start.")
     cost = _squared_distances(H, S)
     scale = float(cost.mean())
     if bool(all_equal(H, S)):
-        raise FitError("all samples of both classes are one point: there is nothing to transport")
+        raise FitError("All samples of both classes are one point: there is nothing to transport.")
     absolute = epsilon * scale
     masses = (X.new_full((len(X),), 1 / len(X)) for X in (H, S))
     log = ot.sinkhorn(

@@ -51,8 +51,8 @@ def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
     least = torch.maximum(m * EPS**2 * largest, source.rounding)
     if bool((roots.smallest <= least).any()):
         raise FitError(
-            f"the source covariance is singular (n_H = {source.n}, d = {d}): give ridge > 0, or shrinkage="
-            '"ledoit_wolf" or "oas"; samples without any spread need a ridge'
+            f"The source covariance is singular (n_H = {source.n}, d = {d}): give ridge > 0, or shrinkage="
+            '"ledoit_wolf" or "oas"; samples without any spread need a ridge.'
         )
 
 
@@ -130,7 +130,7 @@ def fit_gaussian_ot(
         shrinkage: "ledoit_wolf", "oas" or None; with None and n <= d a ridge is needed.
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
         FitError: a singular source covariance, a negative ridge, an unknown shrinkage.
 
     Warns:
@@ -147,7 +147,7 @@ def fit_gaussian_ot_of_moments(
     ridge: float | None = None,
     shrinkage: str | None = "ledoit_wolf",
 ) -> AffineMap:
-    """`fit_gaussian_ot` from streamed moments, when the samples themselves are not at hand together.
+    """`fit_gaussian_ot` from streamed moments, when the samples are not in memory together.
 
     Args:
         source: moments of the harmful class.
@@ -156,7 +156,7 @@ def fit_gaussian_ot_of_moments(
         shrinkage: "ledoit_wolf", "oas" or None.
 
     Raises:
-        ActivationError: fewer than two samples a class, or classes of different width.
+        ActivationError: fewer than two samples per class, or classes of different width.
         FitError: a singular source covariance, a negative ridge, an unknown shrinkage.
 
     Warns:
@@ -164,7 +164,7 @@ def fit_gaussian_ot_of_moments(
     """
     if source.mean.shape != target.mean.shape:
         raise ActivationError(
-            f"the classes differ in width, d = {len(source.mean)} and {len(target.mean)}: take one layer"
+            f"The classes differ in width, d = {len(source.mean)} and {len(target.mean)}: take one layer."
         )
     pair = (Gaussian.of_moments(moments, ridge=ridge, shrinkage=shrinkage) for moments in (source, target))
     maps = gaussian_maps(*(gaussian.batched() for gaussian in pair))

@@ -1,4 +1,4 @@
-"""What a fit knows about itself: stored with the map, printed by it, and checked for trouble."""
+"""The description of a fit: stored and printed with the map."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ot_lens.io.untrusted import quoted
 
 @dataclass(frozen=True)
 class FitInfo:
-    """Where a map came from and how sound the fit is. Every field may be unknown (None).
+    """Where a map came from and how reliable its fit is. Fields that are unknown are None.
 
     Attributes:
         method: Name in `METHODS`.
@@ -23,7 +23,7 @@ class FitInfo:
         k: components or directions used.
         n_harmful: samples of the source class.
         n_harmless: samples of the target class.
-        seed: seed of whatever was drawn.
+        seed: seed of the random numbers used.
         ridge: constant added to the variances, in squared activation units.
         shrinkage: "ledoit_wolf" or "oas".
         shrinkage_harmful: intensity in [0, 1] of the source's covariance.
@@ -34,8 +34,8 @@ class FitInfo:
         explained_variance: share of the pooled variance within the k components.
         error_bound: bound on the relative rounding error of the map on samples.
         strength: t of T_t(x) = x + t (T(x) - x).
-        problems: why the fit is poor, each with its remedy; empty when it is sound.
-        notes: other sentences worth reading.
+        problems: why the fit is poor, each with its remedy.
+        notes: other remarks.
     """
 
     method: str | None = None
@@ -69,13 +69,14 @@ class FitInfo:
         """The inverse of `to_dict`.
 
         Raises:
-            RunFolderError: a field that this version does not know, or a value of the wrong type.
+            RunFolderError: If a field is unknown to this version, or a value has the wrong type.
         """
         given = set(stored) if isinstance(stored, Mapping) else set()
         unknown = given - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise RunFolderError(
-                f"unknown fields {quoted(sorted(unknown))} in a stored map: it is of a newer ot_lens, update"
+                f"Unknown fields {quoted(sorted(unknown))} in a stored map: a newer ot_lens wrote it; "
+                "update ot_lens."
             )
         try:
             return TypeAdapter(cls).validate_python(stored)
@@ -83,5 +84,5 @@ class FitInfo:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the description"
             raise RunFolderError(
-                f"a stored map is damaged: {place}: {first['msg']}; save it again"
+                f"A stored map is damaged: {place}: {first['msg']}; save it again."
             ) from error

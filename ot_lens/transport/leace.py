@@ -48,7 +48,7 @@ def fit_leace(
         shrinkage: "ledoit_wolf", "oas", or None for the pseudo-inverse.
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
         FitError: the class means coincide, a negative ridge, an unknown shrinkage.
     """
     added = checked_ridge(ridge)

@@ -31,7 +31,7 @@ def fit_linear_act(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"])
     the exact one-dimensional plan. See `restrict_to_support` for the paper's optional mask.
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
     """
     (Z_H, mean_H), (Z_S, mean_S) = centred(H), centred(S)
     a, b = Z_H.sort(1).values, Z_S.sort(1).values

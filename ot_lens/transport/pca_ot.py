@@ -129,8 +129,8 @@ def _ridge(
     least = torch.maximum(centring_rounding(trace_H, C_H.shape[-1]), rounding)
     if ridge == 0.0 and bool((smallest <= least).any()):
         raise FitError(
-            f"the source covariance is singular in k = {C_H.shape[-1]} components: give ridge > 0, a smaller "
-            "k or more prompts"
+            f"The source covariance is singular in k = {C_H.shape[-1]} components: give ridge > 0, a smaller "
+            "k or more prompts."
         )
     return torch.full_like(trace_H, ridge)
 
@@ -168,11 +168,11 @@ def fit_pca_ot(
         k: components; an int, a share of the pooled variance in (0, 1), or "auto" for the held-out choice.
         ridge: added to both projected covariances, in squared activation units; None for 1e-6 of their mean
             variance.
-        mean_shift: "full" moves the whole mean; "subspace" only its part within P.
+        mean_shift: "full" moves the whole mean; "subspace" only its component within P.
         seed: of the folds of k = "auto".
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
         FitError: k not positive or above the rank, a negative ridge, ridge = 0 with a singular source
             covariance, an unknown option.
 
@@ -183,7 +183,7 @@ def fit_pca_ot(
     if ridge is not None:
         checked_ridge(ridge)
     if mean_shift not in ("full", "subspace"):
-        raise FitError(f'mean_shift = {mean_shift!r} is unknown: choose "full" or "subspace"')
+        raise FitError(f'mean_shift = {mean_shift!r} is unknown: choose "full" or "subspace".')
     pca, n_H = PooledPCA.of(H, S), H.shape[1]
     check_variance(pca.rank, (n_H, S.shape[1]))
     if isinstance(k, str):
@@ -199,7 +199,7 @@ def fit_pca_ot(
 
 
 def _pusher(ridge: float | None, mean_shift: str) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-    """What `auto_ranks` calls: fit on the training folds, move the held-out one."""
+    """The callback of `auto_ranks`: fit on the training folds, move the held-out one."""
 
     def push(train_H: Tensor, train_S: Tensor, held_out: Tensor, k: int) -> Tensor:
         pca = PooledPCA.of(train_H, train_S)
@@ -210,7 +210,7 @@ def _pusher(ridge: float | None, mean_shift: str) -> Callable[[Tensor, Tensor, T
 
 
 def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str) -> list[AffineMap]:
-    """One map a layer, all with k components."""
+    """One map per layer, all with k components."""
     fitted = subspace_transport(pca, n_H, k, ridge, mean_shift)
     change = fitted.axes @ (fitted.A - torch.eye(k, dtype=fitted.A.dtype, device=fitted.A.device))
     centre = (fitted.source_mean + pca.mean).unsqueeze(1)

@@ -20,15 +20,15 @@ def unit_directions(
     """r^ = (mu_H - mu_S) / ||mu_H - mu_S|| and mu_S.
 
     Raises:
-        FitError: the class means coincide up to rounding, so there is no direction.
+        FitError: If the class means coincide up to rounding, so there is no direction.
     """
     gap, rounding = mean_gap(H, S)
     norm = gap.norm(dim=-1)
     if bool((norm <= rounding).any()):
         distance = float(norm[norm <= rounding][0])
         raise FitError(
-            f"the class means coincide (distance {distance:.1e}): there is no direction to ablate; "
-            "choose another layer or position"
+            f"The class means coincide (distance {distance:.1e}): there is no direction to ablate; "
+            "choose another layer or position."
         )
     return -gap / norm.unsqueeze(-1), S.mean(1)
 
@@ -49,8 +49,8 @@ def fit_directional_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "
     """T(x) = x - r^ r^T x (Arditi et al. 2024, arXiv 2406.11717).
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: the class means coincide.
+        ActivationError: If samples cannot be used (see `check_samples`).
+        FitError: If the class means coincide.
     """
     directions, _ = unit_directions(H, S)
     info = FitInfo(method="directional_ablation", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])
@@ -89,8 +89,8 @@ def fit_ace(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> lis
     """T(x) = x - r^ r^T (x - mu_S): affine concept editing (arXiv 2411.09003).
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
-        FitError: the class means coincide.
+        ActivationError: If samples cannot be used (see `check_samples`).
+        FitError: If the class means coincide.
     """
     directions, means = unit_directions(H, S)
     info = FitInfo(method="ace", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])

@@ -19,17 +19,17 @@ def validate_rank(k: int | float | str) -> None:
     remedy = 'give an int >= 1, a share of explained variance in (0, 1), or "auto"'
     if isinstance(k, str):
         if k != "auto":
-            raise FitError(f"k = {k!r} is unknown: {remedy}")
+            raise FitError(f"k = {k!r} is unknown: {remedy}.")
     elif isinstance(k, bool) or (isinstance(k, int) and k <= 0) or (isinstance(k, float) and not 0 < k < 1):
-        raise FitError(f"k = {k} components cannot be kept: {remedy}")
+        raise FitError(f"k = {k} components cannot be kept: {remedy}.")
 
 
 def check_variance(rank: Int64[Tensor, " L"], sizes: tuple[int, int]) -> None:
     """Raise FitError where all samples are identical."""
     if int(rank.min()) == 0:
         raise FitError(
-            f"the rank of the pooled samples (n = {sizes[0]} + {sizes[1]}) is 0: all of them are identical; "
-            "choose another layer or position"
+            f"The rank of the pooled samples (n = {sizes[0]} + {sizes[1]}) is 0: all of them are identical; "
+            "choose another layer or position."
         )
 
 
@@ -45,7 +45,7 @@ def ranks_of(
         lowest = int(rank.min())
         if k > lowest:
             samples = f"of the pooled samples (n = {sizes[0]} + {sizes[1]})"
-            raise FitError(f"k = {k} exceeds the rank {lowest} {samples}: choose k <= {lowest}")
+            raise FitError(f"k = {k} exceeds the rank {lowest} {samples}: choose k <= {lowest}.")
         return [k] * rank.shape[0]
     share = eigenvalues.cumsum(-1) / eigenvalues.sum(-1, keepdim=True)
     fewest = (share < k * (1 - 1e-12)).sum(-1) + 1
@@ -80,11 +80,11 @@ def auto_ranks(
 
 
 def _folds(n_H: int, n_S: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Masks of the held-out rows of each class, one pair a fold, at least two rows each."""
+    """Masks of the held-out rows of each class, one pair per fold, at least two rows each."""
     count = min(FOLDS, n_H // 2, n_S // 2)
     if count < 2:
         raise FitError(
-            f'k = "auto" needs at least 4 samples a class to hold some out, not {n_H} + {n_S}: give k'
+            f'k = "auto" needs at least 4 samples a class to hold some out, not {n_H} + {n_S}: give k.'
         )
     generator = torch.Generator().manual_seed(seed)
     order = [torch.randperm(n, generator=generator) % count for n in (n_H, n_S)]

@@ -26,7 +26,7 @@ def fit_mean_shift(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"])
     """T(x) = x + (mu_S - mu_H).
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
     """
     info = FitInfo(method="mean_shift", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
     none = H.new_zeros(H.shape[-1], 0)

@@ -24,8 +24,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, info: FitInfo) -> None:
-    """Write to a temporary file beside the target, then rename: a killed run leaves no torn map."""
-    # One entry, since safetensors writes several in an order of its own: equal maps give equal bytes.
+    """Write to a temporary file next to the target, then rename it: a killed run leaves no incomplete map."""
+    # One entry: safetensors writes several in arbitrary order, and equal maps must give equal bytes.
     about = json.dumps({"format": FORMAT, "kind": kind, "info": info.to_dict()}, sort_keys=True)
     kept = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
     write_bytes(path, save(kept, {KEY: about}))
@@ -35,23 +35,23 @@ def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[d
     """The tensors and description of a stored map.
 
     Raises:
-        RunFolderError: no such file, a torn one, another kind, or a missing tensor.
+        RunFolderError: If the file does not exist, is incomplete, of another kind, or lacks a tensor.
     """
     try:
         check_size(path, MOST, RunFolderError)
     except FileNotFoundError as error:
-        raise RunFolderError(f"{path} does not exist: save a map there first") from error
+        raise RunFolderError(f"{path} does not exist: save a map there first.") from error
     try:
         with safe_open(path, framework="pt") as stored:
             about = _parsed((stored.metadata() or {}).get(KEY))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise RunFolderError(
-            f"{path} is no whole safetensors file ({abbreviated(error)}): write it again"
+            f"{path} is not a complete safetensors file ({abbreviated(error)}): write it again."
         ) from error
     if about.get("format") != FORMAT or about.get("kind") != kind or not set(required) <= set(tensors):
         raise RunFolderError(
-            f"{path} holds no {kind} ({FORMAT}): it says {quoted(about.get('kind', 'nothing'))}"
+            f"{path} is not a stored {kind} ({FORMAT}) but {quoted(about.get('kind', 'nothing'))}."
         )
     _check_shapes(path, tensors)
     return tensors, FitInfo.from_dict(about.get("info"))
@@ -69,7 +69,9 @@ def _check_shapes(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = all(part.dtype in DTYPES and not bool(part.isnan().any()) for part in tensors.values())
     if not (d and alike and sound and plain):
         parts = ", ".join(f"{name} {list(part.shape)} {part.dtype}" for name, part in tensors.items())
-        raise RunFolderError(f"{path} holds tensors that make no map ({quoted(parts)}): write it again")
+        raise RunFolderError(
+            f"{path} holds tensors that do not form a map ({quoted(parts)}): write it again."
+        )
 
 
 def _parsed(text: str | None) -> dict[str, Any]:

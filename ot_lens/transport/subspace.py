@@ -45,7 +45,7 @@ def fit_subspace_ablation(
         S: target samples `[n_S, d]`.
         k: the leading right singular vectors of the class differences h_i - mu_S, not centred, so that the
             difference in means is among what they explain; 2 when nothing is chosen.
-        categories: one label a source sample; the directions are the category means minus mu_S.
+        categories: one label per source sample; the directions are the category means minus mu_S.
         directions: `[m, d]`, not necessarily orthogonal; dependent ones are merged.
         keep_mean: x - Q Q^T (x - mu_S), the analogue of affine concept editing.
 
@@ -55,7 +55,9 @@ def fit_subspace_ablation(
             fit the samples, or only zero directions.
     """
     if sum(choice is not None for choice in (k, categories, directions)) > 1:
-        raise FitError("k, categories and directions are three ways to choose the subspace: give one of them")
+        raise FitError(
+            "k, categories and directions are three ways to choose the subspace: give one of them."
+        )
     mean_S = S.mean(1)
     if directions is not None:
         spans, k = _given(directions, H), None
@@ -78,7 +80,7 @@ def fit_subspace_ablation(
 def _given(directions: Tensor, H: Float64[Tensor, "L n_H d"]) -> Float64[Tensor, "L m d"]:
     vectors = check_samples(directions, "directions", least=1).to(H.device)
     if vectors.shape[1] != H.shape[2]:
-        raise FitError(f"directions have width {vectors.shape[1]}, the samples {H.shape[2]}")
+        raise FitError(f"Directions have width {vectors.shape[1]}, the samples {H.shape[2]}.")
     return vectors.expand(H.shape[0], -1, -1)
 
 
@@ -87,7 +89,7 @@ def _of_categories(
 ) -> Float64[Tensor, "L m d"]:
     """Mean of each category minus the target mean."""
     if len(categories) != H.shape[1]:
-        raise FitError(f"{len(categories)} categories for {H.shape[1]} source samples: give one a sample")
+        raise FitError(f"{len(categories)} categories for {H.shape[1]} source samples: give one per sample.")
     names = list(dict.fromkeys(categories))
     rows = [[index for index, label in enumerate(categories) if label == name] for name in names]
     return torch.stack([H[:, chosen].mean(1) - mean_S for chosen in rows], dim=1)
@@ -101,9 +103,9 @@ def _ablation(
     keep: Float64[Tensor, " d"] | None,
 ) -> AffineMap:
     if k is not None and not 1 <= k <= rank:
-        raise FitError(f"k = {k} directions, but the differences have rank {rank}: choose 1 <= k <= {rank}")
+        raise FitError(f"k = {k} directions, but the differences have rank {rank}: choose 1 <= k <= {rank}.")
     if rank == 0:
-        raise FitError("all directions are zero: there is nothing to ablate")
+        raise FitError("All directions are zero: there is nothing to ablate.")
     size = rank if k is None else k
     info = FitInfo(method="subspace_ablation", k=size, n_harmful=sizes[0], n_harmless=sizes[1], rank=rank)
     return ablation_of(Vh[:size].T.contiguous(), info, keep=keep)

@@ -64,7 +64,7 @@ class SupportMask:
         return self.map(x)
 
     def at(self, strength: float) -> "SupportMask":
-        """X + t (T(x) - x) within the support.
+        """T_t(x) = x + t (T(x) - x) within the support.
 
         Raises:
             FitError: t outside [0, 1].
@@ -90,7 +90,7 @@ class SupportMask:
         """Read what `save` wrote.
 
         Raises:
-            RunFolderError: no such file, a torn one, or one that is no mask.
+            RunFolderError: If the file does not exist, is incomplete or is not a mask.
         """
         required = ("U", "V", "bias", "low", "high")
         tensors, info = storage.read_tensors(Path(path), "SupportMask", required=required)
@@ -109,17 +109,17 @@ def restrict_to_support(
         quantile: share cut off on either side; 0 for the whole observed range.
 
     Raises:
-        ActivationError: samples that cannot be used (see `check_samples`).
+        ActivationError: If samples cannot be used (see `check_samples`).
         FitError: a map that mixes coordinates, another width, or a quantile outside [0, 0.5).
     """
     H = check_samples(H, "H")
     if affine.rank:
         raise FitError(
-            f"a support mask is coordinate-wise, this map has rank {affine.rank}: use fit_linear_act"
+            f"A support mask is coordinate-wise, this map has rank {affine.rank}: use fit_linear_act."
         )
     if H.shape[1] != affine.d_model:
-        raise FitError(f"the samples have width {H.shape[1]}, the map {affine.d_model}")
+        raise FitError(f"The samples have width {H.shape[1]}, the map {affine.d_model}.")
     if not 0.0 <= quantile < 0.5:
-        raise FitError(f"quantile = {quantile} is outside [0, 0.5)")
+        raise FitError(f"quantile = {quantile} is outside [0, 0.5).")
     low, high = torch.quantile(H, H.new_tensor([quantile, 1 - quantile]), dim=0)
     return SupportMask(affine, low, high)

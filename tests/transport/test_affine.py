@@ -179,12 +179,12 @@ def test_what_is_no_stored_map_is_refused(tmp_path):
     torn = tmp_path / "torn.safetensors"
     random_map("both", 4, 0).save(torn)
     torn.write_bytes(torn.read_bytes()[:-9])
-    with pytest.raises(RunFolderError, match="no whole safetensors"):
+    with pytest.raises(RunFolderError, match="not a complete safetensors"):
         AffineMap.load(torn)
     from safetensors.torch import save_file
 
     save_file({"U": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(RunFolderError, match="holds no AffineMap"):
+    with pytest.raises(RunFolderError, match="not a stored AffineMap"):
         AffineMap.load(tmp_path / "other.safetensors")
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_description_is_refused(tmp_path, about):
 
     parts = {name: torch.zeros(2, 1) for name in ("U", "V", "bias")}
     save_file(parts, tmp_path / "map.safetensors", {"ot_lens": about})
-    with pytest.raises(RunFolderError, match=r"holds no AffineMap|damaged"):
+    with pytest.raises(RunFolderError, match=r"not a stored AffineMap|damaged"):
         AffineMap.load(tmp_path / "map.safetensors")
 
 

@@ -311,7 +311,7 @@ def test_errors_of_all_layers_name_the_layer():
         fit_all(bad)
     flat = Layers(acts.source, acts.target.clone(), (3, 5, 9, 11))
     flat.target[1] = flat.source[1].mean(0)
-    with pytest.raises(FitError, match="layer 5: the class means coincide"):
+    with pytest.raises(FitError, match="layer 5: The class means coincide"):
         fit_all(flat, "directional_ablation")
     with pytest.raises(ActivationError, match="position -2 was not captured"):
         fit_all(acts, position=-2)

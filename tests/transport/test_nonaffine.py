@@ -44,7 +44,7 @@ def test_a_stored_mask_comes_back(tmp_path):
     masked = restrict_to_support(fit_linear_act(H, S), H)
     masked.save(tmp_path / "m.safetensors")
     assert torch.equal(SupportMask.load(tmp_path / "m.safetensors").map(H), masked.map(H))
-    with pytest.raises(RunFolderError, match="holds no AffineMap"):
+    with pytest.raises(RunFolderError, match="not a stored AffineMap"):
         AffineMap.load(tmp_path / "m.safetensors")
 
 
