@@ -509,7 +509,7 @@ def test_a_block_run_by_itself_is_refused_where_its_positions_are_unknown(folder
     decoder, tokens = model.hf_model.get_decoder(), torch.tensor([[1, 15, 16]])
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "last"), torch.no_grad():
         for _ in range(2):  # a call that is over tells nothing of the next
-            with pytest.raises(HookError, match="'last'.*compile"):
+            with pytest.raises(HookError, match=r"'last'.*compile"):
                 decoder(tokens)
             model(tokens)
     with otl.intervene(model, {1: random_map(1), 2: random_map(2)}, "all"), torch.no_grad():

@@ -294,7 +294,7 @@ def test_each_way_to_name_a_subspace_is_refused_in_its_own_words():
             {"k": 2, "directions": torch.ones(1, 8)},
             "k, categories and directions are three ways to choose the subspace: give one of them",
         ),
-        ({"categories": "ab"}, "2 categories for 5 source samples: give one a sample"),
+        ({"categories": "ab"}, "2 categories for 5 source samples: give one per sample"),
         ({"directions": torch.zeros(2, 8)}, "all directions are zero: there is nothing to ablate"),
         ({"directions": torch.ones(2, 3)}, "directions have width 3, the samples 8"),
     ]:
