@@ -51,8 +51,8 @@ def intervene(
         prompt_length: Columns of the sequences that belong to the prompt, padding included. Needed where a
             call without cache holds a prompt and an answer, and where a prompt is read in several calls
             (transformers' `prefill_chunk_size`, a cache of its beginning). Otherwise it follows from the
-            calls: the first is the prompt, and one that adds a single token to the one before, with or without
-            a cache, is the next step of its generation.
+            calls: the first is the prompt, and one that adds a single token to the one before, with or
+            without a cache, is the next step of its generation.
 
     Returns:
         A context manager; `as` names the model.
