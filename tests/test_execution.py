@@ -1,6 +1,5 @@
 """Executors: the same bytes here and on a cluster, through killed workers and a change of executor."""
 
-import json
 import os
 import signal
 import socket
@@ -18,13 +17,14 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import BatchHalvedWarning, ExecutorError, ModelError
-from ot_lens.execution import RayExecutor, as_runner, open_executor, ray_cluster
+from ot_lens.execution import RayExecutor, Runner, as_runner, open_executor, ray_cluster
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import MethodSpec, candidates, measure_sweep, sweep_settings
-from ot_lens.study import RunFolder, parse_config, run_study
+from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap
 from tests.processes import descendants, workers
+from tests.trust.kill_harness import write_study
 
 MODEL = {"model": "organism"}
 
@@ -38,18 +38,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def prompt_file(folder: Path) -> Path:
-    full = otl.load_prompts("organism")
-    splits = {
-        name: {
-            label: [{"text": p.text, "answer": p.answer, "answers": p.answers} for p in group[:6]]
-            for label, group in getattr(full, name)
-        }
-        for name in ("train", "val", "test")
-    }
-    path = folder / "few.json"
-    path.write_text(json.dumps({"splits": splits}))
-    return path
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    changes = {"methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 2}], "max_new_tokens": 6}
+    changes |= {"sets": ["single", "pair", "all"], "batch_size": 3}
+    return read_config(write_study(tmp_path_factory.mktemp("study"), n=6, **changes))
+
+
+@pytest.fixture(scope="module")
+def prompts(config: StudyConfig) -> otl.ContrastSet:
+    return otl.load_prompts(config.prompts)
 
 
 # --------------------------------------------------------------------------- without a cluster
@@ -86,24 +84,23 @@ def test_an_executor_that_cannot_be_opened_says_what_it_needs(name, address, mes
         pass
 
 
-def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(tmp_path):
+def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(prompts):
     model = otl.load_model("organism")
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.randn(96, 2, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     maps = {layer: AffineMap(U * (layer + 1), V, torch.zeros(96, dtype=torch.float64)) for layer in range(6)}
     found = candidates({MethodSpec("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
     settings = sweep_settings(model, ["refusal_score", "kl", "refusal_rate"], batch_size=4, max_new_tokens=4)
-    prompts = otl.load_prompts(prompt_file(tmp_path)).test
     runner = as_runner(model)
-    whole = measure_sweep(runner, prompts, found, settings)
+    whole = measure_sweep(runner, prompts.test, found, settings)
     assert list(whole)[1:] == [candidate.key for candidate in found]
     # The last of the first batch of four, one of the second, and one that is only read.
     chosen = [found[3].key, found[5].key, found[20].key]
     for keys in ([key] for key in chosen):
-        for key, table in measure_sweep(model, prompts, found, settings, keys=keys).items():
+        for key, table in measure_sweep(model, prompts.test, found, settings, keys=keys).items():
             pd.testing.assert_frame_equal(table, whole[key], check_exact=True)
     reported: list[str] = []
-    again = measure_sweep(runner, prompts, found, settings, progress=reported.append)
+    again = measure_sweep(runner, prompts.test, found, settings, progress=reported.append)
     assert reported == list(whole)
     assert all(again[key] is whole[key] for key in whole), "nothing is measured twice"
 
@@ -172,6 +169,13 @@ class TestTwoWorkers:
             assert executor.call(warn, BatchHalvedWarning) == 1
         assert len(given) == 1
 
+    def test_localize_on_a_cluster_returns_the_table_of_this_process(self, executor, prompts):
+        options = {"methods": ["mean_shift"], "layers": [5, 7], "measures": ["refusal_score", "kl"]}
+        options |= {"fitting": ["independent", "sequential"], "search_size": 2, "batch_size": 3}
+        there = otl.localize(Runner(executor), prompts, **options)
+        here = otl.localize(otl.load_model("organism"), prompts, **options)
+        pd.testing.assert_frame_equal(there, here, check_exact=True)
+
     def test_a_worker_that_dies_too_often_is_given_up(self, executor):
         def die(_model: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -203,26 +207,6 @@ def test_a_worker_without_resources_or_a_second_cluster_is_an_error(cluster, mod
 
 
 # --------------------------------------------------------------------------- whole studies
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory):
-    return parse_config(
-        {
-            "prompts": str(prompt_file(tmp_path_factory.mktemp("study"))),
-            "layers": [5, 7],
-            "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 2}],
-            "sets": ["single", "pair", "all"],
-            "fitting": ["independent", "sequential"],
-            "search_size": 2,
-            "filter": "refusal_score",
-            "max_new_tokens": 6,
-            "control_draws": 2,
-            "sufficiency": False,
-            "batch_size": 3,
-            "keep_completions": True,
-        }
-    )
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,19 @@ from ot_lens.localization import (
     random_subspace,
     search,
     sweep_settings,
-)
+)  # fmt: skip
 from ot_lens.prompts import Contrast, ContrastSet
-from ot_lens.tables import COLUMNS, INDUCE, layers_label, one_direction, verdict
+from ot_lens.tables import (
+    COLUMNS,
+    INDUCE,
+    layers_label,
+    measured,
+    one_direction,
+    real_edits,
+    select,
+    single_layers,
+    verdict,
+)  # fmt: skip
 from ot_lens.transport import AffineMap, fit_all
 from tests import checkpoints
 
@@ -36,6 +46,11 @@ def model(folder: Path):
 
 
 @pytest.fixture(scope="module")
+def eight() -> ContrastSet:
+    return checkpoints.contrast_set(8)
+
+
+@pytest.fixture(scope="module")
 def organism():
     return otl.load_model("organism")
 
@@ -47,19 +62,36 @@ def prompts() -> ContrastSet:
     return ContrastSet("some", full.train, full.val, test)
 
 
-def rates(table: pd.DataFrame, **where: object) -> pd.DataFrame:
-    """Refusal rates on harmful prompts, of the rows with these values."""
-    rows = table[(table["measure"] == "refusal_rate") & (table["prompts"] == "harmful")]
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    return rows
+@pytest.fixture(scope="module")
+def sweep(organism, prompts) -> pd.DataFrame:
+    """One sweep of the embedded model, which several tests read."""
+    return otl.localize(
+        organism,
+        prompts,
+        ["directional_ablation", "rfa", {"name": "pca_ot", "k": 4}],
+        measures=["refusal_rate", "refusal_score"],
+        sets=["single"],
+        layers=[0, 7],
+        controls=["random_subspace", "permuted_labels"],
+        control_draws=3,
+        sufficiency=True,
+        max_new_tokens=8,
+        batch_size=128,
+    )
 
 
-def test_the_table_is_tidy_and_repeats(model):
+def at_layer(table: pd.DataFrame, measure: str, layer: int) -> pd.Series:
+    """Value by method of a measure on harmful prompts."""
+    rows = measured(single_layers(real_edits(table)), measure, "harmful")
+    rows = select(rows, layer=layer)
+    return rows.set_index("method")["value"]
+
+
+def test_the_table_is_tidy_and_repeats(model, eight):
     methods = ["mean_shift", {"name": "pca_ot", "k": 2}]
     options = {"methods": methods, "layers": [1, 3], "max_new_tokens": 4, "seed": 3}
-    table = otl.localize(model, checkpoints.contrast_set(8), **options)
-    again = otl.localize(model, checkpoints.contrast_set(8), **options)
+    table = otl.localize(model, eight, **options)
+    again = otl.localize(model, eight, **options)
     pd.testing.assert_frame_equal(table, again, check_exact=True)
     assert tuple(table.columns) == COLUMNS
     # 5 measures, the attack success rate and the score's shift; perplexity only on harmless prompts, and no
@@ -80,47 +112,31 @@ def test_the_table_is_tidy_and_repeats(model):
     assert (base.loc[base["measure"] == "kl", "value"] == 0).all()
 
 
-def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts):
-    table = otl.localize(
-        organism,
-        prompts,
-        ["mean_shift"],
-        layers=[7],
-        sets=["single"],
-        measures=["refusal_rate", "refusal_score"],
-        max_new_tokens=8,
-    )
+def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts, sweep):
     acts = otl.capture(organism, prompts.train, layers=[7])
     shift = otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))
     with otl.intervene(organism, {7: shift}):
         score = otl.refusal_score(organism, prompts.test.harmful)
-        phrases = ["sorry", "alas", "regrettably", "apologies"]
         answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=8)
-    expected = sum(otl.refuses(answers, phrases)) / 32
-    assert rates(table, layers="7", set="single")["value"].item() == expected
-    rows = table[
-        (table["measure"] == "refusal_score") & (table["prompts"] == "harmful") & (table["layers"] == "7")
-    ]
-    assert rows["value"].item() == pytest.approx(score.mean().item(), rel=1e-4)
+    refused = sum(otl.refuses(answers, ["sorry", "alas", "regrettably", "apologies"]))
+    assert at_layer(sweep, "refusal_rate", 7)["mean_shift"] == refused / 32
+    assert at_layer(sweep, "refusal_score", 7)["mean_shift"] == pytest.approx(score.mean().item(), rel=1e-4)
 
 
-def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts):
-    options = {"layers": [5], "measures": ["refusal_score"]}
-    table = otl.localize(organism, prompts, ["rfa", "directional_ablation"], **options)
-    acts = otl.capture(organism, prompts.train, layers=[5])
-    edit = otl.fit_directional_ablation(acts.harmful(5), acts.harmless(5))
+def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts, sweep):
+    acts = otl.capture(organism, prompts.train, layers=[7])
+    edit = otl.fit_directional_ablation(acts.harmful(7), acts.harmless(7))
     with otl.intervene(organism, otl.everywhere(edit, range(8))):
         expected = otl.refusal_score(organism, prompts.test.harmful).mean().item()
-    rows = table[(table["prompts"] == "harmful") & (table["set"] == "single")]
-    rows = rows[rows["measure"] == "refusal_score"].set_index("method")["value"]
-    assert rows["rfa"] == pytest.approx(expected, rel=1e-4)
-    assert rows["rfa"] != pytest.approx(rows["directional_ablation"], rel=1e-3)
+    scores = at_layer(sweep, "refusal_score", 7)
+    assert scores["rfa"] == pytest.approx(expected, rel=1e-4)
+    assert scores["rfa"] != pytest.approx(scores["directional_ablation"], rel=1e-3)
 
 
-def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model):
+def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model, eight):
     table = otl.localize(
         model,
-        checkpoints.contrast_set(8),
+        eight,
         ["pca_ot", "mean_shift"],
         layers=[1, 3],
         k=[1, 3],
@@ -137,7 +153,7 @@ def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model):
 
 
 @pytest.mark.parametrize("tokens", ["last", "all"])
-def test_the_engines_agree(model, tokens):
+def test_the_engines_agree(model, tokens, eight):
     options = {
         "methods": ["rfa", {"name": "pca_ot", "k": 2}],
         "measures": ["refusal_score", "kl"],
@@ -147,8 +163,8 @@ def test_the_engines_agree(model, tokens):
         "controls": ["random_subspace"],
         "control_draws": 2,
     }
-    fast = otl.localize(model, checkpoints.contrast_set(8), **options)
-    slow = otl.localize(model, checkpoints.contrast_set(8), engine="hooks", **options)
+    fast = otl.localize(model, eight, **options)
+    slow = otl.localize(model, eight, engine="hooks", **options)
     torch.testing.assert_close(
         torch.tensor(fast["value"].to_numpy()), torch.tensor(slow["value"].to_numpy()), rtol=1e-3, atol=1e-4
     )
@@ -170,29 +186,17 @@ def test_single_pass_on_request_says_what_it_cannot_serve(model):
     assert table.loc[table["set"] != "none", "note"].str.contains("hooks of the user").all()
 
 
-def test_a_planted_layer_is_found_and_nothing_else(organism, prompts):
+def test_a_planted_layer_is_found_and_nothing_else(sweep):
     """The verdict on the embedded model: transport above the control band late, projection nowhere."""
-    table = otl.localize(
-        organism,
-        prompts,
-        ["directional_ablation", {"name": "pca_ot", "k": 4}],
-        measures=["refusal_score"],
-        sets=["single"],
-        layers=[0, 7],
-        controls=["random_subspace", "permuted_labels"],
-        control_draws=3,
-        sufficiency=True,
-        batch_size=128,
-    )
-    found = verdict(table).set_index(["method", "layer"])["localized"]
+    found = verdict(sweep).set_index(["method", "layer"])["localized"]
     assert found["pca_ot", 7]
     assert not found["pca_ot", 0]
     assert not found["directional_ablation"].any()
-    induced = verdict(table, INDUCE).set_index(["method", "layer"])["localized"]
+    induced = verdict(sweep, INDUCE).set_index(["method", "layer"])["localized"]
     assert induced["pca_ot", 7]
     assert not induced["pca_ot", 0]
     assert "directional_ablation" not in induced.index.get_level_values("method")
-    assert {"mean_shift", "linear_act"} <= set(table["method"])
+    assert {"mean_shift", "linear_act"} <= set(sweep["method"])
 
 
 def test_one_direction_and_several_are_told_apart(prompts):
@@ -200,15 +204,8 @@ def test_one_direction_and_several_are_told_apart(prompts):
     found = {}
     for variant in ("single", "multi"):
         model = otl.load_model(f"organism:{variant}")
-        table = otl.localize(
-            model,
-            prompts,
-            ["rfa"],
-            layers=[7],
-            measures=["refusal_rate"],
-            sets=["single"],
-            max_new_tokens=16,
-        )
+        options = {"measures": ["refusal_rate"], "sets": ["single"], "max_new_tokens": 16}
+        table = otl.localize(model, prompts, ["rfa"], layers=[7], **options)
         found[variant] = one_direction(table)
     assert found["single"].suffices is True
     assert found["multi"].suffices is False
@@ -234,22 +231,22 @@ def test_a_random_model_is_localized_nowhere(model):
     assert without_controls["band"].isna().all()
 
 
-def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(folder):
+def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(folder, eight):
     """A layer with an argument of unknown meaning stands for every architecture the engine does not know."""
     model = otl.load_model(folder)
     options = {"methods": ["mean_shift"], "measures": ["refusal_score"], "layers": [1, 2]}
-    plain = otl.localize(model, checkpoints.contrast_set(8), engine="hooks", **options)
+    plain = otl.localize(model, eight, engine="hooks", **options)
     for layer in model.hf_model.model.layers:
         layer.register_forward_pre_hook(
             lambda _module, args, kwargs: (args, {**kwargs, "memory": torch.zeros(3)}), with_kwargs=True
         )
-    fallen = otl.localize(model, checkpoints.contrast_set(8), **options)
+    fallen = otl.localize(model, eight, **options)
     edited = fallen[fallen["set"] != "none"]
     assert (fallen["engine"] == "hooks").all()
     assert edited["note"].str.contains("plain hooks: .* tensor 'memory'").all()
     pd.testing.assert_series_equal(fallen["value"], plain["value"])
     with pytest.raises(HookError, match="cannot serve this sweep"):
-        otl.localize(model, checkpoints.contrast_set(8), engine="single_pass", **options)
+        otl.localize(model, eight, engine="single_pass", **options)
 
 
 def test_shuffled_classes_are_localized_nowhere(organism, prompts):
@@ -263,22 +260,13 @@ def test_shuffled_classes_are_localized_nowhere(organism, prompts):
     assert not found.loc[found["method"] == "pca_ot", "localized"].any()
 
 
-def test_p_values_are_paired_and_corrected_over_layers(organism, prompts):
-    table = otl.localize(
-        organism,
-        prompts,
-        ["mean_shift"],
-        layers=[0, 6, 7],
-        measures=["refusal_rate"],
-        sets=["single"],
-        max_new_tokens=8,
-    )
-    rows = rates(table, set="single").sort_values("layer")
+def test_p_values_are_paired_and_corrected_over_layers(sweep):
+    rows = select(measured(real_edits(sweep), "refusal_rate", "harmful"), method="pca_ot")
+    rows = rows.set_index("layer")
     assert (rows["test"] == "mcnemar").all()
-    assert rows["p_value"].iloc[0] == 1  # layer 0 changes nothing
-    assert (rows["p_holm"] >= rows["p_value"]).all()
-    smallest = rows["p_value"].idxmin()
-    assert rows.loc[smallest, "p_holm"] == pytest.approx(min(1, 3 * rows.loc[smallest, "p_value"]))
+    assert rows.loc[0, "p_value"] == 1  # layer 0 changes nothing
+    assert rows.loc[7, "p_value"] < 0.05
+    assert rows.loc[7, "p_holm"] == pytest.approx(min(1, 2 * rows.loc[7, "p_value"]))
 
 
 def test_a_random_subspace_has_the_rank_and_the_size_of_the_map():
@@ -329,8 +317,8 @@ def test_sequential_fitting_repairs_what_earlier_edits_moved(organism, prompts):
     assert (naive.harmful(7).mean(0) - target).norm() > 10 * (moved.harmful(7).mean(0) - target).norm()
 
 
-def test_the_search_finds_the_best_set_by_brute_force(model):
-    prompts = checkpoints.contrast_set(8)
+def test_the_search_finds_the_best_set_by_brute_force(model, eight):
+    prompts = eight
     acts = otl.capture(model, prompts.train)
     maps = {MethodSpec("mean_shift"): fit_all(acts, "mean_shift")}
     settings = sweep_settings(model, ["refusal_score"])
@@ -348,10 +336,8 @@ def test_the_search_finds_the_best_set_by_brute_force(model):
     assert greedy.score >= best.score - 1e-6
 
 
-def test_a_searched_set_is_confirmed_on_other_prompts(model):
-    table = otl.localize(
-        model, checkpoints.contrast_set(8), ["mean_shift"], measures=["refusal_score"], search_size=2
-    )
+def test_a_searched_set_is_confirmed_on_other_prompts(model, eight):
+    table = otl.localize(model, eight, ["mean_shift"], measures=["refusal_score"], search_size=2)
     rows = table[table["set"] == "search"]
     assert len(rows) == 5
     price = rows[rows["measure"] == "choice_price"].iloc[0]
