@@ -26,11 +26,11 @@ class Gaussian:
     Attributes:
         mean: `[*L, d]`.
         factor: F, `[*L, m, d]`.
-        floor: c, `[*L]`: variance in every direction that no sample spans.
+        floor: c, `[*L]`: variance in directions that no sample spans.
         intensity: shrinkage in [0, 1], `[*L]`; 0 without.
-        n: samples behind it.
-        ridge: what was asked for.
-        shrinkage: what was asked for.
+        n: number of samples.
+        ridge: as requested.
+        shrinkage: as requested.
     """
 
     mean: Float64[Tensor, "*L d"]
@@ -67,7 +67,7 @@ class Gaussian:
     def of_moments(
         cls, moments: Moments, *, ridge: float | None = None, shrinkage: str | None = None
     ) -> "Gaussian":
-        """The same from streamed moments.
+        """Fit to streamed moments.
 
         Raises:
             ActivationError: fewer than two samples.
@@ -93,8 +93,8 @@ class Gaussian:
 
     def batched(self) -> "Gaussian":
         """This Gaussian as a batch of one."""
-        parts = (part.unsqueeze(0) for part in (self.mean, self.factor, self.floor, self.intensity))
-        mean, factor, floor, intensity = parts
+        fields = self.mean, self.factor, self.floor, self.intensity
+        mean, factor, floor, intensity = (field.unsqueeze(0) for field in fields)
         return Gaussian(mean, factor, floor, intensity, self.n, self.ridge, self.shrinkage)
 
     def mahalanobis(self, x: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
@@ -106,10 +106,10 @@ class Gaussian:
         s, Qt = torch.linalg.svd(self.factor, full_matrices=False)[1:]
         variances = s.square() + self.floor
         spans = len(s) == self.d_model
-        # The square of what an SVD rounds: dependent samples have variances of 1e-32, not of 0.
+        # Dependent samples have variances of the square of the rounding of an SVD, 1e-32, rather than 0.
         rounding = max(len(s) * EPS**2 * float(variances.sum()), float(self.rounding))
         if float(variances.min()) <= rounding or not (spans or float(self.floor) > 0):
-            raise FitError("the covariance is singular: give ridge > 0 or a shrinkage")
+            raise FitError("The covariance is singular: use ridge > 0 or a shrinkage.")
         deviation = x - self.mean
         inside = deviation @ Qt.T
         squared = (inside.square() / variances).sum(1)
@@ -126,7 +126,7 @@ def checked_ridge(ridge: float | None) -> float:
         FitError: negative or not a number.
     """
     if ridge is not None and not 0 <= ridge < float("inf"):
-        raise FitError(f"ridge = {ridge} is no variance: give a finite number >= 0")
+        raise FitError(f"ridge must be finite and >= 0, got {ridge}.")
     return ridge or 0.0
 
 
@@ -139,7 +139,7 @@ class RestrictedRoots:
         root_source: C_H^{1/2} in the basis, `[*L, m, m]`.
         inverse_root_source: C_H^{-1/2}.
         root_target: C_S^{1/2}.
-        condition: condition number of the source covariance, which is the one that is inverted.
+        condition: condition number of the source covariance, which is inverted.
         smallest: smallest eigenvalue of the source covariance in the basis.
     """
 
@@ -184,7 +184,7 @@ def _power(
 
 @dataclass(frozen=True)
 class BuresWasserstein:
-    """W2^2 between two Gaussians in its two parts; squared, not halved, in squared activation units.
+    """Both terms of W2^2 between two Gaussians; squared, not halved, in squared activation units.
 
     Attributes:
         location: ||mu_H - mu_S||^2.
@@ -206,10 +206,10 @@ class BuresWasserstein:
 
 
 def gaussian_distance(source: Gaussian, target: Gaussian) -> BuresWasserstein:
-    """Between two fitted Gaussians (Gelbrich 1990).
+    """Squared W2 distance of two fitted Gaussians (Gelbrich 1990).
 
-    With two floors the trace splits: within the samples' span a nuclear norm of roots, outside it
-    (d - m)(sqrt(c_H) - sqrt(c_S))^2. With none the nuclear norm of F_H F_S^T is all there is.
+    With floors the trace splits: within the samples' span a nuclear norm of roots, outside it
+    (d - m)(sqrt(c_H) - sqrt(c_S))^2. Without floors only the nuclear norm of F_H F_S^T remains.
     """
     location = float((source.mean - target.mean).square().sum())
     c_H, c_S = float(source.floor), float(target.floor)
@@ -234,7 +234,7 @@ def bures_wasserstein(
 ) -> BuresWasserstein:
     """Squared 2-Wasserstein distance between the Gaussians with the classes' moments, in O((n_H + n_S)^2 d).
 
-    Biased upward when n is far below d: read it against a null (`diagnose` does).
+    Biased upward when n is far below d: compare it with a null, as `diagnose` does.
 
     Args:
         H: source samples `[n_H, d]`.

@@ -1,4 +1,4 @@
-"""Mergeable means and covariances in low-rank form, and the shrinkage that makes them usable at n << d."""
+"""Mergeable means and covariances in low-rank form, and shrinkage, which makes them usable at n << d."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Moments:
     Count, mean and trace stay exact.
 
     Attributes:
-        n: samples.
+        n: number of samples.
         mean: `[d]`.
         factor: `[m, d]`.
         trace: sum ||x - mean||^2.
         cubic: sum ||x - mean||^2 (x - mean), which merging `quartic` needs.
         quartic: sum ||x - mean||^4, which Ledoit-Wolf needs.
         lost: bound on the spectral norm of scatter - factor^T factor.
-        limit: rows kept by a compression.
+        limit: number of rows after a compression.
     """
 
     n: int
@@ -51,7 +51,7 @@ class Moments:
             ActivationError: a limit below 1.
         """
         if limit < 1:
-            raise ActivationError(f"limit = {limit} rows cannot hold a covariance: give at least 1")
+            raise ActivationError(f"limit = {limit} rows cannot hold a covariance: use at least 1.")
         none = torch.zeros(d_model, dtype=torch.float64, device=device)
         return cls(0, none, none.new_zeros(0, d_model), 0.0, none, 0.0, limit=limit)
 
@@ -82,13 +82,13 @@ class Moments:
         return self.merge(Moments.of(X, limit=self.limit))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets of samples; the smaller limit counts.
+        """Moments of both sets of samples, with the smaller limit.
 
         Raises:
             ActivationError: sets of different widths.
         """
         if self.mean.shape != other.mean.shape:
-            raise ActivationError(f"cannot merge moments of widths {len(self.mean)} and {len(other.mean)}")
+            raise ActivationError(f"Cannot merge moments of widths {len(self.mean)} and {len(other.mean)}.")
         n = self.n + other.n
         if n == 0:
             return self
@@ -128,14 +128,14 @@ class Moments:
             ActivationError: fewer than two samples.
         """
         if self.n < 2:
-            raise ActivationError(f"n = {self.n}: a covariance needs at least 2 samples")
+            raise ActivationError(f"A covariance needs at least 2 samples, got n = {self.n}.")
         return self.factor / (self.n - 1) ** 0.5
 
     def shrinkage(self, method: str) -> float:
         """Intensity in [0, 1] towards the scaled identity.
 
         Raises:
-            FitError: no such method.
+            FitError: unknown method.
         """
         gram = self.factor @ self.factor.T
         return float(_intensity(method, self.n, len(self.mean), *self._sums(gram)))
@@ -146,21 +146,21 @@ class Moments:
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """Moments of all parts together.
+    """Moments of all samples together.
 
     Raises:
-        ActivationError: no parts, or parts of different widths.
+        ActivationError: an empty list, or moments of different widths.
     """
     merged: Moments | None = None
     for part in parts:
         merged = part if merged is None else merged.merge(part)
     if merged is None:
-        raise ActivationError("no moments to merge: give at least one part")
+        raise ActivationError("Cannot merge an empty list of moments: pass at least one.")
     return merged
 
 
 def _bounded(factor: Float64[Tensor, "m d"], limit: int) -> tuple[Float64[Tensor, "r d"], float]:
-    """Rows with the same F^T F where possible; else `limit` rows, and the most that any direction lost."""
+    """Rows with the same F^T F where possible, else `limit` rows, and the largest loss in any direction."""
     rows, d = factor.shape
     if rows <= min(2 * limit, 2 * d):
         return factor, 0.0
@@ -178,7 +178,7 @@ def shrinkage_intensity(centred: Float64[Tensor, "*L n d"], method: str) -> Floa
     The same number as scikit-learn's `LedoitWolf().shrinkage_` and `OAS().shrinkage_`.
 
     Raises:
-        FitError: no such method.
+        FitError: unknown method.
     """
     return intensity_of_gram(centred @ centred.mT, centred.shape[-1], method)
 
@@ -189,7 +189,7 @@ def intensity_of_gram(
     """The same from the Gram matrix of centred samples of width d, in any unit.
 
     Raises:
-        FitError: no such method.
+        FitError: unknown method.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     sums = squares.sum(-1), gram.square().sum((-2, -1)), squares.square().sum(-1)
@@ -206,7 +206,7 @@ def _intensity(
 ) -> Float64[Tensor, "*L"]:
     """From tr(X^T X), ||X^T X||_F^2 and sum ||x_i||^4."""
     if method not in METHODS:
-        raise FitError(f"shrinkage = {method!r} is unknown: choose one of {', '.join(METHODS)}, or None")
+        raise FitError(f"shrinkage = {method!r} is unknown: choose one of {', '.join(METHODS)}, or None.")
     mean_variance = trace / (n * d)
     squared = squared_norm / n**2
     if method == "oas":

@@ -1,4 +1,4 @@
-"""What the tensor-only modules ask of captured activations, and how they read them by batches of layers."""
+"""The interface of captured activations for tensor-only modules, which read them in batches of layers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError
 from ot_lens.linalg import check_pair
 
-# On a CPU batches that stay near the cache: larger ones are three times as slow to centre (page faults).
+# On a CPU, batches that fit the cache: larger ones are three times as slow to centre (page faults).
 BATCH_BYTES = {"cpu": 32 * 2**20}
 BATCH_BYTES_ELSEWHERE = 2**30
 
@@ -41,10 +41,10 @@ class LayerSamples(Protocol):
 
 @runtime_checkable
 class Edit(Protocol):
-    """Anything that moves activations: an `AffineMap`, a masked or an entropic map."""
+    """A map of activations: an `AffineMap`, a masked or an entropic map."""
 
     def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The moved activations, in the dtype they came in."""
+        """The moved activations, in their own dtype."""
 
     def __call__(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The same as `map`."""
@@ -61,22 +61,22 @@ class LayerBatch:
 
 
 def resolve_position(samples: LayerSamples, position: int | str | None) -> int | str:
-    """The position asked for ("last" is -1), or the only one there is.
+    """The requested position ("last" is -1), or the only one captured.
 
     Raises:
-        ActivationError: the position was not captured, or none was named and there are several.
+        ActivationError: the position was not captured, or None with several captured.
     """
     captured = samples.positions
     if position is None:
         if len(captured) != 1:
             raise ActivationError(
-                f"positions {list(captured)} were captured: name one, e.g. position={captured[-1]!r}"
+                f"Positions {list(captured)} were captured: choose one, e.g. position={captured[-1]!r}."
             )
         return captured[0]
-    asked = -1 if position == "last" else position
-    if asked not in captured:
-        raise ActivationError(f"position {position!r} was not captured: there are {list(captured)}")
-    return asked
+    requested = -1 if position == "last" else position
+    if requested not in captured:
+        raise ActivationError(f"Position {position!r} was not captured: choose one of {list(captured)}.")
+    return requested
 
 
 def layer_batches(
@@ -84,7 +84,7 @@ def layer_batches(
 ) -> Iterator[LayerBatch]:
     """Yield the layers in batches of at most `budget` bytes of float64, but at least one layer each.
 
-    Without a budget it is one that suits the device.
+    The default budget depends on the device.
 
     Raises:
         ActivationError: no such position, or bad samples; the message names the layer.

@@ -53,7 +53,7 @@ def test_transport_lands_in_the_null_at_the_least_cost_and_projection_does_not()
     H, S = normal(300, 6, seed=16), 0.3 * normal(300, 6, seed=17)
     H[:, 0] = 3 * H[:, 0] + 5
     train, test = one_layer(H[:150], S[:150]), one_layer(H[150:], S[150:])
-    options = {"permutations": 100, "bootstrap": 50}
+    options = {"permutations": 40, "bootstrap": 0}
     ot_ = map_quality(fit_all(train, "gaussian_ot"), test, train, **options).set_index("quantity")
     rfa = map_quality(fit_all(train, "directional_ablation"), test, train, **options).set_index("quantity")
     assert ot_.loc["w2_after", "value"] < 1.5 * ot_.loc["w2_after", "null_high"]

@@ -31,7 +31,7 @@ def class_angles(
 ) -> pd.DataFrame:
     """Principal angles between the top-k principal subspaces of the two classes, layer by layer.
 
-    Subspaces of two samples of one covariance differ too: the null says by how much. It permutes labels of
+    Subspaces of two samples of one covariance also differ: the null shows by how much. It permutes labels of
     contrasts within the classes (see `DrawnShapes`), because classes of one covariance and two means would
     otherwise be mixtures, whose leading component is the difference in means.
 
@@ -115,8 +115,8 @@ def layer_angles(
     drawn = None if resamples is None else _between_layers(sites, resamples, label, k)
     rows: list[dict[str, Any]] = []
     for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
-        place = {"layer_a": layer_a, "layer_b": layer_b, "position": at, "class": label}
-        rows += _rows(place, value[a, b], null, None if drawn is None else drawn[:, a, b], n)
+        keys = {"layer_a": layer_a, "layer_b": layer_b, "position": at, "class": label}
+        rows += _rows(keys, value[a, b], null, None if drawn is None else drawn[:, a, b], n)
     return pd.DataFrame(rows, columns=["layer_a", "layer_b", "position", "class", *COLUMNS])
 
 
@@ -198,7 +198,7 @@ def _angles(cosines: Float64[Tensor, "*R k k"]) -> Float64[Tensor, "*R k"]:
 
 
 def _rows(
-    place: dict[str, Any],
+    keys: dict[str, Any],
     value: Float64[Tensor, " k"],
     null: Float64[Tensor, "R k"] | None,
     drawn: Float64[Tensor, "B k"] | None,
@@ -206,7 +206,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     return [
         {
-            **place,
+            **keys,
             "component": component,
             "angle": angle,
             "n": n,

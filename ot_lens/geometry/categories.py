@@ -54,7 +54,7 @@ def category_directions(
     names = sorted(set(categories))
     code = torch.tensor([names.index(category) for category in categories])
     rows: list[dict[str, Any]] = []
-    for place, H, S in each_layer(acts, resolve_position(acts, position)):
+    for keys, H, S in each_layer(acts, resolve_position(acts, position)):
         _check(code, len(H), len(names))
         pooled = Pooled.of(H, S)
         gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
@@ -67,7 +67,7 @@ def category_directions(
         least = len(names) * int(code.bincount().min())
         quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
         band = bootstrap_interval(float(value[0]), drawn, least, quantity.bounds)
-        rows.append({**row(place, quantity, float(value[0]), len(H) + len(S), null), **band})
+        rows.append({**row(keys, quantity, float(value[0]), len(H) + len(S), null), **band})
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -91,11 +91,11 @@ def _weights(code: Int64[Tensor, "R n"], count: int, n_S: int) -> Float64[Tensor
 def _resampled(
     code: Int64[Tensor, " n"], count: int, n_S: int, draws: int, generator: torch.Generator
 ) -> Float64[Tensor, "R C N"]:
-    """Prompts drawn again within each category and within the harmless class."""
+    """Prompts resampled within each category and within the harmless class."""
     weights = torch.zeros(draws, count, len(code) + n_S, dtype=torch.float64)
     for c in range(count):
-        part = torch.nonzero(code == c).flatten()
-        weights[:, c, part] = _shares(len(part), draws, generator)
+        members = torch.nonzero(code == c).flatten()
+        weights[:, c, members] = _shares(len(members), draws, generator)
     weights[:, :, len(code) :] = -_shares(n_S, draws, generator).unsqueeze(1)
     return weights
 

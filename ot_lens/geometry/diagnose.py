@@ -58,12 +58,12 @@ def diagnose(
         OtLensError: a negative number of draws.
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
-    rows = [entry for place, H, S in each_layer(acts, position) for entry in _rows(place, H, S, plan)]
+    rows = [entry for keys, H, S in each_layer(acts, position) for entry in _rows(keys, H, S, plan)]
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
 def _rows(
-    place: dict[str, Any],
+    keys: dict[str, Any],
     H: Float64[Tensor, "n_H d"],
     S: Float64[Tensor, "n_S d"],
     plan: ResamplingPlan,
@@ -76,15 +76,15 @@ def _rows(
         name = quantity.name
         values = float(value[name]), null.get(name), resampled.get(name)
         if quantity.unit == "AUC":
-            yield auc_row(place, quantity, values[0], labels.sizes, labels.folds, *values[1:])
+            yield auc_row(keys, quantity, values[0], labels.sizes, labels.folds, *values[1:])
         else:
-            yield row(place, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
+            yield row(keys, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
     for quantity in registered():
-        yield _registered_row(place, quantity, torch.cat([H, S]).cpu(), labels, plan)
+        yield _registered_row(keys, quantity, torch.cat([H, S]).cpu(), labels, plan)
 
 
 def _registered_row(
-    place: dict[str, Any],
+    keys: dict[str, Any],
     quantity: Quantity,
     samples: Float64[Tensor, "N d"],
     labels: Resamples,
@@ -98,7 +98,7 @@ def _registered_row(
         return torch.tensor(values, dtype=torch.float64)
 
     value, null, resampled = plan.measure(labels, measure)
-    return row(place, quantity, float(value), quantity.samples(labels.sizes), null, resampled)
+    return row(keys, quantity, float(value), quantity.samples(labels.sizes), null, resampled)
 
 
 def _gaussian_nulls(sizes: tuple[int, int], k: int, plan: ResamplingPlan) -> Values:

@@ -1,4 +1,4 @@
-"""Distances between the classes under every draw; all of them squared, in squared activation units."""
+"""Distances between the classes under every draw, all squared, in squared activation units."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ MAX_ASSIGNMENT = 256
 
 
 def wasserstein(classes: DrawnClasses, *, fast: bool) -> Values:
-    """W2^2 of the Gaussians with the classes' moments, in its two parts (Gelbrich 1990; not halved).
+    """Both terms of W2^2 of the Gaussians with the classes' moments (Gelbrich 1990; not halved).
 
     The trace of (S_H^{1/2} S_S S_H^{1/2})^{1/2} is the nuclear norm of X~ Y~^T.
     """
@@ -28,7 +28,7 @@ def wasserstein(classes: DrawnClasses, *, fast: bool) -> Values:
 
 
 def bures(classes: DrawnClasses | DrawnShapes, *, fast: bool) -> Float64[Tensor, " R"]:
-    """The part of `wasserstein` that knows no means."""
+    """The term of `wasserstein` that does not depend on means."""
     shared = nuclear_norm(classes.cross(), fast=fast)
     return (sum(classes.traces()) - 2 * shared).clamp_min(0.0)
 

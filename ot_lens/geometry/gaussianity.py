@@ -1,4 +1,4 @@
-"""Are the projections Gaussian? The closed forms of transport are only as good as that assumption."""
+"""Tests of normality of the projections, which the closed forms of transport assume."""
 
 import torch
 from jaxtyping import Bool, Float64
@@ -23,7 +23,7 @@ def gaussianity(scores: Float64[Tensor, "N k"], draws: Resamples, rounding: Tens
 
 
 def gaussian_null(n: int, k: int, count: int, seed: int) -> dict[str, Float64[Tensor, " R"]]:
-    """The statistics of n truly Gaussian samples: they are affine invariant, so N(0, I) stands for all."""
+    """The statistics of n Gaussian samples: they are affine invariant, so N(0, I) covers all."""
     generator = torch.Generator().manual_seed(seed + 4)
     samples = torch.randn(count, n, k, generator=generator, dtype=torch.float64)
     return dict(zip(STATISTICS, normality(samples), strict=True))

@@ -1,4 +1,4 @@
-"""What the refusal direction is worth on prompts it was not fitted on, under every draw."""
+"""How well the refusal direction separates held-out prompts, under every draw."""
 
 import torch
 from jaxtyping import Bool, Float64
@@ -10,7 +10,7 @@ from ot_lens.statistics.resampling import Resamples
 
 
 def held_out(classes: DrawnClasses) -> Values:
-    """What the refusal direction is worth on prompts it was not fitted on (cross-fitted over the folds).
+    """How well the refusal direction separates held-out prompts, cross-fitted over the folds.
 
     The direction of each fold is the difference in means of the other folds; AUC, Fisher ratio and the
     one-dimensional W2^2 read the held-out projections.
@@ -99,7 +99,7 @@ def _by_fold(
 
 
 def location_share(classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
-    """Share of the held-out location part along the direction of the other half of the prompts.
+    """Share of the held-out location term along the direction of the other half of the prompts.
 
     (d_2 . r^_1)^2 / ||d_2||^2 and (d_1 . r^_2)^2 / ||d_1||^2 are one number, the squared cosine of both
     halves' differences in means. It is biased downward by their noise, as the null shows.

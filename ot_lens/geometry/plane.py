@@ -52,28 +52,28 @@ def principal_plane(
         raise FitError(f"The pooled samples have rank {rank}, not 2: choose another layer or position.")
     axes, centre = principal_axes(pooled.Z, vectors, 2), pooled.mean
     shares = (values[:2] / values.sum()).tolist()
-    place = {"layer": layer, "position": position}
+    keys = {"layer": layer, "position": position}
     points, clouds = [], []
     for state, edit in ((BEFORE, None), *(maps or {}).items()):
         for label, X in (("harmful", H), ("harmless", S)):
             moved = X if edit is None else edit.map(X)
             coordinates = (moved - centre) @ axes
-            points += _points(place, label, state, coordinates)
-            clouds.append(_cloud(place, label, state, coordinates, shares))
+            points += _points(keys, label, state, coordinates)
+            clouds.append(_cloud(keys, label, state, coordinates, shares))
     return pd.DataFrame(points), pd.DataFrame(clouds)
 
 
 def _points(
-    place: Mapping[str, Any], label: str, state: str, coordinates: Float64[Tensor, "n 2"]
+    keys: Mapping[str, Any], label: str, state: str, coordinates: Float64[Tensor, "n 2"]
 ) -> list[dict[str, Any]]:
     return [
-        {**place, "prompt": index, "class": label, "state": state, "pc1": pc1, "pc2": pc2}
+        {**keys, "prompt": index, "class": label, "state": state, "pc1": pc1, "pc2": pc2}
         for index, (pc1, pc2) in enumerate(coordinates.tolist())
     ]
 
 
 def _cloud(
-    place: Mapping[str, Any],
+    keys: Mapping[str, Any],
     label: str,
     state: str,
     coordinates: Float64[Tensor, "n 2"],
@@ -81,7 +81,7 @@ def _cloud(
 ) -> dict[str, Any]:
     mean, covariance = coordinates.mean(0), torch.cov(coordinates.T)
     return {
-        **place,
+        **keys,
         "class": label,
         "state": state,
         "n": len(coordinates),

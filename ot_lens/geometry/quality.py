@@ -1,4 +1,4 @@
-"""What a fitted map does to prompts it was not fitted on."""
+"""Quality of a fitted map on held-out prompts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,13 +80,13 @@ def map_quality(
     if missing:
         raise ActivationError(f"Layers {missing} have a map but were not captured in both train and test.")
     at = resolve_position(test, position)
-    fitted_on = {place["layer"]: (H, S) for place, H, S in each_layer(train, at)}
+    fitted_on = {keys["layer"]: (H, S) for keys, H, S in each_layer(train, at)}
     rows: list[dict[str, Any]] = []
-    for place, H, S in each_layer(test, at):
-        edit = maps.get(place["layer"])
+    for keys, H, S in each_layer(test, at):
+        edit = maps.get(keys["layer"])
         if edit is not None:
-            moved = _Moved(H, S, edit.map(H), *fitted_on[place["layer"]])
-            rows += _rows({**place, "method": method or _name(edit)}, moved, plan)
+            moved = _Moved(H, S, edit.map(H), *fitted_on[keys["layer"]])
+            rows += _rows({**keys, "method": method or _name(edit)}, moved, plan)
     return pd.DataFrame(rows, columns=["layer", "position", "method", *COLUMNS])
 
 
@@ -215,7 +215,7 @@ def _exchanged(
     return _beyond(both[orders.source], both[orders.target], rounding).to(torch.float64).mean(1)
 
 
-def _rows(place: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator[dict[str, Any]]:
+def _rows(keys: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator[dict[str, Any]]:
     labels = plan.observed(*layer.sizes)
     value = {**layer.under(labels), **layer.costs(labels), **layer.outside(labels)}
     null = layer.null(labels, plan.permutations, plan.seed) if plan.permutations else {}
@@ -224,7 +224,7 @@ def _rows(place: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterato
     for quantity in QUANTITIES:
         name = quantity.name
         n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
-        entry = row(place, quantity, float(value[name]), n, null.get(name), drawn.get(name))
+        entry = row(keys, quantity, float(value[name]), n, null.get(name), drawn.get(name))
         yield (
             {**entry, **_wilson(entry["value"], n)} if quantity.unit == "share" and plan.bootstrap else entry
         )

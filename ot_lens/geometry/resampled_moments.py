@@ -89,10 +89,10 @@ class DrawnClasses:
 
 @dataclass(frozen=True)
 class DrawnShapes:
-    """Classes that share one covariance, whatever their means: what shapes are under relabelling.
+    """Relabelled classes that share one covariance, whatever their means.
 
-    The centred samples of a class hang together (they add to zero), those of two classes do not: permuted
-    labels of them are told from the true ones, at d >> n by every draw. Here a class of n is n - 1
+    The centred samples of a class add to zero, which their permuted labels do not preserve: at d >> n every
+    draw differs from the true labels. Here a class of n is n - 1
     orthonormal contrasts of its samples, in which its mean does not occur and which have its covariance.
     Those of Gaussian classes of one covariance are all alike and independent, so that permuting labels over
     them is exact (Langsrud 2005, Statistics and Computing 15).
@@ -116,15 +116,15 @@ class DrawnShapes:
         seed: int,
         rounding: Tensor | float = 0.0,
     ) -> "DrawnShapes":
-        """From the Gram matrix of the samples, about any point."""
+        """Permute the contrasts behind the Gram matrix of the samples, about any point."""
         basis = torch.block_diag(*(contrasts(n) for n in sizes)).to(gram)
         draws = relabellings(observed(sizes[0] - 1, sizes[1] - 1, seed), count, seed)
         return cls(basis @ gram @ basis.T, draws, _variance_rounding(gram, rounding))
 
     def chunks(self) -> Iterator["DrawnShapes"]:
         """A few draws at a time."""
-        for part in self.draws.chunks():
-            yield DrawnShapes(self.gram, part, self.rounding)
+        for chunk in self.draws.chunks():
+            yield DrawnShapes(self.gram, chunk, self.rounding)
 
     def traces(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, " R"]]:
         """Total variance of each class."""
@@ -157,13 +157,13 @@ def _variance_rounding(gram: Float64[Tensor, "N N"], samples: Tensor | float) ->
 
 
 def contrasts(n: int) -> Float64[Tensor, "m n"]:
-    """Helmert's n - 1 orthonormal contrasts of n samples: each but the first is nearly one sample's."""
+    """Helmert's n - 1 orthonormal contrasts of n samples."""
     return torch.from_numpy(helmert(n))
 
 
-def joined(parts: list[dict[str, Tensor]]) -> Values:
-    """Values of consecutive draws, one after the other."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def joined(chunks: list[dict[str, Tensor]]) -> Values:
+    """Values of consecutive chunks of draws."""
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def class_weights(rows: Int64[Tensor, "R n"], N: int) -> Float64[Tensor, "R N"]:

@@ -51,12 +51,12 @@ def spectra(
         ActivationError: samples that cannot be used; the message names the layer.
     """
     plan = ResamplingPlan(0, bootstrap, seed)
-    rows = [entry for place, H, S in each_layer(acts, position) for entry in _rows(place, H, S, plan)]
+    rows = [entry for keys, H, S in each_layer(acts, position) for entry in _rows(keys, H, S, plan)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _rows(
-    place: dict[str, Any],
+    keys: dict[str, Any],
     H: Float64[Tensor, "n_H d"],
     S: Float64[Tensor, "n_S d"],
     plan: ResamplingPlan,
@@ -70,7 +70,7 @@ def _rows(
         total = float(values.sum())
         for component, value in enumerate(values.tolist()):
             yield {
-                **place,
+                **keys,
                 "class": label,
                 "component": component,
                 "eigenvalue": value,

@@ -14,16 +14,16 @@ COLUMNS = ("quantity", "value", "n", "null_mean", "null_low", "null_high", "low"
 
 
 def row(
-    place: Mapping[str, Any],
+    keys: Mapping[str, Any],
     quantity: Quantity,
     value: float,
     n: int,
     null: Float64[Tensor, " R"] | None = None,
     resampled: Float64[Tensor, " B"] | None = None,
 ) -> dict[str, Any]:
-    """One measured quantity at one place."""
+    """One measured quantity at one layer and position."""
     return {
-        **place,
+        **keys,
         "quantity": quantity.name,
         "value": value,
         "n": n,
@@ -34,7 +34,7 @@ def row(
 
 
 def auc_row(
-    place: Mapping[str, Any],
+    keys: Mapping[str, Any],
     quantity: Quantity,
     value: float,
     sizes: tuple[int, int],
@@ -50,7 +50,7 @@ def auc_row(
     held-out scores show the effect of training on overlapping prompts: unless every resample is trained
     anew, the variance is multiplied by 1 + folds / (folds - 1) (Nadeau & Bengio 2003, Machine Learning 52).
     """
-    entry = row(place, quantity, value, sum(sizes), null, resampled)
+    entry = row(keys, quantity, value, sum(sizes), null, resampled)
     if resampled is None or np.isnan(value):
         return entry
     low, high = auc_interval(value, sizes, folds, 1.0 if retrained else 1 + folds / (folds - 1))

@@ -91,13 +91,13 @@ def visibility(
             names=names,
             least=2 * FOLDS,
         )
-        place = {"layer": layer, "position": at, "method": method}
-        rows += _rows(place, X.cpu(), R.cpu(), plan)
+        keys = {"layer": layer, "position": at, "method": method}
+        rows += _rows(keys, X.cpu(), R.cpu(), plan)
     return pd.DataFrame(rows, columns=["layer", "position", "method", *COLUMNS])
 
 
 def _rows(
-    place: dict[str, Any],
+    keys: dict[str, Any],
     X: Float64[Tensor, "n d"],
     R: Float64[Tensor, "m d"],
     plan: ResamplingPlan,
@@ -118,9 +118,9 @@ def _rows(
         measured, draws = float(value[name]), (null.get(name), drawn.get(name))
         if quantity.unit == "AUC":
             retrained = name != "classifier_auc"
-            yield auc_row(place, quantity, measured, labels.sizes, labels.folds, *draws, retrained=retrained)
+            yield auc_row(keys, quantity, measured, labels.sizes, labels.folds, *draws, retrained=retrained)
         else:
-            yield row(place, quantity, measured, len(X) + len(R), *draws)
+            yield row(keys, quantity, measured, len(X) + len(R), *draws)
 
 
 def _distances(

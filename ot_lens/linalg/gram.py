@@ -56,7 +56,7 @@ def principal_axes(
     columns; the sign of each axis is fixed by its largest coordinate, so that equal samples give equal axes
     on every machine.
     """
-    # (v^T Z)^T and not Z^T v: rows of Z are read in order, five times as fast.
+    # (v^T Z)^T rather than Z^T v: reading rows of Z in order is five times as fast.
     leading = eigenvectors[..., :k].mT @ Z
     with one_thread():
         Q = torch.linalg.qr(leading.mT).Q

@@ -15,9 +15,9 @@ def symmetric_part(A: Float64[Tensor, "*L m m"]) -> Float64[Tensor, "*L m m"]:
 def psd_eigen(
     C: Float64[Tensor, "*L m m"],
 ) -> tuple[Float64[Tensor, "*L m"], Float64[Tensor, "*L m m"], Int64[Tensor, "*L"]]:
-    """Eigenvalues (ascending, negative ones set to 0), eigenvectors, and how many were truly negative.
+    """Eigenvalues (ascending, negative ones set to 0), eigenvectors, and the number of truly negative ones.
 
-    Truly: beyond m * eps * the largest eigenvalue, the backward error of the symmetric eigensolver.
+    Truly negative: beyond m * eps * the largest eigenvalue, the backward error of the symmetric eigensolver.
     """
     with one_thread():
         values, vectors = torch.linalg.eigh(symmetric_part(C))

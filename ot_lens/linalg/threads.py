@@ -1,4 +1,4 @@
-"""Many small matrices: one thread for each LAPACK call, several calls at a time."""
+"""Many small matrices: one thread per LAPACK call, several calls at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +13,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """LAPACK on one thread; yields how many threads torch had.
+    """Run LAPACK on one thread; yields the number of threads torch had.
 
-    Decompositions of side 100 to 1000 gain little from a second thread and lose much when it has to wait for
-    a busy core: QR of 4096 x 512 took 0.17 s on one thread and 0.6 to 0.8 s on two (MKL). Within a worker of
-    `mapped` nothing is left to change.
+    Decompositions of side 100 to 1000 gain little from a second thread and lose much when it waits for a busy
+    core: QR of 4096 x 512 took 0.17 s on one thread and 0.6 to 0.8 s on two (MKL).
     """
     before = torch.get_num_threads()
     if before == 1:
@@ -31,7 +30,7 @@ def one_thread() -> Iterator[int]:
 
 
 def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`[function(item) for item in items]`, one thread an item, as many at a time as torch has threads."""
+    """`[function(item) for item in items]`, one thread per item, as many at a time as torch has threads."""
     with one_thread() as workers:
         if workers == 1:
             return [function(item) for item in items]

@@ -184,7 +184,7 @@ def test_what_cannot_be_inverted_needs_a_ridge():
     point = H[:1].expand(9, -1).clone()
     with pytest.raises(FitError, match="without any spread"):
         fit_gaussian_ot(point, S)
-    with pytest.raises(FitError, match="ridge = -1"):
+    with pytest.raises(FitError, match="-1"):
         fit_gaussian_ot(H, S, ridge=-1.0)
     with pytest.raises(FitError, match="'lasso'"):
         fit_gaussian_ot(H, S, shrinkage="lasso")
