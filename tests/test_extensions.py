@@ -1,6 +1,8 @@
 """A user's own method, diagnostic and judge, from one file outside the package, in a study."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ot_lens import transport
 from ot_lens.behaviour import judge_registry
 from ot_lens.errors import ConfigError, RunFolderError
+from ot_lens.explorer.runs import OpenRun
+from ot_lens.explorer.state import Choices
+from ot_lens.explorer.views import VIEWS, content
 from ot_lens.geometry.quantities import DIAGNOSTICS
+from ot_lens.plots import method_mark
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.transport import METHODS
 
+PACKAGE = Path(transport.__file__).parents[1]
 MODULE = '''
 import torch
 import ot_lens as otl
@@ -58,9 +66,9 @@ def own_run(run_settings, tmp_path_factory, without_figures):
         assert "my_own_maps" not in sys.modules
         run_study(config, folder / "run", allow_code=True)
         del sys.modules["my_own_maps"]
-    for registry, content in zip(registries, before, strict=True):
+    for registry, known in zip(registries, before, strict=True):
         registry.clear()
-        registry.update(content)
+        registry.update(known)
     return folder / "run"
 
 
@@ -93,6 +101,44 @@ def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "Half shift False"
+
+
+def test_a_process_without_the_code_draws_its_method_on_the_page(own_run):
+    try:
+        run = OpenRun(own_run)
+        for name in ("localization", "methods"):
+            state = Choices(run).read({"layers": "5", "ot": "half_shift", "by": "directional_ablation"})
+            assert "Half shift" in json.dumps(content(VIEWS[name], run, state).figure)
+        mark = method_mark("half_shift")
+        assert (mark.label, mark.color) == ("Half shift", "#8A2BE2")
+        assert "half_shift" in run.map_folders
+    finally:
+        METHODS.pop("half_shift", None)
+
+
+def test_a_method_is_one_file():
+    """Built-in methods that no default or published study names occur in the file of their fit alone."""
+    for name in ("leace", "subspace_ablation", "gaussian_ot"):
+        files = [path for path in PACKAGE.rglob("*.py") if f'"{name}"' in path.read_text()]
+        assert len(files) == 1, files
+
+
+def test_a_new_file_in_the_package_is_a_new_method(tmp_path):
+    copy = shutil.copytree(PACKAGE, tmp_path / "ot_lens", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / "transport" / "shift.py").read_text()
+    new = text.replace("mean_shift", "twice_shift").replace("Mean shift", "Twice shift")
+    (copy / "transport" / "twice_shift.py").write_text(new)
+    code = "import ot_lens.plots as p; print(p.method_mark('twice_shift').label, p.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.startswith("Twice shift")
+    assert str(tmp_path) in done.stdout
 
 
 @pytest.mark.parametrize(
