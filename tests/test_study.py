@@ -221,7 +221,7 @@ def test_bad_configurations_name_the_field(tmp_path, content, value):
         ({"model": "./missing"}, "missing"),
         ({"model": "organism:large"}, "organism:single"),
         ({"prompts": "missing.json"}, "missing.json"),
-        ({"layers": [99]}, "layer 99 .* 0-7"),
+        ({"layers": [99]}, "99 .* 0-7"),
         ({"hook": "resid"}, "'resid'"),
         ({"tokens": "first"}, "'first'"),
         ({"methods": ["pca"]}, "'pca'"),

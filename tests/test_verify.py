@@ -397,7 +397,7 @@ def test_a_manifest_alone_runs_no_code_of_a_model(run, monkeypatch):
         asked.append(trust_remote_code)
         raise OtLensError("not loaded")
 
-    monkeypatch.setattr("ot_lens.models.load_model", load)
+    monkeypatch.setattr("ot_lens.study.verifying.remeasured.load_model", load)
     manifest = json.loads((run / "manifest.json").read_text())
     repin(run, config=manifest["config"] | {"trust_remote_code": True})
     without(monkeypatch, "fitted.fitted", "recomputed.recomputed", "shown.shown")
