@@ -1,27 +1,39 @@
-"""Figures: a tidy table in, a figure out. Nothing is computed here but positions on the paper.
+"""Figures: a table becomes a description, which is drawn on paper (matplotlib) or on a screen (plotly).
 
-Matplotlib for paper in this package; plotly for the screen in `ot_lens.plots.screen`, not imported here.
+The functions here draw on paper: `w2_per_layer(geometry, style="icml")`. Their plotly counterparts are in
+`ot_lens.plots.screen`, which is not imported here. Both take the tables and options of the functions in
+`ot_lens.plots.figures`, which return the descriptions. No statistic is computed in this package.
 """
 
-from ot_lens.plots.angles import class_angles, layer_angles
-from ot_lens.plots.canvas import STYLES, Style, canvas, rc, styled
-from ot_lens.plots.comparison import method_comparison, method_intervals
-from ot_lens.plots.controls import localization_controls
-from ot_lens.plots.depth import plane_by_depth
-from ot_lens.plots.dimensions import effective_rank
-from ot_lens.plots.directions import direction_cosines
-from ot_lens.plots.distances import w2_per_layer
-from ot_lens.plots.embedded import ground_truth
-from ot_lens.plots.gallery import GALLERY, Drawn, draw_all, save
-from ot_lens.plots.grids import pair_matrix, rank_by_layer, strength_by_layer
-from ot_lens.plots.localization import localization_curve, localization_curves
+from ot_lens.plots.description import Description
+from ot_lens.plots.figures.localization_curves import localization_curve as _localization_curve
+from ot_lens.plots.gallery import GALLERY, Drawn, Entry, draw_all, entry_named, register_figure, save
 from ot_lens.plots.measures import MEASURES, contenders
-from ot_lens.plots.other_run import run_cosines
-from ot_lens.plots.plane import principal_plane
-from ot_lens.plots.quality import map_quality
-from ot_lens.plots.spectra import covariance_spectra, spectra_by_depth
+from ot_lens.plots.paper import STYLES, Style, canvas, drawing, rc, styled
 from ot_lens.plots.style import CLASSES, METHODS, Mark, method_mark
-from ot_lens.plots.visibility import visibility_to_monitor
+
+class_angles = drawing(entry_named("class_angles").describe)
+covariance_spectra = drawing(entry_named("covariance_spectra").describe)
+diagnostics = drawing(entry_named("diagnostics").describe)
+direction_cosines = drawing(entry_named("direction_cosines").describe)
+effective_rank = drawing(entry_named("effective_rank").describe)
+ground_truth = drawing(entry_named("ground_truth").describe)
+layer_angles = drawing(entry_named("layer_angles").describe)
+localization_controls = drawing(entry_named("localization_controls").describe)
+localization_curves = drawing(entry_named("localization_curves").describe)
+map_quality = drawing(entry_named("map_quality").describe)
+method_comparison = drawing(entry_named("method_comparison").describe)
+method_intervals = drawing(entry_named("method_intervals").describe)
+pair_matrix = drawing(entry_named("pair_matrix").describe)
+plane_by_depth = drawing(entry_named("plane_by_depth").describe)
+principal_plane = drawing(entry_named("principal_plane").describe)
+rank_by_layer = drawing(entry_named("rank_by_layer").describe)
+run_cosines = drawing(entry_named("run_cosines").describe)
+spectra_by_depth = drawing(entry_named("spectra_by_depth").describe)
+strength_by_layer = drawing(entry_named("strength_by_layer").describe)
+visibility_to_monitor = drawing(entry_named("visibility_to_monitor").describe)
+w2_per_layer = drawing(entry_named("w2_per_layer").describe)
+localization_curve = drawing(_localization_curve)
 
 __all__ = [
     "CLASSES",
@@ -29,13 +41,16 @@ __all__ = [
     "MEASURES",
     "METHODS",
     "STYLES",
+    "Description",
     "Drawn",
+    "Entry",
     "Mark",
     "Style",
     "canvas",
     "class_angles",
     "contenders",
     "covariance_spectra",
+    "diagnostics",
     "direction_cosines",
     "draw_all",
     "effective_rank",
@@ -53,6 +68,7 @@ __all__ = [
     "principal_plane",
     "rank_by_layer",
     "rc",
+    "register_figure",
     "run_cosines",
     "save",
     "spectra_by_depth",

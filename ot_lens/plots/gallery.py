@@ -1,165 +1,163 @@
-"""The full set of paper figures from the tables of a run, each with its caption file."""
+"""The list of figures, and drawing all of them from the tables of a run, each with its caption file."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.io.files import atomic_path, write_text
-from ot_lens.plots import (
-    angles,
-    comparison,
-    controls,
-    depth,
-    dimensions,
-    directions,
-    distances,
-    embedded,
-    grids,
-    localization,
-    other_run,
-    plane,
-    quality,
-    spectra,
-    visibility,
+from ot_lens.plots import paper
+from ot_lens.plots.description import Description
+from ot_lens.plots.figures import (
+    class_angles,
+    covariance_spectra,
+    diagnostics,
+    direction_cosines,
+    effective_rank,
+    ground_truth,
+    layer_angles,
+    localization_controls,
+    localization_curves,
+    map_quality,
+    method_comparison,
+    method_intervals,
+    pair_matrix,
+    plane_by_depth,
+    principal_plane,
+    rank_by_layer,
+    run_cosines,
+    spectra_by_depth,
+    strength_by_layer,
+    visibility_to_monitor,
+    w2_per_layer,
 )
-from ot_lens.plots.canvas import style_named, styled
 from ot_lens.plots.measures import sweep_rows
+from ot_lens.plots.paper import style_named, styled
 from ot_lens.plots.rows import going_together, layers_of
 from ot_lens.tables import most_effective_layer, select
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as ScreenFigure
 
 FORMATS = ("png", "pdf", "svg")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure: its file name, the tables it needs, and the functions that draw and describe it."""
+    """One figure.
+
+    Attributes:
+        name: Name of its function and of its files.
+        title: Heading on a page.
+        tables: Names of the tables it needs, the positional arguments of both functions.
+        describe: Turns the tables into a description.
+        caption: Turns the tables into text; it takes the options of `describe`, and `screen`.
+        on_screen: Options of `describe` for screens.
+    """
 
     name: str
     title: str
     tables: tuple[str, ...]
-    draw: Callable[..., Figure]
+    describe: Callable[..., Description]
     caption: Callable[..., str]
+    on_screen: Mapping[str, Any] = field(default_factory=dict)
+
+    def draw(
+        self, *tables: pd.DataFrame, style: str = "icml", axes: paper.AnyAxes = None, **options: Any
+    ) -> Figure:
+        """The figure on paper; see `ot_lens.plots.paper.draw`."""
+        return paper.draw(self.describe(*tables, **options), style=style, axes=axes)
+
+    def show(self, *tables: pd.DataFrame, **options: Any) -> "ScreenFigure":
+        """The figure for the screen; see `ot_lens.plots.screen.draw`."""
+        from ot_lens.plots.screen import draw
+
+        return draw(self.describe(*tables, **self.on_screen, **options))
 
 
-SWEEP = ("localization",)
-GALLERY = (
-    Entry(
-        "localization_curves",
-        "Where refusal lives",
-        SWEEP,
-        localization.localization_curves,
-        localization.caption,
-    ),
-    Entry(
-        "localization_controls",
-        "Against edits that know nothing of refusal",
-        ("controls",),
-        controls.localization_controls,
-        controls.caption,
-    ),
-    Entry("pair_matrix", "Pairs of layers", SWEEP, grids.pair_matrix, grids.caption_pairs),
-    Entry("rank_by_layer", "Rank of the transport by layer", SWEEP, grids.rank_by_layer, grids.caption_ranks),
-    Entry(
-        "strength_by_layer",
-        "Strength of the edit by layer",
-        SWEEP,
-        grids.strength_by_layer,
-        grids.caption_strengths,
-    ),
-    Entry("method_comparison", "What it costs", SWEEP, comparison.method_comparison, comparison.caption),
-    Entry(
-        "method_intervals",
-        "Methods side by side",
-        SWEEP,
-        comparison.method_intervals,
-        comparison.caption_intervals,
-    ),
-    Entry(
-        "principal_plane",
-        "Transport against projection",
-        ("plane", "plane_ellipses"),
-        plane.principal_plane,
-        plane.caption,
-    ),
-    Entry(
-        "plane_by_depth",
-        "Transport against projection over the depth",
-        ("plane", "plane_ellipses"),
-        depth.plane_by_depth,
-        depth.caption,
-    ),
-    Entry("map_quality", "Quality of the maps", ("map_quality",), quality.map_quality, quality.caption),
-    Entry(
-        "visibility",
-        "Visibility to a monitor",
-        ("visibility",),
-        visibility.visibility_to_monitor,
-        visibility.caption,
-    ),
-    Entry(
-        "w2_per_layer",
-        "Distance between the classes",
-        ("geometry",),
-        distances.w2_per_layer,
-        distances.caption,
-    ),
-    Entry(
-        "effective_rank",
-        "Dimensions of the classes",
-        ("geometry",),
-        dimensions.effective_rank,
-        dimensions.caption,
-    ),
-    Entry("spectra", "Covariance spectra", ("spectra",), spectra.covariance_spectra, spectra.caption),
-    Entry(
-        "spectra_by_depth",
-        "Covariance spectra over the depth",
-        ("spectra",),
-        spectra.spectra_by_depth,
-        spectra.caption_depth,
-    ),
-    Entry(
-        "direction_cosines",
-        "Refusal direction across layers",
-        ("cosines",),
-        directions.direction_cosines,
-        directions.caption,
-    ),
-    Entry(
-        "run_cosines",
-        "Refusal direction against another run",
-        ("run_cosines",),
-        other_run.run_cosines,
-        other_run.caption,
-    ),
-    Entry(
-        "class_angles",
-        "Angles between the classes",
-        ("class_angles",),
-        angles.class_angles,
-        angles.caption_classes,
-    ),
-    Entry(
-        "layer_angles", "Angles between layers", ("layer_angles",), angles.layer_angles, angles.caption_layers
-    ),
-    Entry(
-        "ground_truth",
-        "Known by construction and measured",
-        ("ground_truth",),
-        embedded.ground_truth,
-        embedded.caption,
-    ),
-)
+# The only list of figures: name, title, tables, describe, caption.
+GALLERY: list[Entry] = [
+    Entry("localization_curves", "Where refusal lives", ("localization",), localization_curves.localization_curves, localization_curves.caption, {"by_family": False}),
+    Entry("localization_controls", "Against edits that ignore the classes", ("controls",), localization_controls.localization_controls, localization_controls.caption),
+    Entry("pair_matrix", "Pairs of layers", ("localization",), pair_matrix.pair_matrix, pair_matrix.caption),
+    Entry("rank_by_layer", "Rank of the transport by layer", ("localization",), rank_by_layer.rank_by_layer, rank_by_layer.caption),
+    Entry("strength_by_layer", "Strength of the edit by layer", ("localization",), strength_by_layer.strength_by_layer, strength_by_layer.caption),
+    Entry("method_comparison", "What it costs", ("localization",), method_comparison.method_comparison, method_comparison.caption),
+    Entry("method_intervals", "Methods side by side", ("localization",), method_intervals.method_intervals, method_intervals.caption),
+    Entry("principal_plane", "Transport against projection", ("plane", "plane_ellipses"), principal_plane.principal_plane, principal_plane.caption),
+    Entry("plane_by_depth", "Transport against projection over the depth", ("plane", "plane_ellipses"), plane_by_depth.plane_by_depth, plane_by_depth.caption),
+    Entry("map_quality", "Quality of the maps", ("map_quality",), map_quality.map_quality, map_quality.caption),
+    Entry("visibility_to_monitor", "Visibility to a monitor", ("visibility",), visibility_to_monitor.visibility_to_monitor, visibility_to_monitor.caption),
+    Entry("w2_per_layer", "Distance between the classes", ("geometry",), w2_per_layer.w2_per_layer, w2_per_layer.caption),
+    Entry("effective_rank", "Dimensions of the classes", ("geometry",), effective_rank.effective_rank, effective_rank.caption),
+    Entry("covariance_spectra", "Covariance spectra", ("spectra",), covariance_spectra.covariance_spectra, covariance_spectra.caption),
+    Entry("spectra_by_depth", "Covariance spectra over the depth", ("spectra",), spectra_by_depth.spectra_by_depth, spectra_by_depth.caption),
+    Entry("direction_cosines", "Refusal direction across layers", ("cosines",), direction_cosines.direction_cosines, direction_cosines.caption),
+    Entry("run_cosines", "Refusal direction against another run", ("run_cosines",), run_cosines.run_cosines, run_cosines.caption),
+    Entry("class_angles", "Angles between the classes", ("class_angles",), class_angles.class_angles, class_angles.caption),
+    Entry("layer_angles", "Angles between layers", ("layer_angles",), layer_angles.layer_angles, layer_angles.caption),
+    Entry("ground_truth", "Known by construction and measured", ("ground_truth",), ground_truth.ground_truth, ground_truth.caption),
+    Entry("diagnostics", "Registered diagnostics", ("geometry",), diagnostics.diagnostics, diagnostics.caption),
+]
+
+
+def entry_named(name: str) -> Entry:
+    """The figure of that name.
+
+    Raises:
+        OtLensError: If there is none.
+    """
+    for entry in GALLERY:
+        if entry.name == name:
+            return entry
+    raise OtLensError(f"Unknown figure {name!r}: choose from {', '.join(entry.name for entry in GALLERY)}.")
+
+
+def register_figure(
+    name: str,
+    describe: Callable[..., Description],
+    *,
+    tables: Sequence[str],
+    title: str,
+    caption: Callable[..., str] | str = "",
+) -> None:
+    """Add a figure to the gallery: it is drawn, captioned, reported and explored like the others.
+
+    Args:
+        name: Name of the figure and of its files.
+        describe: Takes the tables and returns a `Description`. It raises a TableError (such as
+            NothingToDrawError) if the tables hold nothing to draw.
+        tables: Names of the tables, such as "geometry", in the order of the arguments of `describe`.
+        title: Heading on a page.
+        caption: What the figure shows: text, or a function of the tables that returns it.
+
+    Raises:
+        OtLensError: If the name is not an identifier, or belongs to another figure.
+    """
+    if not name.isidentifier():
+        raise OtLensError(f"Figure name {name!r} is not an identifier: use letters, digits and underscores.")
+    other = next((entry for entry in GALLERY if entry.name == name), None)
+    if other is not None and _source(other.describe) != _source(describe):
+        raise OtLensError(f"A figure named {name!r} exists: choose another name.")
+    if other is not None:
+        GALLERY.remove(other)
+    text = caption
+    function = (lambda *_, **__: text) if isinstance(text, str) else lambda *needed, **_: text(*needed)
+    GALLERY.append(Entry(name, title, tuple(tables), describe, function))
+
+
+def _source(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function is defined: a module that is imported again may register it again."""
+    return function.__module__, function.__qualname__
 
 
 @dataclass(frozen=True)
 class Drawn(Sequence[Path]):
-    """Files written, as a sequence of paths; `skipped` gives the reason for each figure left out."""
+    """Files written, as a sequence of paths; `skipped` has the reason for each figure that was left out."""
 
     paths: tuple[Path, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -182,23 +180,23 @@ def draw_all(
     layer: int | None = None,
     about: str = "",
 ) -> Drawn:
-    """Draw every figure whose tables are there, and write it with a caption file beside it.
+    """Draw every figure for which there are tables, and write it with a caption file.
 
     Args:
-        tables: tables of a run by name ("localization", "geometry", ...).
-        out: folder, made when missing; figures of the same name are replaced.
-        formats: of "png", "pdf", "svg".
+        tables: Tables of a run by name ("localization", "geometry", ...).
+        out: Folder, created if missing; figures of the same name are replaced.
+        formats: Any of "png", "pdf", "svg".
         style: "icml", "neurips" or "wide".
-        layer: layer of the principal plane; None takes the one at which an edit does best.
-        about: a sentence that ends every caption: the model, the seed, the version.
+        layer: Layer of the principal plane; the most effective one if None.
+        about: Last sentence of every caption: the model, the seed, the version.
 
     Raises:
-        OtLensError: an unknown format or style.
+        OtLensError: If a format or the style is unknown.
     """
     unknown = set(formats) - set(FORMATS)
     if unknown:
         raise OtLensError(
-            f"unknown figure format {', '.join(sorted(unknown))}: choose from {', '.join(FORMATS)}"
+            f"Unknown figure format {', '.join(sorted(unknown))}: choose from {', '.join(FORMATS)}."
         )
     style_named(style)
     out.mkdir(parents=True, exist_ok=True)
@@ -221,7 +219,7 @@ def draw_all(
 
 
 def _settle(figure: Figure) -> None:
-    """Give everything its place once, for all formats: finding it is half the time of a figure."""
+    """Compute the layout once for all formats: it takes half the time of a figure."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
@@ -232,11 +230,11 @@ def inputs(
     """Tables and options for an entry's functions.
 
     Raises:
-        NothingToDrawError: a table that it needs is missing.
+        NothingToDrawError: If a table is missing.
     """
     absent = [name for name in entry.tables if tables.get(name) is None]
     if absent:
-        raise NothingToDrawError(f"the {absent[0]} table is missing")
+        raise NothingToDrawError(f"The {absent[0]} table is missing.")
     needed = [tables[name] for name in entry.tables]
     own_layer = entry.name == "principal_plane"
     return needed, {"layer": plane_layer(tables) if layer is None else layer} if own_layer else {}

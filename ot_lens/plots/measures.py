@@ -8,11 +8,15 @@ import pandas as pd
 from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError, OtLensError
+from ot_lens.plots.description import Axis, Curve
 from ot_lens.plots.rows import checked, layers_of, marked_methods, numbers
 from ot_lens.plots.style import Mark
 from ot_lens.tables import baseline_of, by_depth, every_layer, measured, most_effective_layer, single_layers
 
 COLUMNS = ("set", "layer", "method", "k", "measure", "prompts", "value")
+# asinh scale of costs: linear below the knee, logarithmic above, with a place for zero
+COST_KNEE = 0.01
+COST_TICKS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 # value and both ends of its interval, by the key of a measure
 Values = Mapping[str, tuple[float, float, float]]
 
@@ -116,7 +120,7 @@ def baseline(sweep: pd.DataFrame) -> Values:
     return {KL.key: (0.0, 0.0, 0.0)} | dict(values(baseline_of(sweep)))
 
 
-def places(methods: list[Contender], x: Measure, y: Measure) -> Float[np.ndarray, "points 2"]:
+def positions(methods: list[Contender], x: Measure, y: Measure) -> Float[np.ndarray, "points 2"]:
     """Values (x, y) of every method at each layer and at all layers together, where both are known."""
     found = [values for method in methods for values in (method.together, *method.layers.values())]
     pairs = np.array([[interval(one, x)[0], interval(one, y)[0]] for one in found]).reshape(-1, 2)
@@ -170,3 +174,42 @@ def extent(sweep: pd.DataFrame, measure: Measure) -> tuple[float, float]:
             f"no value of {measure.label} on {measure.prompts} prompts for these methods"
         )
     return float(np.nanmin(ends)), float(np.nanmax(ends))
+
+
+def axis_of(measure: Measure, ends: tuple[float, float], title: str | None = None, step: float = 0.5) -> Axis:
+    """The axis of a measure whose smallest and largest values are given."""
+    name = measure.label if title is None else title
+    if measure.scale == "share":
+        return Axis(name, "share", (-0.04, 1.04), step=step)
+    if measure.scale == "cost":
+        ticks = tuple((tick, _tick_label(tick, ends[1])) for tick in cost_ticks(ends[1]))
+        return Axis(name, "cost", (-COST_KNEE / 3, _cost_limit(ends[1])), ticks)
+    if measure.scale != "log" or not 0 < 10 * ends[0] < ends[1]:
+        return Axis(name)
+    first, last = int(np.floor(np.log10(ends[0]))), int(np.floor(np.log10(ends[1])))
+    powers = range(first, last + 1, 1 + (last - first) // 3)
+    return Axis(name, "log", ticks=tuple((10.0**power, f"{10.0**power:g}") for power in powers))
+
+
+def _cost_limit(largest: float) -> float:
+    """The upper end of a cost axis."""
+    return max(1.25 * largest, 3 * COST_KNEE)
+
+
+def cost_ticks(largest: float) -> list[float]:
+    """Ticks of a cost axis: 1 and 3 of each decade while there are few of them, else every decade."""
+    ticks = COST_TICKS if largest < 1 else COST_TICKS[:1] + COST_TICKS[1::2]
+    return [tick for tick in ticks if tick <= _cost_limit(largest)]
+
+
+def _tick_label(tick: float, largest: float) -> str:
+    """The number at a tick; the knee's would touch the zero's where the axis spans many decades."""
+    return "" if tick == COST_KNEE and largest >= 2 else f"{tick:g}"
+
+
+def point(values_of: Values, x: Measure, y: Measure) -> Curve | None:
+    """One edit as a point with its intervals along two measures; None where either was not measured."""
+    (vx, lx, hx), (vy, ly, hy) = interval(values_of, x), interval(values_of, y)
+    if not np.isfinite([vx, vy]).all():
+        return None
+    return Curve(*(np.array([end]) for end in (vx, vy, ly, hy)), None, np.array([lx]), np.array([hx]))

@@ -1,17 +1,17 @@
 """Choosing rows of the tidy tables for a figure: selected, ordered and checked; nothing is measured here."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from ot_lens.errors import AlteredTableError, NothingToDrawError, OtLensError, TableError
 from ot_lens.io.untrusted import quoted
-from ot_lens.plots.style import Mark, method_mark, method_order
-from ot_lens.tables import edits_of, methods_of
+from ot_lens.plots.description import Band, Curve
+from ot_lens.plots.style import NULL, Mark, method_mark, method_order, split_label
+from ot_lens.tables import edits_of, methods_of, select
 
 
 @contextmanager
@@ -32,29 +32,6 @@ def going_together(figure: str) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line with its band, ordered by x; NaN where nothing was measured."""
-
-    x: Float[np.ndarray, " points"]
-    value: Float[np.ndarray, " points"]
-    low: Float[np.ndarray, " points"]
-    high: Float[np.ndarray, " points"]
-
-    @property
-    def isolated(self) -> Bool[np.ndarray, " points"]:
-        """Points without a measured neighbour: a line and a band through them would be invisible."""
-        known = np.isfinite(self.value)
-        before = np.concatenate([[False], known[:-1]])
-        after = np.concatenate([known[1:], [False]])
-        return known & ~before & ~after
-
-    @property
-    def errors(self) -> Float[np.ndarray, "2 points"]:
-        """Distances from the value to both ends of the interval, zero where there is none."""
-        return np.nan_to_num(np.clip([self.value - self.low, self.high - self.value], 0.0, None))
-
-
 def numbers(column: pd.Series) -> Float[np.ndarray, " rows"]:
     """A column as float64, missing values as NaN."""
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -68,11 +45,11 @@ def checked(table: pd.DataFrame, name: str, columns: Collection[str]) -> pd.Data
         TableError: a column is missing.
     """
     if table.empty:
-        raise NothingToDrawError(f"the {name} table is empty")
+        raise NothingToDrawError(f"The {name} table is empty.")
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise TableError(
-            f"the {name} table has no column {', '.join(absent)}: it has {', '.join(table.columns)}"
+            f"The {name} table has no column {', '.join(absent)}: it has {', '.join(table.columns)}."
         )
     return table
 
@@ -84,7 +61,7 @@ def some(rows: pd.DataFrame, what: str, column: str = "value") -> pd.DataFrame:
         NothingToDrawError: none is.
     """
     if not np.isfinite(numbers(rows[column])).any():
-        raise NothingToDrawError(f"no finite {what} in the table")
+        raise NothingToDrawError(f"The table holds no finite {what}.")
     return rows
 
 
@@ -98,7 +75,7 @@ def at_position(table: pd.DataFrame, position: int | str | None) -> pd.DataFrame
         return table
     known = list(dict.fromkeys(table["position"]))
     if position is not None and position not in known:
-        raise TableError(f"position {position!r} is not in the table: it has {', '.join(map(str, known))}")
+        raise TableError(f"Position {position!r} is not in the table: it has {', '.join(map(str, known))}.")
     return table[table["position"] == (known[-1] if position is None else position)]
 
 
@@ -109,7 +86,41 @@ def curve(
     ordered = rows.sort_values(x, kind="stable")
     empty = np.full(len(ordered), np.nan)
     low, high = (numbers(ordered[name]) if name in ordered else empty for name in band)
-    return Curve(numbers(ordered[x]), numbers(ordered[value]), low, high)
+    n = numbers(ordered["n"]) if "n" in ordered else None
+    return Curve(numbers(ordered[x]), numbers(ordered[value]), low, high, n)
+
+
+def null_of(rows: pd.DataFrame, name: str, mark: Mark = NULL, x: str = "layer") -> tuple[Band, ...]:
+    """The null band of rows that have one, else nothing."""
+    if "null_mean" not in rows or not np.isfinite(numbers(rows["null_mean"])).any():
+        return ()
+    return (Band(name, mark, curve(rows, x=x, value="null_mean", band=("null_low", "null_high"))),)
+
+
+def matrix_of(
+    rows: pd.DataFrame,
+    row: str,
+    column: str,
+    value: str,
+    names: tuple[Sequence[int | float], Sequence[int | float]],
+) -> Float[np.ndarray, "rows columns"]:
+    """Values of a tidy table as cells, in the given order; NaN where the table has no row."""
+    matrix = np.full((len(names[0]), len(names[1])), np.nan)
+    index = [{name: i for i, name in enumerate(axis)} for axis in names]
+    for r, c, cell in zip(rows[row], rows[column], numbers(rows[value]), strict=True):
+        matrix[index[0][r], index[1][c]] = cell
+    return matrix
+
+
+def by_label(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each method label such as `"pca_ot (k = 2)"`, in the fixed order of the methods."""
+    labels = sorted(rows["method"].dropna().unique(), key=lambda name: method_order(*split_label(name)))
+    return {label: select(rows, method=label) for label in labels}
+
+
+def unit_of(rows: pd.DataFrame, otherwise: str = "squared activation units") -> str:
+    """The unit of a table's values."""
+    return str(rows["unit"].iloc[0]) if "unit" in rows and len(rows) else otherwise
 
 
 def layers_of(table: pd.DataFrame) -> list[int]:

@@ -82,13 +82,15 @@ CONTROLS = {
     "random_subspace": Mark("random subspaces", "#5F7F9C", "circle", "dot"),
     "permuted_labels": Mark("fits on permuted labels", "#A08A4F", "square", "dashdot"),
 }
+REFERENCE = Mark("", "#555B65", "circle", "dot")
 NULL = Mark("permuted labels", "#8A8F98", "circle", "dot")
 MISSING = "#ECEDEF"
+# of the best cell of a heat map, and the most rows that are all named and numbered
+OUTLINE, MOST_NAMES = "#D4006A", 12
 # matplotlib and plotly, perceptually even; from -1 to 1 a diverging one
 SEQUENTIAL = ("cividis", "Cividis")
 DIVERGING = ("RdBu_r", "RdBu_r")
 BASELINE = Mark("no intervention", "#767B84", "pentagon", "dash", "baseline")
-BASELINE_LINE: dict[str, Any] = {"color": BASELINE.color, "linewidth": 0.8, "linestyle": (0, (5, 2))}
 METHODS = transport.METHODS
 PROJECTION, TRANSPORT, OTHER = "Projection", METHODS["pca_ot"].group, transport.Method.group
 # Groups of the built-in methods, in order; other methods come last.

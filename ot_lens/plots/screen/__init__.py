@@ -1,58 +1,37 @@
-"""The figures for the screen, in plotly: from the same tables, in the same colours, as those on paper."""
+"""Descriptions on a screen, with plotly: the same tables and colours as on paper."""
 
-from collections.abc import Callable, Mapping
+from ot_lens.plots.gallery import entry_named
+from ot_lens.plots.screen.layout import stacked
+from ot_lens.plots.screen.render import draw, showing
 
-import plotly.graph_objects as go
-
-from ot_lens.plots.screen.comparison import method_comparison, method_intervals
-from ot_lens.plots.screen.described import (
-    class_angles,
-    effective_rank,
-    ground_truth,
-    layer_angles,
-    localization_controls,
-    map_quality,
-    pair_matrix,
-    rank_by_layer,
-    run_cosines,
-    spectra_by_depth,
-    strength_by_layer,
-    visibility_to_monitor,
-)
-from ot_lens.plots.screen.geometry import covariance_spectra, direction_cosines, w2_per_layer
-from ot_lens.plots.screen.localization import localization_curves
-from ot_lens.plots.screen.panels import stacked
-from ot_lens.plots.screen.plane import plane_by_depth, principal_plane
-
-# By the name of the figure on paper, see `ot_lens.plots.GALLERY`.
-SCREEN: Mapping[str, Callable[..., go.Figure]] = {
-    "localization_curves": localization_curves,
-    "localization_controls": localization_controls,
-    "pair_matrix": pair_matrix,
-    "rank_by_layer": rank_by_layer,
-    "strength_by_layer": strength_by_layer,
-    "method_comparison": method_comparison,
-    "method_intervals": method_intervals,
-    "principal_plane": principal_plane,
-    "plane_by_depth": plane_by_depth,
-    "map_quality": map_quality,
-    "visibility": visibility_to_monitor,
-    "w2_per_layer": w2_per_layer,
-    "effective_rank": effective_rank,
-    "spectra": covariance_spectra,
-    "spectra_by_depth": spectra_by_depth,
-    "direction_cosines": direction_cosines,
-    "run_cosines": run_cosines,
-    "class_angles": class_angles,
-    "layer_angles": layer_angles,
-    "ground_truth": ground_truth,
-}
+class_angles = showing(entry_named("class_angles"))
+covariance_spectra = showing(entry_named("covariance_spectra"))
+diagnostics = showing(entry_named("diagnostics"))
+direction_cosines = showing(entry_named("direction_cosines"))
+effective_rank = showing(entry_named("effective_rank"))
+ground_truth = showing(entry_named("ground_truth"))
+layer_angles = showing(entry_named("layer_angles"))
+localization_controls = showing(entry_named("localization_controls"))
+localization_curves = showing(entry_named("localization_curves"))
+map_quality = showing(entry_named("map_quality"))
+method_comparison = showing(entry_named("method_comparison"))
+method_intervals = showing(entry_named("method_intervals"))
+pair_matrix = showing(entry_named("pair_matrix"))
+plane_by_depth = showing(entry_named("plane_by_depth"))
+principal_plane = showing(entry_named("principal_plane"))
+rank_by_layer = showing(entry_named("rank_by_layer"))
+run_cosines = showing(entry_named("run_cosines"))
+spectra_by_depth = showing(entry_named("spectra_by_depth"))
+strength_by_layer = showing(entry_named("strength_by_layer"))
+visibility_to_monitor = showing(entry_named("visibility_to_monitor"))
+w2_per_layer = showing(entry_named("w2_per_layer"))
 
 __all__ = [
-    "SCREEN",
     "class_angles",
     "covariance_spectra",
+    "diagnostics",
     "direction_cosines",
+    "draw",
     "effective_rank",
     "ground_truth",
     "layer_angles",

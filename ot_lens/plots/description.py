@@ -1,0 +1,407 @@
+"""What a figure shows, as data: panels with axes and elements. Two renderers draw any description.
+
+`ot_lens.plots.paper` draws with matplotlib, `ot_lens.plots.screen` with plotly. A description holds values in the
+units of the table; each renderer scales them (see `Axis.scale`), chooses sizes, and collects the legend.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ot_lens.errors import NothingToDrawError
+from ot_lens.plots.style import REFERENCE, SEQUENTIAL, Mark
+
+Scale = Literal["linear", "log", "share", "cost"]
+Values = Float[np.ndarray, " points"]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values with their intervals, ordered by x; NaN where nothing was measured.
+
+    Attributes:
+        x: Positions along x.
+        value: Values.
+        low: Lower ends of the intervals of the values.
+        high: Upper ends.
+        n: Sample sizes, for the hover text.
+        x_low: Lower ends of the intervals of x, if x was measured too.
+        x_high: Upper ends.
+    """
+
+    x: Values
+    value: Values
+    low: Values
+    high: Values
+    n: Values | None = None
+    x_low: Values | None = None
+    x_high: Values | None = None
+
+    @property
+    def isolated(self) -> Bool[np.ndarray, " points"]:
+        """Points without a measured neighbour: a line and a band through them would be invisible."""
+        known = np.isfinite(self.value)
+        before = np.concatenate([[False], known[:-1]])
+        after = np.concatenate([known[1:], [False]])
+        return known & ~before & ~after
+
+    @property
+    def errors(self) -> Float[np.ndarray, "2 points"]:
+        """Distances from the values to both ends of their intervals, zero where there is none."""
+        return _distances(self.value, self.low, self.high)
+
+    @property
+    def x_errors(self) -> Float[np.ndarray, "2 points"] | None:
+        """The same along x; None if x has no intervals."""
+        if self.x_low is None or self.x_high is None:
+            return None
+        return _distances(self.x, self.x_low, self.x_high)
+
+    def at(self, rows: Bool[np.ndarray, " points"]) -> "Curve":
+        """Some of the points."""
+        return Curve(self.x[rows], self.value[rows], self.low[rows], self.high[rows])
+
+
+def _distances(value: Values, low: Values, high: Values) -> Float[np.ndarray, "2 points"]:
+    return np.nan_to_num(np.clip([value - low, high - value], 0.0, None))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a panel.
+
+    Attributes:
+        title: Title with its unit.
+        scale: "linear"; "log"; "share" (0 to 1, drawn in per cent); "cost" (asinh: linear near 0, then
+            logarithmic).
+        limits: Both ends; None fits the values.
+        ticks: Positions and names; None lets the renderer choose.
+        whole: Whether positions are whole numbers, such as layers.
+        step: Distance between the ticks of a share.
+        zero: Whether the axis starts at 0.
+    """
+
+    title: str = ""
+    scale: Scale = "linear"
+    limits: tuple[float, float] | None = None
+    ticks: tuple[tuple[float, str], ...] | None = None
+    whole: bool = False
+    step: float = 0.5
+    zero: bool = False
+
+
+LAYER = Axis("layer", whole=True)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line with its interval band; bars at isolated points. `name` is unique in the figure."""
+
+    name: str
+    mark: Mark
+    curve: Curve
+    markers: bool = True
+
+
+@dataclass(frozen=True)
+class Points:
+    """Unconnected markers with interval bars.
+
+    Attributes:
+        name: Unique in the panel.
+        mark: Colour and marker.
+        curve: Positions and intervals.
+        hollow: Whether markers are outlines.
+        faint: Whether markers are transparent.
+        size: Diameter of a marker in points on paper.
+        notes: What each point is, for the hover text; with `ids` only one, which goes before the number.
+        ids: A number for each point by which a page follows it from panel to panel, such as the prompt's.
+        legend: Whether the mark gets an entry in the legend.
+    """
+
+    name: str
+    mark: Mark
+    curve: Curve
+    hollow: bool = False
+    faint: bool = False
+    size: float = 3.2
+    notes: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    legend: bool = True
+
+
+@dataclass(frozen=True)
+class Band:
+    """What values are compared with: a null, or the range of controls."""
+
+    name: str
+    mark: Mark
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Area:
+    """A tinted area between two curves over x."""
+
+    name: str
+    x: Values
+    low: Values
+    high: Values
+    color: str
+    label: str = ""
+    opacity: float = 0.35
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A straight line at a meaningful value of y (of x if `vertical`), with its interval if it has one."""
+
+    value: float
+    label: str
+    vertical: bool = False
+    mark: Mark = REFERENCE
+    low: float = np.nan
+    high: float = np.nan
+
+
+@dataclass(frozen=True)
+class Path:
+    """A thin line without data of its own: a front, a diagonal, other panels' curves."""
+
+    name: str
+    x: Values
+    y: Values
+    color: str
+    label: str = ""
+    dash: str = "solid"
+    steps: bool = False
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """The set that holds 95 % of a Gaussian in the plane."""
+
+    name: str
+    color: str
+    mean: tuple[float, float]
+    cov: tuple[tuple[float, float], tuple[float, float]]
+    dash: str = "solid"
+    group: str = ""
+
+    def outline(self, level: float = LEVEL, points: int = 120) -> Float[np.ndarray, "points 2"]:
+        """Points of the outline; a singular covariance, such as the one a projection leaves, gives a segment.
+
+        The squared Mahalanobis radius is the chi-square quantile with two degrees of freedom, -2 log(1 - level).
+        """
+        values, vectors = np.linalg.eigh(np.array(self.cov, dtype=np.float64))
+        angle = np.linspace(0.0, 2 * np.pi, points)
+        radii = np.sqrt(-2 * np.log(1 - level) * np.clip(values, 0.0, None))
+        circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return np.array(self.mean, dtype=np.float64) + (circle * radii) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Arrows:
+    """Displacements, rows (x, y, dx, dy): thin grey ones, or one thick one of a mean."""
+
+    name: str
+    rows: Float[np.ndarray, "arrows 4"]
+    thick: bool = False
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text at a point of a panel."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """What colour means: title, ends and ticks of the colour bar, and its map in matplotlib and plotly.
+
+    `numbered` says whether cells show their number where there is room.
+    """
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[float, ...] | None = None
+    maps: tuple[str, str] = SEQUENTIAL
+    percent: bool = False
+    log: bool = False
+    numbered: bool = True
+
+    def text(self, value: float) -> str:
+        """The number of a cell, short."""
+        if self.percent:
+            return f"{100 * value:.0f}"
+        largest = max(abs(self.low), abs(self.high))
+        digits = 2 if largest <= 1 else 1 if abs(self.high) > 1 and largest < 10 else 0
+        text = f"{value:.{digits}f}"
+        return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A heat map; the only element of its panel.
+
+    Attributes:
+        matrix: Values, the first row at the bottom; NaN where nothing was measured.
+        columns: Names along x.
+        rows: Names along y.
+        scale: What colour means.
+        chance: Cells that the null explains.
+        best: Row and column of the cell to outline.
+        square: Whether cells are squares.
+        details: More numbers per cell for the hover text: name, lower and upper ends.
+    """
+
+    matrix: Float[np.ndarray, "rows columns"]
+    columns: Sequence[str]
+    rows: Sequence[str]
+    scale: ColorScale
+    chance: Bool[np.ndarray, "rows columns"] | None = None
+    best: tuple[int, int] | None = None
+    square: bool = True
+    details: tuple[tuple[str, Float[np.ndarray, "rows columns"], Float[np.ndarray, "rows columns"]], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.rows), len(self.columns)
+
+
+Element = Line | Points | Band | Area | Reference | Path | Ellipse | Arrows | Text | Cells
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes. Elements are drawn in their order, the first at the back.
+
+    Attributes:
+        title: What the panel shows.
+        x: The x axis.
+        y: The y axis.
+        elements: What is drawn.
+        frame: The position of the slider at which a screen shows the panel; None for always.
+        color: Colour of the title.
+        equal: Whether both axes have the same scale.
+    """
+
+    title: str
+    x: Axis
+    y: Axis
+    elements: tuple[Any, ...]
+    frame: int | None = None
+    color: str = ""
+    equal: bool = False
+
+    def of(self, kind: type) -> list[Any]:
+        """Elements of one kind."""
+        return [element for element in self.elements if isinstance(element, kind)]
+
+    @property
+    def cells(self) -> Cells | None:
+        """The heat map, if the panel is one."""
+        found = self.of(Cells)
+        return found[0] if found else None
+
+    @property
+    def positions(self) -> Values:
+        """Positions along x at which something is drawn, ascending."""
+        drawn = [element.curve.x for element in self.elements if isinstance(element, Line | Points | Band)]
+        return np.unique(np.concatenate([*drawn, np.empty(0)]))
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of the legend that belongs to no single element."""
+
+    label: str
+    color: str
+    marker: str = ""
+    dash: str = ""
+    hollow: bool = False
+    size: float = 4.2
+
+
+@dataclass(frozen=True)
+class Description:
+    """A figure.
+
+    Attributes:
+        panels: At least one.
+        columns: Panels in a row.
+        height: Height of a panel on paper in inches (at a text width of 6.75 inches), unless its shape is fixed.
+        keys: More entries of the legend.
+        legend: "below"; "columns" (one above each column, with the panel's title as its heading).
+        collect: Whether elements get entries in the legend.
+        letters: Whether titles begin with (a), (b), ... if there are several panels.
+        share: Which axes have common limits and tick labels: "", "x", "y", "xy", "columns", "rows".
+        slider: What the frames of the panels count, such as "layer".
+        frames: The frames that paper shows.
+        first: The frame that a screen shows first.
+    """
+
+    panels: tuple[Panel, ...]
+    columns: int = 3
+    height: float = 1.28
+    keys: tuple[Key, ...] = ()
+    legend: Literal["below", "columns"] = "below"
+    collect: bool = True
+    letters: bool = True
+    share: Literal["", "x", "y", "xy", "columns", "rows"] = ""
+    slider: str = ""
+    frames: tuple[int, ...] = ()
+    first: int | None = None
+
+    @property
+    def on_paper(self) -> list[Panel]:
+        """Panels of the frames that paper shows; `columns` counts those."""
+        return [panel for panel in self.panels if panel.frame is None or panel.frame in self.frames]
+
+
+def marks_of(panels: Sequence[Panel]) -> Iterator[tuple[Line | Points, Panel]]:
+    """Lines and points with an entry in the legend, each label once, in order of appearance."""
+    seen: set[str] = set()
+    for panel in panels:
+        for element in panel.elements:
+            listed = isinstance(element, Line) or (isinstance(element, Points) and element.legend)
+            if listed and element.mark.label not in seen:
+                seen.add(element.mark.label)
+                yield element, panel
+
+
+def titles_of(description: Description) -> list[str]:
+    """Titles with letters, (a) first; a single panel needs none."""
+    titles = [panel.title for panel in description.on_paper]
+    if not description.letters or len(titles) == 1:
+        return titles
+    return [f"({chr(ord('a') + i)}) {title}" for i, title in enumerate(titles)]
+
+
+def described(panels: Sequence[Panel], what: str, **options: Any) -> Description:
+    """A description of the panels with a finite value, without the lines that hold none.
+
+    Raises:
+        NothingToDrawError: If no panel holds one.
+    """
+    known = [replace(p, elements=tuple(e for e in p.elements if _finite(e))) for p in panels]
+    known = [p for p in known if p.of(Line) or p.of(Points) or p.of(Cells)]
+    if not known:
+        raise NothingToDrawError(f"The {what} table holds no finite value to draw.")
+    return Description(tuple(known), **options)
+
+
+def _finite(element: Any) -> bool:
+    if isinstance(element, Line | Points):
+        return bool(np.isfinite(element.curve.value).any())
+    return bool(np.isfinite(element.matrix).any()) if isinstance(element, Cells) else True

@@ -1,0 +1,1 @@
+"""One file per figure, with its function (a table becomes a description) and its caption."""

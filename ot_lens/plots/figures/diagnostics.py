@@ -1,0 +1,63 @@
+"""Quantities of the geometry table that a user registered (`register_diagnostic`)."""
+
+from typing import Any
+
+import pandas as pd
+
+from ot_lens.errors import NothingToDrawError
+from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
+from ot_lens.plots.rows import at_position, checked, counts, curve, null_of, unit_of
+from ot_lens.plots.style import CLASSES, Mark
+from ot_lens.tables import select
+
+COLUMNS = ("layer", "quantity", "value")
+COLOUR = "#7B5AA6"
+OF_THE_PAIR = (
+    "w2_squared", "w2_location", "w2_bures", "direction_norm", "location_share_on_direction", "auc_direction",
+    "fisher_ratio", "w2_on_direction", "sliced_w2", "empirical_w2",
+)  # fmt: skip
+OF_A_CLASS = (
+    "effective_rank", "participation_ratio", "condition_number", "mardia_skewness", "mardia_kurtosis",
+    "henze_zirkler",
+)  # fmt: skip
+OURS = {*OF_THE_PAIR, *(f"{name}_{label}" for name in OF_A_CLASS for label in CLASSES)}
+
+
+def diagnostics(
+    geometry: pd.DataFrame, *, quantity: str | None = None, position: int | str | None = None
+) -> Description:
+    """Each registered quantity by layer, with its interval and null band.
+
+    Args:
+        geometry: The table of `diagnose`.
+        quantity: A quantity of the table, registered or not; all registered ones if None.
+        position: Token position; the last in the table if None.
+
+    Raises:
+        TableError: If a column is missing or there is nothing to draw.
+    """
+    rows = at_position(checked(geometry, "geometry", COLUMNS), position)
+    known = list(dict.fromkeys(rows["quantity"]))
+    names = [name for name in known if (name not in OURS if quantity is None else name == quantity)]
+    if not names:
+        raise NothingToDrawError(f"The geometry table holds no {quantity or 'registered diagnostic'}.")
+    return described([quantity_panel(select(rows, quantity=name), name) for name in names], "geometry")
+
+
+def quantity_panel(rows: pd.DataFrame, name: str) -> Panel:
+    """One quantity by layer."""
+    title, unit = name.replace("_", " "), unit_of(rows, "")
+    line = Line(name, Mark(title, COLOUR, "circle"), curve(rows))
+    y = Axis(f"{title} ({unit})" if unit else title)
+    return Panel(title, LAYER, y, (*null_of(rows, name), line))
+
+
+def caption(geometry: pd.DataFrame, **_: Any) -> str:
+    """What `diagnostics` shows."""
+    rows = geometry[~geometry["quantity"].isin(OURS)]
+    names = ", ".join(name.replace("_", " ") for name in dict.fromkeys(rows["quantity"]))
+    return (
+        f"Registered diagnostics by layer: {names}. Coloured bands: 95 % bootstrap intervals over prompts. "
+        "Grey: mean (dotted) and 95 % band of the same quantity under permuted class labels. "
+        f"n = {counts(rows)} prompts."
+    )

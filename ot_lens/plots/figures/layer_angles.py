@@ -1,0 +1,57 @@
+"""Principal angles between layers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
+from ot_lens.plots.rows import at_position, checked, counts, matrix_of, some
+from ot_lens.plots.style import CLASSES
+from ot_lens.tables import select
+
+COLUMNS = ("layer_a", "layer_b", "class", "component", "angle")
+ANGLE = ColorScale("angle (degrees)", 0.0, 90.0, (0.0, 30.0, 60.0, 90.0))
+
+
+def layer_angles(layer_angles: pd.DataFrame, *, position: int | str | None = None) -> Description:
+    """Heat maps, layer by layer, of the largest principal angle between leading subspaces, one per class.
+
+    Args:
+        layer_angles: Tables of `geometry.layer_angles`, of one class or of both.
+        position: Token position; the last in the table if None.
+
+    Raises:
+        TableError: If a column is missing or there is nothing to draw.
+    """
+    rows = some(at_position(checked(layer_angles, "layer_angles", COLUMNS), position), "angle", "angle")
+    rows = select(rows, component=rows["component"].max())
+    layers = sorted({int(n) for name in ("layer_a", "layer_b") for n in rows[name].unique()})
+    panels = [_panel(select(rows, **{"class": label}), label, layers) for label in CLASSES]
+    return described(panels, "layer_angles", columns=2)
+
+
+def _panel(rows: pd.DataFrame, label: str, layers: list[int]) -> Panel:
+    names = [str(layer) for layer in layers]
+    matrix = matrix_of(rows, "layer_a", "layer_b", "angle", (layers, layers))
+    chance = None
+    if "null_low" in rows:
+        low = matrix_of(rows, "layer_a", "layer_b", "null_low", (layers, layers))
+        chance = (matrix >= low) & ~np.eye(len(layers), dtype=bool)
+    cells = Cells(matrix, names, names, ANGLE, chance)
+    return Panel(f"{label} activations", Axis("layer"), Axis("layer"), (cells,))
+
+
+def caption(layer_angles: pd.DataFrame, **_: Any) -> str:
+    """What `layer_angles` shows."""
+    blank = any(np.isnan(p.cells.matrix).any() for p in _describe(layer_angles).panels if p.cells)
+    return (
+        "Largest principal angle between the spaces of the "
+        f"{layer_angles['component'].nunique()} leading principal components at two layers, one panel per class. "
+        "Bold, or outside the thin line: smaller than the 95 % band of two random subspaces of that "
+        f"dimension. {'Grey: too few dimensions at that layer. ' if blank else ''}"
+        f"n = {counts(layer_angles)} prompts per class; the table holds the bootstrap intervals."
+    )
+
+
+_describe = layer_angles  # the caption's parameter has the name of the table

@@ -1,0 +1,167 @@
+"""Where refusal lives: what an edit at one layer does to the behaviour, layer by layer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ot_lens.errors import NothingToDrawError
+from ot_lens.plots.description import Axis, Curve, Description, Line, Panel, Path, Points, Reference, described
+from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.rows import counts, curve, layers_of, marked_methods, numbers, settings
+from ot_lens.plots.style import BASELINE, FAMILIES, Mark
+from ot_lens.tables import baseline_of, edits_of, every_layer, measured, single_layers
+
+SHOWN = ("refusal_rate/harmful", "exact_answer_rate/harmful", "refusal_score/harmful", "kl/harmless")
+CONTEXT, EDGE = "#D0D3D8", Mark("", "#BBBBBB", "circle")
+Members = list[tuple[Mark, pd.DataFrame]]
+
+
+def localization_curves(
+    localization: pd.DataFrame, *, measures: Sequence[str] = SHOWN, by_family: bool = True
+) -> Description:
+    """Measures (rows) by layer for each family of methods (columns), the other families in grey behind.
+
+    The same edit at all layers together is at the right edge.
+
+    Args:
+        localization: The table of `localize`.
+        measures: Keys of `MEASURES`; those that the table lacks are left out.
+        by_family: Whether families have panels of their own; if not, one panel per measure.
+
+    Raises:
+        TableError: If a column is missing or there is nothing to draw.
+    """
+    sweep = sweep_rows(localization)
+    present = available(sweep, measures)
+    if not by_family:
+        panels = [_panel(sweep, m, list(marked_methods(sweep)), _title(m), m.label) for m in present]
+        return described(panels, "localization", columns=2)
+    groups = families(sweep)
+    panels = [
+        _panel(sweep, measure, members, name, f"{measure.prompts}:\n{measure.label}")
+        for measure in present
+        for name, members in groups.items()
+    ]
+    options: dict[str, Any] = {"columns": len(groups), "height": 0.8, "share": "rows", "legend": "columns"}
+    return described(panels, "localization", **options)
+
+
+def localization_curve(localization: pd.DataFrame, measure: str = "refusal_rate/harmful") -> Description:
+    """One measure by layer, one line per method, in one panel.
+
+    Args:
+        localization: The table of `localize`; pass only the rows of the methods to show.
+        measure: One of `MEASURES`.
+
+    Raises:
+        TableError: If a column is missing or there is nothing to draw.
+    """
+    sweep = sweep_rows(localization)
+    [known] = available(sweep, [measure])
+    panel = _panel(sweep, known, list(marked_methods(sweep)), "", f"{known.prompts}: {known.label}")
+    return described([panel], "localization", columns=1, height=2.2)
+
+
+def _title(measure: Measure) -> str:
+    return f"{measure.prompts}: {measure.label.partition(' (')[0]}"
+
+
+def available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measure]:
+    """The wanted measures that the table holds for some method at single layers.
+
+    Raises:
+        NothingToDrawError: none of them.
+    """
+    acting = single_layers(edits_of(sweep))
+    rows = [(measure_named(key), measured(acting, *key.split("/"))) for key in wanted]
+    found = [measure for measure, part in rows if np.isfinite(numbers(part["value"])).any()]
+    if not found:
+        raise NothingToDrawError(f"the localization table has no single-layer value of {', '.join(wanted)}")
+    return found
+
+
+def families(sweep: pd.DataFrame) -> dict[str, list[tuple[Mark, pd.DataFrame]]]:
+    """Methods by family, in the fixed order."""
+    groups: dict[str, list[tuple[Mark, pd.DataFrame]]] = {}
+    for mark, rows in marked_methods(sweep):
+        groups.setdefault(mark.family, []).append((mark, rows))
+    return {name: groups[name] for name in (*FAMILIES, *groups) if name in groups}
+
+
+def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, y: str) -> Panel:
+    rows = measured(sweep, measure.name, measure.prompts)
+    acting = edits_of(rows)
+    layers = layers_of(single_layers(edits_of(sweep)))
+    labels = {mark.label for mark, _ in members}
+    others = [own for mark, own in marked_methods(single_layers(acting)) if mark.label not in labels]
+    context = [Path("context", c.x, c.value, CONTEXT) for c in map(curve, others)]
+    lines = list(_lines(measure, members))
+    side = list(_side(measure, members, layers))
+    together = bool(len(every_layer(acting)))
+    elements = (*context, *_baseline(baseline_of(rows), measure), *lines, *side)
+    if together:
+        edge = layers[-1] + 0.38 * (_side_position(layers) - layers[-1])
+        elements = (Reference(edge, "", vertical=True, mark=EDGE), *elements)
+    x = _layer_axis(layers, side=together)
+    return Panel(title, x, axis_of(measure, extent(rows, measure), y), elements)
+
+
+def _lines(measure: Measure, members: Members) -> Iterator[Line]:
+    for mark, own in members:
+        drawn = curve(single_layers(measured(own, measure.name, measure.prompts)))
+        yield Line(f"{measure.key}/{mark.label}", mark, drawn)
+
+
+def _baseline(rows: pd.DataFrame, measure: Measure) -> list[Reference]:
+    ends = zip(*(numbers(rows[name]) for name in ("value", "low", "high")), strict=True)
+    mark = replace(BASELINE, label=f"baseline:{measure.key}")
+    return [Reference(value, BASELINE.label, mark=mark, low=low, high=high) for value, low, high in ends]
+
+
+def _side_position(layers: list[int]) -> float:
+    """The position of the values for all layers together, right of the last layer."""
+    return layers[-1] + max(1.2, 0.11 * (layers[-1] - layers[0] + 1))
+
+
+def _side(measure: Measure, members: Members, layers: list[int]) -> Iterator[Points]:
+    """Values for all layers together, methods next to each other."""
+    centre = _side_position(layers)
+    step = min(0.28 / 1.2, 0.9 / max(len(members), 4)) * (centre - layers[-1])
+    for index, (mark, own) in enumerate(members):
+        rows = every_layer(measured(own, measure.name, measure.prompts))
+        if len(rows):
+            at = rows.assign(place=centre + step * (index - (len(members) - 1) / 2))
+            drawn, notes = curve(at, x="place"), ("all layers",) * len(at)
+            yield Points(f"all:{measure.key}/{mark.label}", mark, drawn, notes=notes, legend=False)
+
+
+def _layer_axis(layers: list[int], *, side: bool) -> Axis:
+    """Layers, and "all" at the right edge."""
+    margin = max(0.3, 0.02 * (layers[-1] - layers[0]))
+    if not side:
+        return Axis("layer", whole=True, limits=(layers[0] - margin, layers[-1] + margin))
+    at, span = _side_position(layers), layers[-1] - layers[0]
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if span / step < 7.5)
+    ticks = [(float(layer), str(layer)) for layer in range(layers[0], layers[-1] + 1) if layer % step == 0]
+    limits = (layers[0] - margin, at + (at - layers[-1]) * 0.6)
+    return Axis("layer", limits=limits, ticks=(*ticks, (at, "all")), whole=True)
+
+
+def caption(localization: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
+    """What `localization_curves` shows, on paper or on a screen."""
+    sweep = sweep_rows(localization)
+    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in available(sweep)])
+    context = "" if screen else " The other families are in grey behind."
+    return (
+        "What an edit at one layer does, by layer and method; at the right edge ('all') the same edit at "
+        "all layers together. Shown: the share of harmful prompts refused (by phrase, from generated "
+        "answers); the share of harmful prompts answered correctly (refusal gone and the model intact); the "
+        "refusal score of harmful prompts at the last prompt token; and, as the cost, KL(original || "
+        f"edited) of the next-token distribution on harmless prompts (asinh scale).{context} Bands and "
+        "bars: 95 % intervals (Wilson for shares, bootstrap over prompts otherwise). Dashed grey: no "
+        "intervention. For RFA the layer is the one the direction is taken from; it is ablated at every "
+        f"block. n = {counts(rows)} prompts; {settings(sweep)}."
+    )

@@ -1,0 +1,140 @@
+"""What each method does to harmful prompts, and what it costs on harmless ones."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ot_lens.errors import NothingToDrawError
+from ot_lens.plots.description import Area, Curve, Description, Key, Panel, Path, Points, described
+from ot_lens.plots.measures import (
+    KL,
+    PERPLEXITY,
+    REFUSES,
+    RIGHT,
+    SUCCESS,
+    Contender,
+    Measure,
+    Values,
+    axis_of,
+    baseline,
+    contenders,
+    extent,
+    front,
+    interval,
+    point,
+    positions,
+    present,
+    sweep_rows,
+)
+from ot_lens.plots.rows import counts, settings
+from ot_lens.plots.style import BASELINE, Mark
+from ot_lens.tables import measured
+
+# with success rates, else with refusal rates
+PAIRS = (((KL, SUCCESS), (PERPLEXITY, SUCCESS), (SUCCESS, RIGHT)), ((KL, REFUSES), (REFUSES, RIGHT)))
+TITLES = {
+    KL.key: "price on harmless prompts",
+    PERPLEXITY.key: "price in perplexity",
+    SUCCESS.key: "is the answer correct?",
+    REFUSES.key: "is the answer correct?",
+}
+FRONT = {"color": "#555B65", "dash": "dot"}
+GREY = "#555555"
+KINDS = (Key("best single layer", GREY, "circle"), Key("all layers together", GREY, "circle", hollow=True))
+OTHERS = Key("other single layers", GREY, "circle", size=1.8)
+
+
+def method_comparison(localization: pd.DataFrame) -> Description:
+    """Attack success against each cost, and correct answers against success, with intervals both ways.
+
+    Args:
+        localization: The table of `localize`.
+
+    Raises:
+        TableError: If a column is missing or there is nothing to draw.
+    """
+    sweep = sweep_rows(localization)
+    methods, pairs = contenders(sweep), drawable_pairs(sweep)
+    keys = (*KINDS, OTHERS)
+    panels = [_panel(sweep, methods, x, y) for x, y in pairs]
+    return described(panels, "localization", columns=len(pairs), keys=keys, height=2.15)
+
+
+def drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
+    """The pairs (x, y) of measures that were both measured.
+
+    Raises:
+        NothingToDrawError: none was.
+    """
+    for pairs in PAIRS:
+        found = [(x, y) for x, y in pairs if present(sweep, x) and present(sweep, y)]
+        if found:
+            return found
+    raise NothingToDrawError("the localization table lacks refusal rates with a cost or with right answers")
+
+
+def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure) -> Panel:
+    axes = [
+        axis_of(measure, extent(sweep, measure), f"{measure.prompts}: {measure.label}", 0.25)
+        for measure in (x, y)
+    ]
+    elements: list[Any] = _background(methods, x, y)
+    for method in methods:
+        elements += _others(method, x, y)
+    for method in methods:
+        elements += _edit(method.together, method.mark, x, y, "all layers")
+        elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
+    elements += _edit(baseline(sweep), BASELINE, x, y, "the unedited model")
+    return Panel(TITLES[x.key], *axes, tuple(elements))
+
+
+def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
+    """The diagonal below which answers are wrong, or the points that no other beats."""
+    if y is RIGHT:
+        ends = np.array([0.0, 1.0] if x is SUCCESS else [1.0, 0.0])
+        across = np.array([0.0, 1.0])
+        wrong = Area("wrong", across, 0 * across, ends, "#808080", opacity=0.07)
+        return [wrong, Path("diagonal", across, ends, "#BBBBBB")]
+    if y is SUCCESS:
+        return [Path("front", *front(positions(methods, x, y)).T, label="Pareto front", steps=True, **FRONT)]
+    return []
+
+
+def _others(method: Contender, x: Measure, y: Measure) -> list[Points]:
+    """The single layers that are not the best one, small and faint."""
+    if not method.others:
+        return []
+    at = np.array([[interval(one, x)[0], interval(one, y)[0]] for one in method.others.values()])
+    missing = np.full(len(at), np.nan)
+    notes = tuple(f"layer {layer}" for layer in method.others)
+    curve = Curve(at[:, 0], at[:, 1], missing, missing)
+    name = f"others:{method.mark.label}"
+    return [Points(name, method.mark, curve, faint=True, size=2.2, notes=notes, legend=False)]
+
+
+def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list[Points]:
+    at, together = point(values, x, y), note == "all layers"
+    name = f"{'all' if together else 'best'}:{mark.label}"
+    return [] if at is None else [Points(name, mark, at, together, size=4.6, notes=(note,), legend=not together)]
+
+
+def caption(localization: pd.DataFrame, **_: Any) -> str:
+    """What `method_comparison` shows."""
+    sweep = sweep_rows(localization)
+    return (
+        "Attack success rate (share of harmful prompts not refused) against the cost on harmless prompts: "
+        "KL(original || edited) of the next-token distribution (asinh scale), and perplexity of the "
+        "reference answers. Dotted: Pareto front of all points shown, each chosen on the prompts shown. "
+        "Last panel: share of harmful prompts answered correctly; on the diagonal everything not refused is "
+        "answered correctly, in the grey below it answers are wrong. " + how_chosen(sweep)
+    )
+
+
+def how_chosen(sweep: pd.DataFrame) -> str:
+    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in (REFUSES, SUCCESS, RIGHT, KL)])
+    return (
+        "Filled: the single layer at which most harmful prompts are answered correctly (ties: smaller KL), "
+        "chosen on the prompts shown; hollow: all layers together; faint: the other single layers. Dashed "
+        f"or grey: no intervention. Bars: 95 % intervals. n = {counts(rows)} prompts; {settings(sweep)}."
+    )

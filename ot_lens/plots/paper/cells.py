@@ -1,0 +1,125 @@
+"""Heat maps on paper."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Bool
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from ot_lens.plots.description import Cells, ColorScale, Panel
+from ot_lens.plots.paper.axes import typeset
+from ot_lens.plots.style import MISSING, MOST_NAMES, OUTLINE
+
+# widths of characters as shares of the type size, and the inches left free in a cell
+WIDTHS, DIGIT, PADDING = {".": 0.26, "\u2212": 0.66}, 0.52, 0.02
+
+
+def draw_cells(ax: Axes, panel: Panel, cells: Cells, *, cell: float) -> AxesImage:
+    """The cells of `cell` inches, their numbers where there is room, and the outlined one."""
+    scale = cells.scale
+    norm = (LogNorm if scale.log else Normalize)(scale.low, scale.high)
+    ax.set_facecolor(MISSING)
+    image = ax.imshow(
+        cells.matrix,
+        cmap=scale.maps[0],
+        norm=norm,
+        origin="lower",
+        interpolation="nearest",
+        aspect="equal" if cells.square else "auto",
+        gid=f"cells:{panel.title}",
+    )
+    texts = {i: scale.text(value) for i, value in np.ndenumerate(cells.matrix) if np.isfinite(value)}
+    needed = PADDING + max(map(text_width, texts.values()), default=0.0)
+    if scale.numbered and cell > needed and len(cells.rows) <= MOST_NAMES:
+        _numbers(ax, cells, image, texts)
+    elif cells.chance is not None:
+        edges = LineCollection(cell_edges(cells.chance), colors="#222222", linewidths=0.6, gid="chance")
+        ax.add_collection(edges, autolim=False)
+    if cells.best is not None:
+        row, column = cells.best
+        corner = (column - 0.5, row - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.6))
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=OUTLINE, linewidth=1.4, gid="best"))
+    _cell_axes(ax, panel, cells)
+    return image
+
+
+def text_width(text: str) -> float:
+    """Inches that a number takes in the type of tick labels."""
+    size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
+    return size / 72 * sum(WIDTHS.get(character, DIGIT) for character in text)
+
+
+def cell_edges(inside: Bool[np.ndarray, "rows columns"]) -> list[list[tuple[float, float]]]:
+    """The sides that cells inside share with cells that are not, as segments."""
+    padded = np.pad(inside, 1)
+    edges = []
+    for row, column in zip(*np.nonzero(padded[1:] != padded[:-1]), strict=True):
+        edges.append([(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)])
+    for row, column in zip(*np.nonzero(padded[:, 1:] != padded[:, :-1]), strict=True):
+        edges.append([(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)])
+    return edges
+
+
+def _numbers(ax: Axes, cells: Cells, image: AxesImage, texts: dict[tuple[int, ...], str]) -> None:
+    """Bold where the null does not explain the cell; dark on light and light on dark."""
+    for (row, column), text in texts.items():
+        red, green, blue = image.cmap(image.norm(cells.matrix[row, column]))[:3]
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+        outside = cells.chance is not None and not cells.chance[row, column]
+        look: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+        look |= {"fontsize": mpl.rcParams["xtick.labelsize"], "fontweight": "bold" if outside else "normal"}
+        ax.text(column, row, text, color="white" if dark else "#1A1A1A", **look)
+
+
+def _cell_axes(ax: Axes, panel: Panel, cells: Cells) -> None:
+    for axis, names in ((ax.xaxis, cells.columns), (ax.yaxis, cells.rows)):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(_namer(names)))
+    if len(cells.rows) <= MOST_NAMES:
+        ax.set_yticks(range(len(cells.rows)), cells.rows)
+    ax.set_xlabel(panel.x.title)
+    ax.set_ylabel(panel.y.title)
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _namer(names: Sequence[str]) -> Any:
+    def name(x: float, _: int | None = None) -> str:
+        return names[round(x)] if abs(x - round(x)) < 1e-6 and 0 <= round(x) < len(names) else ""
+
+    return name
+
+
+def color_bars(figure: Figure, axes: list[Axes], cells: Sequence[Cells], rows: int) -> None:
+    """One bar for all heat maps where they share a scale, as long as they are in rows, else one for each."""
+    shared = all(one.scale == cells[0].scale for one in cells)
+    owners = [axes] if shared else [[ax] for ax in axes]
+    for group, one in zip(owners, cells, strict=False):
+        image = group[0].images[0]
+        bar = figure.colorbar(image, ax=group, shrink=0.95, pad=0.02, aspect=16 * rows if shared else 10)
+        _bar_ticks(bar, one.scale)
+        bar.set_label(typeset(one.scale.label))
+        bar.outline.set_visible(False)
+
+
+def _bar_ticks(bar: Any, scale: ColorScale) -> None:
+    if scale.ticks is not None:
+        bar.set_ticks(list(scale.ticks))
+    elif not scale.log:
+        bar.locator = MaxNLocator(nbins=5)
+        bar.update_ticks()
+    if scale.percent:
+        bar.formatter = PercentFormatter(1.0, decimals=0, symbol="")
+        bar.update_ticks()

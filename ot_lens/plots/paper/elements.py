@@ -1,0 +1,140 @@
+"""The elements of a description on paper."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ot_lens.plots.description import (
+    Area,
+    Arrows,
+    Band,
+    Curve,
+    Element,
+    Ellipse,
+    Line,
+    Path,
+    Points,
+    Reference,
+    Text,
+)
+from ot_lens.plots.style import DASHES, NULL, Mark
+
+BAND_ALPHA = 0.18
+MOST_MARKERS = 16
+HATCH = "////"
+REFERENCE_DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5))}
+
+
+def draw_element(ax: Axes, element: Element) -> None:
+    """Draw one element; its artists have the gid `kind:name`."""
+    DRAW[type(element)](ax, element)
+
+
+def hatch_of(mark: Mark) -> str | None:
+    """Bands are hatched unless they are a null."""
+    return None if mark.color == NULL.color else HATCH
+
+
+def _line(ax: Axes, line: Line) -> None:
+    curve, mark = line.curve, line.mark
+    look: dict[str, Any] = {"color": mark.color, "linestyle": mark.mpl_dash, "zorder": 3}
+    if line.markers:
+        look |= {"marker": mark.mpl_marker, "markevery": max(1, int(np.ceil(len(curve.x) / MOST_MARKERS)))}
+        look |= {"markeredgecolor": "white", "markeredgewidth": 0.3}
+    ax.plot(curve.x, curve.value, label=mark.label, gid=f"line:{line.name}", **look)
+    look = {"color": mark.color, "alpha": BAND_ALPHA, "linewidth": 0, "zorder": 2}
+    ax.fill_between(curve.x, curve.low, curve.high, gid=f"band:{line.name}", **look)
+    if curve.isolated.any():
+        _markers(ax, curve.at(curve.isolated), mark, markersize=3.2)
+
+
+def _points(ax: Axes, points: Points) -> None:
+    look: dict[str, Any] = {"gid": f"line:{points.name}" if ":" not in points.name else points.name}
+    look |= {"markersize": points.size, "zorder": 3 if points.hollow else 4}
+    curve = points.curve
+    if np.isfinite([curve.low, curve.high]).any() or curve.x_errors is not None:
+        _markers(ax, curve, points.mark, hollow=points.hollow, **look)
+        return
+    color = points.mark.color
+    look |= {"marker": points.mark.mpl_marker, "color": color, "linestyle": "none"}
+    look |= {"markerfacecolor": "none" if points.hollow else color, "zorder": 1 if points.faint else 2}
+    look |= {"markeredgewidth": 0.5 if points.hollow else 0, "alpha": 0.42 if points.faint else 0.8}
+    ax.plot(curve.x, curve.value, **look)
+
+
+def _markers(ax: Axes, curve: Curve, mark: Mark, *, hollow: bool = False, **more: Any) -> None:
+    look: dict[str, Any] = {"marker": mark.mpl_marker, "markerfacecolor": "white" if hollow else mark.color}
+    look |= {"color": mark.color, "markeredgecolor": mark.color, "markeredgewidth": 0.6}
+    look |= {"linestyle": "none", "elinewidth": 0.8, "zorder": 4}
+    ax.errorbar(curve.x, curve.value, curve.errors, curve.x_errors, **look | more)
+
+
+def _band(ax: Axes, band: Band) -> None:
+    curve, mark = band.curve, band.mark
+    look: dict[str, Any] = {"color": mark.color, "alpha": 0.28, "linewidth": 0, "zorder": 1}
+    look |= {"gid": f"null:{band.name}", "hatch": hatch_of(mark)}
+    ax.fill_between(curve.x, curve.low, curve.high, **look)
+    line: dict[str, Any] = {"color": mark.color, "linewidth": 0.8, "zorder": 1, "linestyle": (0, (1, 1))}
+    ax.plot(curve.x, curve.value, gid=f"nullmean:{band.name}", **line)
+    alone = curve.isolated
+    if alone.any():
+        look = {"color": mark.color, "linewidth": 5, "alpha": 0.35, "zorder": 1}
+        ax.vlines(curve.x[alone], curve.low[alone], curve.high[alone], **look)
+
+
+def _area(ax: Axes, area: Area) -> None:
+    look: dict[str, Any] = {"color": area.color, "alpha": area.opacity, "linewidth": 0, "zorder": 0}
+    ax.fill_between(area.x, area.low, area.high, gid=f"area:{area.name}", **look)
+
+
+def _reference(ax: Axes, reference: Reference) -> None:
+    mark = reference.mark
+    line, span = (ax.axvline, ax.axvspan) if reference.vertical else (ax.axhline, ax.axhspan)
+    look: dict[str, Any] = {"color": mark.color, "linewidth": 0.8, "linestyle": REFERENCE_DASHES[mark.dash]}
+    look["zorder"] = 1
+    line(reference.value, gid=mark.label or None, **look)
+    if np.isfinite([reference.low, reference.high]).all():
+        span(reference.low, reference.high, color=mark.color, alpha=0.12, linewidth=0, zorder=0)
+
+
+def _path(ax: Axes, path: Path) -> None:
+    look: dict[str, Any] = {"color": path.color, "linewidth": 0.9 if path.label else 0.7, "zorder": 1}
+    look |= {"linestyle": (0, (1, 1)) if path.dash == "dot" else DASHES[path.dash][0]}
+    ax.plot(path.x, path.y, gid=path.name, drawstyle="steps-post" if path.steps else "default", **look)
+
+
+def _ellipse(ax: Axes, ellipse: Ellipse) -> None:
+    x, y = ellipse.outline().T
+    look: dict[str, Any] = {"color": ellipse.color, "linewidth": 1.1, "zorder": 3}
+    look |= {"linestyle": ":" if ellipse.dash == "dot" else DASHES[ellipse.dash][0]}
+    ax.plot(x, y, gid=ellipse.name, **look)
+
+
+def _arrows(ax: Axes, arrows: Arrows) -> None:
+    if not arrows.thick:
+        look: dict[str, Any] = {"color": "#6B7280", "units": "inches", "width": 0.007, "alpha": 0.8}
+        look |= {"headwidth": 4, "headlength": 5, "headaxislength": 4.5, "zorder": 2.5}
+        ax.quiver(*arrows.rows.T, angles="xy", scale_units="xy", scale=1, gid=arrows.name, **look)
+        return
+    for x, y, dx, dy in arrows.rows:
+        arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": "#222222", "linewidth": 1.1}
+        arrow |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 6.0}
+        ax.annotate("", xy=(x + dx, y + dy), xytext=(x, y), arrowprops=arrow, zorder=5)
+
+
+def _text(ax: Axes, text: Text) -> None:
+    ax.text(text.x, text.y, text.text, ha="center", va="center")
+
+
+DRAW: dict[type, Any] = {
+    Line: _line,
+    Points: _points,
+    Band: _band,
+    Area: _area,
+    Reference: _reference,
+    Path: _path,
+    Ellipse: _ellipse,
+    Arrows: _arrows,
+    Text: _text,
+}

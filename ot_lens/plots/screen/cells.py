@@ -1,0 +1,77 @@
+"""Heat maps on a screen."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ot_lens.plots.description import Cells, ColorScale, Panel
+from ot_lens.plots.screen.elements import Place
+from ot_lens.plots.screen.text import title
+from ot_lens.plots.style import MOST_NAMES, OUTLINE
+
+
+def color_bar(figure: go.Figure, scale: ColorScale, index: int, *, shared: bool) -> dict[str, Any]:
+    """Beside all panels, or inside the gap right of its own."""
+    suffix = "" if index == 0 else str(index + 1)
+    x, y = figure.layout[f"xaxis{suffix}"].domain, figure.layout[f"yaxis{suffix}"].domain
+    ticks = scale.ticks
+    look: dict[str, Any] = {"thickness": 12, "x": 1.01 if shared else x[1] + 0.004, "xanchor": "left"}
+    look |= {
+        "y": (y[0] + y[1]) / 2,
+        "len": max(y[1] - y[0], 0.1) * 0.95,
+        "title": {"text": scale.label, "side": "right"},
+    }
+    if scale.log:
+        powers = list(range(int(np.ceil(np.log10(scale.low))), int(np.floor(np.log10(scale.high))) + 1))
+        return look | {"tickvals": powers, "ticktext": [f"10<sup>{power}</sup>" for power in powers]}
+    if ticks is not None:
+        names = [f"{100 * tick:.0f}" if scale.percent else f"{tick:g}" for tick in ticks]
+        look |= {"tickvals": list(ticks), "ticktext": names}
+    return look
+
+
+def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | None) -> Iterator[Any]:
+    """The cells, and a mark on the best one."""
+    scale, z = cells.scale, cells.matrix.astype(np.float32)
+    ends = [scale.low, scale.high]
+    if scale.log:
+        z, ends = np.log10(np.maximum(z, scale.low)), np.log10(ends).tolist()
+    numbered = scale.numbered and max(cells.shape) <= MOST_NAMES
+    rows, columns = map(range, cells.shape)
+    written = [[_text(cells, r, c) for c in columns] for r in rows] if numbered else None
+    data, more = _details(cells)
+    shown = "%{customdata[0]:.3g}" if scale.log else "%{z:.1%}" if scale.percent else "%{z:.3g}"
+    hover = f"{title(panel.x.title)} %{{x}}, {title(panel.y.title)} %{{y}}: {shown}{more}<extra></extra>"
+    look: dict[str, Any] = {"colorscale": scale.maps[1], "showscale": bar is not None, "colorbar": bar}
+    look |= {"zmin": ends[0], "zmax": ends[1], "textfont": {"size": 11}}
+    look |= {"text": written, "texttemplate": "%{text}" if numbered else None}
+    names = {"x": list(cells.columns), "y": list(cells.rows)}
+    yield go.Heatmap(z=z, customdata=data, hovertemplate=hover, **names, **look, **place.axes)
+    if cells.best is not None:
+        row, column = cells.best
+        # Categories have no corners to draw along.
+        marker = {"symbol": "square-open", "size": 26, "color": OUTLINE, "line": {"width": 3}}
+        at = {"x": [cells.columns[column]], "y": [cells.rows[row]]}
+        yield go.Scatter(**at, mode="markers", marker=marker, hoverinfo="skip", **place.axes)
+
+
+def _details(cells: Cells) -> tuple[np.ndarray | None, str]:
+    """More numbers for the hover text, and the text for them; first the measured value where colour is a log."""
+    layers = [cells.matrix] if cells.scale.log else []
+    text = ""
+    for name, low, high in cells.details:
+        at = len(layers)
+        text += f"<br>{name} [%{{customdata[{at}]:.3f}}, %{{customdata[{at + 1}]:.3f}}]"
+        layers += [low, high]
+    return (np.stack(layers, axis=-1).astype(np.float32) if layers else None), text
+
+
+def _text(cells: Cells, row: int, column: int) -> str:
+    """The number of a cell: bold where the null does not explain it."""
+    value = cells.matrix[row, column]
+    if not np.isfinite(value):
+        return ""
+    text = cells.scale.text(value)
+    return f"<b>{text}</b>" if cells.chance is not None and not cells.chance[row, column] else text

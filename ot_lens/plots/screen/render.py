@@ -1,0 +1,131 @@
+"""A description as a plotly figure."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ot_lens.plots.description import Axis, Description, Panel
+from ot_lens.plots.gallery import Entry
+from ot_lens.plots.screen.cells import color_bar, heat_map
+from ot_lens.plots.screen.elements import Place, traces_of
+from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
+from ot_lens.plots.screen.text import position, title
+
+SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
+BACKGROUND = "rgba(128,128,128,0.14)"
+
+
+def draw(description: Description) -> go.Figure:
+    """Draw a description with plotly; a click on an entry of the legend hides it in every panel."""
+    frames = list(dict.fromkeys(panel.frame for panel in description.panels if panel.frame is not None))
+    panels = [p for p in description.panels if p.frame is None or p.frame == frames[0]]
+    first = description.first
+    columns = _columns(description, panels)
+    fixed = len(frames) < 2
+    axes = [_frame(panel, i, description, fixed=fixed) for i, panel in enumerate(panels)]
+    figure = empty_figure(axes, columns, row=_row(description, panels), width=2000 if columns > 3 else 1000)
+    if panels[0].cells is not None:
+        return _heat_maps(figure, panels)
+    owners: list[int] = []
+    for frame in frames or [None]:
+        here = [panel for panel in description.panels if panel.frame == frame]
+        traces = _traces(here, frame == (frames or [None])[0])
+        owners += [frame or 0] * len(traces)
+        figure.add_traces(traces)
+    if not fixed:
+        add_slider(figure, owners, frames, frames[0] if first is None else first, description.slider)
+        return figure
+    return add_legend(figure) if description.collect or panels[0].equal else figure.update_layout(showlegend=False)
+
+
+def showing(entry: Entry) -> Callable[..., go.Figure]:
+    """The function that draws a figure of the gallery."""
+
+    @wraps(entry.describe)
+    def shown(*tables: Any, **options: Any) -> go.Figure:
+        return draw(entry.describe(*tables, **{**entry.on_screen, **options}))
+
+    shown.__annotations__ = {"return": go.Figure}
+    return shown
+
+
+def _traces(panels: Sequence[Panel], first: bool) -> list[go.Scatter]:
+    """Traces of all panels at one position of the slider, each label once in the legend."""
+    traces: list[go.Scatter] = []
+    seen: set[str] = set()
+    for number, panel in enumerate(panels):
+        for element in panel.elements:
+            for trace in traces_of(element, Place(panel, number)):
+                if trace.showlegend:
+                    trace.showlegend = trace.legendgroup not in seen
+                    seen.add(trace.legendgroup)
+                traces.append(trace)
+    return traces
+
+
+def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
+    cells = [panel.cells for panel in panels if panel.cells is not None]
+    shared = all(one.scale == cells[0].scale for one in cells)
+    for index, (panel, one) in enumerate(zip(panels, cells, strict=True)):
+        bar = None if shared and index else color_bar(figure, one.scale, index, shared=shared)
+        figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
+    figure.update_layout(showlegend=False, plot_bgcolor=BACKGROUND)
+    return figure.update_layout(margin_r=70 if shared else figure.layout.margin.r)
+
+
+def _columns(description: Description, panels: Sequence[Panel]) -> int:
+    count = len(panels)
+    if description.slider:
+        return 2 if count in (2, 4) else min(count, 3)
+    return min(description.columns, count)
+
+
+def _row(description: Description, panels: Sequence[Panel]) -> int:
+    """Height of a panel in CSS pixels."""
+    cells = panels[0].cells
+    if cells is not None:
+        return FLAT if not cells.square else SQUARE if len(panels) > 1 else ONE_SQUARE
+    if panels[0].equal:
+        return EQUAL
+    return max(CURVES, round(PER_INCH * description.height)) if not description.slider else 340
+
+
+def _frame(panel: Panel, index: int, description: Description, *, fixed: bool) -> Frame:
+    if panel.cells is not None:
+        common = {"type": "category", "nticks": 16, "constrain": "domain", "showgrid": False}
+        x, y = ({"title": {"text": title(axis.title)}} | common for axis in (panel.x, panel.y))
+        y |= {"scaleanchor": f"x{index + 1}"} if panel.cells.square else {}
+        return Frame(title(panel.title), x, y)
+    x, y = _axis(panel.x, panel, fixed), _axis(panel.y, panel, fixed)
+    if panel.equal:
+        y |= {"scaleanchor": f"x{index + 1}", "scaleratio": 1}
+    if description.share == "y" and index:
+        y["showticklabels"] = False
+    return Frame(title(panel.title), x, y)
+
+
+def _axis(axis: Axis, panel: Panel, fixed: bool) -> dict[str, Any]:
+    name = axis.title.removesuffix(" (%)") if axis.scale == "share" else axis.title
+    if panel.equal and not fixed:
+        name = name.partition(" (")[0]  # the share of variance differs from frame to frame
+    look: dict[str, Any] = {"title": {"text": title(name)}}
+    if axis.scale == "log":
+        look |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+    if axis.scale == "share":
+        look |= {"tickformat": ".0%", "dtick": axis.step}
+    if axis.ticks is not None:
+        at = position(np.array([tick for tick, _ in axis.ticks]), axis.scale)
+        look |= {"tickvals": at.tolist(), "ticktext": [title(tick) for _, tick in axis.ticks], "tickangle": 0}
+    elif axis.whole:
+        look["tickformat"] = "d"
+    if axis.limits is not None and (fixed or not panel.equal):
+        ends = position(np.array(axis.limits), axis.scale)
+        ends = np.log10(ends) if axis.scale == "log" else ends
+        margin = 0.04 * (ends[1] - ends[0]) * (axis.scale == "linear" and axis.ticks is None and not panel.equal)
+        look["range"] = [float(ends[0] - margin), float(ends[1] + margin)]
+    elif axis.zero:
+        look["rangemode"] = "tozero"
+    return look
