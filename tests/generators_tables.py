@@ -132,6 +132,7 @@ def geometry(layers=8, n=128, position=-1, seed=0):
             "w2_bures": (bures, 0.7 * bures, "activation²"),
             "w2_squared": (location + bures, 0.8 * depth + 0.7 * bures, "activation²"),
             "auc_direction": (0.5 + 0.5 * depth**0.3, 0.5, "AUC"),
+            "gap": (3 * depth, 0.4, "activation"),  # as a user may register
             **{
                 f"{name}_{label}": (size * (1 + 2 * depth), size * (1.1 + 2 * depth), "dimensions")
                 for name, label, size in (

@@ -1,8 +1,11 @@
-"""Figures: what is drawn is what the tables hold, and it can be read."""
+"""Figures: descriptions hold what the tables hold, and both renderers draw them."""
 
+import io
+import re
 import subprocess
 import sys
-from itertools import combinations
+from functools import cache
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,214 +19,395 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
+import ot_lens as otl
 from ot_lens import plots
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError
-from ot_lens.plots import gallery, measures, plane, rows, style
-from ot_lens.plots.lines import cost_ticks
+from ot_lens.plots import gallery, measures, paper, rows, screen, style
+from ot_lens.plots.description import (
+    Band,
+    Cells,
+    ColorScale,
+    Curve,
+    Ellipse,
+    Line,
+    Panel,
+    Points,
+    Reference,
+)
+from ot_lens.plots.figures import (
+    ground_truth,
+    localization_controls,
+    principal_plane,
+)
+from ot_lens.plots.paper.cells import cell_edges
+from ot_lens.plots.screen.elements import band_outline
+from ot_lens.plots.screen.text import position
 from tests import generators_tables as tables_of
 
 TABLES = tables_of.tables()
+SWEEP = TABLES["localization"]
 ENTRIES = {entry.name: entry for entry in plots.GALLERY}
+ENDS = ["low", "high"]
 
 
-def drawn(figure, gid):
+def describe(name, tables=TABLES, **options):
+    needed, own = gallery.inputs(ENTRIES[name], tables)
+    return ENTRIES[name].describe(*needed, **own, **options)
+
+
+@cache
+def described(name):
+    """Made once: no test changes a description."""
+    return describe(name)
+
+
+@cache
+def on_paper(name):
+    """Drawn once: no test changes the figure."""
+    return paper.draw(described(name))
+
+
+def draw(name, tables=TABLES, **options):
+    return paper.draw(describe(name, tables), **options)
+
+
+def element(name, kind, gid):
+    """The one element of that kind and name."""
+    [found] = [e for panel in described(name).panels for e in panel.of(kind) if e.name == gid]
+    return found
+
+
+def artist(figure, gid):
     """The one artist of that gid."""
-    found = figure.findobj(lambda artist: artist.get_gid() == gid)
-    assert len(found) == 1, (gid, len(found))
-    return found[0]
+    [found] = figure.findobj(lambda a: a.get_gid() == gid)
+    return found
 
 
-def contenders():
-    return plots.contenders(measures.sweep_rows(TABLES["localization"]))
+def curve_of(table, x="layer", value="value", ends=("low", "high")):
+    """Columns of the rows, ordered by x."""
+    return table.sort_values(x)[[x, value, *ends]].to_numpy(float)
 
 
-def every(figure, prefix):
-    return figure.findobj(lambda artist: str(artist.get_gid() or "").startswith(prefix))
+def columns(curve):
+    return np.stack([curve.x, curve.value, curve.low, curve.high], axis=1)
+
+
+# ------------------------------------------------------------------ descriptions hold the tables
+
+AT_THE_END = "quantity == 'mahalanobis' and layer == 7"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "table", "query"),
+    [
+        ("w2_per_layer", "w2_bures", "geometry", "quantity == 'w2_bures'"),
+        ("effective_rank", "effective_rank_harmful", "geometry", "quantity == 'effective_rank_harmful'"),
+        ("diagnostics", "gap", "geometry", "quantity == 'gap'"),
+        ("class_angles", "class_angle_1", "class_angles", "component == 1"),
+        ("map_quality", "w2_after/mean_shift", "map_quality", "quantity == 'w2_after'"),
+        ("visibility_to_monitor", "mahalanobis/mean_shift", "visibility", AT_THE_END),
+    ],
+)  # fmt: skip
+def test_lines_and_nulls_are_those_of_the_table(name, line, table, query):
+    rows_of, x = TABLES[table].query(query), "edited_layer" if table == "visibility" else "layer"
+    rows_of = rows_of[rows_of["method"] == "mean_shift"] if "method" in rows_of else rows_of
+    value = "angle" if table == "class_angles" else "value"
+    np.testing.assert_array_equal(columns(element(name, Line, line).curve), curve_of(rows_of, x, value))
+    null = curve_of(rows_of, x, "null_mean", ("null_low", "null_high"))
+    np.testing.assert_array_equal(columns(element(name, Band, line).curve), null)
+
+
+@pytest.mark.parametrize("measure", ["refusal_rate/harmful", "kl/harmless"])
+def test_localization_curves_are_those_of_the_table(measure):
+    sweep = measures.measured(measures.sweep_rows(SWEEP), *measure.split("/"))
+    for method, k, _ in tables_of.METHODS:
+        label = style.method_mark(method, k).label
+        single = sweep[(sweep["method"] == method) & sweep["layer"].notna()]
+        single = single[single["k"].isna() if k is None else single["k"] == k]
+        line = element("localization_curves", Line, f"{measure}/{label}")
+        np.testing.assert_array_equal(columns(line.curve), curve_of(single))
+        together = element("localization_curves", Points, f"all:{measure}/{label}")
+        assert (together.curve.x > 7).all()
+
+
+def test_the_unedited_model_is_a_line_across():
+    [panel] = plots.figures.localization_curves.localization_curve(SWEEP).panels
+    assert [r.value for r in panel.of(Reference) if r.label == style.BASELINE.label] == [1.0]
+    assert panel.x.ticks[-1][1] == "all"
+
+
+def test_spectra_are_those_of_the_table():
+    for label in style.CLASSES:
+        table = (
+            TABLES["spectra"]
+            .query("layer == 3 and `class` == @label")
+            .assign(rank=lambda t: t["component"] + 1)
+        )
+        line = element("covariance_spectra", Line, f"{label}/3")
+        np.testing.assert_array_equal(columns(line.curve), curve_of(table, "rank", "eigenvalue"))
+
+
+def test_cosines_are_those_of_the_table_also_if_half_of_them_are_given():
+    table = TABLES["cosines"]
+    [cells] = described("direction_cosines").panels[0].of(Cells)
+    np.testing.assert_array_equal(
+        cells.matrix, table.pivot(index="layer_a", columns="layer_b", values="cosine")
+    )
+    half = ENTRIES["direction_cosines"].describe(table.query("layer_a <= layer_b"))
+    np.testing.assert_array_equal(half.panels[0].cells.matrix, cells.matrix)
+    ax = on_paper("direction_cosines").axes[0]
+    bold = {tuple(map(round, text.get_position())) for text in ax.texts if text.get_fontweight() == "bold"}
+    outside = table.query("cosine > null_high or cosine < null_low")[["layer_b", "layer_a"]]
+    assert bold == set(outside.itertuples(index=False, name=None)) != set()
+
+
+def test_cells_of_the_sweep_are_those_of_the_table():
+    rate = measures.sweep_rows(SWEEP).query(
+        "measure == 'refusal_rate' and prompts == 'harmful' and layer.notna()"
+    )
+    ranks = rate[rate["k"].notna()].pivot(index="k", columns="layer", values="value")
+    np.testing.assert_array_equal(described("rank_by_layer").panels[0].cells.matrix, ranks)
+    ace = SWEEP.query(
+        "method == 'ace' and measure == 'refusal_rate' and prompts == 'harmful' and `set` == 'single'"
+    )
+    [panel] = [p for p in described("strength_by_layer").panels if p.title == "ACE"]
+    np.testing.assert_array_equal(
+        panel.cells.matrix, ace.pivot(index="strength", columns="layer", values="value")
+    )
+    angles = TABLES["layer_angles"].query("`class` == 'harmful' and component == 1")
+    angles = angles.pivot(index="layer_a", columns="layer_b", values="angle")
+    np.testing.assert_array_equal(described("layer_angles").panels[0].cells.matrix, angles)
+
+
+def test_pairs_are_those_of_the_table_and_the_best_is_outlined():
+    table = SWEEP.copy()
+    wanted = (table["set"] == "pair") & (table["layers"] == "1,4") & (table["method"] == "ace")
+    table.loc[wanted, "value"] = -40.0
+    [cells] = [p.cells for p in describe("pair_matrix", {"localization": table}).panels if p.title == "ACE"]
+    assert cells.matrix[4, 1] == -40.0
+    assert np.isnan(cells.matrix[1, 4])
+    assert cells.best == (4, 1)
+    single = table.query("method == 'ace' and `set` == 'single' and measure == 'refusal_score'")
+    np.testing.assert_array_equal(np.diag(cells.matrix), single["value"])
+
+
+def test_layers_of_another_run_are_along_the_other_axis():
+    table = TABLES["run_cosines"].query("layer < 4").assign(other="theirs")
+    table.loc[(table["layer"] == 1) & (table["layer_other"] == 5), "cosine"] = -0.75
+    [panel] = ENTRIES["run_cosines"].describe(table).panels
+    assert panel.cells.shape == (8, 4)
+    assert panel.cells.matrix[5, 1] == -0.75
+    assert panel.y.title == "layer of theirs"
+
+
+def test_points_and_displacements_of_the_plane_are_those_of_the_table():
+    here, state = TABLES["plane"].query("layer == 4"), "pca_ot (k = 2)"
+    description = principal_plane.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], states=[state])
+    [panel] = [p for p in description.panels if p.frame == 4]
+    for points in panel.of(Points):
+        label, _, at = points.name.removeprefix("points:").partition("/")
+        table = here[(here["class"] == label) & (here["state"] == at)]
+        np.testing.assert_array_equal(columns(points.curve)[:, :2], table[["pc1", "pc2"]])
+        assert points.ids == tuple(table["prompt"])
+    arrows = principal_plane.displacements(here, state, most=1000)
+    before, after = (
+        here.query("`class` == 'harmful' and state == @at")[["pc1", "pc2"]].to_numpy()
+        for at in ("before", state)
+    )
+    np.testing.assert_array_equal(arrows[:, :2], before)
+    np.testing.assert_allclose(arrows[:, :2] + arrows[:, 2:], after)
+    assert len(principal_plane.displacements(here, state)) == principal_plane.MOST_ARROWS
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.1, 9), st.floats(0.1, 9), st.floats(-0.95, 0.95))
+def test_an_ellipse_is_at_the_chi_square_quantile(mean1, mean2, var1, var2, correlation):
+    cov = correlation * np.sqrt(var1 * var2)
+    matrix = ((var1, cov), (cov, var2))
+    centred = Ellipse("", "", (mean1, mean2), matrix).outline() - [mean1, mean2]
+    radii = np.einsum("pi,ij,pj->p", centred, np.linalg.inv(matrix), centred)
+    np.testing.assert_allclose(radii, stats.chi2(2).ppf(0.95), rtol=1e-7)
+
+
+def test_the_ellipse_of_a_projected_cloud_is_a_segment():
+    outline = Ellipse("", "", (1.0, 2.0), ((0.0, 0.0), (0.0, 4.0))).outline()
+    np.testing.assert_allclose(outline[:, 0], 1.0)
+    np.testing.assert_allclose(np.ptp(outline[:, 1]), 4 * np.sqrt(stats.chi2(2).ppf(0.95)), rtol=1e-3)
+
+
+def test_methods_are_compared_at_their_best_layer_and_at_all_with_intervals():
+    methods = plots.contenders(measures.sweep_rows(SWEEP))
+    for kind in ("best", "all"):
+        for method in methods:
+            values = method.best if kind == "best" else method.together
+            x, y = values["attack_success_rate/harmful"], values["exact_answer_rate/harmful"]
+            [points] = [
+                p
+                for p in described("method_comparison").panels[2].of(Points)
+                if p.name == f"{kind}:{method.mark.label}"
+            ]
+            curve = points.curve
+            ends = [curve.x, curve.x_low, curve.x_high, curve.value, curve.low, curve.high]
+            np.testing.assert_array_equal(np.ravel(ends), [*x, *y])
+            name = f"{kind}:refusal_rate/harmful/{method.mark.label}"
+            curve = element("method_intervals", Points, name).curve
+            np.testing.assert_array_equal(
+                np.ravel([curve.x, curve.x_low, curve.x_high]), values["refusal_rate/harmful"]
+            )
+
+
+def test_a_sweep_of_everything_else_gives_the_same_figures():
+    plain = tables_of.localization()
+    sweep = tables_of.with_everything_else(plain)
+    one, other = (describe("localization_curves", {"localization": table}) for table in (plain, sweep))
+    for mine, theirs in zip(one.panels, other.panels, strict=True):
+        for a, b in zip(mine.of(Line), theirs.of(Line), strict=True):
+            np.testing.assert_array_equal(columns(a.curve), columns(b.curve))
+    assert plots.contenders(measures.sweep_rows(plain)) == plots.contenders(measures.sweep_rows(sweep))
+
+
+def test_controls_are_behind_the_edit_of_their_method_and_named_in_the_caption():
+    table, label = TABLES["controls"], "PCA-OT (k = 4)"
+    own = table[(table["method"] == "pca_ot") & (table["k"] == 4)]
+    shift = element("localization_controls", Line, f"shift/{label}")
+    np.testing.assert_array_equal(columns(shift.curve), curve_of(own[own["control"] == ""]))
+    for control in ("random_subspace", "permuted_labels"):
+        band = element("localization_controls", Band, f"{control}/{label}")
+        np.testing.assert_array_equal(columns(band.curve), curve_of(own[own["control"] == control]))
+    text = localization_controls.caption(table[table["control"] != "random_subspace"])
+    assert "permuted class labels" in text
+    assert "random subspace" not in text
+    assert "4 draws" in localization_controls.caption(table)
+    without = table.query("control == ''")
+    assert not any(p.of(Band) for p in describe("localization_controls", {"controls": without}).panels)
+    assert "Hatched" not in localization_controls.caption(without)
+
+
+def test_axes_widen_for_values_beyond_their_usual_limits():
+    table = TABLES["map_quality"].copy()
+    table.loc[table["quantity"] == "cost_over_bound", ["value", "high"]] = 3.0
+    [panel] = [
+        p for p in describe("map_quality", {"map_quality": table}).panels if p.title == "cost over its bound"
+    ]
+    assert panel.y.limits == (1.0, 3.0)
+    low = {"visibility": TABLES["visibility"].assign(low=0.2)}
+    assert [p.y.limits for p in describe("visibility_to_monitor", low).panels] == [
+        None,
+        (0.2, 1.0),
+        (0.2, 1.0),
+    ]
+
+
+def test_what_is_known_is_next_to_what_was_measured():
+    behaviour, ranks, directions = described("ground_truth").panels
+    known, measured = behaviour.of(Points)
+    np.testing.assert_array_equal(known.curve.value, [1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(
+        measured.curve.value, TABLES["ground_truth"].query("part == 'behaviour'")["value"]
+    )
+    assert [name for _, name in ranks.x.ticks] == ["1", "2", "4"]
+    assert [reference.value for reference in ranks.of(Reference)] == [2.0]  # four sentences: the third rank
+    assert [reference.value for reference in directions.of(Reference)] == [4.0]
+    assert "4 categories, 4 sentences, 4 first words" in ground_truth.caption(TABLES["ground_truth"])
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([[0, 0], [1, 1], [2, 0.5]], [[0, 0], [1, 1]]),
+        ([[3, 1], [1, 1], [2, 2]], [[1, 1], [2, 2]]),
+        ([[1, 0.2], [1, 0.9]], [[1, 0.9]]),
+    ],
+)
+def test_the_front_holds_the_points_that_no_other_beats(points, front):
+    np.testing.assert_array_equal(measures.front(np.array(points, dtype=float)), front)
+
+
+def test_numbers_in_cells_have_no_negative_zero():
+    scale = ColorScale("", -9.0, 9.0)
+    assert [scale.text(value) for value in (-0.04, 0.04, -2.34)] == ["0.0", "0.0", "\u22122.3"]
+    assert ColorScale("", 0.0, 1.0, percent=True).text(0.126) == "13"
+
+
+# ------------------------------------------------------------------ both renderers draw descriptions
 
 
 def band_ends(collection):
     """Low and high of a filled band, by x."""
     xy = collection.get_paths()[0].vertices
-    return {x: (xy[xy[:, 0] == x, 1].min(), xy[xy[:, 0] == x, 1].max()) for x in np.unique(xy[:, 0])}
+    return [(xy[xy[:, 0] == x, 1].min(), xy[xy[:, 0] == x, 1].max()) for x in np.unique(xy[:, 0])]
 
 
-def draw(name, tables=TABLES, **options):
-    needed, own = gallery.inputs(ENTRIES[name], tables)
-    return ENTRIES[name].draw(*needed, **own, **options)
-
-
-# ------------------------------------------------------------------ the drawn data are the table's
-
-
-@pytest.mark.parametrize("quantity", ["w2_squared", "w2_location", "w2_bures"])
-def test_distance_line_bands_and_null_are_the_tables(quantity):
-    figure = plots.w2_per_layer(TABLES["geometry"])
-    table = TABLES["geometry"].query("quantity == @quantity").sort_values("layer")
-    x, y = drawn(figure, f"line:{quantity}").get_data()
-    np.testing.assert_array_equal(x, table["layer"])
-    np.testing.assert_array_equal(y, table["value"])
-    for gid, low, high in (("band", "low", "high"), ("null", "null_low", "null_high")):
-        ends = band_ends(drawn(figure, f"{gid}:{quantity}"))
-        np.testing.assert_allclose(list(ends.values()), table[[low, high]])
-    np.testing.assert_array_equal(drawn(figure, f"nullmean:{quantity}").get_ydata(), table["null_mean"])
-
-
-def test_shares_of_the_distance_stand_on_each_other():
-    figure = plots.w2_per_layer(TABLES["geometry"])
-    location = TABLES["geometry"].query("quantity == 'w2_location'")["value"].to_numpy()
-    bottom, top = (
-        np.array(list(band_ends(drawn(figure, f"share:w2_{part}")).values()))
-        for part in ("location", "bures")
-    )
-    np.testing.assert_allclose(bottom[:, 1], location)
-    np.testing.assert_allclose(top[:, 0], location)
-
-
-@pytest.mark.parametrize("measure", ["refusal_rate/harmful", "kl/harmless"])
-def test_localization_curves_are_the_tables(measure):
-    figure = plots.localization_curves(TABLES["localization"])
-    sweep = measures.measured(measures.sweep_rows(TABLES["localization"]), *measure.split("/"))
-    for method, k, _ in tables_of.METHODS:
-        mark = style.method_mark(method, k)
-        single = sweep[(sweep["method"] == method) & sweep["layer"].notna()]
-        single = single[single["k"].isna() if k is None else single["k"] == k].sort_values("layer")
-        x, y = drawn(figure, f"line:{measure}/{mark.label}").get_data()
-        np.testing.assert_array_equal(x, single["layer"].to_numpy(float))
-        np.testing.assert_array_equal(y, single["value"])
-        ends = band_ends(drawn(figure, f"band:{measure}/{mark.label}"))
-        np.testing.assert_allclose(list(ends.values()), single[["low", "high"]])
-
-
-def test_values_of_all_layers_stand_right_of_the_last_layer_with_their_intervals():
-    figure = plots.localization_curve(TABLES["localization"], "refusal_rate/harmful")
-    [ax] = figure.axes
-    together = TABLES["localization"].query(
-        "set == 'all' and measure == 'refusal_rate' and prompts == 'harmful'"
-    )
-    bars = np.array([bar.get_segments()[0] for bar in ax.collections if hasattr(bar, "get_segments")])
-    ends = together[["low", "high"]].to_numpy()
-    np.testing.assert_allclose(sorted(map(tuple, bars[:, :, 1])), sorted(map(tuple, ends)), atol=1e-12)
-    assert (bars[:, :, 0] > 7).all()
-    assert "all" in [tick.get_text() for tick in ax.get_xticklabels()]
-
-
-def test_baseline_is_drawn_across():
-    figure = plots.localization_curve(TABLES["localization"], "refusal_rate/harmful")
-    assert set(drawn(figure, "baseline:refusal_rate/harmful").get_ydata()) == {1.0}
-
-
-def test_spectra_are_the_tables():
-    figure = plots.covariance_spectra(TABLES["spectra"], layers=[3])
-    for label in style.CLASSES:
-        table = TABLES["spectra"][(TABLES["spectra"]["layer"] == 3) & (TABLES["spectra"]["class"] == label)]
-        x, y = drawn(figure, f"line:{label}").get_data()
-        np.testing.assert_array_equal(x, table["component"] + 1)
-        np.testing.assert_array_equal(y, table["eigenvalue"])
-        np.testing.assert_allclose(
-            list(band_ends(drawn(figure, f"band:{label}")).values()), table[["low", "high"]]
-        )
-
-
-def test_cosines_are_the_tables_and_bold_is_what_permuted_labels_do_not_explain():
-    figure = plots.direction_cosines(TABLES["cosines"])
-    ax = figure.axes[0]
-    table = TABLES["cosines"].pivot_table(index="layer_a", columns="layer_b", values="cosine")
-    np.testing.assert_array_equal(ax.images[0].get_array(), table)
-    bold = {tuple(map(round, text.get_position())) for text in ax.texts if text.get_fontweight() == "bold"}
-    outside = TABLES["cosines"].query("cosine > null_high or cosine < null_low")
-    assert bold == {(b, a) for a, b in outside[["layer_a", "layer_b"]].itertuples(index=False)} != set()
-
-
-def test_a_half_given_cosine_matrix_is_completed_by_symmetry():
-    half = TABLES["cosines"].query("layer_a <= layer_b")
-    whole = plots.direction_cosines(TABLES["cosines"]).axes[0].images[0].get_array()
-    np.testing.assert_array_equal(plots.direction_cosines(half).axes[0].images[0].get_array(), whole)
-
-
-def test_plane_points_are_the_tables():
-    figure = plots.principal_plane(
-        TABLES["plane"], TABLES["plane_ellipses"], layer=4, states=["pca_ot (k = 2)"]
-    )
-    here = TABLES["plane"].query("layer == 4")
-    for label, state in (("harmful", "before"), ("harmless", "before"), ("harmful", "pca_ot (k = 2)")):
-        table = here[(here["class"] == label) & (here["state"] == state)]
-        x, y = drawn(figure, f"points:{label}/{state}").get_data()
-        np.testing.assert_array_equal(np.stack([x, y], axis=1), table[["pc1", "pc2"]])
-
-
-def test_arrows_go_from_where_a_prompt_stood_to_where_it_is_moved():
-    here = TABLES["plane"].query("layer == 4")
-    arrows = plane.displacements(here, "pca_ot (k = 2)", most=1000)
-    before, after = (
-        here[(here["class"] == "harmful") & (here["state"] == state)][["pc1", "pc2"]].to_numpy()
-        for state in ("before", "pca_ot (k = 2)")
-    )
-    np.testing.assert_array_equal(arrows[:, :2], before)
-    np.testing.assert_allclose(arrows[:, :2] + arrows[:, 2:], after)
-    assert len(plane.displacements(here, "pca_ot (k = 2)")) == plane.MOST_ARROWS
-
-
-@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.1, 9), st.floats(0.1, 9), st.floats(-0.95, 0.95))
-def test_ellipse_lies_at_the_chi_square_quantile(mean1, mean2, var1, var2, correlation):
-    cov12 = correlation * np.sqrt(var1 * var2)
-    row = {"mean1": mean1, "mean2": mean2, "cov11": var1, "cov12": cov12, "cov22": var2}
-    centred = plane.ellipse_outline(row) - [mean1, mean2]
-    inverse = np.linalg.inv([[var1, cov12], [cov12, var2]])
-    radii = np.einsum("pi,ij,pj->p", centred, inverse, centred)
-    np.testing.assert_allclose(radii, stats.chi2(2).ppf(0.95), rtol=1e-7)
-
-
-def test_ellipse_of_a_projected_cloud_is_a_segment():
-    row = {"mean1": 1.0, "mean2": 2.0, "cov11": 0.0, "cov12": 0.0, "cov22": 4.0}
-    outline = plane.ellipse_outline(row)
-    np.testing.assert_allclose(outline[:, 0], 1.0)
-    np.testing.assert_allclose(np.ptp(outline[:, 1]), 4 * np.sqrt(stats.chi2(2).ppf(0.95)), rtol=1e-3)
-
-
-def test_comparison_shows_each_best_layer_and_all_layers_with_their_intervals():
-    figure = plots.method_comparison(TABLES["localization"])
-    right = figure.axes[2]
-    for method in contenders():
-        for kind, found in (("best", method.best), ("all", method.together)):
-            [container] = [
-                c for c in right.containers if c.lines[0].get_gid() == f"{kind}:{method.mark.label}"
-            ]
-            point = container.lines[0].get_xydata()[0]
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_paper_draws_every_element(name):
+    figure = on_paper(name)
+    for ax, panel in zip(figure.axes, described(name).on_paper, strict=False):
+        for line in panel.of(Line):
             np.testing.assert_array_equal(
-                point, [found["attack_success_rate/harmful"][0], found["exact_answer_rate/harmful"][0]]
+                artist(ax, f"line:{line.name}").get_xydata(), columns(line.curve)[:, :2]
             )
-            across, along = (bar.get_segments()[0] for bar in container.lines[2])
-            np.testing.assert_allclose(across[:, 0], found["attack_success_rate/harmful"][1:])
-            np.testing.assert_allclose(along[:, 1], found["exact_answer_rate/harmful"][1:])
+            np.testing.assert_allclose(band_ends(artist(ax, f"band:{line.name}")), columns(line.curve)[:, 2:])
+        for band in panel.of(Band):
+            np.testing.assert_allclose(band_ends(artist(ax, f"null:{band.name}")), columns(band.curve)[:, 2:])
+        for cells in panel.of(Cells):
+            np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), cells.matrix)
 
 
-def test_intervals_row_by_row_are_the_tables():
-    figure = plots.method_intervals(TABLES["localization"])
-    for row, method in enumerate(contenders()):
-        [container] = [
-            c
-            for c in figure.axes[0].containers
-            if c.lines[0].get_gid() == f"best:refusal_rate/harmful/{method.mark.label}"
-        ]
-        value, low, high = method.best["refusal_rate/harmful"]
-        np.testing.assert_allclose(container.lines[0].get_xydata()[0], [value, row - 0.16])
-        np.testing.assert_allclose(container.lines[2][0].get_segments()[0][:, 0], [low, high])
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_a_screen_draws_every_element_in_the_same_colours(name):
+    entry = ENTRIES[name]
+    needed, options = gallery.inputs(entry, TABLES)
+    description = entry.describe(*needed, **options, **entry.on_screen)
+    figure = screen.draw(description)
+    lines = [trace for trace in figure.data if trace.type == "scatter" and "markers" in trace.mode]
+    drawn = {(trace.name, np.round(np.asarray(trace.y, float), 3).tobytes()): trace for trace in lines}
+    maps = iter([trace for trace in figure.data if trace.type == "heatmap"])
+    for panel in description.panels:
+        for cells in panel.of(Cells):
+            z = np.asarray(next(maps).z, float)
+            low = cells.scale.low if cells.scale.log else -np.inf
+            np.testing.assert_allclose(
+                10**z if cells.scale.log else z, np.maximum(cells.matrix, low), rtol=1e-4
+            )
+        for e in (*panel.of(Points), *(line for line in panel.of(Line) if line.markers)):
+            y = position(e.curve.value, panel.y.scale).astype(np.float32)
+            trace = drawn[e.mark.label, np.round(y.astype(float), 3).tobytes()]
+            assert trace.marker.color == e.mark.color
+    domains = [axis["domain"] for key, axis in screen.stacked(figure).items() if re.match("yaxis", key)]
+    assert all(below[1] < above[0] for above, below in pairwise(domains))  # stacked, with a gap
 
 
-def test_a_curve_mixes_no_settings_no_controls_and_no_pairs():
-    plain = tables_of.localization()
-    chosen = measures.sweep_rows(tables_of.with_everything_else(plain))
-    assert len(chosen) == len(plain)
-    np.testing.assert_array_equal(np.sort(chosen["value"]), np.sort(plain["value"]))
+def test_a_band_on_a_screen_is_broken_where_nothing_was_measured():
+    low, high = np.array([0.0, 1, np.nan, 3, 4]), np.array([1.0, 2, np.nan, 4, 5])
+    xs, ys = band_outline(Curve(np.arange(5.0), (low + high) / 2, low, high))
+    np.testing.assert_array_equal(xs, [0, 1, 1, 0, np.nan, 3, 4, 4, 3])
+    np.testing.assert_array_equal(ys, [1, 2, 1, 0, np.nan, 4, 5, 4, 3])
 
 
-def test_where_everything_else_was_swept_the_figures_stay_the_same():
-    plain = tables_of.localization()
-    sweep = tables_of.with_everything_else(plain)
-    one, other = (plots.localization_curves(table) for table in (plain, sweep))
-    for line in every(one, "line:"):
-        np.testing.assert_array_equal(line.get_xydata(), drawn(other, line.get_gid()).get_xydata())
-    assert plots.contenders(measures.sweep_rows(plain)) == plots.contenders(measures.sweep_rows(sweep))
+def test_hover_texts_say_value_interval_and_n():
+    figure = screen.localization_curves(SWEEP)
+    ace = next(t for t in figure.data if t.name == "ACE" and t.text is not None)
+    assert re.fullmatch(
+        r"<b>ACE</b><br>layer 3<br>refuses [\d.]+ % \[[\d.]+ %, [\d.]+ %\]<br>n = 64", ace.text[3]
+    )
+
+
+def test_a_slider_shows_one_layer_at_a_time():
+    figure = screen.covariance_spectra(TABLES["spectra"], layer=3)
+    [slider] = figure.layout.sliders
+    assert slider.steps[slider.active].label == "3"
+    assert {sum(step.args[0]["visible"]) for step in slider.steps} == {4}  # a line and a band for each class
+    assert sum(trace.visible for trace in figure.data) == 4
+    plane = screen.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], layer=4)
+    assert plane.layout.yaxis.scaleanchor in {"x", "x1"}
+
+
+def test_cells_are_outlined_along_the_sides_they_do_not_share():
+    inside = np.zeros((3, 3), dtype=bool)
+    inside[1, 1] = True
+    a, b, c, d = (0.5, 0.5), (1.5, 0.5), (1.5, 1.5), (0.5, 1.5)
+    sides = {frozenset(edge) for edge in cell_edges(inside)}
+    assert sides == {frozenset(pair) for pair in ((a, b), (b, c), (c, d), (d, a))}
+    assert cell_edges(np.zeros((2, 2), dtype=bool)) == []
 
 
 # ------------------------------------------------------------------ one visual language
@@ -287,7 +471,7 @@ def test_a_label_and_its_method_have_one_mark(label, k, same):
     assert style.method_mark(label, k) == style.method_mark(*same)
 
 
-def test_an_unknown_method_keeps_its_look():
+def test_an_unknown_method_has_one_look():
     assert style.method_mark("mine") == style.method_mark("mine")
     assert style.method_mark("mine").label == "mine"
     assert (
@@ -297,19 +481,18 @@ def test_an_unknown_method_keeps_its_look():
 
 
 def test_cost_ticks_reach_the_largest_value_from_zero():
-    assert cost_ticks(0.2) == [0.0, 0.01, 0.03, 0.1]
-    assert cost_ticks(9.0) == [0.0, 0.01, 0.1, 1.0, 10.0]
+    assert measures.cost_ticks(0.2) == [0.0, 0.01, 0.03, 0.1]
+    assert measures.cost_ticks(9.0) == [0.0, 0.01, 0.1, 1.0, 10.0]
 
 
-# ------------------------------------------------------------------ one's own layout, one's own settings
+# ------------------------------------------------------------------ layouts and settings of a user
 
 
-@pytest.mark.parametrize("name", list(ENTRIES))
-def test_global_settings_stay_as_they_were(name):
+@pytest.mark.parametrize("name", ["w2_per_layer", "principal_plane", "direction_cosines"])
+def test_global_settings_are_unchanged_also_after_an_error(name):
     with mpl.rc_context({"font.size": 17.0, "axes.grid": False}):
         before = dict(mpl.rcParams)
         draw(name)
-        assert dict(mpl.rcParams) == before
         empty = {table: frame.iloc[:0] for table, frame in TABLES.items()}
         with pytest.raises(NothingToDrawError):
             draw(name, empty)
@@ -319,53 +502,47 @@ def test_global_settings_stay_as_they_were(name):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("w2_per_layer", (1, 3)),
         ("localization_curves", (4, 3)),
-        ("spectra", (2, 4)),
-        ("method_comparison", (1, 3)),
+        ("covariance_spectra", (2, 4)),
         ("method_intervals", (1, 5)),
         ("principal_plane", (2, 3)),
+        ("direction_cosines", (1, 1)),
     ],
 )
-def test_axes_of_the_callers_own_layout_are_drawn_into(name, shape):
+def test_a_figure_is_drawn_into_axes_of_the_user(name, shape):
     own = Figure(layout="constrained")
     axes = own.subfigures(1, 2)[1].subplots(*shape, squeeze=False)
-    figure = draw(name, axes=axes)
-    assert figure is own
+    assert draw(name, axes=axes) is own
     assert all(ax.has_data() for ax in axes.flat[: 5 if name == "principal_plane" else None])
-    with pytest.raises(OtLensError, match="axes given"):
-        draw(name, axes=axes.flat[:1] if axes.size > 1 else axes)
-
-
-@pytest.mark.parametrize("draw_one", [plots.direction_cosines, plots.localization_curve])
-def test_one_panel_draws_into_one_axes(draw_one):
-    own = Figure()
-    ax = own.subplots()
-    table = TABLES["cosines"] if draw_one is plots.direction_cosines else TABLES["localization"]
-    assert draw_one(table, ax=ax) is own
-    assert ax.has_data()
+    with pytest.raises(OtLensError, match="2 axes given"):
+        draw(name, axes=[own.add_subplot(), own.add_subplot()])
 
 
 def test_type_keeps_its_size_when_saved_outside_the_style(tmp_path):
-    figure = plots.w2_per_layer(TABLES["geometry"])
+    figure = draw("class_angles")
     figure.savefig(tmp_path / "figure.png")
     labels = [label for ax in figure.axes for label in (*ax.get_xticklabels(), *ax.get_yticklabels())]
     assert {label.get_fontsize() for label in labels} == {plots.STYLES["icml"].small}
     assert {label.get_fontfamily()[0] for label in labels} == {"STIXGeneral"}
 
 
-def test_importing_the_package_draws_in_no_plotting_library():
-    def loaded(statement):
-        code = f"import sys; {statement}; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
-        return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    assert loaded("import ot_lens") == "[]"
-    assert loaded("import ot_lens.plots") == "['matplotlib']"
+def test_importing_the_package_imports_no_plotting_library():
+    code = "import sys, ot_lens; before = set(sys.modules); import ot_lens.plots; after = set(sys.modules)"
+    code += "; print([[m for m in ('matplotlib', 'plotly') if m in s] for s in (before, after)])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[[], ['matplotlib']]"
 
 
-# ------------------------------------------------------------------ every shape of run
+def test_a_figure_shows_itself_in_a_notebook():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    figure = on_paper("class_angles")
+    shown, _ = InteractiveShell().display_formatter.format(figure)
+    size = Image.open(io.BytesIO(shown["image/png"])).size
+    assert size == tuple(int(150 * inches) for inches in figure.get_size_inches())
+
+
+# ------------------------------------------------------------------ every kind of run
 
 
 def ruined(tables, share=0.3):
@@ -383,16 +560,15 @@ def ruined(tables, share=0.3):
 SHAPES = {
     "one layer": tables_of.tables(layers=1),
     "one method": tables_of.tables(methods=tables_of.METHODS[:1]),
-    "a method of one's own": tables_of.tables(methods=(*tables_of.METHODS[:2], ("my_map", None, 5.0))),
+    "a registered method": tables_of.tables(methods=(*tables_of.METHODS[:2], ("my_map", None, 5.0))),
     "NaN rows": ruined(TABLES),
+    "eighty layers": tables_of.tables(layers=80),
 }
-
-
-# What a run of this shape cannot show.
+# What such a run cannot show.
 BEYOND = {
     "one layer": {"pair_matrix"},
     "one method": {"rank_by_layer"},
-    "a method of one's own": {"rank_by_layer"},
+    "a registered method": {"rank_by_layer"},
 }
 OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("localization",)]
 
@@ -401,15 +577,18 @@ OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("local
     ("name", "shape"),
     [(name, shape) for shape in SHAPES for name in (OF_THE_SWEEP if "method" in shape else ENTRIES)],
 )
-def test_every_shape_of_run_is_drawn(name, shape):
+def test_every_kind_of_run_is_drawn(name, shape):
     if name in BEYOND.get(shape, ()):
         with pytest.raises(NothingToDrawError):
-            draw(name, SHAPES[shape])
+            describe(name, SHAPES[shape])
         return
-    assert any(ax.has_data() for ax in draw(name, SHAPES[shape]).axes)
+    if shape != "eighty layers":  # drawn in test_plots_on_paper.py
+        assert any(ax.has_data() for ax in draw(name, SHAPES[shape]).axes)
+    if shape != "NaN rows":
+        assert len(ENTRIES[name].show(*gallery.inputs(ENTRIES[name], SHAPES[shape])[0]).data) > 0
 
 
-def test_a_point_between_missing_ones_is_seen():
+def test_a_point_between_missing_ones_has_a_bar():
     sweep = tables_of.localization()
     here = (sweep["measure"] == "refusal_rate") & (sweep["method"] == "ace") & (sweep["prompts"] == "harmful")
     sweep.loc[here & sweep["layer"].notna() & (sweep["layer"] != 3), ["value", "low", "high"]] = np.nan
@@ -420,88 +599,81 @@ def test_a_point_between_missing_ones_is_seen():
     assert 3.0 in bars
 
 
-def test_one_prompt_a_class_is_drawn_without_ellipses():
-    points, ellipses = TABLES["plane"].query("prompt == 0"), TABLES["plane_ellipses"].copy()
+def test_one_prompt_per_class_is_drawn_without_ellipses():
+    points, ellipses = TABLES["plane"].query("prompt == 0"), TABLES["plane_ellipses"].assign(n=1)
     ellipses[["cov11", "cov12", "cov22"]] = np.nan
-    figure = plots.principal_plane(points, ellipses.assign(n=1))
-    plots.plane_by_depth(points, ellipses.assign(n=1)).draw_without_rendering()
-    figure.draw_without_rendering()
-    assert every(figure, "ellipse:") == []
-    assert every(figure, "points:") != []
+    description = principal_plane.principal_plane(points, ellipses)
+    assert not any(panel.of(Ellipse) for panel in description.panels)
+    assert all(panel.of(Points) for panel in description.panels)
+    paper.draw(description).draw_without_rendering()
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [(TABLES["geometry"].iloc[:0], "is empty"), (TABLES["spectra"], "no column")],
-)
-def test_a_table_that_cannot_be_drawn_says_so(table, message):
-    with pytest.raises(TableError, match=message):
-        plots.w2_per_layer(table)
+def test_an_empty_table_and_one_of_missing_values_have_nothing_to_draw():
+    for entry in plots.GALLERY:
+        needed = [TABLES[name] for name in entry.tables]
+        measured = ("value", "angle", "cosine", "pc1", "eigenvalue")
+        blank = [table.assign(**{c: np.nan for c in measured if c in table}) for table in needed]
+        for tables in ([table.iloc[:0] for table in needed], blank):
+            with pytest.raises(NothingToDrawError):
+                entry.describe(*tables)
 
 
-def test_unknown_names_are_answered_with_the_known_ones(tmp_path):
+def test_errors_name_what_is_missing_and_what_is_known(tmp_path):
+    with pytest.raises(TableError, match="edited_layer"):
+        plots.visibility_to_monitor(TABLES["visibility"].drop(columns="edited_layer"))
     with pytest.raises(OtLensError, match="icml, neurips, wide"):
         plots.draw_all(TABLES, tmp_path, style="nature")
     with pytest.raises(OtLensError, match="png, pdf, svg"):
         plots.draw_all(TABLES, tmp_path, formats=("gif",))
     with pytest.raises(OtLensError, match="kl/harmless"):
-        plots.localization_curve(TABLES["localization"], "asr")
-    with pytest.raises(TableError, match="layer 99 is not in the plane table"):
+        plots.localization_curve(SWEEP, "asr")
+    with pytest.raises(TableError, match="99"):
         plots.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], layer=99)
-    with pytest.raises(TableError, match="position 5 is not in the table"):
+    with pytest.raises(TableError, match="5"):
         plots.w2_per_layer(TABLES["geometry"], position=5)
+    with pytest.raises(NothingToDrawError, match="sets: "):
+        plots.pair_matrix(tables_of.localization())
+    with pytest.raises(NothingToDrawError, match="two strengths"):
+        plots.strength_by_layer(tables_of.localization())
 
 
-def test_a_contender_holds_the_values_of_each_of_its_layers():
-    single = measures.single_layers(measures.sweep_rows(TABLES["localization"]))
-    scores = single[(single["measure"] == "refusal_score") & (single["method"] == "ace")]
-    [ace] = [method for method in contenders() if method.mark.label == style.METHODS["ace"].label]
-    found = [(layer, *held["refusal_score/harmful"]) for layer, held in ace.layers.items()]
-    np.testing.assert_array_equal(found, scores[["layer", "value", "low", "high"]].to_numpy(float))
+# ------------------------------------------------------------------ registered figures
+
+
+def test_a_registered_figure_is_drawn_with_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "GALLERY", list(plots.GALLERY))
+
+    def norms(geometry):
+        line = Line("norm", style.PARTS["w2_squared"], rows.curve(geometry.query("quantity == 'gap'")))
+        return plots.Description(
+            (Panel("norms", plots.description.LAYER, plots.description.Axis("norm"), (line,)),)
+        )
+
+    otl.register_figure("norms", norms, tables=("geometry",), title="Norms", caption="What norms are.")
+    result = plots.draw_all({"geometry": TABLES["geometry"]}, tmp_path, formats=("svg",))
+    assert tmp_path / "norms.svg" in list(result)
+    assert (tmp_path / "norms.txt").read_text() == "What norms are.\n"
+    assert len(gallery.entry_named("norms").show(TABLES["geometry"]).data) == 2
+    with pytest.raises(OtLensError, match="w2_per_layer"):
+        otl.register_figure("w2_per_layer", norms, tables=("geometry",), title="Mine")
+    with pytest.raises(OtLensError, match="a/b"):
+        otl.register_figure("a/b", norms, tables=("geometry",), title="Mine")
 
 
 # ------------------------------------------------------------------ files
 
 
 @pytest.fixture(scope="module")
-def on_paper(tmp_path_factory):
+def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     return folder, plots.draw_all(TABLES, folder, formats=("pdf",))
 
 
-def test_every_figure_is_written_with_a_caption_beside_it(on_paper):
-    folder, result = on_paper
+def test_every_figure_is_written_with_its_caption(written):
+    folder, result = written
     expected = {folder / f"{name}.{suffix}" for name in ENTRIES for suffix in ("pdf", "txt")}
     assert set(result) == expected == set(folder.iterdir())
     assert dict(result.skipped) == {}
-
-
-def test_bitmaps_have_three_hundred_dots_an_inch_and_the_venues_width(tmp_path):
-    plots.draw_all({name: TABLES[name] for name in ("geometry", "cosines")}, tmp_path, formats=("png",))
-    for name, inches in (("w2_per_layer", 6.75), ("direction_cosines", 3.25)):
-        with Image.open(tmp_path / f"{name}.png") as image:
-            assert image.width == round(inches * 300)
-
-
-def test_fonts_are_embedded_as_truetype(on_paper, tmp_path):
-    folder, _ = on_paper
-    for path in folder.glob("*.pdf"):
-        content = path.read_bytes()
-        assert b"/Type3" not in content
-        assert b"/FontFile2" in content
-    draw("w2_per_layer").savefig(tmp_path / "plain.pdf")  # what matplotlib does by itself
-    assert b"/Type3" in (tmp_path / "plain.pdf").read_bytes()
-
-
-def test_the_same_figure_gives_the_same_bytes(on_paper, tmp_path):
-    folder, _ = on_paper
-    plots.draw_all({"geometry": TABLES["geometry"]}, tmp_path, formats=("pdf",))
-    again = tmp_path / "w2_per_layer.pdf"
-    assert again.read_bytes() == (folder / "w2_per_layer.pdf").read_bytes()
-
-
-def test_captions_say_how_many_prompts_and_what_the_bands_are(on_paper):
-    folder, _ = on_paper
     for name in ENTRIES:
         text = (folder / f"{name}.txt").read_text(encoding="utf-8")
         assert "n = " in text, name
@@ -510,20 +682,39 @@ def test_captions_say_how_many_prompts_and_what_the_bands_are(on_paper):
     assert "128" in (folder / "w2_per_layer.txt").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_drawn_is_skipped_and_named(tmp_path):
-    some = {"cosines": TABLES["cosines"], "geometry": TABLES["geometry"].iloc[:0]}
+def test_bitmaps_have_300_dots_per_inch_and_the_width_of_the_venue(tmp_path):
+    plots.draw_all({name: TABLES[name] for name in ("class_angles", "cosines")}, tmp_path, formats=("png",))
+    for name, inches in (("class_angles", 6.75), ("direction_cosines", 3.25)):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width == round(inches * 300)
+
+
+def test_fonts_are_embedded_as_truetype(written, tmp_path):
+    for path in written[0].glob("*.pdf"):
+        content = path.read_bytes()
+        assert b"/Type3" not in content
+        assert b"/FontFile2" in content
+    draw("class_angles").savefig(tmp_path / "plain.pdf")  # matplotlib's default
+    assert b"/Type3" in (tmp_path / "plain.pdf").read_bytes()
+
+
+def test_the_same_tables_give_the_same_bytes(written, tmp_path):
+    plots.draw_all({"class_angles": TABLES["class_angles"]}, tmp_path, formats=("pdf",))
+    assert (tmp_path / "class_angles.pdf").read_bytes() == (written[0] / "class_angles.pdf").read_bytes()
+
+
+def test_figures_that_cannot_be_drawn_are_skipped_with_the_reason(tmp_path):
+    broken = TABLES["geometry"].drop(columns="value")
+    some = {"cosines": TABLES["cosines"], "geometry": broken, "spectra": TABLES["spectra"].iloc[:0]}
     result = plots.draw_all(some, tmp_path, formats=("png",), about="Model m, seed 7.")
     assert (tmp_path / "direction_cosines.txt").read_text().endswith("both classes. Model m, seed 7.\n")
     assert {path.name for path in result} == {"direction_cosines.png", "direction_cosines.txt"}
-    assert result.skipped["w2_per_layer"] == "the geometry table is empty"
-    assert result.skipped["localization_curves"] == "the localization table is missing"
+    for name, reason in (
+        ("w2_per_layer", "value"),
+        ("covariance_spectra", "empty"),
+        ("map_quality", "missing"),
+    ):
+        assert reason in result.skipped[name]
     assert set(result.skipped) == set(ENTRIES) - {"direction_cosines"}
     assert isinstance(result[0], Path)
     assert len(result) == 2
-
-
-def test_a_broken_table_does_not_stop_the_other_figures(tmp_path):
-    tables = {"cosines": TABLES["cosines"], "geometry": TABLES["geometry"].drop(columns="value")}
-    result = plots.draw_all(tables, tmp_path, formats=("svg",))
-    assert "has no column value" in result.skipped["w2_per_layer"]
-    assert (tmp_path / "direction_cosines.svg").is_file()

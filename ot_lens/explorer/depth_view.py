@@ -1,9 +1,7 @@
 """The strip along the depth: one measure at every layer, both edits with their band, controls behind."""
 
 from dataclasses import replace
-from html import unescape
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
@@ -14,14 +12,13 @@ from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import localization_curve
-from ot_lens.plots.curve_panels import curve_figure
-from ot_lens.plots.measures import Measure, extent, measure_named, sweep_rows
-from ot_lens.plots.panels import CurvePanel, Series, null_of
-from ot_lens.plots.rows import Curve, curve, marked_methods, numbers
-from ot_lens.plots.screen.panels import Panel, measure_axis, panel_figure, plain
-from ot_lens.plots.screen.traces import band, hover_text, line, null_band, on_cost_scale
-from ot_lens.plots.style import BASELINE, CONTROLS, Mark
+from ot_lens.plots import diagnostics, localization_curve, screen
+from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
+from ot_lens.plots.figures.diagnostics import quantity_panel
+from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.rows import curve, marked_methods, numbers, some, unit_of
+from ot_lens.plots.screen.text import interval
+from ot_lens.plots.style import BASELINE, CONTROLS
 from ot_lens.tables import baseline_of, controls_of, edits_of, measured, select, single_layers
 
 GEOMETRY = "geometry/"
@@ -33,52 +30,11 @@ def quantity_of(measure: str) -> str | None:
     return measure.removeprefix(GEOMETRY) if measure.startswith(GEOMETRY) else None
 
 
-def quantity_rows(geometry: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Rows of one quantity.
-
-    Raises:
-        NothingToDrawError: There is none.
-    """
-    rows = geometry[geometry["quantity"].eq(quantity)]
-    if not np.isfinite(numbers(rows["value"])).any():
-        raise NothingToDrawError(f"the geometry table holds no {quantity}")
-    return rows
-
-
-def quantity_by_layer(geometry: pd.DataFrame, quantity: str, *, style: str = "icml") -> Figure:
-    """One quantity of the geometry table by layer, with interval and null band.
-
-    Args:
-        geometry: The table of `diagnose`.
-        quantity: Its name in the table.
-        style: "icml", "neurips" or "wide".
-
-    Raises:
-        NothingToDrawError: The table holds no such quantity.
-    """
-    rows, mark = quantity_rows(geometry, quantity), _mark(quantity)
-    series = (Series(quantity, mark, curve(rows)),)
-    panel = CurvePanel(mark.label, _axis_title(rows, quantity), series, null_of(rows, quantity))
-    return curve_figure([panel], style=style, columns=1)
-
-
-def _mark(quantity: str) -> Mark:
-    return Mark(quantity.replace("_", " "), "#7B5AA6", "circle")
-
-
-def _unit(rows: pd.DataFrame) -> str:
-    return str(rows["unit"].iloc[0]) if "unit" in rows else ""
-
-
-def _axis_title(rows: pd.DataFrame, quantity: str) -> str:
-    unit = _unit(rows)
-    return quantity.replace("_", " ") + (f" ({unit})" if unit else "")
-
-
 def _tables(run: OpenRun, state: State) -> Tables:
     quantity = quantity_of(state.measure)
     if quantity is not None:
-        return {"geometry": quantity_rows(run.table("geometry"), quantity)}
+        rows = select(run.table("geometry"), quantity=quantity)
+        return {"geometry": some(rows, f"{quantity} in the geometry")}
     if not state.measure:
         raise NothingToDrawError("this run has neither a sweep nor a geometry table")
     return {"localization": sweep_rows_of(run, state, state.keys)}
@@ -92,21 +48,15 @@ def _kept(tables: Tables, run: OpenRun, state: State) -> go.Figure:
 
 def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
     layers = Choices(run).layers
-    x = {
-        "range": [layers[0] - 0.5, layers[-1] + 0.5],
-        "showticklabels": False,
-        "ticks": "",
-        "showgrid": False,
-    }
+    x = replace(LAYER, title="", limits=(layers[0] - 0.5, layers[-1] + 0.5))
     if "geometry" in tables:
-        rows, quantity = tables["geometry"], quantity_of(state.measure) or ""
-        figure = panel_figure([Panel("", x, {"title": {"text": plain(_unit(rows))}})], columns=1, row=STRIP)
-        return _strip(figure.add_traces(_quantity_traces(rows, quantity)))
+        rows = tables["geometry"]
+        panel = quantity_panel(rows, quantity_of(state.measure) or "")
+        return _strip(replace(panel, title="", x=x, y=Axis(unit_of(rows, ""))))
     sweep, measure = tables["localization"], measure_named(state.measure)
     real = _real_rows(run, state)
-    ends = extent(edits_of(real), measure)
-    figure = panel_figure([Panel("", x, measure_axis(measure, "", ends))], columns=1, row=STRIP)
-    return _strip(figure.add_traces(_sweep_traces(sweep, real, measure, layers, state)))
+    y = axis_of(measure, extent(edits_of(real), measure), "")
+    return _strip(Panel("", x, y, tuple(_elements(sweep, real, measure, state))))
 
 
 def _real_rows(run: OpenRun, state: State) -> pd.DataFrame:
@@ -115,53 +65,27 @@ def _real_rows(run: OpenRun, state: State) -> pd.DataFrame:
     return run.memory.get(key, lambda: sweep_rows(sweep_rows_of(run, state, state.keys)))
 
 
-def _strip(figure: go.Figure) -> go.Figure:
+def _strip(panel: Panel) -> go.Figure:
     """A click or a drag across the strip chooses layers."""
+    figure = screen.draw(Description((panel,), columns=1))
+    look = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yref": "paper", "yanchor": "bottom"}
     figure.update_layout(margin={"l": 64, "r": 14, "t": 26, "b": 6}, height=STRIP + 32, dragmode="select")
-    look = {
-        "orientation": "h",
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "font": {"size": 12},
-    }
-    figure.update_layout(selectdirection="h", clickmode="event", legend=look, hovermode="x unified")
+    figure.update_layout(meta=dict(figure.layout.meta) | {"row": STRIP, "below": 0})
+    figure.update_layout(selectdirection="h", clickmode="event", hovermode="x unified")
+    figure.update_layout(legend=look | {"font": {"size": 12}})
+    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False)
     return figure.update_yaxes(automargin=False, nticks=4)
 
 
-def _quantity_traces(rows: pd.DataFrame, quantity: str) -> list[go.Scatter]:
-    mark = _mark(quantity)
-    hover = hover_text(mark.label, rows.sort_values("layer", kind="stable"))
-    traces = [trace for null in null_of(rows, quantity) for trace in null_band(null.curve, 0, legend=True)]
-    return [*traces, band(curve(rows), mark.color, 0, mark.label), line(curve(rows), mark, 0, hover)]
-
-
-def _sweep_traces(
-    sweep: pd.DataFrame, real: pd.DataFrame, measure: Measure, layers: list[int], state: State
-) -> list[go.Scatter]:
+def _elements(
+    sweep: pd.DataFrame, real: pd.DataFrame, measure: Measure, state: State
+) -> list[Band | Reference | Line]:
     rows = measured(real, measure.name, measure.prompts)
-    traces = _controls(sweep, measure, state) + _baseline(baseline_of(rows), measure, layers)
-    for mark, part in marked_methods(single_layers(rows)):
-        drawn = _scaled(curve(part), measure)
-        ordered = part.sort_values("layer", kind="stable")
-        hover = hover_text(mark.label, ordered, share=measure.scale == "share")
-        traces += [band(drawn, mark.color, 0, mark.label), line(drawn, mark, 0, hover)]
-    return traces
-
-
-def _scaled(drawn: Curve, measure: Measure) -> Curve:
-    return on_cost_scale(drawn) if measure.scale == "cost" else drawn
-
-
-def _baseline(rows: pd.DataFrame, measure: Measure, layers: list[int]) -> list[go.Scatter]:
-    if rows.empty:
-        return []
-    span = np.array([layers[0] - 0.5, layers[-1] + 0.5])
-    flat = _scaled(Curve(span, *(np.full(2, numbers(rows["value"])[0]) for _ in range(3))), measure)
-    look = {"color": BASELINE.color, "dash": BASELINE.plotly_dash, "width": 1.5}
+    baseline = numbers(baseline_of(rows)["value"])[:1]
     return [
-        go.Scatter(x=flat.x, y=flat.value, mode="lines", name=BASELINE.label, line=look, hoverinfo="skip")
+        *_controls(sweep, measure, state),
+        *(Reference(float(value), BASELINE.label, mark=BASELINE) for value in baseline),
+        *(Line(mark.label, mark, curve(own)) for mark, own in marked_methods(single_layers(rows))),
     ]
 
 
@@ -184,34 +108,29 @@ def control_range(sweep: pd.DataFrame, measure: Measure, key: str, kind: str) ->
     return found, int(ends["size"].min())
 
 
-def _controls(sweep: pd.DataFrame, measure: Measure, state: State) -> list[go.Scatter]:
-    """Where edits that know nothing of the classes land: the range of the first edit's controls."""
-    traces: list[go.Scatter] = []
+def _controls(sweep: pd.DataFrame, measure: Measure, state: State) -> list[Band]:
+    """Where edits that ignore the classes land: the range of the first edit's controls."""
+    bands = []
     for kind, mark in CONTROLS.items():
-        found = control_range(sweep, measure, state.ot, kind)
-        if found is not None:
-            drawn, draws = found
-            look = replace(mark, label=f"{mark.label} ({draws} draws)")
-            traces += null_band(_scaled(drawn, measure), 0, legend=True, mark=look)
-    return traces
+        limits = control_range(sweep, measure, state.ot, kind)
+        if limits is not None:
+            drawn, draws = limits
+            bands.append(Band(kind, replace(mark, label=f"{mark.label} ({draws} draws)"), drawn))
+    return bands
 
 
 def _paper(tables: Tables, _run: OpenRun, state: State) -> Figure:
     quantity = quantity_of(state.measure)
     if quantity is not None:
-        return quantity_by_layer(tables["geometry"], quantity, style=PAPER_STYLE)
+        return diagnostics(tables["geometry"], quantity=quantity, style=PAPER_STYLE)
     return localization_curve(tables["localization"], state.measure, style=PAPER_STYLE)
 
 
 def _code(run: OpenRun, state: State) -> str:
     quantity = quantity_of(state.measure)
     if quantity is not None:
-        imports = (
-            "import pandas as pd",
-            "from ot_lens import plots",
-            "from ot_lens.explorer.depth_view import quantity_by_layer",
-        )
-        draw = f'figure = quantity_by_layer(geometry, {quantity!r}, style="{PAPER_STYLE}")'
+        imports = ("import pandas as pd", "from ot_lens import plots")
+        draw = f'figure = plots.diagnostics(geometry, quantity={quantity!r}, style="{PAPER_STYLE}")'
         return program(run, "depth", imports, [table("geometry"), draw])
     draw = f'figure = plots.localization_curve(localization, {state.measure!r}, style="{PAPER_STYLE}")'
     return program(run, "depth", SWEEP_IMPORTS, [*sweep_lines(run, state, state.keys), draw])
@@ -223,12 +142,14 @@ def reading(run: OpenRun, state: State) -> str:
         return ""
     measure = measure_named(state.measure)
     rows = measured(_real_rows(run, state), measure.name, measure.prompts)
-    parts = []
-    for mark, part in marked_methods(single_layers(rows)):
-        here = part[part["layer"].eq(state.layer)]
-        texts = hover_text(mark.label, here, share=measure.scale == "share")
-        parts += [unescape(text.replace("<br>", " ", 1).replace("<br>", ", ")) for text in texts]
-    return f"Layer {state.layer}: {'; '.join(parts)}." if parts else ""
+    texts = []
+    for mark, own in marked_methods(single_layers(rows)):
+        here = curve(select(own, layer=state.layer))
+        n = here.n if here.n is not None else here.value
+        for value, low, high, count in zip(here.value, here.low, here.high, n, strict=True):
+            text = interval(value, low, high, "share" if measure.scale == "share" else "linear")
+            texts.append(f"{mark.label} {text}, n = {count:.0f}")
+    return f"Layer {state.layer}: {'; '.join(texts)}." if texts else ""
 
 
 def _note(run: OpenRun, state: State) -> str:

@@ -12,7 +12,6 @@ from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import GALLERY
 from ot_lens.plots.gallery import Entry, inputs
-from ot_lens.plots.screen import SCREEN
 
 # These have their own views, which follow the chosen layer and edits.
 ELSEWHERE = (
@@ -21,14 +20,14 @@ ELSEWHERE = (
     "principal_plane",
     "w2_per_layer",
     "direction_cosines",
-    "spectra",
+    "covariance_spectra",
 )
 
 
 def gallery_views() -> Iterator[View]:
-    """One view for each other figure that exists for the screen."""
+    """One view for each other figure."""
     for entry in GALLERY:
-        if entry.name not in ELSEWHERE and entry.name in SCREEN:
+        if entry.name not in ELSEWHERE:
             yield _view(entry)
 
 
@@ -48,7 +47,7 @@ def _view(entry: Entry) -> View:
         return needed
 
     def screen(found: Tables, run: OpenRun, _state: State) -> go.Figure:
-        return SCREEN[entry.name](*found.values(), **inputs(entry, run.tables)[1])
+        return entry.show(*found.values(), **inputs(entry, run.tables)[1])
 
     def paper(found: Tables, run: OpenRun, _state: State) -> Figure:
         return entry.draw(*found.values(), style=PAPER_STYLE, **inputs(entry, run.tables)[1])

@@ -10,8 +10,8 @@ from ot_lens.explorer.code import program, table
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import covariance_spectra, direction_cosines, w2_per_layer
-from ot_lens.plots.screen import SCREEN
+from ot_lens.plots import covariance_spectra, direction_cosines, screen, w2_per_layer
+from ot_lens.plots.gallery import entry_named
 
 IMPORTS = ("import pandas as pd", "from ot_lens import plots")
 
@@ -28,8 +28,8 @@ def _whole(
     def tables(run: OpenRun, _state: State) -> Tables:
         return {source: run.table(source)}
 
-    def screen(found: Tables, _run: OpenRun, _state: State) -> go.Figure:
-        return SCREEN[draw.__name__](found[source])
+    def on_screen(found: Tables, _run: OpenRun, _state: State) -> go.Figure:
+        return entry_named(draw.__name__).show(found[source])
 
     def paper(found: Tables, _run: OpenRun, _state: State) -> Figure:
         return draw(found[source], style=PAPER_STYLE)
@@ -38,7 +38,7 @@ def _whole(
         line = f'figure = plots.{draw.__name__}({source}, style="{PAPER_STYLE}")'
         return program(run, name, IMPORTS, [table(source), line])
 
-    return View(name, title, lead, (), tables, screen, paper, code, _no_note, **options)
+    return View(name, title, lead, (), tables, on_screen, paper, code, _no_note, **options)
 
 
 def _spectra(run: OpenRun, state: State) -> Tables:
@@ -50,7 +50,7 @@ def _spectra(run: OpenRun, state: State) -> Tables:
 
 
 def _spectra_screen(tables: Tables, _run: OpenRun, state: State) -> go.Figure:
-    return SCREEN["spectra"](tables["spectra"], layer=state.layer)
+    return screen.covariance_spectra(tables["spectra"], layer=state.layer)
 
 
 def _spectra_paper(tables: Tables, _run: OpenRun, state: State) -> Figure:

@@ -11,9 +11,9 @@ from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.geometry import principal_plane
 from ot_lens.plots import principal_plane as paper_plane
-from ot_lens.plots.plane import BEFORE, states_of
-from ot_lens.plots.screen import SCREEN
-from ot_lens.plots.screen.traces import axes_of
+from ot_lens.plots import screen
+from ot_lens.plots.figures.principal_plane import BEFORE, states_of
+from ot_lens.plots.screen.elements import axes_of
 
 HIGHLIGHT = "highlight"
 
@@ -91,7 +91,7 @@ def plane_note(run: OpenRun, state: State) -> str:
 
 
 def _screen(tables: Tables, _run: OpenRun, state: State) -> go.Figure:
-    figure = SCREEN["principal_plane"](tables["plane"], tables["plane_ellipses"], layer=state.layer)
+    figure = screen.principal_plane(tables["plane"], tables["plane_ellipses"], layer=state.layer)
     for panel in range(max(1, len(states_of(tables["plane"])))):
         figure.add_trace(_highlight(panel))
     return figure

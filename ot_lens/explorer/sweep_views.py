@@ -11,9 +11,8 @@ from ot_lens.explorer.code import SWEEP_IMPORTS, program, sweep_lines, sweep_set
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import localization_curves, method_intervals
+from ot_lens.plots import localization_curves, method_intervals, screen
 from ot_lens.plots.rows import checked
-from ot_lens.plots.screen import SCREEN
 from ot_lens.tables import single_layers, with_baseline
 
 
@@ -40,7 +39,7 @@ def _chosen(run: OpenRun, state: State) -> Tables:
 
 
 def _localization_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
-    return SCREEN["localization_curves"](tables["localization"])
+    return screen.localization_curves(tables["localization"])
 
 
 def _localization_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:
@@ -60,7 +59,7 @@ def _at_layer(run: OpenRun, state: State) -> Tables:
 
 
 def _methods_screen(tables: Tables, _run: OpenRun, _state: State) -> go.Figure:
-    return SCREEN["method_intervals"](tables["localization"])
+    return screen.method_intervals(tables["localization"])
 
 
 def _methods_paper(tables: Tables, _run: OpenRun, _state: State) -> Figure:

@@ -1,7 +1,8 @@
 """What a figure shows, as data: panels with axes and elements. Two renderers draw any description.
 
-`ot_lens.plots.paper` draws with matplotlib, `ot_lens.plots.screen` with plotly. A description holds values in the
-units of the table; each renderer scales them (see `Axis.scale`), chooses sizes, and collects the legend.
+`ot_lens.plots.paper` draws with matplotlib, `ot_lens.plots.screen` with plotly. A description holds values
+in the units of the table; each renderer scales them (see `Axis.scale`), chooses sizes and collects the
+legend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -195,7 +196,8 @@ class Ellipse:
     def outline(self, level: float = LEVEL, points: int = 120) -> Float[np.ndarray, "points 2"]:
         """Points of the outline; a singular covariance, such as the one a projection leaves, gives a segment.
 
-        The squared Mahalanobis radius is the chi-square quantile with two degrees of freedom, -2 log(1 - level).
+        The squared Mahalanobis radius is the chi-square quantile with two degrees of freedom,
+        -2 log(1 - level).
         """
         values, vectors = np.linalg.eigh(np.array(self.cov, dtype=np.float64))
         angle = np.linspace(0.0, 2 * np.pi, points)
@@ -340,7 +342,7 @@ class Description:
     Attributes:
         panels: At least one.
         columns: Panels in a row.
-        height: Height of a panel on paper in inches (at a text width of 6.75 inches), unless its shape is fixed.
+        height: Height of a panel on paper in inches at a text width of 6.75 inches, if its shape is free.
         keys: More entries of the legend.
         legend: "below"; "columns" (one above each column, with the panel's title as its heading).
         collect: Whether elements get entries in the legend.

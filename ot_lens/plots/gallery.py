@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -79,29 +80,35 @@ class Entry:
         return draw(self.describe(*tables, **self.on_screen, **options))
 
 
-# The only list of figures: name, title, tables, describe, caption.
+def _entry(module: ModuleType, title: str, *tables: str, **on_screen: Any) -> Entry:
+    """The figure of a file: file, function and figure have one name."""
+    name = module.__name__.rpartition(".")[2]
+    return Entry(name, title, tables, getattr(module, name), module.caption, on_screen)
+
+
+# The only list of figures: file, title, tables, options for screens.
 GALLERY: list[Entry] = [
-    Entry("localization_curves", "Where refusal lives", ("localization",), localization_curves.localization_curves, localization_curves.caption, {"by_family": False}),
-    Entry("localization_controls", "Against edits that ignore the classes", ("controls",), localization_controls.localization_controls, localization_controls.caption),
-    Entry("pair_matrix", "Pairs of layers", ("localization",), pair_matrix.pair_matrix, pair_matrix.caption),
-    Entry("rank_by_layer", "Rank of the transport by layer", ("localization",), rank_by_layer.rank_by_layer, rank_by_layer.caption),
-    Entry("strength_by_layer", "Strength of the edit by layer", ("localization",), strength_by_layer.strength_by_layer, strength_by_layer.caption),
-    Entry("method_comparison", "What it costs", ("localization",), method_comparison.method_comparison, method_comparison.caption),
-    Entry("method_intervals", "Methods side by side", ("localization",), method_intervals.method_intervals, method_intervals.caption),
-    Entry("principal_plane", "Transport against projection", ("plane", "plane_ellipses"), principal_plane.principal_plane, principal_plane.caption),
-    Entry("plane_by_depth", "Transport against projection over the depth", ("plane", "plane_ellipses"), plane_by_depth.plane_by_depth, plane_by_depth.caption),
-    Entry("map_quality", "Quality of the maps", ("map_quality",), map_quality.map_quality, map_quality.caption),
-    Entry("visibility_to_monitor", "Visibility to a monitor", ("visibility",), visibility_to_monitor.visibility_to_monitor, visibility_to_monitor.caption),
-    Entry("w2_per_layer", "Distance between the classes", ("geometry",), w2_per_layer.w2_per_layer, w2_per_layer.caption),
-    Entry("effective_rank", "Dimensions of the classes", ("geometry",), effective_rank.effective_rank, effective_rank.caption),
-    Entry("covariance_spectra", "Covariance spectra", ("spectra",), covariance_spectra.covariance_spectra, covariance_spectra.caption),
-    Entry("spectra_by_depth", "Covariance spectra over the depth", ("spectra",), spectra_by_depth.spectra_by_depth, spectra_by_depth.caption),
-    Entry("direction_cosines", "Refusal direction across layers", ("cosines",), direction_cosines.direction_cosines, direction_cosines.caption),
-    Entry("run_cosines", "Refusal direction against another run", ("run_cosines",), run_cosines.run_cosines, run_cosines.caption),
-    Entry("class_angles", "Angles between the classes", ("class_angles",), class_angles.class_angles, class_angles.caption),
-    Entry("layer_angles", "Angles between layers", ("layer_angles",), layer_angles.layer_angles, layer_angles.caption),
-    Entry("ground_truth", "Known by construction and measured", ("ground_truth",), ground_truth.ground_truth, ground_truth.caption),
-    Entry("diagnostics", "Registered diagnostics", ("geometry",), diagnostics.diagnostics, diagnostics.caption),
+    _entry(localization_curves, "Where refusal lives", "localization", by_family=False),
+    _entry(localization_controls, "Against edits that ignore the classes", "controls"),
+    _entry(pair_matrix, "Pairs of layers", "localization"),
+    _entry(rank_by_layer, "Rank of the transport by layer", "localization"),
+    _entry(strength_by_layer, "Strength of the edit by layer", "localization"),
+    _entry(method_comparison, "What it costs", "localization"),
+    _entry(method_intervals, "Methods side by side", "localization"),
+    _entry(principal_plane, "Transport against projection", "plane", "plane_ellipses", slider=True),
+    _entry(plane_by_depth, "Transport against projection over the depth", "plane", "plane_ellipses"),
+    _entry(map_quality, "Quality of the maps", "map_quality"),
+    _entry(visibility_to_monitor, "Visibility to a monitor", "visibility"),
+    _entry(w2_per_layer, "Distance between the classes", "geometry"),
+    _entry(effective_rank, "Dimensions of the classes", "geometry"),
+    _entry(covariance_spectra, "Covariance spectra", "spectra", slider=True),
+    _entry(spectra_by_depth, "Covariance spectra over the depth", "spectra"),
+    _entry(direction_cosines, "Refusal direction across layers", "cosines"),
+    _entry(run_cosines, "Refusal direction against another run", "run_cosines"),
+    _entry(class_angles, "Angles between the classes", "class_angles"),
+    _entry(layer_angles, "Angles between layers", "layer_angles"),
+    _entry(ground_truth, "Known by construction and measured", "ground_truth"),
+    _entry(diagnostics, "Registered diagnostics", "geometry"),
 ]
 
 

@@ -212,4 +212,5 @@ def point(values_of: Values, x: Measure, y: Measure) -> Curve | None:
     (vx, lx, hx), (vy, ly, hy) = interval(values_of, x), interval(values_of, y)
     if not np.isfinite([vx, vy]).all():
         return None
-    return Curve(*(np.array([end]) for end in (vx, vy, ly, hy)), None, np.array([lx]), np.array([hx]))
+    at, value, low, high, start, end = (np.array([number]) for number in (vx, vy, ly, hy, lx, hx))
+    return Curve(at, value, low, high, None, start, end)

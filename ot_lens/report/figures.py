@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ot_lens.errors import TableError
 from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
 from ot_lens.plots.rows import going_together
-from ot_lens.plots.screen import SCREEN, stacked
+from ot_lens.plots.screen import stacked
 
 # Figures of each section, in the order of the page.
 SECTIONS = {
@@ -20,10 +20,10 @@ SECTIONS = {
         "localization_curves", "localization_controls", "rank_by_layer", "strength_by_layer", "pair_matrix",
     ),
     "cost": ("method_comparison", "method_intervals"),
-    "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility"),
+    "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
         "w2_per_layer", "effective_rank", "direction_cosines", "run_cosines", "class_angles", "layer_angles",
-        "spectra", "spectra_by_depth", "ground_truth",
+        "covariance_spectra", "spectra_by_depth", "ground_truth",
     ),
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) ->
     try:
         with going_together(entry.name):
             needed, options = inputs(entry, tables)
-            figure = SCREEN[entry.name](*needed, **options)
+            figure = entry.show(*needed, **options)
             caption = entry.caption(*needed, **options, screen=True)
     except TableError as error:
         return PageFigure(entry.name, entry.title, missing=str(error))

@@ -63,7 +63,7 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
     Raises:
         OtLensError: If the configuration does not fit the model or the prompts.
     """
-    from ot_lens.plots.canvas import style_named
+    from ot_lens.plots.paper import style_named
 
     served = backend(model)
     served.hook_point(layers[0], config.hook)

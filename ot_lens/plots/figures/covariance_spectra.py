@@ -32,6 +32,7 @@ def covariance_spectra(
     layers: Sequence[int] | None = None,
     layer: int | None = None,
     position: int | str | None = None,
+    slider: bool = False,
 ) -> Description:
     """Eigenvalues of both class covariances, both axes logarithmic: one panel per layer, or a slider.
 
@@ -40,6 +41,7 @@ def covariance_spectra(
         layers: Layers on paper; eight evenly over the depth if None.
         layer: The layer that a screen shows first; the middle one if None.
         position: Token position; the last in the table if None.
+        slider: Whether to describe the other layers as well, for a slider on a screen.
 
     Raises:
         TableError: If a column is missing or there is nothing to draw.
@@ -47,7 +49,7 @@ def covariance_spectra(
     rows = positive(spectra, position)
     known = layers_of(rows)
     on_paper = tuple(layers) if layers is not None else tuple(spread_out(known, MOST_PANELS))
-    frames = sorted({*spread_out(known, MOST_FRAMES), *on_paper})
+    frames = sorted({*(spread_out(known, MOST_FRAMES) if slider else ()), *on_paper})
     values = np.log10(numbers(rows["eigenvalue"]))
     limits = (10 ** (float(values.min()) - 0.2), 10 ** (float(values.max()) + 0.2))
     y = Axis(f"eigenvalue ({unit_of(rows)})", "log", limits)

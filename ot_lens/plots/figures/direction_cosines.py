@@ -29,7 +29,7 @@ def direction_cosines(cosines: pd.DataFrame, *, position: int | str | None = Non
     names = [str(layer) for layer in layers]
     chance = by_chance(cosines, matrix, position) if "null_low" in cosines else None
     details = tuple(
-        (name, *(cosine_matrix(cosines, position, end)[1] for end in (low, high)))
+        (name, cosine_matrix(cosines, position, low)[1], cosine_matrix(cosines, position, high)[1])
         for low, high, name in INTERVALS
         if {low, high} <= set(cosines.columns) and cosines[low].notna().any()
     )

@@ -39,8 +39,7 @@ TITLES = {
     SUCCESS.key: "is the answer correct?",
     REFUSES.key: "is the answer correct?",
 }
-FRONT = {"color": "#555B65", "dash": "dot"}
-GREY = "#555555"
+FRONT, GREY = "#555B65", "#555555"
 KINDS = (Key("best single layer", GREY, "circle"), Key("all layers together", GREY, "circle", hollow=True))
 OTHERS = Key("other single layers", GREY, "circle", size=1.8)
 
@@ -75,10 +74,10 @@ def drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure) -> Panel:
-    axes = [
+    x_axis, y_axis = (
         axis_of(measure, extent(sweep, measure), f"{measure.prompts}: {measure.label}", 0.25)
         for measure in (x, y)
-    ]
+    )
     elements: list[Any] = _background(methods, x, y)
     for method in methods:
         elements += _others(method, x, y)
@@ -86,7 +85,7 @@ def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure
         elements += _edit(method.together, method.mark, x, y, "all layers")
         elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
     elements += _edit(baseline(sweep), BASELINE, x, y, "the unedited model")
-    return Panel(TITLES[x.key], *axes, tuple(elements))
+    return Panel(TITLES[x.key], x_axis, y_axis, tuple(elements))
 
 
 def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
@@ -97,7 +96,8 @@ def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
         wrong = Area("wrong", across, 0 * across, ends, "#808080", opacity=0.07)
         return [wrong, Path("diagonal", across, ends, "#BBBBBB")]
     if y is SUCCESS:
-        return [Path("front", *front(positions(methods, x, y)).T, label="Pareto front", steps=True, **FRONT)]
+        cost, reached = front(positions(methods, x, y)).T
+        return [Path("front", cost, reached, FRONT, "Pareto front", "dot", steps=True)]
     return []
 
 

@@ -85,8 +85,9 @@ def _panel(sweep: pd.DataFrame, methods: list[Contender], measure: Measure, y: A
             if np.isfinite(value).all():
                 y_at = np.array([at])
                 curve = Curve(value, y_at, y_at, y_at, None, low, high)
-                name, look = f"{kind}:{measure.key}/{method.mark.label}", {"size": 3.8, "notes": (note,)}
-                elements.append(Points(name, method.mark, curve, kind == "all", legend=False, **look))
+                name = f"{kind}:{measure.key}/{method.mark.label}"
+                look: dict[str, Any] = {"size": 3.8, "notes": (note,), "legend": False}
+                elements.append(Points(name, method.mark, curve, kind == "all", **look))
     return Panel(measure.prompts, x, y, tuple(elements))
 
 

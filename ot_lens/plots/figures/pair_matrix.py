@@ -35,7 +35,8 @@ def pair_matrix(localization: pd.DataFrame) -> Description:
         raise NothingToDrawError(
             "The localization table holds no pairs of layers: sweep them with sets: [single, pair, all]."
         )
-    scale = ColorScale("refusal score (nats)", *(float(f(numbers(rows["value"]))) for f in (np.nanmin, np.nanmax)))
+    values = numbers(rows["value"])
+    scale = ColorScale("refusal score (nats)", float(np.nanmin(values)), float(np.nanmax(values)))
     ranked = sorted(marked_methods(pairs), key=lambda item: float(item[1]["value"].min()))[:MOST_METHODS]
     labels = {mark.label for mark, _ in ranked}
     both = select(rows, set=(PAIR, SINGLE))

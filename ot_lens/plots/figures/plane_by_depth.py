@@ -79,7 +79,7 @@ def _column(rows: tuple[int, pd.DataFrame, pd.DataFrame], edits: list[str | None
     layer, *tables = rows
     points, outlines = (select(table, state=(BEFORE, *edits)) for table in tables)
     limits = plane_limits(points, outlines, shape=1.0)
-    axes = [Axis(f"PC {number}", limits=ends) for number, ends in enumerate(limits, 1)]
+    axes = (Axis("PC 1", limits=limits[0]), Axis("PC 2", limits=limits[1]))
     return [replace(plane_panel(points, outlines, e, layer, axes, MOST_ARROWS), color="") for e in edits]
 
 

@@ -31,6 +31,7 @@ def principal_plane(
     layer: int | None = None,
     states: Sequence[str] | None = None,
     position: int | str | None = None,
+    slider: bool = False,
 ) -> Description:
     """Harmful, harmless and moved activations, one panel per edit, with 95 % ellipses and displacements.
 
@@ -40,19 +41,22 @@ def principal_plane(
         layer: The layer on paper, and first on a screen; the middle one if None.
         states: Edits to show; all of the table if None.
         position: Token position; the last in the table if None.
+        slider: Whether to describe the other layers as well, for a slider on a screen.
 
     Raises:
         TableError: If a column is missing, the layer is not in the table, or there is nothing to draw.
     """
     chosen, points, _ = plane_rows(plane, ellipses, layer, position)
-    edits = list(states) if states is not None else states_of(points)
-    frames = sorted({*spread_out(layers_of(plane), MOST_FRAMES), chosen})
+    edits: list[str] = list(states) if states is not None else states_of(points)
+    others = spread_out(layers_of(plane), MOST_FRAMES) if slider else []
+    frames = sorted({*others, chosen})
     panels: list[Panel] = []
     for frame in frames:
         _, here, outlines = plane_rows(plane, ellipses, frame, position)
         limits = plane_limits(here, outlines)
-        axes = [Axis(t, limits=ends) for t, ends in zip(axis_titles(outlines), limits, strict=True)]
-        panels += [plane_panel(here, outlines, edit, frame, axes) for edit in edits or [None]]
+        titles = axis_titles(outlines)
+        axes = (Axis(titles[0], limits=limits[0]), Axis(titles[1], limits=limits[1]))
+        panels += [plane_panel(here, outlines, edit, frame, axes) for edit in edits or (None,)]
     columns = max(len(edits), 1) if len(edits) <= 4 else 3
     return described(
         panels, "plane", columns=columns, share="xy", keys=KEYS, collect=False, letters=False, slider="layer",
@@ -65,7 +69,7 @@ def plane_panel(
     outlines: pd.DataFrame,
     state: str | None,
     layer: int,
-    axes: Sequence[Axis],
+    axes: tuple[Axis, Axis],
     arrows: int = MOST_ARROWS,
 ) -> Panel:
     """Both classes at one layer and one edit of them; None for both classes as they are."""
@@ -171,14 +175,15 @@ def spread(n: int, most: int) -> list[int]:
 
 def plane_limits(
     points: pd.DataFrame, outlines: pd.DataFrame, shape: float = 0.55
-) -> list[tuple[float, float]]:
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Limits that hold every point and outline; the panel is `shape` to 1 times as high as it is wide."""
     drawn = [ellipse(row).outline() for row in records(outlines)]
     xy = np.concatenate([points[["pc1", "pc2"]].to_numpy(float), *drawn])
     low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     half, centre = np.maximum((high - low) / 2, 1e-9) * 1.05, (high + low) / 2
     half = np.maximum(half, [half[1], shape * half[0]])
-    return [(float(c - h), float(c + h)) for c, h in zip(centre, half, strict=True)]
+    x, y = ((float(c - h), float(c + h)) for c, h in zip(centre, half, strict=True))
+    return x, y
 
 
 def axis_titles(outlines: pd.DataFrame) -> tuple[str, str]:

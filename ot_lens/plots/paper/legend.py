@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from ot_lens.plots.description import Area, Band, Description, Key, Line, Path, Points, Reference, marks_of
 from ot_lens.plots.paper.canvas import Style
 from ot_lens.plots.paper.elements import REFERENCE_DASHES, hatch_of
-from ot_lens.plots.style import DASHES, MARKERS, Mark
+from ot_lens.plots.style import DASHES, MARKERS
 
 # mean width of a letter as a share of its height, in the fonts of the styles
 LETTER = 0.46
@@ -69,7 +69,9 @@ def _of_path(path: Path) -> Line2D:
 def _of_key(key: Key) -> Line2D:
     look: dict[str, Any] = {"color": key.color, "linestyle": DASHES[key.dash][0] if key.dash else "none"}
     look |= {"marker": MARKERS[key.marker][0] if key.marker else "", "markersize": key.size}
-    return Line2D([], [], linewidth=1.1, label=key.label, markerfacecolor="white" if key.hollow else key.color, **look)
+    return Line2D(
+        [], [], linewidth=1.1, label=key.label, markerfacecolor="white" if key.hollow else key.color, **look
+    )
 
 
 OTHERS: dict[type, Any] = {Band: _of_band, Area: _of_area, Reference: _of_reference, Path: _of_path}
@@ -90,12 +92,18 @@ def _width(entry: Entry, look: Style) -> float:
 def add_legend(figure: Figure, entries: list[Entry], look: Style, free: Axes | None) -> None:
     """The legend below the panels, or in an empty cell of their grid if it fits."""
     width = figure.get_figwidth()
-    if free is not None and 0 < len(entries) <= MOST_IN_CELL and max(_width(e, look) for e in entries) < width / 3:
+    if (
+        free is not None
+        and 0 < len(entries) <= MOST_IN_CELL
+        and max(_width(e, look) for e in entries) < width / 3
+    ):
         free.set_visible(True)
         free.set_axis_off()
         free.legend(handles=entries, loc="center left")
     elif entries:
-        figure.legend(handles=entries, loc="outside lower center", ncols=entries_per_row(entries, width, look))
+        figure.legend(
+            handles=entries, loc="outside lower center", ncols=entries_per_row(entries, width, look)
+        )
 
 
 def column_legends(grid: np.ndarray, width: float) -> None:

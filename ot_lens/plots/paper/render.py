@@ -130,7 +130,9 @@ def _size(
     lines = -(-len(entries) // entries_per_row(entries, width, look)) if entries else 0
     if description.legend == "columns":
         lines = 4
-    height = description.height * look.text / 6.75 + 0.42
+    scale = look.text / 6.75
+    # Two lines of an axis title need their height at any width.
+    height = description.height * (max(1.0, scale) if description.legend == "columns" else scale) + 0.42
     if description.share in ("xy", "rows"):
         height -= 0.15
     return (width, rows * height + lines * 0.021 * look.small + 0.08), "constrained"

@@ -58,7 +58,7 @@ def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | Non
 
 
 def _details(cells: Cells) -> tuple[np.ndarray | None, str]:
-    """More numbers for the hover text, and the text for them; first the measured value where colour is a log."""
+    """More numbers for the hover text, and the text for them; the values first where colour is their log."""
     layers = [cells.matrix] if cells.scale.log else []
     text = ""
     for name, low, high in cells.details:

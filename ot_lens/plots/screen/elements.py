@@ -20,13 +20,20 @@ from ot_lens.plots.description import (
     Path,
     Points,
     Reference,
+    Scale,
     Text,
+    Values,
 )
 from ot_lens.plots.screen.text import hover_texts, plain, position, translucent
 from ot_lens.plots.style import DASHES, Mark
 
 BAND_ALPHA, NULL_ALPHA = 0.16, 0.3
 MEAN = "#6E7681"
+
+
+def axes_of(panel: int) -> dict[str, str]:
+    """The axes of a panel, counted from 0."""
+    return {"xaxis": f"x{panel + 1}", "yaxis": f"y{panel + 1}"}
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,19 @@ class Place:
     @property
     def axes(self) -> dict[str, str]:
         """The axes, for a trace."""
-        return {"xaxis": f"x{self.number + 1}", "yaxis": f"y{self.number + 1}"}
+        return axes_of(self.number)
 
     def at(self, curve: Curve) -> Curve:
         """A curve at its positions, in single precision: half the bytes, and enough for a screen."""
         x, y = self.panel.x.scale, self.panel.y.scale
-        along = (None if v is None else position(v, x).astype(np.float32) for v in (curve.x_low, curve.x_high))
-        up = (position(v, y).astype(np.float32) for v in (curve.value, curve.low, curve.high))
-        return Curve(position(curve.x, x).astype(np.float32), *up, None, *along)
+
+        def placed(values: Values | None, scale: Scale) -> Any:
+            return None if values is None else position(values, scale).astype(np.float32)
+
+        value, low, high = (placed(values, y) for values in (curve.value, curve.low, curve.high))
+        return Curve(
+            placed(curve.x, x), value, low, high, None, placed(curve.x_low, x), placed(curve.x_high, x)
+        )
 
 
 def traces_of(element: Element, place: Place) -> Iterator[go.Scatter]:
@@ -85,8 +97,9 @@ def _scatter(x: Any, y: Any, place: Place, group: str = "", **look: Any) -> go.S
 
 def _filled(curve: Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> go.Scatter:
     color = translucent(mark.color, alpha)
-    style = {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
-    return _scatter(*band_outline(curve), place, mark.label, **style, **look)
+    style: dict[str, Any] = {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
+    x, y = band_outline(curve)
+    return _scatter(x, y, place, mark.label, **(style | look))
 
 
 def _line(line: Line, place: Place) -> Iterator[go.Scatter]:
@@ -105,7 +118,11 @@ def _line(line: Line, place: Place) -> Iterator[go.Scatter]:
 
 def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(points.curve), points.mark
-    look: dict[str, Any] = {"mode": "markers", "showlegend": points.legend, "opacity": 0.45 if points.faint else 1.0}
+    look: dict[str, Any] = {
+        "mode": "markers",
+        "showlegend": points.legend,
+        "opacity": 0.45 if points.faint else 1.0,
+    }
     symbol = mark.symbol + ("-open" if points.hollow else "")
     size = 5 if points.size < 3 else 9
     look["marker"] = {"symbol": symbol, "color": mark.color, "size": size}
@@ -115,9 +132,16 @@ def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
     look["error_x"] = error_bars(curve.x_errors, mark.color)
     if points.ids:
         hover = f"{plain(points.notes[0])} %{{customdata}}<extra></extra>"
-        look |= {"customdata": np.array(points.ids, dtype=np.int32), "hovertemplate": hover, "hoverinfo": None}
+        look |= {
+            "customdata": np.array(points.ids, dtype=np.int32),
+            "hovertemplate": hover,
+            "hoverinfo": None,
+        }
     else:
-        look |= {"text": hover_texts(mark.label, points.curve, place.panel, points.notes), "hoverinfo": "text"}
+        look |= {
+            "text": hover_texts(mark.label, points.curve, place.panel, points.notes),
+            "hoverinfo": "text",
+        }
     yield _scatter(curve.x, curve.value, place, mark.label, **look)
 
 

@@ -30,15 +30,19 @@ def draw(description: Description) -> go.Figure:
     if panels[0].cells is not None:
         return _heat_maps(figure, panels)
     owners: list[int] = []
-    for frame in frames or [None]:
-        here = [panel for panel in description.panels if panel.frame == frame]
-        traces = _traces(here, frame == (frames or [None])[0])
+    positions: list[int | None] = [*frames] if frames else [None]
+    for frame in positions:
+        traces = _traces([panel for panel in description.panels if panel.frame == frame])
         owners += [frame or 0] * len(traces)
         figure.add_traces(traces)
     if not fixed:
         add_slider(figure, owners, frames, frames[0] if first is None else first, description.slider)
         return figure
-    return add_legend(figure) if description.collect or panels[0].equal else figure.update_layout(showlegend=False)
+    return (
+        add_legend(figure)
+        if description.collect or panels[0].equal
+        else figure.update_layout(showlegend=False)
+    )
 
 
 def showing(entry: Entry) -> Callable[..., go.Figure]:
@@ -52,7 +56,7 @@ def showing(entry: Entry) -> Callable[..., go.Figure]:
     return shown
 
 
-def _traces(panels: Sequence[Panel], first: bool) -> list[go.Scatter]:
+def _traces(panels: Sequence[Panel]) -> list[go.Scatter]:
     """Traces of all panels at one position of the slider, each label once in the legend."""
     traces: list[go.Scatter] = []
     seen: set[str] = set()
@@ -124,7 +128,9 @@ def _axis(axis: Axis, panel: Panel, fixed: bool) -> dict[str, Any]:
     if axis.limits is not None and (fixed or not panel.equal):
         ends = position(np.array(axis.limits), axis.scale)
         ends = np.log10(ends) if axis.scale == "log" else ends
-        margin = 0.04 * (ends[1] - ends[0]) * (axis.scale == "linear" and axis.ticks is None and not panel.equal)
+        margin = (
+            0.04 * (ends[1] - ends[0]) * (axis.scale == "linear" and axis.ticks is None and not panel.equal)
+        )
         look["range"] = [float(ends[0] - margin), float(ends[1] + margin)]
     elif axis.zero:
         look["rangemode"] = "tozero"
