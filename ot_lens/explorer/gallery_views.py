@@ -43,7 +43,7 @@ def holds(view: View, run: OpenRun) -> bool:
 def _view(entry: Entry) -> View:
     def tables(run: OpenRun, _state: State) -> Tables:
         needed = {name: run.table(name) for name in entry.tables}
-        entry.caption(*needed.values(), **inputs(entry, run.tables)[1])
+        entry.describe(*needed.values(), **inputs(entry, run.tables)[1])
         return needed
 
     def screen(found: Tables, run: OpenRun, _state: State) -> go.Figure:

@@ -41,7 +41,7 @@ def test_every_view_of_a_whole_run_is_drawn(opened):
 
 
 # Views of tables that the small run lacks: it sweeps neither pairs nor strengths.
-OF_OTHER_RUNS = ("pair_matrix", "strength_by_layer", "run_cosines")
+OF_OTHER_RUNS = ("pair_matrix", "strength_by_layer", "run_cosines", "diagnostics")
 
 
 def makes_its_figure(view, choices, state, monkeypatch, folder):

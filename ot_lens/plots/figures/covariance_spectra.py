@@ -50,7 +50,7 @@ def covariance_spectra(
     known = layers_of(rows)
     on_paper = tuple(layers) if layers is not None else tuple(spread_out(known, MOST_PANELS))
     frames = sorted({*(spread_out(known, MOST_FRAMES) if slider else ()), *on_paper})
-    values = np.log10(numbers(rows["eigenvalue"]))
+    values = np.log10(numbers(select(rows, layer=frames)["eigenvalue"]))
     limits = (10 ** (float(values.min()) - 0.2), 10 ** (float(values.max()) + 0.2))
     y = Axis(f"eigenvalue ({unit_of(rows)})", "log", limits)
     first = layer if layer in frames else frames[len(frames) // 2]
