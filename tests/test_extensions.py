@@ -1,4 +1,4 @@
-"""A user's own method, diagnostic and judge, from one file outside the package, in a study."""
+"""A user's own method, diagnostic, judge and figure, from one file outside the package, in a study."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.views import VIEWS, content
 from ot_lens.geometry.quantities import DIAGNOSTICS
-from ot_lens.plots import method_mark
+from ot_lens.plots import draw_all, method_mark
+from ot_lens.plots.gallery import GALLERY
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.transport import METHODS
 
@@ -25,6 +26,9 @@ PACKAGE = Path(transport.__file__).parents[1]
 MODULE = '''
 import torch
 import ot_lens as otl
+from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel
+from ot_lens.plots.rows import curve
+from ot_lens.plots.style import CLASSES
 
 def half_shift(H, S, share=0.5):
     """Move every sample by a share of the difference of the means."""
@@ -41,6 +45,12 @@ class LengthJudge:
 otl.register_method("half_shift", half_shift, label="Half shift", family="transport", colour="#8A2BE2")
 otl.register_judge("length", LengthJudge)
 otl.register_diagnostic("mean_gap", lambda H, S: float((H.mean(0) - S.mean(0)).norm()), unit="activation")
+
+def own_gap(geometry):
+    line = Line("gap", CLASSES["harmful"], curve(geometry[geometry["quantity"] == "mean_gap"]))
+    return Description((Panel("gap", LAYER, Axis("gap of the means"), (line,)),))
+
+otl.register_figure("own_gap", own_gap, tables=["geometry"], title="Own gap by layer", caption="My caption.")
 '''
 
 
@@ -58,7 +68,7 @@ def own_run(run_settings, tmp_path_factory, without_figures):
     }
     config = parse_config({**run_settings, **own})
     registries = (METHODS, judge_registry._REGISTERED, DIAGNOSTICS)
-    before = [dict(registry) for registry in registries]
+    before, figures = [dict(registry) for registry in registries], list(GALLERY)
     with pytest.MonkeyPatch.context() as patch, without_figures():
         patch.syspath_prepend(str(folder))
         with pytest.raises(ConfigError, match=r"my_own_maps.*--allow-code"):
@@ -66,6 +76,8 @@ def own_run(run_settings, tmp_path_factory, without_figures):
         assert "my_own_maps" not in sys.modules
         run_study(config, folder / "run", allow_code=True)
         del sys.modules["my_own_maps"]
+    draw_all({"geometry": table(folder / "run", "geometry")}, folder / "run" / "own", formats=("svg",))
+    GALLERY[:] = figures
     for registry, known in zip(registries, before, strict=True):
         registry.clear()
         registry.update(known)
@@ -87,6 +99,12 @@ def test_a_user_s_own_code_is_in_the_tables(own_run):
     assert set(gap["layer"]) == {5, 7}
     assert gap[["low", "high", "null_high", "n"]].notna().all().all()
     assert (own_run / "maps" / "half_shift-share0.25" / "layer-005.safetensors").is_file()
+
+
+def test_a_user_s_own_figure_is_drawn_and_in_the_report(own_run):
+    assert (own_run / "own" / "own_gap.svg").stat().st_size > 1000
+    assert (own_run / "own" / "own_gap.txt").read_text().startswith("My caption.")
+    assert "Own gap by layer" in (own_run / "report.html").read_text()
 
 
 def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
