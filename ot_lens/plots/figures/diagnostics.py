@@ -5,22 +5,15 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
+from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
 from ot_lens.plots.rows import at_position, checked, counts, curve, null_of, unit_of
-from ot_lens.plots.style import CLASSES, Mark
+from ot_lens.plots.style import Mark
 from ot_lens.tables import select
 
 COLUMNS = ("layer", "quantity", "value")
 COLOUR = "#7B5AA6"
-OF_THE_PAIR = (
-    "w2_squared", "w2_location", "w2_bures", "direction_norm", "location_share_on_direction", "auc_direction",
-    "fisher_ratio", "w2_on_direction", "sliced_w2", "empirical_w2",
-)  # fmt: skip
-OF_A_CLASS = (
-    "effective_rank", "participation_ratio", "condition_number", "mardia_skewness", "mardia_kurtosis",
-    "henze_zirkler",
-)  # fmt: skip
-OURS = {*OF_THE_PAIR, *(f"{name}_{label}" for name in OF_A_CLASS for label in CLASSES)}
+OURS = {quantity.name for quantity in BUILT_IN}
 
 
 def diagnostics(
