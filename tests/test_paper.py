@@ -423,7 +423,7 @@ def test_named_pairs_are_measured_with_answers(small):
 
 @pytest.mark.parametrize(
     ("layer_sets", "message"),
-    [([[0]], "layer 0 is not among the layers"), ([[]], "at least one layer"), ([[1, 1]], "none twice")],
+    [([[0]], "Layer 0"), ([[]], "at least one layer"), ([[1, 1]], "none twice")],
 )
 def test_named_sets_that_cannot_be_measured(small, layer_sets, message):
     model, prompts = small

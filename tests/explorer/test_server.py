@@ -162,7 +162,7 @@ def test_runs_of_the_same_name_are_told_apart(finished_run, tmp_path):
         (["explore", "."], "manifest.json"),
         (["explore", "missing"], "manifest.json"),
         (["explore", "RUN", "--compare", "."], "manifest.json"),
-        (["explore", "RUN", "--model", "./none"], "no model folder"),
+        (["explore", "RUN", "--model", "./none"], "./none"),
         (["explore", "RUN", "--host", "203.0.113.7"], "203.0.113.7"),
     ],
 )

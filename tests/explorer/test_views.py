@@ -211,7 +211,7 @@ def test_a_run_without_any_table_still_opens(copied_run):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunFolderError, match="not a run folder"):
         OpenRun(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import Signature, signature
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,11 @@ def drawing(describe: Callable[..., Description]) -> Callable[..., Figure]:
     def drawn(*tables: Any, style: str = "icml", axes: AnyAxes = None, **options: Any) -> Figure:
         return draw(describe(*tables, **options), style=style, axes=axes)
 
-    drawn.__annotations__ = {"return": Figure}
+    own = signature(describe)
+    style, axes = (p for p in signature(draw).parameters.values() if p.name in ("style", "axes"))
+    vars(drawn)["__signature__"] = Signature(
+        [*own.parameters.values(), style, axes], return_annotation=Figure
+    )
     return drawn
 
 
