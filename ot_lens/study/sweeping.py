@@ -1,6 +1,7 @@
 """The stages of a study that run the model: filter, capture, fit, sweep."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
@@ -32,6 +33,17 @@ def filter_into(
     return filter_by_behaviour(runner, prompts, **filter_options(config))
 
 
+def capture_options(config: StudyConfig, layers: Sequence[int]) -> dict[str, Any]:
+    """What a study captures of each split, as `capture` and `CaptureSettings` take it."""
+    return {
+        "layers": layers,
+        "hook": config.hook,
+        "positions": [config.position],
+        "batch_size": config.batch_size,
+        "dtype": config.activation_dtype,
+    }
+
+
 def capture_split(
     folder: RunFolder,
     executor: Executor,
@@ -47,11 +59,7 @@ def capture_split(
         return capture(
             Runner(executor),
             contrast,
-            layers=layers,
-            hook=config.hook,
-            positions=[config.position],
-            batch_size=config.batch_size,
-            dtype=config.activation_dtype,
+            **capture_options(config, layers),
             store=folder.path / "activations" / split,
             progress=step,
         )
