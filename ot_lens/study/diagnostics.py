@@ -1,8 +1,8 @@
-"""The stage of a study that measures geometry, controls and what a monitor sees: tables of a run folder."""
+"""The tables of a study besides the sweep: geometry, controls, and what a monitor sees."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,25 +29,27 @@ from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.stage import Stage
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
-from ot_lens.transport import AffineMap
+from ot_lens.transport import AffineMap, Method, method_named
 
-# Tables of quantities that cost an eigendecomposition a draw: a 95 % band is read off this many draws.
-FEW_DRAWS = 60
-# A monitor is cross-fitted over four folds.
+# Resamples of quantities that need an eigendecomposition each; enough for a 95 % band.
+FEW_RESAMPLES = 60
+# A monitor is cross-fitted over four folds, so that it needs this many prompts of each class.
 FEWEST_SEEN = 8
-# Layers of small multiples, and of edits that are captured again for a monitor.
-LOOKED_AT = ("directional_ablation", "mean_shift")
-MOST_PLANES, MOST_EDITED, MOST_MEASURED = 6, 5, 8
-# Folder of the tables that are kept part by part.
+# Edits that are compared in detail, next to the transport of the highest rank and the user's own methods.
+COMPARED = ("directional_ablation", "mean_shift")
+# Numbers of layers: of the plane figure, with edits for a monitor, and of map quality.
+MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
+# Folder of cached partial tables.
 PARTS = "edited"
 Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the tables are made from; without `executor` and `prompts` those of an edited model are left out.
+    """What the tables are made from; tables of edited models also need `executor` and `prompts`.
 
-    In a `folder` what takes many forward passes is kept part by part, so that a stopped run repeats one part.
+    With a `folder`, tables that need many forward passes are cached in parts, so that a stopped run repeats
+    one part only.
     """
 
     acts: Mapping[str, Activations]
@@ -58,8 +60,8 @@ class Study:
     prompts: ContrastSet | None = None
     folder: RunFolder | None = None
 
-    def kept(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A part of a table, made once."""
+    def cached(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A part of a table, from the cache if it was made before."""
         if self.folder is None:
             return make()
         cache = FolderCache(self.folder, PARTS)
@@ -69,44 +71,33 @@ class Study:
         return table
 
     @property
-    def draws(self) -> dict[str, Any]:
-        """Draws and seed of cheap nulls and intervals."""
+    def resamples(self) -> dict[str, Any]:
+        """Resamples and seed of nulls and intervals."""
         config = self.config
         return {"permutations": config.permutations, "bootstrap": config.bootstrap, "seed": config.seed}
 
     @property
-    def few_draws(self) -> dict[str, Any]:
-        """The same, for dear ones."""
+    def few_resamples(self) -> dict[str, Any]:
+        """The same for expensive quantities."""
         return {
-            name: min(count, FEW_DRAWS) if name != "seed" else count for name, count in self.draws.items()
+            name: min(count, FEW_RESAMPLES) if name != "seed" else count
+            for name, count in self.resamples.items()
         }
 
     @property
     def compared(self) -> dict[str, Mapping[int, AffineMap]]:
-        """The edits that are looked at closely: projection, mean shift and the transport of the highest rank.
-
-        The first three of the study where it has none of them.
-        """
-        found = {method.label: maps for method, maps in self.maps.items() if method.name in LOOKED_AT}
+        """Maps of the methods that are compared in detail, by label; of the first three if there are none."""
+        own = [method for method in self.maps if method_named(method.name).order >= Method.order]
+        chosen = [method for method in self.maps if method.name in COMPARED]
         ranks = [method for method in self.maps if method.name == "pca_ot"]
         if ranks:
-            highest = max(ranks, key=lambda method: int(method.params.get("k", 0)))
-            found[highest.label] = self.maps[highest]
-        return found or {method.label: maps for method, maps in list(self.maps.items())[:3]}
+            chosen.append(max(ranks, key=lambda method: int(method.params.get("k", 0))))
+        return {m.label: self.maps[m] for m in [*chosen, *own] or list(self.maps)[:3]}
 
 
-def geometry_tables(
-    folder: RunFolder,
-    acts: Mapping[str, Activations],
-    maps: Maps,
-    config: StudyConfig,
-    stage: Stage,
-    *,
-    executor: Executor | None = None,
-    prompts: ContrastSet | None = None,
-) -> None:
-    """Write the tables of geometry that are not there yet; those of an edited model only with an executor."""
-    study = Study(acts, maps, config, folder.read_table("localization"), executor, prompts, folder)
+def geometry_tables(folder: RunFolder, study: Study, stage: Stage) -> None:
+    """Write the tables that a run folder does not have yet."""
+    study = replace(study, folder=folder)
     with stage("geometry", len(MAKERS)) as step:
         for name, make in MAKERS.items():
             if not folder.has_table(name):
@@ -119,11 +110,11 @@ def geometry_tables(
 Tables = dict[str, pd.DataFrame]
 
 
-def _of_training(name: str, measure: Callable[..., pd.DataFrame], *draws: str) -> Callable[[Study], Tables]:
-    """A table of the training activations alone."""
+def _of_training(name: str, measure: Callable[..., pd.DataFrame], *keys: str) -> Callable[[Study], Tables]:
+    """A table of the training activations alone; `keys` names the resamples that it takes."""
 
     def make(study: Study) -> Tables:
-        options = {key: value for key, value in study.draws.items() if key in draws}
+        options = {key: value for key, value in study.resamples.items() if key in keys}
         return {name: measure(study.acts["train"], position=study.config.position, **options)}
 
     return make
@@ -133,15 +124,15 @@ def _class_angles(study: Study) -> Tables:
     k = _dimensions(study)
     if k < 1:
         return {}
-    found = class_angles(study.acts["train"], k=k, position=study.config.position, **study.few_draws)
-    return {"class_angles": found}
+    table = class_angles(study.acts["train"], k=k, position=study.config.position, **study.few_resamples)
+    return {"class_angles": table}
 
 
 def _layer_angles(study: Study) -> Tables:
     k = _dimensions(study)
     if k < 1:
         return {}
-    options = study.draws | {"bootstrap": min(study.config.bootstrap, 50), "k": k}
+    options = study.resamples | {"bootstrap": min(study.config.bootstrap, 50), "k": k}
     parts = [
         layer_angles(study.acts["train"], label=label, position=study.config.position, **options)
         for label in CLASSES
@@ -150,13 +141,13 @@ def _layer_angles(study: Study) -> Tables:
 
 
 def _dimensions(study: Study) -> int:
-    """Two, or what the smaller class can span."""
+    """Two, or fewer if the smaller class spans fewer."""
     train = study.acts["train"]
     return min(2, train.n_harmful - 1, train.n_harmless - 1, train.d_model)
 
 
 def _map_quality(study: Study) -> Tables:
-    layers = spread(study.acts["test"].layers, MOST_MEASURED)
+    layers = spread(study.acts["test"].layers, MAX_MEASURED)
     parts = [
         map_quality(
             {layer: edit for layer, edit in by_layer.items() if layer in layers},
@@ -164,7 +155,7 @@ def _map_quality(study: Study) -> Tables:
             study.acts["train"],
             method=label,
             position=study.config.position,
-            **study.few_draws,
+            **study.few_resamples,
         )
         for label, by_layer in study.compared.items()
     ]
@@ -178,21 +169,19 @@ def _controls(study: Study) -> Tables:
 def _plane(study: Study) -> Tables:
     """Held-out prompts in the principal plane over the depth, before and after projection and transport."""
     config, test = study.config, study.acts["test"]
-    chosen_layer = config.plane_layer
-    if chosen_layer is None:
-        chosen_layer = most_effective_layer(reported(study.sweep))
+    main_layer = config.plane_layer
+    if main_layer is None:
+        main_layer = most_effective_layer(reported(study.sweep))
     points, clouds = [], []
-    for layer in sorted(
-        {*spread(test.layers, MOST_PLANES), *([] if chosen_layer is None else [chosen_layer])}
-    ):
-        chosen = {
+    for layer in sorted({*spread(test.layers, MAX_PLANES), *([] if main_layer is None else [main_layer])}):
+        edits = {
             method.label: by_layer[layer]
             for method, by_layer in study.maps.items()
             if method.name in ("directional_ablation", "pca_ot")
         }
         H, S = test.harmful(layer, config.position), test.harmless(layer, config.position)
-        with suppress(FitError):  # activations that span no plane, as those of a first layer may
-            plane, ellipses = principal_plane(H, S, chosen, layer=layer, position=config.position)
+        with suppress(FitError):  # activations of a first layer may span no plane
+            plane, ellipses = principal_plane(H, S, edits, layer=layer, position=config.position)
             points.append(plane)
             clouds.append(ellipses)
     if not points:
@@ -204,13 +193,13 @@ def _plane(study: Study) -> Tables:
 
 
 def _visibility(study: Study) -> Tables:
-    """What a monitor at the edited layer and one at the last layer see of each edit, and of none."""
+    """What a monitor at the edited layer and one at the last layer see of each edit, and without an edit."""
     test, last = study.acts["test"], study.acts["test"].layers[-1]
     if study.executor is None or study.prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return {}
     executor, prompts, config = study.executor, study.prompts.test, study.config
 
-    def seen(label: str, layer: int) -> pd.DataFrame:
+    def with_edit(label: str, layer: int) -> pd.DataFrame:
         edited = executor.call(
             capture,
             prompts,
@@ -221,40 +210,40 @@ def _visibility(study: Study) -> Tables:
             tokens=config.tokens,
             batch_size=config.batch_size,
         )
-        return _seen(study, edited, label, layer)
+        return _monitored(study, edited, label, layer)
 
-    parts = [study.kept(UNEDITED, lambda: _seen(study, test, UNEDITED, None))]
+    parts = [study.cached(UNEDITED, lambda: _monitored(study, test, UNEDITED, None))]
     parts += [
-        study.kept(f"{label}, {layer}", partial(seen, label, layer))
+        study.cached(f"{label}, {layer}", partial(with_edit, label, layer))
         for label in study.compared
-        for layer in spread(test.layers, MOST_EDITED)
+        for layer in spread(test.layers, MAX_EDITED)
     ]
     return {"visibility": pd.concat(parts, ignore_index=True)}
 
 
-def _seen(study: Study, edited: Activations, label: str, edited_layer: int | None) -> pd.DataFrame:
-    """Rows of one edit against the model's own harmless activations."""
-    config = study.config
-    found = visibility(edited, study.acts["test"], method=label, position=config.position, **study.few_draws)
-    return found.assign(edited_layer=pd.array([edited_layer] * len(found), dtype="Int64"))
+def _monitored(study: Study, edited: Activations, label: str, edited_layer: int | None) -> pd.DataFrame:
+    """Rows of one edit, compared with the model's own harmless activations."""
+    options = {"method": label, "position": study.config.position, **study.few_resamples}
+    table = visibility(edited, study.acts["test"], **options)
+    return table.assign(edited_layer=pd.array([edited_layer] * len(table), dtype="Int64"))
 
 
 def _ground_truth(study: Study) -> Tables:
     variant = None if study.executor is None else study.executor.call(variant_of)
     if variant is None or study.prompts is None:
         return {}
-    table = ground_truth(variant, study.prompts, study.acts["test"], study.sweep, study.draws)
+    table = ground_truth(variant, study.prompts, study.acts["test"], study.sweep, study.resamples)
     return {"ground_truth": table}
 
 
 def spread(layers: tuple[int, ...], most: int) -> list[int]:
-    """At most `most` of the layers, evenly over the depth, both ends among them."""
+    """At most `most` of the layers, evenly spaced over the depth, with both ends."""
     if len(layers) <= most:
         return list(layers)
     return sorted({layers[round(i * (len(layers) - 1) / (most - 1))] for i in range(most)})
 
 
-# In the order in which they are made; a table that a maker writes last stands for all of its.
+# In the order in which they are made; the key is the table that a maker writes last.
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "geometry": _of_training("geometry", diagnose, "permutations", "bootstrap", "seed"),
     "spectra": _of_training("spectra", spectra, "bootstrap", "seed"),

@@ -1,4 +1,4 @@
-"""What a study asks of the model before it begins, wherever the model is."""
+"""What a study needs from the model before it begins, wherever the model is."""
 
 from dataclasses import dataclass
 from pathlib import Path

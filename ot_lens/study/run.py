@@ -16,7 +16,7 @@ from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.added_tables import write_added_tables
 from ot_lens.study.checks import check_choices
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import geometry_tables
+from ot_lens.study.diagnostics import Study, geometry_tables
 from ot_lens.study.drawing import about
 from ot_lens.study.extensions import import_extensions
 from ot_lens.study.findings import findings, summarize
@@ -129,7 +129,8 @@ def _measure(
     }
     candidates, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
     sweep_into(folder, workers, prompts.test, candidates, ready, stage)
-    geometry_tables(folder, acts, maps, config, stage, executor=workers, prompts=prompts)
+    sweep = folder.read_table("localization")
+    geometry_tables(folder, Study(acts, maps, config, sweep, workers, prompts), stage)
     write_added_tables(folder, config)
     folder.save_manifest(measured=True)
 

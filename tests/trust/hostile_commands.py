@@ -25,18 +25,20 @@ from ot_lens.localization import as_methods
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder
 from ot_lens.study.checks import check_choices
+from ot_lens.study.extensions import import_extensions
 from tests.trust import hostile_cases as cases
 from tests.trust import hostile_readers as readers
 from tests.trust.hostile_oracle import Tally, Watch, alarms, judged, limit_memory
 
 
 class BeginError(OtLensError):
-    """Where a study would begin."""
+    """Raised where a study would begin."""
 
 
 def begin(config, out, *, resume, **_) -> None:
     """What `run_study` does before it loads a model."""
-    as_methods(config.methods)
+    import_extensions(config, allow_code=False)
+    as_methods(config.method_entries)
     check_choices(config)
     load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
     RunFolder.existing(Path(out), config, resume=resume)

@@ -34,7 +34,7 @@ SOURCES = Path(otl.__file__).parent
 
 # ---------------------------------------------------------------------------------------- the campaigns
 def campaign(*arguments: str, module: str = "hostile_campaign") -> dict:
-    """A campaign in a process of its own, with limited memory."""
+    """Run a campaign in its own process with limited memory."""
     command = [sys.executable, "-m", f"tests.trust.{module}", *arguments]
     # The default pool of pyarrow reserves address space ahead, which is what is limited.
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -62,12 +62,12 @@ def judge(found: dict, record, least: int) -> None:
     assert found["untouched"]
     assert total >= least
     assert found["grown"] < 1.5 * 2**30
-    # What reads everything refuses nothing, and what refuses everything reads nothing.
+    # Every reader must both read good files and refuse bad ones.
     outcomes = [set(tally["outcomes"]) for tally in tallies.values()]
     assert all("read" in kinds and len(kinds) > 1 for kinds in outcomes)
 
 
-def test_no_reader_does_more_than_read_or_refuse(full_size, record_property):
+def test_every_reader_reads_or_refuses_and_does_nothing_else(full_size, record_property):
     judge(
         campaign("--cases", str(FULL if full_size else QUICK)),
         record_property,
@@ -75,13 +75,13 @@ def test_no_reader_does_more_than_read_or_refuse(full_size, record_property):
     )
 
 
-def test_no_model_folder_does_more(full_size, record_property):
+def test_every_model_folder_is_loaded_or_refused(full_size, record_property):
     n = FULL_MODELS if full_size else QUICK_MODELS
     judge(campaign("--models", "--cases", str(n)), record_property, n)
 
 
-def test_the_command_line_says_it_in_one_line(full_size, record_property):
-    """In one process; a sample in processes of their own is below."""
+def test_the_command_line_ends_in_one_line(full_size, record_property):
+    """In one process; a sample in separate processes is below."""
     n = FULL_COMMANDS if full_size else QUICK_COMMANDS
     found = campaign("--cases", str(n), module="hostile_commands")
     record_property("commands", found["commands"])
@@ -115,7 +115,7 @@ def test_a_hostile_configuration_is_refused(tmp_path, text, message):
     assert len(str(caught.value)) < 500
 
 
-def test_code_of_a_model_needs_a_word_beside_the_configuration(tmp_path):
+def test_a_configuration_alone_runs_no_code_of_a_model(tmp_path):
     (tmp_path / "c.yaml").write_text("model: someone/model\ntrust_remote_code: true\n")
     assert read_config(tmp_path / "c.yaml", trust_remote_code=True).trust_remote_code
     (tmp_path / "c.yaml").write_text("model: someone/model\n")
@@ -124,7 +124,7 @@ def test_code_of_a_model_needs_a_word_beside_the_configuration(tmp_path):
 
 # --------------------------------------------------------------------------------------------- bombs
 def peak_of(code: str, *arguments: str) -> tuple[str, float]:
-    """What code prints in a process of its own, and by how many MiB its memory grew while it ran."""
+    """What code prints in its own process, and by how many MiB the memory of the process grew."""
     script = (
         "import resource, sys; import ot_lens as otl, pyarrow.parquet, torch\n"
         "from ot_lens.errors import OtLensError\n"
@@ -189,7 +189,7 @@ def test_a_large_honest_table_is_read(tmp_path):
     )
 
 
-def test_millions_of_faults_are_told_as_one(tmp_path):
+def test_of_millions_of_faults_one_is_reported(tmp_path):
     (tmp_path / "d.json").write_text('{"harmful": [' + "1," * 1_000_000 + '1], "harmless": []}')
     said, grown = peak_of("otl.load_prompts(sys.argv[1])", str(tmp_path / "d.json"))
     assert "harmful.0" in said
@@ -203,7 +203,7 @@ def test_millions_of_faults_are_told_as_one(tmp_path):
 
 # --------------------------------------------------------------------------------------------- pickles
 class Payload:
-    """Pickled, it is a command."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -231,7 +231,7 @@ def test_no_pickle_of_a_published_run_is_executed(tmp_path):
         assert not canary.exists()
 
 
-def test_tensors_that_stand_for_more_than_their_file_are_refused(tmp_path):
+def test_tensors_larger_than_their_file_are_refused(tmp_path):
     torch.save(torch.zeros(1).expand(10**9), tmp_path / "direction.pt")
     with pytest.raises(RunFolderError, match="1000000000 values in"):
         otl.read_refusal_direction_run(tmp_path)
@@ -249,8 +249,8 @@ def test_tensors_that_stand_for_more_than_their_file_are_refused(tmp_path):
         otl.read_refusal_direction_run(tmp_path)
 
 
-def test_no_pickle_is_loaded_anywhere_in_the_sources():
-    """torch.load with weights_only alone; no unpickling, no loading of arrays or YAML that makes objects."""
+def test_the_sources_never_load_a_pickle():
+    """torch.load only with weights_only; no unpickling of arrays, no YAML that makes objects."""
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
         text = path.read_text("utf-8")
@@ -266,7 +266,7 @@ def test_no_pickle_is_loaded_anywhere_in_the_sources():
     assert any("weights_only=True" in call for call in found)
 
 
-def test_pickled_cells_and_metadata_of_parquet_are_passed_over(tmp_path):
+def test_pickles_in_parquet_are_ignored(tmp_path):
     canary = tmp_path / "canary"
     table = pa.table({"value": [1.0, 2.0], "blob": [pickle.dumps(Payload(canary))] * 2})
     (tmp_path / "tables").mkdir()
@@ -369,11 +369,11 @@ def test_code_that_comes_with_a_model_is_not_run(folder_with_code, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_code_that_comes_with_a_model_is_run_with_the_word(folder_with_code, tmp_path, monkeypatch):
-    """The control: the folder of the test above does run when it is trusted."""
+def test_code_that_comes_with_a_model_runs_if_it_is_trusted(folder_with_code, tmp_path, monkeypatch):
+    """The control of the test above."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    with suppress(OtLensError):  # whatever becomes of the model: its code was run
+    with suppress(OtLensError):  # the model may fail to load, but its code has run
         otl.load_model(folder_with_code, device="cpu", trust_remote_code=True)
     assert (tmp_path / "canary").exists()
 
@@ -421,14 +421,14 @@ def test_a_hostile_chat_template_reaches_nothing(tmp_path, folder_of_a_model, te
         ("tokenizer_config.json", {"model_max_length": []}, "model_max_length"),
     ],
 )
-def test_sizes_that_no_model_has_are_refused(tmp_path, folder_of_a_model, file, change, message):
+def test_impossible_sizes_of_a_model_are_refused(tmp_path, folder_of_a_model, file, change, message):
     folder = lay_out(tmp_path / "evil", folder_of_a_model)
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
     with pytest.raises(ModelError, match=message):
         otl.load_model(folder, device="cpu")
 
 
-# ------------------------------------------------------------------------------------ ways out of a run
+# ------------------------------------------------------------------------------ paths that leave a run
 @pytest.fixture(scope="module")
 def files_of_a_run() -> readers.Files:
     return readers.run_folder()
@@ -446,7 +446,7 @@ def run(tmp_path, files_of_a_run) -> Path:
 @pytest.mark.parametrize(
     "place", ["tables", "activations/train", "activations/train/shards.sha256", "maps", "figures"]
 )
-def test_a_run_with_a_link_is_no_run(run, tmp_path, place):
+def test_a_run_with_a_link_is_refused(run, tmp_path, place):
     outside = tmp_path / "outside"
     if (run / place).exists():
         shutil.move(run / place, outside)
@@ -457,7 +457,7 @@ def test_a_run_with_a_link_is_no_run(run, tmp_path, place):
         RunFolder.open(run)
 
 
-def test_a_run_folder_may_itself_be_linked_to(run, tmp_path):
+def test_a_run_folder_itself_may_be_a_link(run, tmp_path):
     (tmp_path / "latest").symlink_to(run)
     assert RunFolder.open(tmp_path / "latest").finished
 
@@ -474,7 +474,7 @@ def test_a_run_folder_may_itself_be_linked_to(run, tmp_path):
         "harmful-00000\n",
     ],
 )
-def test_shards_have_no_path(run, name):
+def test_names_of_shards_are_no_paths(run, name):
     index = read_json(run / "activations/train/index.json")
     index["shards"][name] = index["shards"].pop("harmful-00000")
     (run / "activations/train/index.json").write_text(json.dumps(index))
@@ -482,7 +482,7 @@ def test_shards_have_no_path(run, name):
         otl.load_activations(run / "activations/train")
 
 
-def test_layers_far_apart_are_named_without_those_between(run):
+def test_the_names_of_distant_layers_stay_short(run):
     index = read_json(run / "activations/train/index.json")
     layers = index["key"]["layers"]
     index["key"]["layers"] = [0, *range(10**12, 10**12 + len(layers) - 1)]
@@ -502,11 +502,11 @@ def test_layers_far_apart_are_named_without_those_between(run):
         {"k": "\u0101" * 100},
     ],
 )
-def test_parameters_of_methods_have_no_path(run, parameters):
-    """They name the folder of a method's maps."""
+def test_parameters_of_methods_are_no_paths(run, parameters):
+    """They are part of the name of a folder."""
     manifest = read_json(run / "manifest.json")
     manifest["config"] = {"methods": ["mean_shift", {"name": "pca_ot", **parameters}]}
-    with pytest.raises(ConfigError, match="parameters of a method are short words and numbers, not "):
+    with pytest.raises(ConfigError, match="short words and numbers"):
         parse_config(manifest["config"])
     (run / "manifest.json").write_text(json.dumps(manifest))
     opened = OpenRun(run)
@@ -519,7 +519,7 @@ def test_parameters_of_methods_are_words_and_numbers():
     assert parse_config({"methods": ["rfa", full, {"name": "leace", "shrinkage": None}]}).methods[1] == full
 
 
-def test_nothing_is_appended_through_a_link(tmp_path):
+def test_nothing_is_appended_to_the_target_of_a_link(tmp_path):
     from ot_lens.activations.index import add_checksum
 
     (tmp_path / "store").mkdir()
@@ -570,10 +570,10 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     [
         (b"seed: 2020-99-99\n", "month"),
         (b'"\\e]0;x\\a": 1\n', "control character"),
-        (b"\xff", "not readable YAML"),
+        (b"\xff", "UTF-8"),
     ],
 )
-def test_a_hostile_file_is_one_line_on_the_terminal(tmp_path, content, said):
+def test_a_hostile_file_causes_one_line_on_the_terminal(tmp_path, content, said):
     (tmp_path / "c.yaml").write_bytes(content)
     done = command("run", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2
@@ -584,14 +584,14 @@ def test_a_hostile_file_is_one_line_on_the_terminal(tmp_path, content, said):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
 
 
-def test_a_name_that_is_no_text_can_still_be_complained_of(tmp_path):
+def test_a_file_name_that_is_not_text_can_be_reported(tmp_path):
     done = command("run", os.fsdecode(b"no\xffsuch\x1b[2J.yaml"), cwd=tmp_path)
     assert done.returncode == 2
     assert "\\udcff" in done.stderr or "\\xdcff" in done.stderr
     assert "\x1b[2J" not in done.stderr
 
 
-def test_saved_answers_are_bounded(tmp_path):
+def test_the_size_of_saved_answers_is_bounded(tmp_path):
     with (tmp_path / "c.jsonl").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(RunFolderError, match="at most"):
@@ -601,7 +601,7 @@ def test_saved_answers_are_bounded(tmp_path):
         load_completions(tmp_path / "pipe")
 
 
-def test_a_csv_without_a_header_of_names_is_named(tmp_path):
+def test_a_csv_without_a_header_is_reported(tmp_path):
     (tmp_path / "p.csv").write_bytes(b'"' + b"x" * 200_000)
     with pytest.raises(PromptError, match="no header"):
         otl.load_prompts(tmp_path / "p.csv")
