@@ -17,6 +17,7 @@ def test_nothing_of_size_d_by_d_is_allocated():
     assert peak_growth() < 8 * D * D / 5
 
 
+@pytest.mark.trust
 def test_the_check_would_see_a_d_by_d_matrix():
     assert peak_growth(6000, extra="torch.ones(d, d, dtype=torch.float64)") > 8 * 6000 * 6000
 
@@ -34,6 +35,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("how", ["store", "resumed", "opened", "moments"])
 def test_memory_does_not_grow_with_the_number_of_prompts(peaks, how):
     more = (streaming.MANY - streaming.FEW) * streaming.BYTES

@@ -133,6 +133,7 @@ def test_one_prompt_too_large_and_other_errors_are_not_halved():
     assert memory.tried == [4]
 
 
+@pytest.mark.trust
 def test_measures_survive_a_full_device(model, monkeypatch):
     """Generation, next tokens and losses are those of a large device on one that holds two prompts."""
     prompts = [otl.Prompt(text, answer="w3 w4") for text in ("w1 w2 w3", "w4 w5 w6", "w7 w8 w9", "w1 w1 w1")]

@@ -27,6 +27,7 @@ def test_there_are_notebooks() -> None:
     assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_what_is_committed(path: Path) -> None:
     committed = nbformat.read(path, as_version=4)

@@ -585,7 +585,7 @@ def test_every_kind_of_run_is_drawn(name, shape):
     if shape != "eighty layers":  # drawn in test_plots_on_paper.py
         assert any(ax.has_data() for ax in draw(name, SHAPES[shape]).axes)
     if shape != "NaN rows":
-        assert len(ENTRIES[name].show(*gallery.inputs(ENTRIES[name], SHAPES[shape])[0]).data) > 0
+        assert len(screen.showing(ENTRIES[name])(*gallery.inputs(ENTRIES[name], SHAPES[shape])[0]).data) > 0
 
 
 def test_a_point_between_missing_ones_has_a_bar():
@@ -653,7 +653,7 @@ def test_a_registered_figure_is_drawn_with_the_others(tmp_path, monkeypatch):
     result = plots.draw_all({"geometry": TABLES["geometry"]}, tmp_path, formats=("svg",))
     assert tmp_path / "norms.svg" in list(result)
     assert (tmp_path / "norms.txt").read_text() == "What norms are.\n"
-    assert len(gallery.entry_named("norms").show(TABLES["geometry"]).data) == 2
+    assert len(screen.showing(gallery.entry_named("norms"))(TABLES["geometry"]).data) == 2
     with pytest.raises(OtLensError, match="w2_per_layer"):
         otl.register_figure("w2_per_layer", norms, tables=("geometry",), title="Mine")
     with pytest.raises(OtLensError, match="a/b"):

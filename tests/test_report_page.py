@@ -60,6 +60,7 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(opened, size, scheme
     assert overflow(page) == 0
 
 
+@pytest.mark.trust
 def test_the_page_follows_the_colour_scheme(opened):
     def colours(page):
         text = page.locator("[data-figure=w2_per_layer] .xtick text").first
@@ -73,6 +74,7 @@ def test_the_page_follows_the_colour_scheme(opened):
     assert light[1] != dark[1]
 
 
+@pytest.mark.trust
 def test_figures_are_rearranged_when_the_window_narrows(opened):
     page = opened(DESK, "localization_curves")
     plot = page.locator("[data-figure=localization_curves]")
@@ -85,6 +87,7 @@ def test_figures_are_rearranged_when_the_window_narrows(opened):
     assert overflow(page) == 0
 
 
+@pytest.mark.trust
 def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
     page = opened(DESK, "localization_curves")
     figure = page.locator("#figure-localization_curves")

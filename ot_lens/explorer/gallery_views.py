@@ -12,6 +12,7 @@ from ot_lens.explorer.state import State
 from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import GALLERY
 from ot_lens.plots.gallery import Entry, inputs
+from ot_lens.plots.screen import showing
 
 # These have their own views, which follow the chosen layer and edits.
 ELSEWHERE = (
@@ -47,7 +48,7 @@ def _view(entry: Entry) -> View:
         return needed
 
     def screen(found: Tables, run: OpenRun, _state: State) -> go.Figure:
-        return entry.show(*found.values(), **inputs(entry, run.tables)[1])
+        return showing(entry)(*found.values(), **inputs(entry, run.tables)[1])
 
     def paper(found: Tables, run: OpenRun, _state: State) -> Figure:
         return entry.draw(*found.values(), style=PAPER_STYLE, **inputs(entry, run.tables)[1])

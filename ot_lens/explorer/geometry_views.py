@@ -29,7 +29,7 @@ def _whole(
         return {source: run.table(source)}
 
     def on_screen(found: Tables, _run: OpenRun, _state: State) -> go.Figure:
-        return entry_named(draw.__name__).show(found[source])
+        return screen.showing(entry_named(draw.__name__))(found[source])
 
     def paper(found: Tables, _run: OpenRun, _state: State) -> Figure:
         return draw(found[source], style=PAPER_STYLE)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -41,9 +41,6 @@ from ot_lens.plots.paper import style_named, styled
 from ot_lens.plots.rows import going_together, layers_of
 from ot_lens.tables import most_effective_layer, select
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure as ScreenFigure
-
 FORMATS = ("png", "pdf", "svg")
 
 
@@ -72,12 +69,6 @@ class Entry:
     ) -> Figure:
         """The figure on paper; see `ot_lens.plots.paper.draw`."""
         return paper.draw(self.describe(*tables, **options), style=style, axes=axes)
-
-    def show(self, *tables: pd.DataFrame, **options: Any) -> "ScreenFigure":
-        """The figure for the screen; see `ot_lens.plots.screen.draw`."""
-        from ot_lens.plots.screen import draw
-
-        return draw(self.describe(*tables, **self.on_screen, **options))
 
 
 def _entry(module: ModuleType, title: str, *tables: str, **on_screen: Any) -> Entry:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from ot_lens.errors import TableError
 from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
 from ot_lens.plots.rows import going_together
-from ot_lens.plots.screen import stacked
+from ot_lens.plots.screen import showing, stacked
 
 # Figures of each section, in the order of the page.
 SECTIONS = {
@@ -51,7 +51,7 @@ def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) ->
     try:
         with going_together(entry.name):
             needed, options = inputs(entry, tables)
-            figure = entry.show(*needed, **options)
+            figure = showing(entry)(*needed, **options)
             caption = entry.caption(*needed, **options, screen=True)
     except TableError as error:
         return PageFigure(entry.name, entry.title, missing=str(error))

@@ -179,6 +179,7 @@ def test_unknown_files_are_not_found_and_not_echoed(port, path):
 DEEP = 50_000
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -222,6 +223,7 @@ def test_chunked_requests_harm_nobody(port, body):
 ODD = (None, "x", [], {}, [None], [{}], [{"id": {"view": [], "run": 0}}])
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("part", ["output", "outputs", "inputs", "state", "changedPropIds"])
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_forged_callbacks_are_refused(port, part, odd):
@@ -324,6 +326,7 @@ def _done():
     return [Completion("", 0, truncated=False)]
 
 
+@pytest.mark.trust
 def test_slow_clients_are_dropped(finished_run, monkeypatch):
     """However steadily a request trickles in: the deadline is for the complete request."""
     monkeypatch.setattr(serving, "REQUEST_SECONDS", 1)
@@ -350,6 +353,7 @@ def _trickled(port, start):
     return time.monotonic() - began
 
 
+@pytest.mark.trust
 def test_connections_over_the_limit_wait(finished_run, monkeypatch):
     monkeypatch.setattr(serving, "MOST_CONNECTIONS", 4)  # the listener and its trigger count as two
     with served(finished_run) as url:

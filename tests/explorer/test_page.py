@@ -80,6 +80,7 @@ def test_layers_are_chosen_with_the_keyboard_and_the_back_button_undoes_it(visit
     assert page.locator("#ruler [aria-selected=true]").inner_text() == "2"
 
 
+@pytest.mark.trust
 def test_a_click_and_a_drag_on_the_row_and_on_the_strip_choose_layers(visit, address):
     page = ready(visit(address))
     page.locator("#layer-2").click()
@@ -106,6 +107,7 @@ def test_a_click_and_a_drag_on_the_row_and_on_the_strip_choose_layers(visit, add
     page.wait_for_function("() => new URLSearchParams(location.search).get('layers') == '5,7'")
 
 
+@pytest.mark.trust
 def test_edits_and_measures_are_chosen_and_the_link_restores_all_of_it(visit, address):
     page = ready(visit(address))
     page.locator("#layer-5").click()
@@ -134,6 +136,7 @@ def test_edits_and_measures_are_chosen_and_the_link_restores_all_of_it(visit, ad
     assert "ot=pca_ot:1" in link
 
 
+@pytest.mark.trust
 def test_a_link_to_what_is_not_there_falls_back(visit, address):
     page = ready(visit(address + "?layers=99,x&ot=nothing&strength=NaN&tokens=%3Cb%3E&measure=__proto__"))
     fallen = asked_for(page)
@@ -143,6 +146,7 @@ def test_a_link_to_what_is_not_there_falls_back(visit, address):
     assert fallen["tokens"] == "all"
 
 
+@pytest.mark.trust
 def test_a_prompt_is_followed_through_both_panels(visit, address, opened):
     page = ready(visit(address))
     text = opened.run.texts["harmful"][3]
@@ -180,6 +184,7 @@ def test_downloads_follow_the_state(visit, address, suffix, opened):
         assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
 
 
+@pytest.mark.trust
 def test_the_python_of_a_view_is_shown(visit, address):
     page = ready(visit(address))
     card = page.locator("#view-plane")
@@ -222,6 +227,7 @@ def test_live_edits_change_with_the_slider_and_leave_the_model_as_it_was(visit, 
     )
 
 
+@pytest.mark.trust
 def test_two_users_at_once_see_their_own_edits(visit, address, opened):
     pages = [ready(visit(f"{address}?layers=7&strength={strength}", **DESK)) for strength in ("0", "1")]
     prompts = opened.run.texts["harmful"][:4]
@@ -238,6 +244,7 @@ def test_two_users_at_once_see_their_own_edits(visit, address, opened):
     assert live_score(edited, 1) != live_score(edited, 0)
 
 
+@pytest.mark.trust
 def test_script_in_a_prompt_is_text(visit, address):
     page = ready(visit(address))
     page.locator("#view-live").scroll_into_view_if_needed()
@@ -283,6 +290,7 @@ def test_two_runs_stand_side_by_side(visit, finished_run, copied_run):
         page.close()  # before the server stops
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_one_column_without_sideways_scrolling(visit, address, scheme):
     page = ready(visit(address, **PHONE, color_scheme=scheme))
@@ -295,6 +303,7 @@ def test_a_phone_shows_one_column_without_sideways_scrolling(visit, address, sch
         assert card.bounding_box()["width"] <= 390
 
 
+@pytest.mark.trust
 def test_colours_follow_the_system_and_the_button(visit, address):
     page = ready(visit(address, **DESK, color_scheme="dark"))
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -308,6 +317,7 @@ def test_colours_follow_the_system_and_the_button(visit, address):
     assert page.evaluate(ground) != dark[0]
 
 
+@pytest.mark.trust
 def test_the_page_is_reached_by_keyboard_with_labels(visit, address):
     page = ready(visit(address))
     page.keyboard.press("Tab")
@@ -326,6 +336,7 @@ def test_the_page_is_reached_by_keyboard_with_labels(visit, address):
     assert {"ruler", "measure", "ot", "k", "by", "strength", "tokens"} <= reached
 
 
+@pytest.mark.trust
 def test_a_run_without_model_activations_and_maps_says_so(visit, from_tables):
     from tests import generators_tables
 
@@ -346,6 +357,7 @@ def test_a_run_without_model_activations_and_maps_says_so(visit, from_tables):
 LINK = "<a href='javascript:window.hacked=1'>x</a><b>y</b>"
 
 
+@pytest.mark.trust
 def test_script_in_an_answer_in_tokens_and_in_trouble_is_text(visit, finished_run, monkeypatch):
     """Whatever a model says: its answer, its tokens, and errors that quote them."""
     from ot_lens.errors import PromptError

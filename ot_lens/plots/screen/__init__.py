@@ -45,6 +45,7 @@ __all__ = [
     "principal_plane",
     "rank_by_layer",
     "run_cosines",
+    "showing",
     "spectra_by_depth",
     "stacked",
     "strength_by_layer",
