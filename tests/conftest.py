@@ -152,6 +152,23 @@ def command(
     return call
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forget the methods, diagnostics, judges and figures that a test registers."""
+    from ot_lens.behaviour import judge_registry
+    from ot_lens.geometry.quantities import DIAGNOSTICS
+    from ot_lens.plots.gallery import GALLERY
+    from ot_lens.transport import METHODS
+
+    tables: list[dict[str, Any]] = [METHODS, DIAGNOSTICS, judge_registry._REGISTERED]
+    before, figures = [dict(table) for table in tables], list(GALLERY)
+    yield
+    GALLERY[:] = figures
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator["Browser"]:
     """Headless Chromium; skipped where there is none, but never in CI."""

@@ -109,7 +109,7 @@ def check_call(call: ast.Call) -> None:
 # ------------------------------------------------------------------------------------------- examples
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN[:8] in page.read_text("utf-8")], ids=named)
 def test_examples_run_and_print_what_is_shown(
-    page: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, registries: None
 ) -> None:
     space: dict[str, Any] = {}
     for block in blocks(page):
