@@ -91,6 +91,8 @@ def refuse_other_class(table: Table, label: str, columns: Mapping[str, str]) -> 
 
 def choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
     """Column by role: as named by the user, else as recognized; an error lists the columns."""
+    if not table.columns:
+        raise PromptError(f"{table.name} has no columns: give every prompt a text.")
     available = listed(table.columns)
     for role, column in columns.items():
         one_of("role of a column", role, tuple(RECOGNIZED), PromptError)
