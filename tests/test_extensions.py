@@ -121,6 +121,23 @@ def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
     assert shown.stdout.strip() == "Half shift False"
 
 
+def test_commands_with_allow_code_draw_and_explore_the_user_s_figure(
+    own_run, tmp_path, command, monkeypatch, registries
+):
+    monkeypatch.syspath_prepend(str(own_run.parent))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (plain, _, _), (code, out, _) = (
+        command("figures", own_run, "--out", tmp_path / name, "--format", "svg", *word)
+        for name, word in (("plain", ()), ("own", ("--allow-code",)))
+    )
+    assert (plain, code) == (0, 0), out
+    assert not (tmp_path / "plain" / "own_gap.svg").exists()
+    assert (tmp_path / "own" / "own_gap.svg").is_file()
+    run = OpenRun(own_run)
+    assert content(VIEWS["own_gap"], run, Choices(run).first).figure is not None
+    del sys.modules["my_own_maps"]
+
+
 def test_a_process_without_the_code_draws_its_method_on_the_page(own_run):
     try:
         run = OpenRun(own_run)

@@ -16,6 +16,7 @@ from ot_lens.cli.study import (
     Executor,
     Resume,
     TrustRemoteCode,
+    import_code_of,
     prepare_process,
     study_into,
 )
@@ -114,10 +115,13 @@ def figures(
     against: Annotated[
         Path | None, typer.Option(help="Another run; its refusal directions are compared first.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Draw a run's figures again from its tables."""
     from ot_lens.study import compare_runs, draw_figures
 
+    if allow_code:
+        import_code_of(folder)
     if against is not None:
         compare_runs(folder, against)
     target = destination or folder / "figures"
@@ -141,6 +145,7 @@ def explore(
     model: Annotated[
         str | None, typer.Option(help="Model of the live panel; the embedded one is found without.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Explore a run in the browser: layers, edits, the principal plane, a live model."""
     with err.status("loading"):
@@ -148,4 +153,6 @@ def explore(
         from ot_lens.explorer import explore as serve
 
         quiet_libraries()
+        if allow_code:
+            import_code_of(folder)
     serve(folder, compare, host=host, port=port, browser=browser, model=model, say=say)

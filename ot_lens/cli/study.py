@@ -65,6 +65,16 @@ def prepare_process(*, allow_code: bool = False) -> None:
         sys.path.append(str(Path.cwd()))
 
 
+def import_code_of(folder: Path) -> None:
+    """Import the modules that the configuration of a run names."""
+    from ot_lens.study import RunFolder, parse_config
+    from ot_lens.study.extensions import import_extensions
+
+    prepare_process(allow_code=True)
+    config = parse_config(RunFolder.open(folder).manifest["config"], str(folder))
+    import_extensions(config, allow_code=True)
+
+
 def _interrupted(folder: Path) -> str:
     if not (folder / "manifest.json").is_file():
         return "interrupted before anything was measured: nothing was written."

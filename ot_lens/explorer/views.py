@@ -1,9 +1,8 @@
 """All views of the page by name, and the content that goes to the browser."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 from ot_lens.errors import OtLensError
@@ -18,7 +17,22 @@ from ot_lens.explorer.view import View
 from ot_lens.plots.screen import stacked
 
 OWN = (DEPTH, PLANE, LOCALISATION, METHODS, DISTANCES, SPECTRA, COSINES)
-VIEWS: Mapping[str, View] = MappingProxyType({view.name: view for view in (*OWN, *gallery_views())})
+
+
+class _Views(Mapping[str, View]):
+    """All views by name, those of figures registered later included."""
+
+    def __getitem__(self, name: str) -> View:
+        return {view.name: view for view in (*OWN, *gallery_views())}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (view.name for view in (*OWN, *gallery_views()))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+VIEWS = _Views()
 
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
