@@ -148,7 +148,7 @@ uv = $(wheels); \
         $(1)/bin/python -m pip install -qq uv; \
         uv=$(1)/bin/uv; \
     fi; \
-    "$$uv" pip install --quiet --python $(1)/bin/python $$wheels
+    "$$uv" pip install --quiet --compile-bytecode --python $(1)/bin/python $$wheels
 
 # $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp.
 define environment

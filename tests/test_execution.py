@@ -130,6 +130,7 @@ def kill_one() -> None:
     os.kill(max(workers(os.getpid())), signal.SIGKILL)
 
 
+@pytest.mark.trust
 class TestTwoWorkers:
     def test_the_cluster_listens_on_the_loopback_address_only(self, executor):
         sockets = set()
@@ -184,6 +185,7 @@ class TestTwoWorkers:
             executor.call(die)
 
 
+@pytest.mark.trust
 def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster):
     wrong = {"model": "./no/such/folder"}
     with pytest.raises(ModelError) as here, open_executor("local", wrong):
@@ -193,6 +195,7 @@ def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster):
     assert str(here.value) == str(there.value)
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

@@ -302,6 +302,7 @@ def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
     assert change in found["localization|own arithmetic"]
 
 
+@pytest.mark.trust
 def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypatch):
     """A score and two tables of edited models, each with a matching manifest."""
 

@@ -54,11 +54,13 @@ def makes_its_figure(view, choices, state, monkeypatch, folder):
     assert (folder / f"{view.name}.svg").stat().st_size > 1000
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("name", sorted(set(VIEWS) - set(OF_OTHER_RUNS)))
 def test_the_python_of_a_view_makes_its_figure(opened, name, tmp_path, monkeypatch):
     makes_its_figure(VIEWS[name], opened, state_of(opened, strength="0.5"), monkeypatch, tmp_path)
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("name", OF_OTHER_RUNS)
 def test_the_python_of_a_view_of_other_tables_makes_its_figure(from_tables, name, tmp_path, monkeypatch):
     made = generators_tables.tables(layers=6)
