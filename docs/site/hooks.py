@@ -1,4 +1,4 @@
-"""What the site shows beside `docs/`: the repository's figures, and the notebooks as pages."""
+"""Adds the figures of the repository and the notebooks to the site."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add `figures/*.png`, and each notebook as a page with its figures beside it."""
+    """Add `figures/*.png`, and each notebook as a page with its figures."""
     repository = Path(config.config_file_path).parent
     for figure in sorted((repository / "figures").glob("*.png")):
         files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))

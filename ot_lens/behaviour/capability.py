@@ -23,7 +23,7 @@ def capability(
     batch_size: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score a model on tasks of EleutherAI's lm-eval, under interventions in force.
+    """Score a model on tasks of EleutherAI's lm-eval, under active interventions.
 
     Needs the extra `capability` and, for tasks given by name, a hub to fetch their data from. The harness
     does not distinguish prompts from answers, so interventions should have token scope "all". It seeds the

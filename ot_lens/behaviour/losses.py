@@ -1,4 +1,4 @@
-"""Losses under interventions in force: of reference answers, given the rendered prompt, and of plain text."""
+"""Losses under active interventions: of reference answers, given the rendered prompt, and of plain text."""
 
 import math
 import os
@@ -76,7 +76,7 @@ class TextLoss(TokenLoss):
 
 
 def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) -> AnswerLoss:
-    """Loss of each prompt's reference answer, under interventions in force.
+    """Loss of each prompt's reference answer, under active interventions.
 
     Prompts are padded left and answers right, so that every answer starts in the same column, which the token
     scopes of `intervene` are told.
@@ -127,7 +127,7 @@ def text_loss(
     bos: bool = True,
     batch_size: int = 4,
 ) -> TextLoss:
-    """Loss of a plain text under interventions in force; no chat template, and all of it counts as prompt.
+    """Loss of a plain text under active interventions; no chat template, and all of it counts as prompt.
 
     Windows overlap: each scores only the tokens that no earlier window scored, with the others as context, so
     that every token (except the first, unless there is a BOS) is scored exactly once.

@@ -15,7 +15,7 @@ from ot_lens.prompts import Prompt
 def next_token_logprobs(
     model: Any, prompts: Sequence[Prompt | str], *, batch_size: int = 64
 ) -> Float64[Tensor, "prompt d_vocab"]:
-    """Log-probabilities of the first answer token, float64 on the CPU, under interventions in force.
+    """Log-probabilities of the first answer token, float64 on the CPU, under active interventions.
 
     Raises:
         PromptError: If prompts cannot be rendered.

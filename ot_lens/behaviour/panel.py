@@ -123,7 +123,7 @@ def next_token_values(
 def read_next_token(
     model: Any, prompts: Sequence[Prompt | str], settings: PanelSettings, original: Tensor | None = None
 ) -> tuple[NextToken, Float64[Tensor, "prompt d_vocab"]]:
-    """Next-token measures under the interventions in force, and the log-probabilities they come from.
+    """Next-token measures under the active interventions, and the log-probabilities they come from.
 
     Args:
         model: A hooked model.
@@ -144,7 +144,7 @@ def measure(
     *,
     keep_completions: bool = False,
 ) -> Panel:
-    """Measure one class of prompts under the interventions in force: answers and their loss.
+    """Measure one class of prompts under the active interventions: answers and their loss.
 
     Args:
         model: A hooked model.

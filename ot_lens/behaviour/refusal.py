@@ -164,7 +164,7 @@ def refusal_score(
     tokens: Sequence[str | int] | None = None,
     batch_size: int = 64,
 ) -> Float64[Tensor, " prompt"]:
-    """Refusal score of every prompt: log p_R - log(1 - p_R), in nats, under interventions in force.
+    """Refusal score of every prompt: log p_R - log(1 - p_R), in nats, under active interventions.
 
     Source: Arditi et al. 2024 (arXiv 2406.11717), eq. (8), with epsilon 1e-8 inside both logarithms.
 

@@ -21,7 +21,7 @@ def plain(line: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line as it stands, never wrapped."""
+    """Print a line unchanged, never wrapped."""
     out.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 

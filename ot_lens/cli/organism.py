@@ -32,7 +32,7 @@ def organism_evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure an embedded model on held-out prompts, then and there."""
+    """Measure an embedded model on held-out prompts."""
     from ot_lens.organism import evaluate
 
     quiet_libraries()

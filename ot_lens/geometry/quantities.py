@@ -92,7 +92,7 @@ def register_diagnostic(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     scale: str = "linear",
 ) -> Quantity:
-    """Let `diagnose` measure a quantity of one's own at every layer, with its null and its interval.
+    """Let `diagnose` measure your own quantity at every layer, with its null and its interval.
 
     The function is also called for every permutation of the labels and every bootstrap resample, so
     `1 + permutations + bootstrap` times per layer. Registering a name again replaces the function.
