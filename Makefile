@@ -145,7 +145,7 @@ wheels = wheels=""; \
 uv = $(wheels); \
     uv="$$(command -v uv || true)"; \
     if [ -z "$$uv" ]; then \
-        $(1)/bin/python -m pip install -qq uv; \
+        $(1)/bin/python -m pip install -qq -c constraints.txt uv; \
         uv=$(1)/bin/uv; \
     fi; \
     "$$uv" pip install --quiet --compile-bytecode --python $(1)/bin/python $$wheels

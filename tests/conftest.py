@@ -152,9 +152,9 @@ def command(
     return call
 
 
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Forget the methods, diagnostics, judges and figures that a test registers."""
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Forget the methods, diagnostics, judges and figures that the block registers."""
     from ot_lens.behaviour import judge_registry
     from ot_lens.geometry.quantities import DIAGNOSTICS
     from ot_lens.plots.gallery import GALLERY
@@ -167,6 +167,13 @@ def registries() -> Iterator[None]:
     for table, known in zip(tables, before, strict=True):
         table.clear()
         table.update(known)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Forget what a test registers."""
+    with forgetting():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,14 @@ import pandas as pd
 import pytest
 
 from ot_lens import transport
-from ot_lens.behaviour import judge_registry
 from ot_lens.errors import ConfigError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.views import VIEWS, content
-from ot_lens.geometry.quantities import DIAGNOSTICS
 from ot_lens.plots import draw_all, method_mark
-from ot_lens.plots.gallery import GALLERY
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.transport import METHODS
+from tests.conftest import forgetting
 
 PACKAGE = Path(transport.__file__).parents[1]
 MODULE = '''
@@ -67,20 +65,15 @@ def own_run(run_settings, tmp_path_factory, without_figures):
         "paper_table": False,
     }
     config = parse_config({**run_settings, **own})
-    registries = (METHODS, judge_registry._REGISTERED, DIAGNOSTICS)
-    before, figures = [dict(registry) for registry in registries], list(GALLERY)
-    with pytest.MonkeyPatch.context() as patch, without_figures():
-        patch.syspath_prepend(str(folder))
-        with pytest.raises(ConfigError, match=r"my_own_maps.*--allow-code"):
-            run_study(config, folder / "run")
-        assert "my_own_maps" not in sys.modules
-        run_study(config, folder / "run", allow_code=True)
-        del sys.modules["my_own_maps"]
-    draw_all({"geometry": table(folder / "run", "geometry")}, folder / "run" / "own", formats=("svg",))
-    GALLERY[:] = figures
-    for registry, known in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(known)
+    with forgetting():
+        with pytest.MonkeyPatch.context() as patch, without_figures():
+            patch.syspath_prepend(str(folder))
+            with pytest.raises(ConfigError, match=r"my_own_maps.*--allow-code"):
+                run_study(config, folder / "run")
+            assert "my_own_maps" not in sys.modules
+            run_study(config, folder / "run", allow_code=True)
+            del sys.modules["my_own_maps"]
+        draw_all({"geometry": table(folder / "run", "geometry")}, folder / "run" / "own", formats=("svg",))
     return folder / "run"
 
 

@@ -85,8 +85,12 @@ def fit_maps(
     missing = [layer for layer in layers if layer not in acts.layers]
     if missing:
         raise HookError(f"layer {missing[0]} was not captured: capture it, or leave it out of layers.")
+    fitted: dict[tuple[object, str], dict[int, AffineMap]] = {}
     maps = {}
     for method in methods:
-        fitted = fit_all(acts, method.name, position=position, **method.params)
-        maps[method] = {layer: fitted[layer] for layer in layers}
+        # Methods with the same batched fit, such as directional ablation and RFA, share its maps.
+        key = (method_named(method.name).batch or method.name, repr(sorted(method.params.items())))
+        if key not in fitted:
+            fitted[key] = fit_all(acts, method.name, position=position, **method.params)
+        maps[method] = {layer: fitted[key][layer] for layer in layers}
     return maps

@@ -190,10 +190,9 @@ class RunFolder:
 
 def _restore_methods(manifest: Mapping[str, Any]) -> None:
     """Make the labels and looks of methods known that this process has not registered."""
-    from ot_lens.transport.methods import METHODS, Method, restore
+    from ot_lens.transport.methods import Method, restore
 
-    records = [record for record in manifest.get("methods", ()) if record["name"] not in METHODS]
-    restore([{**record, "order": Method.order} for record in records])
+    restore([{**record, "order": Method.order} for record in manifest.get("methods", ())])
 
 
 def _has_other_files(folder: Path) -> bool:

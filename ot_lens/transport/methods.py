@@ -126,7 +126,7 @@ def register_method(
         raise FitError(f"Method name {name!r} is taken or not an identifier: choose another name.")
     spare = [known for known in METHODS.values() if known.order == Method.order and known.name != name]
     number = len(spare) % len(SPARE_COLOURS)
-    METHODS[name] = Method(
+    known = Method(
         name,
         label or name,
         family,
@@ -139,7 +139,8 @@ def register_method(
         colour=colour or SPARE_COLOURS[number],
         marker=marker or SPARE_MARKERS[number],
     )
-    return METHODS[name]
+    register(known)
+    return known
 
 
 def register(known: Method) -> None:

@@ -11,12 +11,9 @@ from tests.generators.gaussians import layered, normal
 
 
 @pytest.fixture
-def methods(monkeypatch):
+def methods(registries):
     """The registry, restored afterwards."""
-    known = dict(METHODS)
-    yield METHODS
-    METHODS.clear()
-    METHODS.update(known)
+    return METHODS
 
 
 def half_shift(H, S, share=0.5):
