@@ -12,6 +12,7 @@ from ot_lens.activations import Activations
 from ot_lens.errors import FitError, HookError, PromptError
 from ot_lens.localization import (
     MethodSpec,
+    SweepPlan,
     as_methods,
     fit_sequentially,
     permuted,
@@ -328,12 +329,13 @@ def test_the_search_finds_the_best_set_by_brute_force(model, eight):
             return otl.refusal_score(model, prompts.val.harmful).mean().item()
 
     sets = [(i,) for i in range(4)] + [(i, j) for j in range(4) for i in range(j)]
-    best = search(model, prompts.val.harmful, maps, settings, size=2, kind="beam", width=4)[0]
-    assert best.score == pytest.approx(min(score(s) for s in sets), abs=1e-3)
-    assert best.tried == 10
-    greedy = search(model, prompts.val.harmful, maps, settings, size=2, kind="greedy")[0]
-    assert greedy.tried == 7
-    assert greedy.score >= best.score - 1e-6
+    best, greedy = (
+        search(model, prompts.val.harmful, maps, settings, SweepPlan(search_size=2, search=kind))[0]
+        for kind in ("beam", "greedy")
+    )
+    assert best.chosen_at == pytest.approx(min(score(s) for s in sets), abs=1e-3)
+    assert greedy.chosen_at >= best.chosen_at - 1e-6
+    assert (best.note.split()[2], greedy.note.split()[2]) == ("10", "7")  # sets tried
 
 
 def test_a_searched_set_is_confirmed_on_other_prompts(model, eight):

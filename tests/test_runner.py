@@ -10,7 +10,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.execution import Runner, as_runner
-from ot_lens.localization import MethodSpec, fit_maps, search, sweep_settings
+from ot_lens.localization import MethodSpec, SweepPlan, fit_maps, search, sweep_settings
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study import RunFolder, StudyConfig
 from ot_lens.study.folder_cache import FolderCache
@@ -104,7 +104,9 @@ def test_filter_sequential_fits_and_search_stopped_at_every_task_end_as_in_one_g
         later = otl.fit_sequentially(
             model, prompts.train, METHODS, layers=acts.layers, batch_size=4, acts=acts
         )
-        return kept, later, search(model, prompts.val.harmful, maps, settings, each_size=True)
+        plan = SweepPlan(search_size=2, search_each_size=True)
+        best = search(model, prompts.val.harmful, maps, settings, plan)
+        return kept, later, [(b.key, b.chosen_at, b.note) for b in best]
 
     expected = work(organism)
     done: list[str] = []
@@ -126,11 +128,12 @@ def test_a_set_is_one_task_where_the_model_cannot_be_walked(organism, prompts, m
     acts = otl.capture(organism, prompts.train, layers=[5, 7])
     maps = fit_maps(acts, METHODS[:1], layers=acts.layers, position=-1)
     settings = sweep_settings(organism, ["refusal_score"])
-    walked = search(organism, prompts.val.harmful, maps, settings)
+    plan = SweepPlan(search_size=2)
+    walked = search(organism, prompts.val.harmful, maps, settings, plan)
     module = sys.modules["ot_lens.localization.search"]  # the package gives its name to the function
     monkeypatch.setattr(module, "why_not", lambda *_: "it cannot")
     executor = StoppingExecutor(organism)
-    hooked = search(Runner(executor), prompts.val.harmful, maps, settings)
+    hooked = search(Runner(executor), prompts.val.harmful, maps, settings, plan)
     assert [name.split("|")[1] for name in executor.done] == ["walk", "hooks", "hooks", "walk", "hooks"]
     assert [b.layers for b in hooked] == [b.layers for b in walked]
-    assert hooked[0].score == pytest.approx(walked[0].score, abs=1e-4)
+    assert hooked[0].chosen_at == pytest.approx(walked[0].chosen_at, abs=1e-4)

@@ -38,20 +38,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class PanelSettings:
-    """What a panel measures, and how.
-
-    Attributes:
-        measures: Which of MEASURES.
-        phrases: Phrases that mark a refusal.
-        refusal_tokens: Token ids of the refusal score.
-        max_new_tokens: Token budget of an answer.
-        batch_size: Prompts per batch.
-        seed: Seed of the bootstrap intervals.
-        judge: A judge of the answers to harmful prompts, in addition to the phrases.
-        swap: The judge takes the model's place on its device while it judges (`LazyJudge.instead_of`).
-        text: A text file to measure perplexity on as well.
-        completions: Folder to save answers in; None: answers are not saved.
-    """
+    """What a panel measures, and how."""
 
     measures: tuple[str, ...]
     phrases: PhraseList
@@ -84,12 +71,7 @@ class PanelSettings:
 
 @dataclass(frozen=True, eq=False)
 class NextToken:
-    """Measures of the next-token distribution, prompt by prompt.
-
-    Attributes:
-        score: Refusal score, in nats.
-        kl: KL(unedited || edited), in nats.
-    """
+    """Refusal score and KL(unedited || edited) of each prompt, in nats."""
 
     score: Float64[Tensor, " prompt"]
     kl: Float64[Tensor, " prompt"]

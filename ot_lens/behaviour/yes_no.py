@@ -105,11 +105,7 @@ class YesNoJudge:
 
     @staticmethod
     def preset_model(name: str) -> str:
-        """Hub name of a preset's model.
-
-        Raises:
-            JudgeError: If there is no such preset.
-        """
+        """Hub name of a preset's model."""
         return _preset(name)[0]
 
     @property

@@ -1,27 +1,23 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
 from ot_lens.localization.candidates import Candidate, candidates
-from ot_lens.localization.controls import CONTROLS, controls, permuted, random_subspace
+from ot_lens.localization.controls import permuted, random_subspace
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import measure_sweep
-from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
-from ot_lens.localization.plan import SweepPlan, fit_sweep, plan_sweep
-from ot_lens.localization.search import SEARCHES, BestSet, search
-from ot_lens.localization.sequential import fit_sequentially
-from ot_lens.localization.settings import ENGINES, SweepSettings, sweep_settings
+from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps, fit_sequentially
+from ot_lens.localization.plan import fit_sweep, plan_sweep
+from ot_lens.localization.search import search
+from ot_lens.localization.settings import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
 
 __all__ = [
-    "CONTROLS",
     "ENGINES",
     "SEARCHES",
-    "BestSet",
     "Candidate",
     "MethodSpec",
     "SweepPlan",
     "SweepSettings",
     "as_methods",
     "candidates",
-    "controls",
     "fit_maps",
     "fit_sequentially",
     "fit_sweep",

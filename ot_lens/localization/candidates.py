@@ -1,10 +1,11 @@
 """The interventions of a sweep: single layers, pairs, all layers, both directions, and controls."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
-from ot_lens.errors import HookError, one_of
+from ot_lens.errors import HookError
 from ot_lens.interventions import Edits, everywhere
 from ot_lens.localization.methods import MethodSpec
 from ot_lens.prompts import CLASSES
@@ -16,49 +17,32 @@ from ot_lens.tables import (
     NOT_A_CONTROL,
     PAIR,
     REMOVE,
-    SETS,
     SINGLE,
     layers_label,
 )
 from ot_lens.transport import AffineMap
 
+Layers = tuple[int, ...]
 Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One intervention of the sweep.
-
-    Attributes:
-        layer_set: "single", "pair", "all", "listed" or "search".
-        layers: The layers whose activations the maps were fitted on.
-        method: The method.
-        edits: The maps that are active in the model.
-        k: Rank of the method, if it has one.
-        strength: t of T_t(x) = x + t (T(x) - x).
-        transport: REMOVE, harmful activations onto the harmless ones, or INDUCE, the other way.
-        control: Name of the control, or "" for a real edit.
-        draw: Number of the control's random draw.
-        fitting: "independent", or "sequential" if each layer was fitted with the edits below it active.
-        prompts: The classes it is measured on.
-        generates: Whether answers are generated, or only the next token is read.
-        chosen_at: Mean refusal score at which a searched set was chosen on the validation prompts, in nats.
-        note: A remark for readers of the table.
-    """
+    """One intervention of the sweep; the first fields are columns of its table."""
 
     layer_set: str
-    layers: tuple[int, ...]
+    layers: Layers  # where the maps were fitted
     method: MethodSpec
-    edits: Edits
+    edits: Edits  # what is active in the model
     k: int | None
     strength: float = 1.0
     transport: str = REMOVE
     control: str = NOT_A_CONTROL
     draw: int | None = None
     fitting: str = INDEPENDENT
-    prompts: tuple[str, ...] = CLASSES
-    generates: bool = True
-    chosen_at: float | None = None
+    prompts: tuple[str, ...] = CLASSES  # the classes it is measured on
+    generates: bool = True  # whether answers are generated, or only the next token is read
+    chosen_at: float | None = None  # mean refusal score of a searched set on the validation prompts, in nats
     note: str = ""
 
     @property
@@ -85,39 +69,33 @@ class Candidate:
 def candidates(
     maps: Maps,
     n_layers: int,
-    sets: Sequence[str] = ("single", "all"),
+    sets: Sequence[str] = (SINGLE, ALL),
     strengths: Sequence[float] = (1.0,),
     transport: str = REMOVE,
-    fitting: str = INDEPENDENT,
     *,
     generates: bool = True,
+    **fields: Any,
 ) -> list[Candidate]:
-    """The interventions to measure, by set, method and strength.
+    """The interventions to measure, by set, method and strength; `fields` are those of all of them.
 
     For pairs, and without `generates` for all sets, only the next token is read: generating answers for each
     of L (L - 1) / 2 pairs would cost too much. Edits that should induce refusal are measured only on harmless
     prompts.
-
-    Raises:
-        HookError: If a layer set is unknown.
     """
-    if not sets:
-        raise HookError(f"sets is empty: choose from {', '.join(SETS)}.")
-    for layer_set in sets:
-        one_of("layer set", layer_set, SETS, HookError)
-    measured = ("harmless",) if transport == INDUCE else CLASSES
+    fields = {"prompts": ("harmless",) if transport == INDUCE else CLASSES, "transport": transport, **fields}
     return [
-        replace(
-            candidate,
+        candidate_at(
+            layer_set,
+            layers,
+            method,
+            scaled,
+            n_layers,
             strength=strength,
-            transport=transport,
-            fitting=fitting,
-            prompts=measured,
-            generates=generates and candidate.generates,
+            generates=generates and layer_set != PAIR,
+            **fields,
         )
-        for method, by_layer in maps.items()
-        for strength in strengths
-        for candidate in _of_method(method, _scaled(by_layer, strength), n_layers, sets)
+        for method, strength, scaled in _scaled(maps, strengths)
+        for layer_set, layers in _layer_sets(method, list(scaled), sets)
     ]
 
 
@@ -127,21 +105,28 @@ def listed(
     """Sets of layers that were named one by one, each measured with answers.
 
     "rfa" edits every layer with the direction of one, and so takes only the sets of one layer.
-
-    Raises:
-        HookError: If a set is empty, or names a layer twice or one without a map.
     """
     chosen = [_checked_set(layers, maps) for layers in layer_sets]
-    found = []
-    for method, by_layer in maps.items():
-        for strength in strengths:
-            scaled = _scaled(by_layer, strength)
-            for layers in chosen:
-                if not method.everywhere or len(layers) == 1:
-                    edits = edits_at(method, scaled, layers, n_layers)
-                    k = method.k([scaled[layer] for layer in layers])
-                    found.append(Candidate(LISTED, layers, method, edits, k, strength))
-    return found
+    return [
+        candidate_at(LISTED, layers, method, scaled, n_layers, strength=strength)
+        for method, strength, scaled in _scaled(maps, strengths)
+        for layers in chosen
+        if not method.everywhere or len(layers) == 1
+    ]
+
+
+def candidate_at(
+    layer_set: str,
+    layers: Layers,
+    method: MethodSpec,
+    by_layer: Mapping[int, AffineMap],
+    n_layers: int,
+    **fields: Any,
+) -> Candidate:
+    """The candidate that edits a set of layers with a method's maps."""
+    edits = edits_at(method, by_layer, layers, n_layers)
+    k = method.k([by_layer[layer] for layer in layers])
+    return Candidate(layer_set, layers, method, edits, k, **fields)
 
 
 def edits_at(
@@ -153,7 +138,7 @@ def edits_at(
     return {layer: by_layer[layer] for layer in layers}
 
 
-def _checked_set(layers: Sequence[int], maps: Maps) -> tuple[int, ...]:
+def _checked_set(layers: Sequence[int], maps: Maps) -> Layers:
     chosen = tuple(sorted(layers))
     if not chosen or len(set(chosen)) < len(chosen):
         raise HookError(f"A layer set needs at least one layer, and none twice; got {list(layers)}.")
@@ -163,22 +148,23 @@ def _checked_set(layers: Sequence[int], maps: Maps) -> tuple[int, ...]:
     return chosen
 
 
-def _scaled(by_layer: Mapping[int, AffineMap], strength: float) -> dict[int, AffineMap]:
-    return {layer: edit if strength == 1 else edit.at(strength) for layer, edit in by_layer.items()}
+def _scaled(
+    maps: Maps, strengths: Sequence[float]
+) -> Iterator[tuple[MethodSpec, float, dict[int, AffineMap]]]:
+    for method, by_layer in maps.items():
+        for strength in strengths:
+            scaled = {layer: edit if strength == 1 else edit.at(strength) for layer, edit in by_layer.items()}
+            yield method, strength, scaled
 
 
-def _of_method(
-    method: MethodSpec, scaled: Mapping[int, AffineMap], n_layers: int, sets: Sequence[str]
-) -> Iterator[Candidate]:
+def _layer_sets(
+    method: MethodSpec, layers: Sequence[int], sets: Sequence[str]
+) -> Iterator[tuple[str, Layers]]:
     if SINGLE in sets:
-        for layer, edit in scaled.items():
-            edits = edits_at(method, scaled, (layer,), n_layers)
-            yield Candidate(SINGLE, (layer,), method, edits, method.k([edit]))
+        yield from ((SINGLE, (layer,)) for layer in layers)
     if method.everywhere:
         return
     if PAIR in sets:
-        for i, j in combinations(sorted(scaled), 2):
-            both = {i: scaled[i], j: scaled[j]}
-            yield Candidate(PAIR, (i, j), method, {**both}, method.k(list(both.values())), generates=False)
-    if ALL in sets and len(scaled) > 1:
-        yield Candidate(ALL, tuple(scaled), method, {**scaled}, method.k(list(scaled.values())))
+        yield from ((PAIR, pair) for pair in combinations(sorted(layers), 2))
+    if ALL in sets and len(layers) > 1:
+        yield ALL, tuple(layers)

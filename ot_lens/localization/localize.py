@@ -10,8 +10,8 @@ from ot_lens.behaviour import MEASURES, LazyJudge
 from ot_lens.execution import as_runner
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods
-from ot_lens.localization.plan import SweepPlan, fit_sweep, plan_sweep
-from ot_lens.localization.settings import sweep_settings
+from ot_lens.localization.plan import fit_sweep, plan_sweep
+from ot_lens.localization.settings import SweepPlan, sweep_settings
 from ot_lens.prompts import ContrastSet
 from ot_lens.tables import join
 
@@ -91,7 +91,8 @@ def localize(
         HookError: If a layer, hook point, scope, set, control or engine does not exist or cannot serve.
         PromptError: If prompts cannot be rendered.
     """
-    runner, requested = as_runner(model), _with_ranks(as_methods(methods), k)
+    runner = as_runner(model)
+    requested = [ranked for method in as_methods(methods) for ranked in _with_ranks(method, k)]
     plan = SweepPlan(
         tuple(sets),
         (strength,) if isinstance(strength, int | float) else tuple(strength),
@@ -126,13 +127,8 @@ def localize(
     return join(list(measure_sweep(runner, prompts.test, candidates, settings, progress=progress).values()))
 
 
-def _with_ranks(methods: Sequence[MethodSpec], k: Sequence[int] | None) -> list[MethodSpec]:
-    if k is None:
-        return list(methods)
-    ranked = []
-    for method in methods:
-        open_rank = method.name == "pca_ot" and "k" not in method.params
-        ranked += (
-            [MethodSpec(method.name, {"k": rank, **method.params}) for rank in k] if open_rank else [method]
-        )
-    return ranked
+def _with_ranks(method: MethodSpec, ranks: Sequence[int] | None) -> list[MethodSpec]:
+    """The method with each rank, where it is "pca_ot" by name alone."""
+    if ranks is None or method.name != "pca_ot" or "k" in method.params:
+        return [method]
+    return [MethodSpec(method.name, {"k": rank, **method.params}) for rank in ranks]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +23,23 @@ from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.rows import candidate_rows, identity
-from ot_lens.localization.settings import CandidateBatch, SweepSettings, candidate_batches
-from ot_lens.localization.walking import walk_batches
+from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.walking import CandidateBatch, candidate_batches, walk_batches
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import why_not, why_not_replayed
 from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
 
+# Key of a candidate or of the unedited model, its rows, and its answers where the settings ask for them.
+Measured = tuple[str, pd.DataFrame, Mapping[str, Sequence[Completion]]]
+
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The unedited model, which every candidate is compared with.
-
-    Attributes:
-        panels: What was measured for each class of prompts.
-        logprobs: Next-token log-probabilities of each class, where a measure needs them.
-        answers: The answers of each class, where the settings ask for them.
-        obstacle: Why the single pass cannot replay the model; None if it can or is not used.
-    """
+    """The unedited model, which every candidate is compared with."""
 
     panels: Mapping[str, Panel]
-    logprobs: Mapping[str, Tensor]
-    answers: Mapping[str, Sequence[Completion]]
-    obstacle: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """One candidate, or the unedited model.
-
-    Attributes:
-        key: The candidate's key, or UNEDITED.
-        table: Its rows.
-        answers: The answers of each class of prompts, where the settings ask for them.
-    """
-
-    key: str
-    table: pd.DataFrame
-    answers: Mapping[str, Sequence[Completion]] = field(default_factory=dict, repr=False)
-
-    def save_answers(self, folder: Path, prompts: Contrast) -> None:
-        """Write the answers, one file per class of prompts."""
-        groups = dict(prompts)
-        for label, answers in self.answers.items():
-            name = f"{hashlib.sha256(self.key.encode()).hexdigest()[:20]}-{label}.jsonl"
-            info = {"edits": self.key, "prompts": label}
-            save_completions(folder / name, groups[label], answers, info=info)
+    logprobs: Mapping[str, Tensor]  # of the next token, where a measure needs them
+    obstacle: str | None  # why the single pass cannot replay the model; None if it can or is not used
 
 
 def measure_sweep(
@@ -79,23 +51,10 @@ def measure_sweep(
     keys: Collection[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Measure the unedited model and the candidates; those in the runner's cache are not measured again.
+    """Rows of the unedited model (key UNEDITED) and of each candidate, in the order of `candidates`.
 
-    Answers are written where the settings say, and nowhere else.
-
-    Args:
-        model: A hooked model, or a `Runner`.
-        prompts: The split to measure on.
-        candidates: All candidates of the sweep.
-        settings: How they are measured.
-        keys: Measure only the candidates with these keys; the values are the same as in the whole sweep.
-        progress: Called with the key of each candidate that is done.
-
-    Returns:
-        The rows of the unedited model (key UNEDITED) and of each candidate, in the order of `candidates`.
-
-    Raises:
-        HookError: If engine "single_pass" is requested and cannot serve the sweep.
+    Those in the runner's cache are not measured again. Given `keys`, only these candidates are measured, with
+    the same values as in the whole sweep. Answers are written where the settings say, and nowhere else.
     """
     runner = as_runner(model)
     wanted = [UNEDITED, *(c.key for c in candidates if keys is None or c.key in keys)]
@@ -104,11 +63,11 @@ def measure_sweep(
     for key in wanted:
         if key not in missing:
             report(key)
-    for measured in _measured(runner, prompts, candidates, settings, missing):
+    for key, table, answers in _measured(runner, prompts, candidates, settings, missing):
         if settings.panel.completions is not None:
-            measured.save_answers(settings.panel.completions, prompts)
-        runner.cache.write(measured.key, measured.table)
-        report(measured.key)
+            _save_answers(settings.panel.completions, key, answers, prompts)
+        runner.cache.write(key, table)
+        report(key)
     return {key: runner.cache.read(key) for key in wanted}
 
 
@@ -124,13 +83,15 @@ def _measured(
     baseline = runner.call(measure_baseline, prompts, settings)
     if UNEDITED in missing:
         rows = candidate_rows(baseline.panels, {}, settings.panel, {**settings.columns, **UNEDITED_COLUMNS})
-        yield Measured(UNEDITED, rows, baseline.answers)
+        yield UNEDITED, rows, _answers(baseline.panels)
+    bare = {label: replace(panel, completions=()) for label, panel in baseline.panels.items()}
     batches = [
         batch
         for batch in candidate_batches(candidates, settings.panel)
         if any(candidate.key in missing for candidate in batch)
     ]
-    yield from runner.stream(measure_batches, batches, prompts, baseline, settings, missing)
+    arguments = prompts, replace(baseline, panels=bare), settings, missing
+    yield from runner.stream(measure_batches, batches, *arguments)
 
 
 def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> Baseline:
@@ -148,8 +109,7 @@ def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> 
         options: dict[str, Any] = {"tokens": settings.tokens, "batch_size": panel.batch_size}
         reasons = [why_not_replayed(model, group, **options) for _, group in prompts]
         obstacle = next((reason for reason in reasons if reason is not None), None)
-    bare = {label: replace(panel, completions=()) for label, panel in panels.items()}
-    return Baseline(bare | _on_text(model, panel), logprobs, _answers(panels), obstacle)
+    return Baseline(panels | _on_text(model, panel), logprobs, obstacle)
 
 
 def measure_batches(
@@ -170,11 +130,20 @@ def measure_batches(
         panels = _panels(model, prompts, candidate, walked.readings, baseline, settings)
         columns = {**settings.columns, **identity(candidate), **walked.columns(candidate)}
         rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate.chosen_at)
-        yield Measured(candidate.key, rows, _answers(panels))
+        yield candidate.key, rows, _answers(panels)
 
 
 def _answers(panels: Mapping[str, Panel]) -> dict[str, Sequence[Completion]]:
     return {label: panel.completions for label, panel in panels.items() if panel.completions}
+
+
+def _save_answers(
+    folder: Path, key: str, answers: Mapping[str, Sequence[Completion]], prompts: Contrast
+) -> None:
+    """Write answers, one file per class of prompts."""
+    for label, given in answers.items():
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:20]}-{label}.jsonl"
+        save_completions(folder / name, dict(prompts)[label], given, info={"edits": key, "prompts": label})
 
 
 def _panels(

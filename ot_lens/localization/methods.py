@@ -1,12 +1,17 @@
-"""Methods of a sweep by name and parameters, and their maps at every layer."""
+"""Methods of a sweep by name and parameters, and their maps: each layer by itself, or from the bottom up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
-from ot_lens.activations import Activations
+from jaxtyping import Float64
+from torch import Tensor
+
+from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError, HookError, OtLensTypeError
+from ot_lens.execution import as_runner
+from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap, fit_all, method_named
 
 
@@ -49,12 +54,7 @@ class MethodSpec:
 
 
 def as_methods(methods: Sequence[str | Mapping[str, Any] | MethodSpec]) -> list[MethodSpec]:
-    """Methods from names, mappings {"name": ..., parameters} or `MethodSpec` objects.
-
-    Raises:
-        FitError: If a method is unknown or the list is empty.
-        OtLensTypeError: If a single name is given in place of a list.
-    """
+    """Methods from names, mappings {"name": ..., parameters} or `MethodSpec` objects."""
     if isinstance(methods, str):
         raise OtLensTypeError(f"methods must be a list: write [{methods!r}].")
     found = [_as_method(item) for item in methods]
@@ -76,12 +76,7 @@ def _as_method(item: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
 def fit_maps(
     acts: Activations, methods: Sequence[MethodSpec], *, layers: Sequence[int], position: int
 ) -> dict[MethodSpec, dict[int, AffineMap]]:
-    """Every method's map at every layer, each layer fitted on the unedited stream.
-
-    Raises:
-        FitError: If a fit fails.
-        HookError: If a layer was not captured.
-    """
+    """Every method's map at every layer, each layer fitted on the unedited stream."""
     missing = [layer for layer in layers if layer not in acts.layers]
     if missing:
         raise HookError(f"layer {missing[0]} was not captured: capture it, or leave it out of layers.")
@@ -94,3 +89,67 @@ def fit_maps(
             fitted[key] = fit_all(acts, method.name, position=position, **method.params)
         maps[method] = {layer: fitted[key][layer] for layer in layers}
     return maps
+
+
+def fit_sequentially(
+    model: Any,
+    prompts: Contrast,
+    methods: Sequence[MethodSpec],
+    *,
+    layers: Sequence[int],
+    position: int = -1,
+    hook: str = "resid_pre",
+    tokens: str = "all",
+    batch_size: int = 64,
+    acts: Activations | None = None,
+) -> dict[MethodSpec, dict[int, AffineMap]]:
+    """Fit layer by layer from the bottom, each layer with the edits below it active.
+
+    The harmless activations of every fit are unedited: the target is the model's own harmless distribution.
+
+    Args:
+        model: A hooked model, or a `Runner`, whose tasks are one layer of one method.
+        prompts: Training split.
+        methods: Methods; "rfa" has no sequential form and is left out.
+        layers: The layers to edit together.
+        position: Token position of the fit.
+        hook: Hook point of the edits.
+        tokens: Token scope of the edits.
+        batch_size: Prompts per batch.
+        acts: Unedited activations of `prompts`, if they were captured already.
+
+    Returns:
+        The map of every method at every layer.
+
+    Raises:
+        FitError: If a fit fails.
+        HookError: If a layer or scope does not exist.
+    """
+    runner = as_runner(model)
+    options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
+    if acts is None:
+        acts = capture(runner, prompts, layers=layers, **options)
+    maps: dict[MethodSpec, dict[int, AffineMap]] = {method: {} for method in methods if not method.everywhere}
+    for layer in sorted(layers):
+        tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}
+        target = acts.harmless(layer, position)[None, :, None]
+        fitted = runner.map(_fit_above, tasks, prompts, target, layer, {**options, "tokens": tokens})
+        for name, (method, _) in tasks.items():
+            maps[method][layer] = fitted[name]
+    return maps
+
+
+def _fit_above(
+    model: Any,
+    prompts: Contrast,
+    target: Float64[Tensor, "1 n 1 d"],
+    layer: int,
+    options: Mapping[str, Any],
+    task: tuple[MethodSpec, Mapping[int, AffineMap]],
+) -> AffineMap:
+    """A method's map at a layer, fitted on activations that its maps below have moved."""
+    method, below = task
+    moved = capture(model, prompts, layers=[layer], edits=below, **options)
+    data = {"harmful": moved.data["harmful"], "harmless": target}
+    (position,) = options["positions"]
+    return fit_all(replace(moved, data=data), method.name, position=position, **method.params)[layer]

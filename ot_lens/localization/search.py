@@ -1,155 +1,102 @@
 """A budgeted search for the best set of layers: chosen on validation prompts, reported on test prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.behaviour import next_token_logprobs, next_token_values
-from ot_lens.errors import HookError, SinglePassError, one_of
+from ot_lens.errors import SinglePassError
 from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits, intervene
-from ot_lens.localization.candidates import Candidate, Maps, edits_at
+from ot_lens.localization.candidates import Candidate, Layers, Maps, candidate_at, edits_at
 from ot_lens.localization.methods import MethodSpec
-from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.localization.walking import next_token_readings
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass import why_not
 from ot_lens.tables import SEARCHED, layers_label
-from ot_lens.transport import AffineMap
 
-MAX_LAYERS = 4
-SEARCHES = ("greedy", "beam")
-
-Layers = tuple[int, ...]
-Scores = Mapping[Layers, float]
-
-
-@dataclass(frozen=True)
-class BestSet:
-    """The best set of layers of one method, of any size or of one size.
-
-    Attributes:
-        method: The method.
-        layers: The chosen layers.
-        score: Mean refusal score of the validation prompts under the edit, in nats.
-        tried: Number of sets that were compared.
-    """
-
-    method: MethodSpec
-    layers: Layers
-    score: float
-    tried: int
+# Sets that each round extends.
+WIDTHS = {"greedy": 1, "beam": 4}
 
 
 def search(
-    model: Any,
-    validation: Sequence[Prompt],
-    maps: Maps,
-    settings: SweepSettings,
-    *,
-    size: int = 2,
-    kind: str = "beam",
-    width: int = 4,
-    each_size: bool = False,
-) -> list[BestSet]:
-    """Search each method's layers for the set of at most `size` with the lowest mean refusal score.
+    model: Any, validation: Sequence[Prompt], maps: Maps, settings: SweepSettings, plan: SweepPlan
+) -> list[Candidate]:
+    """Search each method's layers for the set with the lowest mean refusal score on harmful prompts.
 
-    "greedy" keeps the best set of each size and adds one layer to it; "beam" keeps the `width` best. A larger
-    set wins only if it scores lower on the validation prompts; with `each_size` the best set of every size is
-    returned, and for "rfa", which edits every layer, the best single direction.
+    "greedy" keeps the best set of each size and adds one layer to it; "beam" keeps the four best. A larger
+    set wins only if it scores lower; with `plan.search_each_size` the best set of every size is returned, and
+    for "rfa", which edits every layer and is left out otherwise, the best single direction. A runner's tasks
+    are one round of one method, or one set where the model cannot be walked.
 
-    Args:
-        model: A hooked model, or a `Runner`, whose tasks are one round of one method, or one set where the
-            model cannot be walked.
-        validation: Harmful validation prompts; report the sets on other prompts.
-        maps: Maps of each method by layer; "rfa" is left out unless `each_size` is set.
-        settings: How the sets are measured.
-        size: Maximum number of layers, 1 to 4.
-        kind: "greedy" or "beam".
-        width: Number of sets that "beam" keeps per round.
-        each_size: Find the best set of each size from one layer to `size`.
-
-    Raises:
-        HookError: If the size, kind or width is out of range.
+    Returns:
+        The chosen sets, to be measured on other prompts; their notes say how they were chosen.
     """
-    one_of("search", kind, SEARCHES, HookError)
-    if not 1 <= size <= MAX_LAYERS:
-        raise HookError(f"The search size must be 1 to {MAX_LAYERS} layers, got search size = {size}.")
-    if width < 1:
-        raise HookError(f"The beam width must be at least 1, got {width}.")
-    runner = as_runner(model)
-    keep = 1 if kind == "greedy" else width
+    runner, each_size = as_runner(model), plan.search_each_size
     scored: dict[MethodSpec, dict[Layers, float]] = {m: {} for m in maps if each_size or not m.everywhere}
     beams: dict[MethodSpec, list[Layers]] = {method: [()] for method in scored}
-    for number in range(size):
-        new = {
-            method: _grown(beams[method], maps[method], scored[method])
-            for method in scored
-            if number == 0 or not method.everywhere
-        }
-        edits = {
-            method: {layers: edits_at(method, maps[method], layers, settings.n_layers) for layers in sets}
-            for method, sets in new.items()
-            if sets
-        }
+    for size in range(1, plan.search_size + 1):
+        edits = {}
+        for method, known in scored.items():
+            new = _grown(beams[method], maps[method]) - set(known)
+            if new and (size == 1 or not method.everywhere):
+                edits[method] = {
+                    layers: edits_at(method, maps[method], layers, settings.n_layers)
+                    for layers in sorted(new)
+                }
         for method, scores in _scored(runner, edits, validation, settings).items():
             scored[method] |= scores
-            beams[method] = sorted(scores, key=lambda layers: (scores[layers], layers))[:keep]
-    return [best for m, scores in scored.items() for best in _best(m, scores, each_size=each_size)]
-
-
-def confirmations(best_sets: Sequence[BestSet], maps: Maps, n_layers: int) -> list[Candidate]:
-    """The chosen sets as candidates for the test prompts; the note says how each was chosen."""
+            ranked = sorted(scores, key=lambda layers: (scores[layers], layers))
+            beams[method] = ranked[: WIDTHS[plan.search]]
     return [
-        Candidate(
-            SEARCHED,
-            best.layers,
-            best.method,
-            edits_at(best.method, maps[best.method], best.layers, n_layers),
-            best.method.k([maps[best.method][layer] for layer in best.layers]),
-            chosen_at=best.score,
-            note=f"best of {best.tried} sets, chosen on validation prompts: {best.score:.3f} nats there",
-        )
-        for best in best_sets
+        _chosen(method, sets, maps, settings.n_layers)
+        for method, scores in scored.items()
+        for sets in _groups(scores, each_size=each_size)
     ]
 
 
-def _grown(beam: Sequence[Layers], by_layer: Mapping[int, AffineMap], scored: Scores) -> list[Layers]:
-    """New sets with one more layer."""
-    grown = {tuple(sorted((*layers, layer))) for layers in beam for layer in by_layer if layer not in layers}
-    return sorted(grown - set(scored))
+def _grown(beam: Sequence[Layers], by_layer: Iterable[int]) -> set[Layers]:
+    return {tuple(sorted((*layers, layer))) for layers in beam for layer in by_layer if layer not in layers}
+
+
+def _groups(scored: Mapping[Layers, float], *, each_size: bool) -> list[dict[Layers, float]]:
+    """The sets among which one is chosen."""
+    if not each_size:
+        return [dict(scored)]
+    sizes = dict.fromkeys(map(len, scored))
+    return [{layers: s for layers, s in scored.items() if len(layers) == size} for size in sizes]
+
+
+def _chosen(method: MethodSpec, scored: Mapping[Layers, float], maps: Maps, n_layers: int) -> Candidate:
+    best = min(scored, key=lambda layers: (scored[layers], len(layers), layers))
+    score = scored[best]
+    note = f"best of {len(scored)} sets, chosen on validation prompts: {score:.3f} nats there"
+    return candidate_at(SEARCHED, best, method, maps[method], n_layers, chosen_at=score, note=note)
 
 
 def _scored(
     runner: Runner, edits: Mapping[MethodSpec, Mapping[Layers, Edits]], *arguments: Any
-) -> dict[MethodSpec, Scores]:
+) -> dict[MethodSpec, dict[Layers, float]]:
     """Mean refusal score under each edit."""
     rounds = {_name("walk", method, sets): list(sets.values()) for method, sets in edits.items()}
     walked = dict(zip(edits, runner.map(_walked_scores, rounds, *arguments).values(), strict=True))
     hooked = {
-        method: {_name("hooks", method, [layers]): edit for layers, edit in sets.items()}
+        _name("hooks", method, [layers]): edit
         for method, sets in edits.items()
         if not walked[method]
+        for layers, edit in sets.items()
     }
-    tasks = {name: edit for named in hooked.values() for name, edit in named.items()}
-    scores = runner.map(_hooked_score, tasks, *arguments)
-    found = walked | {method: [scores[name][0] for name in named] for method, named in hooked.items()}
-    return {method: dict(zip(sets, found[method], strict=True)) for method, sets in edits.items()}
+    scores = runner.map(_hooked_score, hooked, *arguments)
+    return {
+        method: dict(zip(sets, walked[method], strict=True))
+        if walked[method]
+        else {layers: scores[_name("hooks", method, [layers])][0] for layers in sets}
+        for method, sets in edits.items()
+    }
 
 
 def _name(engine: str, method: MethodSpec, sets: Iterable[Layers]) -> str:
     return "|".join(["search", engine, method.label, *map(layers_label, sets)])
-
-
-def _best(method: MethodSpec, scored: Scores, *, each_size: bool) -> list[BestSet]:
-    groups: dict[int, list[Layers]] = {}
-    for layers in scored:
-        groups.setdefault(len(layers) if each_size else 0, []).append(layers)
-    best = [min(sets, key=lambda layers: (scored[layers], len(layers), layers)) for sets in groups.values()]
-    return [
-        BestSet(method, layers, scored[layers], len(sets))
-        for layers, sets in zip(best, groups.values(), strict=True)
-    ]
 
 
 def _walked_scores(

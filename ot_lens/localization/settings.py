@@ -1,59 +1,83 @@
-"""How a sweep is fitted and measured, and which of its candidates are measured together."""
+"""What a sweep tries, and how its edits are fitted and measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.activations import resolve_layers
-from ot_lens.behaviour import (
-    NEXT_TOKEN_MEASURES,
-    PanelSettings,
-    model_phrases,
-    phrase_list,
-    refusal_token_ids,
-)
+from ot_lens.behaviour import PanelSettings, model_phrases, phrase_list, refusal_token_ids
 from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import TOKEN_SCOPES
-from ot_lens.localization.candidates import Candidate
 from ot_lens.models import backend
+from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SETS
 
 ENGINES = ("auto", "single_pass", "hooks")
-# Candidates per batch. Generating answers costs far more than the walk of the single pass, which is repeated
-# for each batch; where only the next token is read, a batch must outweigh the forward pass of its walk.
-ANSWERED, READ = 4, 128
+FITTINGS = (INDEPENDENT, SEQUENTIAL)
+ANSWERS = ("all", "chosen")
+RANDOM, PERMUTED = CONTROLS = ("random_subspace", "permuted_labels")
+SEARCHES = ("greedy", "beam")
+MAX_LAYERS = 4
 
-CandidateBatch = tuple[Candidate, ...]
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep tries, besides methods and layers; see the arguments of `localize`."""
+
+    sets: tuple[str, ...] = ("single", "all")
+    strengths: tuple[float, ...] = (1.0,)
+    fitting: tuple[str, ...] = (INDEPENDENT,)
+    # With any control the mean shift and the diagonal map (Linear-AcT) are swept too, as references.
+    controls: tuple[str, ...] = ()
+    control_draws: int = 5
+    sufficiency: bool = False
+    search_size: int = 0
+    search: str = "beam"
+    # Report the best set of every size instead of the best overall, and the best single direction of "rfa".
+    search_each_size: bool = False
+    layer_sets: tuple[tuple[int, ...], ...] = ()
+    # "all": answers under every edit except pairs and controls; "chosen": under searched or listed sets only.
+    answers: str = "all"
+
+    def __post_init__(self) -> None:
+        """Raise a HookError if a choice is unknown or out of range."""
+        for what, values, allowed in (
+            ("layer set", self.sets, SETS),
+            ("control", self.controls, CONTROLS),
+            ("fitting", self.fitting, FITTINGS),
+            ("search", (self.search,), SEARCHES),
+            ("choice of answers", (self.answers,), ANSWERS),
+        ):
+            for value in values:
+                one_of(what, value, allowed, HookError)
+        if not self.sets:
+            raise HookError(f"sets is empty: choose from {', '.join(SETS)}.")
+        if not self.strengths or not all(0 <= t <= 1 for t in self.strengths):
+            raise HookError(f"strengths must be at least one number in [0, 1], got {list(self.strengths)}.")
+        if self.controls and self.control_draws < 2:
+            raise HookError(
+                f"A control band needs at least 2 draws, got control_draws = {self.control_draws}: "
+                "give more, or no controls."
+            )
+        if not 0 <= self.search_size <= MAX_LAYERS:
+            raise HookError(f"search_size must be 0 (no search) to {MAX_LAYERS}, got {self.search_size}.")
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How every candidate of a sweep is fitted and measured.
-
-    Attributes:
-        panel: What is measured.
-        layers: The layers that are swept.
-        n_layers: Number of layers of the model.
-        position: Token position of the fits, counted from the prompt's end.
-        tokens: Token scope of the edits.
-        hook: Hook point of fits and edits.
-        engine: "single_pass" walks up the blocks once for the next-token measures of all candidates; "hooks"
-            runs the model once per candidate; "auto" walks where possible, and the table says where not.
-    """
+    """How every candidate of a sweep is fitted and measured; see the arguments of `localize`."""
 
     panel: PanelSettings
     layers: tuple[int, ...]
-    n_layers: int
+    n_layers: int  # of the model
     position: int = -1
     tokens: str = "all"
     hook: str = "resid_pre"
+    # "single_pass" walks up the blocks once for the next-token measures of all candidates, "hooks" runs the
+    # model once per candidate, "auto" walks where possible, and the table says where not.
     engine: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check the choices.
-
-        Raises:
-            HookError: If token scope or engine is unknown.
-        """
+        """Raise a HookError if token scope or engine is unknown."""
         one_of("token scope", self.tokens, TOKEN_SCOPES, HookError)
         one_of("engine", self.engine, ENGINES, HookError)
 
@@ -81,24 +105,7 @@ def sweep_settings(
     refusal_tokens: Sequence[str | int] | None = None,
     **panel: Any,
 ) -> SweepSettings:
-    """Settings with the model's own layers, phrases and refusal tokens where none are given.
-
-    Args:
-        model: A hooked model.
-        measures: What is measured.
-        layers: "all" or layer numbers.
-        position: Token position of the fits.
-        tokens: Token scope of the edits.
-        hook: Hook point.
-        engine: "single_pass", "hooks" or "auto".
-        phrases: Phrases of a refusal.
-        refusal_tokens: Tokens that begin a refusal.
-        panel: Further fields of `PanelSettings`.
-
-    Raises:
-        HookError: If a layer, token scope or engine does not exist.
-        PromptError: If a measure is unknown.
-    """
+    """Settings with the model's own layers, phrases and refusal tokens where none are given."""
     n_layers = backend(model).n_layers
     readings = PanelSettings(
         measures=tuple(measures),
@@ -107,19 +114,3 @@ def sweep_settings(
         **panel,
     )
     return SweepSettings(readings, resolve_layers(layers, n_layers), n_layers, position, tokens, hook, engine)
-
-
-def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:
-    """Candidates that are walked together, always the same ones.
-
-    The last digits of a sum depend on the rest of its batch: a candidate is always walked with all of its
-    batch, also when the others are not needed, so that its values do not depend on where a run was stopped.
-    """
-    answers = panel.needs_answers or bool(set(panel.measures) - set(NEXT_TOKEN_MEASURES))
-    answered = [candidate for candidate in candidates if answers and candidate.generates]
-    read = [candidate for candidate in candidates if not (answers and candidate.generates)]
-    return [
-        tuple(group[start : start + size])
-        for group, size in ((answered, ANSWERED), (read, READ))
-        for start in range(0, len(group), size)
-    ]

@@ -1,4 +1,4 @@
-"""Next-token readings of many candidates in one walk up the blocks, where the single pass can serve them."""
+"""Which candidates are measured together, and their next-token readings in one walk up the blocks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,23 +7,23 @@ from typing import Any
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.behaviour import NextToken, next_token_values
+from ot_lens.behaviour import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
 from ot_lens.errors import HookError
 from ot_lens.localization.candidates import Candidate
-from ot_lens.localization.settings import CandidateBatch, SweepSettings
+from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import next_token_sweep, why_not
+
+# Candidates per batch. Generating answers costs far more than the walk of the single pass, which is repeated
+# for each batch; where only the next token is read, a batch must outweigh the forward pass of its walk.
+ANSWERED, READ = 4, 128
+
+CandidateBatch = tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Walked:
-    """What the walk read.
-
-    Attributes:
-        readings: By class and candidate key.
-        reasons: By candidate key, why plain hooks must serve it; None where the walk did.
-        walks: Whether the walk was tried.
-    """
+    """Next-token readings by class and key, and why some candidates need plain hooks (else None)."""
 
     readings: Mapping[str, Mapping[str, NextToken]]
     reasons: Mapping[str, str | None]
@@ -46,11 +46,7 @@ def walk_batches(
     settings: SweepSettings,
     obstacle: str | None,
 ) -> Walked:
-    """Read the next token under every candidate, batch by batch; `obstacle` says why no model can be walked.
-
-    Raises:
-        HookError: If engine "single_pass" is requested and cannot serve.
-    """
+    """Read the next token under every candidate; `obstacle` says why this model cannot be walked."""
     candidates = [candidate for batch in batches for candidate in batch]
     if not settings.walks:
         return Walked({label: {} for label, _ in prompts}, dict.fromkeys(c.key for c in candidates), False)
@@ -65,21 +61,32 @@ def walk_batches(
     return Walked(readings, reasons, True)
 
 
+def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:
+    """Candidates that are walked together, always the same ones.
+
+    The last digits of a sum depend on the rest of its batch: a candidate is always walked with all of its
+    batch, also when the others are not needed, so that its values do not depend on where a run was stopped.
+    """
+    answers = panel.needs_answers or bool(set(panel.measures) - set(NEXT_TOKEN_MEASURES))
+    answered = [candidate for candidate in candidates if answers and candidate.generates]
+    read = [candidate for candidate in candidates if not (answers and candidate.generates)]
+    return [
+        tuple(group[start : start + size])
+        for group, size in ((answered, ANSWERED), (read, READ))
+        for start in range(0, len(group), size)
+    ]
+
+
 def _read(
     model: Any, prompts: Sequence[Prompt], batches: Sequence[Sequence[Candidate]], settings: SweepSettings
 ) -> dict[str, NextToken]:
     candidates = [candidate for batch in batches for candidate in batch]
     if not candidates:
         return {}
+    edits = [candidate.edits for candidate in candidates]
     numbers = iter(range(len(candidates)))
-    values = next_token_readings(
-        model,
-        prompts,
-        [candidate.edits for candidate in candidates],
-        settings,
-        groups=[[next(numbers) for _ in batch] for batch in batches],
-        checked=True,
-    )
+    groups = [[next(numbers) for _ in batch] for batch in batches]
+    values = next_token_readings(model, prompts, edits, settings, groups=groups, checked=True)
     return {c.key: NextToken(value[:, 0], value[:, 1]) for c, value in zip(candidates, values, strict=True)}
 
 
