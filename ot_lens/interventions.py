@@ -151,11 +151,7 @@ class _Scope(threading.local):
         self._before = call.tokens.clone() if call.tokens is not None and call.past == 0 else None
 
     def check(self, new: int) -> None:
-        """Check that this call was tracked from its start, and that its columns are prompt or answer.
-
-        Raises:
-            HookError: If it was not, or if the columns could be either.
-        """
+        """Check that this call was tracked from its start, and that its columns are prompt or answer."""
         if not self._observed:
             raise HookError(
                 f"Scope {self.tokens!r} must see a forward call from its start, and a block was called by "
@@ -187,10 +183,7 @@ class _Scope(threading.local):
         return self._width is not None and self._past >= self._width
 
     def last(self, x: Float[Tensor, "batch new d"]) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
-        """Each row's column of the last real prompt token in this call, and whether it is in this call.
-
-        Computed once per call and device, not per layer.
-        """
+        """Each row's column of the last real prompt token in this call, and whether it is in this call."""
         if x.device not in self._found:
             self._found[x.device] = self._last(x)
         return self._found[x.device]
@@ -271,10 +264,7 @@ class _Edit:
         return edited
 
     def _prepared(self, x: Float[Tensor, "batch new d"]) -> ActivationMap:
-        """The map on the activation's device, in the dtype of the computation; cached for the next call.
-
-        In a model spread over devices, each layer's edit moves to that layer's device at its first call.
-        """
+        """The map on the activation's device, in the dtype of the computation; cached for the next call."""
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         # Tensors made in inference mode cannot be used in a call with gradients.
         key = x.device, dtype, torch.is_inference_mode_enabled()

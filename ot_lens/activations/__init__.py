@@ -3,15 +3,9 @@
 from ot_lens.activations.capture import capture
 from ot_lens.activations.data import Activations
 from ot_lens.activations.moments import LayerMoments, capture_moments, moments_of, partial_moments
+from ot_lens.activations.plan import CapturePlan, CaptureSettings, Shard, plan_shards, resolve_layers
 from ot_lens.activations.positions import resolve_positions
-from ot_lens.activations.settings import CaptureSettings, resolve_layers
-from ot_lens.activations.shards import (
-    CapturePlan,
-    Shard,
-    capture_shard,
-    captured,
-    plan_shards,
-)
+from ot_lens.activations.shards import capture_shard, captured
 from ot_lens.activations.store import ActivationStore, load_activations
 
 __all__ = [

@@ -20,31 +20,35 @@ def both_caches(
     dtype: torch.dtype | None,
 ) -> tuple[tuple[int, ...], dict[str, Float[Tensor, "layer _ position d"]]]:
     """The layers that all caches hold, and each class's activations there; see `Activations.from_caches`."""
-    lists = {label: (_as_list(cache), _as_list(mask)) for label, (cache, mask) in caches.items()}
-    layers = _common_layers([cache for group, _ in lists.values() for cache in group], hook)
+    pairs = {label: _pairs(label, cache, mask) for label, (cache, mask) in caches.items()}
+    layers = _common_layers([cache for group in pairs.values() for cache, _ in group], hook)
     data = {}
-    for label, (group, masks) in lists.items():
-        if masks != [None] and len(masks) != len(group):
-            raise ActivationError(f"{len(group)} {label} caches but {len(masks)} masks: pass one per cache.")
+    for label, group in pairs.items():
         batches = [
-            _read_cache(cache, mask, layers, positions, hook, reduce)
-            for cache, mask in zip(group, masks if masks != [None] else [None] * len(group), strict=True)
+            torch.stack(
+                [_read(cache[f"blocks.{layer}.hook_{hook}"], mask, positions, reduce) for layer in layers]
+            )
+            for cache, mask in group
         ]
         data[label] = as_dtype(torch.cat(batches, dim=1), dtype, layers)
     return layers, data
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _pairs(label: str, caches: Any, masks: Any) -> list[tuple[Any, Any]]:
+    """Each cache with its mask, or with None."""
+    caches, masks = (list(x) if isinstance(x, list | tuple) else [x] for x in (caches, masks))
+    if masks == [None]:
+        masks *= len(caches)
+    if len(masks) != len(caches):
+        raise ActivationError(f"{len(caches)} {label} caches but {len(masks)} masks: pass one per cache.")
+    return list(zip(caches, masks, strict=True))
 
 
 def _common_layers(caches: Sequence[Any], hook: str) -> tuple[int, ...]:
     by_cache = []
     for cache in caches:
         names = [str(name).split(".") for name in cache.keys()]  # noqa: SIM118  ActivationCache iterates values
-        by_cache.append(
-            {int(p[1]) for p in names if len(p) == 3 and p[0] == "blocks" and p[2] == f"hook_{hook}"}
-        )
+        by_cache.append({int(p[1]) for p in names if p[0] == "blocks" and p[2:] == [f"hook_{hook}"]})
     layers = set.intersection(*by_cache)
     if not layers:
         raise HookError(
@@ -53,23 +57,14 @@ def _common_layers(caches: Sequence[Any], hook: str) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def _read_cache(
-    cache: Any,
-    mask: Any,
-    layers: tuple[int, ...],
-    positions: Sequence[int],
-    hook: str,
-    reduce: str | None,
-) -> Float[Tensor, "layer batch position d"]:
-    values = []
-    for layer in layers:
-        x = cache[f"blocks.{layer}.hook_{hook}"]
-        x = x if x.ndim == 3 else x[None]
-        rows = None if mask is None else torch.as_tensor(mask).reshape(-1, mask.shape[-1])
-        if rows is not None and rows.shape != x.shape[:2]:
-            raise ActivationError(
-                f"A mask of shape {tuple(rows.shape)} does not match a cache of {x.shape[0]} prompts "
-                f"and {x.shape[1]} positions."
-            )
-        values.append(gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce))
-    return torch.stack(values).cpu()
+def _read(
+    x: Any, mask: Any, positions: Sequence[int], reduce: str | None
+) -> Float[Tensor, "batch position d"]:
+    x = x if x.ndim == 3 else x[None]
+    rows = None if mask is None else torch.as_tensor(mask).reshape(-1, mask.shape[-1])
+    if rows is not None and rows.shape != x.shape[:2]:
+        raise ActivationError(
+            f"A mask of shape {tuple(rows.shape)} does not match a cache of {x.shape[0]} prompts and "
+            f"{x.shape[1]} positions."
+        )
+    return gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce).cpu()

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ot_lens.activations.data import Activations
+from ot_lens.activations.plan import CapturePlan, CaptureSettings, plan_shards
 from ot_lens.activations.positions import Positions
-from ot_lens.activations.settings import CaptureSettings
-from ot_lens.activations.shards import CapturePlan, captured, plan_shards
+from ot_lens.activations.shards import captured
 from ot_lens.activations.store import ActivationStore
 from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits
@@ -67,7 +67,7 @@ def capture(
     settings = CaptureSettings(
         layers, hook, positions, reduce, dtype, edits or {}, tokens, batch_size, token_budget
     )
-    runner, report = as_runner(model), progress or _ignore
+    runner, report = as_runner(model), progress or (lambda _: None)
     plan = runner.call(plan_shards, prompts, settings)
     if store is None:
         return _into_memory(runner, prompts, plan, report)
@@ -93,7 +93,3 @@ def _into_memory(
         data[shard.label][:, list(shard.indices)] = values
         report(len(shard.indices))
     return Activations(data, plan.layers, plan.labels, plan.settings.hook, plan.key)
-
-
-def _ignore(finished: int) -> None:
-    """Report no progress."""

@@ -37,11 +37,7 @@ class Activations:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check shapes.
-
-        Raises:
-            ActivationError: If a class is missing or its shape does not match layers and positions.
-        """
+        """Check shapes."""
         for label in CLASSES:
             if label not in self.data:
                 raise ActivationError(f"No {label} activations: both classes are needed.")
@@ -75,7 +71,7 @@ class Activations:
         return f"<table><caption>Activations</caption>{rows}</table>"
 
     def _facts(self) -> dict[str, str]:
-        stored = isinstance(self.data, StoredActivations)
+        folder = self.data.folder if isinstance(self.data, StoredActivations) else None
         return {
             "model": str(self.info.get("model", "unknown")),
             "hook point": self.hook,
@@ -84,8 +80,8 @@ class Activations:
             "prompts": f"{self.n_harmful} harmful, {self.n_harmless} harmless",
             "d_model": str(self.d_model),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "size": f"{self.size() / 2**20:.1f} MiB {'on disk' if stored else 'in memory'}",
-            "where": str(self.data.folder) if isinstance(self.data, StoredActivations) else "memory",
+            "size": f"{self.size() / 2**20:.1f} MiB {'on disk' if folder else 'in memory'}",
+            "where": str(folder or "memory"),
         }
 
     @property

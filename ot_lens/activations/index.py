@@ -48,11 +48,7 @@ class Index(_Strict):
 
 
 def read_index(folder: Path) -> Index:
-    """Read and check the index of a store.
-
-    Raises:
-        RunFolderError: If it is missing, damaged, or of another version.
-    """
+    """Read and check the index of a store."""
     content = read_json(folder / INDEX)
     if isinstance(content, dict) and content.get("schema_version", 1) != SCHEMA:
         raise RunFolderError(
@@ -84,10 +80,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_checksums(folder: Path) -> tuple[dict[str, str], bool]:
-    """SHA-256 by shard name, and whether every line was complete.
-
-    A torn or altered line is skipped: its shard is then computed again.
-    """
+    """SHA-256 by shard name, and whether every line was complete."""
     try:
         content = read_bounded(folder / CHECKSUMS, MAX_JSON_BYTES, RunFolderError)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Streaming a capture straight into moments: statistics without storing an activation."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.activations.numbers import check_finite
+from ot_lens.activations.plan import CapturePlan, CaptureSettings, Shard, plan_shards
 from ot_lens.activations.positions import captured_index
-from ot_lens.activations.settings import CaptureSettings
-from ot_lens.activations.shards import CapturePlan, Shard, captured, plan_shards
+from ot_lens.activations.shards import captured
 from ot_lens.errors import ActivationError, HookError
 from ot_lens.gaussian import BuresWasserstein, Gaussian, gaussian_distance
 from ot_lens.moments import LIMIT, Moments
@@ -140,7 +140,14 @@ def capture_moments(
         ActivationError: If activations hold NaN or Inf, or the limit is below 1.
     """
     plan = plan_shards(model, prompts, CaptureSettings(**settings))
-    return moments_of(plan, _reported(captured(model, prompts, plan, plan.shards), progress), limit=limit)
+
+    def reported() -> Iterator[tuple[Shard, Tensor]]:
+        for shard, values in captured(model, prompts, plan, plan.shards):
+            yield shard, values
+            if progress is not None:
+                progress(len(shard.indices))
+
+    return moments_of(plan, reported(), limit=limit)
 
 
 def moments_of(
@@ -149,11 +156,7 @@ def moments_of(
     *,
     limit: int = LIMIT,
 ) -> LayerMoments:
-    """Moments of the shards of a capture, which are read once, in any order.
-
-    Raises:
-        ActivationError: If activations hold NaN or Inf, the limit is below 1, or a class has no shard.
-    """
+    """Moments of the shards of a capture, which are read once, in any order."""
     moments = partial_moments(plan, shards, limit=limit)
     for label in CLASSES:
         if (label, plan.layers[0], plan.labels[0]) not in moments:
@@ -191,12 +194,3 @@ def _merge(
             check_finite(rows, label, layer)
             site, more = (label, layer, position), Moments.of(rows, limit=limit)
             moments[site] = moments[site].merge(more) if site in moments else more
-
-
-def _reported(
-    shards: Iterable[tuple[Shard, Tensor]], progress: Callable[[int], None] | None
-) -> Iterable[tuple[Shard, Tensor]]:
-    for shard, values in shards:
-        yield shard, values
-        if progress is not None:
-            progress(len(shard.indices))

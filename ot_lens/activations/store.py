@@ -22,19 +22,14 @@ from ot_lens.activations.index import (
     write_checksums,
     write_index,
 )
-from ot_lens.activations.key import differences
-from ot_lens.activations.shards import CapturePlan, Shard
+from ot_lens.activations.plan import CapturePlan, Shard, differences
 from ot_lens.activations.stored import TENSOR, StoredActivations, shard_path
 from ot_lens.errors import RunFolderError
 from ot_lens.io.files import LOCK, locked, remove_temporaries, sha256_file, temporaries, write_bytes
 
 
 class ActivationStore:
-    """A folder of shards, open for writing inside a `with` block.
-
-    An interrupted capture resumes, and a torn or altered shard is detected by its checksum. The bytes of the
-    finished folder depend on the plan only, not on interruptions.
-    """
+    """A folder of shards, open for writing inside a `with` block."""
 
     def __init__(self, folder: str | Path, plan: CapturePlan) -> None:
         self.folder = Path(folder)
@@ -44,11 +39,7 @@ class ActivationStore:
         self._lock = ExitStack()
 
     def __enter__(self) -> "ActivationStore":
-        """Lock the folder and read its state.
-
-        Raises:
-            RunFolderError: If another process has locked it, it holds other files, or cannot be written.
-        """
+        """Lock the folder and read its state."""
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
             self._claim()
@@ -69,11 +60,7 @@ class ActivationStore:
         return [shard for shard in self.plan.shards if shard.name not in self._complete]
 
     def write(self, shard: Shard, values: Float[Tensor, "layer batch position d"]) -> None:
-        """Write one shard, then its checksum.
-
-        Raises:
-            RunFolderError: If the folder cannot be written; finished shards are kept.
-        """
+        """Write one shard, then its checksum."""
         content = save({TENSOR: values.contiguous()})
         checksum = hashlib.sha256(content).hexdigest()
         write_bytes(shard_path(self.folder, shard.name), content)
@@ -83,11 +70,7 @@ class ActivationStore:
         self._complete.add(shard.name)
 
     def finish(self) -> Activations:
-        """Sort the checksums, and open the activations.
-
-        Raises:
-            RunFolderError: If shards are missing.
-        """
+        """Sort the checksums, and open the activations."""
         missing = self.missing()
         if missing:
             raise RunFolderError(f"{self.folder} lacks {len(missing)} shards: write them before finishing.")

@@ -29,12 +29,7 @@ def shard_path(folder: Path, name: str) -> Path:
 
 
 class StoredActivations:
-    """Both classes of a store, outside memory: a mapping as far as `dict` needs one.
-
-    Attributes:
-        folder: The store.
-        dtype: Of the values.
-    """
+    """Both classes of a store, outside memory: a mapping as far as `dict` needs one."""
 
     def __init__(
         self,

@@ -17,10 +17,7 @@ FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
 
 @dataclass(frozen=True)
 class Branches:
-    """Attributes of a decoder layer: the modules whose outputs join the residual stream.
-
-    `before_mlp` names the module whose input is the stream between attention and MLP; None if there is none.
-    """
+    """Attributes of a decoder layer: the modules whose outputs join the residual stream."""
 
     attention: str
     mlp: str

@@ -13,46 +13,37 @@ from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, terminators
-from ot_lens.models.hooked import HookedCausalLM, input_device, position_ids
+from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, position_ids
 from ot_lens.models.reversible import Reversible
-
-HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 _PROMPT_WIDTH: ContextVar[int | None] = ContextVar("prompt_width", default=None)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One forward call as the model sees it.
+    """One forward call as the model sees it."""
 
-    Attributes:
-        tokens: The new tokens [batch, new], or None if the caller gave embeddings.
-        mask: Attention mask [batch, past + new], or None if every token is real.
-        past: Number of positions already in the KV cache.
-        prompt_width: Columns of the sequence that belong to the prompt, if the caller announced them.
-    """
-
-    tokens: Int[Tensor, "batch new"] | None
-    mask: Int[Tensor, "batch total"] | None
-    past: int
-    prompt_width: int | None
+    tokens: Int[Tensor, "batch new"] | None  # None if the caller gave embeddings
+    mask: Int[Tensor, "batch total"] | None  # None if every token is real
+    past: int  # positions already in the KV cache
+    prompt_width: int | None  # columns of the prompt, if the caller announced them
 
 
 Observer = Callable[[Call | None], None]
 
 
-def prompt_width(width: int) -> Reversible[None]:
-    """Announce that the first `width` columns of the sequences run inside are the prompt."""
-    return Reversible(partial(_announce, width))
-
-
-def _announce(width: int, changes: Reversible[None]) -> None:
-    changes.change(partial(_PROMPT_WIDTH.set, announced_width()), partial(_PROMPT_WIDTH.set, width))
-
-
 def announced_width() -> int | None:
     """The width that `prompt_width` announced, if any."""
     return _PROMPT_WIDTH.get()
+
+
+def prompt_width(width: int) -> Reversible[None]:
+    """Announce that the first `width` columns of the sequences run inside are the prompt."""
+
+    def announce(changes: Reversible[None]) -> None:
+        changes.change(partial(_PROMPT_WIDTH.set, announced_width()), partial(_PROMPT_WIDTH.set, width))
+
+    return Reversible(announce)
 
 
 class _HookedModel:
@@ -70,11 +61,7 @@ class _HookedModel:
         self.n_ctx = int(model.cfg.n_ctx or 0)
 
     def hook_point(self, layer: int, hook: str) -> HookPoint:
-        """The hook point of a layer.
-
-        Raises:
-            HookError: If the model has no such layer or hook point.
-        """
+        """The hook point of a layer."""
         one_of("hook point", hook, HOOKS, HookError)
         check_layer(layer, self.n_layers)
         name = hook_name(self.model.hook_dict, layer, hook)
@@ -160,7 +147,7 @@ class HFBackend(_HookedModel):
 
 
 class HookedTransformerBackend(_HookedModel):
-    """A HookedTransformer of transformer-lens 3; the methods are those of `HFBackend`."""
+    """A HookedTransformer of transformer-lens 3."""
 
     edits_resid_mid = True
 
@@ -172,7 +159,7 @@ class HookedTransformerBackend(_HookedModel):
     def logits(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], keep: int = 0
     ) -> Float[Tensor, "batch kept d_vocab"]:
-        """Logits of the last `keep` positions (0: of all)."""
+        """As in `HFBackend`."""
         return self.model(tokens, attention_mask=mask)[:, -keep:]
 
     def generate(
@@ -183,11 +170,7 @@ class HookedTransformerBackend(_HookedModel):
         eos: Sequence[int],
         use_cache: bool = True,
     ) -> Int[Tensor, "batch new"]:
-        """Greedy continuation.
-
-        HookedTransformer.generate infers its mask from the pad token and does not accept another one, so the
-        loop is written out here.
-        """
+        """Greedy continuation; HookedTransformer.generate would infer its own mask from the pad token."""
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
         cache = (
@@ -210,10 +193,7 @@ class HookedTransformerBackend(_HookedModel):
         return sequence[:, width:]
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
-        """Observe tokens at the embedding, mask and cache at block 0.
-
-        `run_with_hooks` and `run_with_cache` call `model.forward` directly and so bypass hooks on the model.
-        """
+        """As in `HFBackend`, but inside the model: `run_with_cache` calls `model.forward` directly."""
         tokens: list[Tensor | None] = [None]
 
         def at_embed(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -233,11 +213,7 @@ Backend = HFBackend | HookedTransformerBackend
 
 
 def backend(model: Any) -> Backend:
-    """The backend of a hooked model; the model itself is left as it is.
-
-    Raises:
-        ModelError: If ot_lens does not support this kind of model, or it has no tokenizer.
-    """
+    """The backend of a hooked model; the model itself is left as it is."""
     if isinstance(model, HookedCausalLM):
         return HFBackend(model, model.hf_model)
     from transformer_lens.model_bridge import TransformerBridge
@@ -260,7 +236,7 @@ def backend(model: Any) -> Backend:
 def _is_hooked_transformer(model: Any) -> bool:
     try:
         from transformer_lens import HookedTransformer
-    except ImportError:
+    except ImportError:  # transformer-lens 4
         return False
     return isinstance(model, HookedTransformer)
 

@@ -27,28 +27,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Left-padded tokens of some prompts.
+    """Left-padded tokens of some prompts."""
 
-    Attributes:
-        indices: Which prompts, as indices into the list that was batched.
-        tokens: Token ids [batch, pos].
-        mask: 1 for real tokens [batch, pos].
-    """
-
-    indices: tuple[int, ...]
+    indices: tuple[int, ...]  # of these prompts in the list that was batched
     tokens: Int[Tensor, "batch pos"]
-    mask: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]  # 1 for real tokens
 
-    def halves(self) -> "tuple[TokenBatch, TokenBatch]":
+    def halves(self) -> "list[TokenBatch]":
         """The first and second half of the rows, at the same padded width."""
-        if len(self.indices) < 2:
-            raise ModelError("A batch of one prompt cannot be halved.")
         cut = (len(self.indices) + 1) // 2
-        first, second = (
-            TokenBatch(self.indices[half], self.tokens[half], self.mask[half])
-            for half in (slice(0, cut), slice(cut, None))
-        )
-        return first, second
+        halves = slice(0, cut), slice(cut, None)
+        return [TokenBatch(self.indices[half], self.tokens[half], self.mask[half]) for half in halves]
 
 
 def token_batch(
@@ -76,14 +65,7 @@ def batches_of_rows(
     batch_size: int,
     token_budget: int = TOKEN_BUDGET,
 ) -> Iterator[TokenBatch]:
-    """Batches of token rows of similar length; each names the rows it holds.
-
-    Longest first, so that a batch too large for the device fails at the start. The same rows always form the
-    same batches, whatever their order. `token_budget` includes padding; a longer row is a batch by itself.
-
-    Raises:
-        PromptError: If `batch_size` or `token_budget` is below 1.
-    """
+    """Batches of token rows of similar length, longest first: one too large for the device fails at once."""
     for name, value in (("batch_size", batch_size), ("token_budget", token_budget)):
         if value < 1:
             raise PromptError(f"{name} must be at least 1, got {value}.")
@@ -97,11 +79,7 @@ def groups_by_length(
     token_budget: int = TOKEN_BUDGET,
     ties: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Indices of rows by descending length, split where a batch is full or has too much padding.
-
-    The limit on padding applies to the batches so far together: what one leaves unused the next may spend.
-    `ties` orders rows of equal length, such as by their tokens, so that their order changes no batch.
-    """
+    """Indices of rows by descending length, split where a batch is full or has too much padding."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], list(ties[i]) if ties else [], i))
     groups: list[list[int]] = []
     cells = real = width = 0
@@ -136,16 +114,9 @@ def pad_left(
 
 
 def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tuple[TokenBatch, T]]:
-    """Run a batch; if memory runs out, its halves, down to single prompts.
+    """Run a batch; if memory runs out, its halves, down to single prompts, each with its result.
 
     `run` is called again on halves of a batch that it failed on, so a failure must leave nothing behind.
-    Yields the batch, or the parts that fitted, in order, each with its result.
-
-    Raises:
-        ModelError: If a single prompt does not fit.
-
-    Warns:
-        BatchHalvedWarning: Once, if the batch was split.
     """
     waiting, warned = [batch], False
     while waiting:
@@ -155,7 +126,9 @@ def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tup
             yield from ((part, result) for result in done)
             continue
         # Only here, outside the except block, does nothing refer to the tensors of the failed run.
-        _free(part.tokens.device)
+        gc.collect()
+        if part.tokens.is_cuda:
+            torch.cuda.empty_cache()
         if len(part.indices) == 1:
             raise ModelError(
                 f"One prompt of {part.tokens.shape[1]} tokens does not fit into memory ({reason}): load the "
@@ -163,7 +136,13 @@ def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tup
             )
         first, second = part.halves()
         if not warned:
-            _warn_halved(part, first)
+            warnings.warn(
+                f"A batch of {len(part.indices)} prompts of {part.tokens.shape[1]} tokens does not fit into "
+                f"memory: it runs as batches of {len(first.indices)} or fewer; a smaller batch_size avoids "
+                "this.",
+                BatchHalvedWarning,
+                stacklevel=3,
+            )
             warned = True
         waiting += [second, first]
 
@@ -177,18 +156,3 @@ def _attempt(run: Callable[[TokenBatch], T], batch: TokenBatch) -> tuple[list[T]
         if not isinstance(error, torch.OutOfMemoryError) and not any(w in text for w in _CPU_ALLOCATOR):
             raise
         return [], text.strip().partition("\n")[0] or type(error).__name__
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _warn_halved(batch: TokenBatch, half: TokenBatch) -> None:
-    warnings.warn(
-        f"A batch of {len(batch.indices)} prompts of {batch.tokens.shape[1]} tokens does not fit into "
-        f"memory: it runs as batches of {len(half.indices)} or fewer; a smaller batch_size avoids this.",
-        BatchHalvedWarning,
-        stacklevel=4,
-    )

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.models.architectures import branches, decoder_layers, residual_scale
 
+HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
 
 @dataclass(frozen=True)
 class HookedCausalLMConfig:
@@ -34,11 +36,8 @@ class _BlockHooks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hook_resid_pre = HookPoint()
-        self.hook_attn_out = HookPoint()
-        self.hook_resid_mid = HookPoint()
-        self.hook_mlp_out = HookPoint()
-        self.hook_resid_post = HookPoint()
+        for hook in HOOKS:
+            self.add_module(f"hook_{hook}", HookPoint())
 
 
 class HookedCausalLM(HookedRootModule):

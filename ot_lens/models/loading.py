@@ -69,7 +69,9 @@ def load_model(
     }
     if isinstance(model, str | Path):
         name = str(model)
-        options = {"revision": _revision(name, revision), "trust_remote_code": trust_remote_code}
+        if revision is not None and (name.startswith("organism") or isdir(name)):
+            raise ModelError(f"revision = {revision!r}: {name} is a folder; only hub models have revisions.")
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = _load(name, tokenizer, hooks, loading, options)
     else:
         loaded = _already_loaded(model, tokenizer, loading)
@@ -105,20 +107,28 @@ def _load(
     loading: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
-    place = _place(name)
+    place = locate(name)
     dtype = _dtype(loading["dtype"], default=torch.float32 if name.startswith("organism") else None)
-    place_on = _place_on(loading["device"], loading["device_map"])
+    device, device_map = loading["device"], loading["device_map"]
+    if device is not None and device_map is not None:
+        raise ModelError(f"Give device = {str(device)!r} or device_map = {device_map!r}, not both.")
+    place_on = _device(device) if device_map is None else device_map
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name, place, options)
     # For hooks="full" too: its errors are clear, and it resolves dtype "auto".
     hf_model = load_hf(
         name, place, dtype=dtype, place_on=place_on, quantization=loading["quantization"], options=options
     )
-    if hooks == "full":
-        return _bridge(place, hf_model, tokenizer, place_on)
-    return HookedCausalLM(hf_model, tokenizer, name)
+    if hooks == "residual":
+        return HookedCausalLM(hf_model, tokenizer, name)
+    from transformer_lens.model_bridge import TransformerBridge
+
+    on = place_on if isinstance(place_on, torch.device) else None
+    return TransformerBridge.boot_transformers(
+        place, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=on
+    )
 
 
-def _place(name: str) -> str:
+def locate(name: str) -> str:
     """Where the files of a model are: a folder, or a hub name as given."""
     if name == "organism" or name.startswith("organism:"):
         variant = name.partition(":")[2] or "multi"
@@ -153,31 +163,3 @@ def _device(device: str | torch.device | None) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= count:
         raise ModelError(f"The device {str(device)!r} does not exist: torch sees {count} CUDA devices.")
     return resolved
-
-
-def _revision(name: str, revision: str | None) -> str | None:
-    if revision is not None and (name.startswith("organism") or isdir(name)):
-        raise ModelError(f"revision = {revision!r}: {name} is a folder; only hub models have revisions.")
-    return revision
-
-
-def _place_on(device: str | torch.device | None, device_map: DeviceMap | None) -> torch.device | DeviceMap:
-    if device_map is None:
-        return _device(device)
-    if device is not None:
-        raise ModelError(f"Give device = {str(device)!r} or device_map = {device_map!r}, not both.")
-    return device_map
-
-
-def _bridge(
-    place: str,
-    hf_model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    place_on: torch.device | DeviceMap,
-) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    device = place_on if isinstance(place_on, torch.device) else None
-    return TransformerBridge.boot_transformers(
-        place, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=device
-    )

@@ -29,6 +29,32 @@ DeviceMap = str | dict[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 MOST_LAYERS, WIDEST = 4_096, 2**20
 TEXTS, MOST_TEXT = (".json", ".jinja", ".txt", ".model"), 256 * MIB
+# The error of a gated model is a subclass of that of an absent one, so it comes first.
+_EXPLAINED: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    (
+        (hub.GatedRepoError,),
+        "The model {name!r} is gated: accept its licence on its hub page and log in (`hf auth login`), or "
+        "give a local folder.",
+    ),
+    (
+        (hub.RevisionNotFoundError,),
+        "The model {name!r} has no revision {revision!r}: give a branch, tag or commit.",
+    ),
+    (
+        (hub.RepositoryNotFoundError,),
+        "The hub has no model {name!r}, or you may not see it: check the name, log in (`hf auth login`), or "
+        "give a local folder.",
+    ),
+    (
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled),
+        "The model {name!r} is not in the local cache and the hub cannot be reached: connect, unset "
+        "HF_HUB_OFFLINE, or give a local folder.",
+    ),
+    (
+        (SafetensorError,),
+        "Cannot load {name!r}: a weights file is damaged ({error}). Fetch or copy it again.",
+    ),
+)
 _NOISY = ("bitsandbytes", "accelerate", "transformers", "kernels")
 
 
@@ -41,13 +67,7 @@ def load_hf(
     quantization: str | None,
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on a device or spread over several.
-
-    `name` is what the user called it, for messages; `place` the hub name or folder.
-
-    Raises:
-        ModelError: If it cannot be loaded completely.
-    """
+    """A causal language model in evaluation mode, on a device or spread over several."""
     check_folder(name, place)
     spread = place_on if not isinstance(place_on, torch.device) else None
     try:
@@ -135,43 +155,17 @@ def _quantized(quantization: str, dtype: torch.dtype | None) -> BitsAndBytesConf
 
 
 def _unreachable(name: str, error: Exception, revision: str | None) -> ModelError:
-    chain = list(_causes(error))
-
-    def because(kind: type[Exception]) -> bool:
-        return any(isinstance(cause, kind) for cause in chain)
-
-    # The error of a gated model is a subclass of that of an absent one, so it comes first.
-    if because(hub.GatedRepoError):
-        return ModelError(
-            f"The model {name!r} is gated: accept its licence on its hub page and log in "
-            "(`hf auth login`), or give a local folder."
-        )
-    if because(hub.RevisionNotFoundError):
-        return ModelError(f"The model {name!r} has no revision {revision!r}: give a branch, tag or commit.")
-    if because(hub.RepositoryNotFoundError):
-        return ModelError(
-            f"The hub has no model {name!r}, or you may not see it: check the name, log in "
-            "(`hf auth login`), or give a local folder."
-        )
-    if because(hub.LocalEntryNotFoundError) or because(hub.OfflineModeIsEnabled):
-        return ModelError(
-            f"The model {name!r} is not in the local cache and the hub cannot be reached: connect, unset "
-            "HF_HUB_OFFLINE, or give a local folder."
-        )
-    if because(SafetensorError):
-        return ModelError(
-            f"Cannot load {name!r}: a weights file is damaged ({abbreviated(error)}). Fetch or copy it again."
-        )
-    return _unloadable(name, str(error).strip(), type(error).__name__)
-
-
-def _unloadable(name: str, text: str, kind: str) -> ModelError:
+    """What to do about an error of transformers or of the hub, in one line."""
+    chain, text = list(_causes(error)), str(error).strip()
+    for kinds, message in _EXPLAINED:
+        if any(isinstance(cause, kinds) for cause in chain):
+            return ModelError(message.format(name=name, revision=revision, error=abbreviated(error)))
     if "trust_remote_code" in text:
         return ModelError(
             f"The model {name!r} comes with its own code, which does not run by default: to trust it, pass "
             "trust_remote_code=True (on the command line --trust-remote-code)."
         )
-    reason = text.splitlines()[0][:300] if text else kind
+    reason = text.splitlines()[0][:300] if text else type(error).__name__
     return ModelError(
         f"Cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model on the "
         "hub, or 'organism'."

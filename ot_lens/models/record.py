@@ -1,7 +1,6 @@
 """The description of a model in manifests and stores: everything that changes what its activations mean."""
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,22 +20,7 @@ FINGERPRINTED = 4096
 
 
 def model_record(model: Any) -> dict[str, Any]:
-    """The description of a model in a manifest or a store's key, ready for JSON.
-
-    Args:
-        model: A hooked model.
-
-    Returns:
-        name, class, architecture, revision (commit hash of a hub model), dtype, quantization, device_map,
-        n_layers, d_model; the chat template's hash, BOS, system turn and date, the system prompt (as hash and
-        length, never as text), the tokens after the instruction; how the weights were processed, which
-        changes what a covariance of the residual stream means; and their fingerprint
-        (`weights_fingerprint`).
-
-    Raises:
-        ModelError: If ot_lens does not support this kind of model.
-        PromptError: If its chat template cannot be rendered.
-    """
+    """The description of a model in a manifest or a store's key, as JSON; never the text of its prompt."""
     served = backend(model)
     config = getattr(served.hf_model, "config", None)
     device_map = getattr(served.hf_model, "hf_device_map", None)
@@ -57,11 +41,7 @@ def model_record(model: Any) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str | None:
-    """SHA-256 of name, shape, dtype and at most 4096 evenly spaced values of every weight.
-
-    Training, merging or editing a model changes it; changes to values that are not read do not. The same on
-    every device. None if weights are kept outside memory.
-    """
+    """SHA-256 of at most 4096 evenly spaced values of every weight; None if weights are outside memory."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         if weight.is_meta:
@@ -77,15 +57,14 @@ def _chat(served: Backend) -> dict[str, Any]:
     turns = [{"role": "user", "content": "x"}]
     plain = apply_template(served.tokenizer, turns)
     thinking = apply_template(served.tokenizer, turns, **THINKING)
-    text = system_prompt(served.model)
+    text, bos = system_prompt(served.model), served.tokenizer.bos_token
     own_turn = _has_system_turn(served)
     return {
-        "chat_template_sha256": hashlib.sha256(
-            str(served.tokenizer.chat_template or "").encode()
-        ).hexdigest(),
+        "chat_template_sha256": _sha256(str(served.tokenizer.chat_template or "")),
         "template_date": TEMPLATE_DATE if TEMPLATE_DATE in plain else None,
         "thinking": None if thinking == plain else "off",
-        "bos": _bos(served, plain),
+        # Where the first token comes from; ot_lens itself adds none.
+        "bos": "template" if bos and plain.startswith(bos) else "none",
         "system_prompt": _system(text, own_turn),
         "template_adds_system_turn": own_turn,
         "post_instruction_tokens": served.tokenizer.convert_ids_to_tokens(
@@ -97,7 +76,11 @@ def _chat(served: Backend) -> dict[str, Any]:
 def _system(text: str | None, own_turn: bool) -> dict[str, Any] | str:
     if text is None:
         return "template's own" if own_turn else "none"
-    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "length": len(text)}
+    return {"sha256": _sha256(text), "length": len(text)}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _has_system_turn(served: Backend) -> bool:
@@ -115,12 +98,6 @@ def _has_system_turn(served: Backend) -> bool:
     bos = served.tokenizer.bos_token or ""
     between = rest.partition(second)[0]
     return not between.rstrip().endswith(before.removeprefix(bos).strip())
-
-
-def _bos(served: Backend, rendered: str) -> str:
-    """Where the first token comes from; ot_lens itself adds none."""
-    bos = served.tokenizer.bos_token
-    return "template" if bos and rendered.startswith(bos) else "none"
 
 
 def _quantization(config: Any) -> str | None:
@@ -141,19 +118,14 @@ def _weight_processing(served: Backend) -> dict[str, bool | None] | str:
         # The bridge does not record the options, and that weights were processed only privately.
         return PROCESSED_BRIDGE if getattr(served.model, "_weights_processed", False) else RAW_WEIGHTS
     model: Any = served.model
-    writing = [w for block in model.blocks for w in _writing(block)]
+    writing = [block.attn.W_O for block in model.blocks]
+    writing += [block.mlp.W_out for block in model.blocks if hasattr(block, "mlp")]
     return {
         "fold_ln": str(model.cfg.normalization_type).endswith("Pre"),
         "center_writing_weights": all(_is_centred(w) for w in writing),
         "center_unembed": _is_centred(model.unembed.W_U),
         "fold_value_biases": _value_biases_folded(model),
     }
-
-
-def _writing(block: Any) -> Iterable[Tensor]:
-    yield block.attn.W_O
-    if hasattr(block, "mlp"):
-        yield block.mlp.W_out
 
 
 def _is_centred(weight: Tensor) -> bool:

@@ -19,13 +19,9 @@ Made = TypeVar("Made")
 class Reversible(Generic[Made]):
     """A context manager: changes made on entry, all undone on exit, in reverse order.
 
-    An interrupt (KeyboardInterrupt, a signal handler that raises) may come between any two steps of Python,
-    where contextlib.ExitStack and generators lose the step in progress. So each undo is noted before its
-    change is made, does nothing if there is nothing to undo, and is started again if it was cut short.
-
-    Python leaves two gaps. An interrupt between a block's last step and the first of `__exit__` skips
-    `__exit__`; the changes are then undone when the object is deleted, at the latest with the interrupt's
-    traceback. And a second interrupt may cut short what the first began.
+    An interrupt may come between any two steps of Python, where contextlib.ExitStack and generators lose the
+    step in progress. So each undo is noted before its change is made, does nothing if there is nothing to
+    undo, and is started again if it was cut short; an interrupt that skips `__exit__` leaves it to `__del__`.
     """
 
     _undo: list[Callable[[], object]]
@@ -106,18 +102,16 @@ def _calls(hook: Callable[..., Any], function: Callable[..., Any]) -> bool:
 
 
 def evaluating(model: nn.Module) -> Reversible[None]:
-    """No gradients and no dropout; every module's training flag is restored afterwards.
+    """No gradients and no dropout; every module's training flag is restored afterwards."""
 
-    no_grad rather than inference_mode: tensors that a model caches (rotary tables) stay usable in training.
-    """
-    return Reversible(partial(_evaluate, model))
+    # no_grad rather than inference_mode: tensors that a model caches stay usable in training.
+    def evaluate(changes: Reversible[None]) -> None:
+        gradients = torch.is_grad_enabled()
+        changes.change(partial(torch.set_grad_enabled, gradients), partial(torch.set_grad_enabled, False))
+        training = [module for module in model.modules() if module.training]
+        changes.change(partial(_set_training, training, True), partial(_set_training, training, False))
 
-
-def _evaluate(model: nn.Module, changes: Reversible[None]) -> None:
-    gradients = torch.is_grad_enabled()
-    changes.change(partial(torch.set_grad_enabled, gradients), partial(torch.set_grad_enabled, False))
-    training = [module for module in model.modules() if module.training]
-    changes.change(partial(_set_training, training, True), partial(_set_training, training, False))
+    return Reversible(evaluate)
 
 
 def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
@@ -126,11 +120,7 @@ def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
 
 
 class ActiveFlag:
-    """Whether an intervention is active: its hooks edit nothing before all of them are added, nor after.
-
-    A copy of the model made inside the block, or a compiled graph, keeps the hook functions; the flag is what
-    they share with the block.
-    """
+    """Whether an intervention is active; copies of the model made inside share it with the block."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -151,11 +141,7 @@ _active: WeakKeyDictionary[nn.Module, list[ActiveFlag]] = WeakKeyDictionary()
 
 
 def claim(model: nn.Module, flag: ActiveFlag) -> None:
-    """Note an active intervention; those of two threads would stack without either knowing.
-
-    Raises:
-        HookError: If another thread has an active one.
-    """
+    """Note an active intervention; those of two threads would stack without either knowing."""
     flags = _active.setdefault(model, [])
     flags.append(flag)
     other = next((one.thread.name for one in flags if one.thread is not flag.thread), None)

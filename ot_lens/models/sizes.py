@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.loading import locate
 from ot_lens.models.pretrained import check_folder, check_sizes
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -19,19 +19,7 @@ QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 0.127 / 8}
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What memory and time of a decoder depend on.
-
-    Attributes:
-        name: The model.
-        n_layers: Decoder layers.
-        d_model: Width of the residual stream.
-        n_kv_heads: Key-value heads per layer.
-        d_head: Width of a head.
-        d_vocab: Tokens of the vocabulary.
-        n_parameters: All parameters.
-        n_outside: Parameters outside the linear layers of the blocks, which are never quantized.
-        dtype: Of the checkpoint; 16 bits for all published sizes.
-    """
+    """What memory and time of a decoder depend on."""
 
     name: str
     n_layers: int
@@ -40,15 +28,11 @@ class ModelSize:
     d_head: int
     d_vocab: int
     n_parameters: int
-    n_outside: int
-    dtype: str = "bfloat16"
+    n_outside: int  # the linear layers of the blocks, and so never quantized
+    dtype: str = "bfloat16"  # of the checkpoint
 
     def weight_bytes(self, dtype: str | None = None, quantization: str | None = None) -> float:
-        """Bytes of the weights in a dtype, default the checkpoint's; the linear layers may be quantized.
-
-        Raises:
-            ConfigError: If the dtype or quantization is unknown.
-        """
+        """Bytes of the weights in a dtype, default the checkpoint's; the linear layers may be quantized."""
         one_of("dtype", dtype or self.dtype, tuple(BYTES))
         per_value = BYTES[dtype or self.dtype]
         if quantization is None:
@@ -76,21 +60,9 @@ def published(name: str) -> dict[str, Any] | None:
 
 
 def model_size(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSize:
-    """Size of a model, without loading its weights.
-
-    Args:
-        model: A published model or judge; an embedded model; a folder; any other hub name, of which only
-            config.json is read.
-        revision: Revision of a hub model.
-        trust_remote_code: Run code that comes with the model.
-
-    Raises:
-        ModelError: If there is no such model, or its configuration cannot be read.
-    """
+    """Size of a model, without loading its weights."""
     shape = published(model)
-    if shape is not None:
-        return _of_shape(model, shape)
-    return _of_config(model, revision, trust_remote_code)
+    return _of_config(model, revision, trust_remote_code) if shape is None else _of_shape(model, shape)
 
 
 def _of_shape(name: str, shape: dict[str, Any]) -> ModelSize:
@@ -111,7 +83,7 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Mode
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    source = _source(name)
+    source = locate(name)
     check_folder(name, source)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, **options)
@@ -126,6 +98,8 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Mode
         raise
     except Exception as error:
         raise ModelError(f"cannot read the configuration of {name!r}: {abbreviated(error)}") from error
+    # The embedded models run in float32 however they are stored.
+    stored = None if name.startswith("organism") else getattr(config, "dtype", None)
     linear = sum(
         m.weight.numel()
         for n, m in model.named_modules()
@@ -141,25 +115,5 @@ def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> Mode
         text.vocab_size,
         total,
         total - linear,
-        _dtype(name, config),
+        str(stored or "float32").removeprefix("torch."),
     )
-
-
-def _source(name: str) -> str:
-    """Folder of an embedded model; any other name unchanged."""
-    head, _, variant = name.partition(":")
-    if head != "organism":
-        return name
-    folder = Path(str(files("ot_lens") / "organism" / "weights" / (variant or "multi")))
-    if not folder.is_dir():
-        raise ModelError(
-            f"no embedded model {name!r}: choose organism:single, organism:multi or organism:shared."
-        )
-    return str(folder)
-
-
-def _dtype(name: str, config: Any) -> str:
-    """Dtype the weights are loaded in; the embedded models run in float32 however they are stored."""
-    if name.startswith("organism"):
-        return "float32"
-    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")

@@ -25,10 +25,7 @@ Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vo
 
 
 def why_not(model: Any, edits: Edits, hook: str = "resid_pre") -> str | None:
-    """Why the single pass does not support an edit; None if it does.
-
-    Whether it supports the model is known only by running it: see `why_not_replayed`.
-    """
+    """Why the single pass does not support an edit; None if it does."""
     for site in edits:
         name = site[1] if isinstance(site, tuple) else hook
         if name not in ("resid_pre", "resid_post"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ot_lens.errors import SinglePassError
 from ot_lens.models import Reversible, TokenBatch
@@ -25,16 +25,10 @@ class HookedTransformerRecord:
         )
         streams: list[Tensor] = []
 
-        def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            streams.append(args[0])
-
-        def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            streams.append(output)
-
         def listen(changes: Reversible[None]) -> None:
             for block in model.blocks:
-                changes.before(block, before)
-            changes.after(model.blocks[-1], after)
+                changes.before(block, lambda _module, args: streams.append(args[0]))
+            changes.after(model.blocks[-1], lambda _module, _args, output: streams.append(output))
 
         with Reversible(listen):
             logits = model(batch.tokens, attention_mask=batch.mask, past_kv_cache=cache)

@@ -1,6 +1,5 @@
 """Replay of Hugging Face decoder layers: the layers themselves, with the arguments the model passed."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,12 +25,10 @@ class _Prefix:
 
 
 class HuggingFaceRecord:
-    """A recorded forward pass of a Hugging Face model.
+    """A recorded forward pass of a Hugging Face model."""
 
-    Attributes:
-        streams: The residual stream entering each block, and that leaving the last: [batch, position, d].
-        own_logits: The model's own logits at the last position [batch, d_vocab].
-    """
+    own_logits: Float[Tensor, "batch d_vocab"]  # at the last position
+    streams: list[Float[Tensor, "batch pos d"]]  # entering each block, and leaving the last
 
     def __init__(self, hf_model: Any, batch: TokenBatch, *, last: bool) -> None:
         self._hf_model, self._last = hf_model, last
@@ -56,11 +53,6 @@ class HuggingFaceRecord:
         self._prefixes = [_prefix(cache, i) for i in range(len(self._layers))] if cache is not None else []
 
     def _listen(self, streams: list[Tensor], changes: Reversible[None]) -> None:
-        for layer in self._layers:
-            changes.before(layer, self._note(streams), with_kwargs=True)
-        changes.after(self._layers[-1], _note_output(streams))
-
-    def _note(self, streams: list[Tensor]) -> Callable[..., None]:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
@@ -72,7 +64,9 @@ class HuggingFaceRecord:
             streams.append(hidden)
             self._calls.append(rest)
 
-        return before
+        for layer in self._layers:
+            changes.before(layer, before, with_kwargs=True)
+        changes.after(self._layers[-1], lambda _module, _args, output: streams.append(_hidden(output)))
 
     def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
         """Run a block on rows."""
@@ -81,10 +75,7 @@ class HuggingFaceRecord:
     def _block_last(
         self, layer: int, rows: Float[Tensor, "row batch one d"]
     ) -> Float[Tensor, "row batch one d"]:
-        """Rows become queries of one sequence per prompt that attend to its earlier keys and to themselves.
-
-        So the cached keys and values are not repeated for every row.
-        """
+        """Rows become queries of one sequence per prompt, so that no cached key is repeated for a row."""
         prefix, call = self._prefixes[layer], self._calls[layer]
         queries = rows[:, :, 0].transpose(0, 1)
         count = queries.shape[1]
@@ -139,13 +130,6 @@ class HuggingFaceRecord:
 def _prefix(cache: DynamicCache, layer: int) -> _Prefix:
     cached = cache.layers[layer]
     return _Prefix(cached.keys[:, :, :-1], cached.values[:, :, :-1])
-
-
-def _note_output(streams: list[Tensor]) -> Callable[..., None]:
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        streams.append(_hidden(output))
-
-    return after
 
 
 def _hidden(output: Any) -> Tensor:

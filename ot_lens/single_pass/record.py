@@ -12,11 +12,7 @@ Record = HuggingFaceRecord | HookedTransformerRecord
 
 
 def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
-    """Run a forward pass and record it.
-
-    Raises:
-        SinglePassError: If the model's blocks are called in a way that cannot be replayed.
-    """
+    """Run a forward pass and record it."""
     try:
         if isinstance(served, HFBackend):
             return HuggingFaceRecord(served.hf_model, batch, last=last)

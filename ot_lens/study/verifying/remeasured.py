@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ot_lens.activations import CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations.index import read_index
-from ot_lens.activations.key import differences
+from ot_lens.activations.plan import differences
 from ot_lens.activations.stored import TENSOR, shard_path
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.errors import EvidenceError, OtLensError
