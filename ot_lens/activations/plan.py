@@ -1,0 +1,163 @@
+"""The plan of a capture: its options, what its numbers depend on, and its division into shards."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ot_lens.activations.numbers import resolve_dtype
+from ot_lens.activations.positions import Positions, check_length, labels, resolve_positions
+from ot_lens.errors import HookError, OtLensTypeError, PromptError
+from ot_lens.interventions import Edits
+from ot_lens.models import TOKEN_BUDGET, Backend, backend, check_layer, encode, model_record
+from ot_lens.models.batching import groups_by_length
+from ot_lens.prompts import Contrast, Prompt
+from ot_lens.transport import AffineMap
+
+# Prompts that are tokenized together while planning; only their lengths are kept.
+TOKENIZED = 1024
+# Where a model runs changes only rounding: a capture may continue on another machine.
+PLACES = ("device_map",)
+
+
+@dataclass(frozen=True, eq=False)
+class CaptureSettings:
+    """The options of `capture`, which describes them."""
+
+    layers: str | Sequence[int] = "all"
+    hook: str = "resid_pre"
+    positions: Positions = (-1,)
+    reduce: str | None = None
+    dtype: torch.dtype | str | None = None
+    edits: Edits = field(default_factory=dict)
+    tokens: str = "all"
+    batch_size: int = 64
+    token_budget: int = TOKEN_BUDGET
+
+
+def resolve_layers(layers: str | Sequence[int], n_layers: int) -> tuple[int, ...]:
+    """Layer numbers, sorted, from "all" or a sequence."""
+    if isinstance(layers, str):
+        if layers != "all":
+            raise HookError(f"layers must be 'all' or a list of layer numbers, got {layers!r}.")
+        return tuple(range(n_layers))
+    chosen = tuple(sorted(set(layers)))
+    if not chosen:
+        raise HookError("layers is empty: give 'all' or at least one layer number.")
+    for layer in chosen:
+        check_layer(layer, n_layers)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One batch of one class."""
+
+    name: str  # unique in its capture, such as "harmful-00003"
+    label: str
+    indices: tuple[int, ...]  # of the prompts of that class, in the order of the batch
+
+
+@dataclass(frozen=True, eq=False)
+class CapturePlan:
+    """What a capture contains and its division into shards; the same arguments give the same plan."""
+
+    key: Mapping[str, Any]  # what the activations depend on, as JSON values
+    shards: tuple[Shard, ...]  # harmful before harmless, long prompts first
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]  # indices from each prompt's end
+    dtype: torch.dtype | None  # None for what the model computes in
+    settings: CaptureSettings
+
+    @property
+    def labels(self) -> tuple[int | str, ...]:
+        """Labels of the position axis."""
+        return labels(self.positions, self.settings.reduce)
+
+    def count(self, label: str) -> int:
+        """Number of prompts of a class."""
+        return sum(len(shard.indices) for shard in self.shards if shard.label == label)
+
+
+def plan_shards(model: Any, prompts: Contrast, settings: CaptureSettings) -> CapturePlan:
+    """The shards of a capture."""
+    if not isinstance(prompts, Contrast):
+        raise OtLensTypeError("capture takes one split: pass prompts.train, prompts.val or prompts.test.")
+    served = backend(model)
+    layers = resolve_layers(settings.layers, served.n_layers)
+    served.hook_point(layers[-1], settings.hook)
+    positions, dtype = resolve_positions(model, settings.positions), resolve_dtype(settings.dtype)
+    key = capture_key(model, prompts, settings, layers, positions, dtype)
+    shards: list[Shard] = []
+    for label, group in prompts:
+        lengths = _lengths(served, group)
+        check_length(min(lengths), positions)
+        groups = groups_by_length(lengths, settings.batch_size, settings.token_budget)
+        shards += (Shard(f"{label}-{i:05d}", label, tuple(members)) for i, members in enumerate(groups))
+    return CapturePlan(key, tuple(shards), layers, positions, dtype, settings)
+
+
+def _lengths(served: Backend, prompts: Sequence[Prompt]) -> list[int]:
+    """Number of tokens of every rendered prompt."""
+    lengths: list[int] = []
+    for start in range(0, max(len(prompts), 1), TOKENIZED):
+        try:
+            lengths += map(len, encode(served, prompts[start : start + TOKENIZED]))
+        except PromptError:
+            encode(served, prompts)  # names the prompt by its index among all
+            raise
+    return lengths
+
+
+def capture_key(
+    model: Any,
+    prompts: Contrast,
+    settings: CaptureSettings,
+    layers: tuple[int, ...],
+    positions: tuple[int, ...],
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """The key of a capture; with its batching, because shards are batches and sums depend on padding."""
+    record = {name: value for name, value in model_record(model).items() if name not in PLACES}
+    resolved = {
+        "layers": list(layers),
+        "hook": settings.hook,
+        "positions": list(labels(positions, settings.reduce)),
+        "averaged": None if settings.reduce is None else list(positions),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "batch_size": settings.batch_size,
+        "token_budget": settings.token_budget,
+    }
+    key: dict[str, Any] = {
+        "model": record.pop("name"),
+        "d_model": record.pop("d_model"),
+        "prompts": prompts.sha256,
+        **{f"model_{name}": value for name, value in record.items()},
+        **{name: value for name, value in resolved.items() if value is not None},
+    }
+    if settings.edits:
+        sites = sorted(settings.edits.items(), key=lambda item: str(item[0]))
+        key["edits"] = [[str(site), _digest(edit)] for site, edit in sites]
+        key["tokens"] = settings.tokens
+    return key
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Names of the entries in which two keys differ, in alphabetical order."""
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def _digest(edit: Any) -> str:
+    """Hash of every tensor of a map, in the order of its fields."""
+    digest = hashlib.sha256()
+    for entry in fields(edit):
+        part = getattr(edit, entry.name)
+        if isinstance(part, Tensor):
+            digest.update(part.detach().double().cpu().contiguous().numpy().tobytes())
+        elif isinstance(part, AffineMap):
+            digest.update(_digest(part).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
