@@ -10,14 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -29,17 +23,13 @@ from ot_lens.models import TokenBatch, backend, encode, token_batch
 from ot_lens.prompts import Contrast, ContrastSet, Prompt
 
 WORDS = [f"w{i}" for i in range(40)]
-# Templates in the style of the families: Llama's headers, Qwen's ChatML, Mistral's brackets, Gemma's turns.
+# Templates in the style of the families: Llama's headers, Qwen's ChatML.
 TEMPLATES = {
     "llama": "{{ bos_token }}{% for m in messages %} <{{ m['role'] }}> {{ m['content'] }} <eot>{% endfor %}"
     "{% if add_generation_prompt %} <assistant> <nl>{% endif %}",
     "qwen2": "{% for m in messages %} <im> {{ m['role'] }} <nl> {{ m['content'] }} <eot> <nl>{% endfor %}"
     "{% if add_generation_prompt %} <im> <assistant> <nl>{% endif %}",
-    "mistral": "{{ bos_token }}{% for m in messages %} [INST] {{ m['content'] }} [/INST]{% endfor %}",
-    "gemma": "{{ bos_token }}{% for m in messages %} <turn> {{ m['role'] }} <nl> {{ m['content'] }} <eot>"
-    " <nl>{% endfor %}{% if add_generation_prompt %} <turn> <assistant> <nl>{% endif %}",
 }
-TEMPLATES["gemma2"] = TEMPLATES["gemma"]
 SPECIAL = [
     "<pad>", "<s>", "</s>", "<unk>", "<eot>", "<nl>", "<im>", "<turn>", "<user>", "<assistant>", "user",
     "[INST]", "[/INST]", "I", "As",
@@ -72,38 +62,24 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     return fast
 
 
-def _shape(vocabulary: int) -> dict[str, int]:
-    return {
-        "vocab_size": vocabulary,
+def model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random model of the family, with weights so large that its logits are far from uniform."""
+    shape = {
+        "vocab_size": 320 if family == "qwen2" else len(SPECIAL) + len(WORDS),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
+        "initializer_range": 0.3,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-
-
-def model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model of the family, with weights so large that its logits are far from uniform."""
-    shape = _shape(320 if family == "qwen2" else len(SPECIAL) + len(WORDS))
-    wide = {"head_dim": 8, "initializer_range": 0.3}
-    configs = {
-        "llama": (LlamaForCausalLM, LlamaConfig(**shape, tie_word_embeddings=True, initializer_range=0.3)),
-        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**shape, initializer_range=0.3)),
-        "mistral": (MistralForCausalLM, MistralConfig(**shape, **wide, sliding_window=6)),
-        "gemma": (GemmaForCausalLM, GemmaConfig(**shape, **wide)),
-        "gemma2": (
-            Gemma2ForCausalLM,
-            Gemma2Config(
-                **shape, **wide, sliding_window=6, attn_logit_softcapping=50.0, final_logit_softcapping=30.0
-            ),
-        ),
-    }
-    return random_weights(*configs[family], seed)
+    if family == "qwen2":
+        return random_weights(Qwen2ForCausalLM, Qwen2Config(**shape), seed)
+    return random_weights(LlamaForCausalLM, LlamaConfig(**shape, tie_word_embeddings=True), seed)
 
 
 def random_weights(architecture: Any, config: Any, seed: int) -> PreTrainedModel:

@@ -133,6 +133,10 @@ def test_capture_under_an_edit_reads_the_edited_stream(model, prompts):
         ({"positions": [0]}, "negative integers"),
         ({"positions": []}, "negative integers"),
         ({"positions": [-90]}, "shortest has"),
+        ({"positions": "frist"}, "no named position 'frist': choose one of last, post_instruction"),
+        ({"positions": [-1, -1]}, "distinct"),
+        ({"positions": [True]}, "negative integers"),
+        ({"reduce": "median"}, "no reduction of positions 'median': choose one of mean"),
     ],
 )
 def test_bad_captures_are_named(model, prompts, options, message):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.errors import ActivationError, HookError
+from ot_lens.errors import HookError
 from ot_lens.interventions import TOKEN_SCOPES, everywhere
 from ot_lens.models import backend, evaluating, prompt_width
-from ot_lens.transport import AffineMap
+from ot_lens.transport import AffineMap, EntropicMap
 from tests import checkpoints
 
 pytestmark = pytest.mark.usefixtures("mixed_lengths")
@@ -387,28 +387,6 @@ def test_everywhere_ablates_the_direction_from_every_write(folder, batch):
     assert (plain["blocks.3.hook_resid_post"] @ r).abs().max() > 1e-2
 
 
-def test_half_precision_models_are_edited_in_float32(folder):
-    model = otl.load_model(folder, dtype="bfloat16")
-    scores = otl.refusal_score(model, ["w1 w2"])
-    with otl.intervene(model, {1: random_map()}):
-        edited = otl.refusal_score(model, ["w1 w2"])
-    assert edited.dtype == torch.float64
-    assert not torch.equal(scores, edited)
-    too_far = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), 1e30))
-    half = otl.load_model(folder, dtype="float16")
-    with pytest.raises(ActivationError, match="overflow"), otl.intervene(half, {1: too_far}):
-        otl.refusal_score(half, ["w1 w2"])
-
-
-def test_a_deep_copy_has_hook_points_of_its_own(folder, batch):
-    model = otl.load_model(folder)
-    other = copy.deepcopy(model)
-    before = all_logits(model, batch)
-    with otl.intervene(other, {1: random_map()}):
-        assert torch.equal(all_logits(model, batch), before)
-        assert not torch.allclose(all_logits(other, batch)[:, -1], before[:, -1])
-
-
 def test_a_copy_made_inside_is_edited_no_longer_than_the_block(folder, batch):
     model = otl.load_model(folder)
     before = all_logits(model, batch)
@@ -527,6 +505,67 @@ def test_maps_that_are_not_affine_are_edits_too(folder, batch):
         moved = otl.capture(model, checkpoints.contrast(16), layers=[2], edits={2: edit}, tokens="last")
         torch.testing.assert_close(moved.harmful(2), edit(H), rtol=1e-3, atol=1e-3)
     assert torch.equal(all_logits(model, batch), before)
+
+
+@torch.no_grad()
+def logits(model, ids: torch.Tensor, **options) -> torch.Tensor:
+    return backend(model).hf_model(input_ids=ids, **options).logits
+
+
+def test_a_prompt_longer_than_the_residual_stream_is_wide_is_edited_to_its_end(model):
+    edit, border = random_map(1), 40
+    ids = torch.arange(50).remainder(40)[None] + 15
+    position = torch.arange(50)[None, :, None]
+    point = backend(model).hook_point(1, "resid_pre")
+    for tokens, chosen in (("prompt", position < border), ("generated", position >= border)):
+        own = edit.to(torch.float32)
+
+        def by_hand(x: torch.Tensor, hook: object, own=own, chosen=chosen) -> torch.Tensor:
+            return torch.where(chosen, own(x), x)
+
+        point.add_hook(by_hand)
+        expected = logits(model, ids)
+        point.remove_hooks()
+        with otl.intervene(model, {1: edit}, tokens, prompt_length=border):
+            found = logits(model, ids)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_may_be_of_one_token(model):
+    edit, ids = random_map(1), torch.tensor([[1, 15, 16]])
+    with otl.intervene(model, {1: edit}, "prompt", prompt_length=1):
+        found = logits(model, ids)
+    with otl.intervene(model, {1: edit}, "last", prompt_length=1):
+        assert torch.equal(logits(model, ids), found)
+    with otl.intervene(model, {1: edit}, "prompt", prompt_length=2):
+        assert not torch.allclose(logits(model, ids), found, atol=1e-3)
+
+
+def test_rows_that_a_mask_does_not_reach_to_their_end_wait_for_the_call_that_does(model):
+    """The first call's mask ends with padding, as if the prompt did; that is decided by the whole one."""
+    ids = torch.tensor([[1, 15, 16, 17]])
+    known = torch.tensor([[1, 1, 0, 0]])
+    plain = logits(model, ids, attention_mask=known)
+    with otl.intervene(model, {1: random_map(1)}, "last", prompt_length=6):
+        assert torch.equal(logits(model, ids, attention_mask=known), plain)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_a_map_is_computed_in_the_activations_precision_and_in_float32_at_least(
+    folder, dtype, computed, monkeypatch
+):
+    """Entropic maps compute in the precision they are kept in."""
+    seen, mapped = [], EntropicMap.map
+    monkeypatch.setattr(
+        EntropicMap, "map", lambda edit, x: (seen.append(edit.targets.dtype), mapped(edit, x))[1]
+    )
+    generator = torch.Generator().manual_seed(0)
+    H, S = (torch.randn(20, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    with otl.intervene(otl.load_model(folder, dtype=dtype), {1: otl.fit_entropic_ot(H, S)}) as model:
+        logits(model, torch.tensor([[1, 15, 16]]))
+    assert seen == [getattr(torch, computed)]
 
 
 # The check of shapes in tests comes before ours.

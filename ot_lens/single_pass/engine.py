@@ -11,8 +11,7 @@ from ot_lens.errors import ModelError, SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.record import Record, run
-from ot_lens.single_pass.walk import Plan, walk
+from ot_lens.single_pass.walk import Plan, Record, run, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30

@@ -1,4 +1,7 @@
-"""One walk up the blocks with a growing set of rows: each edit adds a row at its layer."""
+"""One walk up the blocks of a recorded forward pass, with a growing set of rows: each edit adds one.
+
+Rows are [row, batch, position, d_model]; with scope "last" there is one position, the prompt's last.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +10,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ot_lens.errors import ModelError, SinglePassError
 from ot_lens.interventions import ActivationMap
-from ot_lens.single_pass.record import Record
+from ot_lens.models import Backend, HFBackend, TokenBatch
+from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
+from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 
+Record = HuggingFaceRecord | HookedTransformerRecord
 # Edits of one candidate by the block whose input they change; block n_layers is the final norm.
 Plan = tuple[tuple[int, ActivationMap], ...]
 Node = tuple[tuple[int, int], ...]
+
+
+def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
+    """Run a forward pass and record it."""
+    try:
+        if isinstance(served, HFBackend):
+            return HuggingFaceRecord(served.hf_model, batch, last=last)
+        return HookedTransformerRecord(served.model, batch, last=last)
+    except (TypeError, AttributeError, KeyError, ModelError) as error:
+        raise SinglePassError(f"{type(served.model).__name__} cannot be replayed: {error}") from error
 
 
 @dataclass

@@ -1,16 +1,13 @@
-"""Captures into a store that are killed at random moments, or at every n-th access to the store.
+"""Captures into a store that are killed at every n-th access to it, each of them a fork.
 
-`python -m tests.activations.crash MODEL_FOLDER WORK_FOLDER random|N`; prints the outcome as JSON. Model and
-libraries are loaded once: each capture is a fork.
+`python -m tests.activations.crash MODEL_FOLDER WORK_FOLDER N`; prints the outcome as JSON.
 """
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from ot_lens.activations import shards
 from ot_lens.errors import RunFolderError
 from tests import checkpoints
 
-KILLS = 30
 computed = shards.capture_shard
 
 
@@ -43,10 +39,10 @@ class Crashes:
         otl.capture(self.model, self.prompts, positions=[-1, -2], batch_size=2, store=store)
 
     def start(self, kill_at: int | None = None) -> int:
-        """Capture in a fork, which kills itself at an access to the store; returns its process id."""
+        """Capture in a fork, which kills itself at an access to the store; returns how it ended."""
         child = os.fork()
         if child:
-            return child
+            return os.waitpid(child, 0)[1]
         shards.capture_shard = self._noted
         if kill_at is not None:
             sys.addaudithook(self._killer(kill_at))
@@ -71,7 +67,7 @@ class Crashes:
 
     def finish(self) -> dict[str, Any]:
         """Complete the capture, and compare."""
-        _, status = os.waitpid(self.start(), 0)
+        status = self.start()
         times = self.log.read_text().split()
         found = {
             "ended": status == 0,
@@ -91,31 +87,10 @@ class Crashes:
         return contents(self.store).items() >= self.whole.items()
 
 
-def at_random(crashes: Crashes) -> dict[str, Any]:
-    chance, begun = random.Random(0), time.perf_counter()
-    found: list[dict[str, Any]] = []
-    os.waitpid(crashes.start(), 0)
-    took = time.perf_counter() - begun
-    shutil.rmtree(crashes.store)
-    crashes.log.unlink()
-    kills = in_a_row = 0
-    while kills < KILLS:
-        child = crashes.start()
-        time.sleep(chance.uniform(0, 0.6 * took))
-        os.kill(child, signal.SIGKILL)
-        if os.waitpid(child, 0)[1] == signal.SIGKILL:
-            kills += 1
-            in_a_row += 1
-        if in_a_row == 6 or kills == KILLS:
-            found.append({**crashes.finish(), "kills": in_a_row})
-            in_a_row = 0
-    return {"kills": kills, "runs": found}
-
-
 def at_accesses(crashes: Crashes, step: int) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     kill_at = 1
-    while os.waitpid(crashes.start(kill_at), 0)[1] == signal.SIGKILL:
+    while crashes.start(kill_at) == signal.SIGKILL:
         readable = crashes.readable()
         found.append({**crashes.finish(), "kills": 1, "readable": readable})
         kill_at += step
@@ -124,9 +99,6 @@ def at_accesses(crashes: Crashes, step: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, work, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    folder, work, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     model = otl.load_model(folder)
-    if mode == "random":
-        print(json.dumps(at_random(Crashes(model, work, n=24))))
-    else:
-        print(json.dumps(at_accesses(Crashes(model, work, n=3), int(mode))))
+    print(json.dumps(at_accesses(Crashes(model, work, n=3), int(step))))

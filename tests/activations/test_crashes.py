@@ -27,16 +27,6 @@ def crashes(llama_folder: Path, work: Path, mode: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.trust
-def test_captures_killed_at_random_moments_end_with_the_same_bytes(llama_folder, tmp_path):
-    outcome = crashes(llama_folder, tmp_path, "random")
-    assert outcome["kills"] == crash.KILLS
-    for run in outcome["runs"]:
-        assert run["ended"]
-        assert run["equal"], "and no temporary file and no lock is left"
-        assert run["twice"] <= run["kills"], "at most one shard is computed twice"
-
-
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.trust)])
 def test_captures_killed_at_accesses_to_the_store_end_with_the_same_bytes(llama_folder, tmp_path, step):
     outcome = crashes(llama_folder, tmp_path, str(step))

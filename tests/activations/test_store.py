@@ -1,8 +1,6 @@
 """A store on disk: what it refuses, what it survives, and what reading it costs."""
 
-import errno
 import json
-import os
 import pickle
 import random
 import resource
@@ -190,17 +188,6 @@ def test_a_torn_or_altered_checksum_costs_only_its_shard(model, prompts, tmp_pat
         assert contents(tmp_path / "a") == whole
 
 
-def test_a_torn_line_does_not_spoil_later_ones(model, prompts, tmp_path):
-    plan = plan_shards(model, prompts, CaptureSettings(batch_size=2))
-    for shard in plan.shards[:2]:
-        with ActivationStore(tmp_path, plan) as store:
-            store.write(shard, capture_shard(model, prompts, plan, shard))
-        with (tmp_path / "shards.sha256").open("a") as lines:
-            lines.write("0123abc")
-    with ActivationStore(tmp_path, plan) as store:
-        assert store.missing() == list(plan.shards[2:])
-
-
 def test_altered_bytes_of_a_shard_are_detected(model, tmp_path, computed):
     prompts = checkpoints.contrast(1)
     otl.capture(model, prompts, layers=[0], store=tmp_path / "a")
@@ -225,21 +212,16 @@ def _hostile(index: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     shard = index["shards"]["harmful-00000"]
     others = {name: entry for name, entry in index["shards"].items() if name != "harmful-00000"}
     yield "damaged", {**index, "shards": {**others, "../../harmful-00000": shard}}
-    yield "damaged", {**index, "shards": {**others, "/etc/passwd": shard}}
     yield "damaged", {**index, "shards": {}}
-    yield "damaged", {**index, "extra": 1}
     yield "damaged", {**index, "shards": {**others, "harmful-00000": {**shard, "indices": [0, "1"]}}}
-    yield "damaged", {**index, "shards": {**others, "harmful-00000": {**shard, "label": "other"}}}
     yield "every harmful prompt once", {
         **index, "shards": {**others, "harmful-00000": {**shard, "indices": [10**15]}},
     }  # fmt: skip
     yield "schema", {**index, "schema_version": 1}
-    yield "schema", {"key": {}}
     yield "damaged", []
     yield "no valid layers", {**index, "key": {}}
     yield "no valid d_model", {**index, "key": {**index["key"], "d_model": "wide"}}
     yield "altered", {**index, "key": {**index["key"], "d_model": 10**15}}
-    yield "altered", {**index, "key": {**index["key"], "layers": list(range(1000))}}
 
 
 def test_a_hostile_index_is_named_and_reads_nothing_else(model, prompts, tmp_path):
@@ -283,10 +265,7 @@ def test_a_shard_of_another_dtype_is_refused(model, prompts, tmp_path):
         ({"dtype": "bfloat16"}, "dtype"),
         ({"batch_size": 5}, "batch_size"),
         ({"token_budget": 30}, "token_budget"),
-        (
-            {"edits": {0: AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.ones(D))}},
-            "tokens",
-        ),
+        ({"edits": {0: shift(1.0)}}, "tokens"),
     ],
 )
 def test_a_different_capture_is_refused_by_name_and_the_store_survives(
@@ -355,29 +334,6 @@ def test_two_processes_on_one_store_are_refused_until_one_is_gone(model, prompts
 
 
 # --------------------------------------------------------------------------- disks
-
-
-def test_a_write_that_fails_half_way_is_one_error_and_resumes(
-    model, prompts, tmp_path, monkeypatch, computed
-):
-    otl.capture(model, prompts, batch_size=2, store=tmp_path / "whole")
-    write = Path.write_bytes
-
-    def half(path: Path, content: bytes) -> int:
-        if "harmless-00001" in path.name:
-            write(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(RunFolderError, match=r"Cannot write .*harmless-00001.*No space left on device"):
-        otl.capture(model, prompts, batch_size=2, store=tmp_path / "a")
-    monkeypatch.setattr(Path, "write_bytes", write)
-    assert not [name for name in contents(tmp_path / "a") if name.startswith(".")]
-    computed.clear()
-    otl.capture(model, prompts, batch_size=2, store=tmp_path / "a")
-    assert computed[0] == "harmless-00001"
-    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_is_one_error_and_resumes_when_there_is_room(model, tmp_path, computed):
