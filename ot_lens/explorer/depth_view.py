@@ -15,7 +15,7 @@ from ot_lens.explorer.view import PAPER_STYLE, Tables, View
 from ot_lens.plots import diagnostics, localization_curve, screen
 from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
 from ot_lens.plots.figures.diagnostics import quantity_panel
-from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.measures import Measure, axis_of, measure_named, sweep_rows
 from ot_lens.plots.rows import curve, marked_methods, numbers, some, unit_of
 from ot_lens.plots.screen.text import interval
 from ot_lens.plots.style import BASELINE, CONTROLS
@@ -55,7 +55,7 @@ def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
         return _strip(replace(panel, title="", x=x, y=Axis(unit_of(rows, ""))))
     sweep, measure = tables["localization"], measure_named(state.measure)
     real = _real_rows(run, state)
-    y = axis_of(measure, extent(edits_of(real), measure), "")
+    y = axis_of(measure, edits_of(real), "")
     return _strip(Panel("", x, y, tuple(_elements(sweep, real, measure, state))))
 
 

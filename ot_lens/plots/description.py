@@ -5,7 +5,7 @@ in the units of the table; each renderer scales them (see `Axis.scale`), chooses
 legend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,16 +22,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Curve:
-    """Values with their intervals, ordered by x; NaN where nothing was measured.
+    """Values with the ends of their intervals, ordered by x; NaN where nothing was measured.
 
-    Attributes:
-        x: Positions along x.
-        value: Values.
-        low: Lower ends of the intervals of the values.
-        high: Upper ends.
-        n: Sample sizes, for the hover text.
-        x_low: Lower ends of the intervals of x, if x was measured too.
-        x_high: Upper ends.
+    The sample sizes `n` are for the hover text; `x_low` and `x_high` are there if x was measured too.
     """
 
     x: Values
@@ -53,34 +46,28 @@ class Curve:
     @property
     def errors(self) -> Float[np.ndarray, "2 points"]:
         """Distances from the values to both ends of their intervals, zero where there is none."""
-        return _distances(self.value, self.low, self.high)
+        return np.nan_to_num(np.clip([self.value - self.low, self.high - self.value], 0.0, None))
 
     @property
     def x_errors(self) -> Float[np.ndarray, "2 points"] | None:
         """The same along x; None if x has no intervals."""
         if self.x_low is None or self.x_high is None:
             return None
-        return _distances(self.x, self.x_low, self.x_high)
+        return Curve(self.x, self.x, self.x_low, self.x_high).errors
 
     def at(self, rows: Bool[np.ndarray, " points"]) -> "Curve":
         """Some of the points."""
         return Curve(self.x[rows], self.value[rows], self.low[rows], self.high[rows])
 
 
-def _distances(value: Values, low: Values, high: Values) -> Float[np.ndarray, "2 points"]:
-    return np.nan_to_num(np.clip([value - low, high - value], 0.0, None))
-
-
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a panel.
+    """One axis of a panel: its title with the unit, and what the renderer is not to choose.
 
     Attributes:
-        title: Title with its unit.
         scale: "linear"; "log"; "share" (0 to 1, drawn in per cent); "cost" (asinh: linear near 0, then
             logarithmic).
-        limits: Both ends; None fits the values.
-        ticks: Positions and names; None lets the renderer choose.
+        ticks: Positions and names.
         whole: Whether positions are whole numbers, such as layers.
         step: Distance between the ticks of a share.
         zero: Whether the axis starts at 0.
@@ -110,14 +97,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """Unconnected markers with interval bars.
+    """Unconnected markers with interval bars. `name` is unique in the panel.
 
     Attributes:
-        name: Unique in the panel.
-        mark: Colour and marker.
-        curve: Positions and intervals.
-        hollow: Whether markers are outlines.
-        faint: Whether markers are transparent.
         size: Diameter of a marker in points on paper.
         notes: What each point is, for the hover text; with `ids` only one, which goes before the number.
         ids: A number for each point by which a page follows it from panel to panel, such as the prompt's.
@@ -194,13 +176,10 @@ class Ellipse:
     group: str = ""
 
     def outline(self, level: float = LEVEL, points: int = 120) -> Float[np.ndarray, "points 2"]:
-        """Points of the outline; a singular covariance, such as the one a projection leaves, gives a segment.
-
-        The squared Mahalanobis radius is the chi-square quantile with two degrees of freedom,
-        -2 log(1 - level).
-        """
+        """Points of the outline; a singular covariance, such as a projection leaves, gives a segment."""
         values, vectors = np.linalg.eigh(np.array(self.cov, dtype=np.float64))
         angle = np.linspace(0.0, 2 * np.pi, points)
+        # The squared Mahalanobis radius is the chi-square quantile with two degrees of freedom.
         radii = np.sqrt(-2 * np.log(1 - level) * np.clip(values, 0.0, None))
         circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
         return np.array(self.mean, dtype=np.float64) + (circle * radii) @ vectors.T
@@ -259,10 +238,8 @@ class Cells:
         matrix: Values, the first row at the bottom; NaN where nothing was measured.
         columns: Names along x.
         rows: Names along y.
-        scale: What colour means.
         chance: Cells that the null explains.
         best: Row and column of the cell to outline.
-        square: Whether cells are squares.
         details: More numbers per cell for the hover text: name, lower and upper ends.
     """
 
@@ -289,10 +266,6 @@ class Panel:
     """One pair of axes. Elements are drawn in their order, the first at the back.
 
     Attributes:
-        title: What the panel shows.
-        x: The x axis.
-        y: The y axis.
-        elements: What is drawn.
         frame: The position of the slider at which a screen shows the panel; None for always.
         color: Colour of the title.
         equal: Whether both axes have the same scale.
@@ -313,8 +286,7 @@ class Panel:
     @property
     def cells(self) -> Cells | None:
         """The heat map, if the panel is one."""
-        found = self.of(Cells)
-        return found[0] if found else None
+        return next(iter(self.of(Cells)), None)
 
     @property
     def positions(self) -> Values:
@@ -337,10 +309,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Description:
-    """A figure.
+    """A figure of at least one panel.
 
     Attributes:
-        panels: At least one.
         columns: Panels in a row.
         height: Height of a panel on paper in inches at a text width of 6.75 inches, if its shape is free.
         keys: More entries of the legend.
@@ -371,39 +342,20 @@ class Description:
         return [panel for panel in self.panels if panel.frame is None or panel.frame in self.frames]
 
 
-def marks_of(panels: Sequence[Panel]) -> Iterator[tuple[Line | Points, Panel]]:
-    """Lines and points with an entry in the legend, each label once, in order of appearance."""
-    seen: set[str] = set()
-    for panel in panels:
-        for element in panel.elements:
-            listed = isinstance(element, Line) or (isinstance(element, Points) and element.legend)
-            if listed and element.mark.label not in seen:
-                seen.add(element.mark.label)
-                yield element, panel
-
-
-def titles_of(description: Description) -> list[str]:
-    """Titles with letters, (a) first; a single panel needs none."""
-    titles = [panel.title for panel in description.on_paper]
-    if not description.letters or len(titles) == 1:
-        return titles
-    return [f"({chr(ord('a') + i)}) {title}" for i, title in enumerate(titles)]
-
-
 def described(panels: Sequence[Panel], what: str, **options: Any) -> Description:
     """A description of the panels with a finite value, without the lines that hold none.
 
     Raises:
         NothingToDrawError: If no panel holds one.
     """
-    known = [replace(p, elements=tuple(e for e in p.elements if _finite(e))) for p in panels]
-    known = [p for p in known if p.of(Line) or p.of(Points) or p.of(Cells)]
-    if not known:
+    drawn = [replace(panel, elements=tuple(filter(_finite, panel.elements))) for panel in panels]
+    drawn = [panel for panel in drawn if any(isinstance(e, Line | Points | Cells) for e in panel.elements)]
+    if not drawn:
         raise NothingToDrawError(f"The {what} table holds no finite value to draw.")
-    return Description(tuple(known), **options)
+    return Description(tuple(drawn), **options)
 
 
-def _finite(element: Any) -> bool:
+def _finite(element: Element) -> bool:
     if isinstance(element, Line | Points):
         return bool(np.isfinite(element.curve.value).any())
-    return bool(np.isfinite(element.matrix).any()) if isinstance(element, Cells) else True
+    return not isinstance(element, Cells) or bool(np.isfinite(element.matrix).any())

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError, OtLensError
-from ot_lens.plots.description import Axis, Curve
-from ot_lens.plots.rows import checked, layers_of, marked_methods, numbers
+from ot_lens.plots.description import Axis
+from ot_lens.plots.rows import checked, marked_methods, numbers
 from ot_lens.plots.style import Mark
 from ot_lens.tables import baseline_of, by_depth, every_layer, measured, most_effective_layer, single_layers
 
-COLUMNS = ("set", "layer", "method", "k", "measure", "prompts", "value")
 # asinh scale of costs: linear below the knee, logarithmic above, with a place for zero
 COST_KNEE = 0.01
 COST_TICKS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+ENDS = ("value", "low", "high")
 # value and both ends of its interval, by the key of a measure
 Values = Mapping[str, tuple[float, float, float]]
 
@@ -29,7 +28,6 @@ class Measure:
     prompts: str
     label: str
     scale: str  # "share", "linear", "log" or "cost"
-    better: str  # what a defender's eye should read: which way means "refusal is gone" or "model intact"
 
     @property
     def key(self) -> str:
@@ -40,20 +38,14 @@ class Measure:
 MEASURES = {
     m.key: m
     for m in (
-        Measure("refusal_rate", "harmful", "refuses (%)", "share", "low: refusal gone"),
-        Measure("attack_success_rate", "harmful", "attack success (%)", "share", "high: refusal gone"),
-        Measure(
-            "exact_answer_rate",
-            "harmful",
-            "answered correctly (%)",
-            "share",
-            "high: refusal gone, model intact",
-        ),
-        Measure("refusal_score", "harmful", "refusal score (nats)", "linear", "low: refusal gone"),
-        Measure("kl", "harmless", "KL (nats)", "cost", "low: model intact"),
-        Measure("exact_answer_rate", "harmless", "answered correctly (%)", "share", "high: model intact"),
-        Measure("refusal_rate", "harmless", "refuses (%)", "share", "low: no over-refusal"),
-        Measure("perplexity", "harmless", "perplexity", "log", "low: model intact"),
+        Measure("refusal_rate", "harmful", "refuses (%)", "share"),
+        Measure("attack_success_rate", "harmful", "attack success (%)", "share"),
+        Measure("exact_answer_rate", "harmful", "answered correctly (%)", "share"),
+        Measure("refusal_score", "harmful", "refusal score (nats)", "linear"),
+        Measure("kl", "harmless", "KL (nats)", "cost"),
+        Measure("exact_answer_rate", "harmless", "answered correctly (%)", "share"),
+        Measure("refusal_rate", "harmless", "refuses (%)", "share"),
+        Measure("perplexity", "harmless", "perplexity", "log"),
     )
 }
 REFUSES, RIGHT = MEASURES["refusal_rate/harmful"], MEASURES["exact_answer_rate/harmful"]
@@ -63,23 +55,15 @@ PERPLEXITY = MEASURES["perplexity/harmless"]
 
 
 def measure_named(key: str) -> Measure:
-    """The measure of a key such as `"kl/harmless"`.
-
-    Raises:
-        OtLensError: no such measure.
-    """
+    """The measure of a key such as `"kl/harmless"`."""
     if key not in MEASURES:
-        raise OtLensError(f"unknown measure {key!r}: choose from {', '.join(MEASURES)}")
+        raise OtLensError(f"Unknown measure {key!r}: choose from {', '.join(MEASURES)}.")
     return MEASURES[key]
 
 
 def sweep_rows(localization: pd.DataFrame) -> pd.DataFrame:
-    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`).
-
-    Raises:
-        TableError: a column is missing, or the table is empty.
-    """
-    return by_depth(checked(localization, "localization", COLUMNS))
+    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`)."""
+    return by_depth(checked(localization, "localization"))
 
 
 @dataclass(frozen=True)
@@ -92,27 +76,27 @@ class Contender:
     together: Values
     layers: Mapping[int, Values]
 
-    @property
-    def others(self) -> dict[int, Values]:
-        """Values at the single layers that are not the best one."""
-        return {layer: values for layer, values in self.layers.items() if layer != self.layer}
-
 
 def contenders(sweep: pd.DataFrame) -> list[Contender]:
     """Every method of a sweep with its most effective layer (see `most_effective_layer`).
 
     Raises:
-        NothingToDrawError: the sweep holds the baseline only.
+        NothingToDrawError: If the sweep holds the baseline only.
     """
-    found = []
-    for mark, rows in marked_methods(sweep):
-        layers = values_by_layer(single_layers(rows))
-        layer = most_effective_layer(rows)
-        best = layers[layer] if layer is not None else {}
-        found.append(Contender(mark, layer, best, values(every_layer(rows)), layers))
-    if not found:
-        raise NothingToDrawError("the localization table holds no method")
-    return found
+    methods = [_contender(mark, rows) for mark, rows in marked_methods(sweep)]
+    if not methods:
+        raise NothingToDrawError("The localization table holds no method.")
+    return methods
+
+
+def _contender(mark: Mark, rows: pd.DataFrame) -> Contender:
+    single = single_layers(rows)
+    # Without the other columns: slicing all of a sweep's for each layer takes most of the time of a figure.
+    needed = [name for name in ("layer", "measure", "prompts", *ENDS) if name in single]
+    layers = {int(layer): values(own) for layer, own in single[needed].groupby("layer")}
+    best = most_effective_layer(rows)
+    at_best = {} if best is None else layers[best]
+    return Contender(mark, best, at_best, values(every_layer(rows)), layers)
 
 
 def baseline(sweep: pd.DataFrame) -> Values:
@@ -120,34 +104,12 @@ def baseline(sweep: pd.DataFrame) -> Values:
     return {KL.key: (0.0, 0.0, 0.0)} | dict(values(baseline_of(sweep)))
 
 
-def positions(methods: list[Contender], x: Measure, y: Measure) -> Float[np.ndarray, "points 2"]:
-    """Values (x, y) of every method at each layer and at all layers together, where both are known."""
-    found = [values for method in methods for values in (method.together, *method.layers.values())]
-    pairs = np.array([[interval(one, x)[0], interval(one, y)[0]] for one in found]).reshape(-1, 2)
-    return pairs[np.isfinite(pairs).all(axis=1)]
-
-
-def front(points: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "kept 2"]:
-    """The points that no other beats: none costs less (x) and reaches as much (y). Ordered by x."""
-    ordered = points[np.lexsort((-points[:, 1], points[:, 0]))]
-    best = np.maximum.accumulate(np.concatenate([[-np.inf], ordered[:, 1]]))[:-1]
-    return ordered[ordered[:, 1] > best]
-
-
 def values(rows: pd.DataFrame) -> Values:
     """Value and interval of each measure, of rows of one intervention."""
     names = (rows["measure"] + "/" + rows["prompts"]).tolist()
     missing = np.full(len(rows), np.nan)
-    ends = [numbers(rows[end]) if end in rows else missing for end in ("value", "low", "high")]
+    ends = [numbers(rows[end]) if end in rows else missing for end in ENDS]
     return dict(zip(names, zip(*(end.tolist() for end in ends), strict=True), strict=True))
-
-
-def values_by_layer(single: pd.DataFrame) -> dict[int, Values]:
-    """Value and interval of each measure at each layer, ascending, of rows of one method."""
-    needed = [name for name in ("layer", "measure", "prompts", "value", "low", "high") if name in single]
-    # Without the other columns: slicing all of a sweep's for each layer takes most of the time of a figure.
-    groups = (values(rows) for _, rows in single[needed].groupby("layer"))
-    return dict(zip(layers_of(single), groups, strict=True))
 
 
 def interval(found: Values, measure: Measure) -> tuple[float, float, float]:
@@ -161,34 +123,33 @@ def present(sweep: pd.DataFrame, measure: Measure) -> bool:
     return bool(np.isfinite(numbers(rows["value"])).any())
 
 
-def extent(sweep: pd.DataFrame, measure: Measure) -> tuple[float, float]:
-    """The smallest and the largest end of an interval, or value, of a measure in a sweep.
-
-    Raises:
-        NothingToDrawError: there is no finite one.
-    """
-    rows = measured(sweep, measure.name, measure.prompts)
-    ends = np.concatenate([numbers(rows[name]) for name in ("value", "low", "high") if name in rows])
-    if not np.isfinite(ends).any():
-        raise NothingToDrawError(
-            f"no value of {measure.label} on {measure.prompts} prompts for these methods"
-        )
-    return float(np.nanmin(ends)), float(np.nanmax(ends))
-
-
-def axis_of(measure: Measure, ends: tuple[float, float], title: str | None = None, step: float = 0.5) -> Axis:
-    """The axis of a measure whose smallest and largest values are given."""
+def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, step: float = 0.5) -> Axis:
+    """The axis of a measure, for its values in a sweep and their intervals."""
     name = measure.label if title is None else title
+    low, high = _extent(sweep, measure)
     if measure.scale == "share":
         return Axis(name, "share", (-0.04, 1.04), step=step)
     if measure.scale == "cost":
-        ticks = tuple((tick, _tick_label(tick, ends[1])) for tick in cost_ticks(ends[1]))
-        return Axis(name, "cost", (-COST_KNEE / 3, _cost_limit(ends[1])), ticks)
-    if measure.scale != "log" or not 0 < 10 * ends[0] < ends[1]:
+        # The knee's label would touch the zero's where the axis spans many decades.
+        names = {COST_KNEE: ""} if high >= 2 else {}
+        ticks = tuple((tick, names.get(tick, f"{tick:g}")) for tick in cost_ticks(high))
+        return Axis(name, "cost", (-COST_KNEE / 3, _cost_limit(high)), ticks)
+    if measure.scale != "log" or not 0 < 10 * low < high:
         return Axis(name)
-    first, last = int(np.floor(np.log10(ends[0]))), int(np.floor(np.log10(ends[1])))
+    first, last = int(np.floor(np.log10(low))), int(np.floor(np.log10(high)))
     powers = range(first, last + 1, 1 + (last - first) // 3)
     return Axis(name, "log", ticks=tuple((10.0**power, f"{10.0**power:g}") for power in powers))
+
+
+def _extent(sweep: pd.DataFrame, measure: Measure) -> tuple[float, float]:
+    """The smallest and the largest end of an interval, or value; a NothingToDrawError without any."""
+    rows = measured(sweep, measure.name, measure.prompts)
+    ends = np.concatenate([numbers(rows[name]) for name in ENDS if name in rows])
+    if not np.isfinite(ends).any():
+        raise NothingToDrawError(
+            f"The sweep has no value of {measure.label} on {measure.prompts} prompts for these methods."
+        )
+    return float(np.nanmin(ends)), float(np.nanmax(ends))
 
 
 def _cost_limit(largest: float) -> float:
@@ -200,17 +161,3 @@ def cost_ticks(largest: float) -> list[float]:
     """Ticks of a cost axis: 1 and 3 of each decade while there are few of them, else every decade."""
     ticks = COST_TICKS if largest < 1 else COST_TICKS[:1] + COST_TICKS[1::2]
     return [tick for tick in ticks if tick <= _cost_limit(largest)]
-
-
-def _tick_label(tick: float, largest: float) -> str:
-    """The number at a tick; the knee's would touch the zero's where the axis spans many decades."""
-    return "" if tick == COST_KNEE and largest >= 2 else f"{tick:g}"
-
-
-def point(values_of: Values, x: Measure, y: Measure) -> Curve | None:
-    """One edit as a point with its intervals along two measures; None where either was not measured."""
-    (vx, lx, hx), (vy, ly, hy) = interval(values_of, x), interval(values_of, y)
-    if not np.isfinite([vx, vy]).all():
-        return None
-    at, value, low, high, start, end = (np.array([number]) for number in (vx, vy, ly, hy, lx, hx))
-    return Curve(at, value, low, high, None, start, end)

@@ -13,14 +13,27 @@ from ot_lens.plots.description import Band, Curve
 from ot_lens.plots.style import NULL, Mark, method_mark, method_order, split_label
 from ot_lens.tables import edits_of, methods_of, select
 
+# The columns of each table that figures need, the measured one first.
+COLUMNS = {
+    "localization": ("value", "set", "layer", "method", "k", "measure", "prompts"),
+    "controls": ("value", "low", "high", "layer", "method", "k", "control"),
+    "geometry": ("value", "layer", "quantity"),
+    "spectra": ("eigenvalue", "layer", "class", "component"),
+    "cosines": ("cosine", "layer_a", "layer_b"),
+    "run_cosines": ("cosine", "layer", "layer_other"),
+    "class_angles": ("angle", "layer", "component"),
+    "layer_angles": ("angle", "layer_a", "layer_b", "class", "component"),
+    "map_quality": ("value", "layer", "method", "quantity"),
+    "visibility": ("value", "layer", "edited_layer", "method", "quantity"),
+    "plane": ("pc1", "pc2", "layer", "prompt", "class", "state"),
+    "plane_ellipses": ("mean1", "mean2", "cov11", "cov12", "cov22", "layer", "class", "state"),
+    "ground_truth": ("value", "low", "high", "known", "part", "quantity", "method", "k", "layer"),
+}
+
 
 @contextmanager
 def going_together(figure: str) -> Iterator[None]:
-    """Turn what rows without sense do to a figure into one error that names it.
-
-    Raises:
-        AlteredTableError: If the block raises anything but an error of ours.
-    """
+    """Turn what rows without sense do to a figure into one AlteredTableError that names it."""
     try:
         yield
     except OtLensError:
@@ -37,16 +50,11 @@ def numbers(column: pd.Series) -> Float[np.ndarray, " rows"]:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def checked(table: pd.DataFrame, name: str, columns: Collection[str]) -> pd.DataFrame:
-    """The table, if it can be drawn.
-
-    Raises:
-        NothingToDrawError: the table has no row.
-        TableError: a column is missing.
-    """
+def checked(table: pd.DataFrame, name: str, columns: Collection[str] = ()) -> pd.DataFrame:
+    """The table, if it has rows and the columns (by default those of `COLUMNS`); else a TableError."""
     if table.empty:
         raise NothingToDrawError(f"The {name} table is empty.")
-    absent = [column for column in columns if column not in table.columns]
+    absent = [column for column in columns or COLUMNS[name] if column not in table.columns]
     if absent:
         raise TableError(
             f"The {name} table has no column {', '.join(absent)}: it has {', '.join(table.columns)}."
@@ -55,28 +63,26 @@ def checked(table: pd.DataFrame, name: str, columns: Collection[str]) -> pd.Data
 
 
 def some(rows: pd.DataFrame, what: str, column: str = "value") -> pd.DataFrame:
-    """The rows, if at least one of them is finite.
-
-    Raises:
-        NothingToDrawError: none is.
-    """
+    """The rows, if at least one of them is finite; else a NothingToDrawError."""
     if not np.isfinite(numbers(rows[column])).any():
         raise NothingToDrawError(f"The table holds no finite {what}.")
     return rows
 
 
 def at_position(table: pd.DataFrame, position: int | str | None) -> pd.DataFrame:
-    """Rows of one token position: the asked one, or the last listed.
-
-    Raises:
-        TableError: that position was not captured.
-    """
+    """Rows of one token position: the given one, which must have been captured, or the last listed."""
     if "position" not in table.columns:
         return table
     known = list(dict.fromkeys(table["position"]))
     if position is not None and position not in known:
         raise TableError(f"Position {position!r} is not in the table: it has {', '.join(map(str, known))}.")
     return table[table["position"] == (known[-1] if position is None else position)]
+
+
+def rows_of(table: pd.DataFrame, name: str, position: int | str | None = None) -> pd.DataFrame:
+    """Rows of a table at one token position, if they can be drawn; else a TableError."""
+    rows, measured = at_position(checked(table, name), position), COLUMNS[name][0]
+    return some(rows, f"{measured} in the {name} table", measured)
 
 
 def curve(
@@ -105,11 +111,8 @@ def matrix_of(
     names: tuple[Sequence[int | float], Sequence[int | float]],
 ) -> Float[np.ndarray, "rows columns"]:
     """Values of a tidy table as cells, in the given order; NaN where the table has no row."""
-    matrix = np.full((len(names[0]), len(names[1])), np.nan)
-    index = [{name: i for i, name in enumerate(axis)} for axis in names]
-    for r, c, cell in zip(rows[row], rows[column], numbers(rows[value]), strict=True):
-        matrix[index[0][r], index[1][c]] = cell
-    return matrix
+    table = rows.drop_duplicates([row, column], keep="last").pivot(index=row, columns=column, values=value)
+    return table.reindex(index=names[0], columns=names[1]).to_numpy(np.float64, na_value=np.nan)
 
 
 def by_label(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -123,9 +126,9 @@ def unit_of(rows: pd.DataFrame, otherwise: str = "squared activation units") -> 
     return str(rows["unit"].iloc[0]) if "unit" in rows and len(rows) else otherwise
 
 
-def layers_of(table: pd.DataFrame) -> list[int]:
+def layers_of(table: pd.DataFrame, *columns: str) -> list[int]:
     """Layers in a table, ascending."""
-    return sorted(int(layer) for layer in table["layer"].dropna().unique())
+    return sorted({int(n) for name in columns or ("layer",) for n in table[name].dropna().unique()})
 
 
 def spread_out(layers: list[int], most: int) -> list[int]:
@@ -157,10 +160,7 @@ def settings(sweep: pd.DataFrame) -> str:
     parts = []
     for name in ("tokens", "hook", "strength", "seed"):
         if name in rows:
-            values = [
-                f"{v:g}" if isinstance(v, float) else str(v)
-                for v in dict.fromkeys(rows[name].dropna())
-                if v != ""
-            ]
-            parts += [f"{name} {', '.join(values)}"] if values else []
+            values = [v for v in dict.fromkeys(rows[name].dropna()) if v != ""]
+            texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+            parts += [f"{name} {', '.join(texts)}"] if texts else []
     return "; ".join(parts)

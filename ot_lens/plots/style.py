@@ -47,26 +47,6 @@ class Mark:
     dash: str = "solid"
     family: str = ""
 
-    @property
-    def mpl_marker(self) -> str:
-        """The marker in matplotlib's notation."""
-        return MARKERS[self.marker][0]
-
-    @property
-    def mpl_dash(self) -> Any:
-        """The dash in matplotlib's notation."""
-        return DASHES[self.dash][0]
-
-    @property
-    def symbol(self) -> str:
-        """The marker in plotly's notation."""
-        return MARKERS[self.marker][1]
-
-    @property
-    def plotly_dash(self) -> str:
-        """The dash in plotly's notation."""
-        return DASHES[self.dash][1]
-
 
 CLASSES = {
     "harmful": Mark("harmful", "#E8702A", "circle", "solid"),

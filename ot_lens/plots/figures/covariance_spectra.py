@@ -11,17 +11,12 @@ from ot_lens.plots.rows import at_position, checked, counts, curve, layers_of, n
 from ot_lens.plots.style import CLASSES
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "class", "component", "eigenvalue")
 MOST_PANELS, MOST_FRAMES = 8, 24
 
 
 def positive(spectra: pd.DataFrame, position: int | str | None = None) -> pd.DataFrame:
-    """Rows with an eigenvalue that a logarithmic axis can show, with `rank` = component + 1.
-
-    Raises:
-        TableError: a column is missing, or there is nothing to draw.
-    """
-    rows = at_position(checked(spectra, "spectra", COLUMNS), position)
+    """Rows with an eigenvalue that a logarithmic axis can show, with `rank` = component + 1."""
+    rows = at_position(checked(spectra, "spectra"), position)
     rows = rows[numbers(rows["eigenvalue"]) > 0]
     return some(rows.assign(rank=rows["component"] + 1), "positive eigenvalue", "eigenvalue")
 
@@ -74,10 +69,8 @@ def caption(spectra: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
     rows = positive(spectra)
     layers = layers_of(rows)
     chosen = spread_out(layers, MOST_PANELS)
-    which = (
-        "each layer" if chosen == layers else f"{len(chosen)} of {len(layers)} layers, evenly over the depth"
-    )
-    which = "the layer chosen with the slider" if screen else which
+    which = f"{len(chosen)} of {len(layers)} layers, evenly over the depth"
+    which = "the layer chosen with the slider" if screen else "each layer" if chosen == layers else which
     return (
         f"Eigenvalues of the covariance of harmful and of harmless activations in {which} ({unit_of(rows)}), "
         "in descending order; both axes are logarithmic. Bands: 95 % bootstrap intervals over prompts. n "

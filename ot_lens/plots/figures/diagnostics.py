@@ -7,11 +7,10 @@ import pandas as pd
 from ot_lens.errors import NothingToDrawError
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
-from ot_lens.plots.rows import at_position, checked, counts, curve, null_of, unit_of
+from ot_lens.plots.rows import counts, curve, null_of, rows_of, unit_of
 from ot_lens.plots.style import Mark
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "quantity", "value")
 COLOUR = "#7B5AA6"
 OURS = {quantity.name for quantity in BUILT_IN}
 
@@ -29,8 +28,8 @@ def diagnostics(
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = at_position(checked(geometry, "geometry", COLUMNS), position)
-    known = list(dict.fromkeys(rows["quantity"]))
+    rows = rows_of(geometry, "geometry", position)
+    known = dict.fromkeys(rows["quantity"])
     names = [name for name in known if (name not in OURS if quantity is None else name == quantity)]
     if not names:
         raise NothingToDrawError(f"The geometry table holds no {quantity or 'registered diagnostic'}.")

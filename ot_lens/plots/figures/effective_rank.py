@@ -5,11 +5,10 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
-from ot_lens.plots.rows import at_position, checked, counts, curve, null_of
+from ot_lens.plots.rows import counts, curve, null_of, rows_of
 from ot_lens.plots.style import CLASSES
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "quantity", "value")
 TITLES = {"effective_rank": "effective rank", "participation_ratio": "participation ratio"}
 
 
@@ -23,7 +22,7 @@ def effective_rank(geometry: pd.DataFrame, *, position: int | str | None = None)
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = at_position(checked(geometry, "geometry", COLUMNS), position)
+    rows = rows_of(geometry, "geometry", position)
     return described([_panel(rows, name) for name in TITLES], "geometry", columns=2)
 
 

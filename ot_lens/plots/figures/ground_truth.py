@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, Points, Reference, described
-from ot_lens.plots.rows import checked, counts, curve, layers_of, null_of, numbers, some
+from ot_lens.plots.rows import counts, curve, layers_of, null_of, numbers, rows_of
 from ot_lens.plots.style import CLASSES, NULL, Mark, method_mark
 from ot_lens.tables import select
 
-COLUMNS = ("part", "quantity", "method", "k", "layer", "known", "value", "low", "high")
 KNOWN = Mark("the rule", "#2B2F36", "diamond", "dot")
 MEASURED = Mark("measured", "#7B5AA6", "circle", "solid")
 CORRECT = Mark("answered correctly, PCA-OT", "#7B5AA6", "star", "dash")
@@ -33,7 +32,7 @@ def ground_truth(ground_truth: pd.DataFrame) -> Description:
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = some(checked(ground_truth, "ground_truth", COLUMNS), "measured value")
+    rows = rows_of(ground_truth, "ground_truth")
     known = known_counts(rows)
     panels = [_behaviour(select(rows, part="behaviour"))]
     for part, panel in (("rank", _ranks), ("directions", _directions)):

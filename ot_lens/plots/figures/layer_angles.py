@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
-from ot_lens.plots.rows import at_position, checked, counts, matrix_of, some
+from ot_lens.plots.rows import counts, layers_of, matrix_of, rows_of
 from ot_lens.plots.style import CLASSES
 from ot_lens.tables import select
 
-COLUMNS = ("layer_a", "layer_b", "class", "component", "angle")
 ANGLE = ColorScale("angle (degrees)", 0.0, 90.0, (0.0, 30.0, 60.0, 90.0))
 
 
@@ -24,9 +23,9 @@ def layer_angles(layer_angles: pd.DataFrame, *, position: int | str | None = Non
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = some(at_position(checked(layer_angles, "layer_angles", COLUMNS), position), "angle", "angle")
+    rows = rows_of(layer_angles, "layer_angles", position)
     rows = select(rows, component=rows["component"].max())
-    layers = sorted({int(n) for name in ("layer_a", "layer_b") for n in rows[name].unique()})
+    layers = layers_of(rows, "layer_a", "layer_b")
     panels = [_panel(select(rows, **{"class": label}), label, layers) for label in CLASSES]
     return described(panels, "layer_angles", columns=2)
 

@@ -9,7 +9,6 @@ from ot_lens.plots.rows import checked, counts, curve, marked_methods
 from ot_lens.plots.style import CONTROLS, Mark
 from ot_lens.tables import controls_of, not_controls
 
-COLUMNS = ("layer", "method", "k", "control", "value", "low", "high")
 WHAT = {
     "random_subspace": "an edit of the same size in a random subspace",
     "permuted_labels": "the same fit on permuted class labels",
@@ -25,7 +24,7 @@ def localization_controls(controls: pd.DataFrame) -> Description:
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = checked(controls, "controls", COLUMNS)
+    rows = checked(controls, "controls")
     panels = [_panel(mark, own) for mark, own in marked_methods(rows)]
     return described(panels, "controls", height=0.92)
 

@@ -1,15 +1,14 @@
 """Where refusal lives: what an edit at one layer does to the behaviour, layer by layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
-from ot_lens.plots.description import Axis, Curve, Description, Line, Panel, Path, Points, Reference, described
-from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.description import Axis, Description, Line, Panel, Path, Points, Reference, described
+from ot_lens.plots.measures import Measure, axis_of, measure_named, present, sweep_rows
 from ot_lens.plots.rows import counts, curve, layers_of, marked_methods, numbers, settings
 from ot_lens.plots.style import BASELINE, FAMILIES, Mark
 from ot_lens.tables import baseline_of, edits_of, every_layer, measured, single_layers
@@ -35,17 +34,20 @@ def localization_curves(
         TableError: If a column is missing or there is nothing to draw.
     """
     sweep = sweep_rows(localization)
-    present = available(sweep, measures)
+    shown, methods = _available(sweep, measures), marked_methods(sweep)
     if not by_family:
-        panels = [_panel(sweep, m, list(marked_methods(sweep)), _title(m), m.label) for m in present]
+        titles = [f"{m.prompts}: {m.label.partition(' (')[0]}" for m in shown]
+        panels = [_panel(sweep, m, methods, title, m.label) for m, title in zip(shown, titles, strict=True)]
         return described(panels, "localization", columns=2)
-    groups = families(sweep)
+    known = dict.fromkeys(mark.family for mark, _ in methods)
+    families = [name for name in dict.fromkeys([*FAMILIES, *known]) if name in known]
     panels = [
-        _panel(sweep, measure, members, name, f"{measure.prompts}:\n{measure.label}")
-        for measure in present
-        for name, members in groups.items()
+        _panel(sweep, measure, own, name, f"{measure.prompts}:\n{measure.label}")
+        for measure in shown
+        for name in families
+        if (own := [(mark, rows) for mark, rows in methods if mark.family == name])
     ]
-    options: dict[str, Any] = {"columns": len(groups), "height": 0.8, "share": "rows", "legend": "columns"}
+    options: dict[str, Any] = {"columns": len(families), "height": 0.8, "share": "rows", "legend": "columns"}
     return described(panels, "localization", **options)
 
 
@@ -60,35 +62,18 @@ def localization_curve(localization: pd.DataFrame, measure: str = "refusal_rate/
         TableError: If a column is missing or there is nothing to draw.
     """
     sweep = sweep_rows(localization)
-    [known] = available(sweep, [measure])
-    panel = _panel(sweep, known, list(marked_methods(sweep)), "", f"{known.prompts}: {known.label}")
+    [known] = _available(sweep, [measure])
+    panel = _panel(sweep, known, marked_methods(sweep), "", f"{known.prompts}: {known.label}")
     return described([panel], "localization", columns=1, height=2.2)
 
 
-def _title(measure: Measure) -> str:
-    return f"{measure.prompts}: {measure.label.partition(' (')[0]}"
-
-
-def available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measure]:
-    """The wanted measures that the table holds for some method at single layers.
-
-    Raises:
-        NothingToDrawError: none of them.
-    """
+def _available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measure]:
+    """The wanted measures that the table holds for some method at single layers."""
     acting = single_layers(edits_of(sweep))
-    rows = [(measure_named(key), measured(acting, *key.split("/"))) for key in wanted]
-    found = [measure for measure, part in rows if np.isfinite(numbers(part["value"])).any()]
-    if not found:
-        raise NothingToDrawError(f"the localization table has no single-layer value of {', '.join(wanted)}")
-    return found
-
-
-def families(sweep: pd.DataFrame) -> dict[str, list[tuple[Mark, pd.DataFrame]]]:
-    """Methods by family, in the fixed order."""
-    groups: dict[str, list[tuple[Mark, pd.DataFrame]]] = {}
-    for mark, rows in marked_methods(sweep):
-        groups.setdefault(mark.family, []).append((mark, rows))
-    return {name: groups[name] for name in (*FAMILIES, *groups) if name in groups}
+    available = [measure for measure in map(measure_named, wanted) if present(acting, measure)]
+    if not available:
+        raise NothingToDrawError(f"The localization table has no single-layer value of {', '.join(wanted)}.")
+    return available
 
 
 def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, y: str) -> Panel:
@@ -97,22 +82,17 @@ def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, 
     layers = layers_of(single_layers(edits_of(sweep)))
     labels = {mark.label for mark, _ in members}
     others = [own for mark, own in marked_methods(single_layers(acting)) if mark.label not in labels]
-    context = [Path("context", c.x, c.value, CONTEXT) for c in map(curve, others)]
-    lines = list(_lines(measure, members))
-    side = list(_side(measure, members, layers))
-    together = bool(len(every_layer(acting)))
-    elements = (*context, *_baseline(baseline_of(rows), measure), *lines, *side)
-    if together:
-        edge = layers[-1] + 0.38 * (_side_position(layers) - layers[-1])
-        elements = (Reference(edge, "", vertical=True, mark=EDGE), *elements)
-    x = _layer_axis(layers, side=together)
-    return Panel(title, x, axis_of(measure, extent(rows, measure), y), elements)
-
-
-def _lines(measure: Measure, members: Members) -> Iterator[Line]:
+    elements: list[Any] = [Path("context", c.x, c.value, CONTEXT) for c in map(curve, others)]
+    elements += _baseline(baseline_of(rows), measure)
     for mark, own in members:
         drawn = curve(single_layers(measured(own, measure.name, measure.prompts)))
-        yield Line(f"{measure.key}/{mark.label}", mark, drawn)
+        elements.append(Line(f"{measure.key}/{mark.label}", mark, drawn))
+    elements += _side(measure, members, layers)
+    together = bool(len(every_layer(acting)))
+    if together:
+        edge = layers[-1] + 0.38 * (_side_position(layers) - layers[-1])
+        elements.insert(0, Reference(edge, "", vertical=True, mark=EDGE))
+    return Panel(title, _layer_axis(layers, side=together), axis_of(measure, rows, y), tuple(elements))
 
 
 def _baseline(rows: pd.DataFrame, measure: Measure) -> list[Reference]:
@@ -126,16 +106,17 @@ def _side_position(layers: list[int]) -> float:
     return layers[-1] + max(1.2, 0.11 * (layers[-1] - layers[0] + 1))
 
 
-def _side(measure: Measure, members: Members, layers: list[int]) -> Iterator[Points]:
+def _side(measure: Measure, members: Members, layers: list[int]) -> list[Points]:
     """Values for all layers together, methods next to each other."""
     centre = _side_position(layers)
     step = min(0.28 / 1.2, 0.9 / max(len(members), 4)) * (centre - layers[-1])
+    points = []
     for index, (mark, own) in enumerate(members):
         rows = every_layer(measured(own, measure.name, measure.prompts))
-        if len(rows):
-            at = rows.assign(place=centre + step * (index - (len(members) - 1) / 2))
-            drawn, notes = curve(at, x="place"), ("all layers",) * len(at)
-            yield Points(f"all:{measure.key}/{mark.label}", mark, drawn, notes=notes, legend=False)
+        at = rows.assign(place=centre + step * (index - (len(members) - 1) / 2))
+        name, notes = f"all:{measure.key}/{mark.label}", ("all layers",) * len(at)
+        points.append(Points(name, mark, curve(at, x="place"), notes=notes, legend=False))
+    return points
 
 
 def _layer_axis(layers: list[int], *, side: bool) -> Axis:
@@ -153,7 +134,7 @@ def _layer_axis(layers: list[int], *, side: bool) -> Axis:
 def caption(localization: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
     """What `localization_curves` shows, on paper or on a screen."""
     sweep = sweep_rows(localization)
-    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in available(sweep)])
+    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in _available(sweep)])
     context = "" if screen else " The other families are in grey behind."
     return (
         "What an edit at one layer does, by layer and method; at the right edge ('all') the same edit at "

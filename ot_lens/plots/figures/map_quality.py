@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, Reference, described
-from ot_lens.plots.rows import at_position, by_label, checked, counts, curve, null_of, numbers
+from ot_lens.plots.rows import by_label, counts, curve, null_of, numbers, rows_of
 from ot_lens.plots.style import BASELINE, Mark, method_mark
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "method", "quantity", "value")
 BEFORE = Mark("not moved", BASELINE.color, BASELINE.marker, BASELINE.dash)
 OPTIMAL = Reference(1.0, "optimal cost")
 # quantity -> title, y axis, with null band, reference, limits
@@ -34,7 +33,7 @@ def map_quality(map_quality: pd.DataFrame, *, position: int | str | None = None)
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = at_position(checked(map_quality, "map_quality", COLUMNS), position)
+    rows = rows_of(map_quality, "map_quality", position)
     return described([_panel(rows, name) for name in PANELS], "map_quality")
 
 

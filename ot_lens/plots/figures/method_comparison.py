@@ -1,9 +1,11 @@
 """What each method does to harmful prompts, and what it costs on harmless ones."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Area, Curve, Description, Key, Panel, Path, Points, described
@@ -19,11 +21,7 @@ from ot_lens.plots.measures import (
     axis_of,
     baseline,
     contenders,
-    extent,
-    front,
     interval,
-    point,
-    positions,
     present,
     sweep_rows,
 )
@@ -42,6 +40,7 @@ TITLES = {
 FRONT, GREY = "#555B65", "#555555"
 KINDS = (Key("best single layer", GREY, "circle"), Key("all layers together", GREY, "circle", hollow=True))
 OTHERS = Key("other single layers", GREY, "circle", size=1.8)
+Pairs = Float[np.ndarray, "points 2"]
 
 
 def method_comparison(localization: pd.DataFrame) -> Description:
@@ -54,38 +53,29 @@ def method_comparison(localization: pd.DataFrame) -> Description:
         TableError: If a column is missing or there is nothing to draw.
     """
     sweep = sweep_rows(localization)
-    methods, pairs = contenders(sweep), drawable_pairs(sweep)
-    keys = (*KINDS, OTHERS)
+    methods, pairs = contenders(sweep), _drawable_pairs(sweep)
     panels = [_panel(sweep, methods, x, y) for x, y in pairs]
-    return described(panels, "localization", columns=len(pairs), keys=keys, height=2.15)
+    return described(panels, "localization", columns=len(pairs), keys=(*KINDS, OTHERS), height=2.15)
 
 
-def drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
-    """The pairs (x, y) of measures that were both measured.
-
-    Raises:
-        NothingToDrawError: none was.
-    """
+def _drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
+    """The pairs (x, y) of measures that were both measured."""
     for pairs in PAIRS:
-        found = [(x, y) for x, y in pairs if present(sweep, x) and present(sweep, y)]
-        if found:
-            return found
-    raise NothingToDrawError("the localization table lacks refusal rates with a cost or with right answers")
+        drawable = [(x, y) for x, y in pairs if present(sweep, x) and present(sweep, y)]
+        if drawable:
+            return drawable
+    raise NothingToDrawError("The localization table lacks refusal rates with a cost or with right answers.")
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure) -> Panel:
-    x_axis, y_axis = (
-        axis_of(measure, extent(sweep, measure), f"{measure.prompts}: {measure.label}", 0.25)
-        for measure in (x, y)
-    )
+    axes = (axis_of(measure, sweep, f"{measure.prompts}: {measure.label}", 0.25) for measure in (x, y))
     elements: list[Any] = _background(methods, x, y)
-    for method in methods:
-        elements += _others(method, x, y)
+    elements += [_others(method, x, y) for method in methods if set(method.layers) - {method.layer}]
     for method in methods:
         elements += _edit(method.together, method.mark, x, y, "all layers")
         elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
     elements += _edit(baseline(sweep), BASELINE, x, y, "the unedited model")
-    return Panel(TITLES[x.key], x_axis, y_axis, tuple(elements))
+    return Panel(TITLES[x.key], *axes, tuple(elements))
 
 
 def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
@@ -96,27 +86,44 @@ def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
         wrong = Area("wrong", across, 0 * across, ends, "#808080", opacity=0.07)
         return [wrong, Path("diagonal", across, ends, "#BBBBBB")]
     if y is SUCCESS:
-        cost, reached = front(positions(methods, x, y)).T
+        everything = [values for method in methods for values in (method.together, *method.layers.values())]
+        cost, reached = front(_pairs(everything, x, y)).T
         return [Path("front", cost, reached, FRONT, "Pareto front", "dot", steps=True)]
     return []
 
 
-def _others(method: Contender, x: Measure, y: Measure) -> list[Points]:
+def _pairs(edits: Sequence[Values], x: Measure, y: Measure) -> Pairs:
+    """Values (x, y) of some edits, NaN where one was not measured."""
+    return np.array([[interval(one, x)[0], interval(one, y)[0]] for one in edits]).reshape(-1, 2)
+
+
+def front(points: Pairs) -> Float[np.ndarray, "kept 2"]:
+    """The points that no other beats: none costs less (x) and reaches as much (y). Ordered by x."""
+    known = points[np.isfinite(points).all(axis=1)]
+    ordered = known[np.lexsort((-known[:, 1], known[:, 0]))]
+    best = np.maximum.accumulate(np.concatenate([[-np.inf], ordered[:, 1]]))[:-1]
+    return ordered[ordered[:, 1] > best]
+
+
+def _others(method: Contender, x: Measure, y: Measure) -> Points:
     """The single layers that are not the best one, small and faint."""
-    if not method.others:
-        return []
-    at = np.array([[interval(one, x)[0], interval(one, y)[0]] for one in method.others.values()])
-    missing = np.full(len(at), np.nan)
-    notes = tuple(f"layer {layer}" for layer in method.others)
+    others = {layer: values for layer, values in method.layers.items() if layer != method.layer}
+    at, missing = _pairs(list(others.values()), x, y), np.full(len(others), np.nan)
+    look: dict[str, Any] = {"faint": True, "size": 2.2, "legend": False}
+    notes = tuple(f"layer {layer}" for layer in others)
     curve = Curve(at[:, 0], at[:, 1], missing, missing)
-    name = f"others:{method.mark.label}"
-    return [Points(name, method.mark, curve, faint=True, size=2.2, notes=notes, legend=False)]
+    return Points(f"others:{method.mark.label}", method.mark, curve, notes=notes, **look)
 
 
 def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list[Points]:
-    at, together = point(values, x, y), note == "all layers"
+    """One edit as a point with its intervals along both measures, if both were measured."""
+    (at, start, end), (value, low, high) = (np.reshape(interval(values, m), (3, 1)) for m in (x, y))
+    if not np.isfinite([at, value]).all():
+        return []
+    together = note == "all layers"
     name = f"{'all' if together else 'best'}:{mark.label}"
-    return [] if at is None else [Points(name, mark, at, together, size=4.6, notes=(note,), legend=not together)]
+    curve = Curve(at, value, low, high, None, start, end)
+    return [Points(name, mark, curve, together, size=4.6, notes=(note,), legend=not together)]
 
 
 def caption(localization: pd.DataFrame, **_: Any) -> str:
@@ -132,6 +139,7 @@ def caption(localization: pd.DataFrame, **_: Any) -> str:
 
 
 def how_chosen(sweep: pd.DataFrame) -> str:
+    """What the points of every method are, for a caption."""
     rows = pd.concat([measured(sweep, m.name, m.prompts) for m in (REFUSES, SUCCESS, RIGHT, KL)])
     return (
         "Filled: the single layer at which most harmful prompts are answered correctly (ties: smaller KL), "

@@ -17,15 +17,15 @@ from ot_lens.plots.measures import (
     RIGHT_HARMLESS,
     Contender,
     Measure,
+    Values,
     axis_of,
     baseline,
     contenders,
-    extent,
     interval,
     present,
     sweep_rows,
 )
-from ot_lens.plots.style import BASELINE
+from ot_lens.plots.style import BASELINE, Mark
 
 COLUMNS = (REFUSES, RIGHT, RIGHT_HARMLESS, KL, PERPLEXITY)
 OFFSET = 0.16
@@ -42,53 +42,38 @@ def method_intervals(localization: pd.DataFrame) -> Description:
     """
     sweep = sweep_rows(localization)
     methods = contenders(sweep)
-    measures = drawable_columns(sweep)
+    measures = [measure for measure in COLUMNS if present(sweep, measure)]
+    if not measures:
+        raise NothingToDrawError("The localization table holds no finite rate or cost.")
     names = [m.mark.label if m.layer is None else f"{m.mark.label}, layer {m.layer}" for m in methods]
     y = Axis(limits=(len(methods) - 0.4, -0.6), ticks=tuple((float(i), name) for i, name in enumerate(names)))
+    keys = (*KINDS, Key(BASELINE.label, BASELINE.color, dash="dash"))
     return described(
-        [_panel(sweep, methods, measure, y) for measure in measures],
-        "localization",
-        columns=len(measures),
-        height=0.2 + 0.21 * len(methods),
-        share="y",
-        keys=(*KINDS, Key(BASELINE.label, BASELINE.color, dash="dash")),
-        collect=False,
-        letters=False,
-    )
-
-
-def drawable_columns(sweep: pd.DataFrame) -> list[Measure]:
-    """The measures of `COLUMNS` that the sweep holds.
-
-    Raises:
-        NothingToDrawError: it holds none.
-    """
-    shown = [measure for measure in COLUMNS if present(sweep, measure)]
-    if not shown:
-        raise NothingToDrawError("the localization table holds no finite rate or cost")
-    return shown
+        [_panel(sweep, methods, measure, y) for measure in measures], "localization", columns=len(measures),
+        height=0.2 + 0.21 * len(methods), share="y", keys=keys, collect=False, letters=False,
+    )  # fmt: skip
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], measure: Measure, y: Axis) -> Panel:
-    x = axis_of(measure, extent(sweep, measure), measure.label.replace("answered ", "answered\n"))
+    x = axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"))
     level = interval(baseline(sweep), measure)[0]
     elements: list[Any] = []
     if np.isfinite(level):
         elements.append(Reference(level, BASELINE.label, vertical=True, mark=replace(BASELINE, label="")))
     for row, method in enumerate(methods):
         best = "all layers" if method.layer is None else f"layer {method.layer}"
-        for kind, values, at, note in (
-            ("best", method.best, row - OFFSET, best),
-            ("all", method.together, row + OFFSET, "all layers"),
-        ):
-            value, low, high = (np.array([end]) for end in interval(values, measure))
-            if np.isfinite(value).all():
-                y_at = np.array([at])
-                curve = Curve(value, y_at, y_at, y_at, None, low, high)
-                name = f"{kind}:{measure.key}/{method.mark.label}"
-                look: dict[str, Any] = {"size": 3.8, "notes": (note,), "legend": False}
-                elements.append(Points(name, method.mark, curve, kind == "all", **look))
+        elements += _edit("best", method.best, method.mark, measure, row - OFFSET, best)
+        elements += _edit("all", method.together, method.mark, measure, row + OFFSET, "all layers")
     return Panel(measure.prompts, x, y, tuple(elements))
+
+
+def _edit(kind: str, values: Values, mark: Mark, measure: Measure, at: float, note: str) -> list[Points]:
+    value, low, high = np.reshape(interval(values, measure), (3, 1))
+    if not np.isfinite(value).all():
+        return []
+    y = np.array([at])
+    curve, name = Curve(value, y, y, y, None, low, high), f"{kind}:{measure.key}/{mark.label}"
+    return [Points(name, mark, curve, kind == "all", size=3.8, notes=(note,), legend=False)]
 
 
 def caption(localization: pd.DataFrame, **_: Any) -> str:

@@ -7,8 +7,7 @@ import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
-from ot_lens.plots.measures import COLUMNS
-from ot_lens.plots.rows import checked, counts, layers_of, marked_methods, matrix_of, numbers
+from ot_lens.plots.rows import COLUMNS, checked, counts, layers_of, marked_methods, matrix_of, numbers
 from ot_lens.plots.style import BASELINE
 from ot_lens.tables import PAIR, SINGLE, at_one_setting, baseline_of, measured, real_edits, select, single_layers
 
@@ -28,7 +27,7 @@ def pair_matrix(localization: pd.DataFrame) -> Description:
     Raises:
         TableError: If a column is missing or there are no pairs.
     """
-    table = checked(localization, "localization", (*COLUMNS, "layers"))
+    table = checked(localization, "localization", (*COLUMNS["localization"], "layers"))
     rows = measured(at_one_setting(real_edits(table)), SCORE, "harmful")
     pairs = select(rows, set=PAIR).dropna(subset="value")
     if pairs.empty:
@@ -40,22 +39,22 @@ def pair_matrix(localization: pd.DataFrame) -> Description:
     ranked = sorted(marked_methods(pairs), key=lambda item: float(item[1]["value"].min()))[:MOST_METHODS]
     labels = {mark.label for mark, _ in ranked}
     both = select(rows, set=(PAIR, SINGLE))
-    layers = sorted({*_ends(pairs)[0], *_ends(pairs)[1], *layers_of(single_layers(both))})
+    layers = sorted({*layers_of(_with_ends(pairs), "first", "second"), *layers_of(single_layers(both))})
     panels = [
         _panel(own, mark.label, layers, scale) for mark, own in marked_methods(both) if mark.label in labels
     ]
     return described(panels, "localization", columns=2)
 
 
-def _ends(pairs: pd.DataFrame) -> tuple[list[int], list[int]]:
-    split = [str(layers).split(",") for layers in pairs["layers"]]
-    return [int(ends[0]) for ends in split], [int(ends[-1]) for ends in split]
+def _with_ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the first and the last of their layers."""
+    ends = [str(layers).split(",") for layers in rows["layers"]]
+    return rows.assign(first=[int(end[0]) for end in ends], second=[int(end[-1]) for end in ends])
 
 
 def _panel(rows: pd.DataFrame, title: str, layers: list[int], scale: ColorScale) -> Panel:
-    rows = rows[rows["value"].notna()]
-    first, second = _ends(rows)
-    matrix = matrix_of(rows.assign(first=first, second=second), "second", "first", "value", (layers, layers))
+    known = _with_ends(rows[rows["value"].notna()])
+    matrix = matrix_of(known, "second", "first", "value", (layers, layers))
     pairs = np.where(np.eye(len(layers), dtype=bool), np.nan, matrix)
     best = None
     if np.isfinite(pairs).any():

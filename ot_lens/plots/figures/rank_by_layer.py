@@ -8,9 +8,9 @@ import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
-from ot_lens.plots.measures import COLUMNS, KL, REFUSES, RIGHT, Measure
-from ot_lens.plots.rows import checked, counts, layers_of, matrix_of, settings
-from ot_lens.tables import by_depth, measured, single_layers
+from ot_lens.plots.measures import KL, REFUSES, RIGHT, Measure, sweep_rows
+from ot_lens.plots.rows import counts, layers_of, matrix_of, settings
+from ot_lens.tables import measured, single_layers
 
 
 def rank_by_layer(localization: pd.DataFrame) -> Description:
@@ -22,7 +22,7 @@ def rank_by_layer(localization: pd.DataFrame) -> Description:
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    sweep = single_layers(by_depth(checked(localization, "localization", COLUMNS)))
+    sweep = single_layers(sweep_rows(localization))
     rows = sweep[sweep["k"].notna()]
     ranks = sorted({int(k) for k in rows["k"]})
     if len(ranks) < 2:
@@ -54,7 +54,7 @@ def _scale(measure: Measure, matrix: np.ndarray) -> ColorScale:
 
 def caption(localization: pd.DataFrame, **_: Any) -> str:
     """What `rank_by_layer` shows."""
-    sweep = by_depth(checked(localization, "localization", COLUMNS))
+    sweep = sweep_rows(localization)
     rows = sweep[sweep["k"].notna()]
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "

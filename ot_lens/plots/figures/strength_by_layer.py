@@ -8,8 +8,8 @@ import pandas as pd
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Description, described
 from ot_lens.plots.figures.rank_by_layer import grid_panel
-from ot_lens.plots.measures import COLUMNS, REFUSES
-from ot_lens.plots.rows import checked, counts, marked_methods
+from ot_lens.plots.measures import REFUSES
+from ot_lens.plots.rows import COLUMNS, checked, counts, marked_methods
 from ot_lens.tables import at_one_setting, measured, real_edits, single_layers
 
 MOST_PANELS = 9
@@ -24,7 +24,7 @@ def strength_by_layer(localization: pd.DataFrame) -> Description:
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    table = checked(localization, "localization", (*COLUMNS, "strength"))
+    table = checked(localization, "localization", (*COLUMNS["localization"], "strength"))
     sweep = single_layers(real_edits(table))
     sweep = at_one_setting(sweep.assign(level=sweep["strength"], strength=np.nan))
     strengths = sorted({float(t) for t in sweep["level"]})

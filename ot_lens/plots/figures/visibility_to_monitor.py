@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
-from ot_lens.plots.rows import at_position, by_label, checked, counts, curve, null_of, numbers
+from ot_lens.plots.rows import by_label, counts, curve, layers_of, null_of, numbers, rows_of
 from ot_lens.plots.style import BASELINE, NULL, method_mark
 from ot_lens.tables import UNEDITED, baseline_of, edits_of, select
 
-COLUMNS = ("layer", "edited_layer", "method", "quantity", "value")
 TITLES = {
     "mahalanobis": ("distance", "Mahalanobis"),
     "mahalanobis_auc": ("monitor: distance", "AUC"),
@@ -31,7 +30,7 @@ def visibility_to_monitor(visibility: pd.DataFrame, *, position: int | str | Non
     Raises:
         TableError: If a column is missing or there is nothing to draw.
     """
-    rows = at_position(checked(visibility, "visibility", COLUMNS), position)
+    rows = rows_of(visibility, "visibility", position)
     last = select(rows, layer=rows["layer"].max())
     return described([_panel(last, name, *titles) for name, titles in TITLES.items()], "visibility")
 
@@ -39,8 +38,7 @@ def visibility_to_monitor(visibility: pd.DataFrame, *, position: int | str | Non
 def _panel(rows: pd.DataFrame, quantity: str, title: str, unit: str) -> Panel:
     own = select(rows, quantity=quantity)
     edits, plain = edits_of(own), baseline_of(own)
-    layers = sorted(int(n) for n in edits["edited_layer"].unique())
-    edited = by_label(edits)
+    layers, edited = layers_of(edits, "edited_layer"), by_label(edits)
     lines = [
         Line(f"{quantity}/{label}", method_mark(label), curve(part, x="edited_layer"))
         for label, part in edited.items()

@@ -6,21 +6,16 @@ import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import LAYER, Area, Axis, Description, Line, Panel, described
-from ot_lens.plots.rows import at_position, checked, counts, curve, null_of, unit_of
+from ot_lens.plots.rows import counts, curve, null_of, rows_of, unit_of
 from ot_lens.plots.style import PARTS
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "quantity", "value")
 TITLES = {"w2_squared": "$W_2^2$, both parts", "w2_location": "location part", "w2_bures": "Bures part"}
 
 
 def parts(geometry: pd.DataFrame, position: int | str | None = None) -> dict[str, pd.DataFrame]:
-    """Rows of W2 squared and of its two parts.
-
-    Raises:
-        NothingToDrawError: If the table has none of the three.
-    """
-    rows = at_position(checked(geometry, "geometry", COLUMNS), position)
+    """Rows of W2 squared and of its two parts, as far as the table has them."""
+    rows = rows_of(geometry, "geometry", position)
     known = {name: select(rows, quantity=name) for name in PARTS}
     known = {name: own for name, own in known.items() if own["value"].notna().any()}
     if not known:
@@ -41,15 +36,10 @@ def w2_per_layer(geometry: pd.DataFrame, *, position: int | str | None = None) -
     known = parts(geometry, position)
     y = Axis(f"squared distance ({unit_of(next(iter(known.values())))})", zero=True)
     tints = _shares(known) if set(known) == set(PARTS) else []
-    panels = [
-        Panel(
-            TITLES[name],
-            LAYER,
-            y,
-            (*(tints if name == "w2_squared" else ()), *null_of(own, name), Line(name, PARTS[name], curve(own))),
-        )
-        for name, own in known.items()
-    ]
+    panels = []
+    for name, own in known.items():
+        elements = (*null_of(own, name), Line(name, PARTS[name], curve(own)))
+        panels.append(Panel(TITLES[name], LAYER, y, (*tints, *elements) if name == "w2_squared" else elements))
     return described(panels, "geometry", height=1.45)
 
 

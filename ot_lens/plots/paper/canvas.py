@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from ot_lens.errors import OtLensError
 
 SCREEN_DPI = 150
+# what all styles share
+COMMON = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
 
 
 class ShownFigure(Figure):
@@ -47,83 +50,19 @@ STYLES = {
 
 
 def style_named(name: str) -> Style:
-    """The style of a venue.
-
-    Raises:
-        OtLensError: no style of that name.
-    """
+    """The style of a venue; an OtLensError for any other name."""
     if name not in STYLES:
-        raise OtLensError(f"unknown figure style {name!r}: choose one of {', '.join(STYLES)}")
+        raise OtLensError(f"Unknown figure style {name!r}: choose one of {', '.join(STYLES)}.")
     return STYLES[name]
 
 
 def rc(name: str) -> dict[str, Any]:
     """Matplotlib parameters of a style, to be used with `matplotlib.rc_context`."""
     style = style_named(name)
-    return _type(style) | _LINES | _OUTPUT
-
-
-def _type(style: Style) -> dict[str, Any]:
-    return {
-        "font.family": list(style.family),
-        "mathtext.fontset": style.math,
-        "font.size": style.size,
-        "axes.titlesize": style.size,
-        "axes.labelsize": style.size,
-        "xtick.labelsize": style.small,
-        "ytick.labelsize": style.small,
-        "legend.fontsize": style.small,
-        "legend.title_fontsize": style.size,
-        "figure.titlesize": style.size,
-    }
-
-
-_LINES: dict[str, Any] = {
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#555555",
-    "axes.labelcolor": "#222222",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 4.0,
-    "axes.labelpad": 2.5,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E7E7E7",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.4,
-    "patch.linewidth": 0.6,
-    "hatch.linewidth": 0.4,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 0.0,
-    "ytick.minor.size": 0.0,
-    "legend.frameon": False,
-    "legend.handlelength": 2.0,
-    "legend.handletextpad": 0.5,
-    "legend.columnspacing": 1.0,
-    "legend.labelspacing": 0.25,
-    "legend.borderpad": 0.0,
-    "legend.borderaxespad": 0.3,
-}
-_OUTPUT: dict[str, Any] = {
-    "figure.constrained_layout.h_pad": 0.04,
-    "figure.constrained_layout.w_pad": 0.04,
-    "figure.dpi": 150,
-    "savefig.dpi": 300,
-    "savefig.facecolor": "white",
-    "pdf.fonttype": 42,  # TrueType inside the PDF: venues refuse Type 3
-    "ps.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "ot_lens",
-}
+    sizes = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), style.size)
+    sizes |= dict.fromkeys(("legend.title_fontsize", "figure.titlesize"), style.size)
+    sizes |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), style.small)
+    return {"font.family": list(style.family), "mathtext.fontset": style.math, **sizes, **COMMON}
 
 
 @contextmanager
@@ -140,27 +79,33 @@ def canvas(
     shape: tuple[int, int],
     size: tuple[float, float],
     *,
+    count: int | None = None,
     layout: Literal["constrained", "compressed"] = "constrained",
     **subplots: Any,
 ) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure with its axes in a style, or the caller's own axes under the caller's own settings.
 
     Args:
-        style: one of `STYLES`; ignored when `axes` are given.
-        axes: None for a new figure, else as many axes as `shape` holds.
-        shape: rows and columns.
-        size: width and height in inches.
+        style: One of `STYLES`; ignored when `axes` are given.
+        axes: None for a new figure, else as many axes as are needed.
+        shape: Rows and columns.
+        size: Width and height in inches.
+        count: Number of axes needed; all of `shape` if None.
         layout: "compressed" where the axes have a fixed aspect.
-        **subplots: passed to `Figure.subplots`.
+        **subplots: Passed to `Figure.subplots`.
 
     Raises:
-        OtLensError: too few or too many axes, or an unknown style.
+        OtLensError: If there are too few or too many axes, or the style is unknown.
     """
     if axes is not None:
-        given = np.array(axes, dtype=object).reshape(-1)
-        if given.size != shape[0] * shape[1]:
-            raise OtLensError(f"{given.size} axes given: this figure needs {shape[0] * shape[1]} ({shape})")
-        yield given[0].get_figure(root=True), given.reshape(shape)
+        given, needed = np.array(axes, dtype=object).reshape(-1), count or shape[0] * shape[1]
+        missing = shape[0] * shape[1] - given.size
+        if given.size < needed or missing < 0:
+            raise OtLensError(
+                f"{given.size} axes given: this figure needs {needed} ({shape[0]} x {shape[1]})."
+            )
+        # The last row of the grid may stay open.
+        yield given[0].get_figure(root=True), np.append(given, [given[-1]] * missing).reshape(shape)
         return
     with styled(style):
         figure = ShownFigure(figsize=size, layout=layout)
@@ -173,15 +118,9 @@ def canvas(
 def _fix_ticks(ax: Axes) -> None:
     """Give the ticks their look for good: matplotlib makes some of them only when the figure is saved."""
     now: dict[Any, Any] = dict(mpl.rcParams)
-    for name in ("x", "y"):
-        look = {
-            "labelsize": now[f"{name}tick.labelsize"],
-            "labelfontfamily": now["font.family"][0],
-            "labelcolor": now[f"{name}tick.labelcolor"],
-            "color": now[f"{name}tick.color"],
-            "length": now[f"{name}tick.major.size"],
-            "width": now[f"{name}tick.major.width"],
-            "grid_color": now["grid.color"],
-            "grid_linewidth": now["grid.linewidth"],
-        }
-        getattr(ax, f"{name}axis").set_tick_params(which="major", **look)
+    look = {"labelfontfamily": now["font.family"][0], "grid_color": now["grid.color"]}
+    look |= {"grid_linewidth": now["grid.linewidth"]}
+    for axis, tick in ((ax.xaxis, "xtick"), (ax.yaxis, "ytick")):
+        own = {name: now[f"{tick}.{name}"] for name in ("labelsize", "labelcolor", "color")}
+        own |= {name: now[f"{tick}.major.{name}"] for name in ("size", "width")}
+        axis.set_tick_params(which="major", length=own.pop("size"), **look, **own)

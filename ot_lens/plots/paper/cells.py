@@ -62,12 +62,9 @@ def text_width(text: str) -> float:
 def cell_edges(inside: Bool[np.ndarray, "rows columns"]) -> list[list[tuple[float, float]]]:
     """The sides that cells inside share with cells that are not, as segments."""
     padded = np.pad(inside, 1)
-    edges = []
-    for row, column in zip(*np.nonzero(padded[1:] != padded[:-1]), strict=True):
-        edges.append([(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)])
-    for row, column in zip(*np.nonzero(padded[:, 1:] != padded[:, :-1]), strict=True):
-        edges.append([(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)])
-    return edges
+    below, left = np.argwhere(padded[1:] != padded[:-1]), np.argwhere(padded[:, 1:] != padded[:, :-1])
+    edges = [[(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)] for row, column in below]
+    return edges + [[(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)] for row, column in left]
 
 
 def _numbers(ax: Axes, cells: Cells, image: AxesImage, texts: dict[tuple[int, ...], str]) -> None:
@@ -84,33 +81,27 @@ def _numbers(ax: Axes, cells: Cells, image: AxesImage, texts: dict[tuple[int, ..
 def _cell_axes(ax: Axes, panel: Panel, cells: Cells) -> None:
     for axis, names in ((ax.xaxis, cells.columns), (ax.yaxis, cells.rows)):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(_namer(names)))
+        named = dict(enumerate(names))
+        axis.set_major_formatter(FuncFormatter(lambda x, _, named=named: named.get(round(x, 6), "")))
     if len(cells.rows) <= MOST_NAMES:
         ax.set_yticks(range(len(cells.rows)), cells.rows)
     ax.set_xlabel(panel.x.title)
     ax.set_ylabel(panel.y.title)
     ax.grid(visible=False)
     ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
-def _namer(names: Sequence[str]) -> Any:
-    def name(x: float, _: int | None = None) -> str:
-        return names[round(x)] if abs(x - round(x)) < 1e-6 and 0 <= round(x) < len(names) else ""
-
-    return name
-
-
-def color_bars(figure: Figure, axes: list[Axes], cells: Sequence[Cells], rows: int) -> None:
+def color_bars(figure: Figure, grid: np.ndarray, panels: Sequence[Panel]) -> None:
     """One bar for all heat maps where they share a scale, as long as they are in rows, else one for each."""
-    shared = all(one.scale == cells[0].scale for one in cells)
-    owners = [axes] if shared else [[ax] for ax in axes]
-    for group, one in zip(owners, cells, strict=False):
-        image = group[0].images[0]
-        bar = figure.colorbar(image, ax=group, shrink=0.95, pad=0.02, aspect=16 * rows if shared else 10)
-        _bar_ticks(bar, one.scale)
-        bar.set_label(typeset(one.scale.label))
+    axes, scales = list(grid.flat[: len(panels)]), [p.cells.scale for p in panels if p.cells is not None]
+    shared = all(scale == scales[0] for scale in scales)
+    for owners, scale in zip([axes] if shared else axes, scales, strict=False):
+        image = (axes[0] if shared else owners).images[0]
+        aspect = 16 * len(grid) if shared else 10
+        bar = figure.colorbar(image, ax=owners, shrink=0.95, pad=0.02, aspect=aspect)
+        _bar_ticks(bar, scale)
+        bar.set_label(typeset(scale.label))
         bar.outline.set_visible(False)
 
 

@@ -18,7 +18,7 @@ from ot_lens.plots.description import (
     Reference,
     Text,
 )
-from ot_lens.plots.style import DASHES, NULL, Mark
+from ot_lens.plots.style import DASHES, MARKERS, NULL, Mark
 
 BAND_ALPHA = 0.18
 MOST_MARKERS = 16
@@ -38,9 +38,9 @@ def hatch_of(mark: Mark) -> str | None:
 
 def _line(ax: Axes, line: Line) -> None:
     curve, mark = line.curve, line.mark
-    look: dict[str, Any] = {"color": mark.color, "linestyle": mark.mpl_dash, "zorder": 3}
+    look: dict[str, Any] = {"color": mark.color, "linestyle": DASHES[mark.dash][0], "zorder": 3}
     if line.markers:
-        look |= {"marker": mark.mpl_marker, "markevery": max(1, int(np.ceil(len(curve.x) / MOST_MARKERS)))}
+        look |= {"marker": MARKERS[mark.marker][0], "markevery": max(1, -(-len(curve.x) // MOST_MARKERS))}
         look |= {"markeredgecolor": "white", "markeredgewidth": 0.3}
     ax.plot(curve.x, curve.value, label=mark.label, gid=f"line:{line.name}", **look)
     look = {"color": mark.color, "alpha": BAND_ALPHA, "linewidth": 0, "zorder": 2}
@@ -50,37 +50,35 @@ def _line(ax: Axes, line: Line) -> None:
 
 
 def _points(ax: Axes, points: Points) -> None:
+    curve, mark = points.curve, points.mark
     look: dict[str, Any] = {"gid": f"line:{points.name}" if ":" not in points.name else points.name}
     look |= {"markersize": points.size, "zorder": 3 if points.hollow else 4}
-    curve = points.curve
     if np.isfinite([curve.low, curve.high]).any() or curve.x_errors is not None:
-        _markers(ax, curve, points.mark, hollow=points.hollow, **look)
+        _markers(ax, curve, mark, hollow=points.hollow, **look)
         return
-    color = points.mark.color
-    look |= {"marker": points.mark.mpl_marker, "color": color, "linestyle": "none"}
-    look |= {"markerfacecolor": "none" if points.hollow else color, "zorder": 1 if points.faint else 2}
+    look |= {"marker": MARKERS[mark.marker][0], "color": mark.color, "linestyle": "none"}
+    look |= {"markerfacecolor": "none" if points.hollow else mark.color, "zorder": 1 if points.faint else 2}
     look |= {"markeredgewidth": 0.5 if points.hollow else 0, "alpha": 0.42 if points.faint else 0.8}
     ax.plot(curve.x, curve.value, **look)
 
 
 def _markers(ax: Axes, curve: Curve, mark: Mark, *, hollow: bool = False, **more: Any) -> None:
-    look: dict[str, Any] = {"marker": mark.mpl_marker, "markerfacecolor": "white" if hollow else mark.color}
-    look |= {"color": mark.color, "markeredgecolor": mark.color, "markeredgewidth": 0.6}
-    look |= {"linestyle": "none", "elinewidth": 0.8, "zorder": 4}
+    look: dict[str, Any] = {"marker": MARKERS[mark.marker][0], "color": mark.color, "linestyle": "none"}
+    look |= {"markerfacecolor": "white" if hollow else mark.color, "markeredgecolor": mark.color}
+    look |= {"markeredgewidth": 0.6, "elinewidth": 0.8, "zorder": 4}
     ax.errorbar(curve.x, curve.value, curve.errors, curve.x_errors, **look | more)
 
 
 def _band(ax: Axes, band: Band) -> None:
-    curve, mark = band.curve, band.mark
-    look: dict[str, Any] = {"color": mark.color, "alpha": 0.28, "linewidth": 0, "zorder": 1}
-    look |= {"gid": f"null:{band.name}", "hatch": hatch_of(mark)}
-    ax.fill_between(curve.x, curve.low, curve.high, **look)
-    line: dict[str, Any] = {"color": mark.color, "linewidth": 0.8, "zorder": 1, "linestyle": (0, (1, 1))}
-    ax.plot(curve.x, curve.value, gid=f"nullmean:{band.name}", **line)
-    alone = curve.isolated
-    if alone.any():
-        look = {"color": mark.color, "linewidth": 5, "alpha": 0.35, "zorder": 1}
-        ax.vlines(curve.x[alone], curve.low[alone], curve.high[alone], **look)
+    curve = band.curve
+    look: dict[str, Any] = {"color": band.mark.color, "zorder": 1}
+    fill: dict[str, Any] = look | {"alpha": 0.28, "linewidth": 0, "hatch": hatch_of(band.mark)}
+    ax.fill_between(curve.x, curve.low, curve.high, gid=f"null:{band.name}", **fill)
+    dotted: dict[str, Any] = look | {"linewidth": 0.8, "linestyle": (0, (1, 1))}
+    ax.plot(curve.x, curve.value, gid=f"nullmean:{band.name}", **dotted)
+    if curve.isolated.any():
+        alone = curve.at(curve.isolated)
+        ax.vlines(alone.x, alone.low, alone.high, linewidth=5, alpha=0.35, **look)
 
 
 def _area(ax: Axes, area: Area) -> None:

@@ -1,6 +1,6 @@
 """The legend of a description on paper."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ot_lens.plots.description import Area, Band, Description, Key, Line, Path, Points, Reference, marks_of
+from ot_lens.plots.description import Area, Band, Description, Element, Key, Line, Path, Points, Reference
 from ot_lens.plots.paper.canvas import Style
 from ot_lens.plots.paper.elements import REFERENCE_DASHES, hatch_of
 from ot_lens.plots.style import DASHES, MARKERS
@@ -20,6 +20,8 @@ LETTER = 0.46
 TWO_COLUMNS = 6.0
 # most entries in an empty cell of the grid, and the size of their markers
 MOST_IN_CELL, SIZE = 5, 4.8
+# order of the entries, by kind of element
+ORDER = (Line | Points, Band, Area, Reference, Path)
 
 Entry = Line2D | Patch
 
@@ -27,54 +29,48 @@ Entry = Line2D | Patch
 def entries_of(description: Description) -> list[Entry]:
     """One entry per mark, kind of band, tint, path and kind of reference, then the description's own."""
     entries: dict[str, Entry] = {}
-    panels = description.on_paper if description.collect else []
-    for element, panel in marks_of(panels):
-        if element.mark.label != panel.title:
-            entries[element.mark.label] = _of_mark(element)
-    for kind in (Band, Area, Reference, Path):
-        for element in (element for panel in panels for element in panel.of(kind)):
-            entry = OTHERS[kind](element)
-            entries.setdefault(str(entry.get_label()), entry)
+    for entry in _collected(description):
+        entries.setdefault(str(entry.get_label()), entry)
     entries |= {key.label: _of_key(key) for key in description.keys}
     return [entry for label, entry in entries.items() if label]
 
 
-def _of_mark(element: Line | Points) -> Line2D:
-    mark, joined = element.mark, isinstance(element, Line)
-    look: dict[str, Any] = {"color": mark.color, "markersize": SIZE, "label": mark.label}
-    look |= {"marker": mark.mpl_marker if not isinstance(element, Line) or element.markers else ""}
-    look |= {"markeredgecolor": "white", "markeredgewidth": 0.3}
-    return Line2D([], [], linestyle=mark.mpl_dash if joined else "none", **look)
+def _collected(description: Description) -> Iterator[Entry]:
+    """The entries of all elements, kind by kind; a panel's title need not be repeated."""
+    drawn = [(e, p) for p in description.on_paper for e in p.elements] if description.collect else []
+    for kind in ORDER:
+        for element, panel in drawn:
+            hidden = isinstance(element, Points) and not element.legend
+            if isinstance(element, kind) and not hidden:
+                entry = _entry(element)
+                if not isinstance(element, Line | Points) or entry.get_label() != panel.title:
+                    yield entry
 
 
-def _of_band(band: Band) -> Patch:
-    look: dict[str, Any] = {"facecolor": band.mark.color, "alpha": 0.35, "linewidth": 0}
-    return Patch(label=band.mark.label, hatch=hatch_of(band.mark), **look)
-
-
-def _of_area(area: Area) -> Patch:
-    return Patch(facecolor=area.color, alpha=area.opacity, linewidth=0, label=area.label)
-
-
-def _of_reference(reference: Reference) -> Line2D:
-    mark = reference.mark
-    dash = REFERENCE_DASHES[mark.dash]
-    return Line2D([], [], color=mark.color, linewidth=0.8, linestyle=dash, label=reference.label)
-
-
-def _of_path(path: Path) -> Line2D:
-    return Line2D([], [], color=path.color, linewidth=0.9, linestyle=(0, (1, 1)), label=path.label)
+def _entry(element: Element) -> Entry:
+    if isinstance(element, Area):
+        return Patch(facecolor=element.color, alpha=element.opacity, linewidth=0, label=element.label)
+    if isinstance(element, Path):
+        dotted: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (1, 1))}
+        return Line2D([], [], color=element.color, label=element.label, **dotted)
+    mark = element.mark
+    look: dict[str, Any] = {"color": mark.color, "label": mark.label}
+    if isinstance(element, Band):
+        return Patch(facecolor=mark.color, alpha=0.35, linewidth=0, label=mark.label, hatch=hatch_of(mark))
+    if isinstance(element, Reference):
+        look |= {"label": element.label, "linewidth": 0.8, "linestyle": REFERENCE_DASHES[mark.dash]}
+        return Line2D([], [], **look)
+    joined = isinstance(element, Line)
+    look |= {"marker": MARKERS[mark.marker][0] if not joined or element.markers else "", "markersize": SIZE}
+    look |= {"linestyle": DASHES[mark.dash][0] if joined else "none"}
+    return Line2D([], [], markeredgecolor="white", markeredgewidth=0.3, **look)
 
 
 def _of_key(key: Key) -> Line2D:
     look: dict[str, Any] = {"color": key.color, "linestyle": DASHES[key.dash][0] if key.dash else "none"}
     look |= {"marker": MARKERS[key.marker][0] if key.marker else "", "markersize": key.size}
-    return Line2D(
-        [], [], linewidth=1.1, label=key.label, markerfacecolor="white" if key.hollow else key.color, **look
-    )
-
-
-OTHERS: dict[type, Any] = {Band: _of_band, Area: _of_area, Reference: _of_reference, Path: _of_path}
+    look |= {"markerfacecolor": "white" if key.hollow else key.color}
+    return Line2D([], [], linewidth=1.1, label=key.label, **look)
 
 
 def entries_per_row(entries: Sequence[Entry], width: float, look: Style) -> int:

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Signature, signature
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ot_lens.errors import OtLensError
-from ot_lens.plots.description import Description, Panel, titles_of
+from ot_lens.plots.description import Description, Panel
 from ot_lens.plots.paper.axes import set_axes
 from ot_lens.plots.paper.canvas import canvas, style_named
 from ot_lens.plots.paper.cells import color_bars, draw_cells
@@ -44,9 +44,9 @@ def draw(description: Description, *, style: str = "icml", axes: AnyAxes = None)
     panels = description.on_paper
     columns = min(description.columns, len(panels))
     shape = (-(-len(panels) // columns), columns)
-    own = _filled(axes, len(panels), shape)
     size, layout = _size(description, panels, shape, style)
-    with canvas(style, own, shape, size, layout=layout, **SHARE[description.share]) as (figure, grid):
+    options = {"count": len(panels), "layout": layout, **SHARE[description.share]}
+    with canvas(style, axes, shape, size, **options) as (figure, grid):
         for ax, panel in zip(grid.flat, panels, strict=False):
             _draw_panel(ax, panel, (size[0] - BAR) / columns, columns)
         _titles(grid, description, panels)
@@ -56,7 +56,7 @@ def draw(description: Description, *, style: str = "icml", axes: AnyAxes = None)
             _share_titles(grid, panels)
             _finish(figure, grid, description, panels, style)
         elif panels[0].cells is not None:
-            _bars(figure, grid, panels)
+            color_bars(figure, grid, panels)
     return figure
 
 
@@ -91,7 +91,7 @@ def _finish(
 ) -> None:
     """Colour bars, or the legend."""
     if panels[0].cells is not None:
-        _bars(figure, grid, panels)
+        color_bars(figure, grid, panels)
     elif description.legend == "columns":
         column_legends(grid, figure.get_figwidth())
         figure.align_ylabels(grid[:, 0])
@@ -101,34 +101,20 @@ def _finish(
         add_legend(figure, entries_of(description), style_named(style), free)
 
 
-def _bars(figure: Figure, grid: np.ndarray, panels: Sequence[Panel]) -> None:
-    cells = [panel.cells for panel in panels if panel.cells is not None]
-    color_bars(figure, list(grid.flat[: len(cells)]), cells, grid.shape[0])
-
-
-def _filled(axes: AnyAxes, count: int, shape: tuple[int, int]) -> np.ndarray | None:
-    """The caller's axes, in a grid whose last row may stay open."""
-    if axes is None:
-        return None
-    given = list(np.array(axes, dtype=object).reshape(-1))
-    if not count <= len(given) <= shape[0] * shape[1]:
-        raise OtLensError(f"{len(given)} axes given: this figure needs {count} ({shape[0]} x {shape[1]}).")
-    return np.array(given + given[-1:] * (shape[0] * shape[1] - len(given)), dtype=object)
-
-
 def _size(
     description: Description, panels: Sequence[Panel], shape: tuple[int, int], style: str
 ) -> tuple[tuple[float, float], Any]:
     """Width and height in inches, and the layout engine."""
     look, (rows, columns) = style_named(style), shape
     width = look.column if columns == 1 else look.text
-    if panels[0].cells is not None:
-        square = panels[0].cells.square
+    first = panels[0]
+    if first.cells is not None:
+        square = first.cells.square
         height = 0.9 * (width - BAR) / columns if square else description.height
         return (width, rows * (height + 0.45)), "compressed" if square else "constrained"
-    if panels[0].equal and panels[0].x.limits and panels[0].y.limits:
+    if first.equal and first.x.limits and first.y.limits:
         width = look.text if columns > 2 else look.text * (0.3 + 0.25 * columns)
-        ratio = np.ptp(panels[0].y.limits) / np.ptp(panels[0].x.limits)
+        ratio = np.ptp(first.y.limits) / np.ptp(first.x.limits)
         each = (width - 0.42 - TICKS * columns) / columns
         return (width, rows * (each * ratio + 0.15) + 0.8), "compressed"
     entries = entries_of(description)
@@ -145,19 +131,16 @@ def _size(
 
 def _titles(grid: np.ndarray, description: Description, panels: Sequence[Panel]) -> None:
     """Titles of the panels; where paper shows several frames, titles name the frames and rows the panels."""
-    frames = len(description.frames) > 1
-    columns = grid.shape[1]
-    if description.legend == "columns":
-        for ax, title in zip(grid[0], titles_of(description), strict=False):
-            ax.set_title(title)
-        return
-    for index, (ax, panel, title) in enumerate(zip(grid.flat, panels, titles_of(description), strict=False)):
-        if not frames:
-            ax.set_title(title, **({"color": panel.color} if panel.color else {}))
-            continue
-        if index < columns or not panel.title:
+    lettered = description.letters and len(panels) > 1
+    named = grid[0] if description.legend == "columns" else grid.flat
+    for index, (ax, panel) in enumerate(zip(named, panels, strict=False)):
+        first_row, first_column = index < grid.shape[1], index % grid.shape[1] == 0
+        if len(description.frames) < 2:
+            letter = f"({ascii_lowercase[index]}) " if lettered else ""
+            ax.set_title(letter + panel.title, **({"color": panel.color} if panel.color else {}))
+        elif first_row or not panel.title:
             ax.set_title(f"{description.slider} {panel.frame}")
-        if panel.title and index % columns == 0:
+        if len(description.frames) > 1 and panel.title and first_column:
             ax.set_ylabel(panel.title.replace(" ", "\n", 1) + "\n" + panel.y.title)
 
 
@@ -165,8 +148,9 @@ def _share_titles(grid: np.ndarray, panels: Sequence[Panel]) -> None:
     """Axis titles once per column and once per row, where all panels have the same."""
     columns = grid.shape[1]
     rows = {(panel.y.title, tuple(panel.cells.rows) if panel.cells else ()) for panel in panels}
-    shared = len(rows) == 1 or grid.flat[0].get_shared_y_axes().joined(grid.flat[0], grid.flat[-1])
-    by_row = columns > 1 and grid.flat[0].get_shared_y_axes().joined(grid[0, 0], grid[0, 1])
+    joined = grid[0, 0].get_shared_y_axes().joined
+    shared = len(rows) == 1 or joined(grid[0, 0], grid[-1, -1])
+    by_row = columns > 1 and joined(grid[0, 0], grid[0, 1])
     for index, ax in enumerate(grid.flat[: len(panels)]):
         below = index + columns
         if below < len(panels) and panels[below].x.title == panels[index].x.title:

@@ -20,12 +20,10 @@ from ot_lens.plots.description import (
     Path,
     Points,
     Reference,
-    Scale,
     Text,
-    Values,
 )
 from ot_lens.plots.screen.text import hover_texts, plain, position, translucent
-from ot_lens.plots.style import DASHES, Mark
+from ot_lens.plots.style import DASHES, MARKERS, Mark
 
 BAND_ALPHA, NULL_ALPHA = 0.16, 0.3
 MEAN = "#6E7681"
@@ -50,15 +48,13 @@ class Place:
 
     def at(self, curve: Curve) -> Curve:
         """A curve at its positions, in single precision: half the bytes, and enough for a screen."""
-        x, y = self.panel.x.scale, self.panel.y.scale
-
-        def placed(values: Values | None, scale: Scale) -> Any:
-            return None if values is None else position(values, scale).astype(np.float32)
-
-        value, low, high = (placed(values, y) for values in (curve.value, curve.low, curve.high))
-        return Curve(
-            placed(curve.x, x), value, low, high, None, placed(curve.x_low, x), placed(curve.x_high, x)
+        ends = (curve.value, curve.low, curve.high)
+        value, low, high = (position(end, self.panel.y.scale).astype(np.float32) for end in ends)
+        x, x_low, x_high = (
+            None if end is None else position(end, self.panel.x.scale).astype(np.float32)
+            for end in (curve.x, curve.x_low, curve.x_high)
         )
+        return Curve(x, value, low, high, None, x_low, x_high)
 
 
 def traces_of(element: Element, place: Place) -> Iterator[go.Scatter]:
@@ -67,17 +63,13 @@ def traces_of(element: Element, place: Place) -> Iterator[go.Scatter]:
 
 
 def band_outline(curve: Curve) -> Float[np.ndarray, "2 points"]:
-    """Outline of a band, each measured stretch its own polygon: along the top and back along the bottom.
-
-    Rows are x and y; a column of NaN separates two polygons.
-    """
+    """Outline (x, y) of a band; NaN separates the polygons of measured stretches, each there and back."""
     known = np.isfinite(curve.low) & np.isfinite(curve.high)
     outline = [np.empty((2, 0))]
-    for stretch in np.split(np.arange(len(known)), np.nonzero(np.diff(known))[0] + 1):
-        if len(stretch) and known[stretch[0]]:
-            x, back = curve.x[stretch], stretch[::-1]
-            polygon = [np.append(x, x[::-1]), np.append(curve.high[stretch], curve.low[back])]
-            outline += [np.full((2, 1), np.nan), np.array(polygon)]
+    for stretch in np.ma.clump_unmasked(np.ma.masked_array(known, ~known)):
+        x = curve.x[stretch]
+        polygon = [np.append(x, x[::-1]), np.append(curve.high[stretch], curve.low[stretch][::-1])]
+        outline += [np.full((2, 1), np.nan), np.array(polygon)]
     return np.concatenate(outline, axis=1)[:, 1:]
 
 
@@ -105,31 +97,25 @@ def _filled(curve: Curve, mark: Mark, place: Place, alpha: float, **look: Any) -
 def _line(line: Line, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(line.curve), line.mark
     yield _filled(curve, mark, place, BAND_ALPHA)
-    look: dict[str, Any] = {"line": {"color": mark.color, "dash": mark.plotly_dash, "width": 2}}
+    look: dict[str, Any] = {"line": {"color": mark.color, "dash": DASHES[mark.dash][1], "width": 2}}
     if line.markers:
-        look |= {"marker": {"symbol": mark.symbol, "color": mark.color, "size": 7}, "mode": "lines+markers"}
+        marker = {"symbol": MARKERS[mark.marker][1], "color": mark.color, "size": 7}
+        look |= {"marker": marker, "mode": "lines+markers"}
     if curve.isolated.any():
         look["error_y"] = error_bars(np.where(curve.isolated, curve.errors, 0.0), mark.color)
-    texts = hover_texts(mark.label, line.curve, place.panel)
-    yield _scatter(
-        curve.x, curve.value, place, mark.label, showlegend=True, text=texts, hoverinfo="text", **look
-    )
+    look |= {"text": hover_texts(mark.label, line.curve, place.panel), "hoverinfo": "text"}
+    yield _scatter(curve.x, curve.value, place, mark.label, showlegend=True, **look)
 
 
 def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(points.curve), points.mark
-    look: dict[str, Any] = {
-        "mode": "markers",
-        "showlegend": points.legend,
-        "opacity": 0.45 if points.faint else 1.0,
-    }
-    symbol = mark.symbol + ("-open" if points.hollow else "")
-    size = 5 if points.size < 3 else 9
-    look["marker"] = {"symbol": symbol, "color": mark.color, "size": size}
-    look["marker"]["line"] = {"width": 1.6 if points.hollow else 0}
+    symbol, hollow = MARKERS[mark.marker][1], points.hollow
+    marker: dict[str, Any] = {"symbol": f"{symbol}-open" if hollow else symbol, "color": mark.color}
+    marker |= {"size": 5 if points.size < 3 else 9, "line": {"width": 1.6 if hollow else 0}}
+    look: dict[str, Any] = {"mode": "markers", "marker": marker, "showlegend": points.legend}
+    look |= {"opacity": 0.45 if points.faint else 1.0, "error_x": error_bars(curve.x_errors, mark.color)}
     if np.isfinite([curve.low, curve.high]).any():
         look["error_y"] = error_bars(curve.errors, mark.color)
-    look["error_x"] = error_bars(curve.x_errors, mark.color)
     if points.ids:
         hover = f"{plain(points.notes[0])} %{{customdata}}<extra></extra>"
         look |= {
@@ -138,10 +124,8 @@ def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
             "hoverinfo": None,
         }
     else:
-        look |= {
-            "text": hover_texts(mark.label, points.curve, place.panel, points.notes),
-            "hoverinfo": "text",
-        }
+        texts = hover_texts(mark.label, points.curve, place.panel, points.notes)
+        look |= {"text": texts, "hoverinfo": "text"}
     yield _scatter(curve.x, curve.value, place, mark.label, **look)
 
 
@@ -162,27 +146,21 @@ def _reference(reference: Reference, place: Place) -> Iterator[go.Scatter]:
     if reference.vertical and place.panel.y.limits is None:
         return
     across, along = (place.panel.y, place.panel.x) if reference.vertical else (place.panel.x, place.panel.y)
-    ends = np.array(across.limits or _span(place.panel))
+    positions = place.panel.positions if len(place.panel.positions) else np.array([0.0, 1.0])
+    ends = position(np.array(across.limits or positions[[0, -1]], dtype=float), across.scale)
     mark, flat = reference.mark, np.full(2, reference.value)
     level = position(flat, along.scale)
-    ends = position(ends, across.scale)
     x, y = (level, ends) if reference.vertical else (ends, level)
     if np.isfinite([reference.low, reference.high]).all() and not reference.vertical:
         low, high = (position(np.full(2, end), along.scale) for end in (reference.low, reference.high))
         yield _filled(Curve(ends, level, low, high), mark, place, 0.12)
-    line = {"color": mark.color, "dash": mark.plotly_dash, "width": 1.3}
+    line = {"color": mark.color, "dash": DASHES[mark.dash][1], "width": 1.3}
     look: dict[str, Any] = {"line": line, "showlegend": bool(reference.label)}
     if np.isfinite(reference.low):
         ends_of = np.full(2, reference.low), np.full(2, reference.high)
         texts = hover_texts(reference.label, Curve(x, flat, *ends_of), place.panel, ("",) * 2)
         look |= {"text": [text.replace("</b>, ", "</b>") for text in texts], "hoverinfo": "text"}
     yield _scatter(x, y, place, reference.label, **look)
-
-
-def _span(panel: Panel) -> tuple[float, float]:
-    """Ends of what a panel draws, for a line across it."""
-    positions = panel.positions
-    return (float(positions[0]), float(positions[-1])) if len(positions) else (0.0, 1.0)
 
 
 def _path(path: Path, place: Place) -> Iterator[go.Scatter]:
@@ -200,11 +178,11 @@ def _ellipse(ellipse: Ellipse, place: Place) -> Iterator[go.Scatter]:
 
 def _arrows(arrows: Arrows, place: Place) -> Iterator[go.Scatter]:
     """One broken line with arrow heads at its ends."""
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    for x, y, dx, dy in arrows.rows.tolist():
-        xs += [x, x + dx, None]
-        ys += [y, y + dy, None]
+    x, y, dx, dy = arrows.rows.T
+    xs, ys = (
+        np.stack([at, at + step, at + np.nan], axis=1).ravel().astype(np.float32)
+        for at, step in ((x, dx), (y, dy))
+    )
     color, size = (MEAN, 14) if arrows.thick else ("rgba(128,128,128,0.6)", 7)
     marker: dict[str, Any] = {"symbol": "arrow", "angleref": "previous", "color": color}
     marker["size"] = [0, size, 0] * len(arrows.rows)

@@ -4,12 +4,12 @@ Colours of text and grid are left to the page, so that one figure serves a light
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import plotly.graph_objects as go
 
-ROW, GAP_X, TITLE, SLIDER, LEGEND_ROW = 270, 70, 96, 80, 22
+GAP_X, TITLE, SLIDER, LEGEND_ROW = 70, 96, 80, 22
 MARGIN = {"l": 62, "r": 14, "t": 40, "b": 50}
 GRID = "rgba(128,128,128,0.22)"
 AXIS: dict[str, Any] = {
@@ -30,30 +30,22 @@ NOTE: dict[str, Any] = {
 FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13}
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One pair of axes: its title, and what each axis has beyond the common look."""
-
-    title: str
-    x: Mapping[str, Any]
-    y: Mapping[str, Any]
+# title of a panel, and what its axes x and y have beyond the common look
+Frame = tuple[str, Mapping[str, Any], Mapping[str, Any]]
 
 
-def empty_figure(frames: Sequence[Frame], columns: int, *, row: int = ROW, width: int = 1000) -> go.Figure:
+def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int) -> go.Figure:
     """A figure without traces; they go to axes `x1`, `y1`, `x2`, `y2` and so on.
 
-    Args:
-        frames: At least one.
-        columns: Frames in a row on a wide screen; on a phone they are stacked, see `stacked`.
-        row: Height of a frame.
-        width: Width that the gaps are measured against.
+    Frames of a height of `row` are in columns on a wide screen, with gaps measured against a `width`; on a
+    phone they are stacked, see `stacked`.
     """
     layout = _placed(len(frames), columns, row, width)
-    for number, frame in enumerate(frames, start=1):
-        for letter, own in (("x", frame.x), ("y", frame.y)):
-            name = f"{letter}axis{'' if number == 1 else number}"
-            layout[name] |= _merged(AXIS, own) | {"anchor": f"{'y' if letter == 'x' else 'x'}{number}"}
-        layout["annotations"][number - 1]["text"] = f"<b>{frame.title}</b>"
+    for number, (title, x, y) in enumerate(frames, start=1):
+        suffix = "" if number == 1 else str(number)
+        layout[f"xaxis{suffix}"] |= _axis(x) | {"anchor": f"y{number}"}
+        layout[f"yaxis{suffix}"] |= _axis(y) | {"anchor": f"x{number}"}
+        layout["annotations"][number - 1]["text"] = f"<b>{title}</b>"
     layout["meta"] = {"panels": len(frames), "row": row, "below": 0}
     layout |= {"margin": dict(MARGIN), "font": FONT, "hovermode": "closest", "template": go.layout.Template()}
     layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "dragmode": False}
@@ -65,12 +57,9 @@ def stacked(figure: go.Figure, width: int = 360) -> dict[str, Any]:
     meta = figure.layout.meta
     placed = _placed(meta["panels"], 1, meta["row"], width)
     placed["height"] += meta["below"]
-    titles = placed.pop("annotations")
     notes = [note.to_plotly_json() for note in figure.layout.annotations]
-    placed["annotations"] = [
-        note | {key: titles[i][key] for key in ("x", "y")} if i < len(titles) else note
-        for i, note in enumerate(notes)
-    ]
+    titles = [{"x": title["x"], "y": title["y"]} for title in placed["annotations"]]
+    placed["annotations"] = [note | at for note, at in zip_longest(notes, titles, fillvalue={})]
     for number in range(2, meta["panels"] + 1):
         placed[f"yaxis{number}"]["showticklabels"] = True
     return placed
@@ -93,13 +82,9 @@ def _placed(count: int, columns: int, row: int, width: int) -> dict[str, Any]:
     return layout
 
 
-def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged; the second one wins."""
-    both = dict(base)
-    for key, value in own.items():
-        old = both.get(key)
-        both[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return both
+def _axis(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The common look of an axis, and its own."""
+    return AXIS | dict(own) | {"title": AXIS["title"] | own["title"]}
 
 
 def add_slider(
@@ -108,15 +93,9 @@ def add_slider(
     """Add a slider that shows the traces of one frame at a time; `owners` has the frame of each trace."""
     for trace, owner in zip(figure.data, owners, strict=True):
         trace.visible = owner == first
+    shown = {frame: {"visible": [owner == frame for owner in owners]} for frame in frames}
     every = list(range(len(owners)))
-    steps = [
-        {
-            "method": "restyle",
-            "label": str(frame),
-            "args": [{"visible": [owner == frame for owner in owners]}, every],
-        }
-        for frame in frames
-    ]
+    steps = [{"method": "restyle", "label": str(f), "args": [change, every]} for f, change in shown.items()]
     look = {"pad": {"t": 52, "b": 6}, "x": 0, "len": 1.0, "y": 0, "yanchor": "top"}
     look |= {"currentvalue": {"prefix": f"{what} ", "xanchor": "left"}}
     slider = {"steps": steps, "active": list(frames).index(first)} | look

@@ -22,11 +22,10 @@ def draw(description: Description) -> go.Figure:
     """Draw a description with plotly; a click on an entry of the legend hides it in every panel."""
     frames = list(dict.fromkeys(panel.frame for panel in description.panels if panel.frame is not None))
     panels = [p for p in description.panels if p.frame is None or p.frame == frames[0]]
-    first = description.first
     columns = _columns(description, panels)
     fixed = len(frames) < 2
     axes = [_frame(panel, i, description, fixed=fixed) for i, panel in enumerate(panels)]
-    figure = empty_figure(axes, columns, row=_row(description, panels), width=2000 if columns > 3 else 1000)
+    figure = empty_figure(axes, columns, _row(description, panels), 2000 if columns > 3 else 1000)
     if panels[0].cells is not None:
         return _heat_maps(figure, panels)
     owners: list[int] = []
@@ -36,13 +35,12 @@ def draw(description: Description) -> go.Figure:
         owners += [frame or 0] * len(traces)
         figure.add_traces(traces)
     if not fixed:
-        add_slider(figure, owners, frames, frames[0] if first is None else first, description.slider)
+        first = frames[0] if description.first is None else description.first
+        add_slider(figure, owners, frames, first, description.slider)
         return figure
-    return (
-        add_legend(figure)
-        if description.collect or panels[0].equal
-        else figure.update_layout(showlegend=False)
-    )
+    if not description.collect and not panels[0].equal:
+        return figure.update_layout(showlegend=False)
+    return add_legend(figure)
 
 
 def showing(entry: Entry) -> Callable[..., go.Figure]:
@@ -102,13 +100,13 @@ def _frame(panel: Panel, index: int, description: Description, *, fixed: bool) -
         common = {"type": "category", "nticks": 16, "constrain": "domain", "showgrid": False}
         x, y = ({"title": {"text": title(axis.title)}} | common for axis in (panel.x, panel.y))
         y |= {"scaleanchor": f"x{index + 1}"} if panel.cells.square else {}
-        return Frame(title(panel.title), x, y)
+        return title(panel.title), x, y
     x, y = _axis(panel.x, panel, fixed), _axis(panel.y, panel, fixed)
     if panel.equal:
         y |= {"scaleanchor": f"x{index + 1}", "scaleratio": 1}
     if description.share == "y" and index:
         y["showticklabels"] = False
-    return Frame(title(panel.title), x, y)
+    return title(panel.title), x, y
 
 
 def _axis(axis: Axis, panel: Panel, fixed: bool) -> dict[str, Any]:
@@ -128,9 +126,8 @@ def _axis(axis: Axis, panel: Panel, fixed: bool) -> dict[str, Any]:
     if axis.limits is not None and (fixed or not panel.equal):
         ends = position(np.array(axis.limits), axis.scale)
         ends = np.log10(ends) if axis.scale == "log" else ends
-        margin = (
-            0.04 * (ends[1] - ends[0]) * (axis.scale == "linear" and axis.ticks is None and not panel.equal)
-        )
+        free = axis.scale == "linear" and axis.ticks is None and not panel.equal
+        margin = 0.04 * (ends[1] - ends[0]) if free else 0.0
         look["range"] = [float(ends[0] - margin), float(ends[1] + margin)]
     elif axis.zero:
         look["rangemode"] = "tozero"
