@@ -21,6 +21,13 @@ METHODS = (
     ("pca_ot", 8, 4.0),
 )
 STATES = ("directional_ablation", "pca_ot (k = 1)", "pca_ot (k = 2)", "pca_ot (k = 4)", "pca_ot (k = 8)")
+EDITS = ("directional_ablation", "mean_shift", "pca_ot (k = 8)")
+CLASSES = ("harmful", "harmless")
+
+
+def grid(**axes):
+    """One row for each combination."""
+    return pd.MultiIndex.from_product(axes.values(), names=axes).to_frame(index=False)
 
 
 def wilson(p, n, z=1.96):
@@ -28,82 +35,77 @@ def wilson(p, n, z=1.96):
     return (centre - root) / (1 + z * z / n), (centre + root) / (1 + z * z / n)
 
 
+def _read(value, null, n, unit, width=0.1):
+    """The columns of a measured quantity."""
+    nulls = {"null_mean": null, "null_low": 0.8 * null, "null_high": 1.2 * null}
+    return {
+        "value": value,
+        "n": n,
+        **nulls,
+        "low": (1 - width) * value,
+        "high": (1 + width) * value,
+        "unit": unit,
+    }
+
+
 def _measured(method, refuses, cost, n, rng):
     """Rows (measure, prompts, value, low, high, unit, interval) of one intervention."""
     destroyed = method == "linear_act"
-    right = (1 - refuses) * (0.1 if destroyed else 0.95)
+    harmful, harmless, right, still_right = (
+        rng.binomial(n, p) / n
+        for p in (
+            refuses,
+            0.0,
+            (1 - refuses) * (0.1 if destroyed else 0.95),
+            max(0.0, 0.99 - (0.6 if destroyed else 0.1) * cost),
+        )
+    )
     rates = [
-        ("refusal_rate", "harmful", refuses),
-        ("refusal_rate", "harmless", 0.0),
-        ("attack_success_rate", "harmful", None),
+        ("refusal_rate", "harmful", harmful),
+        ("refusal_rate", "harmless", harmless),
+        ("attack_success_rate", "harmful", 1 - harmful),  # an attack succeeds on whatever is not refused
         ("exact_answer_rate", "harmful", right),
-        ("exact_answer_rate", "harmless", max(0.0, 0.99 - (0.6 if destroyed else 0.1) * cost)),
+        ("exact_answer_rate", "harmless", still_right),
     ]
-    rows = []
-    for measure, prompts, p in rates:
-        # An attack succeeds on whatever is not refused: the first share drawn.
-        share = 1 - rows[0][2] if p is None else rng.binomial(n, p) / n
-        rows.append((measure, prompts, share, *wilson(share, n), "share", "wilson"))
-    score = 18 * (refuses - 0.5)
-    kl = (6.0 if destroyed else 0.4) * cost**2
-    rows.append(("refusal_score", "harmful", score, score - 1.1, score + 0.9, "nats", "bootstrap"))
-    rows.append(("kl", "harmless", kl, 0.8 * kl, 1.3 * kl, "nats", "bootstrap"))
+    score, kl = 18 * (refuses - 0.5), (6.0 if destroyed else 0.4) * cost**2
     ppl = 1.4 + 3 * kl
-    rows.append(("perplexity", "harmless", ppl, 0.95 * ppl, 1.06 * ppl, "perplexity", "bootstrap"))
-    return rows
+    return [
+        *((name, prompts, p, *wilson(p, n), "share", "wilson") for name, prompts, p in rates),
+        ("refusal_score", "harmful", score, score - 1.1, score + 0.9, "nats", "bootstrap"),
+        ("kl", "harmless", kl, 0.8 * kl, 1.3 * kl, "nats", "bootstrap"),
+        ("perplexity", "harmless", ppl, 0.95 * ppl, 1.06 * ppl, "perplexity", "bootstrap"),
+    ]
 
 
 def localization(layers=8, methods=METHODS, n=64, seed=0):
     rng = np.random.default_rng(seed)
-    rows = []
+    frames = []
 
     def add(kind, chosen, layer, method, k, refuses, cost):
-        for measure, prompts, value, low, high, unit, interval in _measured(method, refuses, cost, n, rng):
-            rows.append(
-                {
-                    "key": "none" if kind == "none" else f"{kind}|{chosen}|{method}|{k}",
-                    "set": kind,
-                    "layers": chosen,
-                    "layer": layer,
-                    "method": method,
-                    "k": k,
-                    "strength": 0.0 if kind == "none" else 1.0,
-                    "tokens": "all",
-                    "hook": "resid_pre",
-                    "transport": "" if kind == "none" else "harmful_to_harmless",
-                    "control": "",
-                    "draw": pd.NA,
-                    "fitting": "" if kind == "none" else "independent",
-                    "measure": measure,
-                    "prompts": prompts,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "n": n,
-                    "unit": unit,
-                    "interval": interval,
-                    "seed": seed,
-                    "engine": "bridge",
-                }
-            )
+        columns = ["measure", "prompts", "value", "low", "high", "unit", "interval"]
+        rows = pd.DataFrame(_measured(method, refuses, cost, n, rng), columns=columns)
+        key = "none" if kind == "none" else f"{kind}|{chosen}|{method}|{k}"
+        edit = {"key": key, "set": kind, "layers": chosen, "layer": layer, "method": method, "k": k}
+        frames.append(rows.assign(**edit))
 
     add("none", "", pd.NA, "none", pd.NA, 1.0, 0.0)
     for method, k, flip in methods:
         rank = pd.NA if k is None else k
         for layer in range(layers):
             depth = 8 * layer / max(layers - 1, 1)
-            add(
-                "single",
-                str(layer),
-                layer,
-                method,
-                rank,
-                1 / (1 + np.exp(2.2 * (depth - flip))),
-                0.2 + 0.08 * depth,
-            )
+            refuses = 1 / (1 + np.exp(2.2 * (depth - flip)))
+            add("single", str(layer), layer, method, rank, refuses, 0.2 + 0.08 * depth)
         add("all", f"0-{layers - 1}", pd.NA, method, rank, 0.02, 0.9)
-    table = pd.DataFrame(rows)
-    return table.astype({"layer": "Int64", "k": "Int64", "draw": "Int64"})
+    table = pd.concat(frames, ignore_index=True).astype({"layer": "Int64", "k": "Int64"})
+    edited = table["set"] != "none"
+    settings = {"tokens": "all", "hook": "resid_pre", "control": "", "n": n, "seed": seed, "engine": "bridge"}
+    return table.assign(
+        strength=edited.astype(float),
+        transport=np.where(edited, "harmful_to_harmless", ""),
+        fitting=np.where(edited, "independent", ""),
+        draw=pd.array([pd.NA] * len(table), dtype="Int64"),
+        **settings,
+    )
 
 
 def with_everything_else(sweep):
@@ -119,152 +121,6 @@ def with_everything_else(sweep):
         single.assign(tokens="last"),
     ]
     return pd.concat([*others, sweep], ignore_index=True).astype({"layer": "Int64", "draw": "Int64"})
-
-
-def geometry(layers=8, n=128, position=-1, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for layer in range(layers):
-        depth = (layer + 1) / layers
-        location, bures = 40 * depth**2, 6 * depth**1.5 + 0.5
-        quantities = {
-            "w2_location": (location, 0.8 * depth, "activation²"),
-            "w2_bures": (bures, 0.7 * bures, "activation²"),
-            "w2_squared": (location + bures, 0.8 * depth + 0.7 * bures, "activation²"),
-            "auc_direction": (0.5 + 0.5 * depth**0.3, 0.5, "AUC"),
-            "gap": (3 * depth, 0.4, "activation"),  # as a user may register
-            **{
-                f"{name}_{label}": (size * (1 + 2 * depth), size * (1.1 + 2 * depth), "dimensions")
-                for name, label, size in (
-                    ("effective_rank", "harmful", 18),
-                    ("effective_rank", "harmless", 22),
-                    ("participation_ratio", "harmful", 6),
-                    ("participation_ratio", "harmless", 9),
-                )
-            },
-        }
-        for quantity, (value, null, unit) in quantities.items():
-            wobble = 1 + 0.03 * rng.standard_normal()
-            rows.append(
-                {
-                    "layer": layer,
-                    "position": position,
-                    "quantity": quantity,
-                    "value": value * wobble,
-                    "n": n,
-                    "null_mean": null,
-                    "null_low": 0.85 * null,
-                    "null_high": 1.2 * null,
-                    "low": 0.9 * value,
-                    "high": 1.12 * value,
-                    "unit": unit,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def spectra(layers=8, components=95, n=128, position=-1):
-    rows = []
-    for layer in range(layers):
-        for label, slope in (("harmful", 1.3), ("harmless", 1.0)):
-            values = (1 + layer) * (np.arange(components) + 1.0) ** -slope
-            for component, value in enumerate(values):
-                rows.append(
-                    {
-                        "layer": layer,
-                        "position": position,
-                        "class": label,
-                        "component": component,
-                        "eigenvalue": value,
-                        "share": value / values.sum(),
-                        "n": n,
-                        "low": 0.9 * value,
-                        "high": 1.15 * value,
-                        "unit": "activation²",
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def cosines(layers=8, n=128, position=-1):
-    rows = [
-        {
-            "layer_a": a,
-            "layer_b": b,
-            "position": position,
-            "cosine": np.exp(-abs(a - b) / (0.35 * layers)) - 0.1 * (a != b),
-            "n": n,
-            "low": np.nan,
-            "high": np.nan,
-            "null_mean": 0.0,
-            "null_low": -0.12,
-            "null_high": 0.12,
-        }
-        for a in range(layers)
-        for b in range(layers)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _cloud(rng, label, layer, n):
-    spread = np.diag([1.2, 0.7]) if label == "harmful" else np.array([[0.8, 0.3], [0.0, 1.0]])
-    centre = np.array([1.0 + 0.5 * layer, 0.3]) * (1 if label == "harmful" else -1)
-    return centre + rng.standard_normal((n, 2)) @ spread
-
-
-def _moved(points, target, state):
-    if state == "directional_ablation":
-        return points * np.array([0.0, 1.0])
-    shifted = points - points.mean(0)
-    if state.startswith("pca_ot"):
-        shifted = (
-            shifted
-            @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T))).T
-            @ np.linalg.cholesky(np.cov(target.T)).T
-        )
-    return shifted + target.mean(0)
-
-
-def plane(layers=8, n=64, states=STATES, position=-1, seed=0):
-    """Both tables of the principal plane: points and ellipses."""
-    rng = np.random.default_rng(seed)
-    points, ellipses = [], []
-    for layer in range(layers):
-        clouds = {label: _cloud(rng, label, layer, n) for label in ("harmful", "harmless")}
-        placed = [(label, "before", xy) for label, xy in clouds.items()]
-        placed += [("harmful", s, _moved(clouds["harmful"], clouds["harmless"], s)) for s in states]
-        for label, state, xy in placed:
-            points.append(
-                pd.DataFrame(
-                    {
-                        "layer": layer,
-                        "position": position,
-                        "prompt": range(n),
-                        "class": label,
-                        "state": state,
-                        "pc1": xy[:, 0],
-                        "pc2": xy[:, 1],
-                    }
-                )
-            )
-            mean, cov = xy.mean(0), np.cov(xy.T)
-            ellipses.append(
-                {
-                    "layer": layer,
-                    "position": position,
-                    "class": label,
-                    "state": state,
-                    "n": n,
-                    "mean1": mean[0],
-                    "mean2": mean[1],
-                    "cov11": cov[0, 0],
-                    "cov12": cov[0, 1],
-                    "cov22": cov[1, 1],
-                    "pc1_share": 0.41,
-                    "pc2_share": 0.17,
-                }
-            )
-    return pd.concat(points, ignore_index=True), pd.DataFrame(ellipses)
 
 
 def with_pairs(sweep, methods=METHODS[:3]):
@@ -288,42 +144,45 @@ def with_strengths(sweep, strengths=(0.25, 0.5, 0.75)):
     return pd.concat([sweep, *weaker], ignore_index=True)
 
 
-def _read(value, null, n, unit, width=0.1):
-    """The columns of a measured quantity."""
-    return {
-        "value": value,
-        "n": n,
-        "null_mean": null,
-        "null_low": 0.8 * null,
-        "null_high": 1.2 * null,
-        "low": (1 - width) * value,
-        "high": (1 + width) * value,
-        "unit": unit,
+def geometry(layers=8, n=128, position=-1, seed=0):
+    depth = (np.arange(layers) + 1) / layers
+    location, bures = 40 * depth**2, 6 * depth**1.5 + 0.5
+    quantities = {
+        "w2_location": (location, 0.8 * depth, "activation²"),
+        "w2_bures": (bures, 0.7 * bures, "activation²"),
+        "w2_squared": (location + bures, 0.8 * depth + 0.7 * bures, "activation²"),
+        "auc_direction": (0.5 + 0.5 * depth**0.3, 0.5, "AUC"),
+        "gap": (3 * depth, 0.4, "activation"),  # as a user may register
     }
+    sizes = {"effective_rank": (18, 22), "participation_ratio": (6, 9)}
+    for name, of_classes in sizes.items():
+        for label, size in zip(CLASSES, of_classes, strict=True):
+            quantities[f"{name}_{label}"] = (size * (1 + 2 * depth), size * (1.1 + 2 * depth), "dimensions")
+    table = grid(layer=range(layers), quantity=quantities)
+    value, null = (np.stack([q[i] + 0 * depth for q in quantities.values()], 1).ravel() for i in (0, 1))
+    wobble = 1 + 0.03 * np.random.default_rng(seed).standard_normal(len(table))
+    nulls = {"null_mean": null, "null_low": 0.85 * null, "null_high": 1.2 * null}
+    ends = {"value": value * wobble, "low": 0.9 * value, "high": 1.12 * value}
+    units = table["quantity"].map({name: unit for name, (_, _, unit) in quantities.items()})
+    return table.assign(position=position, n=n, **nulls, **ends, unit=units)
 
 
-def class_angles(layers=8, k=2, n=256, position=-1):
-    rows = []
-    for layer in range(layers):
-        for component in range(k):
-            found = _read((20 + 30 * component) * (layer + 1) / layers, 8.0 + 6 * component, n, "degrees")
-            angle = {"angle": found.pop("value")}
-            rows.append({"layer": layer, "position": position, "component": component, **angle, **found})
-    return pd.DataFrame(rows)
+def spectra(layers=8, components=95, n=128, position=-1):
+    table = grid(layer=range(layers), **{"class": CLASSES}, component=range(components))
+    slope = table["class"].map({"harmful": 1.3, "harmless": 1.0})
+    value = (1 + table["layer"]) * (table["component"] + 1.0) ** -slope
+    share = value / value.groupby([table["layer"], table["class"]]).transform("sum")
+    ends = {"low": 0.9 * value, "high": 1.15 * value}
+    return table.assign(position=position, eigenvalue=value, share=share, n=n, **ends, unit="activation²")
 
 
-def layer_angles(layers=8, k=2, n=128, position=-1):
-    rows = []
-    for label, size in (("harmful", 80.0), ("harmless", 55.0)):
-        for a in range(layers):
-            for b in range(layers):
-                for component in range(k):
-                    angle = size * abs(a - b) / max(layers - 1, 1) * (component + 1) / k
-                    place = {"layer_a": a, "layer_b": b, "position": position, "class": label}
-                    ends = {"null_mean": 80.0, "null_low": 70.0, "null_high": 89.0}
-                    found = {"angle": angle, "n": n, "low": 0.9 * angle, "high": 1.1 * angle, **ends}
-                    rows.append({**place, "component": component, **found, "unit": "degrees"})
-    return pd.DataFrame(rows)
+def cosines(layers=8, n=128, position=-1):
+    table = grid(layer_a=range(layers), layer_b=range(layers))
+    apart = (table["layer_a"] - table["layer_b"]).abs()
+    ends = {"low": np.nan, "high": np.nan, "null_mean": 0.0, "null_low": -0.12, "null_high": 0.12}
+    return table.assign(
+        position=position, cosine=np.exp(-apart / (0.35 * layers)) - 0.1 * (apart > 0), n=n, **ends
+    )
 
 
 def run_cosines(layers=8, n=256, position=-1):
@@ -331,11 +190,24 @@ def run_cosines(layers=8, n=256, position=-1):
     return table.assign(other="organism:single", cosine=table["cosine"] * 0.7 - 0.2)
 
 
-EDITS = ("directional_ablation", "mean_shift", "pca_ot (k = 8)")
+def class_angles(layers=8, k=2, n=256, position=-1):
+    table = grid(layer=range(layers), component=range(k))
+    value = (20 + 30 * table["component"]) * (table["layer"] + 1) / layers
+    found = _read(value, 8.0 + 6 * table["component"], n, "degrees")
+    return table.assign(position=position, **found).rename(columns={"value": "angle"})
+
+
+def layer_angles(layers=8, k=2, n=128, position=-1):
+    table = grid(**{"class": CLASSES}, layer_a=range(layers), layer_b=range(layers), component=range(k))
+    apart = (table["layer_a"] - table["layer_b"]).abs() / max(layers - 1, 1)
+    size = table["class"].map({"harmful": 80.0, "harmless": 55.0})
+    found = _read(size * apart * (table["component"] + 1) / k, 80.0, n, "degrees")
+    found |= {"null_low": 70.0, "null_high": 89.0}
+    return table.assign(position=position, **found).rename(columns={"value": "angle"})
 
 
 def map_quality(layers=8, n=128, position=-1):
-    units = {
+    sizes = {
         "w2_before": 12.0,
         "w2_after": 5.0,
         "mean_error": 2.0,
@@ -345,75 +217,100 @@ def map_quality(layers=8, n=128, position=-1):
         "outside_source": 0.05,
         "outside_target": 0.2,
     }
-    rows = []
-    for layer in range(layers):
-        for number, method in enumerate(EDITS):
-            for quantity, size in units.items():
-                better = 1.0 if quantity in ("w2_before", "cost_over_bound") else 1 / (1 + number)
-                value = size * better * (1.0 if quantity == "cost_over_bound" else (layer + 1) / layers)
-                null = np.nan if "cost" in quantity else 0.3 * size
-                place = {"layer": layer, "position": position, "method": method, "quantity": quantity}
-                rows.append({**place, **_read(value, null, n, "ratio", 0.02)})
-    return pd.DataFrame(rows)
+    table = grid(layer=range(layers), method=EDITS, quantity=sizes)
+    size, quantity = table["quantity"].map(sizes), table["quantity"]
+    better = 1 / (1 + table["method"].map(EDITS.index))
+    value = size * better.where(~quantity.isin(["w2_before", "cost_over_bound"]), 1.0)
+    value *= ((table["layer"] + 1) / layers).where(quantity != "cost_over_bound", 1.0)
+    null = (0.3 * size).where(~quantity.str.contains("cost"))
+    return table.assign(position=position, **_read(value, null, n, "ratio", 0.02))
 
 
 def visibility(layers=8, n=256, position=-1):
     """What a monitor at the edited and at the last layer sees, of edits at every layer and of none."""
-    rows = []
-    for number, method in enumerate(("none", *EDITS)):
-        for edited in range(layers) if number else [pd.NA]:
-            for layer in sorted({edited, layers - 1}) if number else range(layers):
-                depth = (0 if edited is pd.NA else edited) / layers
-                for quantity, size in (
-                    ("mahalanobis", 17),
-                    ("mahalanobis_auc", 0.97),
-                    ("classifier_auc", 0.99),
-                ):
-                    auc = quantity.endswith("auc")
-                    value = size - (0.4 if auc else 8.0) * depth * number / 3
-                    place = {"layer": layer, "position": position, "method": method, "quantity": quantity}
-                    found = _read(
-                        value, 0.5 if auc else 7.5, n, "AUC" if auc else "standard deviations", 0.01
-                    )
-                    rows.append({**place, **found, "edited_layer": edited})
-    return pd.DataFrame(rows).astype({"edited_layer": "Int64"})
+    places = [(layer, "none", pd.NA) for layer in range(layers)]
+    for method in EDITS:
+        places += [(at, method, edited) for edited in range(layers) for at in sorted({edited, layers - 1})]
+    sizes = {"mahalanobis": 17, "mahalanobis_auc": 0.97, "classifier_auc": 0.99}
+    table = pd.DataFrame(places, columns=["layer", "method", "edited_layer"])
+    table = table.merge(pd.DataFrame(sizes.items(), columns=["quantity", "size"]), how="cross")
+    auc = table["quantity"].str.endswith("auc")
+    number = table["method"].map(("none", *EDITS).index)
+    depth = table["edited_layer"].fillna(0).astype(float) / layers
+    value = table.pop("size") - np.where(auc, 0.4, 8.0) * depth * number / 3
+    found = _read(
+        value, pd.Series(np.where(auc, 0.5, 7.5)), n, np.where(auc, "AUC", "standard deviations"), 0.01
+    )
+    return table.assign(position=position, **found).astype({"edited_layer": "Int64"})
+
+
+def _cloud(rng, label, layer, n):
+    spread = np.diag([1.2, 0.7]) if label == "harmful" else np.array([[0.8, 0.3], [0.0, 1.0]])
+    centre = np.array([1.0 + 0.5 * layer, 0.3]) * (1 if label == "harmful" else -1)
+    return centre + rng.standard_normal((n, 2)) @ spread
+
+
+def _moved(points, target, state):
+    if state == "directional_ablation":
+        return points * np.array([0.0, 1.0])
+    shifted = points - points.mean(0)
+    if state.startswith("pca_ot"):
+        own, wanted = (np.linalg.cholesky(np.cov(xy.T)) for xy in (points, target))
+        shifted = shifted @ np.linalg.inv(own).T @ wanted.T
+    return shifted + target.mean(0)
+
+
+def plane(layers=8, n=64, states=STATES, position=-1, seed=0):
+    """Both tables of the principal plane: points and ellipses."""
+    rng = np.random.default_rng(seed)
+    points, ellipses = [], []
+    for layer in range(layers):
+        clouds = {label: _cloud(rng, label, layer, n) for label in CLASSES}
+        placed = [(label, "before", xy) for label, xy in clouds.items()]
+        placed += [("harmful", s, _moved(clouds["harmful"], clouds["harmless"], s)) for s in states]
+        for label, state, xy in placed:
+            place = {"layer": layer, "position": position, "class": label, "state": state}
+            points.append(pd.DataFrame({**place, "prompt": range(n), "pc1": xy[:, 0], "pc2": xy[:, 1]}))
+            (mean1, mean2), cov = xy.mean(0), np.cov(xy.T)
+            covariance = {"cov11": cov[0, 0], "cov12": cov[0, 1], "cov22": cov[1, 1]}
+            ellipses.append({**place, "n": n, "mean1": mean1, "mean2": mean2, **covariance})
+    return pd.concat(points, ignore_index=True), pd.DataFrame(ellipses).assign(pc1_share=0.41, pc2_share=0.17)
 
 
 def controls(sweep, draws=4):
     """The range of each control beside every single-layer shift of the refusal score."""
     score = sweep[(sweep["set"] == "single") & (sweep["measure"] == "refusal_score")]
     real = score.assign(value=score["value"] - 9, low=score["low"] - 9, high=score["high"] - 9, draws=0)
-    parts = [real]
+    tables = [real]
     for number, control in enumerate(("random_subspace", "permuted_labels")):
         middle = 0.1 * real["value"] - 0.5 * number
-        parts.append(
-            real.assign(control=control, value=middle, low=middle - 1, high=middle + 0.4, draws=draws)
-        )
+        ends = {"value": middle, "low": middle - 1, "high": middle + 0.4}
+        tables.append(real.assign(control=control, draws=draws, **ends))
     columns = ["method", "k", "layer", "control", "value", "low", "high", "n", "draws", "unit"]
-    return pd.concat(parts, ignore_index=True)[columns]
+    return pd.concat(tables, ignore_index=True)[columns]
 
 
 def ground_truth(layers=8, n=128):
-    rows = [
-        {"part": "counts", "quantity": name, "known": count, "unit": ""}
-        for name, count in (("categories", 4), ("sentences", 4), ("first words", 4))
-    ]
-    for name, known in (
+    def share(part, quantity, p, **more):
+        low, high = wilson(p, n)
+        ends = {"value": p, "low": low, "high": high, "n": n, "unit": "share"}
+        return {"part": part, "quantity": quantity, **ends, **more}
+
+    names = ("categories", "sentences", "first words")
+    rows = [{"part": "counts", "quantity": name, "known": 4, "unit": ""} for name in names]
+    for name, p in (
         ("harmful refused", 1.0),
         ("harmless refused", 0.0),
         ("harmless answered correctly", 1.0),
     ):
-        low, high = wilson(known, n)
-        found = {"known": known, "value": known, "low": low, "high": high, "n": n, "unit": "share"}
-        rows.append({"part": "behaviour", "quantity": name, **found})
+        rows.append(share("behaviour", name, p, known=p))
     for method, k, refused in (("pca_ot", 1, 0.5), ("pca_ot", 2, 0.3), ("pca_ot", 4, 0.02), ("rfa", 1, 0.98)):
-        for quantity, p in (("refusal_rate", refused), ("exact_answer_rate", 0.9 * (1 - refused))):
-            low, high = wilson(p, n)
-            place = {"part": "rank", "quantity": quantity, "method": method, "k": k, "layer": layers - 1}
-            rows.append({**place, "value": p, "low": low, "high": high, "n": n, "unit": "share"})
+        place = {"method": method, "k": k, "layer": layers - 1}
+        rows.append(share("rank", "refusal_rate", refused, **place))
+        rows.append(share("rank", "exact_answer_rate", 0.9 * (1 - refused), **place))
     for layer in range(layers):
-        place = {"part": "directions", "quantity": "refusal_directions", "layer": layer}
-        rows.append({**place, **_read(1 + 2.6 * (layer + 1) / layers, 1.5, 2 * n, "directions", 0.05)})
+        found = _read(1 + 2.6 * (layer + 1) / layers, 1.5, 2 * n, "directions", 0.05)
+        rows.append({"part": "directions", "quantity": "refusal_directions", "layer": layer, **found})
     return pd.DataFrame(rows).astype({"k": "Int64", "layer": "Int64"})
 
 
@@ -442,18 +339,11 @@ MANIFEST = {
     "schema_version": 1,
     "finished": False,
     "config": {
-        "model": "organism:multi",
-        "prompts": "organism",
-        "seed": 0,
-        "methods": ["ace", {"pca_ot": {"k": 2}}],
+        "model": "organism:multi", "prompts": "organism", "seed": 0, "methods": ["ace", {"pca_ot": {"k": 2}}],
     },
     "versions": {"python": "3.11.7", "ot_lens": "0.1.0", "torch": "2.13.0"},
     "model": {
-        "name": "organism:multi",
-        "revision": None,
-        "n_layers": 8,
-        "d_model": 96,
-        "dtype": "torch.float32",
+        "name": "organism:multi", "revision": None, "n_layers": 8, "d_model": 96, "dtype": "torch.float32",
     },
     "prompts": {"name": "organism", "licence": "MIT", "counts": {"train": {"harmful": 128, "harmless": 128}}},
-}
+}  # fmt: skip

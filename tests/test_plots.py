@@ -34,11 +34,7 @@ from ot_lens.plots.description import (
     Points,
     Reference,
 )
-from ot_lens.plots.figures import (
-    ground_truth,
-    localization_controls,
-    principal_plane,
-)
+from ot_lens.plots.figures import ground_truth, localization_controls, method_comparison, principal_plane
 from ot_lens.plots.paper.cells import cell_edges
 from ot_lens.plots.screen.elements import band_outline
 from ot_lens.plots.screen.text import position
@@ -319,7 +315,7 @@ def test_what_is_known_is_next_to_what_was_measured():
     ],
 )
 def test_the_front_holds_the_points_that_no_other_beats(points, front):
-    np.testing.assert_array_equal(measures.front(np.array(points, dtype=float)), front)
+    np.testing.assert_array_equal(method_comparison.front(np.array(points, dtype=float)), front)
 
 
 def test_numbers_in_cells_have_no_negative_zero():
