@@ -14,14 +14,6 @@ from ot_lens.prompts.duplicates import duplicate_table
 
 CLASSES = ("harmful", "harmless")
 SPLITS = ("train", "val", "test")
-_STATISTICS = {
-    "size": "n",
-    "mean": "mean",
-    "std": "sd",
-    "min": "shortest",
-    "median": "median",
-    "max": "longest",
-}
 
 
 @dataclass(frozen=True)
@@ -136,21 +128,23 @@ class ContrastSet:
             Tidy: split, class, category ("all", then each), unit (characters, words, tokens), n, mean, sd,
             shortest, median, longest.
         """
-        texts = [p.text for _, contrast in self.splits for _, group in contrast for p in group]
-        lengths = {"characters": [len(t) for t in texts], "words": [len(t.split()) for t in texts]}
-        if tokenizer is not None:
-            lengths["tokens"] = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        keys = [
-            {"split": split, "class": label, "category": prompt.category or "none"}
+        prompts = [
+            {"split": split, "class": label, "category": prompt.category or "none", "text": prompt.text}
             for split, contrast in self.splits
             for label, group in contrast
             for prompt in group
         ]
-        frame = pd.DataFrame(keys, columns=["split", "class", "category"])
+        frame = pd.DataFrame(prompts, columns=["split", "class", "category", "text"])
+        lengths = {"characters": frame["text"].str.len(), "words": frame["text"].str.count(r"\S+")}
+        if tokenizer is not None:
+            ids = tokenizer(frame["text"].tolist(), add_special_tokens=False)["input_ids"]
+            lengths["tokens"] = pd.Series(list(map(len, ids)), dtype=int)
         long = pd.concat([frame.assign(unit=unit, length=n) for unit, n in lengths.items()])
         both = pd.concat([long.assign(category="all"), long])
         grouped = both.groupby(["split", "class", "category", "unit"], sort=False)["length"]
-        return grouped.agg(list(_STATISTICS)).rename(columns=_STATISTICS).reset_index()
+        return grouped.agg(
+            n="size", mean="mean", sd="std", shortest="min", median="median", longest="max"
+        ).reset_index()
 
     def check(self, near_duplicates: float = 0.8) -> pd.DataFrame:
         """Duplicates within and between the splits and classes.

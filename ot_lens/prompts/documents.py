@@ -1,106 +1,82 @@
 """Contrast sets written down: a JSON document that holds the prompts, or a description of their sources."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ot_lens.errors import PromptError
-from ot_lens.io.untrusted import first_fault, listed, quoted
-from ot_lens.prompts.data import CLASSES, SPLITS, Prompt
-from ot_lens.prompts.rows import Row, checked_text
-from ot_lens.prompts.sources import Folders, Source, read_class
-from ot_lens.prompts.splitting import Pools
+from ot_lens.errors import PromptError, one_of
+from ot_lens.io.untrusted import first_fault, quoted
+from ot_lens.prompts.data import CLASSES, SPLITS
+from ot_lens.prompts.duplicates import check_threshold
+from ot_lens.prompts.rows import Row, by_split, rows_of
+from ot_lens.prompts.sources import Record, Source, read_class
+from ot_lens.prompts.splitting import Pools, Settings, parse_sample
+from ot_lens.prompts.tables import from_records
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Prompts before they are split, and what is known of them.
-
-    Attributes:
-        name: Name of the set.
-        pools: Prompts by class and split.
-        records: A record of each file or dataset read.
-        licence: As stated for the whole set, if it is.
-        source: Likewise, in words.
-    """
+    """Prompts before they are split, a record of each file read, and licence and source if stated."""
 
     name: str
     pools: Pools
-    records: list[dict[str, Any]]
+    records: list[Record]
+    settings: Settings
     licence: str | None = None
     source: str | None = None
 
 
-class _PromptRow(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    text: str = Field(min_length=1)
-    answer: str | None = None
-    answers: Annotated[tuple[str, ...], FailFast()] = ()
-    category: str | None = None
-
-
-# Only the first fault is reported: a large file may have millions.
-_Prompts = Annotated[list[_PromptRow | str], FailFast()]
-
-
-class _ContrastRows(BaseModel):
+class _Classes(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    harmful: _Prompts
-    harmless: _Prompts
+    harmful: list[Any]
+    harmless: list[Any]
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(extra="ignore")
     name: str | None = None
     licence: str = "unknown"
     source: str = "unknown"
-    splits: dict[str, _ContrastRows] | None = None
-    harmful: _Prompts = []
-    harmless: _Prompts = []
+    splits: dict[Literal["train", "val", "test"], _Classes] | None = None
+    harmful: list[Any] = []
+    harmless: list[Any] = []
 
 
-def read_document(content: Any, file: str, record: dict[str, Any]) -> Collected:
+def read_document(content: Any, file: str, record: Record, settings: Settings) -> Collected:
     """The prompts of a JSON document of both classes, with or without splits; see `load_prompts`."""
-    try:
-        document = _Document.model_validate(content)
-    except ValidationError as error:
-        field, message = first_fault(error)
-        message = message if field else "it should be an object with the lists harmful and harmless"
-        raise PromptError(f"{file}: {field or 'the file'}: {message}. See load_prompts.") from error
-    name = document.name or Path(file).stem
+    if not isinstance(content, Mapping):
+        raise PromptError(
+            f"{file} should be an object with the lists harmful and harmless; see load_prompts."
+        )
+    document = _validated(_Document, content, file)
+    pools = {label: _by_split(document, label, file) for label in CLASSES}
     records = [{**record, "licence": document.licence}]
-    return Collected(name, _pools(document, file), records, document.licence, document.source)
+    name = document.name or Path(file).stem
+    return Collected(name, pools, records, settings, document.licence, document.source)
 
 
-def _pools(document: _Document, file: str) -> Pools:
-    splits = document.splits
-    if splits is None:
-        return {c: {None: _rows(getattr(document, c), f"{file}: {c}")} for c in CLASSES}
-    missing = [split for split in SPLITS if split not in splits]
-    if missing:
-        raise PromptError(f"{file}: no split {missing[0]!r}: name all of {', '.join(SPLITS)}.")
-    return {c: {s: _rows(getattr(splits[s], c), f"{file}: splits.{s}.{c}") for s in SPLITS} for c in CLASSES}
+def _by_split(document: _Document, label: str, file: str) -> dict[str | None, list[Row]]:
+    if document.splits is None:
+        return {None: _rows(f"{file}: {label}", getattr(document, label))}
+    return {
+        split: _rows(f"{file}: splits.{split}.{label}", getattr(classes, label))
+        for split, classes in document.splits.items()
+    }
 
 
-def _rows(prompts: Sequence[_PromptRow | str], location: str) -> list[Row]:
-    rows = []
-    for i, given in enumerate(prompts):
-        row = _PromptRow.model_construct(text=given) if isinstance(given, str) else given
-        text = checked_text(row.text, f"{location}.{i}")
-        rows.append(Row(Prompt(text, row.answer, row.answers, row.category), f"{location}.{i}"))
-    return rows
+def _rows(location: str, prompts: list[Any]) -> list[Row]:
+    return rows_of(from_records(location, prompts), {"text": "text"})
 
 
 class Description(BaseModel):
     """A prompt set by its sources; the other fields are those of `load_prompts`."""
 
     model_config = ConfigDict(extra="forbid")
-    sources: dict[str, Any]
+    sources: dict[Literal["harmful", "harmless"], Any] = Field(min_length=2)
     name: str | None = None
     licence: str | None = None
     seed: int | None = Field(None, ge=0)
@@ -110,64 +86,58 @@ class Description(BaseModel):
     near_duplicates: float | None = None
 
 
-class _SourceFields(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    source: str | Path
-    columns: dict[str, str] = {}
-    licence: str | None = None
-    revision: str | None = None
-
-
 def parse_description(content: Any, origin: str) -> Description:
     """Validate a description; a mapping of the two classes alone is short for {"sources": ...}."""
     if not isinstance(content, Mapping):
         raise PromptError(f"{origin}: describe a prompt set as {{harmful: SOURCE, harmless: SOURCE}}.")
     if "sources" not in content and set(content) & set(CLASSES):
         content = {"sources": content}
-    description = _validated(Description, content, origin)
-    if set(description.sources) != set(CLASSES):
-        raise PromptError(
-            f"{origin}: sources of {listed(description.sources) or 'nothing'}: give those of "
-            f"{' and '.join(CLASSES)}."
-        )
-    return description
+    return _validated(Description, content, origin)
 
 
-def read_sources(description: Description, folders: Folders, origin: str) -> Collected:
-    """The prompts of all sources of a description."""
+def read_sources(description: Description, settings: Settings, origin: str) -> Collected:
+    """The prompts of all sources of a description, under its own settings where it has some."""
+    settings = _overridden(settings, description)
     pools: dict[str, dict[str | None, list[Row]]] = {label: {} for label in CLASSES}
     records, names = [], []
     for label in CLASSES:
-        for split, sources in _by_split(description.sources[label], f"{origin}: {label}").items():
+        for split, sources in _sources_by_split(description.sources[label], f"{origin}: {label}").items():
             for source in sources:
-                rows, read = read_class(source, label, folders)
+                rows, read = read_class(source, label, settings)
                 pools[label].setdefault(split, []).extend(rows)
                 records += [{**record, "class": label, "split": split} for record in read]
-                names.append(source.name)
-        if any(row.split for row in pools[label].get(None, [])):
-            pool = pools[label][None]
-            pools[label] = {split: [row for row in pool if row.split == split] for split in SPLITS}
+                names.append(str(source.source))
+        if None in pools[label]:
+            pools[label] = by_split(pools[label][None])
     name = description.name or " + ".join(dict.fromkeys(names))
-    return Collected(name, pools, records, description.licence)
+    return Collected(name, pools, records, settings, description.licence)
 
 
-def _by_split(value: Any, field: str) -> dict[str | None, list[Source]]:
+def _overridden(settings: Settings, description: Description) -> Settings:
+    given = description.model_dump(include={"seed", "deduplicate"}, exclude_none=True)
+    if description.sample is not None:
+        given["sample"] = parse_sample(description.sample)
+    if "near_duplicates" in description.model_fields_set:
+        check_threshold(description.near_duplicates)
+        given["near"] = description.near_duplicates
+    if description.root is not None:
+        given["root"] = settings.base / description.root
+    return replace(settings, **given)
+
+
+def _sources_by_split(value: Any, field: str) -> dict[str | None, list[Source]]:
     if isinstance(value, Mapping) and set(value) & set(SPLITS):
-        unknown = set(value) - set(SPLITS)
-        if unknown:
-            raise PromptError(
-                f"{field}: no split {quoted(unknown.pop())}: the splits are {', '.join(SPLITS)}."
-            )
+        for split in value:
+            one_of(f"split of {field}", split, SPLITS, PromptError)
         return {split: _sources(value[split], f"{field}.{split}") for split in SPLITS if split in value}
     return {None: _sources(value, field)}
 
 
 def _sources(value: Any, field: str) -> list[Source]:
     if isinstance(value, str | Path):
-        return [Source(str(value))]
+        return [Source(source=value)]
     if isinstance(value, Mapping):
-        fields = _validated(_SourceFields, value, field)
-        return [replace(Source(str(fields.source)), **fields.model_dump(exclude={"source"}))]
+        return [_validated(Source, value, field)]
     if not isinstance(value, list | tuple) or not value:
         raise PromptError(
             f"{field}: {quoted(value)} is not a source: give a file, a preset, hf:DATASET, or a list."

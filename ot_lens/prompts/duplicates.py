@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from ot_lens.errors import PromptError
 
@@ -32,20 +32,10 @@ def check_threshold(near_duplicates: float | None) -> None:
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> Iterator[Int[np.ndarray, "pair 2"]]:
-    """Pairs of texts whose character n-grams have a Jaccard similarity of at least `threshold`.
-
-    Two sets x, y of Jaccard similarity >= t share at least ceil(t |x|) members, and hence at least m of the
-    |x| - ceil(t |x|) + m rarest of x, and likewise of y (prefix filtering: Chaudhuri et al. 2006; Bayardo et
-    al. 2007; with m > 1: Wang et al. 2012). Candidates come from a sparse product of those columns alone, and
-    only they are compared in full: the result is exact without comparing all pairs.
-
-    Args:
-        texts: Normalized texts. A text shorter than an n-gram is not near any other.
-        threshold: The similarity t.
-
-    Yields:
-        Pairs (later, earlier), block by block of the later.
-    """
+    """Pairs (later, earlier) of normalized texts whose n-grams have a Jaccard similarity of `threshold`."""
+    # Two sets x, y of Jaccard similarity >= t share at least ceil(t |x|) members, hence at least m of the
+    # |x| - ceil(t |x|) + m rarest of x, and likewise of y (prefix filtering: Chaudhuri et al. 2006; Bayardo
+    # et al. 2007; with m > 1: Wang et al. 2012). Only candidates by those columns are compared in full.
     grams = _rarest_first(texts)
     sizes = np.diff(grams.indptr)
     needed = np.ceil(threshold * sizes - 1e-9).astype(int)
@@ -111,13 +101,9 @@ def duplicate_table(groups: Mapping[tuple[str, str], Sequence[str]], near_duplic
     rows: list[dict[str, Any]] = []
     for i, ((label, split), members) in enumerate(texts.items()):
         for j, ((other_label, other_split), others) in enumerate(texts.items()):
-            exact = _exact(members, others, itself=i == j)
+            occurrences = Counter(others)
+            exact = np.array([occurrences[text] > (i == j) for text in members], dtype=bool)
             counts = {"exact": exact.sum(), "near": (near[group_of == i, j] & ~exact).sum()}
             pair = {"class": label, "split": split, "other_class": other_label, "other_split": other_split}
             rows += [{"kind": kind, **pair, "n": int(n), "of": len(members)} for kind, n in counts.items()]
     return pd.DataFrame(rows)
-
-
-def _exact(members: Sequence[str], others: Sequence[str], *, itself: bool) -> Bool[np.ndarray, " member"]:
-    occurrences = Counter(others)
-    return np.array([occurrences[text] > itself for text in members], dtype=bool)

@@ -1,37 +1,29 @@
 """`load_prompts`: the one entry point for every way to name a contrast set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.resources import files
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
-from ot_lens.io.untrusted import listed, parse_yaml
-from ot_lens.prompts.data import CLASSES, SPLITS, ContrastSet
+from ot_lens.io.untrusted import listed, parse_json, parse_yaml
+from ot_lens.prompts.data import CLASSES, ContrastSet
 from ot_lens.prompts.documents import Collected, parse_description, read_document, read_sources
 from ot_lens.prompts.duplicates import NEAR, check_threshold
-from ot_lens.prompts.hub import PREFIX
-from ot_lens.prompts.presets import PAPER, PRESETS, REFUSAL_DIRECTION_LICENCE, SETS
-from ot_lens.prompts.published import SEED, read_refusal_direction
-from ot_lens.prompts.rows import Row, rows_of
-from ot_lens.prompts.sources import Folders, Source, read_any, split_column
-from ot_lens.prompts.splitting import SplitSettings, draw_splits, parse_sample
-from ot_lens.prompts.tables import Table, decode, from_records, parse_json, read_bytes, read_table, sha256
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The arguments of `load_prompts`; a description file may override them."""
-
-    splitting: SplitSettings
-    folders: Folders
-    columns: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-_Read = tuple[Collected, SplitSettings]
+from ot_lens.prompts.presets import PAPER, PRESETS, SETS
+from ot_lens.prompts.rows import by_split, rows_of
+from ot_lens.prompts.sources import (
+    PREFIX,
+    REFUSAL_DIRECTION_SEED,
+    Record,
+    read_any,
+    read_refusal_direction,
+    split_column,
+)
+from ot_lens.prompts.splitting import Settings, draw_splits, parse_sample
+from ot_lens.prompts.tables import Table, decode, from_records, read_bytes, read_table, sha256
 
 
 def load_prompts(
@@ -88,15 +80,14 @@ def load_prompts(
             are left.
     """
     check_threshold(near_duplicates)
-    settings = _Settings(
-        SplitSettings(seed, parse_sample(sample), deduplicate, near_duplicates),
-        Folders(root=None if root is None else Path(root)),
-        columns or {},
-        labels or {},
+    folder = None if root is None else Path(root)
+    settings = Settings(
+        seed, parse_sample(sample), columns or {}, labels or {}, folder, deduplicate, near_duplicates
     )
-    collected, splitting = _read(source, settings)
+    collected = _read(source, settings)
+    settings = collected.settings
     origin = "prompts" if isinstance(source, Mapping) else str(source)
-    splits, left_out = draw_splits(collected.pools, splitting, origin)
+    splits, left_out = draw_splits(collected.pools, settings, origin)
     sources = "; ".join(dict.fromkeys(str(r["source"]) for r in collected.records))
     licences = "; ".join(dict.fromkeys(str(r.get("licence", "unknown")) for r in collected.records))
     return ContrastSet(
@@ -106,75 +97,56 @@ def load_prompts(
         source=collected.source or sources,
         provenance={
             "sources": collected.records,
-            "seed": splitting.seed,
-            "sample": {label: size and list(size) for label, size in splitting.sample.items()},
-            "deduplicated": splitting.deduplicate,
-            "near_duplicates": splitting.near if splitting.deduplicate else None,
+            "seed": settings.seed,
+            "sample": {label: size and list(size) for label, size in settings.sample.items()},
+            "deduplicated": settings.deduplicate,
+            "near_duplicates": settings.near if settings.deduplicate else None,
             "left_out": left_out,
         },
     )
 
 
-def _read(source: str | Path | Mapping[str, Any], settings: _Settings) -> _Read:
+def _read(source: str | Path | Mapping[str, Any], settings: Settings) -> Collected:
     if isinstance(source, Mapping):
-        return _described(source, "prompts", settings)
+        return read_sources(parse_description(source, "prompts"), settings, "prompts")
     name = str(source)
     if name == "organism":
         return _organism(settings)
     if name.partition("@")[0] == "refusal_direction":
         return _published(settings, name.partition("@")[2] or None)
     if name == "paper":
-        return _described(PAPER, "paper", settings)
+        return read_sources(parse_description(PAPER, "paper"), settings, "paper")
     if name in PRESETS:
         label = PRESETS[name].label
         raise PromptError(
             f"{name} holds {label} prompts only: give both classes, as "
             f"{{'{label}': '{name}', '{next(c for c in CLASSES if c != label)}': SOURCE}}."
         )
-    uncut, column = split_column(name, settings.folders.base)
+    uncut, column = split_column(name, settings.base)
     if column:
         settings = replace(settings, columns={**settings.columns, "text": column})
     if uncut.startswith(PREFIX):
-        return _tabular(*read_any(Source(uncut), settings.folders.base), uncut, settings)
+        return _tabular(*read_any(uncut, settings.base), settings)
     return _file(Path(uncut), settings)
 
 
-def _organism(settings: _Settings) -> _Read:
+def _organism(settings: Settings) -> Collected:
     text = (files("ot_lens") / "organism" / "data" / "prompts.json").read_text("utf-8")
-    content = parse_json(text, "organism")
+    content = parse_json(text, "organism", PromptError)
     record = {"source": content["source"], "sha256": sha256(text.encode())}
-    collected = read_document(content, "organism", record)
-    return collected, replace(settings.splitting, deduplicate=False)
+    return read_document(content, "organism", record, replace(settings, deduplicate=False))
 
 
-def _published(settings: _Settings, revision: str | None) -> _Read:
-    if any(settings.splitting.sample.values()):
+def _published(settings: Settings, revision: str | None) -> Collected:
+    if any(settings.sample.values()):
         raise PromptError("refusal_direction has sizes of its own, 128 / 32: omit sample.")
-    pools, records = read_refusal_direction(settings.folders.root, revision)
-    source = SETS["refusal_direction"][1]
-    collected = Collected("refusal_direction", pools, records, REFUSAL_DIRECTION_LICENCE, source)
-    return collected, replace(settings.splitting, seed=SEED, deduplicate=False)
+    pools, records = read_refusal_direction(settings.root, revision)
+    known = SETS["refusal_direction"]
+    settings = replace(settings, seed=REFUSAL_DIRECTION_SEED, deduplicate=False)
+    return Collected("refusal_direction", pools, records, settings, known["licence"], known["source"])
 
 
-def _described(content: Any, origin: str, settings: _Settings) -> _Read:
-    description = parse_description(content, origin)
-    overrides: dict[str, Any] = {}
-    if description.seed is not None:
-        overrides["seed"] = description.seed
-    if description.sample is not None:
-        overrides["sample"] = parse_sample(description.sample)
-    if description.deduplicate is not None:
-        overrides["deduplicate"] = description.deduplicate
-    if "near_duplicates" in description.model_fields_set:
-        check_threshold(description.near_duplicates)
-        overrides["near"] = description.near_duplicates
-    folders = settings.folders
-    if description.root is not None:
-        folders = replace(folders, root=folders.base / description.root)
-    return read_sources(description, folders, origin), replace(settings.splitting, **overrides)
-
-
-def _file(path: Path, settings: _Settings) -> _Read:
+def _file(path: Path, settings: Settings) -> Collected:
     name = str(path)
     if not exists(path):
         raise PromptError(
@@ -183,32 +155,26 @@ def _file(path: Path, settings: _Settings) -> _Read:
         )
     content = read_bytes(path)
     record = {"source": name, "licence": "unknown", "sha256": sha256(content)}
-    relative = replace(settings, folders=replace(settings.folders, base=path.parent))
+    settings = replace(settings, base=path.parent)
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _described(parse_yaml(decode(content, name), name, PromptError), name, relative)
+        document = parse_yaml(decode(content, name), name, PromptError)
+        return read_sources(parse_description(document, name), settings, name)
     if path.suffix.lower() not in (".json", ""):
-        return _tabular(read_table(path, content), record, name, settings)
-    document = parse_json(decode(content, name), name)
+        return _tabular(read_table(path, content), record, settings)
+    document = parse_json(decode(content, name), name, PromptError)
     if isinstance(document, list) and document:
-        return _tabular(from_records(name, document), record, name, settings)
+        return _tabular(from_records(name, document), record, settings)
     if isinstance(document, dict) and "sources" in document:
-        return _described(document, name, relative)
-    return read_document(document, name, record), settings.splitting
+        return read_sources(parse_description(document, name), settings, name)
+    return read_document(document, name, record, settings)
 
 
-def _tabular(table: Table, record: dict[str, Any], origin: str, settings: _Settings) -> _Read:
+def _tabular(table: Table, record: Record, settings: Settings) -> Collected:
     rows = rows_of(table, settings.columns, settings.labels)
     if any(row.label is None for row in rows):
         raise PromptError(
-            f"{origin}: no column says which prompts are harmful: name it, columns={{'label': ...}}, among "
-            f"{listed(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
+            f"{table.name}: no column says which prompts are harmful: name it, columns={{'label': ...}}, "
+            f"among {listed(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
         )
-    pools = {label: _by_split([row for row in rows if row.label == label]) for label in CLASSES}
-    return Collected(Path(origin).stem, pools, [{**record, "rows": len(rows)}]), settings.splitting
-
-
-def _by_split(rows: list[Row]) -> dict[str | None, list[Row]]:
-    if all(row.split is None for row in rows):
-        return {None: rows}
-    groups = {split: [row for row in rows if row.split == split] for split in SPLITS}
-    return {split: group for split, group in groups.items() if group}
+    pools = {label: by_split([row for row in rows if row.label == label]) for label in CLASSES}
+    return Collected(Path(table.name).stem, pools, [{**record, "rows": len(rows)}], settings)

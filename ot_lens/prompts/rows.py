@@ -45,28 +45,32 @@ class Row:
 def rows_of(
     table: Table, columns: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
 ) -> list[Row]:
-    """The prompts of a table.
-
-    Args:
-        table: Cells by column.
-        columns: Column by role (text, label, split, category, answer, answers), if names do not tell.
-        labels: "harmful" or "harmless" by value of the label column, if they do not tell.
-
-    Raises:
-        PromptError: If a column is missing or ambiguous, or a cell does not hold what its role requires.
-    """
-    chosen = choose_columns(table, columns or {})
+    """The prompts of a table; `columns` and `labels` as in `load_prompts`."""
+    if not len(table):
+        return []
+    chosen = _choose_columns(table, columns or {})
     meanings = {**_LABELS, **{str(k).lower(): v for k, v in (labels or {}).items()}}
     for value in (labels or {}).values():
         one_of("class", value, CLASSES, PromptError)
     return [_row(table, i, chosen, meanings) for i in range(len(table))]
 
 
+def by_split(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
+    """Rows by the split that their source names; a single pool, None, if none does."""
+    groups = {split: [row for row in rows if row.split == split] for split in (*SPLITS, None)}
+    named = {split: group for split, group in groups.items() if group}
+    if len(named) > 1 and None in named:
+        raise PromptError(
+            f"{named[None][0].location} names no split, but others of its class do: name one for all or none."
+        )
+    return named or {None: []}
+
+
 def _row(table: Table, index: int, chosen: Mapping[str, str], meanings: Mapping[str, str]) -> Row:
     location = table.location(index)
     cells = {role: table.columns[column][index] for role, column in chosen.items()}
     prompt = Prompt(
-        checked_text(cells["text"], location, chosen["text"]),
+        _text(cells["text"], location, chosen["text"]),
         _optional(cells.get("answer"), location, chosen.get("answer")),
         _several(cells.get("answers"), location, chosen.get("answers")),
         _optional(cells.get("category"), location, chosen.get("category")),
@@ -76,23 +80,25 @@ def _row(table: Table, index: int, chosen: Mapping[str, str], meanings: Mapping[
     return Row(prompt, location, label, split)
 
 
-def refuse_other_class(table: Table, label: str, columns: Mapping[str, str]) -> None:
-    """Refuse a file of both classes as the source of one, unless its label column is named as another."""
-    for column in table.columns:
-        if column.lower() not in RECOGNIZED["label"] or column in columns.values():
-            continue
+def of_one_class(table: Table, label: str, columns: Mapping[str, str]) -> Table:
+    """A source of one class without columns of class and split, unless the user names them.
+
+    A class column that says otherwise is refused.
+    """
+    ignored = [c for c in table.columns if c.lower() in ("label", "class", "split")]
+    ignored = [c for c in ignored if c not in columns.values()]
+    for column in ignored:
         for i, value in enumerate(table.columns[column]):
-            if _LABELS.get(str(value).lower(), label) != label:
+            if column.lower() != "split" and _LABELS.get(str(value).lower(), label) != label:
                 raise PromptError(
                     f"{table.location(i)}: column {quoted(column)} says {quoted(value)}, but the file is "
                     f"listed as a source of {label} prompts: load it on its own, or give one file per class."
                 )
+    return table.only(*(set(table.columns) - set(ignored))) if len(table.columns) > 1 else table
 
 
-def choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
+def _choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
     """Column by role: as named by the user, else as recognized; an error lists the columns."""
-    if not table.columns:
-        raise PromptError(f"{table.name} has no columns: give every prompt a text.")
     available = listed(table.columns)
     for role, column in columns.items():
         one_of("role of a column", role, tuple(RECOGNIZED), PromptError)
@@ -103,59 +109,43 @@ def choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
         candidates = [c for c in table.columns if c.lower() in names and c not in chosen.values()]
         if role not in chosen and len(candidates) == 1:
             chosen[role] = candidates[0]
-        if role == "text" and role not in chosen:
-            if len(table.columns) > 1:
-                raise PromptError(
-                    f"{table.name}: {'several columns' if candidates else 'no column'} may hold the prompts: "
-                    f"name one of {available}, as 'SOURCE#COLUMN' or columns={{'text': ...}}."
-                )
-            chosen[role] = next(iter(table.columns))
-    return chosen
+    if "text" not in chosen and len(table.columns) > 1:
+        raise PromptError(
+            f"{table.name}: it is not clear which column holds the prompts: name one of {available}, as "
+            "'SOURCE#COLUMN' or columns={'text': ...}."
+        )
+    return {"text": next(iter(table.columns)), **chosen}
 
 
-def checked_text(value: Any, location: str, column: str = "text") -> str:
+def _text(value: Any, location: str, column: str) -> str:
     """The text of a prompt: not blank, of bounded length and without control characters."""
     if not isinstance(value, str):
-        raise _not_text(value, location, column)
-    if not value.strip():
-        raise PromptError(f"{location}: column {quoted(column)} is blank: fill it in or remove the row.")
-    if len(value) > MAX_CHARACTERS:
-        raise PromptError(
-            f"{location} has {len(value)} characters, but a prompt has at most {MAX_CHARACTERS}: "
-            "check line breaks and quotes."
-        )
-    control = _CONTROL.search(value)
-    if control:
-        raise PromptError(
-            f"{location}: control character U+{ord(control[0]):04X} at character {control.start() + 1}: "
-            "remove it; no tokenizer was trained on it."
-        )
-    return value
-
-
-def _not_text(value: Any, location: str, column: str | None) -> PromptError:
-    return PromptError(
-        f"{location}: column {quoted(column)} holds {kind_of(value)}, not text: correct or remove it."
-    )
+        fault = f"holds {kind_of(value)}, not text: correct or remove it"
+    elif not value.strip():
+        fault = "is blank: fill it in or remove the row"
+    elif len(value) > MAX_CHARACTERS:
+        fault = f"has {len(value)} characters, more than {MAX_CHARACTERS}: check line breaks and quotes"
+    elif control := _CONTROL.search(value):
+        code, position = f"U+{ord(control[0]):04X}", control.start() + 1
+        fault = f"has control character {code} at character {position}: no tokenizer was trained on it"
+    else:
+        return value
+    raise PromptError(f"{location}: column {quoted(column)} {fault}.")
 
 
 def _optional(value: Any, location: str, column: str | None) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise _not_text(value, location, column)
+        raise PromptError(f"{location}: column {quoted(column)} holds {kind_of(value)}, not text.")
     return value
 
 
 def _several(value: Any, location: str, column: str | None) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise PromptError(
-            f"{location}: column {quoted(column)} holds {kind_of(value)}, not a list of answers."
-        )
-    if not all(isinstance(answer, str) for answer in value):
-        raise PromptError(f"{location}: column {quoted(column)} lists an answer that is not text.")
+    if not isinstance(value, list | tuple) or not all(isinstance(answer, str) for answer in value):
+        raise PromptError(f"{location}: column {quoted(column)} holds {kind_of(value)}, not a list of texts.")
     return tuple(value)
 
 

@@ -1,70 +1,79 @@
-"""Reading one source of prompts (a file, a dataset, a preset), with a record of what was read."""
+"""Reading one source of prompts (a file, a dataset, a preset), with a record of what was read.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+The network is reached through the optional `datasets` library alone.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from os.path import exists
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from ot_lens.errors import PromptError
-from ot_lens.prompts.hub import PREFIX, fetch, read_dataset
-from ot_lens.prompts.presets import PRESETS, Preset
-from ot_lens.prompts.rows import RECOGNIZED, Row, refuse_other_class, rows_of
-from ot_lens.prompts.tables import Table, read_bytes, read_table, sha256
+from ot_lens.io.untrusted import abbreviated
+from ot_lens.prompts.presets import PRESETS, REFUSAL_DIRECTION, REFUSAL_DIRECTION_REVISION, Preset
+from ot_lens.prompts.rows import Row, of_one_class, rows_of
+from ot_lens.prompts.splitting import Pools, Settings
+from ot_lens.prompts.tables import Table, from_arrow, read_bytes, read_table, sha256
 
+PREFIX = "hf:"
 DEFAULT_BRANCH = "main"
+_COMMIT = re.compile(r"/([0-9a-f]{40})/")
+Record = dict[str, Any]
+
+REFUSAL_DIRECTION_SEED = 42
+# Its draws, in order, from one generator: sizes from pipeline/config.py, order from pipeline/run_pipeline.py.
+_DRAWS = (
+    ("harmful", "train", 128),
+    ("harmless", "train", 128),
+    ("harmful", "val", 32),
+    ("harmless", "val", 32),
+    ("harmless", "test", 100),
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A source as the user names it.
+class Source(BaseModel):
+    """A file, PRESET[@REVISION] or hf:NAME[@REVISION][:CONFIG][:SPLIT], and what the user says about it."""
 
-    Attributes:
-        name: A file, PRESET[@REVISION], or hf:NAME[@REVISION][:CONFIG][:SPLIT]; files and datasets with or
-            without #COLUMN.
-        columns: Column by role, if names do not tell.
-        licence: Licence, if the user knows it.
-        revision: Revision of the hub dataset or of the preset's repository.
-    """
-
-    name: str
-    columns: Mapping[str, str] = field(default_factory=dict)
+    model_config = ConfigDict(extra="forbid")
+    source: str | Path
+    columns: dict[str, str] = {}
     licence: str | None = None
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Where sources are looked for: `base` for relative file paths, `root` for presets."""
-
-    base: Path = Path()
-    root: Path | None = None
-
-
-def read_class(source: Source, label: str, folders: Folders) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_class(source: Source, label: str, settings: Settings) -> tuple[list[Row], list[Record]]:
     """The prompts of one class's source, and a record of each file read."""
-    name, column = split_column(source.name, folders.base)
-    columns = {**source.columns, **({"text": column} if column else {})}
+    name, column = split_column(str(source.source), settings.base)
+    columns = source.columns | ({"text": column} if column else {})
     preset, _, revision = name.partition("@")
     if preset in PRESETS:
-        pinned = replace(source, revision=revision or source.revision)
-        return _read_preset(PRESETS[preset], label, pinned, folders.root)
-    table, record = read_any(Source(name, columns, source.licence, source.revision), folders.base)
-    refuse_other_class(table, label, columns)
-    rows = rows_of(_without_class_and_split(table, columns), columns)
+        return _read_preset(PRESETS[preset], label, source, revision, settings.root)
+    table, record = read_any(name, settings.base, source.licence, source.revision)
+    rows = rows_of(of_one_class(table, label, columns), columns)
     return rows, [{**record, "rows": len(rows)}]
 
 
-def read_any(source: Source, base: Path) -> tuple[Table, dict[str, Any]]:
+def read_any(
+    name: str, base: Path, licence: str | None = None, revision: str | None = None
+) -> tuple[Table, Record]:
     """The table of a file or dataset, and its record."""
-    licence = source.licence or "unknown"
-    if source.name.startswith(PREFIX):
-        table, revision = read_dataset(source.name, source.revision)
-        return table, {"source": source.name, "licence": licence, "revision": revision, "sha256": None}
-    path = base / source.name
+    known = {"source": name, "licence": licence or "unknown"}
+    if name.startswith(PREFIX):
+        table, revision = read_dataset(name, revision)
+        return table, {**known, "revision": revision, "sha256": None}
+    table, record = read_file(base / name, str(base / name))
+    return table, {**known, **record}
+
+
+def read_file(path: Path, name: str, revision: str | None = None) -> tuple[Table, Record]:
+    """The table of a file, and its record; a download is cached without the extension of its address."""
     content = read_bytes(path)
-    record = {"source": str(path), "licence": licence, "revision": None, "sha256": sha256(content)}
-    return read_table(path, content), record
+    return read_table(Path(name), content), {"source": name, "revision": revision, "sha256": sha256(content)}
 
 
 def split_column(name: str, base: Path) -> tuple[str, str | None]:
@@ -76,40 +85,109 @@ def split_column(name: str, base: Path) -> tuple[str, str | None]:
 
 
 def _read_preset(
-    preset: Preset, label: str, source: Source, root: Path | None
-) -> tuple[list[Row], list[dict[str, Any]]]:
+    preset: Preset, label: str, source: Source, revision: str, root: Path | None
+) -> tuple[list[Row], list[Record]]:
     if preset.label != label:
         raise PromptError(f"{preset.name} holds {preset.label} prompts, but is named as a {label} source.")
+    known = {"preset": preset.name, "licence": source.licence or preset.licence}
     rows, records = [], []
-    for table, record in _preset_tables(preset, source.revision, root):
+    for table, record in _preset_tables(preset, revision or source.revision, root):
         included, column, left_out = preset.prompts(table)
         new = rows_of(included.only(column, "category", "SemanticCategory", "Category"), {"text": column})
         rows += new
-        licence = source.licence or preset.licence
-        known = {"preset": preset.name, "licence": licence, "rows": len(new), "left_out": left_out}
-        records.append({**record, **known})
+        records.append({**record, **known, "rows": len(new), "left_out": left_out})
     return rows, records
 
 
-def _preset_tables(
-    preset: Preset, revision: str | None, root: Path | None
-) -> list[tuple[Table, dict[str, Any]]]:
+def _preset_tables(preset: Preset, revision: str | None, root: Path | None) -> list[tuple[Table, Record]]:
     if root is not None:
-        return [_file(path, str(path), None) for path in preset.under(root)]
+        return [read_file(path, str(path)) for path in preset.under(root)]
     if preset.home.startswith(PREFIX):
-        return [read_any(Source(preset.home, revision=revision), Path())]
-    branch = revision or DEFAULT_BRANCH
-    return [_file(fetch(address), address, branch) for address in preset.addresses(branch)]
+        return [read_any(preset.home, Path(), revision=revision)]
+    return [read_published(preset.home, path, revision or DEFAULT_BRANCH) for path in preset.files]
 
 
-def _file(path: Path, name: str, revision: str | None) -> tuple[Table, dict[str, Any]]:
-    content = read_bytes(path)
-    # A download is cached under a hash: only the address has the extension.
-    return read_table(Path(name), content), {"source": name, "revision": revision, "sha256": sha256(content)}
+def read_published(repository: str, path: str, revision: str) -> tuple[Table, Record]:
+    """The table of a file at a revision (branch, tag or commit) of a GitHub repository, and its record."""
+    url = f"https://raw.githubusercontent.com/{repository}/{revision}/{path}"
+    return read_file(fetch(url), url, revision)
 
 
-def _without_class_and_split(table: Table, columns: Mapping[str, str]) -> Table:
-    """The source of one class has a class already, and no splits unless the user names their column."""
-    names = (*RECOGNIZED["label"], *RECOGNIZED["split"])
-    ignored = {c for c in table.columns if c.lower() in names} - set(columns.values())
-    return table.only(*(set(table.columns) - ignored)) if len(table.columns) > 1 else table
+def read_refusal_direction(root: Path | None, revision: str | None) -> tuple[Pools, list[Record]]:
+    """The prompts of refusal_direction, from a clone or from GitHub, and a record of each of its files.
+
+    All harmful test prompts are used: JailbreakBench, HarmBench test and StrongREJECT. Its pipeline then
+    filters train and val by the model's refusal score: see `filter_by_behaviour`.
+    """
+    generator = random.Random(REFUSAL_DIRECTION_SEED)  # noqa: S311 - the published draw, the same stream as random.seed(42)
+    pools: dict[str, dict[str | None, list[Row]]] = {"harmful": {}, "harmless": {}}
+    records = []
+    for label, split, size in (*_DRAWS, ("harmful", "test", None)):
+        rows, record = _read_split(label, split, root, revision or REFUSAL_DIRECTION_REVISION)
+        if size is not None:
+            if len(rows) < size:
+                raise PromptError(
+                    f"{record['source']} has {len(rows)} prompts, fewer than the {size} to draw."
+                )
+            rows = generator.sample(rows, size)
+        pools[label][split] = rows
+        records.append({**record, "class": label, "split": split, "drawn": len(rows)})
+    return pools, records
+
+
+def _read_split(label: str, split: str, root: Path | None, revision: str) -> tuple[list[Row], Record]:
+    path = f"dataset/splits/{label}_{split}.json"
+    if root is None:
+        table, record = read_published(REFUSAL_DIRECTION, path, revision)
+    else:
+        table, record = read_file(root / path, str(root / path))
+    return rows_of(table, {"text": "instruction"}), {**record, "rows": len(table)}
+
+
+def read_dataset(name: str, revision: str | None = None) -> tuple[Table, str | None]:
+    """The table of hf:NAME[@REVISION][:CONFIG][:SPLIT], hub dataset or folder, and its revision if known."""
+    path, *parts = name.removeprefix(PREFIX).split(":")
+    path, _, pinned = path.partition("@")
+    if not path or not all(parts) or len(parts) > 2:
+        raise PromptError(f"{name!r} is not a dataset: write hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
+    config, wanted = (None, parts[0]) if len(parts) == 1 else (parts or (None, None))
+    revision = pinned or revision
+    splits = _reached(name, lambda datasets: datasets.load_dataset(path, config, revision=revision))
+    split = wanted or (next(iter(splits)) if len(splits) == 1 else None)
+    if split not in splits:
+        raise PromptError(
+            f"{name}: {'no split ' + repr(split) if split else 'several splits'}: name one of "
+            f"{', '.join(splits)}, as {PREFIX}NAME:SPLIT or {PREFIX}NAME:CONFIG:SPLIT."
+        )
+    rows = splits[split]
+    commit = commit_of([file["filename"] for file in rows.cache_files])
+    return from_arrow(name, rows.with_format("arrow")[:]), commit or revision
+
+
+def commit_of(cached: Sequence[str]) -> str | None:
+    """The commit that cached files of a hub dataset belong to: `datasets` names their folder after it."""
+    commits = {commit for file in cached for commit in _COMMIT.findall(Path(file).as_posix())}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def fetch(url: str) -> Path:
+    """Download a file into the cache of `datasets`."""
+    return Path(_reached(url, lambda datasets: datasets.DownloadManager().download(url)))
+
+
+def _reached(name: str, read: Callable[[Any], Any]) -> Any:
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise PromptError(
+            f"Prompts from the network need the datasets library ({error}): pip install 'ot-lens[hub]', or "
+            "use a local copy (a file, or root=FOLDER for a preset)."
+        ) from error
+    try:
+        return read(datasets)
+    # Errors of the hub itself are OSErrors.
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise PromptError(
+            f"{name} cannot be read ({abbreviated(error.__cause__ or error)}): check name, split, access and "
+            "connection, or use a local copy (a file, 'hf:FOLDER', or root=FOLDER for a preset)."
+        ) from error

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,17 @@ _PRECEDENCE = ("test", "val", "train", None)
 
 
 @dataclass(frozen=True)
-class SplitSettings:
-    """How splits are made.
-
-    Attributes:
-        seed: Of the draws.
-        sample: By class: number of prompts in train and val, and optionally in test; or None.
-        deduplicate: Whether duplicates and leaks are dropped.
-        near: Similarity from which prompts are near duplicates, or None.
-    """
+class Settings:
+    """The arguments of `load_prompts`; `base` is the folder that relative file names count from."""
 
     seed: int
     sample: Mapping[str, Sample | None]
+    columns: Mapping[str, str]
+    labels: Mapping[str, str]
+    root: Path | None
     deduplicate: bool
     near: float | None
+    base: Path = Path()
 
 
 def parse_sample(sample: Any) -> dict[str, Sample | None]:
@@ -53,16 +51,10 @@ def parse_sample(sample: Any) -> dict[str, Sample | None]:
 
 
 def draw_splits(
-    pools: Pools, settings: SplitSettings, origin: str
+    pools: Pools, settings: Settings, origin: str
 ) -> tuple[dict[str, Contrast], list[dict[str, Any]]]:
-    """The contrast of each split, and counts of dropped prompts by class, split (None: a pool) and reason.
-
-    Raises:
-        PromptError: If a prompt is in both classes, or too few are left.
-    """
+    """The contrast of each split, and counts of dropped prompts by class, split (None: a pool) and reason."""
     _refuse_both_classes(pools)
-    for label in CLASSES:
-        _refuse_too_few(pools[label], label, origin)
     left_out: list[dict[str, Any]] = []
     drawn = {}
     for label in CLASSES:
@@ -71,28 +63,12 @@ def draw_splits(
         )
         left_out += [{"class": label, **row} for row in dropped]
         after = f" after dropping {sum(row['n'] for row in dropped)} duplicates and leaks" if dropped else ""
-        _refuse_too_few(groups, label, origin, after)
         drawn[label] = _draw(groups, settings.sample[label], settings.seed, f"{origin}: {label}{after}")
     splits = {
         split: Contrast(*(tuple(row.prompt for row in drawn[label][split]) for label in CLASSES))
         for split in SPLITS
     }
     return splits, left_out
-
-
-def _refuse_too_few(
-    groups: Mapping[str | None, Sequence[Row]], label: str, origin: str, after: str = ""
-) -> None:
-    if None in groups and len(groups[None]) < 4:
-        raise PromptError(
-            f"{origin}: {len(groups[None])} {label} prompts{after}: a contrast needs both classes, "
-            "with at least 4 prompts each to be split in three."
-        )
-    empty = next((split for split, rows in groups.items() if not rows), None)
-    if empty is not None:
-        raise PromptError(
-            f"{origin}: split {empty!r} has no {label} prompts{after}: a contrast needs both classes."
-        )
 
 
 def _refuse_both_classes(pools: Pools) -> None:
@@ -153,6 +129,9 @@ def _draw(
     """The three splits of one class: named ones as they are or sampled, pools shuffled and cut."""
     if None in groups:
         return _cut(groups[None], sample, seed, name)
+    for split, rows in groups.items():
+        if not rows:
+            raise PromptError(f"{name}: no prompts in split {split!r}: a contrast needs both classes.")
     splits = {str(split): list(rows) for split, rows in groups.items()}
     if "val" not in splits and sample is not None and {"train", "test"} <= splits.keys():
         both = _drawn(splits["train"], sample[0] + sample[1], seed, "train", name)
@@ -176,6 +155,10 @@ def _drawn(rows: Sequence[Row], size: int, seed: int, split: str, name: str) -> 
 
 
 def _cut(rows: Sequence[Row], sample: Sample | None, seed: int, name: str) -> dict[str, list[Row]]:
+    if len(rows) < 4:
+        raise PromptError(
+            f"{name}: {len(rows)} prompts: a contrast needs at least 4 of each class to be split in three."
+        )
     shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     if sample is None:
         first, second, end = len(rows) // 2, len(rows) // 2 + max(1, round(0.15 * len(rows))), len(rows)

@@ -1,23 +1,23 @@
 """Tables of prompts: CSV, JSON lines, parquet, JSON lists and plain text, each as named columns of cells.
 
-CSV is read by pyarrow with every column as text, and JSON record by record, rather than by pandas, which
-guesses types ("007", "NA", dates), pads short rows, renames repeated columns and drops surplus cells.
+CSV is read as text, and JSON record by record, rather than by pandas, which guesses types ("007", "NA"),
+pads short rows, renames repeated columns and drops surplus cells.
 """
 
 import codecs
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os.path import isdir  # unlike Path.is_dir it accepts names that no file system does
 from pathlib import Path
 from typing import Any
 
 from ot_lens.errors import PromptError
-from ot_lens.io import parquet, untrusted
-from ot_lens.io.untrusted import MIB, abbreviated, quoted
+from ot_lens.io import parquet
+from ot_lens.io.untrusted import MIB, parse_json, quoted, read_bounded
 
 MAX_FILE = 1024 * MIB  # ten times the largest public sets
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -25,14 +25,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by column.
-
-    Attributes:
-        name: The source, for messages.
-        columns: Cells of every column; all columns have the same length.
-        row: What a row is called ("row", "line").
-        numbers: The number of each row in its file, from 1.
-    """
+    """Cells by column; a row is called `row` ("row", "line") and has its number in the file, from 1."""
 
     name: str
     columns: dict[str, list[Any]]
@@ -47,6 +40,13 @@ class Table:
         """The table with only those of the named columns that it has, in its own order."""
         return replace(self, columns={name: cells for name, cells in self.columns.items() if name in names})
 
+    def rows(self, indices: Sequence[int]) -> "Table":
+        """The table with only those rows, under their own numbers."""
+        cells = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Table(
+            self.name, cells, self.row, [self.numbers[i] if self.numbers else i + 1 for i in indices]
+        )
+
     def location(self, index: int) -> str:
         """Source and number of a row, for messages."""
         number = self.numbers[index] if self.numbers else index + 1
@@ -58,29 +58,22 @@ def read_bytes(path: Path) -> bytes:
     if isdir(path):
         raise PromptError(f"{path} is a folder: name a file in it, or a dataset folder as 'hf:{path}'.")
     try:
-        return untrusted.read_bounded(path, MAX_FILE, PromptError)
+        return read_bounded(path, MAX_FILE, PromptError)
     except FileNotFoundError as error:
         raise PromptError(f"There is no file {str(path)!r}: check the path.") from error
 
 
 def decode(content: bytes, name: str) -> str:
     """Text in UTF-8, or in UTF-16 with a byte order mark; an error names the line of the first bad byte."""
-    encoding = "utf-16" if content.startswith(_UTF16) else "utf-8-sig"
+    encoding = "UTF-16" if content.startswith(_UTF16) else "UTF-8"
     try:
-        return content.decode(encoding)
+        return content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if encoding == "utf-16":
-            raise PromptError(
-                f"{name} is neither UTF-8 nor complete UTF-16 ({error.reason} at byte {error.start}): "
-                "save it as UTF-8."
-            ) from error
-        # The decoder of "utf-8-sig" counts from after the mark.
-        start = error.start + (len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0)
-        line = content.count(b"\n", 0, start) + 1
-        byte = content[start : start + 1]
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start : error.start + 1]
         raise PromptError(
-            f"{name}: line {line}, byte {start}: not UTF-8 text (byte 0x{byte.hex().upper()}, which is "
-            f"{byte.decode('latin-1')!r} in Latin-1): save the file as UTF-8."
+            f"{name}: line {line}, byte {error.start}: not {encoding} text (byte 0x{byte.hex().upper()}, "
+            f"which is {byte.decode('latin-1')!r} in Latin-1): save the file as UTF-8."
         ) from error
 
 
@@ -104,99 +97,56 @@ def read_table(path: Path, content: bytes) -> Table:
 
 
 def from_records(name: str, records: Sequence[Any], row: str = "row", numbers: Sequence[int] = ()) -> Table:
-    """A table from objects with named fields, or from plain strings."""
-    if all(isinstance(record, str) for record in records):
-        return Table(name, {"text": list(records)}, row, numbers)
+    """A table from objects with named fields; a plain string is short for {"text": ...}."""
     table = Table(name, {}, row, numbers)
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise PromptError(
-                f"{table.location(index)} is {kind_of(record)}, not an object with named fields: "
-                "give all prompts as strings, or all as objects."
-            )
-    fields = dict.fromkeys(field for record in records for field in record)
+    objects = [{"text": record} if isinstance(record, str) else record for record in records]
+    wrong = next((i for i, record in enumerate(objects) if not isinstance(record, dict)), None)
+    if wrong is not None:
+        raise PromptError(
+            f"{table.location(wrong)} is {kind_of(objects[wrong])}: give each prompt as a string, or as an "
+            "object with named fields."
+        )
+    fields = dict.fromkeys(field for record in objects for field in record)
     _check_columns(name, len(fields))
-    return replace(table, columns={f: [record.get(f) for record in records] for f in fields})
+    return replace(table, columns={f: [record.get(f) for record in objects] for f in fields})
 
 
 def from_arrow(name: str, table: Any) -> Table:
-    """A table of pyarrow; bytes are never interpreted.
-
-    A column of pickled objects, or of values Python cannot represent, is listed and refused when used.
-    """
+    """A table of pyarrow; a column of bytes or of values Python cannot represent is refused when used."""
     return Table(name, {c: _cells(table.column(c)) for c in table.column_names})
 
 
-def parse_json(text: str, name: str) -> Any:
-    """JSON as plain data; see `untrusted.parse_json`."""
-    return untrusted.parse_json(text, name, PromptError)
-
-
 def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    text = decode(content, name)
-    columns = _header(name, text, delimiter)
-    if not columns:
-        return Table(name, {})
-    encoded = text.encode()
+    lines = csv.reader(io.StringIO(decode(content, name), newline=""), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    limit = csv.field_size_limit(MAX_FILE)
     try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(encoded),
-            # One block, so that no long row crosses a boundary.
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False, block_size=len(encoded) + 1, column_names=columns, skip_rows=0
-            ),
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        raise PromptError(f"{name}: {_ragged(str(error))}") from error
-    cells = {c: table.column(c).to_pylist()[1:] for c in columns}
-    # An unclosed quote makes one cell of everything after it, without an error.
-    if text.count('"') % 2 and "\n" in (cells[columns[-1]] or [""])[-1]:
-        raise PromptError(
-            f"{name}: row {len(cells[columns[0]])} opens a quote that is never closed: close it."
-        )
-    return Table(name, cells)
-
-
-def _header(name: str, text: str, delimiter: str) -> list[str]:
-    try:
-        header = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+        rows.extend(row for row in lines if row)
     except csv.Error as error:
-        raise PromptError(f"{name} has no header of column names ({abbreviated(error)}).") from error
-    columns = [column.strip() for column in header]
+        raise PromptError(
+            f"{name}: row {len(rows)} is not readable ({error}): close every quote, and double the quotes "
+            "inside a quoted cell."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    columns = [column.strip() for column in rows.pop(0)] if rows else []
     _check_columns(name, len(columns))
     wrong = next((c for c in columns if not c or columns.count(c) > 1), None)
     if wrong is not None:
         raise PromptError(f"{name}: column name {quoted(wrong)} is repeated or empty: rename the column.")
-    return columns
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise PromptError(
+                f"{name}: row {number} has {len(row)} cells where the header has {len(columns)}: put cells "
+                "that contain the separator or a line break in quotes."
+            )
+    return Table(name, {column: [row[i] for row in rows] for i, column in enumerate(columns)})
 
 
 def _check_columns(name: str, n: int) -> None:
     """Every column costs a cell in every row, even in rows that omit it."""
     if n > parquet.MAX_COLUMNS:
         raise PromptError(f"{name} has {n} columns, but at most {parquet.MAX_COLUMNS} are read.")
-
-
-def _ragged(message: str) -> str:
-    """Pyarrow's message without the row's text, counted from the first row below the header."""
-    numbers = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", message)
-    if numbers is None:
-        return f"not a table ({message.splitlines()[0][:80]}): check quotes and separators."
-    row, expected, got = map(int, numbers.groups())
-    return (
-        f"row {row - 1} has {got} cells where the header has {expected}: put cells that contain the "
-        "separator or a line break in quotes."
-    )
-
-
-def _tsv(name: str, content: bytes) -> Table:
-    return _csv(name, content, "\t")
 
 
 def _lines(name: str, content: bytes) -> tuple[list[str], list[int]]:
@@ -208,7 +158,9 @@ def _lines(name: str, content: bytes) -> tuple[list[str], list[int]]:
 
 def _jsonl(name: str, content: bytes) -> Table:
     lines, numbers = _lines(name, content)
-    records = [parse_json(line, f"{name}: line {n}") for line, n in zip(lines, numbers, strict=True)]
+    records = [
+        parse_json(line, f"{name}: line {n}", PromptError) for line, n in zip(lines, numbers, strict=True)
+    ]
     return from_records(name, records, "line", numbers)
 
 
@@ -218,7 +170,7 @@ def _text(name: str, content: bytes) -> Table:
 
 
 def _json(name: str, content: bytes) -> Table:
-    records = parse_json(decode(content, name), name)
+    records = parse_json(decode(content, name), name, PromptError)
     if not isinstance(records, list):
         raise PromptError(f"{name} holds {kind_of(records)}: the source of one class must be a list.")
     return from_records(name, records)
@@ -249,7 +201,7 @@ def kind_of(value: Any) -> str:
 
 READERS: dict[str, Callable[[str, bytes], Table]] = {
     ".csv": _csv,
-    ".tsv": _tsv,
+    ".tsv": partial(_csv, delimiter="\t"),
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,

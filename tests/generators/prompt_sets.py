@@ -23,6 +23,12 @@ def write_json(path: Path, content: object) -> Path:
     return path
 
 
+def write_lines(path: Path, n: int = 20, *, seed: int = 0) -> str:
+    """The path of a new text file of n sentences, one per line."""
+    path.write_text("\n".join(sentences(n, seed=seed)), encoding="utf-8")
+    return str(path)
+
+
 def write_jsonl(path: Path, records: Iterable[dict]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path

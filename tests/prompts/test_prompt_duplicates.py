@@ -139,7 +139,9 @@ def test_one_prompt_in_both_classes_is_an_error_that_names_both_locations(tmp_pa
     harmful, harmless = sentences(10), sentences(10, seed=1)
     harmless[7] = changed(harmful[2])
     path = write_json(tmp_path / "both.json", {"harmful": harmful, "harmless": harmless})
-    with pytest.raises(PromptError, match=r"harmful at .*harmful\.2, harmless at .*harmless\.7") as caught:
+    with pytest.raises(
+        PromptError, match=r"harmful at .*harmful: row 3, harmless at .*harmless: row 8"
+    ) as caught:
         otl.load_prompts(path)
     assert harmful[2] not in str(caught.value)
 
@@ -147,7 +149,7 @@ def test_one_prompt_in_both_classes_is_an_error_that_names_both_locations(tmp_pa
 def test_too_few_prompts_left_counts_the_dropped_ones(tmp_path):
     groups = {"harmful": [sentences(1)[0]] * 9, "harmless": sentences(9, seed=1)}
     path = write_json(tmp_path / "same.json", groups)
-    with pytest.raises(PromptError, match=r"1 harmful .* 8 duplicates"):
+    with pytest.raises(PromptError, match=r"harmful after dropping 8 duplicates.*: 1 prompts"):
         otl.load_prompts(path)
 
 

@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -13,9 +14,8 @@ from pyarrow import parquet
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts.rows import MAX_CHARACTERS
-from tests.generators.prompt_sets import sentences, write_json
+from tests.generators.prompt_sets import sentences, write_json, write_lines
 
-GOOD = "\n".join(sentences(8, seed=1)).encode()
 HARMFUL = sentences(8, seed=2)
 ROWS = "".join(f"{text},x\n" for text in HARMFUL[:3])
 
@@ -23,8 +23,8 @@ ROWS = "".join(f"{text},x\n" for text in HARMFUL[:3])
 def load(folder, name: str, content: bytes, **options):
     """Load `content` as the harmful source, with good harmless prompts."""
     (folder / name).write_bytes(content)
-    (folder / "good.txt").write_bytes(GOOD)
-    return otl.load_prompts({"harmful": str(folder / name), "harmless": str(folder / "good.txt")}, **options)
+    good = write_lines(folder / "good.txt", 8, seed=1)
+    return otl.load_prompts({"harmful": str(folder / name), "harmless": good}, **options)
 
 
 def test_the_embedded_prompts_are_disjoint_and_answered():
@@ -44,18 +44,10 @@ def test_plain_lists_are_split_by_seed_without_loss(tmp_path):
     path = write_json(tmp_path / "mine.json", content)
     one, again, other = (otl.load_prompts(path, seed=s) for s in (0, 0, 1))
     assert one == again
-    assert one != other
+    assert one.hashes() != other.hashes()
     assert one.name == "mine"
     assert sorted(p.text for _, s in one.splits for p in s.harmful) == sorted(content["harmful"])
     assert [len(s.harmless) for _, s in one.splits] == [6, 2, 4]
-
-
-def test_hashes_depend_on_the_content(tmp_path):
-    content = {"harmful": ["a", "b", "c", "d"], "harmless": ["e", "f", "g", "h"]}
-    first = otl.load_prompts(write_json(tmp_path / "a.json", content)).hashes()
-    content["harmful"][0] = "x"
-    assert first != otl.load_prompts(write_json(tmp_path / "b.json", content)).hashes()
-    assert set(first) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize(
@@ -63,14 +55,11 @@ def test_hashes_depend_on_the_content(tmp_path):
     [
         ("", "Invalid JSON"),
         ("[]", "harmful and harmless"),
-        ("{}", "0 harmful prompts"),
-        (json.dumps({"harmful": ["a"] * 9, "harmless": []}), "0 harmless prompts"),
-        (json.dumps({"harmful": [{"txt": "a"}], "harmless": ["b"]}), r"harmful\.0"),
+        ("{}", "harmful: 0 prompts"),
+        (json.dumps({"harmful": sentences(9), "harmless": []}), "harmless: 0 prompts"),
+        (json.dumps({"harmful": [{"txt": "a"}], "harmless": ["b"]}), "harmful: .*'text'.* txt"),
+        (json.dumps({"splits": {"tset": {"harmful": ["a"], "harmless": ["b"]}}}), "tset"),
         (json.dumps({"splits": {"train": {"harmful": ["a"], "harmless": ["b"]}}}), "'val'"),
-        (
-            json.dumps({"splits": {s: {"harmful": ["a"], "harmless": []} for s in ("train", "val", "test")}}),
-            "'train' .*harmless",
-        ),
         (json.dumps({"splits": {"train": {"harmful": ["a"]}}}), r"splits\.train\.harmless"),
     ],
 )
@@ -89,35 +78,29 @@ def test_bad_documents_are_named_with_the_field(tmp_path, content, message):
         ("a.csv", b"", "empty"),
         ("a.csv", b"text,x\n", "empty"),
         ("a.json", b"[]", "empty"),
-        ("a.jsonl", b"\n\n", "empty"),
         ("a.doc", b"x", r"\.doc.*\.csv"),
         ("a.txt", "één\ntwo\n".encode() + b"caf\xe9 noir\n", r"line 3, byte 13.*0xE9.*'é'"),
         ("a.csv", codecs.BOM_UTF8 + b"text\nok\n\xff\n", "line 3, byte 11"),
         ("a.txt", codecs.BOM_UTF16_LE + b"a\x00b", "UTF-16"),
         ("a.csv", f"text,x\n{ROWS}one,two,three\n".encode(), "row 4 .*3.*2"),
         ("a.csv", f"text,x\n{ROWS}alone\n".encode(), "row 4 .*1.*2"),
-        ("a.csv", b'text,x\n"open,1\nnext,2\n', "row 1 "),
         ("a.csv", b'text,x\nab,"open\nnext,2\n', "row 1 .*quote"),
         ("a.csv", b"text,text\na,b\n", "'text'"),
         ("a.csv", b"text,x\nok,1\n,2\n", "row 2: column 'text' is blank"),
         ("a.json", b'[{"text": NaN}]', "Invalid JSON: .*line 1 column 11"),
-        ("a.json", b'["a", ["b"]]', "row 1 is text"),
-        ("a.json", b'[{"text": ["b"]}]', "row 1: column 'text' holds a list"),
+        ("a.json", b'["a", ["b"]]', "row 2 is a list"),
         ("a.json", b'[{"text": "b"}, {"text": 3}]', "row 2: column 'text' holds a number"),
         ("a.json", b'[{"text": "b"}, {"text": null}]', "row 2: column 'text' holds null"),
         ("a.json", b'[{"text": "b"}, {"goal": "c"}]', "text, goal"),
         ("a.json", b'[{"text": "b", "answer": 3}]', "row 1: column 'answer' holds a number"),
-        ("a.json", b'[{"text": "b", "answers": "c"}]', "row 1: column 'answers' holds text"),
         ("a.json", b'[{"text": "b", "answers": [1]}]', "row 1: column 'answers'"),
         ("a.json", b'"text"', "holds text"),
         ("a.json", b"[" * 100_000, "Invalid JSON: recursion limit"),
         ("a.json", b'["\\ud800"]', "Invalid JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', "line 3: Invalid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2 is a list"),
-        ("a.txt", b"fine\nnul \x00 here\n", r"line 2: control character U\+0000 at character 5"),
-        ("a.csv", b"text\n" + b"x" * (MAX_CHARACTERS + 1) + b"\n", "row 1 has 1000001 characters.*1000000"),
+        ("a.txt", b"fine\nnul \x00 here\n", r"line 2: .*U\+0000 at character 5"),
+        ("a.csv", b"text\n" + b"x" * (MAX_CHARACTERS + 1) + b"\n", "row 1: .* 1000001 characters.*1000000"),
         ("a.parquet", b"PAR1 but no more", "not a parquet file"),
-        ("a.parquet", b"", "not a parquet file"),
     ],
 )
 def test_bad_content_is_one_line_with_file_and_location(tmp_path, name, content, message):
@@ -181,11 +164,10 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path, encoding, extension
 
 
 def test_folders_and_missing_or_unreadable_files_are_named(tmp_path):
-    (tmp_path / "good.txt").write_bytes(GOOD)
-    good = str(tmp_path / "good.txt")
+    good = write_lines(tmp_path / "good.txt")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
-    (tmp_path / "closed.txt").write_bytes(GOOD)
-    (tmp_path / "closed.txt").chmod(0)
+    closed = Path(write_lines(tmp_path / "closed.txt"))
+    closed.chmod(0)
     for source, message in (
         (tmp_path, "is a folder"),
         (tmp_path / "none.csv", "none.csv"),
@@ -193,10 +175,8 @@ def test_folders_and_missing_or_unreadable_files_are_named(tmp_path):
         (tmp_path / "good.txt" / "x.csv", "x.csv"),
         (tmp_path / "loop.txt", "loop.txt.* cannot be read"),
         ("x" * 5_000, "check the path"),
-        (tmp_path / "closed.txt", "Permission denied"),
+        *([] if os.access(closed, os.R_OK) else [(closed, "Permission denied")]),  # root reads everything
     ):
-        if source == tmp_path / "closed.txt" and os.access(source, os.R_OK):
-            continue  # root reads everything
         with pytest.raises(PromptError, match=message):
             otl.load_prompts({"harmful": str(source), "harmless": good})
     for whole, message in (

@@ -127,7 +127,7 @@ def test_the_published_splits_are_read_at_the_published_revision_or_the_requeste
         addresses.append(address)
         return root / "dataset" / "splits" / address.rpartition("/")[2]
 
-    monkeypatch.setattr("ot_lens.prompts.published.fetch", fetched)
+    monkeypatch.setattr("ot_lens.prompts.sources.fetch", fetched)
     local = otl.load_prompts("refusal_direction", root=root)
     for name, revision in (("refusal_direction", REFUSAL_DIRECTION_REVISION), ("refusal_direction@v2", "v2")):
         found = otl.load_prompts(name)

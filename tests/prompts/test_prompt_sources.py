@@ -15,7 +15,7 @@ import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts import CLASSES, SPLITS, Contrast, ContrastSet, Prompt
 from ot_lens.prompts.duplicates import normalized
-from ot_lens.prompts.hub import commit_of
+from ot_lens.prompts.sources import commit_of
 from tests.generators.prompt_sets import sentences, write_csv, write_json, write_jsonl
 
 TEXT = st.text(
