@@ -13,6 +13,7 @@ from ot_lens.models.batching import (
 )
 from ot_lens.models.chat import (
     encode,
+    end_of_turn,
     post_instruction_tokens,
     render,
     render_turns,
@@ -41,6 +42,7 @@ __all__ = [
     "check_layer",
     "claim",
     "encode",
+    "end_of_turn",
     "evaluating",
     "groups_by_length",
     "in_memory",

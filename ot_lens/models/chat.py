@@ -68,13 +68,17 @@ def render(served: Backend, prompts: Sequence[Prompt | str]) -> list[str]:
     return [render_turns(served, [{"role": "user", "content": text}]) for text in texts]
 
 
-def render_turns(served: Backend, turns: Sequence[dict[str, str]]) -> str:
-    """A conversation in the model's chat template, after its system prompt if one was set."""
+def render_turns(served: Backend, turns: Sequence[dict[str, str]], *, to_answer: bool = True) -> str:
+    """A conversation in the model's chat template, after its system prompt if one was set.
+
+    With `to_answer` it ends where the assistant's next turn begins.
+    """
     system = system_prompt(served.model)
     if system is None:
-        return apply_template(served.tokenizer, turns)
-    text = apply_template(served.tokenizer, [{"role": "system", "content": system}, *turns])
-    if system.strip() and text == apply_template(served.tokenizer, turns):
+        return apply_template(served.tokenizer, turns, add_generation_prompt=to_answer)
+    first = {"role": "system", "content": system}
+    text = apply_template(served.tokenizer, [first, *turns], add_generation_prompt=to_answer)
+    if system.strip() and text == apply_template(served.tokenizer, turns, add_generation_prompt=to_answer):
         raise PromptError(
             f"The chat template of {_name(served.tokenizer)} ignores the system prompt: load the model "
             "without system_prompt, or put the text into the prompts."
@@ -90,11 +94,8 @@ def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables:
             "set tokenizer.chat_template (base models have none; ot_lens needs a chat model)."
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True, **{**TEMPLATE_VARIABLES, **variables}
-            )
-        )
+        settings = {"add_generation_prompt": True, **TEMPLATE_VARIABLES, **variables}
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **settings))
     # The sandbox protects the machine, but a template may still divide by zero.
     except _TEMPLATE_ERRORS as error:
         raise _rejected(tokenizer, turns, error) from error
@@ -129,6 +130,30 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
             f"{served.n_ctx}: shorten or drop it."
         )
     return [list(row) for row in ids]
+
+
+def end_of_turn(served: Backend) -> int:
+    """The token that ends an assistant's turn: the first special one that the template writes after an answer.
+
+    It is `<end_of_turn>` for Gemma, whose end of sequence is another token. If the template writes none, the
+    tokenizer's end of sequence.
+
+    Raises:
+        PromptError: If there is neither, or the template refuses a conversation with an answer.
+    """
+    answer = "Certainly."
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
+    after = render_turns(served, turns, to_answer=False).rpartition(answer)[2]
+    ids = served.tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
+    added = served.tokenizer.added_tokens_decoder
+    special = {token for token in added if added[token].special} | set(served.tokenizer.all_special_ids)
+    found = next((token for token in ids if token in special), served.tokenizer.eos_token_id)
+    if found is None:
+        raise PromptError(
+            f"Nothing ends an answer: the chat template of {_name(served.tokenizer)} writes no special token "
+            "after it, and the tokenizer has no end of sequence: set tokenizer.eos_token."
+        )
+    return int(found)
 
 
 def post_instruction_tokens(served: Backend) -> tuple[int, ...]:

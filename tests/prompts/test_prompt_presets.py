@@ -7,9 +7,15 @@ import pytest
 
 import ot_lens as otl
 from ot_lens.errors import PromptError
-from ot_lens.prompts import CLASSES, SPLITS
+from ot_lens.prompts import CLASSES
 from ot_lens.prompts.presets import PRESETS, REFUSAL_DIRECTION_REVISION
-from tests.generators.prompt_sets import refusal_direction_clone, sentences, write_csv, write_json
+from tests.generators.prompt_sets import (
+    refusal_direction_clone,
+    sentences,
+    write_csv,
+    write_json,
+    write_lines,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +92,18 @@ def test_the_paper_s_data_has_its_sizes_and_sources(clone):
 
 
 def test_harmbench_s_own_file_is_read_without_copyright_and_context(tmp_path):
-    texts = sentences(30)
-    kinds = ["standard", "Copyright", "contextual"]
+    texts, kinds = sentences(30), ["standard", "Copyright", "contextual"]
     rows = [
         {
             "Behavior": text,
             "FunctionalCategory": kinds[i % 3],
             "SemanticCategory": f"kind {i % 2}",
             "Tags": "context, x" if i % 3 == 2 else "",
-            "ContextString": "",
-            "BehaviorID": i,
         }
         for i, text in enumerate(texts)
     ]
     write_csv(tmp_path / PRESETS["harmbench_test"].files[0], rows)
-    (tmp_path / "plain.txt").write_text("\n".join(sentences(30, seed=1)))
-    sources = {"harmful": "harmbench_test", "harmless": str(tmp_path / "plain.txt")}
+    sources = {"harmful": "harmbench_test", "harmless": write_lines(tmp_path / "plain.txt", seed=1)}
     prompts = otl.load_prompts(sources, root=tmp_path)
     assert harmful(prompts) == set(texts[::3])
     assert {p.category for p in prompts.train.harmful} <= {"kind 0", "kind 1"}
@@ -111,12 +113,10 @@ def test_harmbench_s_own_file_is_read_without_copyright_and_context(tmp_path):
 
 def test_alpaca_keeps_instructions_without_an_input(tmp_path):
     texts = sentences(20)
-    rows = [
-        {"instruction": f"{t}\n", "input": " " if i % 2 else "x", "output": "y"} for i, t in enumerate(texts)
-    ]
+    rows = [{"instruction": f"{t}\n", "input": " " if i % 2 else "x"} for i, t in enumerate(texts)]
     write_json(tmp_path / "alpaca_data.json", rows)
-    (tmp_path / "h.txt").write_text("\n".join(sentences(20, seed=1)))
-    prompts = otl.load_prompts({"harmful": str(tmp_path / "h.txt"), "harmless": "alpaca"}, root=tmp_path)
+    sources = {"harmful": write_lines(tmp_path / "h.txt", seed=1), "harmless": "alpaca"}
+    prompts = otl.load_prompts(sources, root=tmp_path)
     assert {p.text for _, c in prompts.splits for p in c.harmless} == set(texts[1::2])
 
 
@@ -152,8 +152,7 @@ def test_every_preset_is_read_from_its_own_layout(tmp_path, name):
         else:
             write_json(target, mine if name == "tdc2023" else [{column: t, "input": ""} for t in mine])
     other = next(label for label in CLASSES if label != preset.label)
-    (tmp_path / "other.txt").write_text("\n".join(sentences(24, seed=5)))
-    sources = {preset.label: name, other: str(tmp_path / "other.txt")}
+    sources = {preset.label: name, other: write_lines(tmp_path / "other.txt", 24, seed=5)}
     prompts = otl.load_prompts(sources, root=tmp_path)
     found = [p.text for _, c in prompts.splits for p in getattr(c, preset.label)]
     assert sorted(found) == sorted(texts)
@@ -177,8 +176,7 @@ def test_a_download_is_read_by_the_extension_of_its_address(tmp_path, monkeypatc
         return tmp_path / "0123abcd"
 
     monkeypatch.setattr("ot_lens.prompts.sources.fetch", fetched)
-    (tmp_path / "plain.txt").write_text("\n".join(sentences(20, seed=1)))
-    sources = {"harmful": "advbench@abc123", "harmless": str(tmp_path / "plain.txt")}
+    sources = {"harmful": "advbench@abc123", "harmless": write_lines(tmp_path / "plain.txt", seed=1)}
     record = otl.load_prompts(sources).manifest()["sources"][0]
     assert addresses == [
         "https://raw.githubusercontent.com/llm-attacks/llm-attacks/abc123/data/advbench/harmful_behaviors.csv"
@@ -190,4 +188,3 @@ def test_the_package_ships_no_public_prompts():
     """The package's only prompts are those of the embedded language."""
     package = Path(otl.__file__).parent / "prompts"
     assert {path.suffix for path in package.rglob("*") if path.is_file()} <= {".py", ".pyc", ".json"}
-    assert SPLITS == ("train", "val", "test")
