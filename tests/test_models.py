@@ -23,6 +23,7 @@ from ot_lens.models import (
     backend,
     batches,
     encode,
+    end_of_turn,
     in_memory,
     model_record,
     post_instruction_tokens,
@@ -201,6 +202,14 @@ def test_the_date_in_a_template_is_fixed(tmp_path):
     turns = [{"role": "user", "content": "w1"}]
     assert "26 Jul 2024" not in served.tokenizer.apply_chat_template(turns, tokenize=False)
     assert model_record(served.model)["template_date"] == "26 Jul 2024"
+
+
+@pytest.mark.parametrize(
+    ("family", "end"), [("llama2", "</s>"), ("llama31", "<|eot_id|>"), ("gemma2", "<end_of_turn>")]
+)
+def test_the_token_that_ends_a_turn_is_the_template_s(family, end):
+    served = backend(otl.load_model(checkpoints.model("llama"), tokenizer=families.tokenizer(family)))
+    assert served.tokenizer.convert_ids_to_tokens(end_of_turn(served)) == end
 
 
 def test_thinking_is_switched_off(tmp_path):

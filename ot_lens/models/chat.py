@@ -133,7 +133,7 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
 
 
 def end_of_turn(served: Backend) -> int:
-    """The token that ends an assistant's turn: the first special one that the template writes after an answer.
+    """The token that ends an assistant's turn: the first special one that the template writes after it.
 
     It is `<end_of_turn>` for Gemma, whose end of sequence is another token. If the template writes none, the
     tokenizer's end of sequence.
