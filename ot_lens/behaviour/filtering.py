@@ -1,27 +1,18 @@
 """Prompts kept by the model's own behaviour: harmful ones that it refuses, harmless ones that it answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ot_lens.behaviour.refusal import (
-    PhraseList,
-    model_phrases,
-    phrase_list,
-    refusal_score,
-    refusal_token_ids,
-    refuses,
-)
+from ot_lens.behaviour.next_token import refusal_score, refusal_token_ids
+from ot_lens.behaviour.refusal import PhraseList, model_phrases, phrase_list, refuses
 from ot_lens.errors import OtLensTypeError, PromptError, one_of
 from ot_lens.execution import as_runner
 from ot_lens.generation import complete
-from ot_lens.models import backend, batches
 from ot_lens.prompts import SPLITS, Contrast, ContrastSet, Prompt
 
 FILTERS = ("refusal_score", "answers")
-
-Batch = tuple[str, tuple[Prompt, ...]]
 
 
 def filter_by_behaviour(
@@ -46,7 +37,7 @@ def filter_by_behaviour(
     > 0 and harmless ones with a score < 0, in train and val.
 
     Args:
-        model: A hooked model without edits, or a `Runner`, whose tasks are the batches.
+        model: A hooked model without edits, or a `Runner`, whose tasks are the classes of the splits.
         prompts: A contrast set.
         by: "refusal_score" at the next token, or "answers": greedy answers, judged by refusal phrases.
         threshold: Threshold of the refusal score, in nats: above it for harmful prompts, below for harmless.
@@ -74,17 +65,27 @@ def filter_by_behaviour(
     for split in splits:
         one_of("split", split, SPLITS, PromptError)
     runner = as_runner(model)
-    criterion = runner.call(_criterion, by, threshold, tokens, phrases, max_new_tokens)
-    groups = runner.call(_batch_indices, prompts, splits, batch_size)
-    tasks: dict[str, Batch] = {
-        f"filter|{split}|{label}|{number}": (label, tuple(_class(prompts, split, label)[i] for i in group))
-        for split, label, number, group in groups
+    criterion = runner.call(_criterion, by, threshold, tokens, phrases, max_new_tokens, batch_size)
+    tasks = {
+        f"filter|{split}|{label}": (label, group)
+        for split in splits
+        for label, group in getattr(prompts, split)
+        if group
     }
     passed = runner.map(_passes, tasks, criterion)
-    kept: dict[tuple[str, str], list[int]] = {(split, label): [] for split, label, _, _ in groups}
-    for (split, label, _, group), values in zip(groups, passed.values(), strict=True):
-        kept[split, label] += [index for index, value in zip(group, values, strict=True) if value]
-    return _filtered(prompts, splits, kept, criterion)
+    contrasts, counts = dict(prompts.splits), []
+    for split in splits:
+        groups = {}
+        for label, group in getattr(prompts, split):
+            flags = passed.get(f"filter|{split}|{label}", [])
+            kept = groups[label] = tuple(p for p, keep in zip(group, flags, strict=True) if keep)
+            if not kept:
+                raise _none_left(f"{prompts.name}: {split}", label, len(group), by)
+            counts.append({"split": split, "class": label, "n": len(group), "kept": len(kept)})
+        contrasts[split] = Contrast(**groups)
+    record = {**criterion.record, "counts": counts}
+    provenance = {**prompts.provenance, "filtered": [*prompts.provenance.get("filtered", []), record]}
+    return replace(prompts, **contrasts, provenance=provenance)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class _Criterion:
     tokens: tuple[int, ...]
     phrases: PhraseList
     max_new_tokens: int
+    batch_size: int
 
     @property
     def record(self) -> dict[str, Any]:
@@ -106,72 +108,22 @@ class _Criterion:
         return {"by": self.by, "phrases": phrases, "max_new_tokens": self.max_new_tokens}
 
 
-def _criterion(
-    model: Any, by: str, threshold: float, tokens: Any, phrases: Any, max_new_tokens: int
-) -> _Criterion:
+def _criterion(model: Any, by: str, threshold: float, tokens: Any, phrases: Any, *sizes: int) -> _Criterion:
     """The criterion with the model's own refusal tokens and phrases where none are given."""
-    return _Criterion(
-        by,
-        threshold,
-        tuple(refusal_token_ids(model, tokens)) if by == "refusal_score" else (),
-        model_phrases(model) if phrases is None else phrase_list(phrases),
-        max_new_tokens,
-    )
+    ids = refusal_token_ids(model, tokens) if by == "refusal_score" else ()
+    listed = model_phrases(model) if phrases is None else phrase_list(phrases)
+    return _Criterion(by, threshold, ids, listed, *sizes)
 
 
-def _batch_indices(
-    model: Any, prompts: ContrastSet, splits: Sequence[str], batch_size: int
-) -> list[tuple[str, str, int, Sequence[int]]]:
-    """Split, class, number and prompts of every batch."""
-    return [
-        (split, label, number, batch.indices)
-        for split in splits
-        for label, group in getattr(prompts, split)
-        if group
-        for number, batch in enumerate(batches(backend(model), group, batch_size))
-    ]
-
-
-def _class(prompts: ContrastSet, split: str, label: str) -> tuple[Prompt, ...]:
-    return dict(getattr(prompts, split))[label]
-
-
-def _passes(model: Any, criterion: _Criterion, batch: Batch) -> list[bool]:
+def _passes(model: Any, criterion: _Criterion, task: tuple[str, Sequence[Prompt]]) -> list[bool]:
     """Whether the model refuses each of some harmful prompts, or answers each of some harmless ones."""
-    label, group = batch
+    (label, group), size = task, criterion.batch_size
     if criterion.by == "refusal_score":
-        scores = refusal_score(model, group, tokens=criterion.tokens, batch_size=len(group))
+        scores = refusal_score(model, group, tokens=criterion.tokens, batch_size=size)
         passed = scores > criterion.threshold if label == "harmful" else scores < criterion.threshold
         return [bool(value) for value in passed]
-    answers = complete(model, group, max_new_tokens=criterion.max_new_tokens, batch_size=len(group))
+    answers = complete(model, group, max_new_tokens=criterion.max_new_tokens, batch_size=size)
     return [bool(refused) == (label == "harmful") for refused in refuses(answers, criterion.phrases)]
-
-
-def _filtered(
-    prompts: ContrastSet,
-    splits: Sequence[str],
-    kept: Mapping[tuple[str, str], Sequence[int]],
-    criterion: _Criterion,
-) -> ContrastSet:
-    counts: list[dict[str, Any]] = []
-    contrasts = dict(prompts.splits)
-    for split in splits:
-        groups = {}
-        for label, group in getattr(prompts, split):
-            groups[label] = tuple(group[index] for index in sorted(kept.get((split, label), ())))
-            if not groups[label]:
-                raise _none_left(f"{prompts.name}: {split}", label, len(group), criterion.by)
-            counts.append({"split": split, "class": label, "n": len(group), "kept": len(groups[label])})
-        contrasts[split] = Contrast(**groups)
-    past = list(prompts.provenance.get("filtered", []))
-    provenance = {**prompts.provenance, "filtered": [*past, {**criterion.record, "counts": counts}]}
-    return replace(
-        prompts,
-        train=contrasts["train"],
-        val=contrasts["val"],
-        test=contrasts["test"],
-        provenance=provenance,
-    )
 
 
 def _none_left(split: str, label: str, n: int, by: str) -> PromptError:

@@ -58,10 +58,6 @@ class TokenLoss:
         return perplexity(self.nll.numpy(), self.n_tokens.double().numpy(), seed=seed)
 
 
-class AnswerLoss(TokenLoss):
-    """Loss of reference answers: one row per prompt, of the answer's tokens and the end of sequence."""
-
-
 @dataclass(frozen=True, eq=False)
 class TextLoss(TokenLoss):
     """Loss of a text: one row per window; each token of the text is scored once.
@@ -75,8 +71,8 @@ class TextLoss(TokenLoss):
     stride: int
 
 
-def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) -> AnswerLoss:
-    """Loss of each prompt's reference answer, under active interventions.
+def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) -> TokenLoss:
+    """Loss of each prompt's reference answer and of its end, under active interventions; one row per prompt.
 
     Prompts are padded left and answers right, so that every answer starts in the same column, which the token
     scopes of `intervene` are told.
@@ -97,7 +93,7 @@ def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) 
         for whole in batches(served, prompts, batch_size):
             for batch, losses in in_memory(lambda part: _answer_losses(served, part, answers), whole):
                 nll[list(batch.indices)] = losses
-    return AnswerLoss(nll, torch.tensor([len(answer) for answer in answers]))
+    return TokenLoss(nll, torch.tensor([len(answer) for answer in answers]))
 
 
 def _answer_losses(
@@ -185,9 +181,8 @@ def _windows(ids: Sequence[int], first: list[int], room: int, step: int) -> tupl
     for start in range(0, len(ids), step):
         end = min(start + room, len(ids))
         rows.append([*first, *ids[start:end]])
-        scored.append(
-            end - done - (0 if first or start else 1)
-        )  # nothing precedes the first token without BOS
+        # Without BOS, nothing precedes the first token.
+        scored.append(end - done - (0 if first or start else 1))
         done = end
         if end == len(ids):
             break

@@ -1,15 +1,20 @@
-"""Next-token distributions at the last prompt position, and their divergence."""
+"""Next-token distributions at the last prompt position: refusal score and divergence."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.errors import ActivationError
-from ot_lens.models import TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.behaviour.refusal import declared
+from ot_lens.errors import ActivationError, PromptError
+from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
+
+# First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
+DEFAULT_REFUSAL_TOKENS = ("I", "As")
+EPSILON = 1e-8
 
 
 def next_token_logprobs(
@@ -51,3 +56,77 @@ def kl_divergence(
     # Tokens of probability zero contribute nothing, although their log-ratio is infinite.
     ratio = torch.where(original.isneginf(), torch.zeros_like(original), original - edited)
     return (original.exp() * ratio).sum(dim=-1).clamp(min=0)
+
+
+def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> tuple[int, ...]:
+    """Ids of the tokens that begin a refusal.
+
+    Args:
+        model: A hooked model.
+        tokens: Words or ids. Default: those that the model declares, else "I" and "As", if each is a single
+            token of the vocabulary.
+
+    Raises:
+        PromptError: If a word is not a single token of the vocabulary, or an id lies outside it.
+    """
+    served = backend(model)
+    chosen = tokens if tokens is not None else declared(served).refusal_tokens or _defaults(served)
+    ids = {_token_id(served, token) for token in chosen}
+    if not ids:
+        raise PromptError("There are no refusal tokens: name at least one word that begins a refusal.")
+    return tuple(sorted(ids))
+
+
+def refusal_score(
+    model: Any,
+    prompts: Sequence[Prompt | str],
+    *,
+    tokens: Sequence[str | int] | None = None,
+    batch_size: int = 64,
+) -> Float64[Tensor, " prompt"]:
+    """Refusal score of every prompt: log p_R - log(1 - p_R), in nats, under active interventions.
+
+    Source: Arditi et al. 2024 (arXiv 2406.11717), eq. (8), with epsilon 1e-8 inside both logarithms.
+
+    Args:
+        model: A hooked model.
+        prompts: Requests; the chat template is applied here.
+        tokens: Refusal tokens R; see `refusal_token_ids`.
+        batch_size: Prompts per batch.
+
+    Raises:
+        PromptError: If prompts cannot be rendered or a refusal token is unknown.
+    """
+    ids = refusal_token_ids(model, tokens)
+    return score_from_logprobs(next_token_logprobs(model, prompts, batch_size=batch_size), ids)
+
+
+def score_from_logprobs(
+    logprobs: Float[Tensor, "prompt d_vocab"], token_ids: Sequence[int]
+) -> Float64[Tensor, " prompt"]:
+    """Refusal score from next-token log-probabilities; see `refusal_score`."""
+    p = logprobs[:, list(token_ids)].double().exp().sum(dim=-1)
+    return torch.log(p + EPSILON) - torch.log((1 - p).clamp(min=0) + EPSILON)
+
+
+def _defaults(served: Backend) -> list[str]:
+    single = [t for t in DEFAULT_REFUSAL_TOKENS if len(_ids(served, t)) == 1]
+    return [t for t in single if _ids(served, t)[0] != served.tokenizer.unk_token_id]
+
+
+def _ids(served: Backend, word: str) -> list[int]:
+    return list(served.tokenizer(word, add_special_tokens=False)["input_ids"])
+
+
+def _token_id(served: Backend, token: str | int) -> int:
+    if isinstance(token, int):
+        if not 0 <= token < served.d_vocab:
+            raise PromptError(f"Refusal token {token} is outside the vocabulary of {served.d_vocab} tokens.")
+        return token
+    ids = _ids(served, token)
+    if len(ids) != 1 or ids[0] == served.tokenizer.unk_token_id:
+        raise PromptError(
+            f"Refusal token {token!r} is not a single token of this vocabulary (it gives {ids}): "
+            "give the first token of the model's refusals, as a word or an id."
+        )
+    return ids[0]

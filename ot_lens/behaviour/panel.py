@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from ot_lens.behaviour.judge_registry import LazyJudge
 from ot_lens.behaviour.judges import Judgement, judge_completions
 from ot_lens.behaviour.losses import TokenLoss, answer_loss
-from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs
-from ot_lens.behaviour.refusal import PhraseList, refuses, score_from_logprobs
+from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs, score_from_logprobs
+from ot_lens.behaviour.refusal import PhraseList, refuses
 from ot_lens.errors import PromptError, one_of
 from ot_lens.generation import Completion, complete
 from ot_lens.models import backend
@@ -46,10 +46,10 @@ class PanelSettings:
     max_new_tokens: int = 32
     batch_size: int = 64
     seed: int = 0
-    judge: LazyJudge | None = None
-    swap: bool = False
-    text: Path | None = None
-    completions: Path | None = None
+    judge: LazyJudge | None = None  # of the answers to harmful prompts, in addition to the phrases
+    swap: bool = False  # the judge takes the model's place on its device (`LazyJudge.instead_of`)
+    text: Path | None = None  # a text file to measure perplexity on as well
+    completions: Path | None = None  # folder to save answers in; None: answers are not saved
 
     def __post_init__(self) -> None:
         """Raise a PromptError if there is no measure, or one is unknown."""
@@ -85,7 +85,6 @@ class Panel:
     next_token: NextToken | None = None
     refused: tuple[bool, ...] | None = None
     correct: tuple[bool, ...] | None = None
-    truncated: int | None = None
     loss: TokenLoss | None = None
     judgement: Judgement | None = None
     completions: tuple[Completion, ...] = field(default=(), repr=False)
@@ -107,11 +106,7 @@ def read_next_token(
 ) -> tuple[NextToken, Float64[Tensor, "prompt d_vocab"]]:
     """Next-token measures under the active interventions, and the log-probabilities they come from.
 
-    Args:
-        model: A hooked model.
-        prompts: Prompts of one class.
-        settings: The panel.
-        original: Log-probabilities of the unedited model; None if this is the unedited model.
+    `original` are log-probabilities of the unedited model; None if this is the unedited model.
     """
     logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
     values = next_token_values(logprobs, logprobs if original is None else original, settings)
@@ -126,33 +121,22 @@ def measure(
     *,
     keep_completions: bool = False,
 ) -> Panel:
-    """Measure one class of prompts under the active interventions: answers and their loss.
-
-    Args:
-        model: A hooked model.
-        prompts: Prompts of one class.
-        settings: What is measured, and how.
-        reading: Next-token measures under the same interventions, to include in the panel.
-        keep_completions: Include the answers. Off by default: scores are stored, answers are not.
-
-    Raises:
-        PromptError: If prompts cannot be rendered.
-    """
-    answers: list[Completion] = []
-    refused = correct = truncated = judgement = loss = None
+    """Measure one class of prompts under the active interventions; `reading` are its next-token measures."""
+    size, panel = settings.batch_size, Panel(len(prompts), reading)
     if settings.needs_answers:
-        answers = complete(
-            model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+        answers = complete(model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=size)
+        panel = replace(
+            panel,
+            refused=tuple(refuses(answers, settings.phrases)),
+            judgement=_judged(model, prompts, answers, settings),
+            completions=tuple(answers) if keep_completions else (),
         )
-        refused = tuple(refuses(answers, settings.phrases))
-        truncated = sum(answer.truncated for answer in answers)
         if all(p.answers for p in prompts):
             correct = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
-        judgement = _judged(model, prompts, answers, settings)
+            panel = replace(panel, correct=correct)
     if "perplexity" in settings.measures and all(p.answer for p in prompts):
-        loss = answer_loss(model, prompts, batch_size=settings.batch_size)
-    completions = tuple(answers) if keep_completions else ()
-    return Panel(len(prompts), reading, refused, correct, truncated, loss, judgement, completions)
+        panel = replace(panel, loss=answer_loss(model, prompts, batch_size=size))
+    return panel
 
 
 def _judged(
