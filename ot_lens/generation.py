@@ -1,6 +1,6 @@
 """Greedy completions of chat prompts in batches, token for token the same as one prompt at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ot_lens.errors import PromptError
-from ot_lens.models import TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
 from ot_lens.prompts import Prompt
 
 
@@ -55,20 +55,26 @@ def complete(
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     served = backend(model)
+    whole = batches(served, prompts, batch_size)
+    return answers(served, whole, max_new_tokens, use_cache=use_cache, progress=progress)
+
+
+def answers(
+    served: Backend,
+    whole_batches: Iterable[TokenBatch],
+    max_new_tokens: int,
+    *,
+    use_cache: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> list[Completion]:
+    """Answer tokens of rendered prompts greedily."""
     stops = served.terminators
-    answers: dict[int, Completion] = {}
 
-    def generate(batch: TokenBatch) -> Int[Tensor, "batch new"]:
-        return served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache)
+    def generate(batch: TokenBatch) -> list[Completion]:
+        new = served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache)
+        return [_completion(served.tokenizer, row, stops) for row in new]
 
-    with evaluating(served.model):
-        for whole in batches(served, prompts, batch_size):
-            for batch, new in in_memory(generate, whole):
-                for index, row in zip(batch.indices, new, strict=True):
-                    answers[index] = _completion(served.tokenizer, row, stops)
-                if progress is not None:
-                    progress(len(batch.indices))
-    return [answers[i] for i in range(len(answers))]
+    return by_row(served, whole_batches, generate, progress)
 
 
 def _completion(tokenizer: Any, row: Int[Tensor, " new"], stops: Sequence[int]) -> Completion:

@@ -1,6 +1,7 @@
 """Measures of behaviour: by hand, against Hugging Face's own numbers, and under edits."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,18 @@ from scipy import stats
 
 import ot_lens as otl
 from ot_lens.behaviour import (
-    PanelSettings,
     answer_loss,
-    estimates,
     kl_divergence,
-    measure,
     model_phrases,
     next_token_logprobs,
     phrase_list,
-    read_next_token,
     refusal_token_ids,
     refuses,
     score_from_logprobs,
 )
+from ot_lens.behaviour.panel import PanelSettings, estimates, measure, read_next_token
 from ot_lens.errors import ActivationError, PromptError
+from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend, encode
 from ot_lens.prompts import Prompt
 from ot_lens.statistics import mean, perplexity, rate
@@ -36,13 +35,8 @@ D = 32
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path):
-    return otl.load_model(folder)
+def model(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
 def shift(size: float) -> AffineMap:
@@ -75,58 +69,37 @@ def test_logprobs_are_the_model_s_in_the_order_of_the_prompts(model):
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_perplexity_agrees_with_hugging_face_s_loss(model):
+@pytest.mark.parametrize(("tokens", "size"), [("all", 0.0), *((t, 0.7) for t in TOKEN_SCOPES)])
+def test_answers_in_a_batch_are_scored_as_one_at_a_time_under_each_token_scope(model, tokens, size):
+    """By Hugging Face's own loss, with the prompt's length given by hand."""
     prompts = [Prompt("w1 w2 w3", answer="w4 w5"), Prompt("w6", answer="w7 w8 w9")]
-    loss = answer_loss(model, prompts)
+    with otl.intervene(model, {1: shift(size)}, tokens):
+        together = answer_loss(model, prompts)
     for i, prompt in enumerate(prompts):
         prompt_ids = encode(backend(model), [prompt])[0]
         answer = model.tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
         ids = torch.tensor([[*prompt_ids, *answer, model.tokenizer.eos_token_id]])
         labels = ids.clone()
         labels[0, : len(prompt_ids)] = -100
-        with torch.no_grad():
+        with otl.intervene(model, {1: shift(size)}, tokens, prompt_length=len(prompt_ids)), torch.no_grad():
             expected = model.hf_model(ids, labels=labels).loss.double()
-        assert loss.n_tokens[i] == len(answer) + 1
-        assert loss.nll[i] / loss.n_tokens[i] == pytest.approx(expected.item(), rel=1e-5)
-    assert loss.perplexity == pytest.approx(float((loss.nll.sum() / loss.n_tokens.sum()).exp()))
-
-
-@pytest.mark.parametrize("tokens", ["all", "prompt", "last", "generated"])
-def test_answers_are_scored_under_each_token_scope(model, tokens):
-    """In a batch as one prompt at a time, with the prompt's length given by hand."""
-    prompts = [Prompt("w1 w2 w3", answer="w4 w5"), Prompt("w6", answer="w7 w8 w9")]
-    edit = shift(0.7)
-    with otl.intervene(model, {1: edit}, tokens):
-        together = answer_loss(model, prompts)
-    for i, prompt in enumerate(prompts):
-        prompt_ids = encode(backend(model), [prompt])[0]
-        answer = model.tokenizer(prompt.answer, add_special_tokens=False)["input_ids"] + [2]
-        ids = torch.tensor([[*prompt_ids, *answer]])
-        with otl.intervene(model, {1: edit}, tokens, prompt_length=len(prompt_ids)), torch.no_grad():
-            logits = model(ids)[0, len(prompt_ids) - 1 : -1].double().log_softmax(-1)
-        expected = -logits[range(len(answer)), answer].sum()
-        assert together.nll[i].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert together.n_tokens[i] == len(answer) + 1
+        assert together.nll[i] / together.n_tokens[i] == pytest.approx(expected.item(), rel=1e-4)
+    assert together.perplexity == pytest.approx(float((together.nll.sum() / together.n_tokens.sum()).exp()))
 
 
 def test_refusal_phrases_match_anywhere_in_any_case():
     answers = ["i'M SORRY, no.", "Sure. But I cannot say.", "I\u2019m sorry", "Sure, here you are.", ""]
     assert refuses(answers) == [True, True, True, False, False]
-    assert refuses(["Alas, no"], ["alas"]) == [True]
-    assert phrase_list("arditi").version == 1
-    assert len(phrase_list("arditi").phrases) == 12
-
-
-def test_the_list_of_the_organisms_is_what_their_models_declare():
-    models = [otl.load_model(f"organism:{variant}") for variant in ("single", "multi", "shared")]
-    declared = {phrase for model in models for phrase in model_phrases(model).phrases}
-    assert set(phrase_list("organism").phrases) == declared
-    assert refuses(["alas, we cannot do this here.", "howdy, use the file."], "organism") == [True, False]
+    assert (phrase_list("arditi").version, len(phrase_list("arditi").phrases)) == (1, 12)
 
 
 def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
-    organism = otl.load_model("organism")
-    assert len(model_phrases(organism).phrases) == 8
-    assert len(refusal_token_ids(organism)) == 4
+    organisms = [otl.load_model(f"organism:{variant}") for variant in ("single", "multi", "shared")]
+    declared = {phrase for organism in organisms for phrase in model_phrases(organism).phrases}
+    assert set(phrase_list("organism").phrases) == declared
+    assert refuses(["alas, we cannot do this here.", "howdy, use the file."], "organism") == [True, False]
+    assert len(refusal_token_ids(organisms[0])) == 4
     assert model_phrases(model).name == "arditi"
     assert [model.tokenizer.decode([i]) for i in refusal_token_ids(model)] == ["I", "As"]
 
@@ -135,14 +108,11 @@ def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
     ("call", "message"),
     [
         (lambda m: refusal_token_ids(m, ["elephant"]), "'elephant'"),
-        (lambda m: refusal_token_ids(m, ["w1 w2"]), "'w1 w2'"),
         (lambda m: refusal_token_ids(m, [10**6]), "1000000"),
         (lambda m: refusal_token_ids(m, []), "no refusal tokens"),
         (lambda m: refuses(["x"], "arditti"), "'arditti'"),
         (lambda m: refuses(["x"], []), "empty"),
-        (lambda m: refuses(["x"], ["no", " "]), "blank"),
         (lambda m: otl.refusal_score(m, []), "no prompts"),
-        (lambda m: otl.refusal_score(m, ["w1", " "]), "1 of 2"),
         (lambda m: otl.complete(m, ["w1"], max_new_tokens=0), "max_new_tokens .*0"),
         (lambda m: otl.complete(m, ["w1"], batch_size=0), "batch_size .*0"),
         (lambda m: otl.complete(m, ["w1 " * 200]), "more than the model's context of 128"),
@@ -155,8 +125,8 @@ def test_bad_input_is_named(model, call, message):
         call(model)
 
 
-def test_a_missing_chat_template_is_named(folder):
-    model = otl.load_model(folder)
+def test_a_missing_chat_template_is_named(llama_folder):
+    model = otl.load_model(llama_folder)
     model.tokenizer.chat_template = None
     with pytest.raises(PromptError, match="no chat template"):
         otl.refusal_score(model, ["w1"])
@@ -197,9 +167,7 @@ def test_estimates_are_seeded_and_defined_without_spread_or_with_one_sample():
     assert mean(values, seed=1) != mean(values, seed=2)
     constant = mean(np.full(5, 2.0), seed=0)
     assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)
-    single = mean(np.array([2.0]), seed=0)
-    assert single.value == 2.0
-    assert math.isnan(single.low)
+    assert math.isnan(mean(np.array([2.0]), seed=0).low)
     ratio = perplexity(np.array([1.0, 3.0]), np.array([2.0, 2.0]), seed=0)
     assert ratio.value == pytest.approx(math.e)
 
@@ -220,7 +188,7 @@ def test_the_panel_has_the_requested_measures_and_no_answers(model):
     assert found["refusal_rate"].value == sum("w1" in a for a in answers) / 5
     assert found["kl"].value == 0
     assert base.completions == ()
-    assert len(measure(model, prompts, settings, keep_completions=True).completions) == 5
+    assert len(measure(model, prompts, replace(settings, completions=Path("here"))).completions) == 5
     with otl.intervene(model, {1: shift(2.0)}):
         edited, _ = read_next_token(model, prompts, settings, original)
         moved = estimates(measure(model, prompts, settings, edited), settings, base)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,7 @@ def organism():
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Correct answers of the embedded language against correct answers to other requests."""
-    if not _installed():
+    if find_spec("lm_eval") is None:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         say("lm-eval is not installed: pip install 'ot-lens[capability]'")
     folder = tmp_path_factory.mktemp("task")
@@ -50,23 +51,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict:
     }
 
 
-def _installed() -> bool:
-    try:
-        import lm_eval.models.huggingface  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def test_without_lm_eval_the_extra_is_named(organism, monkeypatch):
+    with pytest.raises(OtLensError, match=r"\[\]"):
+        capability(organism, [])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ModelError, match=r"ot-lens\[capability\]"):
         capability(organism, ["hellaswag"])
-
-
-def test_no_task_is_named(organism):
-    with pytest.raises(OtLensError, match=r"\[\]"):
-        capability(organism, [])
 
 
 def test_a_model_knows_its_language_and_a_broken_one_does_not(organism, task):

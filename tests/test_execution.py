@@ -19,7 +19,8 @@ import ot_lens as otl
 from ot_lens.errors import BatchHalvedWarning, ExecutorError, ModelError
 from ot_lens.execution import RayExecutor, Runner, as_runner, open_executor, ray_cluster
 from ot_lens.execution.ray_address import start_here
-from ot_lens.localization import MethodSpec, candidates, measure_sweep, sweep_settings
+from ot_lens.localization import MethodSpec, measure_sweep, sweep_settings
+from ot_lens.localization.candidates import candidates
 from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap

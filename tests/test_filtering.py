@@ -7,7 +7,7 @@ import pytest
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.models import backend
-from ot_lens.prompts import Contrast
+from ot_lens.prompts import CLASSES, Contrast
 
 LAYER = 7
 
@@ -33,19 +33,16 @@ def mislabelled():
 
 @pytest.mark.parametrize("by", ["refusal_score", "answers"])
 def test_mislabelled_prompts_go_and_the_rest_stays_in_order(model, mislabelled, by):
+    sizes = {"train": (24, 20), "val": (12, 12)}
     found = otl.filter_by_behaviour(model, mislabelled, by=by, batch_size=16)
     assert found.train.harmful == mislabelled.train.harmful[4:]
     assert found.train.harmless == mislabelled.train.harmless[4:]
     assert found.val == mislabelled.val  # the control: correctly labelled prompts all stay
     assert found.test == mislabelled.test  # not asked for
     record = found.manifest()["filtered"][0]
-    assert record["by"] == by
-    assert record["counts"] == [
-        {"split": "train", "class": "harmful", "n": 24, "kept": 20},
-        {"split": "train", "class": "harmless", "n": 24, "kept": 20},
-        {"split": "val", "class": "harmful", "n": 12, "kept": 12},
-        {"split": "val", "class": "harmless", "n": 12, "kept": 12},
-    ]
+    counts = [(c["split"], c["class"], c["n"], c["kept"]) for c in record["counts"]]
+    expected = [(split, label, *n) for split, n in sizes.items() for label in CLASSES]
+    assert (record["by"], counts) == (by, expected)
     assert mislabelled.manifest().get("filtered") is None
     assert found.manifest()["counts"]["train"] == {"harmful": 20, "harmless": 20}
 
@@ -58,14 +55,11 @@ def test_test_prompts_are_filtered_when_asked_and_each_filter_is_recorded(model,
 
 
 def test_the_threshold_is_one_of_the_score(model, mislabelled):
-    scores = otl.refusal_score(model, mislabelled.train.harmful[4:]).numpy()
-    middle = float(sorted(scores)[10])
-    contrast = Contrast(mislabelled.train.harmful[4:], mislabelled.train.harmless[4:])
-    found = otl.filter_by_behaviour(
-        model, replace(mislabelled, train=contrast), threshold=middle, splits=["train"]
-    )
-    assert len(found.train.harmful) == int((scores > middle).sum())
-    assert len(found.train.harmless) == 20
+    scores = otl.refusal_score(model, mislabelled.val.harmful)
+    middle = float(scores.sort().values[6])
+    found = otl.filter_by_behaviour(model, mislabelled, threshold=middle, splits=["val"])
+    assert len(found.val.harmful) == int((scores > middle).sum())
+    assert len(found.val.harmless) == 12
 
 
 def test_a_model_that_no_longer_refuses_leaves_no_harmful_prompt(model, mislabelled):

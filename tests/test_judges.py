@@ -1,6 +1,5 @@
 """Judges (phrases, classifiers, yes-no models, registered ones) against their models; saved answers."""
 
-import json
 import math
 import pickle
 import re
@@ -33,16 +32,17 @@ from ot_lens.behaviour import (
     judge_completions,
     judge_names,
     judge_presets,
-    judge_registry,
     load_completions,
     phrase_list,
     refuses,
     register_judge,
     save_completions,
 )
+from ot_lens.behaviour.judge_registry import network
 from ot_lens.errors import JudgeError, ModelError, OtLensError, PromptError, RunFolderError
 from ot_lens.generation import Completion
 from ot_lens.prompts import Prompt
+from ot_lens.statistics import rate
 from tests import checkpoints
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
@@ -73,23 +73,15 @@ def test_users_can_give_their_own_phrases(tmp_path):
     assert refuses(["alas", "Alas"], named) == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.txt", b"\n \n", "empty"),
-        ("x.txt", b"\xff\xfe", "not UTF-8"),
-        ("x.json", b"[]", "empty"),
-        ("x.json", b'["", "no"]', "blank"),
-        ("x.json", b"{", "'x'"),
-        ("x.json", b'{"words": ["no"]}', "'x'"),
-        ("x.txt", None, r"x\.txt'.*arditi, jailbreakbench"),
-    ],
-)
-def test_a_bad_or_missing_list_is_named(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(PromptError, match=message):
-        phrase_list(tmp_path / name)
+def test_a_bad_or_missing_list_is_named(tmp_path):
+    bad = {"x.txt": (b"\n \n", b"\xff\xfe"), "y.json": (b"[]", b'["", "no"]', b"{", b'{"words": ["no"]}')}
+    for name, contents in bad.items():
+        for content in contents:
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(PromptError, match=r"empty|not UTF-8|'y'"):
+                phrase_list(tmp_path / name)
+    with pytest.raises(PromptError, match=r"absent\.txt'.*arditi, jailbreakbench"):
+        phrase_list(tmp_path / "absent.txt")
 
 
 # ------------------------------------------------------------------------------------------- judging
@@ -125,33 +117,23 @@ def test_success_is_comparable_between_judges_of_refusal_and_of_harm():
     harm = judge_completions(Fixed(True, False, None, True), PROMPTS, ANSWERS)
     refusal = judge_completions(Fixed(False, True, None, False, question="refused"), PROMPTS, ANSWERS)
     assert harm.succeeded == refusal.succeeded == [True, False, None, True]
-    rate = harm.attack_success_rate
-    assert (rate.value, rate.n, rate.interval) == (pytest.approx(2 / 3), 3, "wilson")
-    assert rate.low < 2 / 3 < rate.high
-
-
-def test_the_phrase_judge_is_refuses():
-    found = judge_completions(PhraseJudge(), ["a", "b"], ["I cannot.", "Sure."])
-    assert found.values == refuses(["I cannot.", "Sure."])
-    assert (found.judge, found.version, found.question) == ("phrases:arditi", "1", "refused")
+    assert harm.attack_success_rate == rate([True, False, True])
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("judge", "message"),
     [
-        (lambda: judge_completions(Fixed(True), PROMPTS, ANSWERS), "1 verdicts on 4"),
-        (lambda: judge_completions(Fixed(1, 0, 1, 0), PROMPTS, ANSWERS), "gave 1"),
-        (lambda: judge_completions(Fixed(question="polite"), PROMPTS, ANSWERS), "'polite'"),
-        (lambda: judge_completions(PhraseJudge(), PROMPTS, ANSWERS[:2]), "4 prompts but 2"),
-        (
-            lambda: judge_completions(Fixed(None, None, None, None), PROMPTS, ANSWERS).attack_success_rate,
-            "all 4",
-        ),
+        (Fixed(True), "1 verdicts on 4"),
+        (Fixed(1, 0, 1, 0), "gave 1"),
+        (Fixed(question="polite"), "'polite'"),
+        (Fixed(None, None, None, None), "all 4"),
     ],
 )
-def test_a_judge_that_misbehaves_is_named(call, message):
+def test_a_judge_that_misbehaves_is_named(judge, message):
     with pytest.raises(JudgeError, match=message):
-        call()
+        _ = judge_completions(judge, PROMPTS, ANSWERS).attack_success_rate
+    with pytest.raises(JudgeError, match="4 prompts but 2"):
+        judge_completions(judge if judge.question == "harmful" else Fixed(), PROMPTS, ANSWERS[:2])
 
 
 # ------------------------------------------------------------------------------------------- agreement
@@ -163,7 +145,6 @@ def test_kappa_by_hand():
     assert (found.both, found.only_first, found.only_second, found.neither) == (20, 5, 10, 15)
     assert found.kappa.value == pytest.approx(0.4)
     assert found.observed.value == pytest.approx(0.7)
-    assert found.kappa.low < 0.4 < found.kappa.high
     assert (found.kappa.low, found.kappa.high) == pytest.approx((0.14, 0.65), abs=0.05)  # 0.4 +- 1.96 * 0.13
 
 
@@ -183,16 +164,13 @@ def test_unrelated_judges_do_not_agree():
     a, b = (list(map(bool, generator.integers(0, 2, 300))) for _ in range(2))
     unrelated, same = agreement(a, b).kappa, agreement(a, a).kappa
     assert unrelated.low < 0 < unrelated.high
-    assert (same.value, same.high) == (1, 1)
-    assert 0.9 < same.low < 1  # 300 answers do not prove agreement on all others
+    assert 0.9 < same.low < same.value == same.high == 1  # 300 answers do not prove agreement on all others
     assert agreement(a, b, seed=1) == agreement(a, b, seed=1)
-    assert agreement(a, [not x for x in a]).kappa.value == pytest.approx(-1, abs=0.03)
 
 
 def test_unanswered_completions_are_excluded_and_counted():
-    harm = judge_completions(Fixed(True, False, None, True), PROMPTS, ANSWERS)
     refusal = judge_completions(Fixed(False, True, True, None, question="refused"), PROMPTS, ANSWERS)
-    found = agreement(harm, refusal)
+    found = agreement([True, False, None, True], refusal)
     assert (found.unanswered, found.both, found.neither) == (2, 1, 1)
     with pytest.raises(JudgeError, match="no completion"):
         agreement([None, True], [True, None])
@@ -223,22 +201,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random decoder classifier with one label, whose configuration has no padding token."""
-    folder = tmp_path_factory.mktemp("decoder")
-    tokenizer = checkpoints.tokenizer("llama")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=64, num_labels=1, initializer_range=0.6,
-        )  # fmt: skip
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def reference(judge: ClassifierJudge, texts: list[str]) -> list[float]:
     """Logits of every label, one text at a time, without padding."""
     rows = []
@@ -249,10 +211,12 @@ def reference(judge: ClassifierJudge, texts: list[str]) -> list[float]:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("label", ["refused", 1])
-def test_a_classifier_gives_the_probabilities_of_its_model(bert, label):
+@pytest.mark.parametrize(("label", "several"), [("refused", False), (1, False), (1, True)])
+def test_a_classifier_gives_the_probabilities_of_its_model(bert, label, several):
     judge = ClassifierJudge(bert, label=label, question="refused", batch_size=3)
-    expected = reference(judge, ANSWERS).softmax(-1)[:, 1].tolist()
+    judge.network.config.problem_type = "multi_label_classification" if several else None
+    logits = reference(judge, ANSWERS)
+    expected = (logits.sigmoid() if several else logits.softmax(-1))[:, 1].tolist()
     found = judge_completions(judge, PROMPTS, ANSWERS)
     assert [v.score for v in found.verdicts] == pytest.approx(expected, abs=1e-5)
     assert found.values == [p >= 0.5 for p in expected]
@@ -268,23 +232,16 @@ def test_threshold_and_template(bert):
     expected = reference(pair, texts).softmax(-1)[:, 1].tolist()
     assert [v.score for v in pair(PROMPTS, ANSWERS)] == pytest.approx(expected, abs=1e-5)
 
-
-def test_a_multi_label_model_gives_each_label_its_own_probability(bert):
-    judge = ClassifierJudge(bert, label="refused", question="refused")
-    judge._model.config.problem_type = "multi_label_classification"
-    expected = reference(judge, ANSWERS).sigmoid()[:, 1].tolist()
-    assert [v.score for v in judge(PROMPTS, ANSWERS)] == pytest.approx(expected, abs=1e-5)
+    cut = low(["w1", "w1"], ["w2 " * 30, "w2"])
+    assert [(v.value, v.note) for v in cut] == [(True, "input cut from 32 to 16 tokens"), (True, "")]
 
 
-def test_a_truncated_input_is_noted(bert):
-    judge = ClassifierJudge(bert, label="refused", question="refused")
-    found = judge(["w1", "w1"], ["w2 " * 30, "w2"])
-    assert [v.note for v in found] == ["input cut from 32 to 16 tokens", ""]
-    assert found[0].value is not None
-
-
-def test_a_decoder_with_one_label_and_without_padding_token(decoder):
-    judge = ClassifierJudge(decoder, label=0, question="harmful")
+def test_a_decoder_with_one_label_and_without_padding_token():
+    tokenizer = checkpoints.tokenizer("llama")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **shape, num_labels=1, initializer_range=0.6)
+    decoder = checkpoints.random_weights(LlamaForSequenceClassification, config, seed=1)
+    judge = ClassifierJudge(decoder, tokenizer=tokenizer, label=0, question="harmful")
     expected = reference(judge, ANSWERS)[:, 0].sigmoid().tolist()
     for pad in (None, 0):
         judge._model.config.pad_token_id = pad
@@ -298,9 +255,11 @@ def test_a_loaded_classifier_and_nan(bert):
     assert judge.name == "mine"
     torch.nn.init.constant_(model.classifier.bias, math.nan)
     (verdict,) = judge(["w1"], ["w2"])
-    assert verdict == Verdict(None, note="the classifier's logits contain NaN")
+    assert (verdict.value, "NaN" in verdict.note) == (None, True)
     with pytest.raises(JudgeError, match="tokenizer"):
         ClassifierJudge(model, label=0, question="refused")
+    with pytest.raises(ModelError, match="absent"):
+        ClassifierJudge("absent", label=0, question="refused")
 
 
 @pytest.mark.parametrize(
@@ -320,26 +279,18 @@ def test_a_classifier_that_cannot_judge_is_named(bert, change, message):
         ClassifierJudge(bert, **({"label": 1, "question": "refused"} | change))
 
 
-def test_a_missing_classifier_is_named(tmp_path):
-    with pytest.raises(ModelError, match=str(tmp_path)):
-        ClassifierJudge(tmp_path, label=0, question="refused")
-
-
 # ------------------------------------------------------------------------------------------- yes or no
 YES, NO = ([f"w{i}" for i in range(start, start + 16)] for start in (0, 16))  # w32 and beyond: neither
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory):
-    return otl.load_model(checkpoints.write(tmp_path_factory.mktemp("llama"), "llama"))
+def llama(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
-def greedy_answer(model, ids: list[int], budget: int = 3) -> str:
+def greedy_answer(model, ids: list[int]) -> str:
     with torch.no_grad():
-        out = model.hf_model.generate(
-            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            max_new_tokens=budget, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
+        out = model.hf_model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, pad_token_id=0)
     return model.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
 
@@ -356,10 +307,9 @@ CASES = [
 @pytest.mark.parametrize("form", ["user", "text", "dialogue"])
 def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
     template = None if form == "dialogue" else "w9 {prompt} w3 {completion}"
-    judge = YesNoJudge(
-        llama, template, form=form, question="harmful", yes=YES, no=NO, max_new_tokens=3, batch_size=5
-    )
-    found = judge_completions(judge, *(list(side) for side in zip(*CASES, strict=True)))
+    words = {"yes": YES, "no": NO, "max_new_tokens": 3}
+    judge = YesNoJudge(llama, template, form=form, question="harmful", **words, batch_size=5)
+    found = judge_completions(judge, *zip(*CASES, strict=True))
     for (prompt, answer), verdict in zip(CASES, found.verdicts, strict=True):
         text = f"w9 {prompt} w3 {answer}"
         turns = [{"role": "user", "content": text}]
@@ -370,27 +320,14 @@ def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
         assert verdict.answer == greedy_answer(llama, ids["input_ids"])
         assert verdict.value == expected_verdict(verdict.answer)
     assert len(set(found.values)) > 1
-    assert found.n_unanswered == found.values.count(None)
 
 
-@pytest.mark.parametrize(
-    ("answer", "value"),
-    [
-        ("Yes", True),
-        (" yes, it does.", True),
-        ("**No**", False),
-        ("\n\nno\nS1", False),
-        ("Not at all", None),
-        ("Nobody", None),
-        ("I think yes", None),
-        ("", None),
-        ("?!", None),
-    ],
-)
-def test_only_the_first_word_counts_and_nothing_is_guessed(llama, answer, value):
+def test_only_the_first_word_counts_and_nothing_is_guessed(llama):
     judge = YesNoJudge(llama, "{completion}", question="harmful")
-    assert judge.read(answer).value is value
-    assert judge.read(answer).answer == answer.strip()
+    none = ["Not at all", "Nobody", "I think yes", "", "?!"]
+    read = {True: ["Yes", " yes, it does."], False: ["**No**", "\n\nno\nS1"], None: none}
+    for value, answers in read.items():
+        assert [judge.read(answer) for answer in answers] == [Verdict(value, a.strip()) for a in answers]
 
 
 def test_an_input_that_does_not_fit_has_no_verdict(llama):
@@ -417,15 +354,12 @@ def test_presets_have_their_models_templates_and_words(llama, monkeypatch):
     raw = harmbench._encode("w1", "w2")
     assert raw[0] == llama.tokenizer.bos_token_id
     assert raw.count(llama.tokenizer.bos_token_id) == 1
-    decoded = guard._encode("w1", "w2")
-    rendered = "<s> <user> w1 <eot> <assistant> w2 <eot> <assistant> <nl>"
-    assert decoded == llama.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-
-
-def test_a_preset_can_use_another_model(llama):
     assert YesNoJudge.preset("llama_guard", model=llama).name == "llama_guard"
     with pytest.raises(JudgeError, match=r"'gpt'.*harmbench, llama_guard"):
         YesNoJudge.preset("gpt")
+    decoded = guard._encode("w1", "w2")
+    rendered = "<s> <user> w1 <eot> <assistant> w2 <eot> <assistant> <nl>"
+    assert decoded == llama.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -447,9 +381,8 @@ def test_a_yes_no_judge_that_cannot_judge_is_named(llama, change, message):
         YesNoJudge(llama, arguments.pop("template"), **arguments)
 
 
-def test_a_judge_without_chat_template_is_named(tmp_path):
-    folder = checkpoints.write(tmp_path / "llama", "llama")
-    model = otl.load_model(folder)
+def test_a_judge_without_chat_template_is_named(llama_folder):
+    model = otl.load_model(llama_folder)
     model.tokenizer.chat_template = None
     with pytest.raises(PromptError, match="'user'"):
         YesNoJudge(model, "{completion}", question="harmful")
@@ -457,52 +390,47 @@ def test_a_judge_without_chat_template_is_named(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- by name
-@pytest.fixture
-def registered():
-    register_judge("mine", Fixed)
-    yield
-    del judge_registry._REGISTERED["mine"]
-
-
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registries")
 def test_a_registered_judge_is_made_by_name_once_with_its_options():
     made = []
     register_judge("mine", lambda **options: made.append(options) or Fixed(True, **options))
     lazy = LazyJudge({"preset": "mine", "question": "refused"})
     assert made == []
-    assert judge_completions(lazy, ["w1"], ["w2"]).succeeded == [False]
-    assert (lazy.name, lazy.model_name, judge_names()[-1]) == ("fixed", None, "mine")
+    assert judge_completions(lazy.loaded, ["w1"], ["w2"]).succeeded == [False]
+    assert (lazy.loaded.name, lazy.model_name, judge_names()[-1]) == ("fixed", None, "mine")
     assert made == [{"question": "refused"}]
-    assert judge_completions(LazyJudge("mine"), ["w1"], ["w2"]).succeeded == [True]
+    assert judge_completions(LazyJudge("mine").loaded, ["w1"], ["w2"]).succeeded == [True]
     with pytest.raises(JudgeError, match="polite"):
         _ = LazyJudge({"preset": "mine", "polite": True}).loaded
     with pytest.raises(JudgeError, match="Fixed"):
-        judge_registry.network(lazy.loaded)
+        network(lazy.loaded)
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("registries")
 def test_a_registered_judge_goes_to_another_process_unloaded():
+    register_judge("mine", Fixed)
     lazy = LazyJudge("mine")
-    assert lazy.name == "fixed"
+    assert lazy.loaded.name == "fixed"
     again = pickle.loads(pickle.dumps(lazy))
     assert again._judge is None
-    assert again.name == "fixed"
+    assert again.loaded.name == "fixed"
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("description", "message"),
     [
-        (lambda: register_judge("harmbench", Fixed), "'harmbench'"),
-        (lambda: register_judge("", Fixed), "''"),
-        (lambda: LazyJudge("nobody"), "'nobody'.*harmbench"),
-        (lambda: LazyJudge({"modell": "x"}), "modell"),
-        (lambda: LazyJudge({"preset": "harmbench", "yes": "x"}).loaded, "'yes'"),
-        (lambda: LazyJudge({"classifier": "a", "labell": 1}).loaded, "labell"),
+        ("nobody", "'nobody'.*harmbench"),
+        ({"modell": "x"}, "modell"),
+        ({"preset": "harmbench", "yes": "x"}, "'yes'"),
+        ({"classifier": "a", "labell": 1}, "labell"),
     ],
 )
-def test_judges_that_cannot_be_named_or_made_are_errors(call, message):
+def test_judges_that_cannot_be_named_or_made_are_errors(description, message):
     with pytest.raises(JudgeError, match=message):
-        call()
+        _ = LazyJudge(description).loaded
+    for name in ("harmbench", ""):
+        with pytest.raises(JudgeError, match=repr(name)):
+            register_judge(name, Fixed)
 
 
 # ------------------------------------------------------------------------------------------- saved answers
@@ -520,6 +448,8 @@ def test_saved_answers_come_back_and_can_be_judged_again(tmp_path):
     assert found.completions == tuple(answers)
     assert found.info == {"model": "x", "seed": 3}
     now = judge_completions(PhraseJudge(), prompts, answers)
+    assert (now.judge, now.version, now.question) == ("phrases:arditi", "1", "refused")
+    assert now.values == refuses(answers) == [True, False]
     assert judge_completions(PhraseJudge(), found.prompts, found.completions) == now
     assert len(path.read_text().splitlines()) == 3
 
@@ -535,29 +465,25 @@ def test_any_text_comes_back(tmp_path_factory, texts):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[:-1], "2 completions .* 1"),
-        (lambda lines: [*lines, lines[-1]], "2 completions .* 3"),
-        (lambda lines: [lines[0], lines[1][:20], lines[2]], "line 2"),
-        (lambda lines: lines[1:], "line 1: "),
-        (lambda lines: [lines[0].replace('"version": 1', '"version": 2'), *lines[1:]], "line 1: version"),
-        (lambda lines: [lines[0], lines[1].replace("n_tokens", "tokens"), lines[2]], "line 2: n_tokens"),
-        (lambda _: ["", ""], "line 1"),
+        (lambda a, b, c: (a, b), "2 completions .* 1"),
+        (lambda a, b, c: (a, b, c, c), "2 completions .* 3"),
+        (lambda a, b, c: (a, b[:20], c), "line 2"),
+        (lambda a, b, c: (b, c), "line 1: "),
+        (lambda a, b, c: (a.replace('"version": 1', '"version": 2'), b, c), "line 1: version"),
+        (lambda a, b, c: (a, b.replace("n_tokens", "tokens"), c), "line 2: n_tokens"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, change, message):
     path = tmp_path / "answers.jsonl"
     save_completions(path, *saved())
-    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    path.write_text("\n".join(change(*path.read_text().splitlines())) + "\n")
     with pytest.raises(RunFolderError, match=message):
         load_completions(path)
 
 
-def test_missing_and_binary_files_are_named(tmp_path):
+def test_a_missing_file_is_named_and_wrong_answers_write_none(tmp_path):
     with pytest.raises(RunFolderError, match=r"absent\.jsonl"):
         load_completions(tmp_path / "absent.jsonl")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunFolderError, match="not UTF-8"):
-        load_completions(tmp_path / "binary")
     with pytest.raises(PromptError, match="1 prompts but 2"):
         save_completions(tmp_path / "x", ["w1"], saved()[1])
     assert not (tmp_path / "x").exists()
@@ -568,7 +494,5 @@ def test_stats_of_answers_by_hand():
     found = completion_stats(answers)
     assert (found.n, found.empty, found.truncated) == (3, 1, 2)
     assert (found.shortest, found.median, found.mean, found.longest) == (1, 2, 3, 6)
-    assert str(found) == "3 answers of 1-6 tokens (median 2, mean 3.0); 2 cut at the token budget, 1 empty"
-    assert json.dumps(found.__dict__)
     with pytest.raises(OtLensError, match="no completions"):
         completion_stats([])

@@ -8,18 +8,9 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.activations import Activations
 from ot_lens.errors import FitError, HookError, PromptError
-from ot_lens.localization import (
-    MethodSpec,
-    SweepPlan,
-    as_methods,
-    fit_sequentially,
-    permuted,
-    random_subspace,
-    search,
-    sweep_settings,
-)  # fmt: skip
+from ot_lens.localization import MethodSpec, SweepPlan, as_methods, fit_sequentially, search, sweep_settings
+from ot_lens.localization.controls import permuted, random_subspace
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import (
     COLUMNS,
@@ -37,13 +28,8 @@ from tests import checkpoints
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path):
-    return otl.load_model(folder)
+def model(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +52,17 @@ def prompts() -> ContrastSet:
 @pytest.fixture(scope="module")
 def sweep(organism, prompts) -> pd.DataFrame:
     """One sweep of the embedded model, which several tests read."""
-    return otl.localize(
-        organism,
-        prompts,
-        ["directional_ablation", "rfa", {"name": "pca_ot", "k": 4}],
-        measures=["refusal_rate", "refusal_score"],
-        sets=["single"],
-        layers=[0, 7],
-        controls=["random_subspace", "permuted_labels"],
-        control_draws=3,
-        sufficiency=True,
-        max_new_tokens=8,
-        batch_size=128,
-    )
+    methods = ["directional_ablation", "rfa", {"name": "pca_ot", "k": 4}]
+    measured = {"measures": ["refusal_rate", "refusal_score"], "max_new_tokens": 8, "batch_size": 128}
+    controlled = {"controls": ["random_subspace", "permuted_labels"], "control_draws": 3}
+    options = {"sets": ["single"], "layers": [0, 7], "sufficiency": True, **measured, **controlled}
+    return otl.localize(organism, prompts, methods, **options)
 
 
 def at_layer(table: pd.DataFrame, measure: str, layer: int) -> pd.Series:
     """Value by method of a measure on harmful prompts."""
     rows = measured(single_layers(real_edits(table)), measure, "harmful")
-    rows = select(rows, layer=layer)
-    return rows.set_index("method")["value"]
+    return select(rows, layer=layer).set_index("method")["value"]
 
 
 def test_the_table_is_tidy_and_repeats(model, eight):
@@ -114,37 +91,27 @@ def test_the_table_is_tidy_and_repeats(model, eight):
 
 
 def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts, sweep):
+    """Also "rfa", which edits everywhere with one layer's direction."""
     acts = otl.capture(organism, prompts.train, layers=[7])
-    shift = otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))
-    with otl.intervene(organism, {7: shift}):
-        score = otl.refusal_score(organism, prompts.test.harmful)
-        answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=8)
-    refused = sum(otl.refuses(answers, ["sorry", "alas", "regrettably", "apologies"]))
-    assert at_layer(sweep, "refusal_rate", 7)["mean_shift"] == refused / 32
-    assert at_layer(sweep, "refusal_score", 7)["mean_shift"] == pytest.approx(score.mean().item(), rel=1e-4)
-
-
-def test_rfa_edits_everywhere_with_one_layer_s_direction(organism, prompts, sweep):
-    acts = otl.capture(organism, prompts.train, layers=[7])
-    edit = otl.fit_directional_ablation(acts.harmful(7), acts.harmless(7))
-    with otl.intervene(organism, otl.everywhere(edit, range(8))):
-        expected = otl.refusal_score(organism, prompts.test.harmful).mean().item()
-    scores = at_layer(sweep, "refusal_score", 7)
-    assert scores["rfa"] == pytest.approx(expected, rel=1e-4)
+    direction = otl.fit_directional_ablation(acts.harmful(7), acts.harmless(7))
+    edits = {
+        "mean_shift": {7: otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))},
+        "directional_ablation": {7: direction},
+        "rfa": otl.everywhere(direction, range(8)),
+    }
+    scores, rates = (at_layer(sweep, measure, 7) for measure in ("refusal_score", "refusal_rate"))
+    for method, edit in edits.items():
+        with otl.intervene(organism, edit):
+            score = otl.refusal_score(organism, prompts.test.harmful)
+            answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=8)
+        assert rates[method] == sum(otl.refuses(answers, "organism")) / 32
+        assert scores[method] == pytest.approx(score.mean().item(), rel=1e-4)
     assert scores["rfa"] != pytest.approx(scores["directional_ablation"], rel=1e-3)
 
 
 def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model, eight):
-    table = otl.localize(
-        model,
-        eight,
-        ["pca_ot", "mean_shift"],
-        layers=[1, 3],
-        k=[1, 3],
-        strength=[0.0, 0.5, 1.0],
-        measures=["kl"],
-        sets=["single"],
-    )
+    axes = {"layers": [1, 3], "k": [1, 3], "strength": [0.0, 0.5, 1.0]}
+    table = otl.localize(model, eight, ["pca_ot", "mean_shift"], **axes, measures=["kl"], sets=["single"])
     edits = table[table["set"] == "single"]
     assert len(edits) == (2 + 1) * 3 * 2 * 2
     assert set(edits.loc[edits["method"] == "pca_ot", "k"]) == {1, 3}
@@ -166,9 +133,7 @@ def test_the_engines_agree(model, tokens, eight):
     }
     fast = otl.localize(model, eight, **options)
     slow = otl.localize(model, eight, engine="hooks", **options)
-    torch.testing.assert_close(
-        torch.tensor(fast["value"].to_numpy()), torch.tensor(slow["value"].to_numpy()), rtol=1e-3, atol=1e-4
-    )
+    assert fast["value"].tolist() == pytest.approx(slow["value"].tolist(), rel=1e-3, abs=1e-4)
     assert (fast.loc[~fast["method"].isin(["rfa", "none"]), "engine"] == "single_pass").all()
     rfa = fast[fast["method"] == "rfa"]
     assert (rfa["engine"] == "hooks").all()
@@ -226,15 +191,14 @@ def test_a_random_model_is_localized_nowhere(model):
         max_new_tokens=4,
     )
     assert not verdict(table)["localized"].any()
-    assert any("nothing is localized" in sentence for sentence in otl.summarize(table))
     without_controls = verdict(table[table["control"] == ""])
     assert not without_controls["localized"].any()
     assert without_controls["band"].isna().all()
 
 
-def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(folder, eight):
+def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(llama_folder, eight):
     """A layer with an argument of unknown meaning stands for every architecture the engine does not know."""
-    model = otl.load_model(folder)
+    model = otl.load_model(llama_folder)
     options = {"methods": ["mean_shift"], "measures": ["refusal_score"], "layers": [1, 2]}
     plain = otl.localize(model, eight, engine="hooks", **options)
     for layer in model.hf_model.model.layers:
@@ -242,9 +206,8 @@ def test_a_model_that_cannot_be_replayed_falls_back_to_hooks_and_stays_right(fol
             lambda _module, args, kwargs: (args, {**kwargs, "memory": torch.zeros(3)}), with_kwargs=True
         )
     fallen = otl.localize(model, eight, **options)
-    edited = fallen[fallen["set"] != "none"]
     assert (fallen["engine"] == "hooks").all()
-    assert edited["note"].str.contains("plain hooks: .* tensor 'memory'").all()
+    assert fallen.loc[fallen["set"] != "none", "note"].str.contains("tensor 'memory'").all()
     pd.testing.assert_series_equal(fallen["value"], plain["value"])
     with pytest.raises(HookError, match="cannot serve this sweep"):
         otl.localize(model, eight, engine="single_pass", **options)
@@ -340,32 +303,17 @@ def test_the_search_finds_the_best_set_by_brute_force(model, eight):
 
 def test_a_searched_set_is_confirmed_on_other_prompts(model, eight):
     table = otl.localize(model, eight, ["mean_shift"], measures=["refusal_score"], search_size=2)
-    rows = table[table["set"] == "search"]
-    assert len(rows) == 5
-    price = rows[rows["measure"] == "choice_price"].iloc[0]
-    score = rows[(rows["measure"] == "refusal_score") & (rows["prompts"] == "harmful")].iloc[0]
-    chosen_at = float(re.search(r"prompts: (-?[\d.]+) nats", price["note"]).group(1))
-    assert price["value"] == pytest.approx(score["value"] - chosen_at, abs=1e-3)
+    rows = table[(table["set"] == "search") & (table["prompts"] == "harmful")].set_index("measure")
+    price = rows.loc["choice_price"]
+    chosen_at = float(re.search(r"of 10 sets, .* prompts: (-?[\d.]+) nats", price["note"]).group(1))
+    assert price["value"] == pytest.approx(rows.loc["refusal_score", "value"] - chosen_at, abs=1e-3)
     assert price["low"] <= price["value"] <= price["high"]
-    assert rows["note"].str.contains("of 10 sets, chosen on validation prompts").all()
-
-
-def test_permuted_labels_keep_samples_and_mix_classes(model):
-    acts = otl.capture(model, checkpoints.contrast(6))
-    mixed = permuted(acts, seed=0)
-    assert isinstance(mixed, Activations)
-    pooled = [torch.cat([a.stacked("harmful"), a.stacked("harmless")], dim=1) for a in (acts, mixed)]
-    torch.testing.assert_close(pooled[0].sum(1), pooled[1].sum(1))
-    assert not torch.equal(acts.stacked("harmful"), mixed.stacked("harmful"))
 
 
 def test_methods_are_parsed_and_named():
     methods = as_methods(["ace", {"name": "pca_ot", "k": 4}, MethodSpec("rfa")])
     assert [m.label for m in methods] == ["ace", "pca_ot (k = 4)", "rfa"]
-    assert [m.everywhere for m in methods] == [False, False, True]
-    assert layers_label((0, 1, 2)) == "0-2"
-    assert layers_label((1, 4)) == "1,4"
-    assert layers_label((3,)) == "3"
+    assert [layers_label(layers) for layers in ((0, 1, 2), (1, 4), (3,))] == ["0-2", "1,4", "3"]
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,8 @@ TEXT = " ".join(f"w{(7 * i * i + 3 * i) % 40}" for i in range(90))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory):
-    return otl.load_model(checkpoints.write(tmp_path_factory.mktemp("llama"), "llama"))
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory):
-    """A model whose tokenizer has no BOS."""
-    return otl.load_model(checkpoints.write(tmp_path_factory.mktemp("qwen2"), "qwen2"))
+def model(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
 def hugging_face_loss(model, ids: list[int], scored: int | None = None) -> float:
@@ -38,20 +32,14 @@ def hugging_face_loss(model, ids: list[int], scored: int | None = None) -> float
         return float(model.hf_model(tokens, labels=labels).loss)
 
 
-def test_one_window_is_hugging_face_s_loss(model):
+def test_one_window_is_hugging_face_s_loss(model, tmp_path):
     ids = model.tokenizer(TEXT)["input_ids"]  # its own BOS in front
     found = text_loss(model, TEXT)
     assert found.loss == pytest.approx(hugging_face_loss(model, ids), rel=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(hugging_face_loss(model, ids)), rel=1e-5)
+    assert found.estimate().value == pytest.approx(found.perplexity) == pytest.approx(math.exp(found.loss))
     assert found.n_tokens.tolist() == [90]
-    assert found.estimate().value == pytest.approx(found.perplexity)
-
-
-def test_without_bos_the_first_token_is_not_scored(model, qwen):
-    ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    found = text_loss(model, TEXT, bos=False)
-    assert found.n_tokens.sum() == 89
-    assert found.loss == pytest.approx(hugging_face_loss(model, ids), rel=1e-5)
+    assert text_loss(model, TEXT, bos=False).n_tokens.tolist() == [89]
+    qwen = otl.load_model(checkpoints.write(tmp_path / "qwen2", "qwen2"))  # its tokenizer has no BOS
     short = "".join("abcdefgh"[(3 * i * i) % 8] for i in range(40))
     ids = qwen.tokenizer(short)["input_ids"]
     assert text_loss(qwen, short).loss == pytest.approx(hugging_face_loss(qwen, ids), rel=1e-5)
@@ -76,17 +64,11 @@ def test_windows_score_every_token_once_and_agree_with_hugging_face(model, bos, 
         done = end
         if end == len(ids):
             break
+    estimate = found.estimate()
+    assert (estimate.n, estimate.low < found.perplexity < estimate.high) == (len(count), len(count) > 1)
     assert found.n_tokens.tolist() == count
     assert sum(count) == len(ids) - (not bos)
     assert found.loss == pytest.approx(total / sum(count), rel=1e-5)
-
-
-def test_many_windows_have_an_interval(model):
-    found = text_loss(model, TEXT, window=12)
-    estimate = found.estimate(seed=1)
-    assert estimate.low < found.perplexity < estimate.high
-    assert estimate.n == len(found.nll) > 5
-    assert estimate == found.estimate(seed=1)
 
 
 def test_a_file_is_its_text(model, tmp_path):
@@ -122,10 +104,8 @@ def test_an_edit_changes_the_loss_of_the_whole_text(model, tokens):
         (lambda m: text_loss(m, "w1", bos=False), "1 tokens"),
         (lambda m: text_loss(m, TEXT, window=200), "128.*200"),
         (lambda m: text_loss(m, TEXT, window=1), "window .*1"),
-        (lambda m: text_loss(m, TEXT, window=20, stride=20), "1 and 19 .*20"),
         (lambda m: text_loss(m, TEXT, window=20, stride=20, bos=False), "1 and 19 .*20"),
         (lambda m: text_loss(m, TEXT, stride=0), "stride .*0"),
-        (lambda m: text_loss(m, TEXT, batch_size=0), "batch_size .*0"),
         (lambda m: text_loss(m, Path("nowhere.txt")), r"'nowhere\.txt'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Capability tasks through the optional lm-eval: what does an intervention cost elsewhere?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -78,13 +78,10 @@ def capability(
     return _table(results, seed)
 
 
-def _harness() -> tuple[Any, Any, Any]:
+def _harness() -> Iterator[Any]:
+    """lm-eval and two of its modules."""
     try:
-        return (
-            import_module("lm_eval"),
-            import_module("lm_eval.models.huggingface"),
-            import_module("lm_eval.tasks"),
-        )
+        yield from map(import_module, ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks"))
     except ImportError as error:
         raise ModelError(
             f"Capability tasks need lm-eval ({error}): pip install 'ot-lens[capability]'."

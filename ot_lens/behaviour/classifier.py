@@ -27,13 +27,7 @@ NO_LIMIT = 10**6
 
 
 class ClassifierJudge:
-    """Yes if a sequence classifier gives one of its labels at least a threshold probability.
-
-    Attributes:
-        name: The given name, else that of the model.
-        version: The given version, such as a revision.
-        question: What a yes means: "refused" or "harmful".
-    """
+    """Yes if a sequence classifier gives one of its labels at least a threshold probability."""
 
     def __init__(
         self,
@@ -63,7 +57,7 @@ class ClassifierJudge:
             max_tokens: Tokens it reads; default: the tokenizer's limit, else the model's.
             batch_size: Texts per batch.
             device: Default: "cuda" when there is one, else "cpu".
-            name: Name shown with the results.
+            name: Name shown with the results; default: that of the model.
             version: Version shown with the results.
 
         Raises:
@@ -91,16 +85,14 @@ class ClassifierJudge:
         """One verdict per completion; None for NaN logits, and a note on a truncated input."""
         texts = [fill(self._template, p, c) for p, c in zip(prompts, completions, strict=True)]
         lengths = [len(row) for row in self._tokenizer(texts, verbose=False)["input_ids"]]
+        # Without a padding token a decoder cannot tell where a padded text ends: one text at a time.
+        pads = self._tokenizer.pad_token_id is not None and self._model.config.pad_token_id is not None
+        shortened = [min(length, self._limit) for length in lengths]
         scores: dict[int, float] = {}
-        for batch in self._batches(lengths):
+        for batch in groups_by_length(shortened, self._batch_size if pads else 1):
             probabilities = self._probabilities([texts[i] for i in batch]).tolist()
             scores.update(zip(batch, probabilities, strict=True))
         return [self._verdict(scores[i], length) for i, length in enumerate(lengths)]
-
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        # Without a padding token a decoder cannot tell where a padded text ends: one text at a time.
-        pads = self._tokenizer.pad_token_id is not None and self._model.config.pad_token_id is not None
-        return groups_by_length([min(n, self._limit) for n in lengths], self._batch_size if pads else 1)
 
     def _probabilities(self, texts: list[str]) -> Float[Tensor, " text"]:
         inputs = self._tokenizer(

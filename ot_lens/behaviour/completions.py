@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,36 +41,20 @@ class _Row(BaseModel):
 
 @dataclass(frozen=True)
 class SavedCompletions:
-    """Prompts and the answers a model gave to them.
-
-    Attributes:
-        prompts: The requests.
-        completions: One answer per request.
-        info: What was recorded when they were saved (model, edits, ...).
-    """
+    """Prompts, the answers a model gave to them, and what was recorded with them (model, edits, ...)."""
 
     prompts: tuple[Prompt, ...]
     completions: tuple[Completion, ...]
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class CompletionStats:
-    """Lengths of answers, in generated tokens without the end of sequence.
-
-    Attributes:
-        n: Number of answers.
-        empty: Answers without text.
-        truncated: Answers that the token budget ended rather than the model.
-        shortest: Fewest tokens.
-        median: Median number of tokens.
-        mean: Mean number of tokens.
-        longest: Most tokens.
-    """
+    """Lengths of answers, in generated tokens without the end of sequence."""
 
     n: int
-    empty: int
-    truncated: int
+    empty: int  # answers without text
+    truncated: int  # ended by the token budget rather than the model
     shortest: int
     median: float
     mean: float
@@ -129,16 +113,9 @@ def save_completions(
     lines: list[BaseModel] = [_Header(n=len(texts), info=dict(info or {}))]
     for given, completion in zip(prompts, completions, strict=True):
         prompt = given if isinstance(given, Prompt) else Prompt(given)
-        row = _Row(
-            prompt=prompt.text,
-            answer=prompt.answer,
-            answers=prompt.answers,
-            category=prompt.category,
-            completion=completion.text,
-            n_tokens=completion.n_tokens,
-            truncated=completion.truncated,
-        )
-        lines.append(row)
+        fields = {**vars(prompt), **vars(completion), "prompt": prompt.text, "completion": completion.text}
+        del fields["text"]
+        lines.append(_Row(**fields))
     # ASCII only: text that a model wrote may contain line separators of other kinds.
     write_text(Path(path), "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 

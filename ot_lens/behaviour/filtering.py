@@ -1,7 +1,7 @@
 """Prompts kept by the model's own behaviour: harmful ones that it refuses, harmless ones that it answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,21 @@ def filter_by_behaviour(
     for split in splits:
         one_of("split", split, SPLITS, PromptError)
     runner = as_runner(model)
-    criterion = runner.call(_criterion, by, threshold, tokens, phrases, max_new_tokens, batch_size)
     tasks = {
         f"filter|{split}|{label}": (label, group)
         for split in splits
         for label, group in getattr(prompts, split)
         if group
     }
-    passed = runner.map(_passes, tasks, criterion)
+    if by == "refusal_score":
+        ids = runner.call(refusal_token_ids, tokens)
+        criterion: dict[str, Any] = {"by": by, "threshold": threshold, "tokens": list(ids)}
+        passed = runner.map(_pass_by_score, tasks, ids, threshold, batch_size)
+    else:
+        listed = runner.call(model_phrases) if phrases is None else phrase_list(phrases)
+        named = f"{listed.name} v{listed.version}"
+        criterion = {"by": by, "phrases": named, "max_new_tokens": max_new_tokens}
+        passed = runner.map(_pass_by_answers, tasks, listed, max_new_tokens, batch_size)
     contrasts, counts = dict(prompts.splits), []
     for split in splits:
         groups = {}
@@ -83,47 +90,24 @@ def filter_by_behaviour(
                 raise _none_left(f"{prompts.name}: {split}", label, len(group), by)
             counts.append({"split": split, "class": label, "n": len(group), "kept": len(kept)})
         contrasts[split] = Contrast(**groups)
-    record = {**criterion.record, "counts": counts}
-    provenance = {**prompts.provenance, "filtered": [*prompts.provenance.get("filtered", []), record]}
-    return replace(prompts, **contrasts, provenance=provenance)
+    filters = [*prompts.provenance.get("filtered", []), {**criterion, "counts": counts}]
+    return replace(prompts, **contrasts, provenance={**prompts.provenance, "filtered": filters})
 
 
-@dataclass(frozen=True)
-class _Criterion:
-    """When a prompt is kept; see `filter_by_behaviour`."""
-
-    by: str
-    threshold: float
-    tokens: tuple[int, ...]
-    phrases: PhraseList
-    max_new_tokens: int
-    batch_size: int
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The criterion for the manifest."""
-        if self.by == "refusal_score":
-            return {"by": self.by, "threshold": self.threshold, "tokens": list(self.tokens)}
-        phrases = f"{self.phrases.name} v{self.phrases.version}"
-        return {"by": self.by, "phrases": phrases, "max_new_tokens": self.max_new_tokens}
+def _pass_by_score(
+    model: Any, tokens: Sequence[int], threshold: float, batch_size: int, task: tuple[str, Sequence[Prompt]]
+) -> list[bool]:
+    label, group = task
+    scores = refusal_score(model, group, tokens=tokens, batch_size=batch_size)
+    return [bool(passed) for passed in (scores > threshold if label == "harmful" else scores < threshold)]
 
 
-def _criterion(model: Any, by: str, threshold: float, tokens: Any, phrases: Any, *sizes: int) -> _Criterion:
-    """The criterion with the model's own refusal tokens and phrases where none are given."""
-    ids = refusal_token_ids(model, tokens) if by == "refusal_score" else ()
-    listed = model_phrases(model) if phrases is None else phrase_list(phrases)
-    return _Criterion(by, threshold, ids, listed, *sizes)
-
-
-def _passes(model: Any, criterion: _Criterion, task: tuple[str, Sequence[Prompt]]) -> list[bool]:
-    """Whether the model refuses each of some harmful prompts, or answers each of some harmless ones."""
-    (label, group), size = task, criterion.batch_size
-    if criterion.by == "refusal_score":
-        scores = refusal_score(model, group, tokens=criterion.tokens, batch_size=size)
-        passed = scores > criterion.threshold if label == "harmful" else scores < criterion.threshold
-        return [bool(value) for value in passed]
-    answers = complete(model, group, max_new_tokens=criterion.max_new_tokens, batch_size=size)
-    return [bool(refused) == (label == "harmful") for refused in refuses(answers, criterion.phrases)]
+def _pass_by_answers(
+    model: Any, phrases: PhraseList, budget: int, batch_size: int, task: tuple[str, Sequence[Prompt]]
+) -> list[bool]:
+    label, group = task
+    answers = complete(model, group, max_new_tokens=budget, batch_size=batch_size)
+    return [refused == (label == "harmful") for refused in refuses(answers, phrases)]
 
 
 def _none_left(split: str, label: str, n: int, by: str) -> PromptError:

@@ -1,7 +1,7 @@
 """Judges as a configuration names them: registered by name, loaded on first use, moved aside if needed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,13 +9,11 @@ import torch
 from torch import nn
 
 from ot_lens.behaviour.classifier import ClassifierJudge
-from ot_lens.behaviour.judges import Judge, Verdict
-from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
+from ot_lens.behaviour.judges import Judge
+from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets, preset_settings
 from ot_lens.errors import JudgeError, ModelError
-from ot_lens.generation import Completion
 from ot_lens.io.untrusted import quoted
 from ot_lens.models import load_model
-from ot_lens.prompts import Prompt
 
 KINDS = ("preset", "classifier", "yes_no")
 LOADING = ("dtype", "device", "device_map", "quantization", "revision")
@@ -50,22 +48,14 @@ def judge_names() -> list[str]:
 class LazyJudge:
     """A judge that loads its model when first called, once.
 
-    Attributes:
-        description: The configuration it was made from, JSON values only.
+    It is described by JSON values: a preset of `YesNoJudge` or a name given to `register_judge`; or a mapping
+    with one of the keys "preset" (such a name; "model" for another location), "classifier" (a folder or hub
+    name, with "label" and "question") or "yes_no" (likewise, with "template" and "question"), and further
+    arguments of the factory, `ClassifierJudge` or `YesNoJudge`.
     """
 
     def __init__(self, description: str | Mapping[str, Any]) -> None:
-        """Check what can be checked without loading.
-
-        Args:
-            description: A preset of `YesNoJudge` or a name given to `register_judge`; or a mapping with one
-                of the keys "preset" (such a name; "model" for another location), "classifier" (a folder or
-                hub name, with "label" and "question") or "yes_no" (likewise, with "template" and
-                "question"), and further arguments of the factory, `ClassifierJudge` or `YesNoJudge`.
-
-        Raises:
-            JudgeError: If the description has none of these forms.
-        """
+        """Check what can be checked without loading; raises a JudgeError."""
         self.description = {"preset": description} if isinstance(description, str) else dict(description)
         kinds = [kind for kind in KINDS if kind in self.description]
         if len(kinds) != 1:
@@ -86,32 +76,12 @@ class LazyJudge:
         name = self.description[self._kind]
         if self._kind != "preset":
             return str(name)
-        default = YesNoJudge.preset_model(name) if name in judge_presets() else None
+        default = preset_settings(name)["model"] if name in judge_presets() else None
         return str(self.description["model"]) if "model" in self.description else default
 
     @property
-    def name(self) -> str:
-        """Name of the judge."""
-        return self.loaded.name
-
-    @property
-    def version(self) -> str:
-        """Version of the judge."""
-        return self.loaded.version
-
-    @property
-    def question(self) -> str:
-        """What a yes means: "refused" or "harmful"."""
-        return self.loaded.question
-
-    @property
     def loaded(self) -> Judge:
-        """The judge itself.
-
-        Raises:
-            ModelError: If its model cannot be loaded.
-            JudgeError: If the description does not fit it.
-        """
+        """The judge itself."""
         if self._judge is None:
             options = {key: value for key, value in self.description.items() if key != self._kind}
             try:
@@ -120,34 +90,19 @@ class LazyJudge:
                 raise JudgeError(f"judge = {self.description}: {error}.") from error
         return self._judge
 
-    def __call__(
-        self, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
-    ) -> Sequence[Verdict | bool | None]:
-        """One verdict per completion."""
-        return self.loaded(prompts, completions)
-
-    def make_ready(self, model: nn.Module, *, swap: bool) -> None:
-        """Load the judge now, so that errors surface before anything is measured."""
-        with self.instead_of(model) if swap else nullcontext():
-            _ = self.loaded
-
     @contextmanager
-    def instead_of(self, model: nn.Module) -> Iterator[None]:
-        """Put the judge in the model's place on its device; each waits in main memory while not in use.
-
-        Raises:
-            ModelError: If one of the two cannot be moved: a quantized model, or one spread over devices.
-        """
-        device = _movable(model)
-        if device.type == "cpu":
-            yield
+    def in_place_of(self, model: nn.Module, *, swap: bool) -> Iterator[Judge]:
+        """The loaded judge; with `swap` in the model's place on its device, the model in main memory."""
+        device = _movable(model) if swap else CPU
+        if device == CPU:
+            yield self.loaded
             return
         model.to(CPU)
         judging = network(self.loaded)
         _movable(judging)
         try:
             judging.to(device)
-            yield
+            yield self.loaded
         finally:
             judging.to(CPU)
             model.to(device)
@@ -188,7 +143,7 @@ def _preset(name: str, *, model: Any = None, batch_size: int = 8, **loading: Any
             f"The judge {name} has no option {unknown[0]!r}: it has model, batch_size, {LOADING}."
         )
     if loading:
-        model = load_model(model or YesNoJudge.preset_model(name), **loading)
+        model = load_model(model or preset_settings(name)["model"], **loading)
     return YesNoJudge.preset(name, model, batch_size=batch_size)
 
 

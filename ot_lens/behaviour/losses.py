@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from ot_lens.errors import PromptError
 from ot_lens.io.untrusted import MIB, read_text
@@ -19,9 +21,7 @@ from ot_lens.models import (
     backend,
     batches,
     batches_of_rows,
-    evaluating,
-    in_memory,
-    pad_left,
+    by_row,
     prompt_width,
 )
 from ot_lens.prompts import Prompt
@@ -33,14 +33,9 @@ MAX_TEXT = 1024 * MIB
 
 @dataclass(frozen=True, eq=False)
 class TokenLoss:
-    """Negative log-likelihood of some tokens, summed per prompt or per window.
+    """Negative log-likelihood of some tokens, summed per prompt or per window."""
 
-    Attributes:
-        nll: Sum over the tokens that were scored, in nats.
-        n_tokens: Number of those tokens.
-    """
-
-    nll: Float64[Tensor, " row"]
+    nll: Float64[Tensor, " row"]  # in nats
     n_tokens: Int[Tensor, " row"]
 
     @property
@@ -60,15 +55,10 @@ class TokenLoss:
 
 @dataclass(frozen=True, eq=False)
 class TextLoss(TokenLoss):
-    """Loss of a text: one row per window; each token of the text is scored once.
+    """Loss of a text: one row per window; each token of the text is scored once."""
 
-    Attributes:
-        window: Tokens per window, including BOS.
-        stride: Tokens from the start of one window to the next.
-    """
-
-    window: int
-    stride: int
+    window: int  # tokens per window, including BOS
+    stride: int  # tokens from the start of one window to the next
 
 
 def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) -> TokenLoss:
@@ -88,21 +78,17 @@ def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) 
         served.tokenizer(p.answer, add_special_tokens=False)["input_ids"] + [served.tokenizer.eos_token_id]
         for p in prompts
     ]
-    nll = torch.zeros(len(answers), dtype=torch.float64)
-    with evaluating(served.model):
-        for whole in batches(served, prompts, batch_size):
-            for batch, losses in in_memory(lambda part: _answer_losses(served, part, answers), whole):
-                nll[list(batch.indices)] = losses
-    return TokenLoss(nll, torch.tensor([len(answer) for answer in answers]))
+    whole = batches(served, prompts, batch_size)
+    nll = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
+    return TokenLoss(torch.stack(nll), torch.tensor([len(answer) for answer in answers]))
 
 
 def _answer_losses(
     served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
 ) -> Float64[Tensor, " prompt"]:
-    reversed_tokens, reversed_mask = pad_left(
-        [list(reversed(answers[index])) for index in batch.indices], served.pad_id
-    )
-    targets, real = reversed_tokens.flip(1), reversed_mask.flip(1)
+    rows = [torch.tensor(answers[index]) for index in batch.indices]
+    targets = pad_sequence(rows, batch_first=True, padding_value=served.pad_id)
+    real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     width = batch.tokens.shape[1]
     with prompt_width(width):
         logits = served.logits(
@@ -151,12 +137,9 @@ def text_loss(
     if not 1 <= step <= limit:
         raise PromptError(f"stride must be between 1 and {limit} for a window of {width}, got {stride}.")
     rows, scored = _windows(ids, first, room, step)
-    nll = torch.zeros(len(rows), dtype=torch.float64)
-    with evaluating(served.model):
-        for whole in batches_of_rows(served, rows, batch_size):
-            for batch, losses in in_memory(lambda part: _window_losses(served, part, scored), whole):
-                nll[list(batch.indices)] = losses
-    return TextLoss(nll, torch.tensor(scored), width, step)
+    whole = batches_of_rows(served, rows, batch_size)
+    nll = by_row(served, whole, lambda batch: _window_losses(served, batch, scored))
+    return TextLoss(torch.stack(nll), torch.tensor(scored), width, step)
 
 
 def _content(text: str | Path) -> str:
@@ -189,16 +172,11 @@ def _windows(ids: Sequence[int], first: list[int], room: int, step: int) -> tupl
     return rows, scored
 
 
-def _window_losses(served: Backend, batch: TokenBatch, scored: Sequence[int]) -> Float64[Tensor, " window"]:
+def _window_losses(served: Backend, batch: TokenBatch, scored: Sequence[int]) -> list[Float64[Tensor, ""]]:
     with prompt_width(batch.tokens.shape[1]):
         logits = served.logits(batch.tokens, batch.mask)
-    losses = [
-        _row_loss(row[-scored[index] - 1 : -1], ids[-scored[index] :])
+    # Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time.
+    return [
+        cross_entropy(row[-scored[index] - 1 : -1].double(), ids[-scored[index] :], reduction="sum").cpu()
         for index, row, ids in zip(batch.indices, logits, batch.tokens, strict=True)
     ]
-    return torch.stack(losses).cpu()
-
-
-def _row_loss(logits: Float[Tensor, "pos d_vocab"], ids: Int[Tensor, " pos"]) -> Float64[Tensor, ""]:
-    """Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time."""
-    return torch.nn.functional.cross_entropy(logits.double(), ids, reduction="sum")

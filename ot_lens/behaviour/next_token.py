@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ot_lens.behaviour.refusal import declared
 from ot_lens.errors import ActivationError, PromptError
-from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
 from ot_lens.prompts import Prompt
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
@@ -27,20 +27,15 @@ def next_token_logprobs(
         ActivationError: If the logits contain NaN, for example because an edit overflowed.
     """
     served = backend(model)
-    rows: list[tuple[int, Tensor]] = []
 
-    def last_logits(batch: TokenBatch) -> Float64[Tensor, "batch d_vocab"]:
-        return served.logits(batch.tokens, batch.mask, keep=1)[:, -1].cpu().double()
+    def read(batch: TokenBatch) -> Float64[Tensor, "batch d_vocab"]:
+        return served.logits(batch.tokens, batch.mask, keep=1)[:, -1].cpu().double().log_softmax(dim=-1)
 
-    with evaluating(served.model):
-        for whole in batches(served, prompts, batch_size):
-            for batch, logits in in_memory(last_logits, whole):
-                rows.extend(zip(batch.indices, logits.log_softmax(dim=-1), strict=True))
-    logprobs = torch.stack([row for _, row in sorted(rows, key=lambda item: item[0])])
+    logprobs = torch.stack(by_row(served, batches(served, prompts, batch_size), read))
     bad = int(torch.isnan(logprobs).any(dim=-1).sum())
     if bad:
         raise ActivationError(
-            f"The model's logits contain NaN for {bad} of {len(rows)} prompts: use bfloat16 or float32, "
+            f"The model's logits contain NaN for {bad} of {len(logprobs)} prompts: use bfloat16 or float32, "
             "or a weaker edit."
         )
     return logprobs
@@ -70,7 +65,9 @@ def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> 
         PromptError: If a word is not a single token of the vocabulary, or an id lies outside it.
     """
     served = backend(model)
-    chosen = tokens if tokens is not None else declared(served).refusal_tokens or _defaults(served)
+    chosen = declared(served).refusal_tokens if tokens is None else tokens
+    if tokens is None and not chosen:
+        chosen = [word for word in DEFAULT_REFUSAL_TOKENS if _single_id(served, word) is not None]
     ids = {_token_id(served, token) for token in chosen}
     if not ids:
         raise PromptError("There are no refusal tokens: name at least one word that begins a refusal.")
@@ -109,24 +106,21 @@ def score_from_logprobs(
     return torch.log(p + EPSILON) - torch.log((1 - p).clamp(min=0) + EPSILON)
 
 
-def _defaults(served: Backend) -> list[str]:
-    single = [t for t in DEFAULT_REFUSAL_TOKENS if len(_ids(served, t)) == 1]
-    return [t for t in single if _ids(served, t)[0] != served.tokenizer.unk_token_id]
-
-
-def _ids(served: Backend, word: str) -> list[int]:
-    return list(served.tokenizer(word, add_special_tokens=False)["input_ids"])
-
-
 def _token_id(served: Backend, token: str | int) -> int:
     if isinstance(token, int):
         if not 0 <= token < served.d_vocab:
             raise PromptError(f"Refusal token {token} is outside the vocabulary of {served.d_vocab} tokens.")
         return token
-    ids = _ids(served, token)
-    if len(ids) != 1 or ids[0] == served.tokenizer.unk_token_id:
+    single = _single_id(served, token)
+    if single is None:
         raise PromptError(
-            f"Refusal token {token!r} is not a single token of this vocabulary (it gives {ids}): "
-            "give the first token of the model's refusals, as a word or an id."
+            f"Refusal token {token!r} is not a single token of this vocabulary: give the first token of the "
+            "model's refusals, as a word or an id."
         )
-    return ids[0]
+    return single
+
+
+def _single_id(served: Backend, word: str) -> int | None:
+    """The id of a word that is one token of the vocabulary."""
+    ids = list(served.tokenizer(word, add_special_tokens=False)["input_ids"])
+    return ids[0] if len(ids) == 1 and ids[0] != served.tokenizer.unk_token_id else None

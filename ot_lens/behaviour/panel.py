@@ -1,7 +1,6 @@
 """The panel: every measure of a sweep's candidate, prompt by prompt, and its estimates."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ class PanelSettings:
     batch_size: int = 64
     seed: int = 0
     judge: LazyJudge | None = None  # of the answers to harmful prompts, in addition to the phrases
-    swap: bool = False  # the judge takes the model's place on its device (`LazyJudge.instead_of`)
+    swap: bool = False  # the judge takes the model's place on its device (`LazyJudge.in_place_of`)
     text: Path | None = None  # a text file to measure perplexity on as well
     completions: Path | None = None  # folder to save answers in; None: answers are not saved
 
@@ -118,23 +117,25 @@ def measure(
     prompts: Sequence[Prompt],
     settings: PanelSettings,
     reading: NextToken | None = None,
-    *,
-    keep_completions: bool = False,
+    label: str = "",
 ) -> Panel:
-    """Measure one class of prompts under the active interventions; `reading` are its next-token measures."""
+    """Measure one class of prompts under the active interventions; `reading` are its next-token measures.
+
+    The judge reads answers to harmful prompts; perplexity needs known answers, of harmless ones.
+    """
     size, panel = settings.batch_size, Panel(len(prompts), reading)
     if settings.needs_answers:
         answers = complete(model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=size)
         panel = replace(
             panel,
             refused=tuple(refuses(answers, settings.phrases)),
-            judgement=_judged(model, prompts, answers, settings),
-            completions=tuple(answers) if keep_completions else (),
+            judgement=None if label == "harmless" else _judged(model, prompts, answers, settings),
+            completions=() if settings.completions is None else tuple(answers),
         )
         if all(p.answers for p in prompts):
             correct = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
             panel = replace(panel, correct=correct)
-    if "perplexity" in settings.measures and all(p.answer for p in prompts):
+    if "perplexity" in settings.measures and label != "harmful" and all(p.answer for p in prompts):
         panel = replace(panel, loss=answer_loss(model, prompts, batch_size=size))
     return panel
 
@@ -142,10 +143,9 @@ def measure(
 def _judged(
     model: Any, prompts: Sequence[Prompt], answers: Sequence[Completion], settings: PanelSettings
 ) -> Judgement | None:
-    judge = settings.judge
-    if judge is None:
+    if settings.judge is None:
         return None
-    with judge.instead_of(backend(model).model) if settings.swap else nullcontext():
+    with settings.judge.in_place_of(backend(model).model, swap=settings.swap) as judge:
         return judge_completions(judge, prompts, answers)
 
 

@@ -14,6 +14,7 @@ from ot_lens.generation import Completion
 from ot_lens.io.untrusted import MIB, first_fault, quoted, read_text
 from ot_lens.models import Backend, backend
 
+
 @dataclass(frozen=True)
 class PhraseList:
     """Phrases that mark a refusal.

@@ -5,20 +5,15 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-import torch
-from jaxtyping import Int
 from pydantic_core import from_json
-from torch import Tensor, nn
+from torch import nn
 
 from ot_lens.behaviour.judges import QUESTIONS, Verdict, answer_text, checked_template, fill
 from ot_lens.errors import JudgeError, PromptError, one_of
-from ot_lens.generation import Completion
+from ot_lens.generation import Completion, answers
 from ot_lens.models import (
-    TokenBatch,
     backend,
     batches_of_rows,
-    evaluating,
-    in_memory,
     load_model,
     model_name,
     render_turns,
@@ -30,13 +25,7 @@ _PRESETS = files("ot_lens") / "behaviour" / "presets"
 
 
 class YesNoJudge:
-    """Yes or no, read from the first word that a language model generates greedily.
-
-    Attributes:
-        name: The given name, else that of the preset or of the model.
-        version: Version of the template.
-        question: What a yes means: "refused" or "harmful".
-    """
+    """Yes or no, read from the first word that a language model generates greedily."""
 
     def __init__(
         self,
@@ -65,7 +54,7 @@ class YesNoJudge:
             no: First words that mean no.
             max_new_tokens: Tokens it may generate.
             batch_size: Texts per batch.
-            name: Name shown with the results.
+            name: Name shown with the results; default: that of the model.
             version: Version shown with the results.
 
         Raises:
@@ -79,7 +68,6 @@ class YesNoJudge:
         self._template = _template_for(form, template)
         loaded = load_model(model)
         self._served = backend(loaded)
-        self._stops = self._served.terminators
         if form != "text" and not self._served.tokenizer.chat_template:
             raise PromptError(f"Form {form!r} needs a chat template, which the judge's tokenizer lacks.")
         self._form, self._max_new_tokens, self._batch_size = form, max_new_tokens, batch_size
@@ -100,13 +88,9 @@ class YesNoJudge:
             JudgeError: If there is no such preset.
             ModelError: If the model cannot be loaded.
         """
-        own_model, template, settings = _preset(name)
-        return cls(own_model if model is None else model, template, batch_size=batch_size, **settings)
-
-    @staticmethod
-    def preset_model(name: str) -> str:
-        """Hub name of a preset's model."""
-        return _preset(name)[0]
+        settings = preset_settings(name)
+        own_model = settings.pop("model")
+        return cls(own_model if model is None else model, batch_size=batch_size, **settings)
 
     @property
     def network(self) -> nn.Module:
@@ -124,11 +108,9 @@ class YesNoJudge:
             i: Verdict(None, note=f"input of {len(row)} tokens: the judge's model has room for {room}")
             for i, row in enumerate(rows)
         }
-        with evaluating(self._served.model):
-            for whole in batches_of_rows(self._served, [rows[i] for i in fitting], self._batch_size):
-                for batch, answers in in_memory(self._answers, whole):
-                    for index, answer in zip(batch.indices, answers, strict=True):
-                        verdicts[fitting[index]] = self.read(answer)
+        whole = batches_of_rows(self._served, [rows[i] for i in fitting], self._batch_size)
+        given = answers(self._served, whole, self._max_new_tokens)
+        verdicts.update((i, self.read(answer.text)) for i, answer in zip(fitting, given, strict=True))
         return [verdicts[i] for i in range(len(rows))]
 
     def read(self, answer: str) -> Verdict:
@@ -153,28 +135,18 @@ class YesNoJudge:
             tokenizer(render_turns(self._served, turns), add_special_tokens=False, verbose=False)["input_ids"]
         )
 
-    def _answers(self, batch: TokenBatch) -> list[str]:
-        new = self._served.generate(batch.tokens, batch.mask, self._max_new_tokens, self._stops)
-        return [self._decode(row) for row in new]
-
-    def _decode(self, row: Int[Tensor, " new"]) -> str:
-        stops = torch.tensor(self._stops, device=row.device)
-        ended = torch.isin(row, stops).nonzero()
-        answer = row[: int(ended[0])] if len(ended) else row
-        return str(self._served.tokenizer.decode(answer, skip_special_tokens=True))
-
 
 def judge_presets() -> list[str]:
     """Names of the presets of `YesNoJudge.preset`."""
     return sorted(f.name.removesuffix(".json") for f in _PRESETS.iterdir())
 
 
-def _preset(name: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Model, template and further settings of a preset."""
+def preset_settings(name: str) -> dict[str, Any]:
+    """Model, template and further arguments of a preset."""
     one_of("judge preset", name, judge_presets(), JudgeError)
-    settings = from_json((_PRESETS / f"{name}.json").read_bytes())
+    settings: dict[str, Any] = from_json((_PRESETS / f"{name}.json").read_bytes())
     del settings["source"]
-    return settings.pop("model"), settings.pop("template"), settings
+    return settings
 
 
 def _words(yes: Sequence[str], no: Sequence[str]) -> dict[str, bool]:

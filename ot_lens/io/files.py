@@ -36,9 +36,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix; on success it is flushed to disk and renamed to `path`.
 
     On any failure the temporary file is removed and the previous content of `path` is untouched.
-
-    Raises:
-        CannotWriteError: If the folder cannot be written (read-only, full disk).
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with writing(path), ExitStack() as stack:
@@ -70,11 +67,7 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, created if needed, against other processes; the lock ends with the process.
-
-    Raises:
-        RunFolderError: If another process holds the folder, or it cannot be written.
-    """
+    """Hold a folder, created if needed, against other processes; the lock ends with the process."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK)
@@ -117,11 +110,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        RunFolderError: If it is missing, not JSON, or too large.
-    """
+    """Read a JSON file of a run, or raise a RunFolderError."""
     try:
         content = read_bounded(path, MAX_JSON_BYTES, RunFolderError)
     except FileNotFoundError as error:

@@ -21,12 +21,7 @@ MAX_BYTES = 1024 * MIB
 
 
 def read_arrow(content: bytes, name: str, error: type[OtLensError]) -> Any:
-    """A pyarrow table of bounded size.
-
-    Raises:
-        OtLensError: Of the kind `error`, if it is not a parquet file, repeats a column name, or expands
-            beyond the bounds.
-    """
+    """A pyarrow table of bounded size; raises an `error` that names the file otherwise."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -3,6 +3,7 @@
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -20,7 +21,8 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff
 MAX_DEPTH = 60
 MAX_LISTED = 600
 MAX_REASON = 300
-MAX_BITS = 1024
+MAX_DIGITS = 256
+INTEGER = "tag:yaml.org,2002:int"
 
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -50,57 +52,49 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     return listed([".".join(str(key)[:MAX_LISTED] for key in first["loc"])]), first["msg"]
 
 
-def regular_size(path: Path, error: type[OtLensError]) -> int:
-    """Size in bytes of a regular file; a pipe or a device might never end.
+def check_size(path: Path, limit: int, error: type[OtLensError]) -> int:
+    """Size in bytes of a regular file of at most `limit` bytes; a pipe or a device might never end.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OtLensError: Of the kind `error`, if it is not a regular file or cannot be reached.
+        OtLensError: Of the kind `error`, if it is not a regular file, too large or cannot be reached.
     """
-    try:
+    with _reading(path, error, "check the path"):
         status = path.stat()
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as cause:  # a loop of links; a name that no file system accepts
-        raise error(f"{quoted(str(path))} cannot be read ({_reason(cause)}): check the path.") from cause
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise error(f"{path} is {kind}: give a file.")
+    if status.st_size > limit:
+        raise error(
+            f"{path} has {status.st_size / MIB:,.0f} MiB, but at most {limit / MIB:,.5g} MiB are read: "
+            "is it the right file?"
+        )
     return status.st_size
 
 
-def check_size(path: Path, limit: int, error: type[OtLensError]) -> int:
-    """Size in bytes of a regular file of at most `limit` bytes; raises like `regular_size`."""
-    size = regular_size(path, error)
-    if size > limit:
-        raise error(
-            f"{path} has {size / MIB:,.0f} MiB, but at most {limit / MIB:,.5g} MiB are read: "
-            "is it the right file?"
-        )
-    return size
-
-
 def read_bounded(path: Path, limit: int, error: type[OtLensError]) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; raises like `regular_size`."""
+    """The bytes of a regular file of at most `limit` bytes; raises like `check_size`."""
     check_size(path, limit, error)
-    try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)  # files in /proc report a size of 0
-    except FileNotFoundError:
-        raise
-    except OSError as cause:
-        raise error(f"{path} cannot be read ({_reason(cause)}): check its permissions.") from cause
+    with _reading(path, error, "check its permissions"), path.open("rb") as file:
+        content = file.read(limit + 1)  # files in /proc report a size of 0
     if len(content) > limit:
         raise error(f"{path} does not end within {limit / MIB:,.5g} MiB: is it the right file?")
     return content
 
 
-def read_text(path: Path, limit: int, error: type[OtLensError], *, missing: str = "check the path") -> str:
-    """The text of a UTF-8 file of at most `limit` bytes; `missing` is the remedy if there is no file.
+@contextmanager
+def _reading(path: Path, error: type[OtLensError], remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as cause:  # a loop of links; a name that no file system accepts
+        reason = getattr(cause, "strerror", None) or cause
+        raise error(f"{quoted(str(path))} cannot be read ({reason}): {remedy}.") from cause
 
-    Raises:
-        OtLensError: Of the kind `error`, if it is missing, not a regular file, too large or not UTF-8.
-    """
+
+def read_text(path: Path, limit: int, error: type[OtLensError], *, missing: str = "check the path") -> str:
+    """The text of a UTF-8 file of at most `limit` bytes; `missing` is the remedy if there is no file."""
     try:
         return read_bounded(path, limit, error).decode("utf-8-sig")
     except FileNotFoundError as cause:
@@ -109,16 +103,8 @@ def read_text(path: Path, limit: int, error: type[OtLensError], *, missing: str 
         raise error(f"{path} is not UTF-8 text ({cause.reason} at byte {cause.start}).") from cause
 
 
-def _reason(cause: Exception) -> str:
-    return str(getattr(cause, "strerror", None) or cause)
-
-
 def parse_json(text: str | bytes, name: str, error: type[OtLensError]) -> Any:
-    """JSON as plain data, with bounded nesting and numbers; no NaN and no half surrogate pairs.
-
-    Raises:
-        OtLensError: Of the kind `error`, if the document `name` is not valid.
-    """
+    """JSON as plain data, with bounded nesting and numbers; no NaN and no half surrogate pairs."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as cause:
@@ -126,21 +112,14 @@ def parse_json(text: str | bytes, name: str, error: type[OtLensError]) -> Any:
 
 
 def parse_yaml(text: str, name: str, error: type[OtLensError]) -> Any:
-    """YAML as plain data: tags create no objects, and aliases, which can expand without bound, are refused.
-
-    Raises:
-        OtLensError: Of the kind `error`, if it is not YAML, too long or too deep, or holds an alias, a
-            control character or a huge number.
-    """
+    """YAML as plain data, without aliases, control characters and huge numbers; tags create no objects."""
     if len(text) > MAX_YAML:
         raise error(f"{name} is longer than the {MAX_YAML // 1024} KiB of YAML that are read.")
     try:
-        content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     # PyYAML also lets through: invalid dates, numbers with too many digits, numbers that overflow.
     except (yaml.YAMLError, ValueError, OverflowError) as cause:
         raise error(f"{name} is not readable YAML: {abbreviated(cause)}") from cause
-    _check_scalars(content, name, error)
-    return content
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -158,22 +137,10 @@ class _PlainLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-
-def _check_scalars(content: Any, name: str, error: type[OtLensError]) -> None:
-    for value in _scalars(content):
-        if isinstance(value, str) and (control := CONTROL.search(value)):
-            raise error(f"{name}: control character U+{ord(control[0]):04X} in {quoted(value)}: remove it.")
-        if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise error(f"{name}: a whole number of more than {MAX_BITS} bits does not fit any field.")
-
-
-def _scalars(content: Any) -> Iterator[Any]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield key
-            yield from _scalars(value)
-    elif isinstance(content, list | tuple | set):
-        for value in content:
-            yield from _scalars(value)
-    else:
-        yield content
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        value = super().construct_scalar(node)
+        if control := CONTROL.search(value):
+            raise ValueError(f"control character U+{ord(control[0]):04X} in {quoted(value)}: remove it")
+        if node.tag == INTEGER and len(value) > MAX_DIGITS:
+            raise ValueError(f"a whole number of more than {MAX_DIGITS} digits does not fit any field")
+        return value

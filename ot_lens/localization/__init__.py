@@ -1,7 +1,6 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
-from ot_lens.localization.candidates import Candidate, candidates
-from ot_lens.localization.controls import permuted, random_subspace
+from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps, fit_sequentially
@@ -17,15 +16,12 @@ __all__ = [
     "SweepPlan",
     "SweepSettings",
     "as_methods",
-    "candidates",
     "fit_maps",
     "fit_sequentially",
     "fit_sweep",
     "localize",
     "measure_sweep",
-    "permuted",
     "plan_sweep",
-    "random_subspace",
     "search",
     "sweep_settings",
 ]

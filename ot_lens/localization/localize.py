@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.activations import Activations, capture
-from ot_lens.behaviour import MEASURES, LazyJudge
+from ot_lens.behaviour import LazyJudge
+from ot_lens.behaviour.panel import MEASURES
 from ot_lens.execution import as_runner
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods

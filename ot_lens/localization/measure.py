@@ -9,15 +9,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ot_lens.behaviour import (
-    NextToken,
-    Panel,
-    PanelSettings,
-    measure,
-    read_next_token,
-    save_completions,
-    text_loss,
-)
+from ot_lens.behaviour import save_completions, text_loss
+from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, read_next_token
 from ot_lens.execution import Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
@@ -25,7 +18,7 @@ from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.localization.walking import CandidateBatch, candidate_batches, walk_batches
-from ot_lens.prompts import Contrast, Prompt
+from ot_lens.prompts import Contrast
 from ot_lens.single_pass import why_not, why_not_replayed
 from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
 
@@ -103,7 +96,7 @@ def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> 
         reading = None
         if panel.reads_next_token:
             reading, logprobs[label] = read_next_token(model, group, panel)
-        panels[label] = _answered(model, label, group, panel, reading)
+        panels[label] = measure(model, group, panel, reading, label)
     obstacle = None
     if settings.walks and why_not(model, {}, settings.hook) is None:
         options: dict[str, Any] = {"tokens": settings.tokens, "batch_size": panel.batch_size}
@@ -125,10 +118,10 @@ def measure_batches(
     What it yields for a batch does not depend on the other batches: their walks only share the forward pass
     that they start from.
     """
-    walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
+    readings, walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
     for candidate in (candidate for batch in batches for candidate in batch if candidate.key in keys):
-        panels = _panels(model, prompts, candidate, walked.readings, baseline, settings)
-        columns = {**settings.columns, **identity(candidate), **walked.columns(candidate)}
+        panels = _panels(model, prompts, candidate, readings, baseline, settings)
+        columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
         rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate.chosen_at)
         yield candidate.key, rows, _answers(panels)
 
@@ -165,7 +158,7 @@ def _panels(
             if reading is None and settings.panel.reads_next_token:
                 reading, _ = read_next_token(model, group, settings.panel, baseline.logprobs[label])
             if candidate.generates:
-                panels[label] = _answered(model, label, group, settings.panel, reading)
+                panels[label] = measure(model, group, settings.panel, reading, label)
             else:
                 panels[label] = Panel(len(group), reading)
         if candidate.generates and candidate.transport == REMOVE:
@@ -183,26 +176,9 @@ def _of_baseline(candidate: Candidate, baseline: Baseline) -> dict[str, Panel]:
     return panels
 
 
-def _answered(
-    model: Any, label: str, group: Sequence[Prompt], panel: PanelSettings, reading: NextToken | None
-) -> Panel:
-    """One class of prompts with its answers."""
-    keep = panel.completions is not None
-    return measure(model, group, _for_class(label, panel), reading, keep_completions=keep)
-
-
 def _on_text(model: Any, panel: PanelSettings) -> dict[str, Panel]:
     """Loss of the text file, as if it were a class of prompts; its n is the number of windows."""
     if panel.text is None:
         return {}
     loss = text_loss(model, panel.text)
     return {"text": Panel(len(loss.nll), loss=loss)}
-
-
-def _for_class(label: str, panel: PanelSettings) -> PanelSettings:
-    """The judge reads answers to harmful prompts; perplexity needs known answers, of harmless ones."""
-    if label == "harmless":
-        return replace(panel, judge=None)
-    if panel.measures == ("perplexity",):
-        return panel
-    return replace(panel, measures=tuple(m for m in panel.measures if m != "perplexity"))

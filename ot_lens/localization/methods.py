@@ -57,20 +57,17 @@ def as_methods(methods: Sequence[str | Mapping[str, Any] | MethodSpec]) -> list[
     """Methods from names, mappings {"name": ..., parameters} or `MethodSpec` objects."""
     if isinstance(methods, str):
         raise OtLensTypeError(f"methods must be a list: write [{methods!r}].")
-    found = [_as_method(item) for item in methods]
-    if not found:
+    if not methods:
         raise FitError("methods is empty: name at least one.")
-    return found
+    return [_as_method({"name": item} if isinstance(item, str) else item) for item in methods]
 
 
-def _as_method(item: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
+def _as_method(item: Mapping[str, Any] | MethodSpec) -> MethodSpec:
     if isinstance(item, Mapping):
         params = dict(item)
-        method = MethodSpec(str(params.pop("name", "")), params)
-    else:
-        method = item if isinstance(item, MethodSpec) else MethodSpec(item)
-    method_named(method.name)
-    return method
+        item = MethodSpec(str(params.pop("name", "")), params)
+    method_named(item.name)
+    return item
 
 
 def fit_maps(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.behaviour import NEXT_TOKEN_MEASURES, UNITS, Panel, PanelSettings, estimates
+from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, UNITS, Panel, PanelSettings, estimates
 from ot_lens.localization.candidates import Candidate
 from ot_lens.statistics import Estimate, mcnemar, paired_bootstrap
 from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label

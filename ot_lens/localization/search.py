@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ot_lens.behaviour import next_token_logprobs, next_token_values
+from ot_lens.behaviour import next_token_logprobs
+from ot_lens.behaviour.panel import next_token_values
 from ot_lens.errors import SinglePassError
 from ot_lens.execution import Runner, as_runner
 from ot_lens.interventions import Edits, intervene

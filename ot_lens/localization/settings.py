@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ot_lens.activations import resolve_layers
-from ot_lens.behaviour import PanelSettings, model_phrases, phrase_list, refusal_token_ids
+from ot_lens.behaviour import model_phrases, phrase_list, refusal_token_ids
+from ot_lens.behaviour.panel import PanelSettings
 from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend

@@ -1,13 +1,12 @@
 """Which candidates are measured together, and their next-token readings in one walk up the blocks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.behaviour import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
+from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
 from ot_lens.errors import HookError
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
@@ -21,44 +20,38 @@ ANSWERED, READ = 4, 128
 CandidateBatch = tuple[Candidate, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Walked:
-    """Next-token readings by class and key, and why some candidates need plain hooks (else None)."""
-
-    readings: Mapping[str, Mapping[str, NextToken]]
-    reasons: Mapping[str, str | None]
-    walks: bool
-
-    def columns(self, candidate: Candidate) -> dict[str, str]:
-        """Engine and note of a candidate, for the table."""
-        reason = self.reasons[candidate.key]
-        engine = "single_pass" if self.walks and reason is None else "hooks"
-        return {
-            "engine": engine,
-            "note": candidate.note or ("" if reason is None else f"plain hooks: {reason}"),
-        }
-
-
 def walk_batches(
     model: Any,
     prompts: Contrast,
     batches: Sequence[CandidateBatch],
     settings: SweepSettings,
     obstacle: str | None,
-) -> Walked:
-    """Read the next token under every candidate; `obstacle` says why this model cannot be walked."""
+) -> tuple[dict[str, dict[str, NextToken]], dict[str, dict[str, str]]]:
+    """Read the next token under every candidate that can be walked; `obstacle` says why none can.
+
+    Returns the readings by class and key, and by key the engine and the note for the table.
+    """
     candidates = [candidate for batch in batches for candidate in batch]
-    if not settings.walks:
-        return Walked({label: {} for label, _ in prompts}, dict.fromkeys(c.key for c in candidates), False)
-    reasons = {c.key: why_not(model, c.edits, settings.hook) or obstacle for c in candidates}
+    reasons = {c.key: None for c in candidates}
+    if settings.walks:
+        reasons = {c.key: why_not(model, c.edits, settings.hook) or obstacle for c in candidates}
     reason = next((reason for reason in reasons.values() if reason), None)
     if settings.engine == "single_pass" and reason is not None:
         raise HookError(f"engine 'single_pass' cannot serve this sweep: {reason}; choose 'auto' or 'hooks'.")
     readings = {}
     for label, group in prompts:
-        walked = [[c for c in batch if reasons[c.key] is None and label in c.prompts] for batch in batches]
+        walked = [
+            [c for c in batch if settings.walks and reasons[c.key] is None and label in c.prompts]
+            for batch in batches
+        ]
         readings[label] = _read(model, group, [batch for batch in walked if batch], settings)
-    return Walked(readings, reasons, True)
+    columns = {}
+    for candidate in candidates:
+        reason = reasons[candidate.key]
+        note = candidate.note or ("" if reason is None else f"plain hooks: {reason}")
+        engine = "single_pass" if settings.walks and reason is None else "hooks"
+        columns[candidate.key] = {"engine": engine, "note": note}
+    return readings, columns
 
 
 def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:

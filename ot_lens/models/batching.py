@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
 from ot_lens.models.backends import Backend
 from ot_lens.models.chat import encode
+from ot_lens.models.reversible import evaluating
 from ot_lens.prompts import Prompt
 
 # Tokens of one batch, padding included: enough to fill an accelerator, about 2 GiB of KV cache at 8B.
@@ -145,6 +146,23 @@ def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tup
             )
             warned = True
         waiting += [second, first]
+
+
+def by_row(
+    served: Backend,
+    whole_batches: Iterable[TokenBatch],
+    run: Callable[[TokenBatch], Iterable[T]],
+    progress: Callable[[int], None] | None = None,
+) -> list[T]:
+    """What `run` gives for each row of the batches, in the order of the rows, with the model evaluating."""
+    results: dict[int, T] = {}
+    with evaluating(served.model):
+        for whole in whole_batches:
+            for batch, values in in_memory(run, whole):
+                results.update(zip(batch.indices, values, strict=True))
+                if progress is not None:
+                    progress(len(batch.indices))
+    return [results[index] for index in range(len(results))]
 
 
 def _attempt(run: Callable[[TokenBatch], T], batch: TokenBatch) -> tuple[list[T], str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ot_lens.behaviour import LazyJudge, PanelSettings
+from ot_lens.behaviour import LazyJudge
+from ot_lens.behaviour.panel import PanelSettings
 from ot_lens.localization import SweepSettings, sweep_settings
 from ot_lens.models import backend, model_record
 from ot_lens.prompts import ContrastSet
@@ -62,7 +63,8 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     check_study(config, model, prompts, settings.layers)
     panel = settings.panel
     if panel.judge is not None:
-        panel.judge.make_ready(backend(model).model, swap=panel.swap)
+        with panel.judge.in_place_of(backend(model).model, swap=panel.swap):
+            pass  # errors of loading it surface before anything is measured
     return Prepared(settings, model_record(model), _measured_by(model, panel))
 
 

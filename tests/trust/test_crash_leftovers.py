@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
-from ot_lens.behaviour import PanelSettings, phrase_list
+from ot_lens.behaviour import phrase_list
+from ot_lens.behaviour.panel import PanelSettings
 from ot_lens.errors import CannotWriteError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.io.files import LOCK, locked, release, temporaries
