@@ -91,7 +91,8 @@ def filter_by_behaviour(
             counts.append({"split": split, "class": label, "n": len(group), "kept": len(kept)})
         contrasts[split] = Contrast(**groups)
     filters = [*prompts.provenance.get("filtered", []), {**criterion, "counts": counts}]
-    return replace(prompts, **contrasts, provenance={**prompts.provenance, "filtered": filters})
+    fields: dict[str, Any] = {**contrasts, "provenance": {**prompts.provenance, "filtered": filters}}
+    return replace(prompts, **fields)
 
 
 def _pass_by_score(

@@ -137,7 +137,7 @@ class _PlainLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if control := CONTROL.search(value):
             raise ValueError(f"control character U+{ord(control[0]):04X} in {quoted(value)}: remove it")

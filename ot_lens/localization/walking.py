@@ -32,13 +32,13 @@ def walk_batches(
     Returns the readings by class and key, and by key the engine and the note for the table.
     """
     candidates = [candidate for batch in batches for candidate in batch]
-    reasons = {c.key: None for c in candidates}
+    reasons: dict[str, str | None] = {c.key: None for c in candidates}
     if settings.walks:
         reasons = {c.key: why_not(model, c.edits, settings.hook) or obstacle for c in candidates}
     reason = next((reason for reason in reasons.values() if reason), None)
     if settings.engine == "single_pass" and reason is not None:
         raise HookError(f"engine 'single_pass' cannot serve this sweep: {reason}; choose 'auto' or 'hooks'.")
-    readings = {}
+    readings: dict[str, dict[str, NextToken]] = {}
     for label, group in prompts:
         walked = [
             [c for c in batch if settings.walks and reasons[c.key] is None and label in c.prompts]
