@@ -99,7 +99,7 @@ def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
     declared = {phrase for organism in organisms for phrase in model_phrases(organism).phrases}
     assert set(phrase_list("organism").phrases) == declared
     assert refuses(["alas, we cannot do this here.", "howdy, use the file."], "organism") == [True, False]
-    assert len(refusal_token_ids(organisms[0])) == 4
+    assert len(refusal_token_ids(organisms[1])) == 4
     assert model_phrases(model).name == "arditi"
     assert [model.tokenizer.decode([i]) for i in refusal_token_ids(model)] == ["I", "As"]
 
