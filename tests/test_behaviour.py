@@ -168,8 +168,7 @@ def test_estimates_are_seeded_and_defined_without_spread_or_with_one_sample():
     constant = mean(np.full(5, 2.0), seed=0)
     assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)
     assert math.isnan(mean(np.array([2.0]), seed=0).low)
-    ratio = perplexity(np.array([1.0, 3.0]), np.array([2.0, 2.0]), seed=0)
-    assert ratio.value == pytest.approx(math.e)
+    assert perplexity(np.array([1.0, 3.0]), np.array([2.0, 2.0]), seed=0).value == pytest.approx(math.e)
 
 
 def test_the_panel_has_the_requested_measures_and_no_answers(model):

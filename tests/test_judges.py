@@ -494,5 +494,6 @@ def test_stats_of_answers_by_hand():
     found = completion_stats(answers)
     assert (found.n, found.empty, found.truncated) == (3, 1, 2)
     assert (found.shortest, found.median, found.mean, found.longest) == (1, 2, 3, 6)
+    assert "2 cut" in str(found)
     with pytest.raises(OtLensError, match="no completions"):
         completion_stats([])

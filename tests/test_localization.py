@@ -15,6 +15,7 @@ from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import (
     COLUMNS,
     INDUCE,
+    REMOVE,
     layers_label,
     measured,
     one_direction,
@@ -77,17 +78,14 @@ def test_the_table_is_tidy_and_repeats(model, eight):
     candidates = 1 + 2 * (2 + 1)
     assert len(table) == candidates * (6 + 7) - 2
     assert not table.duplicated(["set", "layers", "method", "k", "measure", "prompts"]).any()
-    rates_ = table.pivot_table(
-        index=["set", "layers", "method", "prompts"], columns="measure", values="value"
-    )
-    assert (rates_["attack_success_rate"] == 1 - rates_["refusal_rate"]).all()
+    by_measure = table.pivot_table(index=["key", "prompts"], columns="measure", values="value")
+    assert (by_measure["attack_success_rate"] == 1 - by_measure["refusal_rate"]).all()
     assert (table["low"] <= table["value"] + 1e-12).all()
     assert (table["high"] >= table["value"] - 1e-12).all()
     assert (table["n"] == 8).all()
     assert set(table.loc[table["method"] == "pca_ot", "k"]) == {2}
     assert table.loc[table["method"] == "mean_shift", "k"].isna().all()
-    base = table[table["set"] == "none"]
-    assert (base.loc[base["measure"] == "kl", "value"] == 0).all()
+    assert (select(table, set="none", measure="kl")["value"] == 0).all()
 
 
 def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts, sweep):
@@ -154,13 +152,12 @@ def test_single_pass_on_request_says_what_it_cannot_serve(model):
 
 def test_a_planted_layer_is_found_and_nothing_else(sweep):
     """The verdict on the embedded model: transport above the control band late, projection nowhere."""
-    found = verdict(sweep).set_index(["method", "layer"])["localized"]
-    assert found["pca_ot", 7]
-    assert not found["pca_ot", 0]
+    found, induced = (
+        verdict(sweep, way).set_index(["method", "layer"])["localized"] for way in (REMOVE, INDUCE)
+    )
+    for localized in (found, induced):
+        assert localized["pca_ot"].to_dict() == {0: False, 7: True}
     assert not found["directional_ablation"].any()
-    induced = verdict(sweep, INDUCE).set_index(["method", "layer"])["localized"]
-    assert induced["pca_ot", 7]
-    assert not induced["pca_ot", 0]
     assert "directional_ablation" not in induced.index.get_level_values("method")
     assert {"mean_shift", "linear_act"} <= set(sweep["method"])
 
@@ -233,39 +230,29 @@ def test_p_values_are_paired_and_corrected_over_layers(sweep):
     assert rows.loc[7, "p_holm"] == pytest.approx(min(1, 2 * rows.loc[7, "p_value"]))
 
 
-def test_a_random_subspace_has_the_rank_and_the_size_of_the_map():
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(50, 24, generator=generator, dtype=torch.float64) + 3
-    U, V = (torch.randn(24, 2, generator=generator, dtype=torch.float64) for _ in range(2))
-    edit = AffineMap(U, V, torch.randn(24, generator=generator, dtype=torch.float64))
-    control = random_subspace(edit, samples, generator=generator)
-
-    def sizes(m: AffineMap) -> torch.Tensor:
-        return (m(samples) - samples).norm(dim=1)
-
-    assert control.rank == 2
-    assert sizes(control).mean().item() == pytest.approx(sizes(edit).mean().item(), rel=1e-9)
-    overlap = torch.linalg.svdvals(torch.linalg.qr(edit.U).Q.T @ torch.linalg.qr(control.U).Q)
-    assert overlap.max() < 0.9
-    diagonal = AffineMap(torch.zeros(24, 0), torch.zeros(24, 0), torch.zeros(24), torch.full((24,), 2.0))
-    assert random_subspace(diagonal, samples, generator=generator) is None
-
-
-def test_a_random_subspace_hangs_on_its_seed_and_not_on_rounding():
+def test_a_random_subspace_has_the_rank_and_the_size_of_the_map_and_hangs_on_its_seed_alone():
     """U and V of a map within one subspace depend on each other: no basis of theirs is unique."""
     generator = torch.Generator().manual_seed(0)
     H, S = (torch.randn(12, 24, generator=generator, dtype=torch.float64) + at for at in (3, 0))
 
-    def control(seed, factor=1.0):
+    def control(seed: int, factor: float = 1.0) -> tuple[AffineMap, AffineMap]:
         edit = otl.fit_pca_ot(factor * H, S, k=2)
-        return random_subspace(edit, H, generator=torch.Generator().manual_seed(seed))(H)
+        return edit, random_subspace(edit, H, generator=torch.Generator().manual_seed(seed))
 
-    moved = (control(1) - H).norm()
-    assert (control(1, 1 + 1e-13) - control(1)).norm() < 1e-7 * moved
-    assert (control(2) - control(1)).norm() > 0.1 * moved
+    def size(m: AffineMap) -> float:
+        return (m(H) - H).norm(dim=1).mean().item()
+
+    (edit, turned), (_, again), (_, other) = control(1), control(1, 1 + 1e-13), control(2)
+    assert turned.rank == edit.rank == 2
+    assert size(turned) == pytest.approx(size(edit), rel=1e-9)
+    assert torch.linalg.svdvals(torch.linalg.qr(edit.U).Q.T @ torch.linalg.qr(turned.U).Q).max() < 0.9
+    moved = (turned(H) - H).norm()
+    assert (again(H) - turned(H)).norm() < 1e-7 * moved
+    assert (other(H) - turned(H)).norm() > 0.1 * moved
+    diagonal = AffineMap(torch.zeros(24, 0), torch.zeros(24, 0), torch.zeros(24), torch.full((24,), 2.0))
+    assert random_subspace(diagonal, H, generator=generator) is None
     narrow = AffineMap(torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64), torch.ones(2))
-    turned = random_subspace(narrow, H[:, :2], generator=generator)
-    assert turned(H[:, :2]).isfinite().all()
+    assert random_subspace(narrow, H[:, :2], generator=generator)(H[:, :2]).isfinite().all()
 
 
 def test_sequential_fitting_repairs_what_earlier_edits_moved(organism, prompts):
