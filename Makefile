@@ -17,8 +17,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 ARGS ?=
-# Test files run in parallel, with one thread each.
+# Test files run in parallel, with one thread each, in the order of tests/conftest.py.
 JOBS ?= 2
+CAMPAIGNS = tests/trust tests/test_degenerate.py
+PARALLEL = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 # A stamp is named after everything the environment was made from, including the path of this folder, since the
 # scripts of a moved environment no longer work. An environment without a stamp was interrupted.
@@ -65,10 +67,10 @@ docs: $(VENV) ## build the documentation site into site/
 	@echo "open site/index.html"
 
 test: $(VENV) chromium ## run the tests of every change (ARGS="-k word" selects some)
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not trust" $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) -m "not trust" $(ARGS)
 
 test-all: $(VENV) chromium test-tl3 ## run all tests: notebooks and small campaigns too, and transformer-lens 3.9
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-tl3: $(VENV_TL3) ## test HookedTransformer models on transformer-lens 3.9
 	@.venv-tl3/bin/python -m pytest tests/tl3 $(ARGS)
@@ -82,7 +84,7 @@ test-newest: $(VENV_NEWEST) ## test the core with today's newest dependencies th
 	@.venv-newest/bin/python -m pytest -o filterwarnings=default $(BOUNDED_TESTS) $(ARGS)
 
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at full size (an hour; results in runs/trust.xml)
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --full tests/trust --junitxml runs/trust.xml $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) --full $(CAMPAIGNS) --junitxml runs/trust.xml $(ARGS)
 
 mutation: $(VENV) ## mutate the mathematics and check that a test fails each time (half an hour)
 	@.venv/bin/python tests/mutation.py $(ARGS)

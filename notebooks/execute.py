@@ -27,12 +27,17 @@ CONTROLS = "application/vnd.jupyter.widget-view+json"
 STATES = "application/vnd.jupyter.widget-state+json"
 HERE = Path(__file__).resolve().parent
 WIDTH = 900
-# The second filter: ipykernel warns of itself when it is shut down.
-STRICT = """
+# The second filter: ipykernel warns of itself when it is shut down. No notebook shows the files of figures in
+# a run folder, which take as long as everything else in a study.
+PREPARATION = """
 import warnings
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", message="For consistency across implementations")
+
+from ot_lens import plots
+
+plots.draw_all = lambda *_, **__: plots.Drawn(())
 """
 
 
@@ -44,7 +49,7 @@ def executed(path: Path, *, timeout: int = 300) -> nbformat.NotebookNode:
         ValueError: If a control's function fails, which leaves its cell running.
     """
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(PREPARATION))
     client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     del notebook.cells[0]

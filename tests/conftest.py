@@ -42,14 +42,36 @@ CHROMIUM_FLAGS = [
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Campaigns (kills, fuzzing, simulations) are small in the suite and of full size in `make trust`."""
-    parser.addoption("--full", action="store_true", help="run the campaigns of tests/trust at full size")
+    parser.addoption("--full", action="store_true", help="run campaigns at full size")
+
+
+# The longest files start first, so that no worker is left with one at the end; two that share `finished_run`
+# do not start together, so that no worker waits for it.
+LONGEST = (
+    "explorer/test_page.py", "test_execution.py", "trust/test_crash_safety.py", "test_study.py",
+    "test_notebooks.py", "test_memory.py", "explorer/test_views.py", "test_verify.py", "test_report_page.py",
+    "test_degenerate.py", "trust/test_hostile_files.py", "trust/test_explorer_load.py", "test_models.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in tests/trust is a campaign: `make test` leaves it out."""
+    """Mark everything in tests/trust, which `make test` leaves out; keep files together, the longest first.
+
+    A test that shares no fixture of its module may have a group of its own, to run on any worker.
+    """
+    tests = Path(__file__).parent
+
+    def started(item: pytest.Item) -> int:
+        name = item.path.relative_to(tests).as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
     for item in items:
-        if "trust" in item.path.relative_to(item.config.rootpath).parts:
+        name = item.path.relative_to(tests).as_posix()
+        if name.startswith("trust/"):
             item.add_marker(pytest.mark.trust)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=started)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ mutant is killed by a shape annotation alone.
 import argparse
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -23,8 +22,6 @@ import venv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-
-from scipy.stats import binomtest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MUTMUT = "mutmut==3.8.1"
@@ -123,31 +120,27 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
     """Copy the package and its tests, committed or new, with mutmut's configuration."""
     shutil.rmtree(folder, ignore_errors=True)
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split(
-        "\0"
-    )
-    for name in names:
+    names = subprocess.run(listed, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    for name in names.split("\0"):
         if name.startswith(("ot_lens/", "tests/")) and (REPOSITORY / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
     project = (REPOSITORY / "pyproject.toml").read_text()
     # Without this pytest ends each run with garbage collections, which take half of the time.
     project = re.sub('"--jaxtyping-packages=[^"]*"', '"-p", "no:unraisableexception"', project)
-    tests = [
-        str(found.relative_to(folder)) for pattern in area.tests for found in sorted(folder.glob(pattern))
-    ]
+    tests = [str(path.relative_to(folder)) for pattern in area.tests for path in sorted(folder.glob(pattern))]
     options = CONFIGURATION.format(modules=json.dumps(area.modules), tests=json.dumps(tests))
     (folder / "pyproject.toml").write_text(project + options)
     with (folder / "tests" / "conftest.py").open("a") as conftest:
         conftest.write(CONFTEST)
 
 
-def mutmut(tools: Path, folder: Path, *arguments: str, check: bool = True) -> None:
+def mutmut(tools: Path, folder: Path, jobs: int) -> None:
     """Run mutmut in a copy, with one thread per process; its progress goes to a log."""
-    command = [tools / "python", "-c", RUN, "run", *arguments]
+    command = [tools / "python", "-c", RUN, "run", "--max-children", str(jobs)]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{tools}:{os.environ['PATH']}"}
     with (folder / "log").open("a") as log:
-        subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=check)
+        subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=True)
 
 
 def verdicts(folder: Path) -> dict[str, dict[str, str]]:
@@ -161,41 +154,19 @@ def verdicts(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def chosen(folder: Path, share: int | None, seed: int) -> list[str]:
-    """A random sample of mutants, or nothing, which means every mutant."""
-    if share is None:
-        return []
-    names = sorted(name for module in verdicts(folder).values() for name in module)
-    return random.Random(seed).sample(names, min(share, len(names)))
-
-
 def write_survivors(tools: Path, folder: Path, report: Path) -> None:
     """Write the change of every mutant that no test noticed."""
-    names = [
-        name
-        for module in verdicts(folder).values()
-        for name, status in module.items()
-        if status in ("survived", "no tests")
-    ]
-    changes = subprocess.run(
-        [tools / "python", "-c", SHOW],
-        cwd=folder,
-        input="\n".join(names),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    results = {name: status for module in verdicts(folder).values() for name, status in module.items()}
+    names = "\n".join(name for name, status in results.items() if status in ("survived", "no tests"))
+    pipes = {"input": names, "stdout": subprocess.PIPE, "text": True}
+    changes = subprocess.run([tools / "python", "-c", SHOW], cwd=folder, check=True, **pipes)
     report.write_text(changes.stdout)
 
 
 def row(name: str, counts: Counter[str]) -> str:
-    """One line of the table; for a sample, the rate has its 95 % Wilson interval."""
+    """One line of the table."""
     tested = sum(counts.values()) - counts["not run"]
-    killed = counts["killed"] + counts["timeout"]
-    rate = f"{killed / tested:7.1%}" if tested else "      -"
-    if tested and counts["not run"]:
-        low, high = binomtest(killed, tested).proportion_ci(method="wilson")
-        rate += f"  [{low:.1%}, {high:.1%}]"
+    rate = f"{(counts['killed'] + counts['timeout']) / tested:7.1%}" if tested else "      -"
     return f"{name:40}" + "".join(f"{counts[column]:>10}" for column in COLUMNS) + f"  {rate}"
 
 
@@ -204,10 +175,7 @@ def run_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[
     tools, copy = environment(folder), folder / name
     if arguments.fresh or not (copy / "mutants").exists():
         copy_of_working_tree(copy, AREAS[name])
-    if arguments.sample is not None and not verdicts(copy):
-        mutmut(tools, copy, "none", check=False)  # makes the mutants; none has this name
-    names = chosen(copy, arguments.sample, arguments.seed)
-    mutmut(tools, copy, "--max-children", str(arguments.jobs), *names)
+    mutmut(tools, copy, arguments.jobs)
     total: Counter[str] = Counter()
     for module, results in verdicts(copy).items():
         counts = Counter(results.values())
@@ -219,18 +187,15 @@ def run_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "areas", nargs="*", default=list(AREAS), help=f"of {', '.join(AREAS)}; all unless given"
-    )
+    names = ", ".join(AREAS)
+    parser.add_argument("areas", nargs="*", default=list(AREAS), help=f"of {names}; all unless given")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "mutation")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested in parallel")
-    parser.add_argument("--sample", type=int, help="size of a random sample of mutants per area")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--least", type=float, default=0.85, help="share of mutants that must be killed")
     arguments = parser.parse_args()
     if unknown := set(arguments.areas) - set(AREAS):
-        parser.error(f"no area {', '.join(sorted(unknown))}: choose from {', '.join(AREAS)}")
+        parser.error(f"no area {', '.join(sorted(unknown))}: choose from {names}")
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{'module':40}" + "".join(f"{column:>10}" for column in COLUMNS) + "     rate", flush=True)

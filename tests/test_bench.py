@@ -1,9 +1,8 @@
 import json
 
-import pytest
 import torch
 
-from tests.benchmarks import bench, gpu
+from tests.benchmarks import bench, speed
 from tests.benchmarks.measure import cpu_ratio, faster, within
 
 COLUMNS = ["name", "ours_s", "peer", "peer_s", "ratio", "bar", "meets", "sizes"]
@@ -30,41 +29,24 @@ def test_rows_are_written_and_printed(tmp_path, monkeypatch, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gaussian_ot",
-        "distance",
-        "pca_ot",
-        "applying",
-        "permutation_null",
-        "peak_memory",
-        "single_pass_sweep",
-        "capture_speed",
-        "generation_speed",
-        "gpu_speed",
-    ],
-)
-def test_every_bar_has_a_bench(name):
-    assert name in {function.__name__ for function in bench.BENCHES}
+def test_every_bar_has_a_bench():
+    names = {function.__name__ for function in bench.BENCHES}
+    assert names >= {"gaussian_ot", "distance", "pca_ot", "applying", "permutation_null", "peak_memory"}
+    assert names >= {"single_pass_sweep", "capture_speed", "generation_speed", "gpu_speed"}
 
 
 def test_the_gpu_bench_runs_at_a_tiny_shape_on_the_cpu():
-    tiny = gpu.Shape(4, 32, 4, 2, 64, 320, prompts=2, tokens=16, repeats=1)
-    rows = list(gpu.gpu_speed(tiny, "cpu"))
-    assert [row.name.partition(",")[0].partition(" of ")[0] for row in rows] == [
-        "GPU capture",
-        "GPU capture",
-        "GPU generation under a 2-layer PCA-OT edit",
-        "GPU sweep",
-    ]
-    assert all(row.ours_s > 0 and row.sizes["hardware"] == gpu.hardware() for row in rows)
+    tiny = speed.Shape(4, 32, 4, 2, 64, 320, prompts=2, tokens=16, repeats=1, dtype=torch.bfloat16)
+    rows = list(speed.gpu_speed(tiny, "cpu"))
+    kinds = [row.name.partition(",")[0].partition(" of ")[0] for row in rows]
+    assert kinds == ["GPU capture", "GPU capture", "GPU generation under a 2-layer PCA-OT edit", "GPU sweep"]
+    assert all(row.ours_s > 0 and row.sizes["hardware"] == speed.hardware() for row in rows)
 
 
 def test_the_gpu_bench_says_that_it_was_not_run(monkeypatch, capsys):
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    assert list(gpu.gpu_speed()) == []
-    assert capsys.readouterr().out.strip() == gpu.NOT_RUN
+    monkeypatch.setattr(speed.torch.cuda, "is_available", lambda: False)
+    assert list(speed.gpu_speed()) == []
+    assert capsys.readouterr().out.strip() == speed.NOT_RUN
 
 
 def test_paired_times_tell_twice_the_work():

@@ -7,8 +7,9 @@ import io
 import re
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ class Block:
 
 
 def named(page: Path) -> str:
-    return page.relative_to(DOCS).as_posix()
+    return page.relative_to(DOCS.parent).as_posix()
 
 
+@cache
 def tokens(page: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
 
@@ -106,46 +108,9 @@ def check_call(call: ast.Call) -> None:
     assert not wrong, f"{ast.unparse(call.func)} takes no {wrong}"
 
 
-# ------------------------------------------------------------------------------------------- examples
-@pytest.mark.parametrize("page", [page for page in PAGES if RUN[:8] in page.read_text("utf-8")], ids=named)
-def test_examples_run_and_print_what_is_shown(
-    page: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, registries: None
-) -> None:
-    space: dict[str, Any] = {}
-    for block in blocks(page):
-        if block.mark not in (RUN, RUN_HERE):
-            continue
-        assert block.language == "python"
-        monkeypatch.chdir(repository if block.mark == RUN_HERE else tmp_path)
-        printed = executed(block.text, space)
-        if block.shown is not None:
-            assert_alike(printed, block.shown)
-
-
-def executed(code: str, space: dict[str, Any]) -> str:
-    """What a block prints, its last expression shown as a notebook would."""
-    tree = ast.parse(code)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(tree, "example", "exec"), space)
-        if last is not None:
-            value = eval(compile(ast.Expression(last.value), "example", "eval"), space)
-            if value is not None:
-                print(value)
-    return printed.getvalue()
-
-
-def test_a_wrong_example_would_be_noticed() -> None:
-    with pytest.raises(AssertionError):
-        assert_alike("score 8.3", "score 7.8")
-    with pytest.raises(AssertionError):
-        assert_alike("a b", "a c")
-
-
-# ---------------------------------------------------------------------------------------------- names
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_names_and_keywords_of_examples_exist(page: Path) -> None:
-    for node in (node for tree in python_trees(page) for node in ast.walk(tree)):
+def check_code(code: str | ast.Module) -> None:
+    """Names, keywords and imports of ot_lens in a piece of Python exist."""
+    for node in ast.walk(ast.parse(code) if isinstance(code, str) else code):
         if isinstance(node, ast.Attribute):
             resolved(node)
         elif isinstance(node, ast.Call):
@@ -154,21 +119,6 @@ def test_names_and_keywords_of_examples_exist(page: Path) -> None:
             module = __import__(node.module, fromlist=["x"])
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module}.{alias.name} does not exist"
-
-
-@pytest.mark.parametrize("code", ["otl.no_such_name(1)", "otl.capture(m, p, layerz=[1])"])
-def test_a_name_that_does_not_exist_would_be_noticed(code: str) -> None:
-    call = ast.parse(code, mode="eval").body
-    assert isinstance(call, ast.Call)
-    with pytest.raises(AssertionError):
-        check_call(call)
-
-
-def test_the_api_pages_hold_every_public_name_once() -> None:
-    text = "\n".join(page.read_text("utf-8") for page in sorted((DOCS / "api").glob("*.md")))
-    documented = re.findall(r"^::: ot_lens\.(\w+)$", text, flags=re.MULTILINE)
-    assert sorted(set(documented) - {"plots", "errors"}) == sorted(ot_lens.__all__)
-    assert len(documented) == len(set(documented))
 
 
 def commands() -> dict[str, click.Command]:
@@ -198,7 +148,66 @@ def check_command_line(line: str) -> None:
     assert not wrong, f"{line!r} has no {wrong}"
 
 
+# ------------------------------------------------------------------------------------------- examples
+@pytest.mark.parametrize("page", [page for page in PAGES if RUN[:8] in page.read_text("utf-8")], ids=named)
+def test_examples_run_and_print_what_is_shown(
+    page: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+) -> None:
+    space: dict[str, Any] = {}
+    for block in blocks(page):
+        if block.mark not in (RUN, RUN_HERE):
+            continue
+        assert block.language == "python"
+        monkeypatch.chdir(repository if block.mark == RUN_HERE else tmp_path)
+        printed = executed(block.text, space)
+        if block.shown is not None:
+            assert_alike(printed, block.shown)
+
+
+def executed(code: str, space: dict[str, Any]) -> str:
+    """What a block prints, its last expression shown as a notebook would."""
+    tree = ast.parse(code)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(tree, "example", "exec"), space)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "example", "eval"), space)
+            if value is not None:
+                print(value)
+    return printed.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- names
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_names_and_keywords_of_examples_exist(page: Path) -> None:
+    for tree in python_trees(page):
+        check_code(tree)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (check_code, "otl.no_such_name(1)"),
+        (check_code, "otl.capture(m, p, layerz=[1])"),
+        (check_command_line, "ot-lens nonsense"),
+        (check_command_line, "ot-lens figures runs/demo --no-such-option"),
+        (partial(assert_alike, "score 8.3"), "score 7.8"),
+        (partial(assert_alike, "a b"), "a c"),
+    ],
+)
+def test_the_checks_notice_what_is_wrong(check: Callable[[str], None], wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        check(wrong)
+
+
+def test_the_api_pages_hold_every_public_name_once() -> None:
+    text = "\n".join(page.read_text("utf-8") for page in sorted((DOCS / "api").glob("*.md")))
+    documented = re.findall(r"^::: ot_lens\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(set(documented) - {"plots", "errors"}) == sorted(ot_lens.__all__)
+    assert len(documented) == len(set(documented))
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *PAGES], ids=named)
 def test_commands_options_and_targets_exist(page: Path, repository: Path) -> None:
     every_option = set.union(*(options(command) for command in commands().values()))
     targets = set(re.findall(r"^([a-z0-9-]+):", (repository / "Makefile").read_text(), flags=re.MULTILINE))
@@ -213,15 +222,8 @@ def test_commands_options_and_targets_exist(page: Path, repository: Path) -> Non
             assert line in every_option, f"no command has {line}"
 
 
-@pytest.mark.parametrize("line", ["ot-lens nonsense", "ot-lens figures runs/demo --no-such-option"])
-def test_a_command_that_does_not_exist_would_be_noticed(line: str) -> None:
-    with pytest.raises(AssertionError):
-        check_command_line(line)
-
-
 def test_configurations_are_valid() -> None:
     shown = [block.text for page in PAGES for block in blocks(page) if block.language == "yaml"]
-    assert shown
     for text in shown:
         parse_config(yaml.safe_load(text))
     with pytest.raises(ConfigError):

@@ -37,4 +37,4 @@ def test_mutants_are_counted_by_what_became_of_them(tmp_path: Path):
     assert list(found) == ["ot_lens/moments.py"]
     counts = Counter(found["ot_lens/moments.py"].values())
     assert counts == {"killed": 2, "survived": 1, "no tests": 1, "timeout": 1, "not run": 1, "other": 1}
-    assert row("m", counts).split() == ["m", "2", "1", "1", "1", "1", "1", "50.0%", "[18.8%,", "81.2%]"]
+    assert row("m", counts).split() == ["m", "2", "1", "1", "1", "1", "1", "50.0%"]

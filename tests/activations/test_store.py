@@ -24,7 +24,7 @@ from ot_lens.io.files import temporaries
 from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap
 from tests import checkpoints
-from tests.activations.crash import contents
+from tests.trust.kill_harness import contents
 
 D = 32
 

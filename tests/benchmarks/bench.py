@@ -14,14 +14,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import gpu, memory, nulls, speed, sweep, transport  # noqa: E402
+from tests.benchmarks import memory, speed, transport  # noqa: E402
 from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHES = [*transport.BENCHES, *nulls.BENCHES, *sweep.BENCHES, *speed.BENCHES, *gpu.BENCHES, *memory.BENCHES]
+BENCHES = [*transport.BENCHES, *speed.BENCHES, *memory.BENCHES]
 
 
 def main() -> None:
-    """Run what was asked for; a missed bar is said, and no failure: timings are noisy."""
+    """Run what was asked for; a missed bar is reported and is not a failure, since timings are noisy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="run the benches whose name contains this word")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench.json")

@@ -58,11 +58,9 @@ print(json.dumps({{"before": before, "after": status("VmHWM")}}))
 
 def peak_growth(d: int = D, extra: str = "") -> int:
     """Bytes by which the peak resident size grows while everything, and `extra`, runs once at width d."""
-    script = SCRIPT.format(root=str(ROOT), d=d, extra=extra)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    peaks = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", SCRIPT.format(root=str(ROOT), d=d, extra=extra)]
+    printed = subprocess.check_output(command, text=True, cwd=ROOT)
+    peaks = json.loads(printed.splitlines()[-1])
     return peaks["after"] - peaks["before"]
 
 
@@ -70,13 +68,8 @@ def peak_memory() -> Iterator[Row]:
     start = time.perf_counter()
     grown, square = peak_growth(), 8 * D * D
     took = time.perf_counter() - start
-    row = within("peak memory", grown / 2**30, "one d x d float64 matrix, GiB not s", square / 2**30, 0.5)
-    yield Row(
-        **{
-            **row.to_dict(),
-            "sizes": {"d": D, "n": "24 + 24", "GiB": round(grown / 2**30, 3), "took_s": round(took)},
-        }
-    )
+    floor, sizes = "one d x d float64 matrix, GiB not s", {"d": D, "n": "24 + 24", "took_s": round(took)}
+    yield within("peak memory", grown / 2**30, floor, square / 2**30, 0.5, **sizes)
 
 
 BENCHES = (peak_memory,)

@@ -14,15 +14,7 @@ except ImportError as error:  # transformer-lens 4 has no HookedTransformer
     raise pytest.UsageError(f"tests/tl3 needs transformer-lens 3.9: run `make test-tl3` ({error})") from error
 
 
-@pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama chat model in Hugging Face folder format."""
-    folder = tmp_path_factory.mktemp("llama")
-    build.write_llama(folder)
-    return folder
-
-
 @pytest.fixture
 def hooked(llama_folder: Path) -> "HookedTransformer":
-    """The HookedTransformer of that folder, new for each test, so that no hook reaches another test."""
+    """The HookedTransformer of `llama_folder`, new for each test, so that no hook reaches another test."""
     return build.hooked_transformer(llama_folder)

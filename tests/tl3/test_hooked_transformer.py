@@ -1,5 +1,9 @@
 """ot_lens on a HookedTransformer: the same numbers as the Hugging Face model of the same checkpoint."""
 
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -8,9 +12,14 @@ from transformers import AutoTokenizer
 import ot_lens as otl
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend, encode, evaluating, model_record, post_instruction_tokens, render
-from ot_lens.prompts import Contrast, ContrastSet, Prompt
+from ot_lens.organism.evaluation import WEIGHTS
+from ot_lens.prompts import Contrast
+from ot_lens.single_pass import next_token_sweep
 from ot_lens.transport import AffineMap
 from tests import checkpoints
+from tests.tl3.build import hooked_transformer
+from tests.trust.leak_checks import random_map
+from tests.trust.model_numbers import VARIANTS, check_numbers
 
 pytestmark = pytest.mark.usefixtures("mixed_lengths")
 
@@ -26,15 +35,7 @@ def reference(llama_folder):
 
 @pytest.fixture
 def contrast() -> Contrast:
-    harmful = tuple(Prompt(f"w{i} w{i + 1} w3"[: 3 * (1 + i % 3)].strip(), "w1", ("w1",)) for i in range(10))
-    harmless = tuple(Prompt(f"w{i + 15} w2"[: 3 + 3 * (i % 2)].strip(), "w2", ("w2",)) for i in range(10))
-    return Contrast(harmful, harmless)
-
-
-def random_map(seed: int = 0) -> AffineMap:
-    generator = torch.Generator().manual_seed(seed)
-    U, V = (torch.randn(D, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    return AffineMap(U / 4, V / 4, torch.randn(D, generator=generator, dtype=torch.float64))
+    return checkpoints.contrast(10)
 
 
 def test_load_model_returns_it(hooked):
@@ -123,8 +124,8 @@ def test_resid_mid_reaches_the_skip_path_here(hooked):
     assert torch.equal(otl.next_token_logprobs(hooked, PROMPTS), before)
 
 
-def test_the_whole_sweep_agrees_with_hugging_face(hooked, reference, contrast):
-    prompts = ContrastSet("tiny", contrast, contrast, contrast)
+def test_the_whole_sweep_agrees_with_hugging_face(hooked, reference):
+    prompts = checkpoints.contrast_set(10)
     options = {
         "methods": ["mean_shift", "directional_ablation", "rfa", {"name": "pca_ot", "k": 2}],
         "max_new_tokens": 4,
@@ -132,15 +133,24 @@ def test_the_whole_sweep_agrees_with_hugging_face(hooked, reference, contrast):
     }
     ours = otl.localize(hooked, prompts, **options)
     theirs = otl.localize(reference, prompts, **options)
-    assert ours.drop(columns=["value", "low", "high"]).equals(theirs.drop(columns=["value", "low", "high"]))
-    for measure, tolerance in (("refusal_score", 1e-3), ("kl", 1e-3), ("perplexity", 1e-3)):
-        rows = ours["measure"] == measure
-        torch.testing.assert_close(
-            torch.tensor(ours.loc[rows, "value"].to_numpy()),
-            torch.tensor(theirs.loc[rows, "value"].to_numpy()),
-            rtol=tolerance,
-            atol=tolerance,
-        )
+    pd.testing.assert_frame_equal(ours.select_dtypes(exclude="float"), theirs.select_dtypes(exclude="float"))
+    rows = ours["measure"].isin(["refusal_score", "kl", "perplexity"])
+    np.testing.assert_allclose(ours.loc[rows, "value"], theirs.loc[rows, "value"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_the_single_pass_is_equal_to_plain_hooks(hooked, tokens):
+    maps = [random_map(seed) for seed in range(2)]
+    candidates = [{0: maps[0]}, {1: maps[1]}, {0: maps[0], 1: maps[1]}, {(1, "resid_post"): maps[0]}, {}]
+    scores = next_token_sweep(
+        hooked, PROMPTS, candidates, lambda rows, _own: rows.log_softmax(-1), tokens=tokens, batch_size=2
+    )
+    base = otl.next_token_logprobs(hooked, PROMPTS)
+    for edits, row in zip(candidates, scores, strict=True):
+        with otl.intervene(hooked, edits, tokens):
+            expected = otl.next_token_logprobs(hooked, PROMPTS)
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+        assert not edits or (row - base).abs().max() > 1e-2
 
 
 def test_weight_processing_is_recorded(hooked):
@@ -179,3 +189,10 @@ def test_a_system_prompt_and_positions_are_those_of_hugging_face(hooked, referen
     assert encode(backend(hooked), PROMPTS) == encode(backend(asked), PROMPTS)
     ours, theirs = (otl.next_token_logprobs(m, PROMPTS) for m in (hooked, asked))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 64])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_numbers_and_conclusions_are_those_of_the_other_library(variant, size, record_property):
+    """Of the embedded models, in float64 on transformer-lens 4."""
+    check_numbers(hooked_transformer(Path(WEIGHTS) / variant), variant, size, record_property)

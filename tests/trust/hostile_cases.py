@@ -3,9 +3,12 @@
 import copy
 import json
 import math
+import operator
 import os
 import random
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -31,38 +34,55 @@ TEXTS = [
 
 def mutated(content: bytes, others: list[bytes], draw: random.Random) -> bytes:
     """A few mutations of a valid file's bytes."""
-    found = bytearray(content)
+    result = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
-        _mutate(found, others, draw)
-    return bytes(found)
+        at = draw.randrange(len(result) + 1)
+        length = min(draw.choice((1, 2, 4, 8, 40, 400)), len(result) - at)
+        draw.choice(MUTATIONS)(result, at, length, others, draw)
+    return bytes(result)
 
 
-def _mutate(found: bytearray, others: list[bytes], draw: random.Random) -> None:
-    kind = draw.randrange(9)
-    at = draw.randrange(len(found) + 1)
-    length = min(draw.choice((1, 2, 4, 8, 40, 400)), len(found) - at)
-    if kind == 0 and length:
-        found[at] ^= 1 << draw.randrange(8)
-    elif kind == 1:
-        found[at : at + length] = draw.randbytes(length)
-    elif kind == 2:
-        del found[at:]
-    elif kind == 3:
-        del found[at : at + length]
-    elif kind == 4:
-        found[at:at] = found[at : at + length] * draw.choice((1, 2, 50))
-    elif kind == 5:
-        found[at:at] = draw.choice(TOKENS)
-    elif kind == 6:
-        found[at : at + length] = draw.choice(TOKENS)
-    elif kind == 7:
-        size = draw.choice((1, 2, 4, 8))
-        edge = draw.choice(EDGES) % 2 ** (8 * size)
-        found[at : at + size] = edge.to_bytes(size, draw.choice(("little", "big")))
-    else:
-        other = draw.choice(others)
-        start = draw.randrange(len(other) + 1)
-        found[at : at + length] = other[start : start + draw.choice((8, 60, 1000))]
+def _turn_a_bit(content, at, length, others, draw):
+    if length:
+        content[at] ^= 1 << draw.randrange(8)
+
+
+def _overwrite(content, at, length, others, draw):
+    content[at : at + length] = draw.randbytes(length)
+
+
+def _cut_off(content, at, length, others, draw):
+    del content[at:]
+
+
+def _remove(content, at, length, others, draw):
+    del content[at : at + length]
+
+
+def _repeat(content, at, length, others, draw):
+    content[at:at] = content[at : at + length] * draw.choice((1, 2, 50))
+
+
+def _insert_or_replace(content, at, length, others, draw):
+    content[at : at + draw.choice((0, length))] = draw.choice(TOKENS)
+
+
+def _put_an_edge(content, at, length, others, draw):
+    size = draw.choice((1, 2, 4, 8))
+    edge = draw.choice(EDGES) % 2 ** (8 * size)
+    content[at : at + size] = edge.to_bytes(size, draw.choice(("little", "big")))
+
+
+def _splice(content, at, length, others, draw):
+    other = draw.choice(others)
+    start = draw.randrange(len(other) + 1)
+    content[at : at + length] = other[start : start + draw.choice((8, 60, 1000))]
+
+
+# Tokens twice, since they are the most likely to reach a parser.
+MUTATIONS = (_turn_a_bit, _overwrite, _cut_off, _remove, _repeat, _put_an_edge, _splice) + (
+    _insert_or_replace,
+) * 2
 
 
 # ------------------------------------------------------------------------------------------- structures
@@ -90,15 +110,10 @@ values = st.recursive(
 def paths(document: object, path: tuple = ()) -> Iterator[tuple]:
     """Where the parts of a document are, the document itself first."""
     yield path
-    inner = (
-        document.items()
-        if isinstance(document, dict)
-        else enumerate(document)
-        if isinstance(document, list)
-        else ()
-    )
-    for key, value in inner:
-        yield from paths(value, (*path, key))
+    if isinstance(document, dict | list):
+        items = document.items() if isinstance(document, dict) else enumerate(document)
+        for key, value in items:
+            yield from paths(value, (*path, key))
 
 
 def altered(document: object) -> st.SearchStrategy:
@@ -107,38 +122,31 @@ def altered(document: object) -> st.SearchStrategy:
 
     @st.composite
     def make(draw):
-        found = copy.deepcopy(document)
+        result = copy.deepcopy(document)
         for _ in range(draw(st.integers(1, 4))):
             if not places:
                 return draw(values)
-            _alter(found, draw(st.sampled_from(places)), draw)
-        return found
+            with suppress(LookupError, TypeError):  # an earlier alteration removed the place
+                _alter(result, draw(st.sampled_from(places)), draw)
+        return result
 
     return st.one_of(*[make()] * 9, values)
 
 
 def _alter(document, path, draw) -> None:
     *above, last = path
-    part = document
-    for key in above:
-        try:
-            part = part[key]
-        except (LookupError, TypeError):
-            return
+    part = reduce(operator.getitem, above, document)
     kind = draw(st.integers(0, 4))
-    try:
-        if kind == 0:
-            del part[last]
-        elif kind == 1 and isinstance(part, dict):
-            part[draw(st.sampled_from(TEXTS))] = part.pop(last)
-        elif kind == 2 and isinstance(part, list):
-            part.append(copy.deepcopy(part[last]))
-        elif kind == 3 and isinstance(part, dict):
-            part[draw(st.text(max_size=6))] = draw(values)
-        else:
-            part[last] = draw(values)
-    except (LookupError, TypeError):
-        return
+    if kind == 0:
+        del part[last]
+    elif kind == 1 and isinstance(part, dict):
+        part[draw(st.sampled_from(TEXTS))] = part.pop(last)
+    elif kind == 2 and isinstance(part, list):
+        part.append(copy.deepcopy(part[last]))
+    elif kind == 3 and isinstance(part, dict):
+        part[draw(st.text(max_size=6))] = draw(values)
+    else:
+        part[last] = draw(values)
 
 
 def as_json(document: object) -> bytes:
@@ -147,39 +155,27 @@ def as_json(document: object) -> bytes:
 
 
 # ------------------------------------------------------------------------------------- kinds of files
-def _folder(path: Path) -> None:
-    path.mkdir()
-
-
-def _fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
 def _link(target: str):
     return lambda path: path.symlink_to(target)
 
 
-def _sparse(path: Path) -> None:
+def _tebibyte(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**40)
 
 
-def _empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 KINDS = {
     "absent": lambda path: None,
-    "empty": _empty,
-    "folder": _folder,
-    "fifo": _fifo,
+    "empty": Path.touch,
+    "folder": Path.mkdir,
+    "fifo": os.mkfifo,
     "endless": _link("/dev/zero"),
     "random": _link("/dev/urandom"),
     "terminal": _link("/dev/full"),
     "loop": lambda path: path.symlink_to(path.name),
     "dangling": _link("nowhere"),
     "process": _link("/proc/self/environ"),
-    "tebibyte": _sparse,
+    "tebibyte": _tebibyte,
 }
 
 

@@ -1,26 +1,23 @@
-"""The command line on hostile files, in one process: exit code 2 and one line, or 0; never a traceback.
+"""The command line on hostile files: exit code 2 and one line, or 0; never a traceback."""
 
-python -m tests.trust.hostile_commands --cases 40 [--seed 0]
-"""
-
-import argparse
 import io
 import json
 import random
-import shutil
 import sys
-import tempfile
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import yaml
+from hypothesis import strategies as st
 from rich.console import Console
 
+import ot_lens.explorer
 import ot_lens.study
 from ot_lens.cli import console, main
 from ot_lens.errors import OtLensError
+from ot_lens.explorer.runs import OpenRun
 from ot_lens.localization import as_methods
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder
@@ -28,11 +25,17 @@ from ot_lens.study.checks import check_choices
 from ot_lens.study.extensions import import_extensions
 from tests.trust import hostile_cases as cases
 from tests.trust import hostile_readers as readers
-from tests.trust.hostile_oracle import Tally, Watch, alarms, judged, limit_memory
+from tests.trust.hostile_readers import Files, Reader
+
+EXTREMES = (0, -1, 3, 10**9, 1e308, -1e308, float("inf"), float("-inf"), float("nan"), 1e-320)
 
 
 class BeginError(OtLensError):
     """Raised where a study would begin."""
+
+
+class RefusedError(OtLensError):
+    """Raised for a command that ended with exit code 2 and one line."""
 
 
 def begin(config, out, *, resume, **_) -> None:
@@ -47,101 +50,66 @@ def begin(config, out, *, resume, **_) -> None:
 
 def served(folder, *_, **__) -> None:
     """What `explore` reads before it listens."""
-    from ot_lens.explorer.runs import OpenRun
-
     run = OpenRun(folder)
     list(run.map_folders), run.activations, run.config, run.texts
 
 
-def commands(place: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """A file under the sandbox, and the command that reads it."""
-    run, out = str(place / "run"), str(place / "out")
-    drawn = ("figures", run, "--out", out, "--format", "svg")
-    tables = [
-        (f"{name}/tables/{name}.parquet", ("figures", str(place / name), "--out", out, "--format", "svg"))
-        for name in readers.tables()
-        if name != "plane_ellipses"
-    ]
-    return [
-        ("study.yaml", ("run", str(place / "study.yaml"), "--out", str(place / "new"))),
-        ("prompts.json", ("run", str(place / "own.yaml"), "--out", str(place / "new"))),
-        ("run/manifest.json", ("run", str(place / "same.yaml"), "--out", run, "--resume")),
-        ("run/manifest.json", ("explore", run, "--no-browser")),
-        ("run/manifest.json", drawn),
-        *tables,
-        ("run/activations/train/index.json", ("figures", run, "--against", run, "--out", out)),
-        ("model/config.json", ("study", "paper", "--model", str(place / "model"), "--estimate")),
-        (
-            "model/tokenizer_config.json",
-            ("organism", "evaluate", "--variant", str(place / "model"), "--n", "2"),
+def command_readers(out: Path) -> list[Reader]:
+    """Commands as readers of the files that they are given; what they write goes to one folder."""
+    console.err, console.out = Console(stderr=True, width=100), Console(width=100)
+    ot_lens.study.run_study, ot_lens.explorer.explore = begin, served
+    files = readers.run_folder()
+    manifest = files["manifest.json"]
+    config = json.loads(manifest)["config"]
+    run = {f"run/{name}": content for name, content in files.items() if not name.startswith("tables/")}
+    same = {"same.yaml": yaml.safe_dump(config).encode(), **run}
+    model = {f"model/{name}": content for name, content in readers.model_folder().items()}
+    words = "model/tokenizer_config.json"
+    model[words] = cases.as_json(json.loads(model[words]) | {"ot_lens": {"variant": "multi"}})
+    study = {"study.yaml": yaml.safe_dump({"methods": ["mean_shift"], "seed": 3}).encode()}
+    own = {"own.yaml": b"prompts: prompts.json", "prompts.json": cases.as_json(readers.DOCUMENT)}
+    figures = ("figures", "run", "--out", str(out / "figures"), "--format", "svg")
+    evaluate = ("organism", "evaluate", "--variant", "./model", "--n", "2")
+    found = [
+        _reader("run", ("run", "study.yaml", "--out", str(out / "new")), study, "study.yaml"),
+        _reader("run prompts", ("run", "own.yaml", "--out", str(out / "new")), own, "prompts.json"),
+        _reader("resume", ("run", "same.yaml", "--out", "run", "--resume"), same, "run/manifest.json"),
+        _reader("explore", ("explore", "run", "--no-browser"), run, "run/manifest.json"),
+        _reader("figures", figures, run, "run/manifest.json"),
+        _reader("against", (*figures, "--against", "run"), run, "run/activations/train/index.json"),
+        _reader(
+            "estimate", ("study", "paper", "--model", "./model", "--estimate"), model, "model/config.json"
         ),
-        ("model/config.json", ("organism", "evaluate", "--variant", str(place / "model"), "--n", "2")),
+        _reader("evaluate", evaluate, model, "model/config.json", words),
     ]
+    for name, table in readers.tables().items():  # drawing takes a second a figure: one table per run
+        parts = ("plane", "plane_ellipses") if name == "plane" else (name,)
+        tables = {f"run/tables/{part}.parquet": files[f"tables/{part}.parquet"] for part in parts}
+        target = f"run/tables/{name}.parquet"
+        if name != "plane_ellipses":
+            drawn = {"run/manifest.json": manifest, **tables}
+            found.append(_reader(f"figures {name}", figures, drawn, target, table=table))
+    return found
 
 
-def lay_out(place: Path) -> None:
-    """Everything the commands read, valid."""
-    for name, content in readers.run_folder().items():
-        path = place / "run" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    # Drawing takes a second a figure: one run for each table, and one without.
-    for name in readers.tables():
-        (place / name / "tables").mkdir(parents=True)
-        shutil.copy(place / "run/manifest.json", place / name)
-        shutil.copy(place / f"run/tables/{name}.parquet", place / name / "tables")
-    shutil.copy(place / "plane_ellipses/tables/plane_ellipses.parquet", place / "plane/tables")
-    shutil.rmtree(place / "run/tables")
-    (place / "model").mkdir()
-    for name, content in readers.model_folder().items():
-        (place / "model" / name).write_bytes(content)
-    (place / "study.yaml").write_text(yaml.safe_dump({"methods": ["mean_shift"], "seed": 3}))
-    (place / "prompts.json").write_bytes(cases.as_json(readers.DOCUMENT))
-    (place / "own.yaml").write_text(yaml.safe_dump({"prompts": str(place / "prompts.json")}))
-    config = json.loads((place / "run/manifest.json").read_text())["config"]
-    (place / "same.yaml").write_text(yaml.safe_dump(config))
+def _reader(
+    name: str, arguments: tuple[str, ...], files: Files, *targets: str, table: pd.DataFrame | None = None
+) -> Reader:
+    structures = None if table is None else _senseless(targets[0], table)
+    return Reader(name, files, _ends_in_one_line(arguments), structures, targets, structured=0.8, kinds=False)
 
 
-EXTREMES = (0, -1, 3, 10**9, 1e308, -1e308, float("inf"), float("-inf"), float("nan"), 1e-320)
-WORDS = (
-    "",
-    "nan",
-    "none",
-    "harmful",
-    "pca_ot",
-    "$x^{",
-    "\\frac{",
-    "<b>",
-    "all",
-    "0,1",
-    "x" * 500,
-    "é",
-    "\U0001f600",
-)
+def _ends_in_one_line(arguments: tuple[str, ...]) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        with chdir(folder):
+            code, said = given(arguments)
+        lines = [line for line in said.splitlines() if line.strip()]
+        if code not in (0, 2) or "Traceback" in said or (code == 2 and len(lines) != 1):
+            raise AssertionError(f"{' '.join(arguments)}: exit code {code}: {said[-400:]}")
+        if code == 2 and "would begin here" not in said:
+            raise RefusedError(said)
 
-
-def altered_table(content: bytes, draw: random.Random) -> bytes:
-    """A whole table, with types as they should be, whose rows make no sense."""
-    table = pd.read_parquet(io.BytesIO(content))
-    for _ in range(draw.randint(1, 3)):
-        name = draw.choice(list(table.columns))
-        kind = draw.randrange(4)
-        if kind == 0:
-            table = table.sample(
-                n=min(len(table), draw.choice((0, 1, 2, 7))), random_state=draw.randrange(99)
-            )
-        elif kind == 1:
-            table = pd.concat([table, table.head(3)], ignore_index=True)
-        elif kind == 2:
-            table = table.drop(columns=name) if len(table.columns) > 1 else table
-        elif pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = table[name].astype("float64")
-            table.loc[table.index[:: draw.choice((1, 2, 5))], name] = draw.choice(EXTREMES)
-        else:
-            table.loc[table.index[:: draw.choice((1, 2, 5))], name] = draw.choice(WORDS)
-    held = io.BytesIO()
-    table.to_parquet(held, index=False)
-    return held.getvalue()
+    return read
 
 
 def given(arguments: tuple[str, ...]) -> tuple[int, str]:
@@ -156,44 +124,27 @@ def given(arguments: tuple[str, ...]) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def run_commands(place: Path, n: int, first: int) -> dict:
-    """n commands, each on one hostile file."""
-    watch, tally, refused = Watch(), Tally(), 0
-    console.err, console.out = Console(stderr=True, width=100), Console(width=100)
-    ot_lens.study.run_study, ot_lens.explorer.explore = begin, served
-    asked = commands(place)
-    for _, arguments in asked:
-        given(arguments)
-    limit_memory()
-    watch.allowed = (place / "out", place / "new", Path(tempfile.gettempdir()))
-    for i in range(n):
-        target, arguments = asked[i % len(asked)]
-        path, draw = place / target, random.Random(f"command:{first}:{i}")
-        whole = path.read_bytes()
-        whole_tables = path.suffix == ".parquet" and draw.random() < 0.8
-        path.write_bytes(altered_table(whole, draw) if whole_tables else cases.mutated(whole, [whole], draw))
-        found: list[tuple[int, str]] = []
-        _, fault = judged(lambda: found.append(given(arguments)), watch, place / "canary")  # noqa: B023
-        path.write_bytes(whole)
-        shutil.rmtree(place / "out", ignore_errors=True)
-        code, said = found[0] if found else (None, "")
-        lines = [line for line in said.splitlines() if line.strip()]
-        if fault is None and (code not in (0, 2) or "Traceback" in said or (code == 2 and len(lines) != 1)):
-            fault = f"exit code {code}: {said[-400:]}"
-        if fault is not None:
-            tally.fail(f"{' '.join(arguments)} of {target}, case {i}", fault)
-        refused += code == 2 and "would begin here" not in said
-    return {"commands": n, "refused": refused, "faults": tally.failures}
+def _senseless(name: str, table: pd.DataFrame) -> st.SearchStrategy:
+    """A whole table, with types as they should be, whose rows make no sense."""
+
+    def altered(seed: int) -> Files:
+        draw, rows = random.Random(seed), table
+        for _ in range(draw.randint(1, 3)):
+            rows = _alter(rows, draw)
+        return {name: readers.parquet_of(rows)}
+
+    return st.integers(0, 2**32).map(altered)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    wanted = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import ot_lens.explorer
-
-    with tempfile.TemporaryDirectory() as folder, alarms():
-        lay_out(Path(folder))
-        print(json.dumps(run_commands(Path(folder), wanted.cases, wanted.seed)))
+def _alter(rows: pd.DataFrame, draw: random.Random) -> pd.DataFrame:
+    name, kind = draw.choice(list(rows.columns)), draw.randrange(4)
+    if kind == 0:
+        return rows.sample(n=min(len(rows), draw.choice((0, 1, 2, 7))), random_state=draw.randrange(99))
+    if kind == 1:
+        return pd.concat([rows, rows.head(3)], ignore_index=True)
+    if kind == 2:
+        return rows.drop(columns=name) if len(rows.columns) > 1 else rows
+    numeric = pd.api.types.is_numeric_dtype(rows[name])
+    rows = rows.astype({name: "float64"}) if numeric else rows.copy()
+    rows.loc[rows.index[:: draw.choice((1, 2, 5))], name] = draw.choice(EXTREMES if numeric else cases.TEXTS)
+    return rows

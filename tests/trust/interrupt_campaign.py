@@ -1,9 +1,9 @@
 """Real signals at random moments of a use of a model, in a process without shape checks, as a user's.
 
-python -m tests.trust.interrupt_campaign MODEL_FOLDER --hooks residual --rounds 5000 [--seed 0]
+python -m tests.trust.interrupt_campaign MODEL_FOLDER --rounds 5000 [--seed 0]
 
-Prints the outcome as JSON. (The wrappers that check shapes in tests come between a block's end and its
-`__exit__`: an interrupt within them skips the exit, and their stack keeps the arguments alive.)
+Prints the outcome for each kind of hooks as JSON. (The wrappers that check shapes in tests come between a
+block's end and its `__exit__`: an interrupt within them skips the exit, and their stack keeps the arguments.)
 """
 
 import argparse
@@ -15,19 +15,10 @@ import sys
 import time
 from typing import Any
 
-import torch
-
 import ot_lens as otl
 from ot_lens.models import backend, evaluating
 from tests import checkpoints
-from tests.trust.leak_checks import evaluated, leaked, light_look, random_map, state
-
-PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
-EDITS = {1: random_map(1), 2: random_map(2)}
-
-
-def only_look(x: torch.Tensor, hook: object) -> None:
-    """A hook that only reads."""
+from tests.trust.leak_checks import EDITS, PROMPTS, evaluated, leaked, light_look, only_look, state
 
 
 def with_users_hook(folder: str, hooks: str) -> Any:
@@ -81,12 +72,12 @@ def campaign(model: Any, rounds: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
-    parser.add_argument("--hooks", default="residual")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model = with_users_hook(arguments.folder, arguments.hooks)
-    print(json.dumps(campaign(model, arguments.rounds, arguments.seed)))
+    for hooks in ("residual", "full"):
+        model = with_users_hook(arguments.folder, hooks)
+        print(json.dumps(campaign(model, arguments.rounds, arguments.seed)))
 
 
 if __name__ == "__main__":

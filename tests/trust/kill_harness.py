@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,13 +19,8 @@ from ot_lens.io.files import LOCK, temporaries
 JOINED = ("parts", "edited", "filtered")
 ROOT = Path(__file__).resolve().parents[2]
 # One thread: a fork has no other threads, and last digits depend on their number.
-ALONE = {
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT),
-    "COLUMNS": "300",
-    "RAY_ADDRESS": "",
-    "RAY_AUTH_MODE": "token",
-}
+ALONE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+ALONE |= {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "token"}
 
 
 class Zygote:
@@ -34,20 +28,12 @@ class Zygote:
 
     def __init__(self) -> None:
         environment = {name: value for name, value in {**os.environ, **ALONE}.items() if value}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trust.kill_zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-m", "tests.trust.kill_zygote"]
+        self._process = subprocess.Popen(command, **pipes, cwd=ROOT, env=environment)
 
     def fork(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
@@ -128,9 +114,9 @@ class Study:
             **disturbance,
         )
 
-    def finish(self) -> None:
+    def finish(self, **restriction: Any) -> None:
         """Run it to its end."""
-        ended = self.go()
+        ended = self.go(**restriction)
         assert ended["status"] == 0, ended["stderr"]
 
     @staticmethod
@@ -148,8 +134,9 @@ class Study:
 
     def times(self) -> Counter[str]:
         """How often each shard, candidate and other computation was begun."""
-        lines = self.computed.read_text().splitlines()
-        return Counter(line for line in lines if not re.match(r"stage |signal |change ", line))
+        return Counter(
+            " ".join(words) for words in self.noted if words[0] not in ("stage", "signal", "change")
+        )
 
     def remove(self) -> None:
         shutil.rmtree(self.run, ignore_errors=True)

@@ -15,7 +15,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,11 +63,11 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
     """Run a command in a fork, disturb it, wait for its end.
 
     Args:
-        request: argv; log and stderr, files; watch, a folder. How the run is disturbed: `signal` (a number)
-            with `stage` and either `access` (the n-th change of files under `watch` in that stage) or `delay`
-            (seconds after its beginning); `group` (also to its children), `again` (seconds to a second
-            signal), `worker` (instead to a worker of Ray below this process). `limit` (bytes of the largest
-            file), `powerless` (give up root's right to write everywhere).
+        request: argv, or code to execute instead; log and stderr, files; watch, a folder. How the run is
+            disturbed: `signal` (a number) with `stage` and either `access` (the n-th change of files under
+            `watch` in that stage) or `delay` (seconds after its beginning); `group` (also to its children),
+            `again` (seconds to a second signal), `worker` (instead to a worker of Ray below this process).
+            `limit` (bytes of the largest file), `powerless` (give up root's right to write everywhere).
     """
     if "ray" in request["argv"]:
         os.environ.update(LOCAL_SETTINGS)  # which Ray reads when it is imported
@@ -86,10 +85,11 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
     left = time.monotonic()
     os.close(reader)
     lines = Path(request["log"]).read_text().splitlines() if Path(request["log"]).exists() else []
-    sent = next((float(x.split()[1]) for x in reversed(lines) if x.startswith("signal ")), sent)
+    last = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("signal ", "stage "))}
+    sent = float(last.get("signal", sent or "nan")) if sent or "signal" in last else None
     return {
         "status": ended,
-        "stage": next((x.split()[1] for x in reversed(lines) if x.startswith("stage ")), "start"),
+        "stage": last.get("stage", "start"),
         "took": None if sent is None else left - sent,
         "sent": sent is not None,
         "orphans": alive_after(below, 60.0),
@@ -144,7 +144,7 @@ def _child(request: dict[str, Any], writer: int) -> None:
         _restrict(request)
         _instrument(request, writer)
         sys.argv = ["ot-lens", *request["argv"]]
-        code = _exit_code(cli.main)
+        code = _exit_code(partial(exec, request["code"], {}) if "code" in request else cli.main)
     finally:
         os._exit(code)
 
@@ -211,35 +211,21 @@ def _restrict(request: dict[str, Any]) -> None:
     if "limit" in request:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
-    if "powerless" in request:
-        _drop_capabilities()
-
-
-def _drop_capabilities() -> None:
-    """As capset(2) says: version 3 of the header, and no capability in any of the three sets."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    if libc.capset(header, none):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Answers go to the real stdout; nothing else does."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    yield answers
+    if "powerless" in request:  # capset(2): version 3 of the header, no capability in any of the three sets
+        header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        if ctypes.CDLL(None, use_errno=True).capset(header, none):
+            raise OSError(ctypes.get_errno(), "capset")
 
 
 def main() -> None:
-    """Serve requests until stdin ends."""
+    """Serve requests until stdin ends; answers go to the real stdout, and nothing else does."""
     torch.set_num_threads(1)
-    with _quiet() as answers:
-        for name in LATER:
-            importlib.import_module(name)
-        for line in sys.stdin:
-            answers.write(json.dumps(fork(json.loads(line))) + "\n")
-            answers.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name in LATER:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        print(json.dumps(fork(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

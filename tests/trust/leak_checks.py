@@ -3,7 +3,8 @@
 import gc
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,8 @@ from ot_lens.models import backend, evaluating
 from ot_lens.models.backends import announced_width
 from ot_lens.transport import AffineMap
 
-HOOK_TABLES = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+# The tables of hooks that PyTorch gives every module, and the attributes of a tokenizer that a reader sets.
+HOOK_TABLES = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 TOKENIZER = (
     "padding_side",
     "truncation_side",
@@ -40,10 +30,24 @@ TOKENIZER = (
 PLAIN = (bool, int, float, str, type(None))
 
 
+PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
+
+
+class OwnError(Exception):
+    """An error of the user."""
+
+
+def only_look(x: torch.Tensor, hook: object) -> None:
+    """A hook that only reads."""
+
+
 def random_map(seed: int = 0, rank: int = 3, d: int = 32) -> AffineMap:
     generator = torch.Generator().manual_seed(seed)
     U, V = (torch.randn(d, rank, generator=generator, dtype=torch.float64) for _ in range(2))
     return AffineMap(U / 4, V / 4, torch.randn(d, generator=generator, dtype=torch.float64))
+
+
+EDITS = {1: random_map(1), 2: random_map(2)}
 
 
 def hook_tables(model: nn.Module) -> dict[str, Any]:
@@ -66,8 +70,8 @@ def attributes(model: nn.Module) -> dict[str, Any]:
     """Every other attribute of every module, including `forward` and `training`, by identity or value."""
     # TransformerLens recomputes its aliases whenever another bridge is created, and keeps the last call's
     # residual stream at some address.
-    skipped = {*HOOK_TABLES, "fwd_hooks", "bwd_hooks", "_compiled_call_impl", "_block_alias_cache"}
-    skipped.add("_captured_pre_ln_residual")
+    skipped = {*HOOK_TABLES, "fwd_hooks", "bwd_hooks", "_compiled_call_impl"}
+    skipped |= {"_block_alias_cache", "_captured_pre_ln_residual"}
     return {
         f"{name}.{key}": value if isinstance(value, PLAIN) else id(value)
         for name, module in model.named_modules()
@@ -177,12 +181,6 @@ def leaked(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
-def _callers(frame: Any) -> Iterator[Any]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 class Interrupter:
     """Raises KeyboardInterrupt at the n-th place where CPython could deliver a signal.
 
@@ -199,7 +197,7 @@ class Interrupter:
     def __call__(self, frame: Any, event: str, argument: Any) -> None:
         if event == "c_exception" or not frame.f_code.co_filename.endswith(self.files):
             return
-        if any(caller.f_code.co_name == "__del__" for caller in _callers(frame)):
+        if any(caller.f_code.co_name == "__del__" for caller, _ in traceback.walk_stack(frame)):
             return  # Python drops what a finalizer raises
         entered = argument.__name__ if event in ("c_call", "c_return") else frame.f_code.co_name
         if event in ("return", "c_return") and entered == "__enter__":

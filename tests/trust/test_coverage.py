@@ -12,8 +12,7 @@ from ot_lens.geometry.visibility import _distances, visibility
 from ot_lens.statistics.intervals import null_band
 from ot_lens.statistics.resampling import Resamples, observed, relabellings
 from tests.trust import coverage_tables as tables
-from tests.trust.coverage_counts import Counted
-from tests.trust.coverage_tables import Cell, coverage, outside, simulate
+from tests.trust.coverage_tables import Cell, Counted, coverage, outside, simulate
 
 # What an interval may lack of 95 %. Resamples of few prompts know too little of the spread of a spread.
 SLACK = 0.05
@@ -84,13 +83,9 @@ def one_sided(name: str, quantity: str) -> bool:
     return quantity == "w2_before" or quantity.startswith(("outside", "transport_cost", "cost_over_bound"))
 
 
-def cells(full: bool):
-    return FULL if full else SMALL
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" in metafunc.fixturenames:
-        chosen = cells(metafunc.config.getoption("--full"))
+        chosen = FULL if metafunc.config.getoption("--full") else SMALL
         metafunc.parametrize(("name", "cell"), chosen, ids=[f"{name}: {cell}" for name, cell in chosen])
 
 
@@ -113,7 +108,7 @@ def test_intervals_and_nulls_hold_what_they_say(name, cell, full_size, record_pr
 
 
 def test_an_interval_of_one_standard_error_fails_the_same_check():
-    found = simulated("class_angles", Cell("means", 16, 16, 32), 120)
+    found = simulated("class_angles", Cell("means", 16, 16, 32), 60)
     held = coverage(found, ["component"], shrink=1 / 1.96, value="angle")["1"]
     assert not held.reaches(0.95 - SLACK)
 
@@ -125,7 +120,7 @@ def test_labels_of_samples_about_one_mean_fail_the_same_check(monkeypatch):
         return DrawnShapes(gram, relabellings(observed(*sizes, seed), count, seed))
 
     monkeypatch.setattr(DrawnShapes, "relabelled", mixed)
-    found = simulated("class_angles", Cell("means", 16, 16, 32), 120)
+    found = simulated("class_angles", Cell("means", 16, 16, 32), 60)
     assert any(c.exceeds(0.05) for c in outside(found, ["component"], value="angle").values())
 
 

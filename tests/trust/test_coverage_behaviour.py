@@ -1,5 +1,9 @@
 """Intervals of rates and means, paired tests and verdicts, on data whose truth is known."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +12,9 @@ from scipy import stats
 from ot_lens.behaviour import agreement
 from ot_lens.statistics import BootstrapRatio, holm, mcnemar, mean, paired_bootstrap, perplexity, rate
 from ot_lens.tables import REMOVE, one_direction, verdict
-from tests.trust.coverage_counts import Counted, covered
+from tests.trust.coverage_tables import Counted, covered
 
+Draw = Callable[[np.random.Generator, int], bool]
 SHARES = np.linspace(0.005, 0.995, 199)
 # Differences of mean zero, and how much of 95 % their skewness may cost.
 LAWS = {
@@ -18,6 +23,16 @@ LAWS = {
     "log-normal": (lambda g, n: g.lognormal(size=n) - np.exp(0.5), 0.07),
     "ties": (lambda g, n: g.choice([-2.0, 0.0, 0.0, 2.0], size=n), 0.02),
 }
+
+
+def simulated(draw: Draw, replicates: int, seed: int) -> Counted:
+    """How many replicates hit; each is given the generator and its own seed."""
+    generator = np.random.default_rng(seed)
+    return covered([draw(generator, i) for i in range(replicates)])
+
+
+def holds(found: Any, truth: float) -> bool:
+    return found.low <= truth <= found.high
 
 
 # ------------------------------------------------------------------------------------------- rates
@@ -36,9 +51,8 @@ def exact_coverage(low, high, n):
 def test_the_wilson_interval_covers_on_average_and_nearly_everywhere(n, record_property):
     found = exact_coverage(*wilson(n), n)
     middle = found[(SHARES >= 0.1) & (SHARES <= 0.9)]
-    record_property("mean", round(float(found.mean()), 4))
-    record_property("least", round(float(found.min()), 4))
-    record_property("least_from_10_to_90_per_cent", round(float(middle.min()), 4))
+    for name, value in (("mean", found.mean()), ("least", found.min()), ("least_of_middle", middle.min())):
+        record_property(name, round(float(value), 4))
     assert found.mean() > 0.945
     assert middle.min() > 0.91
     assert found.min() > 0.83
@@ -56,96 +70,79 @@ def test_intervals_of_equal_rates_hardly_ever_part(n, record_property):
     assert worst < 0.01
 
 
-# ------------------------------------------------------------------------------------------- means
-def means(law, n, replicates, scale=1.0):
-    draw = LAWS[law][0]
-    generator = np.random.default_rng(n)
-    hits = []
-    for seed in range(replicates):
-        found = mean(draw(generator, n), seed=seed)
-        low, high = (found.value + scale * (end - found.value) for end in (found.low, found.high))
-        hits.append(low <= 0 <= high)
-    return covered(hits)
+# ------------------------------------------------------------------------------------------- intervals
+def of_mean(law: str, n: int, scale: float, generator: np.random.Generator, seed: int) -> bool:
+    found = mean(LAWS[law][0](generator, n), seed=seed)
+    low, high = (found.value + scale * (end - found.value) for end in (found.low, found.high))
+    return low <= 0 <= high
 
 
-@pytest.mark.parametrize("n", [8, 16, 64, 256])
-@pytest.mark.parametrize("law", LAWS)
-def test_intervals_of_means_cover(law, n, full_size, record_property):
-    held = means(law, n, 1000 if full_size else 100 if n < 256 else 20)
-    record_property("coverage", held.record)
-    assert held.reaches(0.95 - LAWS[law][1])
-
-
-def test_intervals_of_one_standard_error_do_not():
-    assert not means("normal", 16, 200, scale=1 / 1.96).reaches(0.93)
-
-
-def test_percentiles_of_the_bootstrap_do_not():
+def of_percentiles(generator: np.random.Generator, seed: int) -> bool:
     """What the intervals were before."""
-    generator, hits = np.random.default_rng(0), []
-    for _ in range(600):
-        x = LAWS["log-normal"][0](generator, 8)
-        drawn = x[generator.integers(8, size=(500, 8))].mean(1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        hits.append(low <= 0 <= high)
-    assert not covered(hits).reaches(0.95 - LAWS["log-normal"][1])
+    x = LAWS["log-normal"][0](generator, 8)
+    low, high = np.quantile(x[generator.integers(8, size=(500, 8))].mean(1), [0.025, 0.975])
+    return low <= 0 <= high
 
 
-def test_a_mean_knows_nothing_of_rare_values_it_has_not_seen(record_property):
-    """No interval does: one prompt in ten scores 10 more, and 18 samples of 16 in a hundred hold none."""
-    generator, hits = np.random.default_rng(1), []
-    for seed in range(300):
-        x = generator.normal(size=16) + 10 * (generator.random(16) < 0.1)
-        found = mean(x, seed=seed)
-        hits.append(found.low <= 1 <= found.high)
-    held = covered(hits)
-    record_property("coverage", held.record)
-    assert not held.reaches(0.9)
+def of_rare_values(generator: np.random.Generator, seed: int) -> bool:
+    """One prompt in ten scores 10 more, and 18 samples of 16 in a hundred hold none."""
+    return holds(mean(generator.normal(size=16) + 10 * (generator.random(16) < 0.1), seed=seed), 1)
 
 
-def losses(generator, n, correlation=0.0):
-    """Prompts' answers of 5 tokens or more, and their losses: log-normal a token, near ones alike."""
-    counts = 5.0 + generator.poisson(20, n)
-    z = generator.normal(size=n)
+def of_perplexity(n: int, correlation: float, generator: np.random.Generator, seed: int) -> bool:
+    """Prompts' answers of 5 tokens or more, and their losses: log-normal per token, neighbours alike."""
+    counts, z = 5.0 + generator.poisson(20, n), generator.normal(size=n)
     for i in range(1, n):
         z[i] = correlation * z[i - 1] + np.sqrt(1 - correlation**2) * z[i]
-    return counts * np.exp(0.5 * z), counts
+    return holds(perplexity(counts * np.exp(0.5 * z), counts, seed=seed), float(np.exp(np.exp(0.125))))
 
 
-@pytest.mark.parametrize("n", [16, 64])
-def test_intervals_of_perplexity_cover(n, full_size, record_property):
-    generator, truth = np.random.default_rng(2), float(np.exp(np.exp(0.125)))
-    found = [perplexity(*losses(generator, n), seed=i) for i in range(1000 if full_size else 200)]
-    held = covered([e.low <= truth <= e.high for e in found])
-    record_property("coverage", held.record)
-    assert held.reaches(0.92)
-
-
-def test_windows_of_one_text_that_resemble_their_neighbours_are_fewer_than_they_seem(record_property):
-    """What the interval of a text's perplexity does not know: windows half alike, as topics run on."""
-    generator, truth = np.random.default_rng(3), float(np.exp(np.exp(0.125)))
-    found = [perplexity(*losses(generator, 64, 0.5), seed=i) for i in range(300)]
-    held = covered([e.low <= truth <= e.high for e in found])
-    record_property("coverage", held.record)
-    assert not held.reaches(0.9)
-
-
-# ------------------------------------------------------------------------------------------- judges
-@pytest.mark.parametrize("n", [16, 64, 256])
-@pytest.mark.parametrize(("share", "kappa"), [(0.5, 0.0), (0.5, 0.6), (0.2, 0.6), (0.5, 0.9), (0.1, 0.8)])
-def test_intervals_of_kappa_cover(share, kappa, n, full_size, record_property):
+def of_kappa(share: float, kappa: float, n: int, generator: np.random.Generator, seed: int) -> bool:
     """Two judges of one rate and of a known kappa: cells p^2 + kappa p q, and p q (1 - kappa) twice."""
     both, apart = share**2 + kappa * share * (1 - share), share * (1 - share) * (1 - kappa)
-    cells = [both, apart, apart, 1 - both - 2 * apart]
-    generator, hits = np.random.default_rng(n), []
-    for seed in range(1000 if full_size else 100):
-        answers = generator.choice(4, size=n, p=cells)
-        found = agreement((answers < 2).tolist(), (answers % 2 == 0).tolist(), seed=seed).kappa
-        if np.isfinite(found.value):
-            hits.append(found.low <= kappa <= found.high)
-    held = covered(hits)
+    answers = generator.choice(4, size=n, p=[both, apart, apart, 1 - both - 2 * apart])
+    found = agreement((answers < 2).tolist(), (answers % 2 == 0).tolist(), seed=seed).kappa
+    return not np.isfinite(found.value) or holds(found, kappa)
+
+
+JUDGES = [(0.5, 0.0), (0.5, 0.6), (0.2, 0.6), (0.5, 0.9), (0.1, 0.8)]
+# Name: what is drawn, replicates in the suite (1,000 at full size), the coverage that it reaches.
+COVER: dict[str, tuple[Draw, int, float]] = {
+    **{
+        f"mean, {law}, n = {n}": (partial(of_mean, law, n, 1.0), 100 if n < 256 else 20, 0.95 - LAWS[law][1])
+        for law in LAWS
+        for n in (8, 16, 64, 256)
+    },
+    **{f"perplexity, n = {n}": (partial(of_perplexity, n, 0.0), 200, 0.92) for n in (16, 64)},
+    **{
+        f"kappa = {kappa} at {share}, n = {n}": (partial(of_kappa, share, kappa, n), 100, 0.93)
+        for share, kappa in JUDGES
+        for n in (16, 64, 256)
+    },
+}
+# Negative controls, and what no interval knows: name, replicates, a coverage that it does not reach.
+FAIL: dict[str, tuple[Draw, int, float]] = {
+    "intervals of one standard error": (partial(of_mean, "normal", 16, 1 / 1.96), 200, 0.93),
+    "percentiles of the bootstrap": (of_percentiles, 600, 0.95 - LAWS["log-normal"][1]),
+    "rare values that were not drawn": (of_rare_values, 300, 0.9),
+    "windows of one text that resemble their neighbours": (partial(of_perplexity, 64, 0.5), 300, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", COVER)
+def test_intervals_cover(name, full_size, record_property):
+    draw, few, level = COVER[name]
+    held = simulated(draw, 1000 if full_size else few, seed=len(name))
     record_property("coverage", held.record)
-    assert held.reaches(0.93)
+    assert held.reaches(level)
+
+
+@pytest.mark.parametrize("name", FAIL)
+def test_intervals_that_must_not_cover(name, record_property):
+    draw, replicates, level = FAIL[name]
+    held = simulated(draw, replicates, seed=1)
+    record_property("coverage", held.record)
+    assert not held.reaches(level)
 
 
 # ------------------------------------------------------------------------------------------- tests
@@ -163,9 +160,8 @@ def test_mcnemar_never_exceeds_its_level(record_property):
 @pytest.mark.parametrize("n", [8, 16, 64])
 @pytest.mark.parametrize("law", LAWS)
 def test_the_paired_bootstrap_has_its_size(law, n, full_size, record_property):
-    generator = np.random.default_rng(10 + n)
-    replicates = 1000 if full_size else 60 if n < 64 else 20
-    found = covered([paired_bootstrap(LAWS[law][0](generator, n), seed=i) <= 0.05 for i in range(replicates)])
+    rejected = lambda g, i: paired_bootstrap(LAWS[law][0](g, n), seed=i) <= 0.05  # noqa: E731
+    found = simulated(rejected, 1000 if full_size else 60 if n < 64 else 20, 10 + n)
     record_property("size", found.record)
     assert not found.exceeds(0.05 + LAWS[law][1])
 
@@ -174,7 +170,7 @@ def test_the_paired_bootstrap_has_its_size(law, n, full_size, record_property):
 def test_two_methods_that_are_alike_are_seldom_told_apart(n, full_size, record_property):
     """Their differences are symmetric, with long tails where the scores have them."""
     generator, p, smaller_tail = np.random.default_rng(20 + n), [], []
-    for seed in range(1000 if full_size else 200):
+    for seed in range(1000 if full_size else 100):
         d = np.exp(generator.normal(size=n)) - np.exp(generator.normal(size=n))
         p.append(paired_bootstrap(d, seed=seed))
         t = BootstrapRatio.of(d, np.ones(n), count=999, seed=seed).t
@@ -188,48 +184,46 @@ def test_two_methods_that_are_alike_are_seldom_told_apart(n, full_size, record_p
         assert before.exceeds(0.05)
 
 
-def test_a_bootstrap_that_is_not_studentised_has_not():
+def test_a_bootstrap_that_is_not_studentized_has_not():
     """What the test was before: resamples of few differences scatter too little."""
-    generator, hits = np.random.default_rng(4), []
-    for _ in range(600):
+
+    def rejected(generator: np.random.Generator, seed: int) -> bool:
         d = generator.normal(size=8)
         drawn = (d - d.mean())[generator.integers(8, size=(999, 8))].mean(1)
-        hits.append((1 + (np.abs(drawn) >= abs(d.mean())).sum()) / 1000 <= 0.05)
-    assert covered(hits).exceeds(0.05 + LAWS["normal"][1])
+        return (1 + (np.abs(drawn) >= abs(d.mean())).sum()) / 1000 <= 0.05
+
+    assert simulated(rejected, 600, 4).exceeds(0.05 + LAWS["normal"][1])
 
 
 @pytest.mark.parametrize("test", ["mcnemar", "paired_bootstrap"])
 def test_holm_bounds_the_familywise_error(test, full_size, record_property):
     """Sixteen layers without an effect, on the same prompts: one false alarm in twenty sweeps at most."""
-    generator, corrected, plain = np.random.default_rng(5), [], []
+    generator, p = np.random.default_rng(5), []
     for seed in range(1000 if full_size else 150 if test == "mcnemar" else 50):
-        before = generator.normal(size=24)
+        before, noise = generator.normal(size=24), generator.normal(size=(17, 24))
         if test == "mcnemar":
-            flags = generator.normal(size=(16, 24)) + before > 0.4
-            base = generator.normal(size=24) + before > 0.4
-            p = np.array([mcnemar(base.tolist(), row.tolist()) for row in flags])
+            base, *flags = (noise + before > 0.4).tolist()
+            p.append(np.array([mcnemar(base, row) for row in flags]))
         else:
-            shifts = generator.normal(size=(16, 24)) + 0.3 * before
-            p = np.array([paired_bootstrap(row, seed=seed) for row in shifts])
-        corrected.append(bool((holm(p) < 0.05).any()))
-        plain.append(bool((p < 0.05).any()))
-    record_property("familywise_error", covered(corrected).record)
-    record_property("without_correction", covered(plain).record)
-    assert not covered(corrected).exceeds(0.05)
-    assert covered(plain).exceeds(0.05)
+            p.append(np.array([paired_bootstrap(row, seed=seed) for row in noise[1:] + 0.3 * before]))
+    corrected = covered([bool((holm(one) < 0.05).any()) for one in p])
+    plain = covered([bool((one < 0.05).any()) for one in p])
+    record_property("familywise_error", corrected.record)
+    record_property("without_correction", plain.record)
+    assert not corrected.exceeds(0.05)
+    assert plain.exceeds(0.05)
 
 
 # ------------------------------------------------------------------------------------------- verdicts
 def sweeps(count, generator, layers=8, draws=5):
     """As many sweeps as methods, in one table: real edits that do what their controls do."""
-    rows = []
-    for method in range(count):
-        spread = generator.uniform(0.5, 2, size=layers)
-        for layer in range(layers):
-            for kind in ("", "random_subspace", "permuted_labels"):
-                for draw in range(draws if kind else 1):
-                    value = float(generator.normal(-0.5, spread[layer]))
-                    rows.append((f"m{method}", layer, kind, draw, value))
+    rows = [
+        (f"m{method}", layer, kind, draw, float(generator.normal(-0.5, spread)))
+        for method in range(count)
+        for layer, spread in enumerate(generator.uniform(0.5, 2, size=layers))
+        for kind in ("", "random_subspace", "permuted_labels")
+        for draw in range(draws if kind else 1)
+    ]
     table = pd.DataFrame(rows, columns=["method", "layer", "control", "draw", "value"])
     # The interval is a point and the p-value 0: the band alone has to hold.
     return table.assign(
@@ -240,8 +234,7 @@ def sweeps(count, generator, layers=8, draws=5):
 
 def test_what_controls_do_is_seldom_called_localized(full_size, record_property):
     table = sweeps(1000 if full_size else 200, np.random.default_rng(6))
-    found = verdict(table)
-    alarms = covered(found.groupby("method")["localized"].any().tolist())
+    alarms = covered(verdict(table).groupby("method")["localized"].any().tolist())
     record_property("familywise_error", alarms.record)
     assert not alarms.exceeds(0.05)
     # A band of one standard deviation about the draws' mean.
@@ -253,27 +246,21 @@ def test_what_controls_do_is_seldom_called_localized(full_size, record_property)
 
 
 def test_the_best_of_eight_directions_at_one_half_seldom_suffices(full_size, record_property):
-    generator, alarms, plain, kept = np.random.default_rng(7), [], [], []
+    generator, says = np.random.default_rng(7), []
     for _ in range(1000 if full_size else 100):
         found = [rate(row.tolist()) for row in generator.random((8, 48)) < 0.5]
-        table = pd.DataFrame([vars(one) for one in found]).assign(
+        says.append(one_direction(pd.DataFrame(map(vars, found)).assign(
             layer=range(8), method="rfa", set="single", control="", measure="refusal_rate", prompts="harmful"
-        )
-        says = one_direction(table)
-        alarms.append(says.suffices is True)
-        kept.append(says.suffices is False)
-        plain.append(says.high < 0.5)
-    record_property("called_sufficient", covered(alarms).record)
-    record_property("called_insufficient", covered(kept).record)
-    record_property("without_correction", covered(plain).record)
-    assert not covered(alarms).exceeds(0.05)
-    assert not covered(kept).exceeds(0.05)
-    assert covered(plain).hits > 2 * covered(alarms).hits
+        )))  # fmt: skip
+    alarms = covered([one.suffices is True for one in says])
+    plain = covered([one.high < 0.5 for one in says])
+    record_property("called_sufficient", alarms.record)
+    record_property("without_correction", plain.record)
+    assert not alarms.exceeds(0.05)
+    assert not covered([one.suffices is False for one in says]).exceeds(0.05)
+    assert plain.hits > 2 * alarms.hits
 
 
 def test_the_check_itself_tells_ninety_from_ninety_five():
-    assert Counted(950, 1000).reaches(0.95)
-    assert Counted(935, 1000).reaches(0.95)
-    assert not Counted(900, 1000).reaches(0.95)
-    assert Counted(100, 1000).exceeds(0.05)
-    assert not Counted(60, 1000).exceeds(0.05)
+    assert [Counted(hits, 1000).reaches(0.95) for hits in (950, 935, 900)] == [True, True, False]
+    assert [Counted(hits, 1000).exceeds(0.05) for hits in (60, 100)] == [False, True]

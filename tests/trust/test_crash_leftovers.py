@@ -68,24 +68,13 @@ def test_a_configuration_that_a_kill_prevented_is_written_on_resume(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == text
 
 
-class NoExecutor:
-    """An executor that must not be used."""
-
-    name = "none"
-
-    def call(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError
-
-    def stream(self, *_: Any) -> Any:
-        raise AssertionError
-
-
 def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path):
     folder = RunFolder.start(tmp_path, StudyConfig(), resume=False)
     for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
-    sweep_into(folder, NoExecutor(), load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
+    no_executor = object()
+    sweep_into(folder, no_executor, load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
 

@@ -6,6 +6,7 @@ Every disturbed run is resumed to its end and compared, byte by byte, with one t
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,12 +21,14 @@ from typing import Any
 
 import pytest
 
+import ot_lens as otl
+from ot_lens.errors import RunFolderError
 from tests.processes import alive_after, descendants
 from tests.trust.kill_harness import ALONE, JOINED, ROOT, Study, Zygote, contents, left_over, write_study
 
 STAGES = ("load", "filter", "capture", "fit", "sweep", "geometry", "draw")
 # Kills of one run, in the order of the stages so that each gets its turn.
-KILLED = ("load", "filter", "capture", "capture", "fit", "fit", "sweep", "sweep", "geometry", "draw")
+KILLED = ("load", "filter", "capture", "fit", "fit", "sweep", "sweep", "geometry", "draw")
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +78,24 @@ def whole(zygote: Zygote, config: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
+# Prints its address, and ends with stdin.
+CLUSTER = """
+import sys
+from ot_lens.execution.ray_address import start_here
+ray = start_here(num_cpus=1)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(full_size: bool) -> Iterator[tuple[str, int]]:
     """Address and process of a cluster that outlives its drivers."""
     if not full_size:
-        pytest.skip("starts a cluster; tests/test_execution.py kills workers and drivers: run with --full")
-    held = subprocess.Popen(
-        [sys.executable, "-m", "tests.trust.kill_cluster", "1"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **ALONE},
-    )
+        pytest.skip("starts a cluster: run with --full (tests/test_execution.py kills workers in the suite)")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    held = subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes, cwd=ROOT, env={**os.environ, **ALONE})
     assert held.stdout is not None
     yield held.stdout.readline().strip(), held.pid
     held.communicate(timeout=60)
@@ -158,6 +166,47 @@ def test_killed_runs_end_as_if_they_had_not_been(zygote, config, whole, tmp_path
     record_property("kills", dict(hits))
 
 
+CAPTURE = """
+import ot_lens as otl
+from tests import checkpoints
+model = otl.load_model({folder!r})
+otl.capture(model, checkpoints.contrast(3), positions=[-1, -2], batch_size=2, store={store!r})
+"""
+
+
+def test_a_capture_that_is_killed_at_any_access_to_its_store_resumes(
+    zygote, llama_folder, tmp_path, full_size
+):
+    log = tmp_path / "log"
+
+    def capture(store: Path, **disturbance: Any) -> int:
+        code = CAPTURE.format(folder=str(llama_folder), store=str(store))
+        files = {"log": str(log), "stderr": str(tmp_path / "stderr"), "watch": str(store)}
+        return zygote.fork(argv=[], code=code, **files, **disturbance)["status"]
+
+    def computed() -> list[str]:
+        return [line for line in log.read_text().splitlines() if line.startswith("shard ")]
+
+    assert capture(tmp_path / "whole") == 0
+    whole, shards = contents(tmp_path / "whole"), len(computed())
+    accesses = log.read_text().count("change start")
+    assert accesses > 30
+    store = tmp_path / "store"
+    for access in range(1, accesses, 1 if full_size else 9):
+        log.unlink()
+        assert capture(store, signal=signal.SIGKILL, stage="start", access=access) == -signal.SIGKILL
+        try:
+            otl.load_activations(store).stacked("harmful", -1)
+        except RunFolderError:  # a reader is told that the capture is unfinished
+            pass
+        else:
+            assert contents(store).items() >= whole.items()
+        assert capture(store) == 0
+        assert contents(store) == whole, "and no temporary file and no lock is left"
+        assert len(computed()) <= shards + 1
+        shutil.rmtree(store)
+
+
 # ------------------------------------------------------------------------------------------- Ctrl-C, SIGTERM
 
 
@@ -206,20 +255,11 @@ def test_an_interruption_ends_within_two_seconds_and_says_how_to_continue(
     assert max(took) < 2
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        pytest.param("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", id="C code that ignores signals"),
-        pytest.param("forever()", id="a library that swallows the exception"),
-        pytest.param("Finalized(); forever()", id="a finalizer, which no exception leaves"),
-    ],
-)
-def test_an_interruption_needs_no_help_from_the_computation(statement):
-    code = f"""
+STUBBORN = """
 import hashlib, time
 from ot_lens.cli.interruption import interruptible
 
-def forever():
+def forever(_=None):
     while True:
         try:
             time.sleep(60)
@@ -227,17 +267,26 @@ def forever():
             pass
 
 class Finalized:
-    def __del__(self):
-        print("begun", flush=True)
-        while True:
-            time.sleep(60)
+    __del__ = forever
 
 with interruptible(lambda: "kept"):
     print("begun", flush=True)
     {statement}
 """
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", id="C code that ignores signals"),
+        pytest.param("forever()", id="a library that swallows the exception"),
+        pytest.param("Finalized()", id="a finalizer, which no exception leaves"),
+    ],
+)
+def test_an_interruption_needs_no_help_from_the_computation(statement):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", STUBBORN.replace("{statement}", statement)], cwd=ROOT, **pipes
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -279,8 +328,8 @@ def sizes_of_disks(whole: Whole, count: int) -> list[int]:
 
 
 @contextmanager
-def disk(folder: Path, size: int) -> Iterator[Callable[[str], None] | None]:
-    """A small disk at a folder; yields a function that remounts it, or None where mounting is not allowed."""
+def disk(folder: Path, size: int) -> Iterator[Callable[[int], None] | None]:
+    """A small disk at a folder; yields a function that resizes it, or None where mounting is not allowed."""
     folder.mkdir()
 
     def mount(options: str) -> None:
@@ -293,7 +342,7 @@ def disk(folder: Path, size: int) -> Iterator[Callable[[str], None] | None]:
         yield None
         return
     try:
-        yield lambda options: mount(f"remount,{options}")
+        yield lambda size: mount(f"remount,size={size}")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
@@ -303,21 +352,21 @@ def test_a_full_disk_loses_nothing_and_the_run_continues_once_there_is_space(
 ):
     sizes = sizes_of_disks(whole, 10 if full_size else 3)
     failed = []
-    with disk(tmp_path / "disk", sizes[0]) as remount:
+    with disk(tmp_path / "disk", sizes[0]) as resize:
         study = Study(zygote, config, tmp_path / "disk" / "run", log=tmp_path / "log")
         # Where no disk may be mounted, the largest file is limited, which fails at fewer places.
-        for limit in sizes if remount is not None else [10_000, 100_000]:
+        for limit in sizes if resize is not None else [10_000, 100_000]:
             before = contents(study.run) if study.run.exists() else {}
-            if remount is not None:
-                remount(f"size={limit}")
-            ended = study.go(**({} if remount is not None else {"limit": limit}))
+            if resize is not None:
+                resize(limit)
+            ended = study.go(**({} if resize is not None else {"limit": limit}))
             said = study.complaint(ended, 2)
             assert re.search(r"Cannot write \S+: (No space left on device|File too large)", said)
             assert said.endswith(f"--out {study.run} --resume") or not before
             check_kept(before, study)
             failed.append(ended["stage"])
-        if remount is not None:
-            remount("size=100m")
+        if resize is not None:
+            resize(100 * 2**20)
         study.finish()
         check_whole(study, whole)
     record_property("failed_in", failed)
@@ -325,24 +374,16 @@ def test_a_full_disk_loses_nothing_and_the_run_continues_once_there_is_space(
 
 
 def test_a_read_only_folder_is_reported_and_left_as_it_is(zygote, config, whole, tmp_path):
-    with disk(tmp_path / "disk", 100 * 2**20) as remount:
-        study = Study(zygote, config, tmp_path / "disk" / "run", log=tmp_path / "log")
-        assert kill(study, {"stage": "sweep", "access": 20}, Counter())
-        before = contents(study.run)
-        with only_readable(study.run):
-            assert "Cannot write" in study.complaint(study.go(powerless=True), 2)
-        assert contents(study.run) == before
-        if remount is not None:
-            remount("ro")
-            assert "Cannot write" in study.complaint(study.go(), 2)
-            assert contents(study.run) == before
-            remount("rw")
-        study.finish()
-        check_whole(study, whole)
-        if remount is not None:
-            remount("ro")
-            study.finish()  # a finished run is shown from a disk that cannot be written
-            remount("rw")
+    study = Study(zygote, config, tmp_path / "run")
+    assert kill(study, {"stage": "sweep", "access": 20}, Counter())
+    before = contents(study.run)
+    with only_readable(study.run):
+        assert "Cannot write" in study.complaint(study.go(powerless=True), 2)
+    assert contents(study.run) == before
+    study.finish()
+    check_whole(study, whole)
+    with only_readable(study.run):  # a finished run is shown from where nothing can be written
+        study.finish(powerless=True)
 
 
 @contextmanager
@@ -367,17 +408,13 @@ ON_A_CLUSTER = (
 )
 
 
-def on(cluster: tuple[str, int]) -> tuple[str, ...]:
-    return ("--executor", "ray", "--address", cluster[0])
-
-
 def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
     zygote, config, whole, cluster, tmp_path, record_property
 ):
     chance = random.Random(2)
     total: Counter[str] = Counter()
     for stages in ON_A_CLUSTER:
-        study = Study(zygote, config, tmp_path / "run", on(cluster))
+        study = Study(zygote, config, tmp_path / "run", ("--executor", "ray", "--address", cluster[0]))
         hits: Counter[str] = Counter()
         for stage in stages:
             if stage == "worker":
@@ -397,7 +434,7 @@ def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
 
 def test_an_interruption_on_a_cluster_ends_as_soon(zygote, config, whole, cluster, tmp_path, record_property):
     chance = random.Random(3)
-    study = Study(zygote, config, tmp_path / "run", on(cluster))
+    study = Study(zygote, config, tmp_path / "run", ("--executor", "ray", "--address", cluster[0]))
     took = [interrupted(study, whole.early(chance, stage), n) for n, stage, _ in INTERRUPTIONS[:4]]
     study.executor = ()  # the rest is done here
     study.finish()
@@ -410,17 +447,27 @@ def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, 
     if not full_size:
         pytest.skip("starts a cluster of its own: run with --full")
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "ot_lens.cli",
+        "run",
+        str(config),
+        "--out",
+        str(run),
+        "--executor",
+        "ray",
+    ]
     environment = {name: value for name, value in {**os.environ, **ALONE}.items() if value}
-    for number, resume in ((signal.SIGINT, []), (signal.SIGKILL, ["--resume"])):
-        process = subprocess.Popen(
-            [*command, "--executor", "ray", *resume], start_new_session=True, cwd=ROOT, env=environment
-        )
+    for number, options, begun in (
+        (signal.SIGINT, [], "harmful-*"),
+        (signal.SIGKILL, ["--resume"], "maps/*"),
+    ):
+        process = subprocess.Popen([*command, *options], start_new_session=True, cwd=ROOT, env=environment)
         deadline = time.monotonic() + 240
-        while not list(run.rglob("maps/*" if resume else "harmful-*")) and time.monotonic() < deadline:
+        while not list(run.rglob(begun)) and time.monotonic() < deadline:
             time.sleep(0.3)
-        below = descendants(process.pid)
-        sent = time.monotonic()
+        below, sent = descendants(process.pid), time.monotonic()
         process.send_signal(number)
         assert process.wait(60) == (130 if number == signal.SIGINT else -number)
         if number == signal.SIGINT:

@@ -1,6 +1,5 @@
 """Hostile files: no reader hangs, allocates without bound, executes, writes, or fails without a name."""
 
-import io
 import json
 import os
 import pickle
@@ -26,69 +25,38 @@ from ot_lens.io.files import read_json
 from ot_lens.study import RunFolder, parse_config, read_config
 from tests.trust import hostile_readers as readers
 
-QUICK, FULL = 4_000, 110_000
-QUICK_MODELS, FULL_MODELS = 100, 4_000
-QUICK_COMMANDS, FULL_COMMANDS = 40, 400
 SOURCES = Path(otl.__file__).parent
+# By campaign: cases in the suite and at full size.
+CASES = {"files": (2_000, 110_000), "models": (50, 4_000), "commands": (40, 400)}
 
 
-# ---------------------------------------------------------------------------------------- the campaigns
-def campaign(*arguments: str, module: str = "hostile_campaign") -> dict:
-    """Run a campaign in its own process with limited memory."""
-    command = [sys.executable, "-m", f"tests.trust.{module}", *arguments]
+@pytest.mark.parametrize("what", CASES)
+def test_every_file_is_read_or_refused_and_nothing_else_happens(what, full_size, record_property):
+    """Each campaign has its own process, with limited memory."""
+    asked = CASES[what][full_size]
     # The default pool of pyarrow reserves address space ahead, which is what is limited.
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "tests.trust.hostile_campaign", what, "--cases", str(asked)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=SOURCES.parent, env=environment
+        command, check=False, capture_output=True, text=True, cwd=SOURCES.parent, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])  # tokenizers prints of its own on the lines before
-
-
-def judge(found: dict, record, least: int) -> None:
-    tallies = found["readers"]
+    report = json.loads(done.stdout.splitlines()[-1])  # tokenizers prints on the lines before
+    tallies = report["readers"]
+    refused = {name: tally["cases"] - tally["outcomes"].get("read", 0) for name, tally in tallies.items()}
     total = sum(tally["cases"] for tally in tallies.values())
-    record("cases", total)
-    record("readers", len(tallies))
-    record("slowest case, s", max(tally["slowest"] for tally in tallies.values()))
-    record("memory grown, MiB", round(found["grown"] / 2**20))
+    record_property("cases", total)
+    record_property("slowest case, s", max(tally["slowest"] for tally in tallies.values()))
+    record_property("memory grown, MiB", round(report["grown"] / 2**20))
     for name, tally in tallies.items():
-        record(
-            f"{name}: cases, refused",
-            f"{tally['cases']}, {tally['cases'] - tally['outcomes'].get('read', 0)}",
-        )
-    faults = [fault for tally in tallies.values() for fault in tally["failures"]]
-    assert faults == []
-    assert found["untouched"]
-    assert total >= least
-    assert found["grown"] < 1.5 * 2**30
-    # Every reader must both read good files and refuse bad ones.
-    outcomes = [set(tally["outcomes"]) for tally in tallies.values()]
-    assert all("read" in kinds and len(kinds) > 1 for kinds in outcomes)
-
-
-def test_every_reader_reads_or_refuses_and_does_nothing_else(full_size, record_property):
-    judge(
-        campaign("--cases", str(FULL if full_size else QUICK)),
-        record_property,
-        100_000 if full_size else 3_900,
-    )
-
-
-def test_every_model_folder_is_loaded_or_refused(full_size, record_property):
-    n = FULL_MODELS if full_size else QUICK_MODELS
-    judge(campaign("--models", "--cases", str(n)), record_property, n)
-
-
-def test_the_command_line_ends_in_one_line(full_size, record_property):
-    """In one process; a sample in separate processes is below."""
-    n = FULL_COMMANDS if full_size else QUICK_COMMANDS
-    found = campaign("--cases", str(n), module="hostile_commands")
-    record_property("commands", found["commands"])
-    record_property("commands refused", found["refused"])
-    assert found["faults"] == []
-    assert found["commands"] >= n
-    assert found["refused"] > found["commands"] // 4
+        record_property(f"{name}: cases, refused", f"{tally['cases']}, {refused[name]}")
+    assert [fault for tally in tallies.values() for fault in tally["failures"]] == []
+    assert report["untouched"]
+    assert total >= 0.85 * asked
+    assert report["grown"] < 1.5 * 2**30
+    assert sum(refused.values()) > total / 4
+    if what != "commands":  # of which each has few cases
+        assert all(0 < count < tallies[name]["cases"] for name, count in refused.items())
 
 
 # -------------------------------------------------------------------------------------- configurations
@@ -141,14 +109,9 @@ def peak_of(code: str, *arguments: str) -> tuple[str, float]:
     return said, float(grown)
 
 
-def repeated_text(path: Path, rows: int, length: int) -> None:
-    """Rows of one text, which parquet holds once."""
-    codes = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * length]))
-    parquet.write_table(pa.table({"text": codes}), path, compression="zstd")
-
-
 def test_a_table_of_a_kilobyte_does_not_become_gigabytes(tmp_path):
-    repeated_text(tmp_path / "bomb.parquet", 20_000, 1_000_000)
+    codes = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["x" * 1_000_000]))
+    parquet.write_table(pa.table({"text": codes}), tmp_path / "bomb.parquet", compression="zstd")
     assert (tmp_path / "bomb.parquet").stat().st_size < 3_000
     (tmp_path / "good.txt").write_text("\n".join(readers.SENTENCES))
     code = "otl.load_prompts({'harmful': sys.argv[1], 'harmless': sys.argv[2]})"
@@ -163,13 +126,8 @@ def test_declared_cells_and_columns_are_bounded(tmp_path):
     rows = [{f"c{i}": i, "text": str(i)} for i in range(1_100)]
     (tmp_path / "wide.json").write_text(json.dumps(rows))
     (tmp_path / "wide.csv").write_text(",".join(f"c{i}" for i in range(1_100)) + "\n")
-    for name, message in (
-        ("long.parquet", "cells"),
-        ("wide.parquet", "columns"),
-        ("wide.json", "columns"),
-        ("wide.csv", "columns"),
-    ):
-        with pytest.raises(PromptError, match=message):
+    for name in ("long.parquet", "wide.parquet", "wide.json", "wide.csv"):
+        with pytest.raises(PromptError, match="cells" if name == "long.parquet" else "columns"):
             otl.load_prompts(tmp_path / name)
 
 
@@ -179,14 +137,11 @@ def test_a_large_honest_table_is_read(tmp_path):
     table.to_parquet(tmp_path / "t.parquet")
     found = otl.load_prompts(tmp_path / "t.parquet", near_duplicates=None)
     assert sum(found.counts()["train"].values()) == 10_000
-    wide = pd.DataFrame(
-        {"value": range(100_000), "method": "pca_ot", "layer": pd.array([1, None] * 50_000, dtype="Int64")}
-    )
+    layers = pd.array([1, None] * 50_000, dtype="Int64")
     folder = RunFolder(tmp_path, {})
-    folder.write_table("wide", wide)
-    pd.testing.assert_frame_equal(
-        folder.read_table("wide"), pd.read_parquet(tmp_path / "tables/wide.parquet")
-    )
+    folder.write_table("long", pd.DataFrame({"value": range(100_000), "method": "pca_ot", "layer": layers}))
+    stored = pd.read_parquet(tmp_path / "tables/long.parquet")
+    pd.testing.assert_frame_equal(folder.read_table("long"), stored)
 
 
 def test_of_millions_of_faults_one_is_reported(tmp_path):
@@ -196,9 +151,9 @@ def test_of_millions_of_faults_one_is_reported(tmp_path):
     assert grown < 500
     shards = ",".join(f'"{i}":1' for i in range(200_000))
     (tmp_path / "index.json").write_text(f'{{"schema_version": 2, "key": {{}}, "shards": {{{shards}}}}}')
-    said, grown = peak_of("otl.load_activations(sys.argv[1])", str(tmp_path))
-    assert "is damaged" in said
-    assert grown < 300
+    with pytest.raises(RunFolderError, match="is damaged") as caught:
+        otl.load_activations(tmp_path)
+    assert len(str(caught.value)) < 2_000
 
 
 # --------------------------------------------------------------------------------------------- pickles
@@ -213,12 +168,10 @@ class Payload:
 
 
 def test_no_pickle_of_a_published_run_is_executed(tmp_path):
-    canary = tmp_path / "canary"
-    assert pickle.loads(pickle.dumps(Payload(canary))) == 0
-    assert canary.exists()  # the payload works
-    canary.unlink()
-    run = tmp_path / "run"
+    canary, run = tmp_path / "canary", tmp_path / "run"
     run.mkdir()
+    assert pickle.loads(pickle.dumps(Payload(canary))) == 0
+    canary.unlink()  # the payload works
     for save in (
         lambda path: torch.save(Payload(canary), path),
         lambda path: torch.save(Payload(canary), path, _use_new_zipfile_serialization=False),
@@ -273,16 +226,9 @@ def test_pickles_in_parquet_are_ignored(tmp_path):
     parquet.write_table(table, tmp_path / "tables" / "t.parquet")
     with pytest.raises(RunFolderError, match="'blob' holds binary"):
         RunFolder(tmp_path, {}).read_table("t")
-    marked = table.drop_columns("blob").replace_schema_metadata(
-        {
-            b"pandas": json.dumps(
-                {
-                    "columns": [{"name": "value", "numpy_type": "object", "pandas_type": "bytes"}],
-                    "index_columns": ["value"],
-                }
-            ).encode()
-        }
-    )
+    column = {"name": "value", "numpy_type": "object", "pandas_type": "bytes"}
+    marks = json.dumps({"columns": [column], "index_columns": ["value"]}).encode()
+    marked = table.drop_columns("blob").replace_schema_metadata({b"pandas": marks})
     parquet.write_table(marked, tmp_path / "tables" / "t.parquet")
     assert list(RunFolder(tmp_path, {}).read_table("t")["value"]) == [1.0, 2.0]
     assert not canary.exists()
@@ -299,7 +245,7 @@ parquet.write_table(pa.table({"text": ["abc", "de"], "x": [1.0, 2.0]}), file)
 good = file.getvalue()
 start = len(good) - 8 - struct.unpack("<I", good[-8:-4])[0]
 ends = set()
-for place in range(start, len(good) - 8):
+for place in range(start, len(good) - 8, int(sys.argv[1])):
     bad = bytearray(good)
     bad[place] ^= 1 << place % 8
     child = os.fork()
@@ -314,24 +260,34 @@ print(sorted(ends))
 """
 
 
-def test_no_bit_of_a_parquet_footer_aborts_the_process():
+def test_no_bit_of_a_parquet_footer_aborts_the_process(full_size):
     # A chunk of another type than its statistics: pyarrow ends the process where it is asked about the chunk.
-    code = [sys.executable, "-c", FOOTERS]
+    code = [sys.executable, "-c", FOOTERS, "1" if full_size else "3"]
     done = subprocess.run(code, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == str([0, 256])
 
 
 # --------------------------------------------------------------------------------------- model folders
 @pytest.fixture(scope="module")
-def folder_of_a_model() -> readers.Files:
+def model_files() -> readers.Files:
     return readers.model_folder()
 
 
+@pytest.fixture
+def evil(tmp_path, model_files) -> Path:
+    """A model folder to be made hostile."""
+    return lay_out(tmp_path / "evil", model_files)
+
+
 def lay_out(folder: Path, files: readers.Files) -> Path:
-    folder.mkdir()
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def change_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(read_json(path) | changes))
 
 
 CODE = """
@@ -344,46 +300,29 @@ class Tokenizer(PreTrainedTokenizerFast): pass
 """
 
 
-@pytest.fixture
-def folder_with_code(tmp_path, folder_of_a_model) -> Path:
-    """A model folder that brings code of its own for configuration, model and tokenizer."""
-    folder = lay_out(tmp_path / "evil", folder_of_a_model)
-    (folder / "evil.py").write_text(CODE.format(canary=str(tmp_path / "canary")))
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "evil",
-        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    words = json.loads((folder / "tokenizer_config.json").read_text())
-    words |= {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "evil.Tokenizer"]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(words))
-    return folder
-
-
-def test_code_that_comes_with_a_model_is_not_run(folder_with_code, tmp_path):
+def test_code_that_comes_with_a_model_runs_only_if_it_is_trusted(evil, tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    (evil / "evil.py").write_text(CODE.format(canary=str(canary)))
+    classes = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    change_json(evil / "config.json", model_type="evil", auto_map=classes)
+    words = {"AutoTokenizer": [None, "evil.Tokenizer"]}
+    change_json(evil / "tokenizer_config.json", tokenizer_class="Tokenizer", auto_map=words)
     with pytest.raises(ModelError, match="trust_remote_code"):
-        otl.load_model(folder_with_code, device="cpu")
-    with pytest.raises(ModelError):
-        otl.load_model(folder_with_code, device="cpu", trust_remote_code=False)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_code_that_comes_with_a_model_runs_if_it_is_trusted(folder_with_code, tmp_path, monkeypatch):
-    """The control of the test above."""
+        otl.load_model(evil, device="cpu")
+    assert not canary.exists()
+    # The control.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     with suppress(OtLensError):  # the model may fail to load, but its code has run
-        otl.load_model(folder_with_code, device="cpu", trust_remote_code=True)
-    assert (tmp_path / "canary").exists()
+        otl.load_model(evil, device="cpu", trust_remote_code=True)
+    assert canary.exists()
 
 
-def test_pickled_weights_of_a_model_are_not_executed(tmp_path, folder_of_a_model):
-    folder = lay_out(tmp_path / "evil", folder_of_a_model)
-    (folder / "model.safetensors").unlink()
-    torch.save({"lm_head.weight": Payload(tmp_path / "canary")}, folder / "pytorch_model.bin")
+def test_pickled_weights_of_a_model_are_not_executed(evil, tmp_path):
+    (evil / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Payload(tmp_path / "canary")}, evil / "pytorch_model.bin")
     with pytest.raises(ModelError):
-        otl.load_model(folder, device="cpu")
+        otl.load_model(evil, device="cpu")
     assert not (tmp_path / "canary").exists()
 
 
@@ -403,44 +342,38 @@ def test_pickled_weights_of_a_model_are_not_executed(tmp_path, folder_of_a_model
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
-def test_a_hostile_chat_template_reaches_nothing(tmp_path, folder_of_a_model, template):
-    folder = lay_out(tmp_path / "evil", folder_of_a_model)
-    (folder / "chat_template.jinja").write_text(template.replace("CANARY", str(tmp_path / "canary")))
-    model = otl.load_model(folder, device="cpu")
+def test_a_hostile_chat_template_reaches_nothing(tmp_path, evil, template):
+    (evil / "chat_template.jinja").write_text(template.replace("CANARY", str(tmp_path / "canary")))
+    model = otl.load_model(evil, device="cpu")
     with pytest.raises(PromptError, match="he chat template of"):
         otl.models.encode(otl.models.backend(model), ["w1"])
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "message"),
+    ("file", "name", "value"),
     [
-        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
-        ("config.json", {"hidden_size": 2**40}, "hidden_size"),
-        ("config.json", {"intermediate_size": []}, "intermediate_size"),
-        ("tokenizer_config.json", {"model_max_length": []}, "model_max_length"),
+        ("config.json", "num_hidden_layers", 10**9),
+        ("config.json", "hidden_size", 2**40),
+        ("config.json", "intermediate_size", []),
+        ("tokenizer_config.json", "model_max_length", []),
     ],
 )
-def test_impossible_sizes_of_a_model_are_refused(tmp_path, folder_of_a_model, file, change, message):
-    folder = lay_out(tmp_path / "evil", folder_of_a_model)
-    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-    with pytest.raises(ModelError, match=message):
-        otl.load_model(folder, device="cpu")
+def test_impossible_sizes_of_a_model_are_refused(evil, file, name, value):
+    change_json(evil / file, **{name: value})
+    with pytest.raises(ModelError, match=name):
+        otl.load_model(evil, device="cpu")
 
 
 # ------------------------------------------------------------------------------ paths that leave a run
 @pytest.fixture(scope="module")
-def files_of_a_run() -> readers.Files:
+def run_files() -> readers.Files:
     return readers.run_folder()
 
 
 @pytest.fixture
-def run(tmp_path, files_of_a_run) -> Path:
-    for name, content in files_of_a_run.items():
-        path = tmp_path / "run" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return tmp_path / "run"
+def run(tmp_path, run_files) -> Path:
+    return lay_out(tmp_path / "run", run_files)
 
 
 @pytest.mark.parametrize(
@@ -462,9 +395,10 @@ def test_a_run_folder_itself_may_be_a_link(run, tmp_path):
     assert RunFolder.open(tmp_path / "latest").finished
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_names_of_shards_are_not_paths(run):
+    index = read_json(run / "activations/train/index.json")
+    first = index["shards"].pop("harmful-00000")
+    for name in (
         "../outside",
         "/etc/passwd",
         "..\\outside-00000",
@@ -472,43 +406,35 @@ def test_a_run_folder_itself_may_be_a_link(run, tmp_path):
         "C:\\x",
         "a\x00b",
         "harmful-00000\n",
-    ],
-)
-def test_names_of_shards_are_no_paths(run, name):
-    index = read_json(run / "activations/train/index.json")
-    index["shards"][name] = index["shards"].pop("harmful-00000")
-    (run / "activations/train/index.json").write_text(json.dumps(index))
-    with pytest.raises(RunFolderError, match="is damaged"):
-        otl.load_activations(run / "activations/train")
+    ):
+        change_json(run / "activations/train/index.json", shards={**index["shards"], name: first})
+        with pytest.raises(RunFolderError, match="is damaged"):
+            otl.load_activations(run / "activations/train")
 
 
 def test_the_names_of_distant_layers_stay_short(run):
-    index = read_json(run / "activations/train/index.json")
-    layers = index["key"]["layers"]
-    index["key"]["layers"] = [0, *range(10**12, 10**12 + len(layers) - 1)]
-    (run / "activations/train/index.json").write_text(json.dumps(index))
+    key = read_json(run / "activations/train/index.json")["key"]
+    key["layers"] = [0, *range(10**12, 10**12 + len(key["layers"]) - 1)]
+    change_json(run / "activations/train/index.json", key=key)
     assert "layers 0, 1000000000000" in repr(otl.load_activations(run / "activations/train"))
 
 
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"k": "../../outside"},
-        {"k": "/etc"},
+        *(
+            {"k": value}
+            for value in ("../../outside", "/etc", {"a" * 300: None}, "a" * 300, ["1/..", 2], "ā" * 100)
+        ),
         {"../outside": 1},
-        {"k": {"a" * 300: None}},
-        {"k": "a" * 300},
-        {"k": ["1/../..", 2]},
-        {"k": "\u0101" * 100},
     ],
 )
-def test_parameters_of_methods_are_no_paths(run, parameters):
+def test_parameters_of_methods_are_not_paths(run, parameters):
     """They are part of the name of a folder."""
-    manifest = read_json(run / "manifest.json")
-    manifest["config"] = {"methods": ["mean_shift", {"name": "pca_ot", **parameters}]}
+    config = {"methods": ["mean_shift", {"name": "pca_ot", **parameters}]}
     with pytest.raises(ConfigError, match="short words and numbers"):
-        parse_config(manifest["config"])
-    (run / "manifest.json").write_text(json.dumps(manifest))
+        parse_config(config)
+    change_json(run / "manifest.json", config=config)
     opened = OpenRun(run)
     assert opened.config is None
     assert opened.map_folders == {}
@@ -531,64 +457,41 @@ def test_nothing_is_appended_to_the_target_of_a_link(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "value"),
     [
-        {"config": []},
-        {"config": None},
-        {"model": 3},
-        {"model": {"name": []}},
-        {"prompts": {"sha256": 3}},
-        {"versions": None},
-        {"finished": "no"},
-        {"schema_version": True},
-        {"executors": [3]},
+        ("config", []),
+        ("config", None),
+        ("model", 3),
+        ("model", {"name": []}),
+        ("prompts", {"sha256": 3}),
+        ("versions", None),
+        ("finished", "no"),
+        ("schema_version", True),
+        ("executors", [3]),
     ],
 )
-def test_an_entry_of_the_wrong_type_is_named(run, change):
-    manifest = read_json(run / "manifest.json") | change
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunFolderError, match=next(iter(change))):
+def test_an_entry_of_the_wrong_type_is_named(run, name, value):
+    change_json(run / "manifest.json", **{name: value})
+    with pytest.raises(RunFolderError, match=name):
         RunFolder.open(run)
 
 
 # ------------------------------------------------------------------------------------ the command line
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+def test_a_hostile_file_or_name_causes_one_line_on_the_terminal(tmp_path):
+    """In a process of its own; the campaign runs all commands in one process."""
+    (tmp_path / "c.yaml").write_bytes(b'"\\e]0;x\\a": 1\n')
+    missing = os.fsdecode(b"no\xffsuch\x1b[2J.yaml")
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, "-m", "ot_lens.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment,
-        timeout=120,
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"seed: 2020-99-99\n", "month"),
-        (b'"\\e]0;x\\a": 1\n', "control character"),
-        (b"\xff", "UTF-8"),
-    ],
-)
-def test_a_hostile_file_causes_one_line_on_the_terminal(tmp_path, content, said):
-    (tmp_path / "c.yaml").write_bytes(content)
-    done = command("run", "c.yaml", cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "Traceback" not in done.stderr
-    assert "\x1b" not in done.stderr
+    for name, said in (("c.yaml", "control character"), (missing, "xff")):
+        command = [sys.executable, "-m", "ot_lens.cli", "run", name]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 2
+        assert said in done.stderr.replace("udc", "x")
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "\x1b" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml"]
-
-
-def test_a_file_name_that_is_not_text_can_be_reported(tmp_path):
-    done = command("run", os.fsdecode(b"no\xffsuch\x1b[2J.yaml"), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "\\udcff" in done.stderr or "\\xdcff" in done.stderr
-    assert "\x1b[2J" not in done.stderr
 
 
 def test_the_size_of_saved_answers_is_bounded(tmp_path):
@@ -602,10 +505,7 @@ def test_the_size_of_saved_answers_is_bounded(tmp_path):
 
 
 def test_a_csv_without_a_header_is_reported(tmp_path):
-    (tmp_path / "p.csv").write_bytes(b'"' + b"x" * 200_000)
-    with pytest.raises(PromptError, match="no header"):
-        otl.load_prompts(tmp_path / "p.csv")
-    held = io.BytesIO(b"text\rlabel\r")
-    (tmp_path / "p.csv").write_bytes(held.getvalue())
-    with pytest.raises(PromptError):
-        otl.load_prompts(tmp_path / "p.csv")
+    for content in (b'"' + b"x" * 200_000, b"text\rlabel\r"):
+        (tmp_path / "p.csv").write_bytes(content)
+        with pytest.raises(PromptError):
+            otl.load_prompts(tmp_path / "p.csv")

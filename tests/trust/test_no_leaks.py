@@ -1,39 +1,41 @@
 """Interventions never leak: however a block ends, model and process are as they were before."""
 
 import asyncio
+import copy
 import gc
-import itertools
+import io
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
+from torch import nn
 
 import ot_lens as otl
-from ot_lens.errors import HookError
+from ot_lens.errors import HookError, ModelError
 from ot_lens.interventions import TOKEN_SCOPES, everywhere
-from ot_lens.models import backend
+from ot_lens.models import backend, evaluating
 from ot_lens.single_pass import next_token_sweep
 from tests import checkpoints
 from tests.trust.leak_checks import (
+    EDITS,
+    PROMPTS,
+    OwnError,
     bits,
+    digest,
     evaluated,
     hook_tables,
     leaked,
     logits,
+    only_look,
     random_map,
     state,
 )
-
-PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
-EDITS = {1: random_map(1), 2: random_map(2)}
-
-
-class OwnError(Exception):
-    """An error of the user."""
 
 
 @pytest.fixture(scope="module", params=["residual", "full"])
@@ -41,34 +43,28 @@ def loaded(request: pytest.FixtureRequest, llama_folder: Path):
     """A model with hooks of the user: plain, permanent, of another level, and of a plain module."""
     model = otl.load_model(llama_folder, hooks=request.param)
     point = backend(model).hook_point(1, "resid_pre")
-    point.add_hook(_look)
-    point.add_perma_hook(partial(_look))
-    point.add_hook(_look, level=7)
+    point.add_hook(only_look)
+    point.add_perma_hook(partial(only_look))
+    point.add_hook(only_look, level=7)
     backend(model).hf_model.get_output_embeddings().register_forward_hook(lambda *_: None)
     model.run_with_cache(torch.tensor([[1]]))  # its first use changes a bridge for good
     return model
 
 
+@pytest.fixture(scope="module")
+def batch(llama_folder: Path):
+    return checkpoints.one_batch(otl.load_model(llama_folder), PROMPTS)
+
+
 @pytest.fixture
-def model(loaded):
+def model(loaded, batch):
     """That model, which every test must leave unchanged."""
-    evaluated(loaded, checkpoints.one_batch(loaded, PROMPTS))  # the first call fills caches
-    before = hook_tables(loaded)
+    loaded.eval()
+    evaluated(loaded, batch)  # the first call fills caches
+    before = state(loaded, batch)
     yield loaded
-    assert leaked(before, hook_tables(loaded)) == []
-
-
-@pytest.fixture
-def batch(model):
-    return checkpoints.one_batch(model, PROMPTS)
-
-
-def _look(x: torch.Tensor, hook: object) -> None:
-    """A hook that only reads."""
-
-
-def _wait(turn: threading.Barrier) -> None:
-    turn.wait(30)
+    loaded.eval()
+    assert leaked(before, state(loaded, batch)) == []
 
 
 def _raise(error: type[BaseException]) -> Callable[..., None]:
@@ -84,9 +80,8 @@ def _raise(error: type[BaseException]) -> Callable[..., None]:
 def _leaks(model: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """Ways of leaking: how to leak, and how to undo it."""
     point, inner = backend(model).hook_point(1, "resid_pre"), backend(model).hf_model
-    embedding = inner.get_input_embeddings()
-    handles: list[Any] = []
-    side = backend(model).tokenizer.padding_side
+    embedding, words = inner.get_input_embeddings(), backend(model).tokenizer
+    left = words.padding_side
 
     def nudge(by: float) -> None:
         with torch.no_grad():
@@ -96,38 +91,28 @@ def _leaks(model: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
         point.fwd_hooks.pop()
         point._forward_hooks.popitem()
 
+    def set_both(target: Any, name: str, value: Any, before: Any) -> tuple[Callable[[], Any], ...]:
+        return partial(setattr, target, name, value), partial(setattr, target, name, before)
+
+    forward = partial(type(inner.model).forward, inner.model)
     return {
-        "idle hook": (lambda: point.add_hook(_look), drop),
+        "idle hook": (lambda: point.add_hook(only_look), drop),
         "pre-hook": (
-            lambda: handles.append(inner.register_forward_pre_hook(lambda *_: None)),
-            lambda: handles.pop().remove(),
+            lambda: inner.register_forward_pre_hook(lambda *_: None),
+            inner._forward_pre_hooks.clear,
         ),
         "training flag": (inner.train, inner.eval),
-        "gradients": (lambda: torch.set_grad_enabled(False), lambda: torch.set_grad_enabled(True)),
-        "requires_grad": (
-            lambda: embedding.requires_grad_(False),
-            lambda: embedding.requires_grad_(True),
-        ),
+        "gradients": tuple(partial(torch.set_grad_enabled, on) for on in (False, True)),
+        "requires_grad": tuple(partial(embedding.requires_grad_, on) for on in (False, True)),
         "forward": (
-            lambda: setattr(
-                inner.model, "forward", lambda *a, **k: type(inner.model).forward(inner.model, *a, **k)
-            ),
+            lambda: setattr(inner.model, "forward", forward),
             lambda: delattr(inner.model, "forward"),
         ),
-        "padding": (
-            lambda: setattr(backend(model).tokenizer, "padding_side", "right" if side == "left" else "left"),
-            lambda: setattr(backend(model).tokenizer, "padding_side", side),
-        ),
-        "random numbers": (lambda: torch.rand(1), None),
-        "weight": (lambda: nudge(1.0), lambda: nudge(-1.0)),
-        "use_cache": (
-            lambda: setattr(inner.config, "use_cache", not inner.config.use_cache),
-            lambda: setattr(inner.config, "use_cache", not inner.config.use_cache),
-        ),
-        "dtype": (
-            lambda: torch.set_default_dtype(torch.float64),
-            lambda: torch.set_default_dtype(torch.float32),
-        ),
+        "padding": set_both(words, "padding_side", "right" if left == "left" else "left", left),
+        "weight": (partial(nudge, 1.0), partial(nudge, -1.0)),
+        "use_cache": set_both(inner.config, "use_cache", not inner.config.use_cache, inner.config.use_cache),
+        "dtype": tuple(partial(torch.set_default_dtype, kind) for kind in (torch.float64, torch.float32)),
+        "random numbers": (lambda: torch.rand(1), lambda: None),
     }
 
 
@@ -139,8 +124,7 @@ def test_the_checks_detect_every_kind_of_leak(llama_folder):
         before = state(model, batch)
         leak()
         assert leaked(before, state(model, batch)), name
-        if undo is not None:
-            undo()
+        undo()
 
 
 # --- ways to leave a block
@@ -162,10 +146,9 @@ def _in_forward(model: Any, batch: Any, error: type[BaseException]) -> None:
 
 
 def _in_map(model: Any, batch: Any, error: type[BaseException]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, otl.intervene(model, EDITS, "last"):
         patch.setattr("ot_lens.transport.AffineMap.__call__", _raise(error))
-        with otl.intervene(model, EDITS, "last"):
-            logits(model, batch)
+        logits(model, batch)
 
 
 def _in_capture(model: Any, batch: Any, error: type[BaseException]) -> None:
@@ -179,34 +162,32 @@ def _in_generation(model: Any, batch: Any, error: type[BaseException]) -> None:
         otl.complete(model, PROMPTS, max_new_tokens=3, progress=_raise(error))
 
 
-def _in_generator(model: Any, batch: Any, error: type[BaseException]) -> None:
-    def edited() -> Iterator[torch.Tensor]:
-        with otl.intervene(model, EDITS, "last"):
-            while True:
-                yield logits(model, batch)
-
-    outputs = edited()
-    next(outputs)
-    outputs.throw(error)
-
-
 def _in_sweep(model: Any, batch: Any, error: type[BaseException]) -> None:
     next_token_sweep(model, PROMPTS, [EDITS], _raise(error))
 
 
+def _on_entry(model: Any, batch: Any, error: type[BaseException]) -> None:
+    """At the last hook: the earlier ones, and the observer of calls, are undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend(model).hook_point(2, "resid_pre"), "add_hook", _raise(error))
+        with otl.intervene(model, EDITS, "last"):
+            pytest.fail("the block was entered")
+
+
+def _edited_outputs(model: Any, batch: Any, tokens: str = "last") -> Iterator[str]:
+    with otl.intervene(model, EDITS, tokens):
+        while True:
+            yield bits(model, batch)
+
+
+def _in_generator(model: Any, batch: Any, error: type[BaseException]) -> None:
+    outputs = _edited_outputs(model, batch)
+    next(outputs)
+    outputs.throw(error)
+
+
 def _in_thread(model: Any, batch: Any, error: type[BaseException]) -> None:
-    died: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            _body(model, batch, error)
-        except (OwnError, KeyboardInterrupt) as raised:
-            died.append(raised)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    raise died[0]
+    raise type(_meanwhile(lambda: _body(model, batch, error)))
 
 
 def _in_task(model: Any, batch: Any, error: type[BaseException]) -> None:
@@ -218,16 +199,25 @@ def _in_task(model: Any, batch: Any, error: type[BaseException]) -> None:
     asyncio.run(work())
 
 
+def _meanwhile(task: Callable[[], Any]) -> Any:
+    """The result of a task in another thread, or what it raised."""
+    results: list[Any] = []
+
+    def work() -> None:
+        try:
+            results.append(task())
+        except BaseException as error:  # noqa: BLE001  interrupts too
+            results.append(error)
+
+    thread = threading.Thread(target=work, name="other")
+    thread.start()
+    thread.join()
+    return results[0]
+
+
 WAYS = (
-    _body,
-    _in_forward,
-    _in_map,
-    _in_capture,
-    _in_generation,
-    _in_generator,
-    _in_sweep,
-    _in_thread,
-    _in_task,
+    *(_body, _in_forward, _in_map, _in_capture, _in_generation, _in_sweep),
+    *(_on_entry, _in_generator, _in_thread, _in_task),
 )
 
 
@@ -240,87 +230,50 @@ def test_errors_and_interrupts_leave_nothing(model, batch, way, full_size):
         with pytest.raises(error):
             way(model, batch, error)
         assert leaked(before, state(model, batch)) == []
-    model.eval()
 
 
-@pytest.mark.parametrize("tokens", TOKEN_SCOPES)
-def test_abandoned_generators_leave_nothing(model, batch, tokens):
-    before = state(model, batch)
-
-    def edited() -> Iterator[str]:
-        with otl.intervene(model, EDITS, tokens):
-            while True:
-                yield bits(model, batch)
-
-    for abandon in ("close", "collect", "collect in a cycle"):
-        outputs = edited()
-        changed = next(outputs)
-        assert (changed == before["logits"]) == (tokens == "generated")
-        if abandon == "close":
-            outputs.close()
-        elif abandon == "collect":
-            del outputs
-        else:
-            cycle: list[Any] = [outputs]
-            cycle.append(cycle)
-            del outputs, cycle
-            gc.collect()
-        assert leaked(before, state(model, batch)) == []
-
-
-def test_deleting_a_handle_undoes_its_edits(model, batch):
-    before = state(model, batch)
-    handle = otl.intervene(model, EDITS)
-    handle.__enter__()
-    assert bits(model, batch) != before["logits"]
-    del handle
-    assert leaked(before, state(model, batch)) == []
-
-
-def test_a_block_that_fails_on_entry_leaves_nothing(model, batch):
-    """An error at the last hook undoes the earlier ones, and the observer of calls."""
-    before = state(model, batch)
-    last = backend(model).hook_point(2, "resid_pre")
-    for error in (OwnError, KeyboardInterrupt):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(last, "add_hook", _raise(error))
-            with pytest.raises(error), otl.intervene(model, EDITS, "last"):
-                pytest.fail("the block was entered")
-        assert leaked(before, state(model, batch)) == []
+def test_abandoned_generators_leave_nothing(model, batch):
+    before = bits(model, batch)
+    for tokens in TOKEN_SCOPES:
+        for abandon in ("close", "collect", "collect in a cycle"):
+            outputs = _edited_outputs(model, batch, tokens)
+            assert (next(outputs) == before) == (tokens == "generated")
+            if abandon == "close":
+                outputs.close()
+            elif abandon == "collect in a cycle":
+                cycle: list[Any] = [outputs]
+                cycle.append(cycle)
+                del cycle, outputs
+                gc.collect()
+            outputs = None
+            assert bits(model, batch) == before
 
 
 # --- everything that edits or reads
 
 
 def _operations(model: Any) -> dict[str, Callable[[], Any]]:
-    contrast = checkpoints.contrast(4)
+    contrast, tokens = checkpoints.contrast(4), torch.tensor([[1, 15, 16]])
     reduce = lambda rows, own: rows[..., :2]  # noqa: E731
+    generate = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    added = [("blocks.1.hook_resid_pre", lambda x, hook: x + 1)]
+    edited = partial(_edited, model)
     return {
-        "intervene": lambda: _edited(model, lambda: otl.refusal_score(model, PROMPTS)),
-        "everywhere": lambda: _edited(model, lambda: None, everywhere(random_map(), range(4))),
+        "intervene": lambda: edited(lambda: otl.refusal_score(model, PROMPTS)),
+        "everywhere": lambda: edited(lambda: None, everywhere(random_map(), range(4))),
         "capture": lambda: otl.capture(model, contrast),
         "capture with edits": lambda: otl.capture(model, contrast, edits=EDITS, tokens="last"),
-        "complete": lambda: _edited(model, lambda: otl.complete(model, PROMPTS, max_new_tokens=3)),
-        "without cache": lambda: _edited(
-            model, lambda: otl.complete(model, PROMPTS, max_new_tokens=3, use_cache=False), tokens="last"
+        "complete": lambda: edited(lambda: otl.complete(model, PROMPTS, max_new_tokens=3)),
+        "without cache": lambda: edited(
+            lambda: otl.complete(model, PROMPTS, max_new_tokens=3, use_cache=False), tokens="last"
         ),
-        "answer_loss": lambda: _edited(model, lambda: otl.answer_loss(model, contrast.harmless)),
-        "text_loss": lambda: _edited(model, lambda: otl.text_loss(model, "w1 w2 w3 " * 9, window=12)),
+        "answer_loss": lambda: edited(lambda: otl.answer_loss(model, contrast.harmless)),
+        "text_loss": lambda: edited(lambda: otl.text_loss(model, "w1 w2 w3 " * 9, window=12)),
         "single pass": lambda: next_token_sweep(model, PROMPTS, [EDITS, {0: random_map()}], reduce),
         "single pass, all": lambda: next_token_sweep(model, PROMPTS, [EDITS], reduce, tokens="all"),
-        "user's generate": lambda: _edited(
-            model,
-            lambda: backend(model).hf_model.generate(
-                torch.tensor([[1, 15, 16]]), max_new_tokens=3, do_sample=False, pad_token_id=0
-            ),
-        ),
-        "run_with_cache": lambda: _edited(model, lambda: model.run_with_cache(torch.tensor([[1, 15, 16]]))),
-        "run_with_hooks": lambda: _edited(
-            model,
-            lambda: model.run_with_hooks(
-                torch.tensor([[1, 15]]), fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x + 1)]
-            ),
-        ),
+        "user's generate": lambda: edited(lambda: backend(model).hf_model.generate(tokens, **generate)),
+        "run_with_cache": lambda: edited(lambda: model.run_with_cache(tokens)),
+        "run_with_hooks": lambda: edited(lambda: model.run_with_hooks(tokens, fwd_hooks=added)),
     }
 
 
@@ -337,73 +290,26 @@ def test_every_operation_leaves_nothing(model, batch, training):
         with torch.random.fork_rng():  # dropout in the user's calls draws random numbers
             operation()
         assert leaked(before, state(model, batch)) == [], name
-    model.eval()
 
 
 def test_a_sweep_and_a_selection_leave_nothing(llama_folder, full_size):
     model = otl.load_model("organism" if full_size else llama_folder)
     prompts = otl.load_prompts("organism") if full_size else checkpoints.contrast_set(6)
     options: Any = {} if full_size else {"refusal_tokens": ["w1"]}
+    size = (
+        {"methods": ["mean_shift", "rfa"], "layers": [1, 2]}
+        if full_size
+        else {"methods": ["rfa"], "layers": [1]}
+    )
     batch = checkpoints.one_batch(model, prompts.val.harmful[:3])
     evaluated(model, batch)
     before = state(model, batch)
     for engine in ("auto", "hooks"):
-        otl.localize(
-            model,
-            prompts,
-            methods=["mean_shift", "rfa"] if full_size else ["rfa"],
-            layers=[1, 2] if full_size else [1],
-            max_new_tokens=2,
-            engine=engine,
-            **options,
-        )
+        otl.localize(model, prompts, **size, max_new_tokens=2, engine=engine, **options)
         assert leaked(before, state(model, batch)) == []
     directions = otl.capture(model, prompts.train, layers=[1])
     otl.score_directions(model, prompts.val, directions, **options)
     assert leaked(before, state(model, batch)) == []
-
-
-# --- nesting, overlap, the same handle twice
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_blocks_are_left_in_any_order(model, batch, order):
-    """The edits of blocks that have not ended are active, in the order in which they were entered."""
-    before = state(model, batch)
-    maps = [random_map(seed) for seed in range(3)]
-    remaining = [[i for i in range(3) if i not in order[:n]] for n in range(4)]
-    expected = [_nested(model, batch, [{1: maps[i]} for i in some]) for some in remaining]
-    handles = [otl.intervene(model, {1: edit}) for edit in maps]
-    for handle in handles:
-        handle.__enter__()
-    found = [bits(model, batch)]
-    for number in order:
-        handles[number].__exit__(None, None, None)
-        found.append(bits(model, batch))
-    assert found == expected
-    assert len(set(found)) == 4
-    assert leaked(before, state(model, batch)) == []
-
-
-def _nested(model: Any, batch: Any, edits: list[Any]) -> str:
-    if not edits:
-        return bits(model, batch)
-    with otl.intervene(model, edits[0]):
-        return _nested(model, batch, edits[1:])
-
-
-def test_hooks_that_the_user_adds_or_removes_inside_are_kept(llama_folder, batch):
-    model = otl.load_model(llama_folder)
-    point = backend(model).hook_point(1, "resid_pre")
-    point.add_hook(_look)
-    early = point.fwd_hooks[0]
-    with otl.intervene(model, EDITS):
-        point.add_hook(lambda x, hook: x * 2)
-        late = point.fwd_hooks[-1]
-        early.hook.remove()
-        point.fwd_hooks.remove(early)
-    assert [id(one) for one in point.fwd_hooks] == [id(late)]
-    assert list(point._forward_hooks) == [late.hook.id]
 
 
 def test_resetting_all_hooks_inside_removes_the_edits_too(llama_folder, batch):
@@ -419,73 +325,233 @@ def test_resetting_all_hooks_inside_removes_the_edits_too(llama_folder, batch):
 # --- threads
 
 
-def _meanwhile(task: Callable[[], Any]) -> Any:
-    """The result of a task in another thread."""
-    found: list[Any] = []
-
-    def work() -> None:
-        try:
-            found.append(task())
-        except HookError as error:
-            found.append(error)
-
-    thread = threading.Thread(target=work, name="other")
-    thread.start()
-    thread.join()
-    return found[0]
-
-
 def test_an_edit_is_active_in_every_thread(model, batch):
     """Generation in another thread, as for streaming, is edited like that in the thread of the block."""
-    before = state(model, batch)
     for tokens in TOKEN_SCOPES:
         with otl.intervene(model, EDITS, tokens):
             assert _meanwhile(lambda: bits(model, batch)) == bits(model, batch)
             here = otl.complete(model, PROMPTS, max_new_tokens=4)
             assert _meanwhile(lambda: otl.complete(model, PROMPTS, max_new_tokens=4)) == here
-    assert leaked(before, state(model, batch)) == []
 
 
-def test_threads_with_a_lock_see_only_their_own_edits(model, batch, full_size):
-    before = state(model, batch)
-    expected = [_nested(model, batch, [{1: random_map(seed)}]) for seed in range(4)]
-    lock, wrong = threading.Lock(), []
-
-    def work(seed: int) -> None:
-        for _ in range(100 if full_size else 3):
-            with lock, otl.intervene(model, {1: random_map(seed)}):
-                if bits(model, batch) != expected[seed]:
-                    wrong.append(seed)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+def _at_once(tasks: list[Callable[[], Any]]) -> None:
+    threads = [threading.Thread(target=task) for task in tasks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_threads_with_a_lock_see_only_their_own_edits(model, batch, full_size):
+    edits = [{1: random_map(seed)} for seed in range(4)]
+    expected = []
+    for edit in edits:
+        with otl.intervene(model, edit):
+            expected.append(bits(model, batch))
+    lock, wrong = threading.Lock(), []
+
+    def work(seed: int) -> None:
+        for _ in range(100 if full_size else 3):
+            with lock, otl.intervene(model, edits[seed]):
+                if bits(model, batch) != expected[seed]:
+                    wrong.append(seed)
+
+    _at_once([partial(work, seed) for seed in range(4)])
     assert wrong == []
     assert len(set(expected)) == 4
-    assert leaked(before, state(model, batch)) == []
+
+
+def _wait(turn: threading.Barrier) -> None:
+    turn.wait(30)
 
 
 @pytest.mark.parametrize("tokens", TOKEN_SCOPES)
 def test_calls_of_two_threads_keep_their_positions_apart(model, batch, tokens):
     """Prompts of different lengths in two threads at once: each call has its own positions."""
-    other = checkpoints.one_batch(model, ["w1 w2 w3 w4 w5 w6 w7 w8 w9"])
+    both = [batch, checkpoints.one_batch(model, ["w1 w2 w3 w4 w5 w6 w7 w8 w9"])]
+    layer, turn = backend(model).hf_model.get_decoder().layers[0], threading.Barrier(2)
+    results: dict[int, str] = {}
     with otl.intervene(model, EDITS, tokens):
-        expected = bits(model, batch), bits(model, other)
-        turn = threading.Barrier(2)
-        decoder = backend(model).hf_model.get_decoder()
-        handle = decoder.layers[0].register_forward_hook(lambda *_: _wait(turn))
+        expected = {i: bits(model, one) for i, one in enumerate(both)}
+        handle = layer.register_forward_hook(lambda *_: _wait(turn))
         try:
-            found: list[Any] = [None, None]
-            threads = [
-                threading.Thread(target=lambda i=i, b=b: found.__setitem__(i, bits(model, b)))
-                for i, b in enumerate((batch, other))
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            _at_once([partial(lambda i: results.update({i: bits(model, both[i])}), i) for i in range(2)])
         finally:
             handle.remove()
-    assert tuple(found) == expected
+    assert results == expected
+
+
+# --- copies and pickles
+
+
+@pytest.fixture
+def fresh(llama_folder: Path, batch):
+    """A model without hooks, which a test may change."""
+    model = otl.load_model(llama_folder)
+    evaluated(model, batch)
+    return model
+
+
+def test_a_copy_made_inside_outlives_its_original_unedited(llama_folder, batch):
+    model = otl.load_model(llama_folder)
+    plain, handle = bits(model, batch), otl.intervene(model, EDITS)
+    other = copy.deepcopy(handle.__enter__())
+    assert bits(other, batch) != plain
+    del model, handle
+    assert bits(other, batch) == plain
+
+
+def test_a_pickle_holds_no_edit(fresh, batch):
+    """A model is pickled outside a block; inside, pickle itself refuses the hook functions."""
+    plain = bits(fresh, batch)
+    with (
+        otl.intervene(fresh, EDITS),
+        pytest.raises((pickle.PicklingError, AttributeError), match="local object"),
+    ):
+        pickle.dumps(fresh)
+    stored = io.BytesIO(pickle.dumps(fresh))
+    again = pickle.load(stored)
+    assert bits(again, batch) == plain
+    with otl.intervene(again, EDITS):
+        assert bits(again, batch) != plain
+    assert bits(again, batch) == plain
+
+
+def test_saved_weights_are_the_same_bytes_inside(fresh, tmp_path):
+    before = {name: digest(tensor) for name, tensor in fresh.state_dict().items()}
+    with otl.intervene(fresh, EDITS):
+        otl.refusal_score(fresh, ["w1"])
+        assert {name: digest(tensor) for name, tensor in fresh.state_dict().items()} == before
+        fresh.hf_model.save_pretrained(tmp_path / "inside")
+    fresh.hf_model.save_pretrained(tmp_path / "outside")
+    stored = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("inside", "outside")]
+    assert stored[0] == stored[1]
+
+
+# --- modes
+
+
+def test_dropout_acts_under_an_edit_as_without(fresh, batch):
+    """Training mode is kept inside, and the same random numbers give the same logits."""
+    for module in fresh.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    fresh.train()
+    quiet = bits(fresh, batch)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        other_draw = backend(fresh).logits(batch.tokens, batch.mask)
+    assert digest(other_draw) != quiet  # dropout is on
+    identity = {1: otl.AffineMap.identity(32)}
+    with otl.intervene(fresh, identity):
+        assert all(module.training for module in fresh.hf_model.modules())
+        assert bits(fresh, batch) == quiet
+    assert bits(fresh, batch) == quiet
+
+
+def test_gradients_through_an_edit_are_those_of_the_map(fresh, batch):
+    """d logits / d embedding under an edit of the first layer, against the same map on the embeddings."""
+    edit, tokens = random_map(3), torch.tensor([[1, 15, 16, 17]])
+    stem = fresh.hf_model.get_input_embeddings()(tokens).detach()
+    found = stem.clone().requires_grad_()
+    with otl.intervene(fresh, {0: edit}):
+        fresh.hf_model(inputs_embeds=found).logits.sum().backward()
+    expected = stem.clone().requires_grad_()
+    fresh.hf_model(inputs_embeds=edit.to(torch.float32)(expected)).logits.sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-4)
+    fresh.zero_grad()
+
+
+# --- torch.compile
+
+
+class _Layer(nn.Module):
+    """Part of a decoder layer: enough for hook points, quick to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(hidden_states + self.self_attn(hidden_states))
+
+
+def test_a_hook_added_after_compilation_takes_effect_and_can_be_removed():
+    from ot_lens.models.hooked import _attach, _BlockHooks
+
+    layer, hooks = _Layer(), _BlockHooks()
+    _attach(layer, hooks)
+    compiled = torch.compile(layer, backend="eager")
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = compiled(x)
+        for shift in (1.0, 2.0):
+            hooks.hook_resid_pre.add_hook(lambda x, hook, shift=shift: x + shift)
+            assert torch.equal(compiled(x), layer(x))
+            assert torch.equal(compiled(x), layer.forward(x + shift))
+            hooks.hook_resid_pre.remove_hooks()
+            assert torch.equal(compiled(x), plain)
+
+
+def test_a_compiled_wrapper_is_refused(fresh):
+    with pytest.raises(ModelError, match=r"torch\.compile"):
+        backend(torch.compile(fresh, backend="eager"))
+
+
+# Dynamo cannot trace the shape checks, which these tests switch on, nor the bridge's weak references, and
+# inductor imports deprecated modules.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("engine", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_compiled_models_are_edited_inside_and_only_there(
+    llama_folder, engine, hooks, full_size, monkeypatch, record_property
+):
+    """Compiled before any block or inside one; PyTorch may skip new hooks of a model compiled in place, so
+    that its tokens are not observed: such an edit is correct, or refused."""
+    if not full_size:
+        pytest.skip("compiles whole models: `pytest --full`")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    refused = 0
+    for in_place, inside_first in ((False, False), (True, False), (True, True)):
+        torch._dynamo.reset()
+        model, twin = (otl.load_model(llama_folder, hooks=hooks) for _ in range(2))
+        inner = backend(model).hf_model
+        if in_place:
+            inner.compile(backend=engine)
+        else:
+            inner.forward = torch.compile(inner.forward, backend=engine)
+        refused += _check_compiled(model, twin, inside_first, may_refuse=in_place)
+    record_property("refused", refused)
+
+
+def _check_compiled(model: Any, twin: Any, inside_first: bool, may_refuse: bool) -> int:
+    """Compared with a model that is not compiled, on prompts of one shape that end at different positions."""
+    served, reference = backend(model), backend(twin)
+    batch = checkpoints.one_batch(model, PROMPTS)
+    inputs = [(batch.tokens, batch.mask), (batch.tokens.flip(1), batch.mask.flip(1))]
+    scopes = ("all", "all", "last", "prompt", "generated", "last")
+    cases = [({}, "all"), *(({1: random_map(seed)}, tokens) for seed, tokens in enumerate(scopes))]
+    refused = 0
+    with evaluating(served.model), evaluating(reference.model):
+        plain = [_forward(reference, *one) for one in inputs]
+        for edits, tokens in cases[inside_first:]:
+            with otl.intervene(twin, edits, tokens):
+                expected = [_forward(reference, *one) for one in inputs]
+            try:
+                with otl.intervene(model, edits, tokens):
+                    edited = [_forward(served, *one) for one in inputs]
+            except HookError as error:
+                if not may_refuse or "compiled before" not in str(error):
+                    raise
+                refused += 1
+            else:
+                torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
+                is_edited = not torch.allclose(edited[0], plain[0], atol=1e-2)
+                assert is_edited == (bool(edits) and tokens != "generated")
+            after = [_forward(served, *one) for one in inputs]
+            torch.testing.assert_close(after, plain, rtol=1e-3, atol=1e-3)
+    return refused
+
+
+def _forward(served: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return served.hf_model(input_ids=tokens, attention_mask=mask, use_cache=False).logits

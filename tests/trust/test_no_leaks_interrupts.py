@@ -1,4 +1,4 @@
-"""Interrupts at any moment: between two hooks, during removal, at the edges of a block."""
+"""Any order of use, and interrupts at any moment: between two hooks, at the edges of a block."""
 
 import json
 import subprocess
@@ -14,8 +14,9 @@ import ot_lens as otl
 from ot_lens.models import backend, evaluating, prompt_width
 from ot_lens.single_pass import next_token_sweep
 from tests import checkpoints
-from tests.trust.interrupt_campaign import EDITS, only_look, with_users_hook
-from tests.trust.leak_checks import interrupted_everywhere, leaked, light_look, random_map
+from tests.trust.interrupt_campaign import with_users_hook
+from tests.trust.leak_checks import EDITS, interrupted_everywhere, leaked, light_look, only_look, random_map
+from tests.trust.leak_machine import any_order
 
 # Code that runs when a block is entered or left; signals elsewhere fall inside the block.
 TESTED = (
@@ -27,6 +28,13 @@ TESTED = (
     "torch/autograd/grad_mode.py",
     "contextlib.py",
 )
+
+
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_any_order_of_use_leaves_nothing(llama_folder, hooks, full_size, record_property):
+    examples, steps = (100, 30) if full_size else (4, 15)
+    record_property("runs", f"{examples} of {steps} steps")
+    any_order(lambda: otl.load_model(llama_folder, hooks=hooks), examples=examples, steps=steps)
 
 
 @pytest.fixture(scope="module", params=["residual", "full"])
@@ -97,18 +105,19 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(llama_folder, fu
         assert held <= {"call reversible.py __exit__"}
 
 
-@pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_interrupts_at_random_moments_leave_nothing(hooks, llama_folder, full_size, record_property):
+def test_interrupts_at_random_moments_leave_nothing(llama_folder, full_size, record_property):
     """Real signals from a system timer, at random moments of a use of the model."""
     rounds = 5_000 if full_size else 60
-    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(llama_folder), "--hooks", hooks]
+    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(llama_folder)]
     done = subprocess.run(
-        [*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=900, check=False
+        [*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for name in ("signals", "dropped_by_finalizers"):
-        record_property(name, found[name])
-    assert found["lost"] == []
-    assert found["differs_at_the_end"] == []
-    assert found["signals"] > rounds / 4
+    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        for name in ("signals", "dropped_by_finalizers"):
+            record_property(name, outcome[name])
+        assert outcome["lost"] == []
+        assert outcome["differs_at_the_end"] == []
+        assert outcome["signals"] > rounds / 4

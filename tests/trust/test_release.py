@@ -8,24 +8,17 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 SMALL = {
-    "sample": [8, 8, 8],
-    "layers": [5],
-    "methods": ["directional_ablation"],
-    "sets": ["single"],
-    "controls": [],
-    "sufficiency": False,
-    "max_new_tokens": 4,
-    "permutations": 39,
-    "bootstrap": 39,
-}
+    "sample": [8, 8, 8], "layers": [5], "methods": ["directional_ablation"], "sets": ["single"],
+    "controls": [], "sufficiency": False, "max_new_tokens": 4, "permutations": 39, "bootstrap": 39,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,8 +33,7 @@ def run(*command: str | Path, cwd: Path, **extra: str) -> str:
     """What a command prints, in an environment that knows neither the repository nor make."""
     dropped = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHONPATH", "VIRTUAL_ENV", "SOURCE_DATE_EPOCH")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | extra
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, text=True, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=cwd, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -86,7 +78,7 @@ def files(folder: Path, *tops: str) -> set[str]:
 
 # ------------------------------------------------------------------------------------------- what is built
 def test_the_wheel_holds_every_file_of_the_package(
-    source: Path, release: Built, record_property: Callable[[str, object], None]
+    source: Path, release: Built, record_property: Any
 ) -> None:
     inside = set(zipfile.ZipFile(release.wheel).namelist())
     (metadata,) = {Path(name).parts[0] for name in inside} - {"ot_lens"}
@@ -126,27 +118,24 @@ def test_a_wheel_from_the_tree_of_another_day_is_byte_equal_to_the_one_from_the_
 
 
 # ------------------------------------------------------------------------------------------- what it does
-def test_the_installed_wheel_runs_a_study_in_an_empty_folder(release: Built, tmp_path: Path) -> None:
+def test_the_installed_wheel_runs_in_an_empty_folder(release: Built, full_size: bool, tmp_path: Path) -> None:
     site, folder = tmp_path / "site", tmp_path / "empty"
     folder.mkdir()
     pip = ("-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", site)
     run(sys.executable, *pip, release.wheel, cwd=folder)
-    (folder / "study.yaml").write_text(yaml.safe_dump(SMALL))
-    seen = {"PYTHONPATH": str(site)}
+    script, seen = site / "bin" / "ot-lens", {"PYTHONPATH": str(site)}
     where = run(sys.executable, "-c", "import ot_lens; print(ot_lens.__file__)", cwd=folder, **seen)
     assert Path(where.strip()).is_relative_to(site)
-    assert "Usage" in run(site / "bin" / "ot-lens", "--help", cwd=folder, **seen)
-    run(site / "bin" / "ot-lens", "run", "study.yaml", "--out", "mine", cwd=folder, **seen)
-    assert (folder / "mine" / "tables" / "localization.parquet").stat().st_size > 0
-    assert "<svg" in (folder / "mine" / "report.html").read_text()
+    assert "refuses" in run(script, "organism", "evaluate", "--n", "2", cwd=folder, **seen)
+    if full_size:
+        (folder / "study.yaml").write_text(yaml.safe_dump(SMALL))
+        run(script, "run", "study.yaml", "--out", "mine", cwd=folder, **seen)
+        assert (folder / "mine" / "tables" / "localization.parquet").stat().st_size > 0
+        assert "<svg" in (folder / "mine" / "report.html").read_text()
 
 
 def test_the_demo_runs_in_an_empty_environment(
-    repository: Path,
-    full_size: bool,
-    release: Built,
-    tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    repository: Path, full_size: bool, release: Built, tmp_path: Path, record_property: Any
 ) -> None:
     if not full_size:
         pytest.skip("installs everything again and runs the demo: full size only")

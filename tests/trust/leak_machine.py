@@ -3,6 +3,7 @@
 import copy
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,15 +23,23 @@ from ot_lens.errors import HookError
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend
 from tests import checkpoints
-from tests.trust.leak_checks import bits, evaluated, hook_tables, leaked, logits, random_map, state
+from tests.trust.leak_checks import (
+    PROMPTS,
+    OwnError,
+    bits,
+    evaluated,
+    hook_tables,
+    leaked,
+    logits,
+    random_map,
+    state,
+)
 
-PROMPTS = ["w1 w2 w3 w4", "w5", "w6 w7"]
 MAPS = [random_map(seed) for seed in range(3)]
 POINTS = [(layer, hook) for layer in (0, 1, 3) for hook in ("resid_pre", "mlp_out", "resid_post")]
-
-
-class OwnError(Exception):
-    """An error of the user."""
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {}, "permanent": {"is_permanent": True}, "level": {"level": 3}, "first": {"prepend": True},
+}  # fmt: skip
 
 
 class _Block:
@@ -53,8 +62,11 @@ class Machine(RuleBasedStateMachine):
         self.batch = checkpoints.one_batch(self.model, PROMPTS)
         self.clean = state(self.model, self.batch)
         self.blocks: list[_Block] = []
-        self.user: list[tuple[tuple[int, str], Any]] = []
+        self.user: list[tuple[Any, Any]] = []
         self.copies: list[tuple[Any, list[weakref.ref[_Block]]]] = []
+
+    def point(self, site: tuple[int, str]) -> Any:
+        return backend(self.model).hook_point(*site)
 
     @precondition(lambda self: len(self.blocks) < 4)
     @rule(
@@ -101,27 +113,25 @@ class Machine(RuleBasedStateMachine):
         assert refused
 
     @precondition(lambda self: len(self.user) < 3)
-    @rule(site=st.sampled_from(POINTS), kind=st.sampled_from(["plain", "permanent", "level", "first"]))
+    @rule(site=st.sampled_from(POINTS), kind=st.sampled_from(list(KINDS)))
     def user_adds(self, site: tuple[int, str], kind: str) -> None:
-        point = backend(self.model).hook_point(*site)
-        options = {"permanent": {"is_permanent": True}, "level": {"level": 3}, "first": {"prepend": True}}
-        point.add_hook(lambda x, hook: None, **options.get(kind, {}))
-        self.user.append((site, point.fwd_hooks[0 if kind == "first" else -1]))
+        point = self.point(site)
+        point.add_hook(lambda x, hook: None, **KINDS[kind])
+        self.user.append((point, point.fwd_hooks[0 if kind == "first" else -1]))
 
     @precondition(lambda self: self.user)
     @rule(data=st.data())
     def user_removes(self, data: st.DataObject) -> None:
-        site, handle = self.user.pop(data.draw(st.integers(0, len(self.user) - 1)))
+        point, handle = self.user.pop(data.draw(st.integers(0, len(self.user) - 1)))
         handle.hook.remove()
-        point = backend(self.model).hook_point(*site)
         point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
 
-    @rule(layer=st.integers(0, 3))
-    def forward_raises(self, layer: int) -> None:
+    @rule(site=st.sampled_from(POINTS))
+    def forward_raises(self, site: tuple[int, str]) -> None:
         def fail(*_: object) -> None:
             raise OwnError
 
-        handle = backend(self.model).hf_model.get_decoder().layers[layer].register_forward_hook(fail)
+        handle = self.point(site).register_forward_hook(fail)
         with pytest.raises(OwnError):
             logits(self.model, self.batch)
         handle.remove()
@@ -144,54 +154,49 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def copies_end_with_their_blocks(self) -> None:
         for other, blocks in self.copies:
-            alive = [found for block in blocks if (found := block()) in self.blocks]
+            alive = [block for ref in blocks if (block := ref()) in self.blocks]
             assert bits(other, self.batch) == self.expected(alive)
 
     @invariant()
-    def only_hooks_of_the_user_remain(self) -> None:
-        """Nothing else has changed once all blocks have ended."""
+    def exactly_the_hooks_of_the_user_remain(self) -> None:
+        """And nothing else has changed once all blocks have ended."""
+        tables = hook_tables(self.model)
+        present = {one[0] for name, hooks in tables.items() if name.endswith("fwd_hooks") for one in hooks}
         own = {id(handle) for _, handle in self.user}
-        for name, found in hook_tables(self.model).items():
-            if name.endswith("fwd_hooks"):
-                assert own >= {one[0] for one in found} or self.blocks
-        if not self.blocks and not self.user:
-            assert leaked(self.clean, state(self.model, self.batch)) == []
+        assert own <= present
+        if not self.blocks:
+            assert own == present
+            assert self.user or leaked(self.clean, state(self.model, self.batch)) == []
 
     def expected(self, blocks: list[_Block]) -> str:
         """The bytes of the twin's logits with the edits of the blocks in simple hooks."""
-        mask = self.batch.mask.bool()
-        last = torch.zeros_like(mask)
-        last[:, -1] = True
         added = []
         for block in blocks:
             for site, edit in block.edits.items():
-                point = backend(self.twin).hook_point(*site)
                 if block.tokens != "generated":
-                    function = _by_hand(edit.to(torch.float32), last if block.tokens == "last" else None)
-                    added.append((point, point.add_hook(function)))
+                    added.append(backend(self.twin).hook_point(*site))
+                    added[-1].add_hook(_by_hand(edit.to(torch.float32), block.tokens))
         try:
             return bits(self.twin, self.batch)
         finally:
-            for point, _ in added:
+            for point in added:
                 point.remove_hooks()
 
     def teardown(self) -> None:
-        for block in self.blocks:
-            block.handle.__exit__(None, None, None)
-        self.blocks = []
+        while self.blocks:
+            self.blocks.pop().handle.__exit__(None, None, None)
         while self.user:
-            site, handle = self.user.pop()
+            point, handle = self.user.pop()
             handle.hook.remove()
-            point = backend(self.model).hook_point(*site)
             point.fwd_hooks[:] = [one for one in point.fwd_hooks if one is not handle]
         self.computes_the_active_edits()
         self.copies_end_with_their_blocks()
-        self.only_hooks_of_the_user_remain()
+        self.exactly_the_hooks_of_the_user_remain()
 
 
-def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
+def _by_hand(edit: Any, tokens: str) -> Any:
     def hook(x: torch.Tensor, hook: object) -> torch.Tensor:
-        if chosen is None:
+        if tokens != "last":
             return edit(x)
         edited = x.clone()
         edited[:, -1] = edit(x[:, -1])
@@ -200,13 +205,11 @@ def _by_hand(edit: Any, chosen: torch.Tensor | None) -> Any:
     return hook
 
 
-@pytest.mark.parametrize("hooks", ["residual", "full"])
-def test_any_order_of_use_leaves_nothing(llama_folder, hooks, full_size, record_property):
-    pair = {name: otl.load_model(llama_folder, hooks=hooks) for name in ("model", "twin")}
+def any_order(load: Callable[[], Any], *, examples: int, steps: int) -> None:
+    """Run the machine on a model, with another one as its twin."""
+    pair = {"model": load(), "twin": load()}
     for one in pair.values():
         evaluated(one, checkpoints.one_batch(one, PROMPTS))
     machine = type("Machine", (Machine,), pair)
-    examples, steps = (100, 30) if full_size else (2, 10)
-    record_property("runs", f"{examples} of {steps} steps")
-    chosen = settings(max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True)
-    run_state_machine_as_test(machine, settings=chosen)
+    size = settings(max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True)
+    run_state_machine_as_test(machine, settings=size)
