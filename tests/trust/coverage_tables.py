@@ -54,7 +54,8 @@ def covered(hits: list[bool]) -> Counted:
 # The fewest draws whose band has its nominal 95 %: the smallest and the largest of 39.
 DRAWS = 39
 CHUNK = 20
-Table = Callable[[Tensor, Tensor, int, int, int], pd.DataFrame]
+# Of two samples [replicate, n, d], and the options of a table: permutations, bootstrap, seed.
+Table = Callable[..., pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def simulate(table: Table, cell: Cell, replicates: int, keys: list[str], value: 
     """
     parts = []
     for seed in range(-(-replicates // CHUNK)):
-        known = table(*cell.sample(5 * CHUNK, 5000 + seed), 0, 0, seed).groupby(keys)[value].mean()
-        found = table(*cell.sample(CHUNK, seed), DRAWS, DRAWS, seed)
+        many = table(*cell.sample(5 * CHUNK, 5000 + seed), permutations=0, bootstrap=0, seed=seed)
+        known = many.groupby(keys)[value].mean()
+        found = table(*cell.sample(CHUNK, seed), permutations=DRAWS, bootstrap=DRAWS, seed=seed)
         parts.append(found.join(known.rename("expected"), on=keys))
     return pd.concat(parts, ignore_index=True)
 
@@ -130,23 +132,22 @@ def layers(H: Tensor, S: Tensor) -> Layers:
     return Layers(H, S, tuple(range(len(H))))
 
 
-def distances(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
-    return diagnose(layers(H, S), permutations=permutations, bootstrap=bootstrap, seed=seed)
+def distances(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
+    return diagnose(layers(H, S), **draws)
 
 
-def eigenvalues(H: Tensor, S: Tensor, _: int, bootstrap: int, seed: int) -> pd.DataFrame:
-    table = spectra(layers(H, S), bootstrap=bootstrap, seed=seed)
+def eigenvalues(H: Tensor, S: Tensor, permutations: int, **draws: int) -> pd.DataFrame:
+    table = spectra(layers(H, S), **draws)
     return table[table["component"] < 4]
 
 
-def angles(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
-    return class_angles(layers(H, S), k=2, permutations=permutations, bootstrap=bootstrap, seed=seed)
+def angles(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
+    return class_angles(layers(H, S), k=2, **draws)
 
 
-def angles_of_layers(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+def angles_of_layers(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
     """Of every sample's first and second half of the coordinates."""
     half = H.shape[2] // 2
-    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
     rows = []
     for h, s in zip(H, S, strict=True):
         acts = layers(*(torch.stack([x[:, :half], x[:, half : 2 * half]]) for x in (h, s)))
@@ -155,24 +156,21 @@ def angles_of_layers(H: Tensor, S: Tensor, permutations: int, bootstrap: int, se
     return pd.concat(rows, ignore_index=True)
 
 
-def cosines(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+def cosines(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
     """With another run of the same prompts, whose activations share half of their variance."""
-    other = [0.7 * x + 0.7 * normal(*x.shape, seed=seed + 90_000 + i) for i, x in enumerate((H, S))]
-    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
+    seed = draws["seed"] + 90_000
+    other = [0.7 * x + 0.7 * normal(*x.shape, seed=seed + i) for i, x in enumerate((H, S))]
     return run_cosines(layers(H, S), layers(*other), **draws).assign(quantity="cosine")
 
 
-def directions(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+def directions(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
     """Four categories, three small ones and one large; under "all" each has a mean of its own."""
     code = np.minimum(np.arange(H.shape[1]) % 8, 3)
-    return category_directions(
-        layers(H, S), list(map(str, code)), permutations=permutations, bootstrap=bootstrap, seed=seed
-    )
+    return category_directions(layers(H, S), list(map(str, code)), **draws)
 
 
-def monitors(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
+def monitors(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
     """The harmful class as what an edit made, the harmless one as the reference."""
-    draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
     return visibility(layers(H, S), layers(H, S), **draws)
 
 
@@ -183,8 +181,7 @@ class Mirror:
     by: Tensor
 
     def map(self, x: Tensor) -> Tensor:
-        turned = torch.cat([-x[..., :1], x[..., 1:]], dim=-1)
-        return turned + self.by
+        return torch.cat([-x[..., :1], x[..., 1:]], dim=-1) + self.by
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.map(x)
@@ -199,10 +196,8 @@ def qualities(cell: Cell) -> Table:
         by[-1] = -3.0
     assert abs(float((ends[1].mean((0, 1)) - ends[0].mean((0, 1)) - by).norm())) < 0.5
 
-    def table(H: Tensor, S: Tensor, permutations: int, bootstrap: int, seed: int) -> pd.DataFrame:
-        maps = {layer: Mirror(by) for layer in range(len(H))}
-        known = layers(*train.sample(len(H), 400_000 + seed))
-        draws = {"permutations": permutations, "bootstrap": bootstrap, "seed": seed}
-        return map_quality(maps, layers(H, S), known, **draws)
+    def table(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
+        known = layers(*train.sample(len(H), 400_000 + draws["seed"]))
+        return map_quality({layer: Mirror(by) for layer in range(len(H))}, layers(H, S), known, **draws)
 
     return table
