@@ -4,6 +4,7 @@ import errno
 from io import FileIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
 from ot_lens.behaviour import phrase_list
 from ot_lens.behaviour.panel import PanelSettings
 from ot_lens.errors import CannotWriteError, RunFolderError
+from ot_lens.execution.executor import Executor
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.io.files import LOCK, locked, release, temporaries
 from ot_lens.localization import SweepSettings
@@ -73,8 +75,9 @@ def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path
     for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
-    no_executor = object()
-    sweep_into(folder, no_executor, load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
+    unused = Mock(spec=Executor)
+    sweep_into(folder, unused, load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
+    assert unused.method_calls == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
 
