@@ -181,9 +181,6 @@ class Campaign:
         """n cases of a reader, and those of odd kinds of files."""
         tally, began = Tally(), time.process_time()
         self.lay_out(reader.files)
-        outcome, fault = judged(lambda: reader.read(self.folder), self.watch, self.sandbox / "canary")
-        if fault or outcome != "read":
-            tally.fail(f"{reader.name}, the valid files", f"{outcome}: {fault}")
         by_structure = round(n * reader.structured) if reader.structures is not None else 0
         if reader.kinds:
             self._kinds(reader, tally)
@@ -212,6 +209,9 @@ class Campaign:
         shutil.rmtree(self.out, ignore_errors=True)
 
     def _kinds(self, reader: Reader, tally: Tally) -> None:
+        self._judge(reader, {}, "as it is", tally)
+        if tally.outcomes != {"read": 1}:
+            tally.fail(f"{reader.name}, the valid files", f"{tally.outcomes}")
         for target in reader.hostile:
             for kind, make in cases.KINDS.items():
                 cases.remove(self.folder / target)

@@ -147,7 +147,8 @@ def test_a_large_honest_table_is_read(tmp_path):
 def test_of_millions_of_faults_one_is_reported(tmp_path):
     (tmp_path / "d.json").write_text('{"harmful": [' + "1," * 1_000_000 + '1], "harmless": []}')
     said, grown = peak_of("otl.load_prompts(sys.argv[1])", str(tmp_path / "d.json"))
-    assert "harmful.0" in said
+    assert "harmful" in said
+    assert len(said) < 500
     assert grown < 500
     shards = ",".join(f'"{i}":1' for i in range(200_000))
     (tmp_path / "index.json").write_text(f'{{"schema_version": 2, "key": {{}}, "shards": {{{shards}}}}}')
