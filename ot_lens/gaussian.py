@@ -12,6 +12,7 @@ from ot_lens.linalg import (
     centred,
     centring_rounding,
     checks_samples,
+    matrix_power,
     nuclear_norm,
     one_thread,
     orthonormal_span,
@@ -120,11 +121,7 @@ class Gaussian:
 
 
 def checked_ridge(ridge: float | None) -> float:
-    """The ridge, 0 for None.
-
-    Raises:
-        FitError: negative or not a number.
-    """
+    """The ridge, 0 for None, if it is a finite variance."""
     if ridge is not None and not 0 <= ridge < float("inf"):
         raise FitError(f"ridge must be finite and >= 0, got {ridge}.")
     return ridge or 0.0
@@ -132,15 +129,9 @@ def checked_ridge(ridge: float | None) -> float:
 
 @dataclass(frozen=True)
 class RestrictedRoots:
-    """Square roots of two covariances within a basis Q of both samples; outside Q each is its floor times I.
+    """Roots of two covariances in a basis Q of both samples, outside which each is its floor times I.
 
-    Attributes:
-        Q: `[*L, d, m]`, orthonormal.
-        root_source: C_H^{1/2} in the basis, `[*L, m, m]`.
-        inverse_root_source: C_H^{-1/2}.
-        root_target: C_S^{1/2}.
-        condition: condition number of the source covariance, which is inverted.
-        smallest: smallest eigenvalue of the source covariance in the basis.
+    `condition` and `smallest` are the condition number and the smallest eigenvalue of the source's.
     """
 
     Q: Float64[Tensor, "*L d m"]
@@ -158,9 +149,9 @@ class RestrictedRoots:
         values_S, E_S = _eigen(in_target, target.floor)
         return cls(
             Q,
-            _power(values_H, E_H, 0.5),
-            _power(values_H.clamp_min(torch.finfo(torch.float64).tiny), E_H, -0.5),
-            _power(values_S, E_S, 0.5),
+            matrix_power(values_H, E_H, 0.5),
+            matrix_power(values_H.clamp_min(torch.finfo(torch.float64).tiny), E_H, -0.5),
+            matrix_power(values_S, E_S, 0.5),
             values_H[..., 0] / values_H[..., -1],
             values_H[..., -1],
         )
@@ -174,12 +165,6 @@ def _eigen(
         _, s, Vh = torch.linalg.svd(coordinates, full_matrices=True)
     missing = Vh.shape[-1] - s.shape[-1]
     return torch.nn.functional.pad(s, (0, missing)).square() + floor.unsqueeze(-1), Vh.mT
-
-
-def _power(
-    values: Float64[Tensor, "*L m"], vectors: Float64[Tensor, "*L m m"], exponent: float
-) -> Float64[Tensor, "*L m m"]:
-    return (vectors * values.pow(exponent).unsqueeze(-2)) @ vectors.mT
 
 
 @dataclass(frozen=True)
@@ -206,11 +191,7 @@ class BuresWasserstein:
 
 
 def gaussian_distance(source: Gaussian, target: Gaussian) -> BuresWasserstein:
-    """Squared W2 distance of two fitted Gaussians (Gelbrich 1990).
-
-    With floors the trace splits: within the samples' span a nuclear norm of roots, outside it
-    (d - m)(sqrt(c_H) - sqrt(c_S))^2. Without floors only the nuclear norm of F_H F_S^T remains.
-    """
+    """Squared W2 distance of two fitted Gaussians (Gelbrich 1990), span and complement apart."""
     location = float((source.mean - target.mean).square().sum())
     c_H, c_S = float(source.floor), float(target.floor)
     spread = float(source.factor.square().sum() + target.factor.square().sum())

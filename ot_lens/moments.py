@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.errors import ActivationError, FitError
+from ot_lens.errors import ActivationError, FitError, one_of
 from ot_lens.linalg import centred, centring_rounding, check_samples
 
 LIMIT = 1024
@@ -66,16 +66,8 @@ class Moments:
         factor, mean = centred(X)
         squares = factor.square().sum(1)
         empty = cls.empty(X.shape[1], limit=limit, device=X.device)
-        merged = cls(
-            len(X),
-            mean,
-            factor,
-            float(squares.sum()),
-            factor.T @ squares,
-            float(squares.square().sum()),
-            limit=limit,
-        )
-        return empty.merge(merged)
+        sums = float(squares.sum()), factor.T @ squares, float(squares.square().sum())
+        return empty.merge(cls(len(X), mean, factor, *sums, limit=limit))
 
     def add(self, X: Float[Tensor, "n d"]) -> "Moments":
         """These samples and a further batch."""
@@ -137,12 +129,9 @@ class Moments:
         Raises:
             FitError: unknown method.
         """
-        gram = self.factor @ self.factor.T
-        return float(_intensity(method, self.n, len(self.mean), *self._sums(gram)))
-
-    def _sums(self, gram: Float64[Tensor, "m m"]) -> tuple[Tensor, Tensor, Tensor]:
-        as_tensor = gram.new_tensor
-        return as_tensor(self.trace), gram.square().sum(), as_tensor(self.quartic)
+        squared_norm = (self.factor @ self.factor.T).square().sum()
+        trace, quartic = (self.mean.new_tensor(total) for total in (self.trace, self.quartic))
+        return float(_intensity(method, self.n, len(self.mean), trace, squared_norm, quartic))
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
@@ -173,24 +162,14 @@ def _bounded(factor: Float64[Tensor, "m d"], limit: int) -> tuple[Float64[Tensor
 
 
 def shrinkage_intensity(centred: Float64[Tensor, "*L n d"], method: str) -> Float64[Tensor, "*L"]:
-    """Ledoit-Wolf (2004) or OAS (Chen et al. 2010) intensity, from the n x n Gram matrix of centred samples.
-
-    The same number as scikit-learn's `LedoitWolf().shrinkage_` and `OAS().shrinkage_`.
-
-    Raises:
-        FitError: unknown method.
-    """
+    """Ledoit-Wolf (2004) or OAS (Chen et al. 2010) intensity, the same number as scikit-learn's."""
     return intensity_of_gram(centred @ centred.mT, centred.shape[-1], method)
 
 
 def intensity_of_gram(
     gram: Float64[Tensor, "*L n n"], d: int, method: str = "ledoit_wolf"
 ) -> Float64[Tensor, "*L"]:
-    """The same from the Gram matrix of centred samples of width d, in any unit.
-
-    Raises:
-        FitError: unknown method.
-    """
+    """The same from the Gram matrix of centred samples of width d, in any unit."""
     squares = gram.diagonal(dim1=-2, dim2=-1)
     sums = squares.sum(-1), gram.square().sum((-2, -1)), squares.square().sum(-1)
     return _intensity(method, gram.shape[-1], d, *sums)
@@ -205,8 +184,7 @@ def _intensity(
     quartic: Float64[Tensor, "*L"],
 ) -> Float64[Tensor, "*L"]:
     """From tr(X^T X), ||X^T X||_F^2 and sum ||x_i||^4."""
-    if method not in METHODS:
-        raise FitError(f"shrinkage = {method!r} is unknown: choose one of {', '.join(METHODS)}, or None.")
+    one_of("shrinkage", method, METHODS, FitError)
     mean_variance = trace / (n * d)
     squared = squared_norm / n**2
     if method == "oas":

@@ -61,11 +61,7 @@ class LayerBatch:
 
 
 def resolve_position(samples: LayerSamples, position: int | str | None) -> int | str:
-    """The requested position ("last" is -1), or the only one captured.
-
-    Raises:
-        ActivationError: the position was not captured, or None with several captured.
-    """
+    """The requested position ("last" is -1), or the only one captured."""
     captured = samples.positions
     if position is None:
         if len(captured) != 1:
@@ -79,28 +75,24 @@ def resolve_position(samples: LayerSamples, position: int | str | None) -> int |
     return requested
 
 
+def checked_layer(
+    samples: LayerSamples, layer: int, position: int | str
+) -> tuple[Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]:
+    """Both classes at one captured position; an error names the layer."""
+    at = f"at layer {layer}, position {position}"
+    H, S = (of(layer=layer, position=position) for of in (samples.harmful, samples.harmless))
+    return check_pair(H, S, names=(f"harmful {at}", f"harmless {at}"))
+
+
 def layer_batches(
     samples: LayerSamples, position: int | str | None = None, *, budget: int | None = None
 ) -> Iterator[LayerBatch]:
-    """Yield the layers in batches of at most `budget` bytes of float64, but at least one layer each.
-
-    The default budget depends on the device.
-
-    Raises:
-        ActivationError: no such position, or bad samples; the message names the layer.
-    """
+    """Yield the layers in batches of at most `budget` bytes of float64, but at least one layer each."""
     at = resolve_position(samples, position)
     layers: list[int] = []
     pairs: list[tuple[Tensor, Tensor]] = []
     for layer in samples.layers:
-        names = (f"harmful at layer {layer}, position {at}", f"harmless at layer {layer}, position {at}")
-        pairs.append(
-            check_pair(
-                samples.harmful(layer=layer, position=at),
-                samples.harmless(layer=layer, position=at),
-                names=names,
-            )
-        )
+        pairs.append(checked_layer(samples, layer, at))
         layers.append(layer)
         size = 8 * sum(x.numel() for x in pairs[-1])
         limit = BATCH_BYTES.get(pairs[-1][0].device.type, BATCH_BYTES_ELSEWHERE) if budget is None else budget
@@ -119,11 +111,7 @@ def _batch(layers: list[int], position: int | str, pairs: list[tuple[Tensor, Ten
 def each_layer(
     samples: LayerSamples, position: int | str | None = None
 ) -> Iterator[tuple[dict[str, Any], Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]]:
-    """Yield layer and position, as columns of a table, and both classes, for one position or for all.
-
-    Raises:
-        ActivationError: no such position, or bad samples; the message names the layer.
-    """
+    """Yield layer and position, as columns of a table, and both classes, for one position or for all."""
     for at in samples.positions if position is None else (position,):
         for batch in layer_batches(samples, at):
             for layer, H, S in zip(batch.layers, batch.H, batch.S, strict=True):

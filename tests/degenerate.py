@@ -22,6 +22,7 @@ from ot_lens.geometry import (
     principal_plane,
     spectra,
 )
+from ot_lens.linalg import PooledPCA
 from ot_lens.transport import (
     fit_all,
     fit_gaussian_ot,
@@ -31,7 +32,6 @@ from ot_lens.transport import (
     fit_pca_ot,
     fit_subspace_ablation,
 )
-from ot_lens.transport.pca_ot import PooledPCA
 from tests.generators.gaussians import normal, one_layer, rng
 
 SCALES = (1e-6, 1.0, 1e6)

@@ -10,9 +10,8 @@ from ot_lens.errors import ActivationError, FitError, OtLensError
 from ot_lens.geometry import diagnose, direction_cosines, principal_plane, spectra
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.held_out import held_out
-from ot_lens.geometry.quantities import BUILT_IN
-from ot_lens.geometry.resampled_moments import DrawnClasses
-from ot_lens.geometry.tables import COLUMNS
+from ot_lens.geometry.quantities import BUILT_IN, COLUMNS
+from ot_lens.geometry.resampled_moments import PooledGram
 from ot_lens.linalg import Pooled
 from ot_lens.statistics.intervals import auc_interval, bootstrap_interval
 from ot_lens.statistics.resampling import bootstraps, observed, relabellings
@@ -34,7 +33,7 @@ def test_gram_distances_are_the_dense_ones_under_every_draw(n_H, n_S, d):
     Z = Pooled.of(H, S).Z
     labels = observed(n_H, n_S, 0)
     for draws in (labels, relabellings(labels, 3, 1), bootstraps(labels, 3, 1)):
-        found = wasserstein(DrawnClasses.of(Z @ Z.T, draws), fast=False)
+        found = wasserstein(PooledGram(Z @ Z.T).under(draws), fast=False)
         for r in range(draws.count):
             X, Y = (torch.cat([H, S])[rows[r]] for rows in (draws.source, draws.target))
             location, bures = naive.w2(X.mean(0), naive.covariance(X), Y.mean(0), naive.covariance(Y))
@@ -46,7 +45,7 @@ def test_held_out_projections_are_the_fold_by_fold_loop():
     H, S = classes(11, 14, 20, seed=1)
     labels = observed(11, 14, 3)
     Z = Pooled.of(H, S).Z
-    found = held_out(DrawnClasses.of(Z @ Z.T, labels))
+    found = held_out(PooledGram(Z @ Z.T).under(labels))
     aucs, pairs, scores = [], [], {"H": np.zeros(11), "S": np.zeros(14)}
     for fold in range(labels.folds):
         out_H, out_S = labels.source_fold[0] == fold, labels.target_fold[0] == fold
@@ -74,10 +73,16 @@ def test_copies_of_a_prompt_never_leave_their_fold():
     assert torch.equal(draws.target_fold, labels.target_fold[0][draws.target - 10])
 
 
-def test_permutations_deal_every_prompt_once():
-    draws = relabellings(observed(4, 6, 0), 20, 0)
+@pytest.mark.parametrize("within_folds", [False, True])
+def test_permutations_deal_every_prompt_once_and_where_asked_in_its_fold(within_folds):
+    labels = observed(11, 14, 3)
+    draws = relabellings(labels, 30, 0, within_folds=within_folds)
     every = torch.cat([draws.source, draws.target], dim=1).sort(1).values
-    assert torch.equal(every, torch.arange(10).expand(20, -1))
+    assert torch.equal(every, torch.arange(25).expand(30, -1))
+    assert len({tuple(row) for row in draws.source.tolist()}) == 30
+    fold = torch.cat([labels.source_fold[0], labels.target_fold[0]])
+    assert torch.equal(fold[draws.source], draws.source_fold) is within_folds
+    assert torch.equal(fold[draws.target], draws.target_fold) is within_folds
 
 
 # --- the table
@@ -149,8 +154,8 @@ def test_p_values_under_permuted_labels_are_uniform():
     for seed in range(150):
         Z = Pooled.of(normal(8, 12, seed=2 * seed), normal(9, 12, seed=2 * seed + 1)).Z
         labels = observed(8, 9, seed)
-        value = wasserstein(DrawnClasses.of(Z @ Z.T, labels), fast=True)
-        null = wasserstein(DrawnClasses.of(Z @ Z.T, relabellings(labels, 99, seed)), fast=True)
+        value = wasserstein(PooledGram(Z @ Z.T).under(labels), fast=True)
+        null = wasserstein(PooledGram(Z @ Z.T).under(relabellings(labels, 99, seed)), fast=True)
         for name, collected in p_values.items():
             collected.append(float((1 + (null[name] >= value[name]).sum()) / 100))
     for collected in p_values.values():
@@ -169,13 +174,13 @@ def test_intervals_cover_the_expected_estimate():
         return Z @ Z.T
 
     labels = observed(n, n, 0)
-    simulated = [wasserstein(DrawnClasses.of(sample(9000 + i), labels), fast=True) for i in range(300)]
+    simulated = [wasserstein(PooledGram(sample(9000 + i)).under(labels), fast=True) for i in range(300)]
     expected = {name: float(torch.cat([s[name] for s in simulated]).mean()) for name in names}
     hits = dict.fromkeys(names, 0)
     for trial in range(trials):
         gram = sample(trial)
-        value = wasserstein(DrawnClasses.of(gram, labels), fast=True)
-        resampled = wasserstein(DrawnClasses.of(gram, bootstraps(labels, 100, trial)), fast=True)
+        value = wasserstein(PooledGram(gram).under(labels), fast=True)
+        resampled = wasserstein(PooledGram(gram).under(bootstraps(labels, 100, trial)), fast=True)
         for name in names:
             band = bootstrap_interval(float(value[name]), resampled[name], 2 * n)
             hits[name] += band["low"] <= expected[name] <= band["high"]
@@ -218,17 +223,12 @@ def test_spectra_are_those_of_the_covariances(d):
         assert (rows["low"].isna() | (rows["low"] <= rows["eigenvalue"])).all()
 
 
-def test_components_beyond_a_resample_have_no_bootstrap_interval():
-    rows = spectra(layered(12, 12, 40, layers=1, seed=11), bootstrap=50)
-    assert rows["low"].notna().iloc[0]
-    assert rows[rows["component"] == 10]["low"].isna().all()
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_no_interval_of_an_eigenvalue_rests_on_resamples_without_it(seed):
     """Resamples hold different numbers of distinct prompts; where one in a hundred lacks a dimension, its
     logarithm there is that of rounding."""
     rows = spectra(layered(24, 24, 40, layers=1, seed=seed), bootstrap=200)
+    assert rows["low"].notna().iloc[0]
     told = rows[rows["high"].notna()]
     assert 10 < len(told) < len(rows) - 10
     assert (told["high"] < 2.3 * told["eigenvalue"]).all()
@@ -290,17 +290,6 @@ def test_no_plane_through_a_line():
 
 
 # --- intervals and nulls
-
-
-def test_relabellings_within_folds_keep_every_prompt_in_its_fold():
-    labels = observed(11, 14, 3)
-    draws = relabellings(labels, 30, 0, within_folds=True)
-    fold = torch.cat([labels.source_fold[0], labels.target_fold[0]])
-    every = torch.cat([draws.source, draws.target], dim=1)
-    assert torch.equal(every.sort(1).values, torch.arange(25).expand(30, -1))
-    assert torch.equal(fold[draws.source], draws.source_fold)
-    assert torch.equal(fold[draws.target], draws.target_fold)
-    assert len({tuple(row) for row in draws.source.tolist()}) == 30
 
 
 def test_the_error_of_a_variance_is_a_factor():

@@ -6,10 +6,7 @@ from sklearn.linear_model import Ridge
 
 from ot_lens.errors import ActivationError
 from ot_lens.gaussian import bures_wasserstein
-from ot_lens.geometry import (
-    map_quality,
-    visibility,
-)
+from ot_lens.geometry import map_quality, visibility
 from ot_lens.geometry.visibility import _classifier_scores, _signs
 from ot_lens.linalg import Pooled
 from ot_lens.statistics.resampling import observed
@@ -69,7 +66,7 @@ def test_a_map_that_swaps_points_costs_more_than_the_bound():
             return -x
 
         def __call__(self, x):
-            return self.map(x)
+            return -x
 
     H, S = normal(40, 3, seed=18), normal(40, 3, seed=19)
     table = map_quality({0: Swap()}, one_layer(H, S), one_layer(H, S), **FEW).set_index("quantity")

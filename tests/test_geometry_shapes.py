@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2
 from sklearn.covariance import LedoitWolf
 
@@ -16,10 +17,10 @@ from ot_lens.geometry import (
     position_cosines,
     run_cosines,
 )
-from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import MAX_ASSIGNMENT, empirical
 from ot_lens.geometry.gaussianity import normality
-from ot_lens.geometry.resampled_moments import DrawnClasses
+from ot_lens.geometry.resampled_moments import PooledGram
+from ot_lens.geometry.spectra import dimensions
 from ot_lens.linalg import Pooled
 from ot_lens.statistics.resampling import observed
 from tests.generators.gaussians import Layers, classes, layered, normal, one_layer, orthogonal
@@ -39,13 +40,10 @@ def test_empirical_distance_is_the_cheapest_pairing(n_H, n_S):
     X, Y = (A.repeat_interleave(int(m) // len(A), 0) for A in (H, S))
     cost = torch.cdist(X, Y).square().numpy()
     found = float(empirical(Z @ Z.T, labels)["empirical_w2"])
+    assert found == pytest.approx(cost[linear_sum_assignment(cost)].mean())
     if m <= 6:
         best = min(np.mean([cost[i, p[i]] for i in range(m)]) for p in itertools.permutations(range(m)))
         assert found == pytest.approx(best)
-    else:
-        from scipy.optimize import linear_sum_assignment
-
-        assert found == pytest.approx(cost[linear_sum_assignment(cost)].mean())
 
 
 def test_empirical_distance_is_left_out_for_many_samples():
@@ -58,7 +56,7 @@ def test_empirical_distance_is_left_out_for_many_samples():
 def test_condition_number_is_that_of_scikit_learns_covariance(d):
     H, S = classes(12, 15, d, seed=1)
     Z = Pooled.of(H, S).Z
-    found = dimensions(DrawnClasses.of(Z @ Z.T, observed(12, 15, 0)), d)
+    found = dimensions(PooledGram(Z @ Z.T).under(observed(12, 15, 0)), d)
     for label, X in (("harmful", H), ("harmless", S)):
         expected = np.linalg.cond(LedoitWolf().fit(X.numpy()).covariance_)
         assert float(found[f"condition_number_{label}"]) == pytest.approx(expected, rel=1e-6)
@@ -109,10 +107,10 @@ def test_positions_are_compared_layer_by_layer():
 
     class TwoPositions(Layers):
         def harmful(self, layer, position=None):
-            return (a if position == -2 else b).harmful(layer)
+            return super().harmful(layer) if position == -2 else b.harmful(layer)
 
         def harmless(self, layer, position=None):
-            return (a if position == -2 else b).harmless(layer)
+            return super().harmless(layer) if position == -2 else b.harmless(layer)
 
     both = TwoPositions(a.source, a.target, (0, 1), positions=(-2, -1))
     table = position_cosines(both, **FEW)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ot_lens.directions.published_run import RefusalDirectionRun
 from ot_lens.errors import ActivationError, OtLensTypeError
-from ot_lens.geometry.comparison import Sites
+from ot_lens.geometry.directions import Sites
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
 from ot_lens.statistics.resampling import ResamplingPlan
@@ -108,7 +108,7 @@ def _with_samples(
     plan: ResamplingPlan,
 ) -> list[dict[str, Any]]:
     site = Sites.of(samples, [(layer, resolve_position(samples, position))])
-    _check_widths(A, site.Z[0].shape[1])
+    _check_widths(A, site.width)
     value, null, resampled = plan.measure(
         plan.observed(*site.sizes), lambda draws: (site.directions(draws)[:, 0] @ A.T).clamp(-1, 1)
     )

@@ -1,29 +1,17 @@
 """Geometry of the two classes at every layer: tidy tables, each number with its null and its interval."""
 
-from ot_lens.geometry.angles import class_angles, layer_angles
-from ot_lens.geometry.categories import category_directions
-from ot_lens.geometry.diagnose import diagnose
-from ot_lens.geometry.directions import direction_cosines, layer_cosines, position_cosines, run_cosines
-from ot_lens.geometry.plane import principal_plane
-from ot_lens.geometry.quality import map_quality
-from ot_lens.geometry.quantities import DIAGNOSTICS, Quantity, register_diagnostic
-from ot_lens.geometry.spectra import spectra
-from ot_lens.geometry.visibility import visibility
-
-__all__ = [
-    "DIAGNOSTICS",
-    "Quantity",
-    "category_directions",
-    "class_angles",
-    "diagnose",
-    "direction_cosines",
-    "layer_angles",
-    "layer_cosines",
-    "map_quality",
-    "position_cosines",
-    "principal_plane",
-    "register_diagnostic",
-    "run_cosines",
-    "spectra",
-    "visibility",
-]
+from ot_lens.geometry.angles import class_angles as class_angles
+from ot_lens.geometry.angles import layer_angles as layer_angles
+from ot_lens.geometry.categories import category_directions as category_directions
+from ot_lens.geometry.diagnose import diagnose as diagnose
+from ot_lens.geometry.directions import direction_cosines as direction_cosines
+from ot_lens.geometry.directions import layer_cosines as layer_cosines
+from ot_lens.geometry.directions import position_cosines as position_cosines
+from ot_lens.geometry.directions import run_cosines as run_cosines
+from ot_lens.geometry.plane import principal_plane as principal_plane
+from ot_lens.geometry.quality import map_quality as map_quality
+from ot_lens.geometry.quantities import DIAGNOSTICS as DIAGNOSTICS
+from ot_lens.geometry.quantities import Quantity as Quantity
+from ot_lens.geometry.quantities import register_diagnostic as register_diagnostic
+from ot_lens.geometry.spectra import spectra as spectra
+from ot_lens.geometry.visibility import visibility as visibility

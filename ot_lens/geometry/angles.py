@@ -5,19 +5,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.errors import FitError
-from ot_lens.geometry.comparison import Sites
-from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes
-from ot_lens.linalg import mapped
-from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.intervals import bootstrap_interval, null_band
+from ot_lens.errors import FitError, one_of
+from ot_lens.geometry.directions import Sites
+from ot_lens.geometry.quantities import columns, estimate
+from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram
+from ot_lens.linalg import Pooled, mapped
+from ot_lens.samples import LayerSamples, each_layer, resolve_position
 from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
-SMALLEST = 1e-12  # of the leading eigenvalue
 
 
 def class_angles(
@@ -54,19 +53,19 @@ def class_angles(
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
     rows: list[dict[str, Any]] = []
-    for requested, layer in product(acts.positions if position is None else (position,), acts.layers):
-        at = resolve_position(acts, requested)
-        sites = Sites.of(acts, [(layer, at)])
-        _check_k(k, min(sites.sizes))
-        labels = plan.observed(*sites.sizes)
-        gram, rounding = sites.Z[0] @ sites.Z[0].T, float(sites.gram_rounding[0])
-        value = _between_classes(gram, rounding, labels, k)[0]
-        resamples, null = plan.resampled(labels), None
+    for keys, H, S in each_layer(acts, position):
+        sizes = len(H), len(S)
+        _check_k(k, min(sizes))
+        pooled, labels = PooledGram.of(Pooled.of(H, S)), plan.observed(*sizes)
+        resamples, null, drawn = plan.resampled(labels), None, None
         if permutations:
-            shapes = DrawnShapes.relabelled(gram, sites.sizes, permutations, seed, rounding)
-            null = torch.cat(mapped(lambda chunk: _between_shapes(chunk, k), shapes.chunks()))
-        drawn = None if resamples is None else _between_classes(gram, rounding, resamples, k)
-        rows += _rows({"layer": layer, "position": at}, value, null, drawn, sum(sites.sizes))
+            shapes = pooled.relabelled_shapes(sizes, permutations, seed).chunks()
+            null = torch.cat(mapped(lambda chunk: _between_classes(chunk, k), shapes))
+        if resamples is not None:
+            classes = map(pooled.under, resamples.chunks())
+            drawn = torch.cat(mapped(lambda chunk: _between_classes(chunk, k), classes))
+        value = _between_classes(pooled.under(labels), k)[0]
+        rows += _rows(keys, value, null, drawn, sum(sizes))
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -103,15 +102,14 @@ def layer_angles(
         OtLensError: a negative number of draws.
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
-    if label not in LABELS:
-        raise FitError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}.")
+    one_of("label", label, LABELS, FitError)
     at = resolve_position(acts, position)
     sites = Sites.of(acts, [(layer, at) for layer in acts.layers])
     n = sites.sizes[LABELS.index(label)]
     _check_k(k, n)
     labels = plan.observed(*sites.sizes)
     value, resamples = _between_layers(sites, labels, label, k)[0], plan.resampled(labels)
-    null = _random_subspaces(sites.Z[0].shape[1], k, permutations, seed) if permutations else None
+    null = _random_subspaces(sites.width, k, permutations, seed) if permutations else None
     drawn = None if resamples is None else _between_layers(sites, resamples, label, k)
     rows: list[dict[str, Any]] = []
     for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
@@ -125,59 +123,17 @@ def _check_k(k: int, n: int) -> None:
         raise FitError(f"k = {k} is out of range for a class of {n} samples: choose 1 <= k <= {n - 1}.")
 
 
-def _basis(classes: DrawnClasses, label: str, k: int) -> Float64[Tensor, "R N k"]:
-    """W such that Z^T W is orthonormal and spans the top-k components of a class of samples Z."""
-    rows = classes.draws.source if label == "harmful" else classes.draws.target
-    size = len(classes.gram)
-    return _weights(classes.within(label), rows, rows.shape[1] - 1, size, k, classes.rounding)
-
-
-def _weights(
-    within: Float64[Tensor, "R n n"],
-    rows: Int64[Tensor, "R n"],
-    freedom: int,
-    N: int,
-    k: int,
-    rounding: float,
-) -> Float64[Tensor, "R N k"]:
-    """The same from the inner products of the class's rows over its degrees of freedom."""
-    values, vectors = torch.linalg.eigh(within)
-    leading = values[:, -k:].unsqueeze(1)
-    scaled = vectors[:, :, -k:] / (leading * freedom).sqrt()
-    least = (SMALLEST * values[:, -1:, None]).clamp_min(rounding)
-    scaled = scaled.masked_fill(leading <= least, torch.nan)
-    W = within.new_zeros(rows.shape[0], N, k)
-    return W.scatter_add_(1, rows.unsqueeze(2).expand(-1, -1, k), scaled)
-
-
-def _between_classes(
-    gram: Float64[Tensor, "N N"], rounding: float, draws: Resamples, k: int
-) -> Float64[Tensor, "R k"]:
-    def measure(chunk: Resamples) -> Float64[Tensor, "R k"]:
-        classes = DrawnClasses.of(gram, chunk, rounding)
-        source, target = (_basis(classes, label, k) for label in LABELS)
-        return _angles(source.mT @ gram @ target)
-
-    return torch.cat(mapped(measure, draws.chunks()))
-
-
-def _between_shapes(shapes: DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
-    rows = shapes.draws.source, shapes.draws.target
-    source, target = (
-        _weights(shapes.contrasts(label), of, of.shape[1], len(shapes.gram), k, shapes.rounding)
-        for label, of in zip(LABELS, rows, strict=True)
-    )
-    return _angles(source.mT @ shapes.gram @ target)
+def _between_classes(classes: DrawnClasses | DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
+    source, target = (classes.leading_weights(label, k) for label in LABELS)
+    return _angles(source.mT @ classes.gram @ target)
 
 
 def _between_layers(sites: Sites, draws: Resamples, label: str, k: int) -> Float64[Tensor, "R L L k"]:
-    grams = [Z @ Z.T for Z in sites.Z]
-    layers = list(zip(sites.Z, grams, sites.gram_rounding, strict=True))
+    grams = [PooledGram.of(pooled) for pooled in sites.pooled]
 
     def measure(chunk: Resamples) -> Float64[Tensor, "R L L k"]:
-        classes = [(Z, DrawnClasses.of(gram, chunk, rounding)) for Z, gram, rounding in layers]
-        bases = [Z.T @ _basis(drawn, label, k) for Z, drawn in classes]
-        Q = torch.stack(bases, dim=1)
+        weights = (gram.under(chunk).leading_weights(label, k) for gram in grams)
+        Q = torch.stack([site.Z.T @ W for site, W in zip(sites.pooled, weights, strict=True)], dim=1)
         return _angles(Q.unsqueeze(2).mT @ Q.unsqueeze(1))
 
     return torch.cat(mapped(measure, draws.chunks()))
@@ -204,15 +160,15 @@ def _rows(
     drawn: Float64[Tensor, "B k"] | None,
     n: int,
 ) -> list[dict[str, Any]]:
+    k = len(value)
+    numbers = zip(value.tolist(), columns(null, k), columns(drawn, k), strict=True)
     return [
         {
             **keys,
             "component": component,
             "angle": angle,
-            "n": n,
-            **bootstrap_interval(angle, None if drawn is None else drawn[:, component], n, (0.0, 90.0)),
-            **null_band(None if null is None else null[:, component]),
+            **estimate(angle, n, *draws, bounds=(0.0, 90.0)),
             "unit": "degrees",
         }
-        for component, angle in enumerate(value.tolist())
+        for component, (angle, *draws) in enumerate(numbers)
     ]

@@ -9,8 +9,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.quantities import Quantity
-from ot_lens.geometry.tables import COLUMNS, row
+from ot_lens.geometry.quantities import COLUMNS, Quantity, row
+from ot_lens.geometry.resampled_moments import PooledGram
 from ot_lens.linalg import Pooled
 from ot_lens.samples import LayerSamples, each_layer, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval
@@ -32,23 +32,6 @@ def category_directions(
     of [r_c . r_c'] (Roy & Vetterli 2007): 1 when all categories share one direction, at most the number of
     categories. Noise of the means raises it; the null, categories permuted among the harmful prompts, is
     what one direction for all looks like at this n.
-
-    Args:
-        acts: activations of both classes.
-        categories: of each harmful prompt, in order.
-        position: token position; may be left out when only one was captured.
-        permutations: of the null; 0 for none.
-        bootstrap: resamplings, within each category and the harmless class; 0 for none.
-        seed: seed of the draws.
-
-    Returns:
-        Columns layer, position, quantity ("refusal_directions"), value, n, null_mean, null_low, null_high,
-        low, high, unit. NaN at a layer where nothing varies.
-
-    Raises:
-        ActivationError: fewer than two categories, one with fewer than two prompts, a number of categories
-            that is not that of the harmful prompts, or samples that cannot be used.
-        OtLensError: a negative number of draws.
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
     names = sorted(set(categories))
@@ -56,13 +39,12 @@ def category_directions(
     rows: list[dict[str, Any]] = []
     for keys, H, S in each_layer(acts, resolve_position(acts, position)):
         _check(code, len(H), len(names))
-        pooled = Pooled.of(H, S)
-        gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
+        pooled = PooledGram.of(Pooled.of(H, S))
         generator = torch.Generator().manual_seed(plan.seed + 7)
         orders = torch.rand(permutations, len(code), generator=generator).argsort(1)
-        null = _effective(gram, _weights(code[orders], len(names), len(S)), rounding)
-        drawn = _effective(gram, _resampled(code, len(names), len(S), bootstrap, generator), rounding)
-        value = _effective(gram, _weights(code.unsqueeze(0), len(names), len(S)), rounding)
+        null = _effective(pooled, _weights(code[orders], len(names), len(S)))
+        drawn = _effective(pooled, _resampled(code, len(names), len(S), bootstrap, generator))
+        value = _effective(pooled, _weights(code.unsqueeze(0), len(names), len(S)))
         # As if every category had as few prompts as the smallest, whose mean is the least certain.
         least = len(names) * int(code.bincount().min())
         quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
@@ -101,21 +83,17 @@ def _resampled(
 
 
 def _shares(n: int, draws: int, generator: torch.Generator) -> Float64[Tensor, "R n"]:
-    """Weights of n prompts in the means of resamples, rescaled (Rao & Wu 1988, section 2.2).
-
-    The mean of n prompts drawn from n scatters by (n - 1) / n too little, one half for a category of two.
-    """
+    """Weights of n prompts in the means of resamples."""
     drawn = torch.randint(n, (draws, n), generator=generator)
     counts = torch.zeros(draws, n, dtype=torch.float64)
     counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    # The mean of n prompts drawn from n scatters by (n - 1) / n too little (Rao & Wu 1988, section 2.2).
     return (1 + (counts - 1) * (n / max(n - 1, 1)) ** 0.5) / n
 
 
-def _effective(
-    gram: Float64[Tensor, "N N"], weights: Float64[Tensor, "R C N"], rounding: float
-) -> Float64[Tensor, " R"]:
-    products = weights @ gram @ weights.mT
+def _effective(pooled: PooledGram, weights: Float64[Tensor, "R C N"]) -> Float64[Tensor, " R"]:
+    products = weights @ pooled.gram @ weights.mT
     spectrum = torch.linalg.eigvalsh(products).clamp_min(0.0)
     total = spectrum.sum(1, keepdim=True)
-    total = total.masked_fill(total <= weights.shape[1] * rounding, torch.nan)
+    total = total.masked_fill(total <= weights.shape[1] * pooled.rounding, torch.nan)
     return torch.special.entr(spectrum / total).sum(1).exp()

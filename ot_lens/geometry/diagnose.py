@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -9,14 +10,19 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.geometry.dimensions import dimensions
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
 from ot_lens.geometry.gaussianity import gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.quantities import BUILT_IN, Quantity, registered
-from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, Values, joined
-from ot_lens.geometry.tables import COLUMNS, auc_row, row
-from ot_lens.linalg import Pooled, mapped
+from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, auc_row, registered, row
+from ot_lens.geometry.resampled_moments import (
+    DrawnClasses,
+    DrawnShapes,
+    PooledGram,
+    Values,
+    by_chunks,
+)
+from ot_lens.geometry.spectra import dimensions
+from ot_lens.linalg import Pooled
 from ot_lens.samples import LayerSamples, each_layer
 from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
@@ -76,58 +82,28 @@ def _rows(
         name = quantity.name
         values = float(value[name]), null.get(name), resampled.get(name)
         if quantity.unit == "AUC":
-            yield auc_row(keys, quantity, values[0], labels.sizes, labels.folds, *values[1:])
+            yield auc_row(keys, quantity, values[0], labels, *values[1:])
         else:
             yield row(keys, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
+    samples = torch.cat([H, S]).cpu()
     for quantity in registered():
-        yield _registered_row(keys, quantity, torch.cat([H, S]).cpu(), labels, plan)
-
-
-def _registered_row(
-    keys: dict[str, Any],
-    quantity: Quantity,
-    samples: Float64[Tensor, "N d"],
-    labels: Resamples,
-    plan: ResamplingPlan,
-) -> dict[str, Any]:
-    """A user's diagnostic under the same draws as ours."""
-
-    def measure(draws: Resamples) -> Float64[Tensor, " R"]:
-        pairs = zip(draws.source, draws.target, strict=True)
-        values = [quantity.of(samples[source], samples[target]) for source, target in pairs]
-        return torch.tensor(values, dtype=torch.float64)
-
-    value, null, resampled = plan.measure(labels, measure)
-    return row(keys, quantity, float(value), quantity.samples(labels.sizes), null, resampled)
-
-
-def _gaussian_nulls(sizes: tuple[int, int], k: int, plan: ResamplingPlan) -> Values:
-    return {
-        f"{name}_{label}": value
-        for label, n in zip(LABELS, sizes, strict=True)
-        for name, value in gaussian_null(n, k, plan.permutations, plan.seed).items()
-    }
+        measured, *draws = plan.measure(labels, partial(quantity.under, samples))
+        yield row(keys, quantity, float(measured), quantity.samples(labels.sizes), *draws)
 
 
 @dataclass(frozen=True)
 class _Layer:
     """All that a draw needs of one layer, on the CPU, so that no draw reads samples of width d.
 
-    Attributes:
-        gram: inner products of the samples about the pooled mean.
-        projected: samples on random unit directions.
-        scores: samples on the leading pooled components.
-        d: width.
-        rounding: norm that rounding may give to a sample that should be zero.
-        gram_rounding: variance that equal samples may show.
+    `projected` are the samples on random unit directions, `scores` those on the leading pooled components;
+    `rounding` is the norm that a sample may have that should be zero.
     """
 
-    gram: Float64[Tensor, "N N"]
+    pooled: PooledGram
     projected: Float64[Tensor, "p N"]
     scores: Float64[Tensor, "N k"]
     d: int
     rounding: float
-    gram_rounding: float
 
     @classmethod
     def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"], seed: int) -> "_Layer":
@@ -137,30 +113,26 @@ class _Layer:
         generator = torch.Generator().manual_seed(seed + 3)
         directions = torch.randn(Z.shape[1], SLICES, generator=generator, dtype=Z.dtype).to(Z.device)
         projected = ((directions / directions.norm(dim=0)).T @ Z.T).cpu()
-        rounding = float(pooled.rounding), float(pooled.gram_rounding)
-        return cls(pooled.gram().cpu(), projected, leading_scores(Z).cpu(), Z.shape[1], *rounding)
+        gram, scores = PooledGram.of(pooled), leading_scores(Z).cpu()
+        return cls(gram, projected, scores, Z.shape[1], float(pooled.rounding))
 
     def measure(self, draws: Resamples, *, of: Resamples | None = None) -> Values:
         """Every quantity under every draw, a few draws at a time; `of` are the labels that were resampled."""
-        sample = None if of is None else self._classes(of)
-        return joined(mapped(lambda chunk: self._all(chunk, sample), draws.chunks()))
+        sample = None if of is None else self.pooled.under(of)
+        return by_chunks(lambda chunk: self._all(self.pooled.under(chunk), sample), draws)
 
     def null(self, labels: Resamples, plan: ResamplingPlan) -> Values:
         """Every quantity under its null: permuted labels, contrasts for shapes, Gaussians for normality."""
         draws, sizes = plan.relabelled(labels), labels.sizes
         if draws is None:
             return {}
-        shapes = DrawnShapes.relabelled(self.gram, sizes, plan.permutations, plan.seed, self.gram_rounding)
-        placed = joined(mapped(lambda chunk: self._placed(self._classes(chunk)), draws.chunks()))
-        gaussian = _gaussian_nulls(sizes, self.scores.shape[1], plan)
-        return placed | joined(mapped(self._shapes, shapes.chunks())) | gaussian
+        shapes = self.pooled.relabelled_shapes(sizes, plan.permutations, plan.seed)
+        placed = by_chunks(lambda chunk: self._placed(self.pooled.under(chunk)), draws)
+        gaussian = gaussian_null(sizes, self.scores.shape[1], plan.permutations, plan.seed)
+        return placed | by_chunks(self._shapes, shapes) | gaussian
 
-    def _all(self, draws: Resamples, sample: DrawnClasses | None) -> Values:
-        classes = self._classes(draws)
+    def _all(self, classes: DrawnClasses, sample: DrawnClasses | None) -> Values:
         return self._placed(classes, sample) | dimensions(classes, self.d)
-
-    def _classes(self, draws: Resamples) -> DrawnClasses:
-        return DrawnClasses.of(self.gram, draws, self.gram_rounding)
 
     def _placed(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
         draws = classes.draws
@@ -169,7 +141,7 @@ class _Layer:
             **held_out(classes),
             **location_share(classes, sample),
             **sliced(self.projected, draws),
-            **empirical(self.gram, draws),
+            **empirical(classes.gram, draws),
             **gaussianity(self.scores, draws, self.rounding),
         }
 

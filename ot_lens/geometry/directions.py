@@ -1,15 +1,25 @@
 """Refusal directions r = mu_H - mu_S compared between layers, positions and runs, as tidy tables."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.comparison import Sites, cosine_rows
-from ot_lens.samples import LayerSamples, resolve_position
-from ot_lens.statistics.resampling import ResamplingPlan
+from ot_lens.geometry.quantities import columns, estimate
+from ot_lens.geometry.resampled_moments import class_weights
+from ot_lens.linalg import Pooled, unit_vectors
+from ot_lens.samples import LayerSamples, checked_layer, resolve_position
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
+CHUNK_BYTES = 64 * 2**20
 COLUMNS = ("cosine", "n", "low", "high", "null_mean", "null_low", "null_high")
+Site = tuple[int, int | str]
 
 
 def direction_cosines(
@@ -152,3 +162,73 @@ def layer_cosines(
     names = [{"layer": layer} for layer in acts.layers], [{"layer_other": layer} for layer in other.layers]
     rows = [{**row, "position": at} for row in cosine_rows(first, second, names, plan)]
     return pd.DataFrame(rows, columns=["layer", "layer_other", "position", *COLUMNS])
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Samples of both classes about their pooled mean at several (layer, position), on the CPU."""
+
+    pooled: tuple[Pooled, ...]
+    sizes: tuple[int, int]
+
+    @classmethod
+    def of(cls, acts: LayerSamples, sites: Sequence[Site]) -> "Sites":
+        """Read and check the samples."""
+        pairs = [checked_layer(acts, layer, position) for layer, position in sites]
+        sizes = {(len(H), len(S)) for H, S in pairs}
+        if len(sizes) != 1:
+            raise ActivationError(
+                f"The numbers of samples differ between layers or positions: {sorted(sizes)}. "
+                "Capture them together."
+            )
+        return cls(tuple(Pooled.of(H.cpu(), S.cpu()) for H, S in pairs), sizes.pop())
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.pooled[0].Z.shape[1]
+
+    def directions(self, draws: Resamples) -> Float64[Tensor, "R p d"]:
+        """Unit differences in class means; NaN where the means coincide."""
+        N = sum(self.sizes)
+        weights = class_weights(draws.source, N) - class_weights(draws.target, N)
+        directions = weights.new_empty(draws.count, len(self.pooled), self.width)
+        for site, pooled in enumerate(self.pooled):
+            torch.mm(weights, pooled.Z, out=directions[:, site])
+        return unit_vectors(directions, torch.stack([pooled.rounding for pooled in self.pooled]).unsqueeze(1))
+
+
+def cosine_rows(
+    first: Sites,
+    second: Sites,
+    names: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]],
+    plan: ResamplingPlan,
+) -> list[dict[str, Any]]:
+    """Rows of the cosines of all pairs of sites of two captures, whose columns `names` holds.
+
+    Classes of equal size are taken to be the same prompts and are drawn together.
+    """
+    if first.width != second.width:
+        raise ActivationError(f"Directions of widths {first.width} and {second.width} cannot be compared.")
+    labels = plan.observed(*first.sizes), plan.observed(*second.sizes)
+    null, resampled = (
+        None if one is None or other is None else _products(first, second, one, other).flatten(1)
+        for one, other in (map(plan.relabelled, labels), map(plan.resampled, labels))
+    )
+    values, n = _products(first, second, *labels).flatten().tolist(), sum(first.sizes)
+    numbers = zip(values, columns(null, len(values)), columns(resampled, len(values)), strict=True)
+    return [
+        {**one, **other, "cosine": value, **estimate(value, n, *draws, bounds=(-1.0, 1.0))}
+        for (one, other), (value, *draws) in zip(product(*names), numbers, strict=True)
+    ]
+
+
+def _products(first: Sites, second: Sites, one: Resamples, other: Resamples) -> Float64[Tensor, "R a b"]:
+    """Through the directions themselves: cross-Gram matrices of all pairs of sites would cost more."""
+    size = max(1, CHUNK_BYTES // (8 * first.width * (len(first.pooled) + len(second.pooled))))
+    products = []
+    for start in range(0, one.count, size):
+        r = first.directions(one.slice(start, start + size))
+        s = r if first is second else second.directions(other.slice(start, start + size))
+        products.append((r @ s.mT).clamp(-1.0, 1.0))
+    return torch.cat(products)

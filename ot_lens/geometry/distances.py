@@ -14,10 +14,7 @@ MAX_ASSIGNMENT = 256
 
 
 def wasserstein(classes: DrawnClasses, *, fast: bool) -> Values:
-    """Both terms of W2^2 of the Gaussians with the classes' moments (Gelbrich 1990; not halved).
-
-    The trace of (S_H^{1/2} S_S S_H^{1/2})^{1/2} is the nuclear norm of X~ Y~^T.
-    """
+    """Both terms of W2^2 of the Gaussians with the classes' moments (Gelbrich 1990; not halved)."""
     location, shape = classes.location(), bures(classes, fast=fast)
     return {
         "w2_squared": location + shape,
@@ -29,6 +26,7 @@ def wasserstein(classes: DrawnClasses, *, fast: bool) -> Values:
 
 def bures(classes: DrawnClasses | DrawnShapes, *, fast: bool) -> Float64[Tensor, " R"]:
     """The term of `wasserstein` that does not depend on means."""
+    # The trace of (S_H^{1/2} S_S S_H^{1/2})^{1/2}.
     shared = nuclear_norm(classes.cross(), fast=fast)
     return (sum(classes.traces()) - 2 * shared).clamp_min(0.0)
 

@@ -1,5 +1,7 @@
 """Tests of normality of the projections, which the closed forms of transport assume."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
@@ -14,32 +16,34 @@ STATISTICS = ("mardia_skewness", "mardia_kurtosis", "henze_zirkler")
 
 def gaussianity(scores: Float64[Tensor, "N k"], draws: Resamples, rounding: Tensor | float = 0.0) -> Values:
     """Mardia's skewness and kurtosis and the Henze-Zirkler statistic of each class's leading components."""
-    rows = dict(zip(LABELS, (draws.source, draws.target), strict=True))
+    return _named(normality(scores[rows], rounding) for rows in (draws.source, draws.target))
+
+
+def gaussian_null(sizes: tuple[int, int], k: int, count: int, seed: int) -> Values:
+    """The statistics of Gaussian samples: they are affine invariant, so N(0, I) covers all."""
+    samples = (
+        torch.randn(count, n, k, generator=torch.Generator().manual_seed(seed + 4), dtype=torch.float64)
+        for n in sizes
+    )
+    return _named(map(normality, samples))
+
+
+def _named(statistics: Iterable[tuple[Float64[Tensor, " R"], ...]]) -> Values:
     return {
         f"{name}_{label}": value
-        for label in LABELS
-        for name, value in zip(STATISTICS, normality(scores[rows[label]], rounding), strict=True)
+        for label, values in zip(LABELS, statistics, strict=True)
+        for name, value in zip(STATISTICS, values, strict=True)
     }
-
-
-def gaussian_null(n: int, k: int, count: int, seed: int) -> dict[str, Float64[Tensor, " R"]]:
-    """The statistics of n Gaussian samples: they are affine invariant, so N(0, I) covers all."""
-    generator = torch.Generator().manual_seed(seed + 4)
-    samples = torch.randn(count, n, k, generator=generator, dtype=torch.float64)
-    return dict(zip(STATISTICS, normality(samples), strict=True))
 
 
 def normality(
     Y: Float64[Tensor, "R n k"], rounding: Tensor | float = 0.0
 ) -> tuple[Float64[Tensor, " R"], ...]:
-    """Mardia (1970) b_1k and b_2k, and Henze & Zirkler (1990) T; NaN for a singular sample.
-
-    Singular: a standard deviation of at most `rounding`, or 1e-10 of the largest.
-    All three read the Mahalanobis products y_i^T S^-1 y_j, S with the 1 / n convention of those papers.
-    """
+    """Mardia (1970) b_1k and b_2k, and Henze & Zirkler (1990) T; NaN for a singular sample."""
     n, k = Y.shape[1:]
     Y = Y - Y.mean(1, keepdim=True)
     whitened, singular = _whitened(Y, rounding)
+    # The Mahalanobis products y_i^T S^-1 y_j, S with the 1 / n convention of those papers.
     products = whitened @ whitened.mT
     own = products.diagonal(dim1=1, dim2=2)
     skewness, kurtosis = products.pow(3).mean((1, 2)), own.square().mean(1)

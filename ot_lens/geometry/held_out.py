@@ -10,11 +10,7 @@ from ot_lens.statistics.resampling import Resamples
 
 
 def held_out(classes: DrawnClasses) -> Values:
-    """How well the refusal direction separates held-out prompts, cross-fitted over the folds.
-
-    The direction of each fold is the difference in means of the other folds; AUC, Fisher ratio and the
-    one-dimensional W2^2 read the held-out projections.
-    """
+    """How well the direction of the other folds separates the prompts of each fold."""
     source, target = _held_out_projections(classes)
     draws = classes.draws
     # A projection is as accurate as the samples are long, whatever is left of it.
@@ -59,14 +55,7 @@ def auc(
     draws: Resamples,
     rounding: Tensor | float = 0.0,
 ) -> Float64[Tensor, " R"]:
-    """Share of held-out pairs of one fold in which the source scores higher; ties count one half.
-
-    Args:
-        source: scores of the source slots.
-        target: scores of the target slots.
-        draws: the folds.
-        rounding: largest difference of two scores that is a tie.
-    """
+    """Share of pairs of one fold in which the source scores higher; ties, up to rounding, count one half."""
     same = draws.source_fold.unsqueeze(2) == draws.target_fold.unsqueeze(1)
     left, right = source.unsqueeze(2), target.unsqueeze(1)
     above, not_below = ((left > right + rounding) & same, (left >= right - rounding) & same)
@@ -99,18 +88,12 @@ def _by_fold(
 
 
 def location_share(classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
-    """Share of the held-out location term along the direction of the other half of the prompts.
+    """Share of the location term of one half of the prompts along the direction of the other half.
 
-    (d_2 . r^_1)^2 / ||d_2||^2 and (d_1 . r^_2)^2 / ||d_1||^2 are one number, the squared cosine of both
-    halves' differences in means. It is biased downward by their noise, as the null shows.
-
-    Args:
-        classes: under any draws.
-        sample: of resamples, the classes they were drawn from: its ||d_1||^2 ||d_2||^2 is divided by, because
-            repeated prompts inflate a resample's own and would make its spread, hence the interval, too
-            small.
+    It is the squared cosine of both halves' differences in means d_1 and d_2, biased downward by their noise.
     """
     products, norms = _between_halves(classes)
+    # Repeated prompts inflate a resample's own ||d_1||^2 ||d_2||^2, which would make its spread too small.
     if sample is not None:
         norms = _between_halves(sample)[1]
     return {"location_share_on_direction": products.square() / norms}

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import Pooled, checks_samples, gram_spectrum, numerical_rank, principal_axes
+from ot_lens.linalg import PooledPCA, checks_samples
 from ot_lens.samples import Edit
 
 BEFORE = "before"
@@ -45,51 +45,35 @@ def principal_plane(
         ActivationError: samples that cannot be used (see `check_samples`).
         FitError: the pooled samples do not span a plane.
     """
-    pooled = Pooled.of(H, S)
-    values, vectors = gram_spectrum(pooled.Z)
-    rank = int(numerical_rank(values, pooled.magnitude))
+    pca = PooledPCA.of(H, S)
+    rank = int(pca.rank)
     if rank < 2:
         raise FitError(f"The pooled samples have rank {rank}, not 2: choose another layer or position.")
-    axes, centre = principal_axes(pooled.Z, vectors, 2), pooled.mean
-    shares = (values[:2] / values.sum()).tolist()
-    keys = {"layer": layer, "position": position}
+    axes, shares = pca.axes(2), (pca.eigenvalues[:2] / pca.eigenvalues.sum()).tolist()
     points, clouds = [], []
     for state, edit in ((BEFORE, None), *(maps or {}).items()):
         for label, X in (("harmful", H), ("harmless", S)):
-            moved = X if edit is None else edit.map(X)
-            coordinates = (moved - centre) @ axes
-            points += _points(keys, label, state, coordinates)
-            clouds.append(_cloud(keys, label, state, coordinates, shares))
-    return pd.DataFrame(points), pd.DataFrame(clouds)
+            keys = {"class": label, "state": state}
+            coordinates = ((X if edit is None else edit.map(X)) - pca.mean) @ axes
+            points += [
+                {"prompt": index, **keys, "pc1": pc1, "pc2": pc2}
+                for index, (pc1, pc2) in enumerate(coordinates.tolist())
+            ]
+            clouds.append({**keys, **_cloud(coordinates), "pc1_share": shares[0], "pc2_share": shares[1]})
+    tables = pd.DataFrame(points), pd.DataFrame(clouds)
+    for table in tables:
+        table.insert(0, "layer", layer)
+        table.insert(1, "position", position)
+    return tables
 
 
-def _points(
-    keys: Mapping[str, Any], label: str, state: str, coordinates: Float64[Tensor, "n 2"]
-) -> list[dict[str, Any]]:
-    return [
-        {**keys, "prompt": index, "class": label, "state": state, "pc1": pc1, "pc2": pc2}
-        for index, (pc1, pc2) in enumerate(coordinates.tolist())
-    ]
-
-
-def _cloud(
-    keys: Mapping[str, Any],
-    label: str,
-    state: str,
-    coordinates: Float64[Tensor, "n 2"],
-    shares: list[float],
-) -> dict[str, Any]:
-    mean, covariance = coordinates.mean(0), torch.cov(coordinates.T)
+def _cloud(coordinates: Float64[Tensor, "n 2"]) -> dict[str, Any]:
+    mean, covariance = coordinates.mean(0).tolist(), torch.cov(coordinates.T).tolist()
     return {
-        **keys,
-        "class": label,
-        "state": state,
         "n": len(coordinates),
-        "mean1": float(mean[0]),
-        "mean2": float(mean[1]),
-        "cov11": float(covariance[0, 0]),
-        "cov12": float(covariance[0, 1]),
-        "cov22": float(covariance[1, 1]),
-        "pc1_share": shares[0],
-        "pc2_share": shares[1],
+        "mean1": mean[0],
+        "mean2": mean[1],
+        "cov11": covariance[0][0],
+        "cov12": covariance[0][1],
+        "cov22": covariance[1][1],
     }

@@ -1,7 +1,6 @@
 """Quality of a fitted map on held-out prompts."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,10 +10,9 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.quantities import SHARE, Quantity
-from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, Values, joined
-from ot_lens.geometry.tables import COLUMNS, row
-from ot_lens.linalg import Pooled, gram_spectrum, mapped, numerical_rank, principal_axes
+from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
+from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, PooledGram, Values, by_chunks
+from ot_lens.linalg import Pooled, PooledPCA, mapped
 from ot_lens.samples import Edit, LayerSamples, each_layer, resolve_position
 from ot_lens.statistics import share
 from ot_lens.statistics.resampling import Resamples, ResamplingPlan, observed, relabellings
@@ -94,43 +92,25 @@ def _name(edit: Edit) -> str:
     return str(getattr(getattr(edit, "info", None), "method", None) or type(edit).__name__)
 
 
-@dataclass(frozen=True)
-class _PooledGram:
-    """Inner products of two classes about their pooled mean, and the variance that equal samples may show."""
-
-    gram: Float64[Tensor, "N N"]
-    rounding: float
-
-    @classmethod
-    def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> "_PooledGram":
-        pooled = Pooled.of(H, S)
-        return cls(pooled.gram().cpu(), float(pooled.gram_rounding))
-
-    def under(self, draws: Resamples) -> DrawnClasses:
-        return DrawnClasses.of(self.gram, draws, self.rounding)
-
-
 class _Moved:
     """Gram matrices of one layer, on the CPU, so that no draw reads samples of width d."""
 
     def __init__(self, H: Tensor, S: Tensor, moved: Tensor, train_H: Tensor, train_S: Tensor) -> None:
         self.sizes = len(H), len(S)
         self.before, self.after, self.paired = (
-            _PooledGram.of(*pair) for pair in ((H, S), (moved, S), (H, moved))
+            PooledGram.of(Pooled.of(*pair)) for pair in ((H, S), (moved, S), (H, moved))
         )
-        axes, centre, self.rounding = _leading_axes(train_H, train_S)
+        pca = PooledPCA.of(train_H, train_S)
+        axes, self.rounding = pca.axes(min(int(pca.rank), SUPPORT_COMPONENTS)), float(pca.rounding)
         in_train_H, in_train_S, in_H, in_S, in_moved = (
-            ((X - centre) @ axes).cpu() for X in (train_H, train_S, H, S, moved)
+            ((X - pca.mean) @ axes).cpu() for X in (train_H, train_S, H, S, moved)
         )
         self.source = in_train_H, in_H
         self.target = in_train_S, in_moved
         self.target_held_out = in_S
 
-    def under(self, draws: Resamples) -> Values:
+    def compared(self, draws: Resamples) -> Values:
         """Everything that reads the held-out labels."""
-        return joined(mapped(self._under, draws.chunks()))
-
-    def _under(self, draws: Resamples) -> Values:
         after = self.after.under(draws)
         parts = wasserstein(after, fast=True)
         return {
@@ -141,55 +121,37 @@ class _Moved:
         }
 
     def null(self, labels: Resamples, count: int, seed: int) -> Values:
-        """Under permuted labels; `covariance_error` under permuted contrasts."""
-        shapes = DrawnShapes.relabelled(self.after.gram, self.sizes, count, seed, self.after.rounding)
-        error = {"covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks()))}
-        return self.under(relabellings(labels, count, seed)) | error | self.outside_null(count, seed)
+        """Under permuted labels, contrasts or, beyond the ranges, training and held-out samples."""
+        shapes = self.after.relabelled_shapes(self.sizes, count, seed)
+        target = self.target[0], self.target_held_out
+        return {
+            **by_chunks(self.compared, relabellings(labels, count, seed)),
+            "covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks())),
+            "outside_source": _exchanged(*self.source, count, seed, self.rounding),
+            "outside_target": _exchanged(*target, count, seed, self.rounding),
+        }
 
     def costs(self, draws: Resamples) -> Values:
         """Mean squared displacement of the drawn source samples, and that over its Gelbrich bound."""
-        return joined(mapped(self._costs, draws.chunks()))
-
-    def _costs(self, draws: Resamples) -> Values:
         n = self.sizes[0]
         rows = draws.source
         images = Resamples(rows, rows + n, draws.source_fold, draws.source_fold, draws.folds)
         squares = self.paired.gram.diagonal()
         displacement = squares[:n] + squares[n:] - 2 * self.paired.gram[:n, n:].diagonal()
         cost = displacement.clamp_min(0.0)[rows].mean(1)
-        classes = self.paired.under(images)
-        parts = wasserstein(classes, fast=draws.count > 1)
+        parts = wasserstein(self.paired.under(images), fast=draws.count > 1)
         # The bound holds for the moments of the sample itself, hence 1 / n covariances.
         bound = parts["w2_location"] + parts["w2_bures"] * (n - 1) / n
-        bound = bound.masked_fill(bound <= classes.rounding, torch.nan)
+        bound = bound.masked_fill(bound <= self.paired.rounding, torch.nan)
         return {"transport_cost": cost, "cost_over_bound": cost / bound}
 
-    def outside(self, draws: Resamples) -> Values:
-        """Shares of drawn source samples, and of their images, beyond the training ranges."""
+    def outside(self) -> Values:
+        """Shares of the source samples, and of their images, beyond the training ranges."""
         source, target = (
-            _beyond(known.unsqueeze(0), new.unsqueeze(0), self.rounding)[0].to(torch.float64)
-            for known, new in (self.source, self.target)
+            _beyond(*pair, self.rounding).to(torch.float64).mean(0, keepdim=True)
+            for pair in (self.source, self.target)
         )
-        return {
-            "outside_source": source[draws.source].mean(1),
-            "outside_target": target[draws.source].mean(1),
-        }
-
-    def outside_null(self, count: int, seed: int) -> Values:
-        """Training and held-out samples of a class exchanged."""
-        return {
-            "outside_source": _exchanged(*self.source, count, seed, self.rounding),
-            "outside_target": _exchanged(self.target[0], self.target_held_out, count, seed, self.rounding),
-        }
-
-
-def _leading_axes(H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"]) -> tuple[Tensor, Tensor, float]:
-    """Up to SUPPORT_COMPONENTS components of the pooled training samples, their mean and its rounding."""
-    pooled = Pooled.of(H, S)
-    values, vectors = gram_spectrum(pooled.Z)
-    rank = int(numerical_rank(values, pooled.magnitude))
-    axes = principal_axes(pooled.Z, vectors, min(rank, SUPPORT_COMPONENTS))
-    return axes, pooled.mean, float(pooled.rounding)
+        return {"outside_source": source, "outside_target": target}
 
 
 def _covariance_error(classes: DrawnClasses | DrawnShapes) -> Float64[Tensor, " R"]:
@@ -201,10 +163,10 @@ def _covariance_error(classes: DrawnClasses | DrawnShapes) -> Float64[Tensor, " 
 
 
 def _beyond(
-    known: Float64[Tensor, "R n k"], new: Float64[Tensor, "R m k"], rounding: float
-) -> Bool[Tensor, "R m"]:
-    low, high = known.amin(1, keepdim=True), known.amax(1, keepdim=True)
-    return ((new < low - rounding) | (new > high + rounding)).any(2)
+    known: Float64[Tensor, "*R n k"], new: Float64[Tensor, "*R m k"], rounding: float
+) -> Bool[Tensor, "*R m"]:
+    low, high = known.amin(-2, keepdim=True), known.amax(-2, keepdim=True)
+    return ((new < low - rounding) | (new > high + rounding)).any(-1)
 
 
 def _exchanged(
@@ -216,21 +178,19 @@ def _exchanged(
 
 
 def _rows(keys: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator[dict[str, Any]]:
+    def measure(draws: Resamples) -> Values:
+        return layer.compared(draws) | layer.costs(draws)
+
     labels = plan.observed(*layer.sizes)
-    value = {**layer.under(labels), **layer.costs(labels), **layer.outside(labels)}
+    value, resamples = by_chunks(measure, labels) | layer.outside(), plan.resampled(labels)
     null = layer.null(labels, plan.permutations, plan.seed) if plan.permutations else {}
-    resamples = plan.resampled(labels)
-    drawn = {} if resamples is None else {**layer.under(resamples), **layer.costs(resamples)}
+    drawn = {} if resamples is None else by_chunks(measure, resamples)
     for quantity in QUANTITIES:
         name = quantity.name
         n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
         entry = row(keys, quantity, float(value[name]), n, null.get(name), drawn.get(name))
-        yield (
-            {**entry, **_wilson(entry["value"], n)} if quantity.unit == "share" and plan.bootstrap else entry
-        )
-
-
-def _wilson(value: float, n: int) -> dict[str, float]:
-    """Over other held-out prompts, for this training range."""
-    estimate = share(round(value * n), n)
-    return {"low": estimate.low, "high": estimate.high}
+        if quantity.unit == "share" and plan.bootstrap:
+            # Over other held-out prompts, for this training range.
+            over_prompts = share(round(entry["value"] * n), n)
+            entry |= {"low": over_prompts.low, "high": over_prompts.high}
+        yield entry

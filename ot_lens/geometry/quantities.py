@@ -1,14 +1,20 @@
-"""Every quantity that `diagnose` measures per layer: its unit, its bounds, the scale of its error."""
+"""Every quantity that `diagnose` measures per layer, and its row in a tidy table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.errors import OtLensError, OtLensTypeError
+from ot_lens.errors import OtLensError, OtLensTypeError, one_of
 from ot_lens.geometry.resampled_moments import LABELS
+from ot_lens.statistics.intervals import UNBOUNDED, auc_interval, bootstrap_interval, null_band
+from ot_lens.statistics.resampling import Resamples
 
+COLUMNS = ("quantity", "value", "n", "null_mean", "null_low", "null_high", "low", "high", "unit")
 NONNEGATIVE = (0.0, np.inf)
 SHARE = (0.0, 1.0)
 
@@ -52,6 +58,12 @@ class Quantity:
             raise OtLensTypeError(
                 f"Diagnostic {self.name!r} must return one number, got {type(value).__name__}."
             ) from error
+
+    def under(self, samples: Float64[Tensor, "N d"], draws: Resamples) -> Float64[Tensor, " R"]:
+        """Value of a registered diagnostic under every draw."""
+        pairs = zip(draws.source, draws.target, strict=True)
+        values = [self.of(samples[source], samples[target]) for source, target in pairs]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 def _of_each_class(name: str, unit: str, scale: str = "linear") -> tuple[Quantity, ...]:
@@ -116,9 +128,63 @@ def register_diagnostic(
         raise OtLensError(f"Diagnostic name {name!r} is empty or built in: choose another name.")
     if unit == "AUC":
         raise OtLensError("The unit 'AUC' is reserved for cross-fitted areas: choose another unit.")
-    if scale not in ("linear", "log"):
-        raise OtLensError(f"scale = {scale!r} is unknown: choose 'linear' or 'log'.")
+    one_of("scale", scale, ("linear", "log"), OtLensError)
     if not bounds[0] < bounds[1]:
         raise OtLensError(f"bounds = {bounds} are not in order: give the lower one first.")
     DIAGNOSTICS[name] = Quantity(name, unit, bounds, scale, function)
     return DIAGNOSTICS[name]
+
+
+def estimate(
+    value: float,
+    n: int,
+    null: Float64[Tensor, " R"] | None = None,
+    resampled: Float64[Tensor, " B"] | None = None,
+    *,
+    bounds: tuple[float, float] = UNBOUNDED,
+    scale: str = "linear",
+) -> dict[str, Any]:
+    """What every row says of its value: n, interval and null."""
+    interval = bootstrap_interval(value, resampled, n, bounds, scale=scale)
+    return {"n": n, **interval, **null_band(null)}
+
+
+def columns(draws: Float64[Tensor, "R m"] | None, count: int) -> Sequence[Float64[Tensor, " R"] | None]:
+    """The draws of each of several values."""
+    return [None] * count if draws is None else draws.unbind(1)
+
+
+def row(
+    keys: Mapping[str, Any],
+    quantity: Quantity,
+    value: float,
+    n: int,
+    null: Float64[Tensor, " R"] | None = None,
+    resampled: Float64[Tensor, " B"] | None = None,
+) -> dict[str, Any]:
+    """One measured quantity at one layer and position."""
+    known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)
+    return {**keys, "quantity": quantity.name, "value": value, **known, "unit": quantity.unit}
+
+
+def auc_row(
+    keys: Mapping[str, Any],
+    quantity: Quantity,
+    value: float,
+    labels: Resamples,
+    null: Float64[Tensor, " R"] | None,
+    resampled: Float64[Tensor, " B"] | None,
+    *,
+    retrained: bool = True,
+) -> dict[str, Any]:
+    """A cross-fitted AUC, whose interval contains that of Newcombe.
+
+    Resamples of classes that do not overlap never overlap, however few prompts there are. Nor do resamples of
+    held-out scores show the effect of training on overlapping prompts: unless every resample is trained
+    anew, the variance is multiplied by 1 + folds / (folds - 1) (Nadeau & Bengio 2003, Machine Learning 52).
+    """
+    entry, folds = row(keys, quantity, value, sum(labels.sizes), null, resampled), labels.folds
+    if resampled is None or np.isnan(value):
+        return entry
+    low, high = auc_interval(value, labels.sizes, folds, 1.0 if retrained else 1 + folds / (folds - 1))
+    return {**entry, "low": float(np.fmin(entry["low"], low)), "high": float(np.fmax(entry["high"], high))}

@@ -1,4 +1,4 @@
-"""Covariance spectra of each class, from the class Gram matrices."""
+"""Covariance spectra of each class, from the class Gram matrices, and what they say of its shape."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,24 +9,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.geometry.resampled_moments import DrawnClasses
+from ot_lens.geometry.quantities import NONNEGATIVE, columns
+from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram, Values
 from ot_lens.linalg import Pooled, mapped
+from ot_lens.moments import intensity_of_gram
 from ot_lens.samples import LayerSamples, each_layer
 from ot_lens.statistics.intervals import bootstrap_interval
 from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
-COLUMNS = (
-    "layer",
-    "position",
-    "class",
-    "component",
-    "eigenvalue",
-    "share",
-    "n",
-    "low",
-    "high",
-    "unit",
-)
+COLUMNS = ["layer", "position", "class", "component", "eigenvalue", "share", "n", "low", "high", "unit"]
 
 
 def spectra(
@@ -52,7 +43,7 @@ def spectra(
     """
     plan = ResamplingPlan(0, bootstrap, seed)
     rows = [entry for keys, H, S in each_layer(acts, position) for entry in _rows(keys, H, S, plan)]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _rows(
@@ -61,14 +52,17 @@ def _rows(
     S: Float64[Tensor, "n_S d"],
     plan: ResamplingPlan,
 ) -> Iterator[dict[str, Any]]:
-    pooled, labels = Pooled.of(H, S), plan.observed(len(H), len(S))
+    pooled, labels = PooledGram.of(Pooled.of(H, S)), plan.observed(len(H), len(S))
     resamples = plan.resampled(labels)
-    for label, n in (("harmful", len(H)), ("harmless", len(S))):
+    for label, n in zip(LABELS, labels.sizes, strict=True):
         count = min(n - 1, H.shape[1])
         values = _eigenvalues(pooled, labels, label)[0, :count]
         drawn = None if resamples is None else _eigenvalues(pooled, resamples, label)[:, :count]
         total = float(values.sum())
-        for component, value in enumerate(values.tolist()):
+        components = zip(values.tolist(), columns(drawn, count), strict=True)
+        for component, (value, eigenvalues) in enumerate(components):
+            # Some resamples hold few distinct prompts: no interval beyond the rank of any.
+            known = eigenvalues is not None and float(eigenvalues.min()) > 1e-12 * total
             yield {
                 **keys,
                 "class": label,
@@ -76,24 +70,36 @@ def _rows(
                 "eigenvalue": value,
                 "share": value / total if total > 0 else np.nan,
                 "n": n,
-                **_interval(value, total, n, None if drawn is None else drawn[:, component]),
+                **bootstrap_interval(value, eigenvalues if known else None, n, NONNEGATIVE, scale="log"),
                 "unit": "activation²",
             }
 
 
-def _interval(value: float, total: float, n: int, drawn: Float64[Tensor, " B"] | None) -> dict[str, float]:
-    """NaN for a component beyond the rank of any resample: some hold few distinct prompts."""
-    if drawn is not None and not float(drawn.min()) > 1e-12 * total:
-        drawn = None
-    return bootstrap_interval(value, drawn, n, (0.0, np.inf), scale="log")
-
-
-def _eigenvalues(pooled: Pooled, draws: Resamples, label: str) -> Float64[Tensor, "R n"]:
-    gram, rounding = pooled.gram().cpu(), float(pooled.gram_rounding)
-
+def _eigenvalues(pooled: PooledGram, draws: Resamples, label: str) -> Float64[Tensor, "R n"]:
     def measure(chunk: Resamples) -> Float64[Tensor, "R n"]:
-        classes = DrawnClasses.of(gram, chunk, rounding)
-        values = torch.linalg.eigvalsh(classes.within(label)).flip(-1)
-        return values.masked_fill(values <= classes.rounding, 0.0)
+        values = torch.linalg.eigvalsh(pooled.under(chunk).within(label)).flip(-1)
+        return values.masked_fill(values <= pooled.rounding, 0.0)
 
     return torch.cat(mapped(measure, draws.chunks()))
+
+
+def dimensions(classes: DrawnClasses | DrawnShapes, d: int) -> Values:
+    """Effective rank, participation ratio and condition number of each class; NaN for equal samples."""
+    values: Values = {}
+    for label in LABELS:
+        gram = classes.within(label)
+        spectrum = torch.linalg.eigvalsh(gram).clamp_min(0.0)
+        total = gram.diagonal(dim1=1, dim2=2).sum(1)
+        total = total.masked_fill(spectrum[:, -1] <= classes.rounding, torch.nan)
+        # exp(entropy of the normalized spectrum) (Roy & Vetterli 2007).
+        values[f"effective_rank_{label}"] = torch.special.entr(spectrum / total.unsqueeze(1)).sum(1).exp()
+        values[f"participation_ratio_{label}"] = total.square() / gram.square().sum((1, 2))
+        # Of the Ledoit-Wolf covariance, because the raw one is singular for n <= d.
+        values[f"condition_number_{label}"] = _condition(spectrum, total, intensity_of_gram(gram, d), d)
+    return values
+
+
+def _condition(spectrum: Tensor, total: Tensor, shrinkage: Tensor, d: int) -> Tensor:
+    floor = shrinkage * total / d
+    smallest = spectrum[:, -d] if spectrum.shape[1] > d else torch.zeros_like(total)
+    return ((1 - shrinkage) * spectrum[:, -1] + floor) / ((1 - shrinkage) * smallest + floor)

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ot_lens.errors import ActivationError
+from ot_lens.errors import ActivationError, one_of
 from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
-from ot_lens.geometry.quantities import SHARE, Quantity
+from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, auc_row, row
 from ot_lens.geometry.resampled_moments import LABELS, Values
-from ot_lens.geometry.tables import COLUMNS, auc_row, row
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.resampling import FOLDS, Resamples, ResamplingPlan
@@ -73,8 +72,7 @@ def visibility(
         OtLensError: a negative number of draws.
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
-    if label not in LABELS:
-        raise ActivationError(f"label = {label!r} is unknown: choose one of {', '.join(LABELS)}.")
+    one_of("label", label, LABELS, ActivationError)
     layers = [layer for layer in edited.layers if layer in reference.layers]
     if not layers:
         raise ActivationError(
@@ -104,13 +102,16 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     labels = plan.observed(len(X), len(R))
     distances = _distances(X, R, labels)
-    Z = Pooled.of(X, R).Z
-    fold, classes = torch.cat([labels.source_fold[0], labels.target_fold[0]]), _signs(labels)
-    scores = _classifier_scores(Z @ Z.T, fold, classes)[0]
-    value = _read(distances, scores, labels)
+    Z, fold = Pooled.of(X, R).Z, torch.cat([labels.source_fold[0], labels.target_fold[0]])
+    gram = Z @ Z.T
+    scores = _classifier_scores(gram, fold, _signs(labels))
     shuffled, resamples = plan.relabelled(labels, within_folds=True), plan.resampled(labels)
-    null = {} if shuffled is None else _null(distances, Z @ Z.T, fold, shuffled, plan.seed)
-    drawn = {} if resamples is None else _read(distances, scores, resamples)
+    value, null, drawn = _read(distances, scores, labels), {}, {}
+    if shuffled is not None:
+        null = _read(distances, _classifier_scores(gram, fold, _signs(shuffled)), shuffled)
+        null["mahalanobis"] = _reference(distances, shuffled, plan.seed)
+    if resamples is not None:
+        drawn = _read(distances, scores, resamples)
     if not bool(Z.any()):
         value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
     for quantity in QUANTITIES:
@@ -118,7 +119,7 @@ def _rows(
         measured, draws = float(value[name]), (null.get(name), drawn.get(name))
         if quantity.unit == "AUC":
             retrained = name != "classifier_auc"
-            yield auc_row(keys, quantity, measured, labels.sizes, labels.folds, *draws, retrained=retrained)
+            yield auc_row(keys, quantity, measured, labels, *draws, retrained=retrained)
         else:
             yield row(keys, quantity, measured, len(X) + len(R), *draws)
 
@@ -170,36 +171,24 @@ def _classifier_scores(
     return scores
 
 
-def _read(distances: Float64[Tensor, " N"], scores: Float64[Tensor, " N"], draws: Resamples) -> Values:
-    """The three quantities for drawn samples."""
+def _read(distances: Float64[Tensor, " N"], scores: Float64[Tensor, "r N"], draws: Resamples) -> Values:
+    """The three quantities for drawn samples; one row of scores serves all draws."""
+    drawn = scores.expand(draws.count, -1)
     return {
         "mahalanobis": distances[draws.source].mean(1),
         "mahalanobis_auc": _auc(distances, distances[draws.source], distances[draws.target], draws),
-        "classifier_auc": _auc(scores, scores[draws.source], scores[draws.target], draws),
+        "classifier_auc": _auc(scores, drawn.gather(1, draws.source), drawn.gather(1, draws.target), draws),
     }
 
 
-def _null(
-    distances: Float64[Tensor, " N"],
-    gram: Float64[Tensor, "N N"],
-    fold: Int64[Tensor, " N"],
-    shuffled: Resamples,
-    seed: int,
-) -> Values:
-    """Held-out reference samples for the distance; relabelled samples, retrained, for the AUCs."""
-    n, m = shuffled.sizes
-    scores = _classifier_scores(gram, fold, _signs(shuffled))
+def _reference(distances: Float64[Tensor, " N"], draws: Resamples, seed: int) -> Float64[Tensor, " r"]:
+    """Mean distance of held-out reference samples, resampled twice."""
+    n, m = draws.sizes
     generator = torch.Generator().manual_seed(seed + 6)
     # First the reference samples from which the level is estimated, then edited samples of that level.
-    known = torch.randint(n, n + m, (shuffled.count, m), generator=generator)
-    reference = known.gather(1, torch.randint(m, (shuffled.count, n), generator=generator))
-    return {
-        "mahalanobis": distances[reference].mean(1),
-        "mahalanobis_auc": _auc(distances, distances[shuffled.source], distances[shuffled.target], shuffled),
-        "classifier_auc": _auc(
-            scores, scores.gather(1, shuffled.source), scores.gather(1, shuffled.target), shuffled
-        ),
-    }
+    known = torch.randint(n, n + m, (draws.count, m), generator=generator)
+    chosen = known.gather(1, torch.randint(m, (draws.count, n), generator=generator))
+    return distances[chosen].mean(1)
 
 
 def _auc(scores: Tensor, source: Tensor, target: Tensor, draws: Resamples) -> Float64[Tensor, " r"]:

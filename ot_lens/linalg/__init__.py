@@ -1,40 +1,24 @@
 """Linear algebra of samples: validation, Gram matrices, PSD roots. No d x d matrix is ever formed."""
 
-from ot_lens.linalg.centring import (
-    EPS,
-    Pooled,
-    all_equal,
-    centred,
-    centring_rounding,
-    mean_gap,
-    unit_vectors,
-)
-from ot_lens.linalg.coupling import monotone_coupling
-from ot_lens.linalg.gram import gram_spectrum, numerical_rank, orthonormal_span, principal_axes
-from ot_lens.linalg.psd import monge_matrix, nuclear_norm, psd_eigen, symmetric_part
-from ot_lens.linalg.threads import mapped, one_thread
-from ot_lens.linalg.validation import check_pair, check_samples, checks_samples
-
-__all__ = [
-    "EPS",
-    "Pooled",
-    "all_equal",
-    "centred",
-    "centring_rounding",
-    "check_pair",
-    "check_samples",
-    "checks_samples",
-    "gram_spectrum",
-    "mapped",
-    "mean_gap",
-    "monge_matrix",
-    "monotone_coupling",
-    "nuclear_norm",
-    "numerical_rank",
-    "one_thread",
-    "orthonormal_span",
-    "principal_axes",
-    "psd_eigen",
-    "symmetric_part",
-    "unit_vectors",
-]
+from ot_lens.linalg.centring import EPS as EPS
+from ot_lens.linalg.centring import Pooled as Pooled
+from ot_lens.linalg.centring import all_equal as all_equal
+from ot_lens.linalg.centring import centred as centred
+from ot_lens.linalg.centring import centring_rounding as centring_rounding
+from ot_lens.linalg.centring import mean_gap as mean_gap
+from ot_lens.linalg.centring import unit_vectors as unit_vectors
+from ot_lens.linalg.coupling import monotone_coupling as monotone_coupling
+from ot_lens.linalg.decompositions import PooledPCA as PooledPCA
+from ot_lens.linalg.decompositions import gram_spectrum as gram_spectrum
+from ot_lens.linalg.decompositions import matrix_power as matrix_power
+from ot_lens.linalg.decompositions import monge_matrix as monge_matrix
+from ot_lens.linalg.decompositions import nuclear_norm as nuclear_norm
+from ot_lens.linalg.decompositions import numerical_rank as numerical_rank
+from ot_lens.linalg.decompositions import orthonormal_span as orthonormal_span
+from ot_lens.linalg.decompositions import principal_axes as principal_axes
+from ot_lens.linalg.decompositions import psd_eigen as psd_eigen
+from ot_lens.linalg.threads import mapped as mapped
+from ot_lens.linalg.threads import one_thread as one_thread
+from ot_lens.linalg.validation import check_pair as check_pair
+from ot_lens.linalg.validation import check_samples as check_samples
+from ot_lens.linalg.validation import checks_samples as checks_samples

@@ -52,12 +52,7 @@ def all_equal(H: Float64[Tensor, "*L n_H d"], S: Float64[Tensor, "*L n_S d"]) ->
 
 @dataclass(frozen=True)
 class Pooled:
-    """Both classes about (n_H mu_H + n_S mu_S) / (n_H + n_S), source first.
-
-    Attributes:
-        Z: `[*L, N, d]`; coordinates that all samples share are exactly zero.
-        mean: the pooled mean, `[*L, d]`.
-    """
+    """Both classes about their pooled mean, source first; Z is zero in coordinates that all samples share."""
 
     Z: Float64[Tensor, "*L N d"]
     mean: Float64[Tensor, "*L d"]

@@ -8,11 +8,8 @@ from torch import Tensor
 def monotone_coupling(
     n: int, m: int, device: torch.device | str = "cpu"
 ) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"], Float64[Tensor, " p"]]:
-    """The optimal plan between n and m sorted, equally weighted points: pairs i, j and the mass they carry.
-
-    For n = m these are the sorted pairs; otherwise both step functions are cut at the union of i/n and j/m.
-    """
-    # Exact in integers: cuts at multiples of m and of n on a line of length n * m.
+    """The optimal plan between n and m sorted, equally weighted points: pairs i, j and their mass."""
+    # Both step functions are cut at the union of i/n and j/m: exact in integers, on a line of length n * m.
     ends = (torch.arange(1, count + 1, device=device) * other for count, other in ((n, m), (m, n)))
     cuts = torch.cat(list(ends)).unique()
     starts = torch.cat([cuts.new_zeros(1), cuts[:-1]])

@@ -13,11 +13,8 @@ Result = TypeVar("Result")
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Run LAPACK on one thread; yields the number of threads torch had.
-
-    Decompositions of side 100 to 1000 gain little from a second thread and lose much when it waits for a busy
-    core: QR of 4096 x 512 took 0.17 s on one thread and 0.6 to 0.8 s on two (MKL).
-    """
+    """Run LAPACK on one thread; yields the number of threads torch had."""
+    # QR of 4096 x 512 took 0.17 s on one thread, and 0.6 to 0.8 s on two, one of which waits (MKL).
     before = torch.get_num_threads()
     if before == 1:
         yield before

@@ -20,17 +20,7 @@ MIN_SAMPLES = 2
 
 
 def check_samples(x: object, name: str = "x", *, least: int = MIN_SAMPLES) -> Float64[Tensor, "n d"]:
-    """Return the samples as detached float64 `[n, d]`, on their device.
-
-    Args:
-        x: floating-point tensor, one sample per row.
-        name: name of the samples in error messages.
-        least: smallest number of rows; a covariance needs two.
-
-    Raises:
-        OtLensTypeError: not a tensor.
-        ActivationError: complex or integer dtype, not 2-D, too few rows, no columns, NaN or Inf.
-    """
+    """The samples as detached float64 `[n, d]`, if they are real and finite and there are enough of them."""
     checked = _check_form(x, name, least)
     _check_finite(checked, name)
     return checked.detach().to(torch.float64)
@@ -75,12 +65,7 @@ def _check_finite(x: Tensor, name: str) -> None:
 def check_pair(
     H: object, S: object, *, names: tuple[str, str] = ("H", "S"), least: int = MIN_SAMPLES
 ) -> tuple[Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]:
-    """Check both classes, and that they share one width and one device.
-
-    Raises:
-        OtLensTypeError: not tensors.
-        ActivationError: see `check_samples`; or the classes differ in width or device.
-    """
+    """Both classes checked; they must have one width and one device."""
     source, target = _check_form(H, names[0], least), _check_form(S, names[1], least)
     if source.shape[1] != target.shape[1]:
         raise ActivationError(

@@ -18,15 +18,7 @@ CHUNK = 2**18  # prompts drawn at a time: they stay in cache
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its uncertainty.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        n: Number of prompts.
-        interval: "wilson" or "bootstrap".
-    """
+    """A number, its 95 % interval ("wilson" or "bootstrap") and the number of prompts behind it."""
 
     value: float
     low: float
@@ -36,23 +28,12 @@ class Estimate:
 
 
 def rate(flags: Sequence[bool]) -> Estimate:
-    """Share of true values with its Wilson score interval.
-
-    Args:
-        flags: One per prompt.
-
-    Raises:
-        ActivationError: If there are no values.
-    """
+    """Share of true values, one per prompt, with its Wilson score interval."""
     return share(int(sum(flags)), len(flags))
 
 
 def share(hits: int, n: int) -> Estimate:
-    """`hits` of n with the Wilson score interval (Wilson 1927).
-
-    Raises:
-        ActivationError: If n is 0.
-    """
+    """`hits` of n with the Wilson score interval (Wilson 1927)."""
     if n == 0:
         raise ActivationError("A rate needs at least one prompt, got none.")
     test = stats.binomtest(hits, n)
@@ -61,30 +42,15 @@ def share(hits: int, n: int) -> Estimate:
 
 
 def mean(values: Float[np.ndarray, " n"], *, seed: int, least: float = -np.inf) -> Estimate:
-    """Mean with a studentized bootstrap interval over prompts.
-
-    Args:
-        values: One per prompt.
-        seed: Seed of the resampling.
-        least: Lower bound of the mean, such as 0 for a divergence.
-    """
+    """Mean with a studentized bootstrap interval over prompts; `least` bounds it, such as 0 a divergence."""
     values = np.asarray(values, dtype=np.float64)
     return _estimate(BootstrapRatio.of(values, np.ones_like(values), count=RESAMPLES, seed=seed), least)
 
 
 def perplexity(nll: Float[np.ndarray, " n"], n_tokens: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
-    """exp(total nll / total tokens) with a studentized bootstrap interval over prompts.
-
-    The interval is that of the loss per token, a ratio of sums, with exponentiated ends.
-
-    Args:
-        nll: Negative log-likelihood of each prompt.
-        n_tokens: Number of tokens of each prompt.
-        seed: Seed of the resampling.
-    """
-    loss = _estimate(
-        BootstrapRatio.of(np.asarray(nll), np.asarray(n_tokens), count=RESAMPLES, seed=seed), 0.0
-    )
+    """exp(total nll / total tokens), with the exponentiated interval of the loss per token."""
+    per_token = BootstrapRatio.of(np.asarray(nll), np.asarray(n_tokens), count=RESAMPLES, seed=seed)
+    loss = _estimate(per_token, 0.0)
     with np.errstate(over="ignore"):  # the loss of a destroyed model on a few prompts has no upper end
         value, low, high = (float(np.exp(end)) for end in (loss.value, loss.low, loss.high))
     return Estimate(value, low, high, loss.n, loss.interval)
@@ -92,14 +58,10 @@ def perplexity(nll: Float[np.ndarray, " n"], n_tokens: Float[np.ndarray, " n"], 
 
 @dataclass(frozen=True)
 class BootstrapRatio:
-    """A ratio of sums over prompts, and its deviations in resamples, in standard errors.
+    """A ratio of sums over prompts, and its deviations in resamples in order, in standard errors of each.
 
-    Attributes:
-        value: sum(a) / sum(b); with b = 1 the mean of a.
-        error: The standard error, linearized: sqrt(n / (n - 1) sum(e^2)) / sum(b), e = a - value b.
-        t: (value of a resample - value) / error of that resample (Efron & Tibshirani 1993, 12.5), in order;
-            infinite where a resample has no spread.
-        n: Number of prompts.
+    The error is linearized: sqrt(n / (n - 1) sum(e^2)) / sum(b), e = a - value b. A deviation t is infinite
+    where a resample has no spread (Efron & Tibshirani 1993, 12.5).
     """
 
     value: float

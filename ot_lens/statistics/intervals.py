@@ -16,13 +16,6 @@ def null_band(null: Float64[Tensor, " R"] | None) -> dict[str, float]:
 
     The ends are draws: of R the floor(0.025 (R + 1))-th from either side, so that under the null, where the
     value is one more draw, it lies outside with a probability of at most 5 % (Davison & Hinkley 1997, 4.2.5).
-    That needs 39 draws; with fewer the band is their whole range, and the probability 2 / (R + 1).
-
-    Args:
-        null: the quantity under the null, once per draw; None for none.
-
-    Returns:
-        null_mean, null_low, null_high.
     """
     mean, (low, high) = _mean_and_band(null)
     return {"null_mean": mean, "null_low": low, "null_high": high}
@@ -39,23 +32,10 @@ def bootstrap_interval(
     """95 % interval of the expected estimate at this n: the bootstrap's percentiles about the estimate.
 
     A resample repeats prompts, which biases distances upward and ranks downward by about as much again as the
-    sample itself; a plain percentile interval would then miss its own estimate. The percentiles are therefore
-    moved so that their mean is the estimate, and the interval says how much the estimate would vary over
-    other prompts at this n. It does not cover the value for infinitely many prompts: the null shows the bias
-    of the estimate. Percentiles are stretched by sqrt(n / (n - 2)), because resamples of n prompts about two
-    means vary too little, and by the quantile of Student's t over that of the normal distribution
-    (Hesterberg 2015, The American Statistician 69, section 5.1).
-
-    Args:
-        value: the estimate.
-        resampled: the estimate for each resample; None for none.
-        n: number of prompts it rests on.
-        bounds: range of the quantity.
-        scale: "linear", or "log" where the error of a positive estimate is a factor, as for a variance: the
-            interval is then computed on logarithms, and pivotal, because such an error has a long upper tail.
-
-    Returns:
-        low, high; NaN without resamples.
+    sample itself, so the percentiles are moved until their mean is the estimate. They are stretched by
+    sqrt(n / (n - 2)), because resamples about two means vary too little, and by the quantile of Student's t
+    over that of the normal distribution (Hesterberg 2015, The American Statistician 69, section 5.1).
+    On a "log" scale the interval is pivotal, because an error that is a factor has a long upper tail.
     """
     if scale == "log" and resampled is not None:
         if not value > 0:
@@ -81,19 +61,8 @@ def _mean_and_band(draws: Float64[Tensor, " R"] | None) -> tuple[float, tuple[fl
 def auc_interval(
     value: float, sizes: tuple[int, int], folds: int, inflation: float = 1.0
 ) -> tuple[float, float]:
-    """95 % score interval of an AUC (Newcombe 2006, Statistics in Medicine 25, 559-573, method 5).
-
-    The mean over folds of AUCs of n / folds and m / folds samples has the variance of one of them over folds.
-
-    Args:
-        value: the AUC, averaged over the folds.
-        sizes: n and m, the samples of both classes.
-        folds: number of folds.
-        inflation: factor of the variance.
-
-    Returns:
-        Both ends.
-    """
+    """95 % score interval of an AUC (Newcombe 2006, Statistics in Medicine 25, 559-573, method 5)."""
+    # The mean over folds of AUCs of n / folds and m / folds samples: the variance of one of them over folds.
     n, m = (size / folds for size in sizes)
     more = max((n + m) / 2 - 1, 0.0)
 

@@ -15,14 +15,9 @@ CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Resamples:
-    """R choices of the rows of the source and the target class, with each row's fold for cross-fitting.
+    """R choices of the rows of both classes among the pooled samples (source first), and each row's fold.
 
-    Attributes:
-        source: rows of the pooled samples (source class first) that make up the source.
-        target: rows that make up the target.
-        source_fold: held-out fold of each source row, 0 .. folds - 1.
-        target_fold: held-out fold of each target row.
-        folds: number of folds; even, so that even and odd folds are halves.
+    The number of folds is even, so that even and odd folds are halves.
     """
 
     source: Int64[Tensor, "R n_H"]
@@ -66,14 +61,7 @@ def observed(n_H: int, n_S: int, seed: int) -> Resamples:
 
 
 def relabellings(labels: Resamples, count: int, seed: int, *, within_folds: bool = False) -> Resamples:
-    """Labels permuted over the pooled prompts: what classes of one distribution look like.
-
-    Args:
-        labels: the observed labels.
-        count: number of permutations.
-        seed: seed of the permutations.
-        within_folds: permute within each fold, for quantities that depend on the fold of a prompt.
-    """
+    """Labels permuted over the pooled prompts, or within each fold of them."""
     n_H, n_S = labels.sizes
     generator = torch.Generator().manual_seed(seed + 1)
     keys = torch.rand(count, n_H + n_S, generator=generator)
@@ -84,13 +72,8 @@ def relabellings(labels: Resamples, count: int, seed: int, *, within_folds: bool
         orders[:, slots] = (keys.double() + fold).argsort(1)
     else:
         orders = keys.argsort(1)
-    return Resamples(
-        orders[:, :n_H],
-        orders[:, n_H:],
-        labels.source_fold.expand(count, -1),
-        labels.target_fold.expand(count, -1),
-        labels.folds,
-    )
+    folds = labels.source_fold.expand(count, -1), labels.target_fold.expand(count, -1)
+    return Resamples(orders[:, :n_H], orders[:, n_H:], *folds, labels.folds)
 
 
 def bootstraps(labels: Resamples, count: int, seed: int) -> Resamples:
@@ -109,16 +92,7 @@ Measured = tuple[Tensor, Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class ResamplingPlan:
-    """How often to permute and to resample.
-
-    Attributes:
-        permutations: relabellings of the null; 0 for none.
-        bootstrap: resamples of the interval; 0 for none.
-        seed: seed of both, and of the folds.
-
-    Raises:
-        OtLensError: a negative number.
-    """
+    """How often to permute the labels for the null and to resample for the interval; 0 for neither."""
 
     permutations: int
     bootstrap: int

@@ -6,62 +6,34 @@ Every module of this package is imported, so that a new method is one new file.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.entropic import EntropicMap, fit_entropic_ot
-from ot_lens.transport.fitting import fit, fit_all
-from ot_lens.transport.gaussian_ot import fit_gaussian_ot, fit_gaussian_ot_of_moments
-from ot_lens.transport.info import FitInfo
-from ot_lens.transport.leace import fit_leace
-from ot_lens.transport.linear_act import fit_linear_act
-from ot_lens.transport.methods import (
-    FAMILIES,
-    METHODS,
-    PROJECTION,
-    REFERENCES,
-    TRANSPORT,
-    Method,
-    as_record,
-    method_label,
-    method_named,
-    register_method,
-    restore,
-)
-from ot_lens.transport.pca_ot import fit_pca_ot
-from ot_lens.transport.projection import fit_ace, fit_directional_ablation
-from ot_lens.transport.shift import fit_mean_shift
-from ot_lens.transport.subspace import fit_subspace_ablation
-from ot_lens.transport.support import SupportMask, restrict_to_support
-
-__all__ = [
-    "FAMILIES",
-    "METHODS",
-    "PROJECTION",
-    "REFERENCES",
-    "TRANSPORT",
-    "AffineMap",
-    "EntropicMap",
-    "FitInfo",
-    "Method",
-    "SupportMask",
-    "as_record",
-    "fit",
-    "fit_ace",
-    "fit_all",
-    "fit_directional_ablation",
-    "fit_entropic_ot",
-    "fit_gaussian_ot",
-    "fit_gaussian_ot_of_moments",
-    "fit_leace",
-    "fit_linear_act",
-    "fit_mean_shift",
-    "fit_pca_ot",
-    "fit_subspace_ablation",
-    "method_label",
-    "method_named",
-    "register_method",
-    "restore",
-    "restrict_to_support",
-]
+from ot_lens.transport.affine import AffineMap as AffineMap
+from ot_lens.transport.entropic import EntropicMap as EntropicMap
+from ot_lens.transport.entropic import fit_entropic_ot as fit_entropic_ot
+from ot_lens.transport.fitting import fit as fit
+from ot_lens.transport.fitting import fit_all as fit_all
+from ot_lens.transport.gaussian_ot import fit_gaussian_ot as fit_gaussian_ot
+from ot_lens.transport.gaussian_ot import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
+from ot_lens.transport.info import FitInfo as FitInfo
+from ot_lens.transport.leace import fit_leace as fit_leace
+from ot_lens.transport.linear_act import fit_linear_act as fit_linear_act
+from ot_lens.transport.methods import FAMILIES as FAMILIES
+from ot_lens.transport.methods import METHODS as METHODS
+from ot_lens.transport.methods import PROJECTION as PROJECTION
+from ot_lens.transport.methods import REFERENCES as REFERENCES
+from ot_lens.transport.methods import TRANSPORT as TRANSPORT
+from ot_lens.transport.methods import Method as Method
+from ot_lens.transport.methods import as_record as as_record
+from ot_lens.transport.methods import method_label as method_label
+from ot_lens.transport.methods import method_named as method_named
+from ot_lens.transport.methods import register_method as register_method
+from ot_lens.transport.methods import restore as restore
+from ot_lens.transport.pca_ot import fit_pca_ot as fit_pca_ot
+from ot_lens.transport.projection import fit_ace as fit_ace
+from ot_lens.transport.projection import fit_directional_ablation as fit_directional_ablation
+from ot_lens.transport.shift import fit_mean_shift as fit_mean_shift
+from ot_lens.transport.subspace import fit_subspace_ablation as fit_subspace_ablation
+from ot_lens.transport.support import SupportMask as SupportMask
+from ot_lens.transport.support import restrict_to_support as restrict_to_support
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

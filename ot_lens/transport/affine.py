@@ -13,8 +13,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.transport import storage
 from ot_lens.transport.algebra import compressed, woodbury_inverse
-from ot_lens.transport.html import map_table
-from ot_lens.transport.info import FitInfo
+from ot_lens.transport.info import FitInfo, map_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,22 +167,16 @@ class AffineMap:
         info = dataclasses.replace(self.info, notes=(*self.info.notes, f"inverse of {name}"))
         return AffineMap(U, V, -linear.map(double.bias), scale, info)
 
-    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None) -> "AffineMap":
-        """The map with its parameters on a device and in a floating dtype; either or both, in any order.
+    def to(self, *args: Any, **kwargs: Any) -> "AffineMap":
+        """The map with its parameters on a device and in a floating dtype, as `torch.Tensor.to` takes them.
 
         Raises:
             FitError: If the dtype is not floating point.
         """
-        for argument in args:
-            if isinstance(argument, torch.dtype):
-                dtype = argument
-            elif argument is not None:
-                device = argument
-        if dtype is not None and not dtype.is_floating_point:
-            raise FitError(f"A map cannot be kept in {dtype}: use a floating dtype.")
-        U, V, bias = (part.to(device=device, dtype=dtype) for part in (self.U, self.V, self.bias))
-        scale = None if self.scale is None else self.scale.to(device=device, dtype=dtype)
-        return AffineMap(U, V, bias, scale, self.info)
+        moved = {name: part.to(*args, **kwargs) for name, part in self.tensors().items()}
+        if not moved["bias"].is_floating_point():
+            raise FitError(f"A map cannot be kept in {moved['bias'].dtype}: use a floating dtype.")
+        return AffineMap(**moved, info=self.info)
 
     def labelled(self, **fields: Any) -> "AffineMap":
         """The same map with fields of `info` replaced, e.g. `labelled(layer=4, position=-1)`."""
@@ -191,9 +184,12 @@ class AffineMap:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically, with `info` as its metadata."""
+        storage.write_tensors(Path(path), self.tensors(), "AffineMap", self.info)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name."""
         named = {"U": self.U, "V": self.V, "bias": self.bias, "scale": self.scale}
-        tensors = {name: part for name, part in named.items() if part is not None}
-        storage.write_tensors(Path(path), tensors, "AffineMap", self.info)
+        return {name: part for name, part in named.items() if part is not None}
 
     @classmethod
     def load(cls, path: str | Path) -> "AffineMap":

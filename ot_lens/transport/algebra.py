@@ -11,10 +11,7 @@ from ot_lens.linalg import EPS
 def compressed(
     U: Float64[Tensor, "d k"], V: Float64[Tensor, "d k"]
 ) -> tuple[Float64[Tensor, "d r"], Float64[Tensor, "d r"]]:
-    """U' V'^T = U V^T with the fewest columns: U' orthonormal, V' orthogonal with the singular values in it.
-
-    Singular values below d * eps of the largest are rounding and are dropped.
-    """
+    """U' V'^T = U V^T with the fewest columns: U' orthonormal, V' orthogonal times the singular values."""
     if U.shape[1] == 0:
         return U, V
     Qu, Ru = torch.linalg.qr(U)
@@ -27,11 +24,7 @@ def compressed(
 def woodbury_inverse(
     U: Float64[Tensor, "d k"], V: Float64[Tensor, "d k"], scale: Float64[Tensor, " d"] | None, name: str
 ) -> tuple[Float64[Tensor, "d k"], Float64[Tensor, "d k"], Float64[Tensor, " d"] | None]:
-    """U', V', scale' of (D + U V^T)^{-1} = D^{-1} - D^{-1} U (I + V^T D^{-1} U)^{-1} V^T D^{-1}.
-
-    Raises:
-        NotInvertibleError: a zero on the diagonal or a singular k x k capacitance matrix.
-    """
+    """U', V', scale' of (D + U V^T)^{-1} = D^{-1} - D^{-1} U (I + V^T D^{-1} U)^{-1} V^T D^{-1}."""
     stretch = torch.ones_like(U[:, 0]) if scale is None and U.shape[1] else scale
     if stretch is None:
         return U, V, None

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.linalg import all_equal, checks_samples
-from ot_lens.transport.diagnosis import warn_of
-from ot_lens.transport.info import FitInfo
+from ot_lens.transport.info import FitInfo, warn_of
 
 TOLERANCE = 1e-9
 
@@ -128,16 +127,8 @@ def fit_entropic_ot(
         raise FitError("All samples of both classes are one point: there is nothing to transport.")
     absolute = epsilon * scale
     masses = (X.new_full((len(X),), 1 / len(X)) for X in (H, S))
-    log = ot.sinkhorn(
-        *masses,
-        cost,
-        absolute,
-        method="sinkhorn_log",
-        numItermax=iterations,
-        stopThr=TOLERANCE,
-        warn=False,
-        log=True,
-    )[1]
+    options = {"method": "sinkhorn_log", "numItermax": iterations, "stopThr": TOLERANCE}
+    _, log = ot.sinkhorn(*masses, cost, absolute, warn=False, log=True, **options)
     error = float(log["err"][-1])
     if not error <= 10 * TOLERANCE:
         remedy = "choose a larger epsilon or more iterations"

@@ -1,18 +1,24 @@
-"""Fits by name, for one layer or for all layers of a capture."""
+"""Fits by name, for one layer or for all layers of a capture, and the definition of a built-in method."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from inspect import Signature, signature
+from typing import Any, Concatenate, ParamSpec, cast
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError, OtLensError
 from ot_lens.linalg import all_equal, check_pair
 from ot_lens.samples import LayerBatch, LayerSamples, layer_batches
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.diagnosis import warn_if_poor
-from ot_lens.transport.methods import Fit, Method, method_named
+from ot_lens.transport.info import warn_if_poor
+from ot_lens.transport.methods import Fit, Method, method_named, register
 
+P = ParamSpec("P")
+Batched = Callable[Concatenate[Tensor, Tensor, P], list[AffineMap]]
+OfOneLayer = Callable[Concatenate[Tensor, Tensor, P], AffineMap]
 NOTHING_TO_MOVE = "all samples of both classes are identical here: the map is the identity"
 
 
@@ -55,7 +61,7 @@ def fit_all(
             layer: map_.labelled(layer=layer, position=batch.position, hook=acts.hook)
             for layer, map_ in fitted
         }
-    warn_if_poor(list(maps.values()))
+    warn_if_poor(map_.info for map_ in maps.values())
     return maps
 
 
@@ -111,3 +117,35 @@ def _checked(known: Method, fitted: object) -> AffineMap:
     if fitted.info.method is None:
         return fitted.labelled(method=known.name)
     return fitted
+
+
+def defines_method(
+    name: str, label: str, family: str, **fields: Any
+) -> Callable[[Batched[P]], OfOneLayer[P]]:
+    """Register a fit of `[L, n, d]` samples as a method; the decorated function fits one layer, `[n, d]`."""
+
+    def decorate(batch: Batched[P]) -> OfOneLayer[P]:
+        @functools.wraps(batch)
+        def fit_layers(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> list[AffineMap]:
+            described = {"method": name, "n_harmful": H.shape[1], "n_harmless": S.shape[1]}
+            return [map_.labelled(**described) for map_ in batch(H, S, *args, **kwargs)]
+
+        @functools.wraps(batch)
+        def fit_layer(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> AffineMap:
+            source, target = check_pair(H, S)
+            (fitted,) = fit_layers(source.unsqueeze(0), target.unsqueeze(0), *args, **kwargs)
+            warn_if_poor([fitted.info])
+            return fitted
+
+        vars(fit_layer)["__signature__"] = _of_one_layer(signature(batch))
+        register(Method(name, label, family, fit_layer, fit_layers, **fields))
+        return cast(OfOneLayer[P], fit_layer)
+
+    return decorate
+
+
+def _of_one_layer(batched: Signature) -> Signature:
+    """The signature of a batched fit with the shapes of one layer."""
+    H, S, *others = batched.parameters.values()
+    H, S = H.replace(annotation=Float64[Tensor, "n_H d"]), S.replace(annotation=Float64[Tensor, "n_S d"])
+    return Signature([H, S, *others], return_annotation=AffineMap)

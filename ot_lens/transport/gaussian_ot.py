@@ -1,5 +1,7 @@
 """Exact Gaussian optimal transport in all d dimensions (MiMiC, arXiv 2402.09631; Knott & Smith 1984)."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -9,38 +11,24 @@ from ot_lens.gaussian import Gaussian, RestrictedRoots
 from ot_lens.linalg import EPS, monge_matrix, psd_eigen
 from ot_lens.moments import Moments
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.diagnosis import problems_of, warn_if_poor
-from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.fitting import defines_method
+from ot_lens.transport.info import FitInfo, diagnosed, warn_if_poor
 from ot_lens.transport.methods import TRANSPORT
 
 
 def gaussian_maps(source: Gaussian, target: Gaussian) -> list[AffineMap]:
-    """The optimal map of each pair of two batches of Gaussians.
-
-    A = Q A_r Q^T + sqrt(c_S / c_H) (I - Q Q^T), with Q a basis of both samples and A_r the map between the
-    two restricted covariances.
-
-    Raises:
-        FitError: a singular source covariance.
-    """
+    """The optimal map of each pair of two batches of Gaussians."""
+    # A = Q A_r Q^T + sqrt(c_S / c_H) (I - Q Q^T), with Q a basis of both samples and A_r the map between the
+    # two restricted covariances.
     roots = RestrictedRoots.of(source, target)
     _check_regular(source, roots)
     A = monge_matrix(roots.root_source, roots.inverse_root_source, roots.root_target)
     d, m = roots.Q.shape[-2:]
     stretch = (target.floor / source.floor).sqrt() if m < d else torch.ones_like(source.floor)
     values, E, clipped = psd_eigen(A)
-    U = roots.Q @ E
-    return [
-        _affine(
-            (source.mean[layer], target.mean[layer]),
-            U[layer],
-            values[layer],
-            stretch[layer],
-            _info(source, target, roots, layer, int(clipped[layer]), float(values[layer, -1])),
-        )
-        for layer in range(len(U))
-    ]
+    infos = _infos(source, target, roots, clipped.tolist(), values[..., -1].tolist())
+    layers = zip(source.mean, target.mean, roots.Q @ E, values, stretch, infos, strict=True)
+    return [_affine(*layer) for layer in layers]
 
 
 def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
@@ -57,7 +45,8 @@ def _check_regular(source: Gaussian, roots: RestrictedRoots) -> None:
 
 
 def _affine(
-    means: tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]],
+    mean_H: Float64[Tensor, " d"],
+    mean_S: Float64[Tensor, " d"],
     U: Float64[Tensor, "d m"],
     values: Float64[Tensor, " m"],
     stretch: Float64[Tensor, ""],
@@ -67,35 +56,32 @@ def _affine(
     change = values - stretch
     kept = change.abs() > U.shape[1] * EPS * torch.maximum(change.abs().amax(), stretch)
     U, V = U[:, kept], U[:, kept] * change[kept]
-    bias = means[1] - stretch * means[0] - V @ (U.T @ means[0])
+    bias = mean_S - stretch * mean_H - V @ (U.T @ mean_H)
     scale = None if float(stretch) == 1.0 else stretch.expand_as(bias).contiguous()
     return AffineMap(U, V, bias, scale, info)
 
 
-def _info(
-    source: Gaussian, target: Gaussian, roots: RestrictedRoots, layer: int, clipped: int, stretch: float
-) -> FitInfo:
-    condition = float(roots.condition[layer])
+def _infos(
+    source: Gaussian, target: Gaussian, roots: RestrictedRoots, clipped: list[int], stretch: list[float]
+) -> Iterator[FitInfo]:
     d, m = roots.Q.shape[-2:]
-    n = min(source.n, target.n)
     shrunk = source.shrinkage is not None
-    problems = problems_of(
-        n, d, condition, regularized=bool(source.ridge or shrunk), clipped=clipped, stretch=stretch
-    )
-    return FitInfo(
-        method="gaussian_ot",
-        n_harmful=source.n,
-        n_harmless=target.n,
-        ridge=source.ridge,
-        shrinkage=source.shrinkage,
-        shrinkage_harmful=float(source.intensity[layer]) if shrunk else None,
-        shrinkage_harmless=float(target.intensity[layer]) if shrunk else None,
-        rank=min(m, source.n + target.n - 2),
-        condition_number=condition,
-        clipped_eigenvalues=clipped,
-        error_bound=m * EPS * (8 + condition**0.5),
-        problems=problems,
-    )
+    for layer, condition in enumerate(roots.condition.tolist()):
+        info = FitInfo(
+            method="gaussian_ot",
+            n_harmful=source.n,
+            n_harmless=target.n,
+            ridge=source.ridge,
+            shrinkage=source.shrinkage,
+            shrinkage_harmful=float(source.intensity[layer]) if shrunk else None,
+            shrinkage_harmless=float(target.intensity[layer]) if shrunk else None,
+            rank=min(m, source.n + target.n - 2),
+            condition_number=condition,
+            clipped_eigenvalues=clipped[layer],
+            error_bound=m * EPS * (8 + condition**0.5),
+        )
+        regularized = bool(source.ridge or shrunk)
+        yield diagnosed(info, min(source.n, target.n), d, regularized=regularized, stretch=stretch[layer])
 
 
 @defines_method(
@@ -167,6 +153,6 @@ def fit_gaussian_ot_of_moments(
             f"The classes differ in width, d = {len(source.mean)} and {len(target.mean)}: take one layer."
         )
     pair = (Gaussian.of_moments(moments, ridge=ridge, shrinkage=shrinkage) for moments in (source, target))
-    maps = gaussian_maps(*(gaussian.batched() for gaussian in pair))
-    warn_if_poor(maps)
-    return maps[0]
+    (fitted,) = gaussian_maps(*(gaussian.batched() for gaussian in pair))
+    warn_if_poor([fitted.info])
+    return fitted

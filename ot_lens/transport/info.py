@@ -1,14 +1,23 @@
-"""The description of a fit: stored and printed with the map."""
+"""The description of a fit, stored and displayed with the map, and the warning about a poor one."""
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ot_lens.errors import RunFolderError
-from ot_lens.io.untrusted import quoted
+from ot_lens.errors import PoorFitWarning, RunFolderError
+from ot_lens.transport.methods import METHODS
+
+GENERAL = "scale ⊙ x + bias + U (Vᵀ x)"
+MAX_CONDITION = 1e8
+MAX_STRETCH = 300.0
+PACKAGE = str(Path(__file__).parent.parent)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ class FitInfo:
         problems: why the fit is poor, each with its remedy.
         notes: other remarks.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     method: str | None = None
     layer: int | None = None
@@ -71,18 +82,84 @@ class FitInfo:
         Raises:
             RunFolderError: If a field is unknown to this version, or a value has the wrong type.
         """
-        given = set(stored) if isinstance(stored, Mapping) else set()
-        unknown = given - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise RunFolderError(
-                f"Unknown fields {quoted(sorted(unknown))} in a stored map: a newer ot_lens wrote it; "
-                "update ot_lens."
-            )
         try:
             return TypeAdapter(cls).validate_python(stored)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the description"
             raise RunFolderError(
-                f"A stored map is damaged: {place}: {first['msg']}; save it again."
+                f"A stored map is damaged or of a newer ot_lens: {place}: {first['msg']}; save it again."
             ) from error
+
+
+def diagnosed(info: FitInfo, n: int, dimension: int, *, regularized: bool, stretch: float) -> FitInfo:
+    """With the reasons why covariances of n samples make a poor map, whose top eigenvalue is `stretch`."""
+    problems, condition, clipped = [], info.condition_number or 0.0, info.clipped_eigenvalues
+    if n <= dimension and not regularized:
+        problems.append(
+            f"{n} samples cannot estimate a covariance in {dimension} dimensions: "
+            "choose a smaller k, more prompts or a larger ridge"
+        )
+    if condition > MAX_CONDITION:
+        problems.append(
+            f"the source covariance has condition number {condition:.1e}: "
+            "choose a larger ridge or shrinkage, or a smaller k"
+        )
+    if clipped:
+        problems.append(f"{clipped} eigenvalues came out negative and were set to 0: choose a larger ridge")
+    if stretch > MAX_STRETCH:
+        problems.append(
+            f"the map stretches a direction by {stretch:.0f}, in which the source hardly varies: "
+            "choose a larger ridge or shrinkage, or a smaller k"
+        )
+    return dataclasses.replace(info, problems=tuple(problems))
+
+
+def warn_if_poor(infos: Iterable[FitInfo]) -> None:
+    """Warn once about all fits of a call that have problems."""
+    poor = [info for info in infos if info.problems]
+    if poor:
+        layers = [info.layer for info in poor if info.layer is not None]
+        where = f" at layers {layers}" if layers else ""
+        warn_of(f"poor {poor[0].method} fit{where}: {poor[0].problems[0]}")
+
+
+def warn_of(problem: str) -> None:
+    """Warn at the line outside this package that called the fit."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(problem, PoorFitWarning, stacklevel=level)
+
+
+def map_table(info: FitInfo, size: dict[str, str]) -> str:
+    """An HTML table of a map's origin, its size by name, and the quality of its fit."""
+    known = METHODS.get(info.method or "")
+    shrunk = info.shrinkage_harmful, info.shrinkage_harmless
+    facts = {
+        "method": info.method or "unnamed",
+        "T(x)": "x" if info.method == "identity" else (known.formula if known else "") or GENERAL,
+        "layer": _shown(info.layer),
+        "hook point": info.hook,
+        "position": _shown(info.position),
+        "fitted on": _shown(info.n_harmful, f"{{}} harmful, {info.n_harmless} harmless"),
+        "strength": None if info.strength == 1.0 else f"{info.strength:g}",
+        **size,
+        "variance explained": _shown(info.explained_variance, "{:.0%}"),
+        "condition number": _shown(info.condition_number, "{:.3g}"),
+        "ridge": _shown(info.ridge, "{:.3g} activation²"),
+        "shrinkage": None if None in shrunk else "{}, {:.2f} and {:.2f}".format(info.shrinkage, *shrunk),
+        "problems": "; ".join(info.problems) or None,
+        "notes": "; ".join(info.notes) or None,
+    }
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left'>{escape(value)}</td></tr>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    return f"<table><caption>AffineMap</caption>{cells}</table>"
+
+
+def _shown(value: object, form: str = "{}") -> str | None:
+    return None if value is None else form.format(value)

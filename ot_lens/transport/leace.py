@@ -5,13 +5,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.gaussian import checked_ridge
-from ot_lens.linalg import mean_gap
+from ot_lens.linalg import PooledPCA, mean_gap
 from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
 from ot_lens.transport.methods import ERASURE
-from ot_lens.transport.pca_ot import PooledPCA
 from ot_lens.transport.projection import unit_directions
 
 
@@ -65,10 +64,19 @@ def fit_leace(
     inverse = torch.where(kept, 1 / ((1 - s).unsqueeze(-1) * variances + floor.unsqueeze(-1)), 0.0)
     weights = pca.eigenvectors @ (inverse * (labels @ pca.eigenvectors)).unsqueeze(-1)
     probe = (pca.Z.mT @ weights).squeeze(-1)
-    return [
-        _erasure(delta[layer], probe[layer], pca.mean[layer], _info(pca, n_H, layer, ridge, shrinkage, s))
-        for layer in range(len(delta))
-    ]
+    intensities = [None] * len(s) if shrinkage is None else s.tolist()
+    infos = (
+        FitInfo(
+            k=1,
+            ridge=ridge,
+            shrinkage=shrinkage,
+            shrinkage_harmful=intensity,
+            shrinkage_harmless=intensity,
+            rank=rank,
+        )
+        for intensity, rank in zip(intensities, pca.rank.tolist(), strict=True)
+    )
+    return [_erasure(*layer) for layer in zip(delta, probe, pca.mean, infos, strict=True)]
 
 
 def _erasure(
@@ -77,19 +85,3 @@ def _erasure(
     """The oblique projection x - delta probe^T (x - centre) / (probe^T delta)."""
     U = (-delta / (probe @ delta)).unsqueeze(1)
     return AffineMap(U, probe.unsqueeze(1), -U.squeeze(1) * (probe @ centre), info=info)
-
-
-def _info(
-    pca: PooledPCA, n_H: int, layer: int, ridge: float | None, shrinkage: str | None, s: Float64[Tensor, " L"]
-) -> FitInfo:
-    return FitInfo(
-        method="leace",
-        k=1,
-        n_harmful=n_H,
-        n_harmless=pca.Z.shape[1] - n_H,
-        ridge=ridge,
-        shrinkage=shrinkage,
-        shrinkage_harmful=None if shrinkage is None else float(s[layer]),
-        shrinkage_harmless=None if shrinkage is None else float(s[layer]),
-        rank=int(pca.rank[layer]),
-    )

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ot_lens.linalg import centred, mean_gap, monotone_coupling
 from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
 from ot_lens.transport.methods import TRANSPORT
 
 
@@ -43,5 +43,5 @@ def fit_linear_act(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"])
     omega = torch.where(constant, 1.0, covariance / variance.clamp_min(torch.finfo(H.dtype).tiny))
     beta = torch.where(constant, mean_gap(H, S)[0], mean_S - omega * mean_H)
     none = H.new_zeros(H.shape[-1], 0)
-    info = FitInfo(method="linear_act", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
+    info = FitInfo(k=0)
     return [AffineMap(none, none, shift, scale, info) for shift, scale in zip(beta, omega, strict=True)]

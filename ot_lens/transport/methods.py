@@ -1,11 +1,11 @@
 """One record per method: its fit and everything else that is known about it by name.
 
-Each method is defined in the file of its fit (see `layerwise`); `register_method` adds a user's own.
+Each method is defined in the file of its fit (see `defines_method`); `register_method` adds a user's own.
 Sweeps, tables, figures, the report and the explorer read these records only.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -70,11 +70,7 @@ METHODS: dict[str, Method] = {}
 
 
 def method_named(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        FitError: If there is none; the message lists the names.
-    """
+    """The method of that name."""
     one_of("method", name, list(METHODS), FitError)
     return METHODS[name]
 
@@ -157,14 +153,6 @@ def as_record(known: Method) -> dict[str, Any]:
 
 
 def restore(records: Iterable[Mapping[str, Any]]) -> None:
-    """Add methods known from a run only, so that they keep their labels and looks; registered ones stay.
-
-    Raises:
-        FitError: If a record is not one of `as_record`.
-    """
-    types = {field.name: field.type for field in fields(Method) if field.name not in ("fit", "batch")}
+    """Add methods known from a run only, so that they keep their labels and looks; registered ones stay."""
     for record in records:
-        wrong = [key for key, value in record.items() if type(value) is not types.get(key)]
-        if wrong or not {"name", "label", "family"} <= set(record):
-            raise FitError(f"The record of a method is damaged ({', '.join(wrong) or 'incomplete'}).")
         METHODS.setdefault(record["name"], Method(**record))

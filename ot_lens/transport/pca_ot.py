@@ -7,60 +7,16 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ot_lens.errors import FitError
+from ot_lens.errors import FitError, one_of
 from ot_lens.gaussian import checked_ridge
-from ot_lens.linalg import (
-    Pooled,
-    centring_rounding,
-    gram_spectrum,
-    monge_matrix,
-    numerical_rank,
-    principal_axes,
-    psd_eigen,
-)
+from ot_lens.linalg import PooledPCA, centring_rounding, matrix_power, monge_matrix, psd_eigen
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.diagnosis import problems_of
-from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
+from ot_lens.transport.fitting import defines_method
+from ot_lens.transport.info import FitInfo, diagnosed
 from ot_lens.transport.methods import TRANSPORT
 from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
 
 RELATIVE_RIDGE = 1e-6
-
-
-@dataclass(frozen=True)
-class PooledPCA:
-    """Samples about their pooled mean, their spectrum, and the variance that equal samples may show."""
-
-    Z: Float64[Tensor, "L N d"]
-    mean: Float64[Tensor, "L d"]
-    eigenvalues: Float64[Tensor, "L m"]
-    eigenvectors: Float64[Tensor, "L N m"]
-    rank: Int64[Tensor, " L"]
-    rounding: Float64[Tensor, " L"]
-
-    @classmethod
-    def of(cls, H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> "PooledPCA":
-        """From the Gram matrix of the centred samples."""
-        pooled = Pooled.of(H, S)
-        values, vectors = gram_spectrum(pooled.Z)
-        rank = numerical_rank(values, pooled.magnitude)
-        return cls(pooled.Z, pooled.mean, values, vectors, rank, pooled.rounding.square())
-
-    def axes(self, k: int) -> Float64[Tensor, "L d k"]:
-        """Top-k components."""
-        return principal_axes(self.Z, self.eigenvectors, k)
-
-    def scores(self) -> Float64[Tensor, "L N m"]:
-        """The samples in the basis of all their components: an isometry, so nothing but the basis changes."""
-        return self.eigenvectors * self.eigenvalues.sqrt().unsqueeze(1)
-
-    def take(self, layers: list[int]) -> "PooledPCA":
-        """The same for some of the layers."""
-        if len(layers) == self.Z.shape[0]:
-            return self
-        parts = (self.Z, self.mean, self.eigenvalues, self.eigenvectors, self.rank, self.rounding)
-        return PooledPCA(*(part[layers] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -89,11 +45,12 @@ def subspace_transport(
     mean_H, mean_S = Z[:, :n_H].mean(1), Z[:, n_H:].mean(1)
     projected = Z @ axes
     C_H, C_S = covariance(projected[:, :n_H]), covariance(projected[:, n_H:])
-    c = _ridge(C_H, C_S, ridge, pca.rounding)
+    c = _ridge(C_H, C_S, ridge, pca.rounding.square())
     values_H, E_H, clipped_H = psd_eigen(C_H)
     values_S, E_S, clipped_S = psd_eigen(C_S)
     values_H, values_S = values_H + c.unsqueeze(-1), values_S + c.unsqueeze(-1)
-    A = monge_matrix(_power(values_H, E_H, 0.5), _power(values_H, E_H, -0.5), _power(values_S, E_S, 0.5))
+    root, inverse_root = (matrix_power(values_H, E_H, exponent) for exponent in (0.5, -0.5))
+    A = monge_matrix(root, inverse_root, matrix_power(values_S, E_S, 0.5))
     shift = mean_S - mean_H
     if mean_shift == "subspace":
         shift = ((shift.unsqueeze(1) @ axes) @ axes.mT).squeeze(1)
@@ -105,12 +62,6 @@ def covariance(X: Float64[Tensor, "L n k"]) -> Float64[Tensor, "L k k"]:
     """With the 1 / (n - 1) convention; of projected samples, so k is small."""
     X = X - X.mean(1, keepdim=True)
     return X.mT @ X / (X.shape[1] - 1)
-
-
-def _power(
-    values: Float64[Tensor, "L k"], vectors: Float64[Tensor, "L k k"], exponent: float
-) -> Float64[Tensor, "L k k"]:
-    return (vectors * values.pow(exponent).unsqueeze(-2)) @ vectors.mT
 
 
 def _ridge(
@@ -182,8 +133,7 @@ def fit_pca_ot(
     validate_rank(k)
     if ridge is not None:
         checked_ridge(ridge)
-    if mean_shift not in ("full", "subspace"):
-        raise FitError(f'mean_shift = {mean_shift!r} is unknown: choose "full" or "subspace".')
+    one_of("mean_shift", mean_shift, ("full", "subspace"), FitError)
     pca, n_H = PooledPCA.of(H, S), H.shape[1]
     check_variance(pca.rank, (n_H, S.shape[1]))
     if isinstance(k, str):
@@ -216,29 +166,20 @@ def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
     centre = (fitted.source_mean + pca.mean).unsqueeze(1)
     bias = fitted.shift - ((centre @ change) @ fitted.axes.mT).squeeze(1)
     share = pca.eigenvalues[:, :k].sum(-1) / pca.eigenvalues.sum(-1)
-    n_S = pca.Z.shape[1] - n_H
-    stretch = torch.linalg.eigvalsh(fitted.A)[:, -1]
+    n, stretch = min(n_H, pca.Z.shape[1] - n_H), torch.linalg.eigvalsh(fitted.A)[:, -1]
     infos = (
         FitInfo(
-            method="pca_ot",
             k=k,
-            n_harmful=n_H,
-            n_harmless=n_S,
             ridge=float(fitted.ridge[layer]),
             rank=int(pca.rank[layer]),
             condition_number=float(fitted.condition[layer]),
             clipped_eigenvalues=int(fitted.clipped[layer]),
             explained_variance=float(share[layer]),
-            problems=problems_of(
-                min(n_H, n_S),
-                k,
-                float(fitted.condition[layer]),
-                regularized=False,
-                clipped=int(fitted.clipped[layer]),
-                stretch=float(stretch[layer]),
-            ),
         )
         for layer in range(len(bias))
     )
-    parts = zip(fitted.axes, change, bias, infos, strict=True)
-    return [AffineMap(axes, changed, shift, info=info) for axes, changed, shift, info in parts]
+    parts = zip(fitted.axes, change, bias, infos, stretch.tolist(), strict=True)
+    return [
+        AffineMap(axes, changed, shift, info=diagnosed(info, n, k, regularized=False, stretch=largest))
+        for axes, changed, shift, info, largest in parts
+    ]

@@ -9,19 +9,15 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.linalg import mean_gap
 from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
 from ot_lens.transport.methods import METHODS, PROJECTION, register
 
 
 def unit_directions(
     H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]
 ) -> tuple[Float64[Tensor, "L d"], Float64[Tensor, "L d"]]:
-    """r^ = (mu_H - mu_S) / ||mu_H - mu_S|| and mu_S.
-
-    Raises:
-        FitError: If the class means coincide up to rounding, so there is no direction.
-    """
+    """r^ = (mu_H - mu_S) / ||mu_H - mu_S|| and mu_S; an error where the means coincide up to rounding."""
     gap, rounding = mean_gap(H, S)
     norm = gap.norm(dim=-1)
     if bool((norm <= rounding).any()):
@@ -53,8 +49,7 @@ def fit_directional_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "
         FitError: If the class means coincide.
     """
     directions, _ = unit_directions(H, S)
-    info = FitInfo(method="directional_ablation", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])
-    return [ablation_of(direction.unsqueeze(1), info) for direction in directions]
+    return [ablation_of(direction.unsqueeze(1), FitInfo(k=1)) for direction in directions]
 
 
 register(
@@ -92,12 +87,8 @@ def fit_ace(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]) -> lis
         ActivationError: If samples cannot be used (see `check_samples`).
         FitError: If the class means coincide.
     """
-    directions, means = unit_directions(H, S)
-    info = FitInfo(method="ace", k=1, n_harmful=H.shape[1], n_harmless=S.shape[1])
-    return [
-        ablation_of(direction.unsqueeze(1), info, keep=mean)
-        for direction, mean in zip(directions, means, strict=True)
-    ]
+    pairs = zip(*unit_directions(H, S), strict=True)
+    return [ablation_of(direction.unsqueeze(1), FitInfo(k=1), keep=mean) for direction, mean in pairs]
 
 
 def ablation_of(

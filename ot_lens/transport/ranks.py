@@ -36,11 +36,7 @@ def check_variance(rank: Int64[Tensor, " L"], sizes: tuple[int, int]) -> None:
 def ranks_of(
     k: int | float, eigenvalues: Float64[Tensor, "L m"], rank: Int64[Tensor, " L"], sizes: tuple[int, int]
 ) -> list[int]:
-    """The k of each layer: the int itself, or the fewest components that explain the share.
-
-    Raises:
-        FitError: an int larger than the rank.
-    """
+    """The k of each layer: the int itself, or the fewest components that explain the share."""
     if isinstance(k, int):
         lowest = int(rank.min())
         if k > lowest:
@@ -59,17 +55,9 @@ def auto_ranks(
     push: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     seed: int,
 ) -> list[int]:
-    """The k of each layer with the smallest held-out push-forward error.
+    """The power of two with the smallest held-out W2^2 between moved and target samples, for each layer.
 
-    The error is the squared Bures-Wasserstein distance between moved and target samples of held-out folds:
-    mean and covariance in one unit. Candidates are powers of two; the smallest of equals wins.
-
-    Args:
-        scores: isometric coordinates of the samples, source class first.
-        n_H: samples of the source class.
-        rank: numerical rank of each layer.
-        push: (train_H, train_S, held-out H, k) -> moved held-out H, batched over layers.
-        seed: of the assignment to folds.
+    `push` takes (train_H, train_S, held-out H, k) and returns the moved held-out H.
     """
     H, S = scores[:, :n_H], scores[:, n_H:]
     folds = _folds(n_H, S.shape[1], seed)

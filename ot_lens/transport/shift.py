@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ot_lens.linalg import mean_gap
 from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
 from ot_lens.transport.methods import TRANSPORT
 
 
@@ -28,6 +28,5 @@ def fit_mean_shift(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"])
     Raises:
         ActivationError: If samples cannot be used (see `check_samples`).
     """
-    info = FitInfo(method="mean_shift", k=0, n_harmful=H.shape[1], n_harmless=S.shape[1])
     none = H.new_zeros(H.shape[-1], 0)
-    return [AffineMap(none, none, bias, info=info) for bias in mean_gap(H, S)[0]]
+    return [AffineMap(none, none, bias, info=FitInfo(k=0)) for bias in mean_gap(H, S)[0]]

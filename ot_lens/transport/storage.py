@@ -32,11 +32,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, info: Fi
 
 
 def read_tensors(path: Path, kind: str, *, required: tuple[str, ...]) -> tuple[dict[str, Tensor], FitInfo]:
-    """The tensors and description of a stored map.
-
-    Raises:
-        RunFolderError: If the file does not exist, is incomplete, of another kind, or lacks a tensor.
-    """
+    """The tensors and description of a stored map, which must be complete and of that kind."""
     try:
         check_size(path, MOST, RunFolderError)
     except FileNotFoundError as error:

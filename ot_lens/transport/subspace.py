@@ -9,8 +9,8 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.linalg import centring_rounding, check_samples
 from ot_lens.transport.affine import AffineMap
+from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.layerwise import defines_method
 from ot_lens.transport.methods import PROJECTION
 from ot_lens.transport.projection import ablation_of
 
@@ -71,10 +71,8 @@ def fit_subspace_ablation(
     )
     rounding = spans.shape[1] ** 0.5 * centring_rounding(magnitude, H.shape[1] + S.shape[1])
     ranks = (s > torch.maximum(RELATIVE_RANK * s[:, 0], rounding).unsqueeze(1)).sum(1).tolist()
-    return [
-        _ablation(Vh[layer], ranks[layer], k, (H.shape[1], S.shape[1]), mean_S[layer] if keep_mean else None)
-        for layer in range(len(H))
-    ]
+    kept = mean_S if keep_mean else [None] * len(H)
+    return [_ablation(*layer, k) for layer in zip(Vh, ranks, kept, strict=True)]
 
 
 def _given(directions: Tensor, H: Float64[Tensor, "L n_H d"]) -> Float64[Tensor, "L m d"]:
@@ -96,16 +94,11 @@ def _of_categories(
 
 
 def _ablation(
-    Vh: Float64[Tensor, "m d"],
-    rank: int,
-    k: int | None,
-    sizes: tuple[int, int],
-    keep: Float64[Tensor, " d"] | None,
+    Vh: Float64[Tensor, "m d"], rank: int, keep: Float64[Tensor, " d"] | None, k: int | None
 ) -> AffineMap:
     if k is not None and not 1 <= k <= rank:
         raise FitError(f"k = {k} directions, but the differences have rank {rank}: choose 1 <= k <= {rank}.")
     if rank == 0:
         raise FitError("All directions are zero: there is nothing to ablate.")
     size = rank if k is None else k
-    info = FitInfo(method="subspace_ablation", k=size, n_harmful=sizes[0], n_harmless=sizes[1], rank=rank)
-    return ablation_of(Vh[:size].T.contiguous(), info, keep=keep)
+    return ablation_of(Vh[:size].T.contiguous(), FitInfo(k=size, rank=rank), keep=keep)

@@ -79,11 +79,8 @@ class SupportMask:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        parts = {"U": self.affine.U, "V": self.affine.V, "bias": self.affine.bias, "scale": self.affine.scale}
-        tensors = {name: part for name, part in parts.items() if part is not None}
-        storage.write_tensors(
-            Path(path), {**tensors, "low": self.low, "high": self.high}, "SupportMask", self.info
-        )
+        tensors = {**self.affine.tensors(), "low": self.low, "high": self.high}
+        storage.write_tensors(Path(path), tensors, "SupportMask", self.info)
 
     @classmethod
     def load(cls, path: str | Path) -> "SupportMask":

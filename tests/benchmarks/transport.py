@@ -12,7 +12,7 @@ from torch import Tensor
 from ot_lens.gaussian import Gaussian, bures_wasserstein
 from ot_lens.geometry import diagnose, direction_cosines, spectra
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.resampled_moments import DrawnClasses
+from ot_lens.geometry.resampled_moments import PooledGram
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import layer_batches
 from ot_lens.statistics.resampling import observed, relabellings
@@ -136,9 +136,9 @@ def permutation_null() -> Iterator[Row]:
         for batch in layer_batches(acts):
             for H, S in zip(batch.H, batch.S, strict=True):
                 Z = Pooled.of(H, S).Z
-                gram = Z @ Z.T
+                gram = PooledGram(Z @ Z.T)
                 mapped(
-                    lambda part, gram=gram: wasserstein(DrawnClasses.of(gram, part), fast=True),
+                    lambda part, gram=gram: wasserstein(gram.under(part), fast=True),
                     draws.chunks(),
                 )
 

@@ -7,10 +7,6 @@ from torch import Tensor
 from tests.generators.gaussians import classes, normal
 
 
-def _plain(n_H: int, n_S: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
-    return classes(n_H, n_S, d, seed)
-
-
 def _rank_deficient(n_H: int, n_S: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     H, S = classes(n_H, n_S, 3, seed)
     return H @ normal(3, d, seed=seed + 4), S @ normal(3, d, seed=seed + 5)
@@ -37,7 +33,7 @@ def _far_mean(n_H: int, n_S: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 KINDS = {
-    "plain": _plain,
+    "plain": classes,
     "rank deficient": _rank_deficient,
     "duplicate rows": _duplicate_rows,
     "constant coordinates": _constant_coordinates,

@@ -1,3 +1,5 @@
+"""The fits that move distributions, the choice of their components, and the fits of all layers at once."""
+
 import warnings
 
 import ot
@@ -7,16 +9,9 @@ from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError, PoorFitWarning
-from ot_lens.transport import (
-    METHODS,
-    fit,
-    fit_ace,
-    fit_all,
-    fit_directional_ablation,
-    fit_linear_act,
-    fit_mean_shift,
-    fit_pca_ot,
-)
+from ot_lens.linalg import PooledPCA
+from ot_lens.transport import METHODS, fit, fit_all, fit_linear_act, fit_mean_shift, fit_pca_ot
+from ot_lens.transport.pca_ot import _pusher, covariance
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal, pair
 
@@ -25,48 +20,22 @@ def line(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
 
 
-# --- cases by hand
+# --- shifts and coordinate-wise transport
 
 
-@pytest.mark.parametrize("method", ["pca_ot", "linear_act"])
-def test_unit_normal_to_mean_one_variance_four_is_two_x_plus_one(method):
-    H, S = line(-1, 0, 1), line(1 - 2, 1, 1 + 2)
-    T = fit(method, H, S, **({"k": 1, "ridge": 0.0} if method == "pca_ot" else {}))
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("pca_ot", {"k": 1, "ridge": 0.0}), ("linear_act", {}), ("gaussian_ot", {"shrinkage": None})],
+)
+def test_unit_normal_to_mean_one_variance_four_is_two_x_plus_one(method, options):
+    T = fit(method, line(-1, 0, 1), line(1 - 2, 1, 1 + 2), **options)
     assert_close(T.map(line(-3, 0, 2.5)), line(-5, 1, 6))
 
 
-def test_mean_shift_by_hand():
-    assert_close(fit_mean_shift(line(0, 2), line(4, 8)).map(line(0, 1)), line(5, 6))
-
-
-def test_projections_by_hand():
-    H = torch.tensor([[3.0, 1.0], [3.0, -1.0]])
-    S = torch.tensor([[1.0, 5.0], [1.0, -5.0]])
-    x = torch.tensor([[7.0, 9.0]])
-    assert_close(fit_directional_ablation(H, S).map(x), torch.tensor([[0.0, 9.0]]))
-    assert_close(fit_ace(H, S).map(x), torch.tensor([[1.0, 9.0]]))
-
-
-# --- theorems
-
-
 def test_mean_shift_moves_the_mean():
+    assert_close(fit_mean_shift(line(0, 2), line(4, 8)).map(line(0, 1)), line(5, 6))
     H, S = classes(20, 30, 50, seed=0)
     assert_close(fit_mean_shift(H, S).map(H).mean(0), S.mean(0))
-
-
-def test_ablation_is_idempotent_and_removes_the_direction():
-    H, S = classes(20, 30, 50, seed=1)
-    T = fit_directional_ablation(H, S)
-    r = H.mean(0) - S.mean(0)
-    assert_close(T.map(T.map(H)), T.map(H))
-    assert_close(T.map(H) @ r, torch.zeros(20, dtype=H.dtype), atol=1e-10, rtol=0)
-
-
-def test_ace_lands_on_the_harmless_mean_along_the_direction():
-    H, S = classes(20, 30, 50, seed=2)
-    r = H.mean(0) - S.mean(0)
-    assert_close(fit_ace(H, S).map(H) @ r, (S.mean(0) @ r).expand(20))
 
 
 @pytest.mark.parametrize(("n_H", "n_S"), [(12, 12), (7, 12), (12, 5)])
@@ -78,20 +47,28 @@ def test_linear_act_is_the_coordinate_loop(n_H, n_S):
     assert_close(T.bias, beta)
 
 
-def test_linear_act_shifts_a_constant_coordinate():
-    H, S = classes(8, 8, 3, seed=4)
-    H[:, 1] = 1e3 + 0.1
+def test_a_coordinate_that_hardly_varies_is_scaled_and_one_that_is_constant_is_not():
+    H, S = classes(30, 30, 4, seed=16)
+    H[:, 0] = 1e6 + 1e-6 * normal(30, seed=17)
+    H[:, 1] = -1e6 / 3
     T = fit_linear_act(H, S)
-    assert T.scale[1] == 1.0
-    assert_close(T.map(H).mean(0), S.mean(0))
+    assert abs(float(T.scale[0])) > 1e3
+    assert float(T.scale[1]) == 1.0
+    assert_close(T.map(H)[:, 1], S.mean(0)[1].expand(30), rtol=0, atol=1e-8)
+    S[:, 0] = 1e6 / 3
+    assert float(fit_linear_act(H, S).scale[0]) == 0.0, "a target without spread leaves none"
+    at_zero = torch.cat([torch.zeros(5, 1), torch.ones(5, 1)], dim=1).double()
+    assert fit_linear_act(at_zero, S[:, :2]).scale.tolist() == [1.0, 1.0]
+
+
+# --- PCA-OT
 
 
 @pytest.mark.parametrize("d", [3, 40])
 @pytest.mark.parametrize("mean_shift", ["full", "subspace"])
 def test_pca_ot_is_the_dense_formula(d, mean_shift):
     H, S = classes(20, 30, d, seed=5)
-    k, ridge = 2, 0.3
-    mu = torch.cat([H, S]).mean(0)
+    k, ridge, mu = 2, 0.3, torch.cat([H, S]).mean(0)
     P = torch.linalg.svd(torch.cat([H, S]) - mu)[2][:k].T
     eye = torch.eye(k, dtype=H.dtype)
     A = naive.monge(naive.covariance(H @ P) + ridge * eye, naive.covariance(S @ P) + ridge * eye)
@@ -105,27 +82,13 @@ def test_pca_ot_is_the_dense_formula(d, mean_shift):
 
 def test_pca_ot_agrees_with_scikit_learn_and_pot():
     H, S = classes(40, 30, 60, seed=7)
-    k = 3
-    pca = PCA(k, svd_solver="full").fit(torch.cat([H, S]).numpy())
+    pca = PCA(3, svd_solver="full").fit(torch.cat([H, S]).numpy())
     source, target = (torch.from_numpy(pca.transform(X.numpy())) for X in (H, S))
     # POT divides by n; the same ridge on both sides of 1/(n - 1) covariances needs them handed over.
-    A, b = ot.gaussian.bures_wasserstein_mapping(
-        source.mean(0),
-        target.mean(0),
-        torch.cov(source.T) + 0.1 * torch.eye(k),
-        torch.cov(target.T) + 0.1 * torch.eye(k),
-    )
-    T = fit_pca_ot(H, S, k=k, ridge=0.1)
-    moved = torch.from_numpy(pca.transform(T.map(H).numpy()))
+    C_H, C_S = (torch.cov(X.T) + 0.1 * torch.eye(3) for X in (source, target))
+    A, b = ot.gaussian.bures_wasserstein_mapping(source.mean(0), target.mean(0), C_H, C_S)
+    moved = torch.from_numpy(pca.transform(fit_pca_ot(H, S, k=3, ridge=0.1).map(H).numpy()))
     assert_close(moved, source @ A + b, rtol=1e-8, atol=1e-8)
-
-
-def test_pca_ot_keeps_the_complement():
-    H, S = classes(30, 30, 50, seed=8)
-    T = fit_pca_ot(H, S, k=2, mean_shift="subspace")
-    x = normal(5, 50, seed=9)
-    outside = torch.eye(50, dtype=x.dtype) - T.U @ T.U.T
-    assert_close(T.map(x) @ outside, x @ outside)
 
 
 def test_pca_ot_pushes_mean_and_covariance_forward():
@@ -140,12 +103,7 @@ def test_pca_ot_follows_rotation_and_scaling():
     Q, T = orthogonal(40, seed=12), fit_pca_ot(H, S, k=3)
     assert_close(fit_pca_ot(H @ Q, S @ Q, k=3).map(H @ Q), T.map(H) @ Q, rtol=1e-9, atol=1e-9)
     assert_close(fit_pca_ot(1e4 * H, 1e4 * S, k=3).map(1e4 * H), 1e4 * T.map(H), rtol=1e-9, atol=1e-5)
-
-
-def test_pca_ot_between_equal_classes_is_the_identity():
-    H, _ = classes(30, 20, 40, seed=13)
-    T = fit_pca_ot(H, H.flip(0), k=4)
-    assert_close(T.map(H), H)
+    assert_close(fit_pca_ot(H, H.flip(0), k=4).map(H), H)
 
 
 def test_permuted_labels_leave_nothing_to_move():
@@ -157,7 +115,52 @@ def test_permuted_labels_leave_nothing_to_move():
     assert (null.map(H) - H).norm(dim=1).mean() < 0.5 * gap
 
 
-# --- how many components
+def test_the_scores_are_an_isometry_of_the_samples():
+    H, S = classes(6, 7, 30, seed=0)
+    pca = PooledPCA.of(torch.stack([H, 2 * H]), torch.stack([S, 2 * S]))
+    assert_close(pca.scores() @ pca.scores().mT, pca.Z @ pca.Z.mT)
+    assert pca.rank.tolist() == [12, 12]
+    for name, part in vars(pca.take([1])).items():
+        assert torch.equal(part, getattr(pca, name)[1:])
+
+
+@pytest.mark.parametrize("mean_shift", ["full", "subspace"])
+def test_what_is_held_out_moves_like_any_sample(mean_shift):
+    H, S = (X + 30 for X in classes(12, 16, 6, seed=44))
+    held_out = normal(5, 6, seed=45) + 30
+    T = fit_pca_ot(H, S, k=2, ridge=0.2, mean_shift=mean_shift)
+    moved = _pusher(0.2, mean_shift)(H[None], S[None], held_out[None], 2)
+    assert_close(moved[0], T.map(held_out))
+    X = normal(3, 9, 4, seed=2) + 5
+    assert_close(covariance(X), torch.stack([naive.covariance(layer) for layer in X]))
+
+
+def test_pca_ot_moves_two_components_and_the_whole_mean_unless_told_otherwise():
+    acts = layered(12, 15, 30, layers=1, seed=4)
+    H, S = acts.harmful(0), acts.harmless(0)
+    for T in (fit_pca_ot(H, S), fit_all(acts)[0], METHODS["pca_ot"].batch(H[None], S[None])[0]):
+        assert (T.info.method, T.info.k) == ("pca_ot", 2)
+        assert_close(T.map(H).mean(0), S.mean(0))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_source_of_too_low_rank_needs_a_ridge(k):
+    H, S = classes(9, 12, 20, seed=5)
+    assert fit_pca_ot(H, S, k=k, ridge=0.0).info.ridge == 0.0
+    flat = H.mean(0) + normal(9, k - 1, seed=6) @ normal(k - 1, 20, seed=7)
+    with pytest.raises(FitError, match=f"k = {k} .*give ridge > 0"):
+        fit_pca_ot(flat, S, k=k, ridge=0.0)
+
+
+def test_classes_without_spread_are_shifted_only():
+    # Both classes are single points: no variance to take a share of, and nothing to rescale.
+    H, S = torch.zeros(9, 4).double(), torch.ones(8, 4).double()
+    T = fit_pca_ot(H, S, k=1)
+    assert T.info.ridge == 1.0
+    assert_close(T.map(H)[:8], S)
+    for k in ("auto", 1, 0.5):
+        with pytest.raises(FitError, match=r"n = 9 \+ 8\) is 0"):
+            fit_pca_ot(H, H[:8], k=k)
 
 
 def test_k_as_a_share_is_the_fewest_that_explain_it():
@@ -176,35 +179,19 @@ def test_k_auto_finds_the_planted_dimension():
     S[:, :2] *= 3.0
     T = fit_pca_ot(H, S, k="auto", seed=1)
     assert T.info.k == 2
-    assert T.info.seed == 1
     assert fit_pca_ot(H, S, k="auto", seed=1).info == T.info
 
 
 @pytest.mark.parametrize(
-    ("k", "words"),
-    [(0, "k = 0"), (-2, "k = -2"), (1.5, "k = 1.5"), (True, "k = True"), ("best", "'best'"), (7, "rank 5")],
+    ("k", "named"),
+    [(0, "k = 0"), ("best", "'best'"), (7, r"k = 7 .*rank 5 .*3 \+ 3"), ("auto", "at least 4")],
 )
-def test_impossible_k_is_refused(k, words):
-    H, S = classes(3, 3, 20, seed=18)
-    with pytest.raises(FitError, match=words):
-        fit_pca_ot(H, S, k=k)
+def test_impossible_k_is_refused(k, named):
+    with pytest.raises(FitError, match=named):
+        fit_pca_ot(*classes(3, 3, 20, seed=18), k=k)
 
 
-def test_k_above_the_rank_says_what_to_choose():
-    H, S = classes(3, 3, 20, seed=18)
-    with pytest.raises(
-        FitError, match=r"k = 7 exceeds the rank 5 of the pooled samples \(n = 3 \+ 3\): choose k <= 5"
-    ):
-        fit_pca_ot(H, S, k=7)
-
-
-def test_k_auto_needs_samples_to_hold_out():
-    H, S = classes(3, 3, 20, seed=18)
-    with pytest.raises(FitError, match="at least 4"):
-        fit_pca_ot(H, S, k="auto")
-
-
-# --- bad input and poor fits
+# --- by name, and all layers
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -218,56 +205,19 @@ def test_every_fit_checks_its_samples(method):
         fit(method, H, S.index_fill(0, torch.tensor([2]), torch.nan))
 
 
-def test_bad_options_are_named():
-    H, S = classes(5, 5, 4, seed=20)
-    with pytest.raises(FitError, match="-1"):
-        fit_pca_ot(H, S, ridge=-1.0)
-    with pytest.raises(FitError, match="'half'"):
-        fit_pca_ot(H, S, mean_shift="half")
-    with pytest.raises(FitError, match="'magic'"):
-        fit("magic", H, S)
+@pytest.mark.parametrize("ridge", [-1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["pca_ot", "gaussian_ot", "leace"])
+def test_a_ridge_must_be_a_variance(ridge, method):
+    with pytest.raises(FitError, match=str(ridge)):
+        fit(method, *classes(9, 12, 20, seed=8), ridge=ridge)
 
 
-def test_a_singular_source_needs_a_ridge():
-    H, S = classes(3, 9, 20, seed=21)
-    with pytest.raises(FitError, match="give ridge > 0"):
-        fit_pca_ot(H, S, k=5, ridge=0.0)
-
-
-def test_coinciding_means_have_no_direction():
-    H, _ = classes(5, 5, 4, seed=22)
-    for method in ("directional_ablation", "ace"):
-        with pytest.raises(FitError, match="means coincide"):
-            fit(method, H, H.flip(0))
-
-
-def test_a_poor_fit_warns_once_with_the_remedy():
-    H, S = classes(4, 9, 20, seed=23)
-    with pytest.warns(PoorFitWarning, match="smaller k") as caught:
-        T = fit_pca_ot(H, S, k=6)
-    assert len(caught) == 1
-    assert "4 samples" in T.info.problems[0]
-    assert torch.isfinite(T.map(H)).all()
-
-
-def test_classes_without_spread_are_shifted_only():
-    H, S = classes(2, 2, 8, seed=30)
-    H[1], S[1] = H[0], S[0]
-    assert_close(fit_pca_ot(H, S, k=1).map(H), S)
-    for k in ("auto", 1, 0.5):
-        with pytest.raises(FitError, match=r"rank of the pooled samples .* is 0"):
-            fit_pca_ot(H[:1].expand(9, -1), H[:1].expand(8, -1), k=k)
-
-
-def test_a_source_that_hardly_varies_is_a_poor_fit():
-    H, S = normal(30, 6, seed=31), normal(40, 6, seed=32)
-    H *= 1e-6
-    with pytest.warns(PoorFitWarning, match="stretches a direction by"):
-        T = fit_pca_ot(H, S, k=2)
-    assert torch.isfinite(T.map(H)).all()
-
-
-# --- all layers
+def test_unknown_names_are_named_with_the_known_ones():
+    acts = layered(5, 5, 4, layers=1, seed=28)
+    with pytest.raises(FitError, match=r"'magic'.*directional_ablation, rfa, ace"):
+        fit_all(acts, "magic")
+    with pytest.raises(FitError, match=r"'half'.*full, subspace"):
+        fit_all(acts, "pca_ot", mean_shift="half")
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -284,35 +234,91 @@ def test_all_layers_at_once_are_the_layers_one_by_one(method):
 
 
 @pytest.mark.parametrize("k", [0.9, "auto"])
-def test_each_layer_has_its_own_k(k):
-    acts = layered(12, 15, 30, layers=3, seed=25)
-    acts.source[1] *= torch.linspace(0.01, 5, 30, dtype=torch.float64) ** 3
-    for layer, T in fit_all(acts, "pca_ot", k=k).items():
-        assert T.info.k == fit_pca_ot(acts.harmful(layer), acts.harmless(layer), k=k).info.k
+def test_layers_of_unlike_rank_have_their_own_k_and_keep_their_order(k):
+    acts = layered(12, 15, 30, layers=4, seed=25)
+    acts.source[1:3] *= torch.linspace(0.01, 5, 30, dtype=torch.float64) ** 3
+    maps = fit_all(acts, "pca_ot", k=k)
+    for layer, T in maps.items():
+        single = fit_pca_ot(acts.harmful(layer), acts.harmless(layer), k=k)
+        assert T.info.k == single.info.k
+        assert_close(T.map(acts.harmful(layer)), single.map(acts.harmful(layer)))
+    assert k == "auto" or len({T.info.k for T in maps.values()}) > 1
+
+
+@pytest.mark.parametrize("method", ["leace", "gaussian_ot", "pca_ot"])
+@pytest.mark.parametrize("options", [{}, {"ridge": 0.5}])
+def test_layers_of_unlike_scale_do_not_see_each_other(method, options):
+    acts = layered(9, 12, 30, layers=3, seed=13)
+    scale = torch.tensor([1e-9, 1.0, 1e9], dtype=torch.float64)[:, None, None]
+    acts = Layers(acts.source * scale, acts.target * scale, acts.layers)
+    for layer, T in fit_all(acts, method, **options).items():
+        H = acts.harmful(layer)
+        single = fit(method, H, acts.harmless(layer), **options)
+        assert_close(T.map(H), single.map(H), rtol=1e-8, atol=1e-9 * float(H.abs().max()))
+        assert T.info.rank == single.info.rank
+        assert T.info.explained_variance == pytest.approx(single.info.explained_variance)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_layer_where_nothing_varies_gets_the_identity(method):
-    acts = layered(6, 7, 10, layers=3, seed=26)
-    acts.source[0] = acts.target[0] = 0.3
+def test_a_fit_is_made_where_its_samples_are(method):
+    # Whatever is made on the default device, which here holds no numbers, would meet the samples' and fail.
+    acts = layered(6, 7, 10, layers=3, seed=43)
+    acts.source[1] = acts.target[1] = 0.5
+    x, expected = acts.harmful(0), fit_all(acts, method)
+    with torch.device("meta"):
+        found = fit_all(acts, method)
+        half = found[0].at(0.5)
+        halfway, back, still = (
+            half.compose(found[2]).map(x),
+            half.inverse().map(half.map(x)),
+            half.at(0.0).map(x),
+        )
+    for layer, T in expected.items():
+        assert_close(found[layer].map(x), T.map(x))
+    assert_close(halfway, expected[0].at(0.5).map(expected[2].map(x)))
+    assert_close(back, x, rtol=1e-6, atol=1e-6)
+    assert torch.equal(still, x)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_layers_where_nothing_varies_get_the_identity_and_keep_their_place(method):
+    acts = layered(6, 7, 10, layers=5, seed=29)
+    for layer in (1, 3):
+        acts.source[layer] = acts.target[layer] = float(layer)
     maps = fit_all(acts, method)
-    assert maps[0].is_identity
-    assert "identical" in maps[0].info.notes[0]
-    assert not maps[1].is_identity
+    assert [layer for layer, T in maps.items() if T.is_identity] == [1, 3]
+    info = maps[1].info
+    assert "identical" in info.notes[0]
+    assert (info.method, info.layer, info.hook, info.rank, info.n_harmless) == (method, 1, "resid_pre", 0, 7)
+    for layer in (0, 2, 4):
+        single = fit(method, acts.harmful(layer), acts.harmless(layer))
+        assert_close(maps[layer].map(acts.harmful(layer)), single.map(acts.harmful(layer)))
+    acts.source[:], acts.target[:] = 1.0, 1.0
+    assert all(T.is_identity for T in fit_all(acts, method).values())
+
+
+def test_classes_that_are_two_points_are_not_one():
+    acts = layered(6, 7, 10, layers=1, seed=30)
+    acts.source[:], acts.target[:] = 1.0, 2.0
+    assert not fit_all(acts, "mean_shift")[0].is_identity
+    acts.target[:] = 1.0
+    acts.target[0, 6, 9] = 1.5
+    assert not fit_all(acts, "mean_shift")[0].is_identity
+    acts.source[0, 5, 0], acts.target[0, 6, 9] = 1.5, 1.0
+    assert not fit_all(acts, "mean_shift")[0].is_identity
 
 
 def test_errors_of_all_layers_name_the_layer():
     acts = layered(6, 7, 10, layers=4, seed=27)
     bad = Layers(acts.source.clone(), acts.target, (3, 5, 9, 11))
     bad.source[2, 4, 0] = torch.nan
-    with pytest.raises(
-        ActivationError, match=r"harmful at layer 9, position -1 has NaN or Inf in 1 of 6 rows"
-    ):
+    with pytest.raises(ActivationError, match=r"harmful at layer 9, position -1 .* 1 of 6 rows"):
         fit_all(bad)
     flat = Layers(acts.source, acts.target.clone(), (3, 5, 9, 11))
     flat.target[1] = flat.source[1].mean(0)
-    with pytest.raises(FitError, match="layer 5: The class means coincide"):
+    with pytest.raises(FitError, match="layer 5: The class means coincide") as caught:
         fit_all(flat, "directional_ablation")
+    assert isinstance(caught.value.__cause__, FitError)
     with pytest.raises(ActivationError, match="-2"):
         fit_all(acts, position=-2)
     with pytest.raises(ActivationError, match=r"-2, -1"):
@@ -329,10 +335,16 @@ def test_poor_layers_are_warned_about_together():
         fit_all(acts, k=2)
 
 
-def test_batches_of_layers_change_nothing():
+@pytest.mark.parametrize(("layers_at_a_time", "sizes"), [(1, [1] * 5), (2, [2, 2, 1])])
+def test_layers_fitted_in_several_batches_are_all_there(layers_at_a_time, sizes, monkeypatch):
     from ot_lens.samples import layer_batches
 
-    acts = layered(6, 7, 10, layers=5, seed=29)
-    sizes = [len(batch.layers) for batch in layer_batches(acts, budget=2 * 8 * 13 * 10)]
-    assert sizes == [2, 2, 1]
-    assert sum((batch.layers for batch in layer_batches(acts, budget=1)), ()) == acts.layers
+    acts, budget = layered(6, 7, 10, layers=5, seed=42), layers_at_a_time * 8 * 13 * 10
+    assert [len(batch.layers) for batch in layer_batches(acts, budget=budget)] == sizes
+    together = fit_all(acts, "ace")
+    monkeypatch.setattr("ot_lens.samples.BATCH_BYTES", {"cpu": budget})
+    apart = fit_all(acts, "ace")
+    assert list(apart) == list(together) == [0, 1, 2, 3, 4]
+    for layer, T in together.items():
+        assert_close(apart[layer].map(acts.harmful(layer)), T.map(acts.harmful(layer)))
+        assert apart[layer].info == T.info

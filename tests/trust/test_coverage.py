@@ -7,7 +7,7 @@ by simulation; the null band about the value under its null hypothesis. Replicat
 import pytest
 import torch
 
-from ot_lens.geometry.resampled_moments import DrawnShapes
+from ot_lens.geometry.resampled_moments import DrawnShapes, PooledGram
 from ot_lens.geometry.visibility import _distances, visibility
 from ot_lens.statistics.intervals import null_band
 from ot_lens.statistics.resampling import Resamples, observed, relabellings
@@ -116,10 +116,10 @@ def test_an_interval_of_one_standard_error_fails_the_same_check():
 def test_labels_of_samples_about_one_mean_fail_the_same_check(monkeypatch):
     """What `class_angles` did before: classes of one covariance looked turned against each other."""
 
-    def mixed(gram, sizes, count, seed, rounding):
-        return DrawnShapes(gram, relabellings(observed(*sizes, seed), count, seed))
+    def mixed(pooled, sizes, count, seed):
+        return DrawnShapes(pooled.gram, relabellings(observed(*sizes, seed), count, seed), pooled.rounding)
 
-    monkeypatch.setattr(DrawnShapes, "relabelled", mixed)
+    monkeypatch.setattr(PooledGram, "relabelled_shapes", mixed)
     found = simulated("class_angles", Cell("means", 16, 16, 32), 60)
     assert any(c.exceeds(0.05) for c in outside(found, ["component"], value="angle").values())
 
