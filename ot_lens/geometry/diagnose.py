@@ -13,7 +13,7 @@ from torch import Tensor
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
 from ot_lens.geometry.gaussianity import gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, auc_row, registered, row
+from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, registered, row
 from ot_lens.geometry.resampled_moments import (
     DrawnClasses,
     DrawnShapes,
@@ -80,11 +80,9 @@ def _rows(
     resampled = {} if resamples is None else layer.measure(resamples, of=labels)
     for quantity in BUILT_IN:
         name = quantity.name
-        values = float(value[name]), null.get(name), resampled.get(name)
-        if quantity.unit == "AUC":
-            yield auc_row(keys, quantity, values[0], labels, *values[1:])
-        else:
-            yield row(keys, quantity, values[0], quantity.samples(labels.sizes), *values[1:])
+        draws = null.get(name), resampled.get(name)
+        n = quantity.samples(labels.sizes)
+        yield row(keys, quantity, float(value[name]), n, *draws, labels=labels)
     samples = torch.cat([H, S]).cpu()
     for quantity in registered():
         measured, *draws = plan.measure(labels, partial(quantity.under, samples))

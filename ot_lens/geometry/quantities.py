@@ -161,30 +161,24 @@ def row(
     n: int,
     null: Float64[Tensor, " R"] | None = None,
     resampled: Float64[Tensor, " B"] | None = None,
+    *,
+    labels: Resamples | None = None,
+    retrained: bool = True,
 ) -> dict[str, Any]:
-    """One measured quantity at one layer and position."""
+    """One measured quantity at one layer and position; an AUC is cross-fitted over the folds of `labels`."""
     known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)
+    if quantity.unit == "AUC" and labels is not None and resampled is not None and not np.isnan(value):
+        low, high = _newcombe(value, labels, retrained)
+        known |= {"low": float(np.fmin(known["low"], low)), "high": float(np.fmax(known["high"], high))}
     return {**keys, "quantity": quantity.name, "value": value, **known, "unit": quantity.unit}
 
 
-def auc_row(
-    keys: Mapping[str, Any],
-    quantity: Quantity,
-    value: float,
-    labels: Resamples,
-    null: Float64[Tensor, " R"] | None,
-    resampled: Float64[Tensor, " B"] | None,
-    *,
-    retrained: bool = True,
-) -> dict[str, Any]:
-    """A cross-fitted AUC, whose interval contains that of Newcombe.
+def _newcombe(value: float, labels: Resamples, retrained: bool) -> tuple[float, float]:
+    """What the interval of an AUC must contain.
 
     Resamples of classes that do not overlap never overlap, however few prompts there are. Nor do resamples of
     held-out scores show the effect of training on overlapping prompts: unless every resample is trained
     anew, the variance is multiplied by 1 + folds / (folds - 1) (Nadeau & Bengio 2003, Machine Learning 52).
     """
-    entry, folds = row(keys, quantity, value, sum(labels.sizes), null, resampled), labels.folds
-    if resampled is None or np.isnan(value):
-        return entry
-    low, high = auc_interval(value, labels.sizes, folds, 1.0 if retrained else 1 + folds / (folds - 1))
-    return {**entry, "low": float(np.fmin(entry["low"], low)), "high": float(np.fmax(entry["high"], high))}
+    folds = labels.folds
+    return auc_interval(value, labels.sizes, folds, 1.0 if retrained else 1 + folds / (folds - 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError, one_of
 from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
-from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, auc_row, row
+from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
@@ -116,12 +116,8 @@ def _rows(
         value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
     for quantity in QUANTITIES:
         name = quantity.name
-        measured, draws = float(value[name]), (null.get(name), drawn.get(name))
-        if quantity.unit == "AUC":
-            retrained = name != "classifier_auc"
-            yield auc_row(keys, quantity, measured, labels, *draws, retrained=retrained)
-        else:
-            yield row(keys, quantity, measured, len(X) + len(R), *draws)
+        numbers = float(value[name]), len(X) + len(R), null.get(name), drawn.get(name)
+        yield row(keys, quantity, *numbers, labels=labels, retrained=name != "classifier_auc")
 
 
 def _distances(
