@@ -85,8 +85,8 @@ def _rows(
         yield row(keys, quantity, float(value[name]), n, *draws, labels=labels)
     samples = torch.cat([H, S]).cpu()
     for quantity in registered():
-        measured, *draws = plan.measure(labels, partial(quantity.under, samples))
-        yield row(keys, quantity, float(measured), quantity.samples(labels.sizes), *draws)
+        measured, of_null, drawn = plan.measure(labels, partial(quantity.under, samples))
+        yield row(keys, quantity, float(measured), quantity.samples(labels.sizes), of_null, drawn)
 
 
 @dataclass(frozen=True)
