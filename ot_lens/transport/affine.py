@@ -167,15 +167,20 @@ class AffineMap:
         info = dataclasses.replace(self.info, notes=(*self.info.notes, f"inverse of {name}"))
         return AffineMap(U, V, -linear.map(double.bias), scale, info)
 
-    def to(self, *args: Any, **kwargs: Any) -> "AffineMap":
-        """The map with its parameters on a device and in a floating dtype, as `torch.Tensor.to` takes them.
+    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None) -> "AffineMap":
+        """The map with its parameters on a device and in a floating dtype; either or both, in any order.
 
         Raises:
             FitError: If the dtype is not floating point.
         """
-        moved = {name: part.to(*args, **kwargs) for name, part in self.tensors().items()}
-        if not moved["bias"].is_floating_point():
-            raise FitError(f"A map cannot be kept in {moved['bias'].dtype}: use a floating dtype.")
+        for argument in args:
+            if isinstance(argument, torch.dtype):
+                dtype = argument
+            elif argument is not None:
+                device = argument
+        if dtype is not None and not dtype.is_floating_point:
+            raise FitError(f"A map cannot be kept in {dtype}: use a floating dtype.")
+        moved = {name: part.to(device=device, dtype=dtype) for name, part in self.tensors().items()}
         return AffineMap(**moved, info=self.info)
 
     def labelled(self, **fields: Any) -> "AffineMap":
