@@ -19,8 +19,9 @@ export PYTHONUNBUFFERED := 1
 ARGS ?=
 # Test files run in parallel, with one thread each, in the order of tests/conftest.py.
 JOBS ?= 2
-CAMPAIGNS = tests/trust tests/test_degenerate.py
 PARALLEL = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+# Small in test-all, and of full size in trust.
+CAMPAIGNS := tests/trust tests/test_degenerate.py
 
 # A stamp is named after everything the environment was made from, including the path of this folder, since the
 # scripts of a moved environment no longer work. An environment without a stamp was interrupted.
