@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 ARGS ?=
 # Test files run in parallel, with one thread each, in the order of tests/conftest.py.
 JOBS ?= 2
-PARALLEL = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Small in test-all, and of full size in trust.
 CAMPAIGNS := tests/trust tests/test_degenerate.py
 

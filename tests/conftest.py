@@ -55,23 +55,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in tests/trust, which `make test` leaves out; keep files together, the longest first.
-
-    A test that shares no fixture of its module may have a group of its own, to run on any worker.
-    """
+    """Mark everything in tests/trust, which `make test` leaves out, and start the longest files first."""
     tests = Path(__file__).parent
-
-    def started(item: pytest.Item) -> int:
-        name = item.path.relative_to(tests).as_posix()
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
-
+    names = {item: item.path.relative_to(tests).as_posix() for item in items}
     for item in items:
-        name = item.path.relative_to(tests).as_posix()
-        if name.startswith("trust/"):
+        if names[item].startswith("trust/"):
             item.add_marker(pytest.mark.trust)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=started)
+    items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
