@@ -17,8 +17,8 @@ from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.study import RunFolder
 from ot_lens.study.pins import file_hashes, manifest_hash
-from ot_lens.study.verifying import comparing
 from ot_lens.study.verifying.check import Check, Checks
+from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.fitted import fitted, relative_distance
 from ot_lens.study.verifying.pinned import pinned
@@ -60,7 +60,7 @@ def checked(run: Path, *parts: Callable[[Evidence, Checks], None], sample: int |
 def without(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
     """Leave out parts of the verification that other tests cover."""
     for part in parts:
-        monkeypatch.setattr(f"ot_lens.study.verifying.{part}", lambda *_, **__: None)
+        monkeypatch.setattr(f"ot_lens.study.verify.{part}", lambda *_, **__: None)
 
 
 def wrong(found: pd.DataFrame) -> dict[str, str]:
@@ -279,7 +279,7 @@ def only(run: Path, name: str) -> dict[str, str]:
 
 def test_a_sweep_that_no_run_can_write_is_found(run, monkeypatch):
     """Without a column; then without the rows of the unedited model, which every finding needs."""
-    without(monkeypatch, "fitted.fitted")
+    without(monkeypatch, "fitted")
     original = table_of(run, "localization").read_bytes()
     edit_table(run, "localization", lambda table: table.drop(columns="interval"))
     found = otl.verify_run(run, model=False)
@@ -320,7 +320,7 @@ def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypat
     model = manifest["model"] | {"weights_sha256": "0" * 64}
     hashes = manifest["prompts"] | {"sha256": manifest["prompts"]["sha256"] | {"test": "0" * 64}}
     repin(run, model=model, prompts=hashes)
-    without(monkeypatch, "fitted.fitted", "recomputed.recomputed")
+    without(monkeypatch, "fitted", "recomputed")
     found = wrong(otl.verify_run(run, sample=10))
     assert "weights_sha256" in found["model|model loaded now"]
     assert "test" in found["prompts|prompts read now"]
@@ -401,7 +401,7 @@ def test_a_manifest_alone_runs_no_code_of_a_model(run, monkeypatch):
     monkeypatch.setattr("ot_lens.study.verifying.remeasured.load_model", load)
     manifest = json.loads((run / "manifest.json").read_text())
     repin(run, config=manifest["config"] | {"trust_remote_code": True})
-    without(monkeypatch, "fitted.fitted", "recomputed.recomputed", "shown.shown")
+    without(monkeypatch, "fitted", "recomputed", "shown")
     found = otl.verify_run(run)
     otl.verify_run(run, trust_remote_code=True)
     assert asked == [False, True]
@@ -412,10 +412,10 @@ def test_a_manifest_alone_runs_no_code_of_a_model(run, monkeypatch):
 @pytest.mark.parametrize("verdict", ["ok", "differs", "missing", "not checked"])
 def test_the_command_names_what_differs_and_exits_with_1(command, monkeypatch, verdict):
     checks = Checks()
-    checks.add(
+    checks += [
         Check("tables", "pinned SHA-256", 2, 3, verdict=verdict, note="tables/geometry.parquet is altered"),
         Check("geometry", "recomputed values", 44, 44, 2e-3, 1e-9),
-    )
+    ]
     calls: list[dict[str, object]] = []
 
     def verify(_: Path, **options: object) -> pd.DataFrame:
@@ -438,29 +438,29 @@ def test_the_command_names_what_differs_and_exits_with_1(command, monkeypatch, v
 
 
 # ------------------------------------------------------------------------------------ the comparison
+def compared(stored: pd.DataFrame, expected: pd.DataFrame) -> Check:
+    return compare("table", "recomputed", stored, expected)
+
+
 def test_tables_are_compared_by_rows_and_numbers():
-    table = pd.DataFrame({"layer": [1, 2], "quantity": ["a", "b"], "value": [1.0, float("nan")]})
-    assert comparing.compare(table, table, 1e-9).trouble == ""
-    near = table.assign(value=[1.0 + 1e-12, float("nan")])
-    assert comparing.compare(near, table, 1e-9).trouble == ""
-    assert 0 < comparing.compare(near, table, 1e-9).deviation < 1e-11
-    for other in (
-        [1.0 + 1e-6, float("nan")],
-        [1.0, 2.0],
-        [float("nan"), float("nan")],
-        [float("inf"), float("nan")],
-    ):
-        assert "value" in comparing.compare(table.assign(value=other), table, 1e-9).trouble
-    assert "another order" in comparing.compare(table.iloc[::-1], table, 1e-9).trouble
-    assert "layer 2" in comparing.compare(table.iloc[:1], table, 1e-9).trouble
-    assert "columns" in comparing.compare(table.drop(columns="layer"), table, 1e-9).trouble
+    nan, inf = float("nan"), float("inf")
+    table = pd.DataFrame({"layer": [1, 2], "quantity": ["a", "b"], "value": [1.0, nan]})
+    assert compared(table, table).verdict == "ok"
+    near = compared(table.assign(value=[1.0 + 1e-12, nan]), table)
+    assert near.verdict == "ok"
+    assert 0 < near.deviation < 1e-11
+    for other in ([1.0 + 1e-6, nan], [1.0, 2.0], [nan, nan], [inf, nan]):
+        assert "value" in compared(table.assign(value=other), table).note
+    assert "another order" in compared(table.iloc[::-1], table).note
+    assert "layer 2" in compared(table.iloc[:1], table).note
+    assert "columns" in compared(table.drop(columns="layer"), table).note
 
 
 def test_rounding_errors_next_to_large_numbers_do_not_count():
     large = pd.DataFrame({"value": [1.0, 1e-17]})
-    assert comparing.compare(large.assign(value=[1.0, 3e-17]), large, 1e-9).trouble == ""
-    apart = large.assign(unit=["m", "share"])
-    assert comparing.compare(apart.assign(value=[1.0, 3e-17]), apart, 1e-9).trouble != ""
+    other = large.assign(value=[1.0, 3e-17])
+    assert compared(other, large).verdict == "ok"
+    assert compared(other.assign(unit=["m", "share"]), large.assign(unit=["m", "share"])).verdict == "differs"
 
 
 def test_maps_are_compared_by_how_they_move_samples():

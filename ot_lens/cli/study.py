@@ -68,7 +68,7 @@ def prepare_process(*, allow_code: bool = False) -> None:
 def import_code_of(folder: Path) -> None:
     """Import the modules that the configuration of a run names."""
     from ot_lens.study import RunFolder, parse_config
-    from ot_lens.study.extensions import import_extensions
+    from ot_lens.study.checks import import_extensions
 
     prepare_process(allow_code=True)
     config = parse_config(RunFolder.open(folder).manifest["config"], str(folder))

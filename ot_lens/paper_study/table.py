@@ -8,8 +8,6 @@ import pandas as pd
 
 from ot_lens.io.files import write_text
 from ot_lens.models.sizes import published_models
-from ot_lens.study.added_tables import AddedTable, register_table
-from ot_lens.study.folder import RunFolder
 from ot_lens.tables import LISTED, SEARCHED, UNEDITED, real_edits, select
 from ot_lens.transport import method_label
 
@@ -136,18 +134,9 @@ def _with_interval(table: pd.DataFrame, name: str, digits: int) -> list[str]:
     ]
 
 
-def _make(folder: RunFolder) -> pd.DataFrame:
-    manifest = folder.manifest
-    phrases = manifest["measuring"]["phrases"]["name"]
-    return paper_table(folder.read_table("localization"), manifest["model"]["name"], phrases)
-
-
-def _export(table: pd.DataFrame, folder: Path) -> None:
+def export(table: pd.DataFrame, folder: Path) -> None:
     """Write paper.tex and paper.md."""
     rows = printable(table)
     write_text(folder / "paper.tex", rows.to_latex(index=False, escape=True, caption=CAPTION))
     markdown = rows.to_markdown(index=False, disable_numparse=True)
     write_text(folder / "paper.md", f"{markdown}\n\n{CAPTION}\n")
-
-
-register_table("paper_table", AddedTable("paper", _make, _export))

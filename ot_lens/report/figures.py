@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ot_lens.errors import TableError
-from ot_lens.plots.gallery import FORMATS, GALLERY, Entry, inputs
+from ot_lens.plots.gallery import GALLERY, Entry, inputs
 from ot_lens.plots.rows import going_together
 from ot_lens.plots.screen import showing, stacked
 
@@ -26,6 +26,8 @@ SECTIONS = {
         "covariance_spectra", "spectra_by_depth", "ground_truth",
     ),
 }  # fmt: skip
+# Formats that a run draws; svg is drawn on request.
+DRAWN_BY_RUN = ("png", "pdf")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _page_figure(entry: Entry, tables: Mapping[str, pd.DataFrame], run: Path) ->
     content = {"figure": json.loads(figure.to_json()), "narrow": stacked(figure)}
     files = tuple(
         f"figures/{entry.name}.{suffix}"
-        for suffix in FORMATS
+        for suffix in DRAWN_BY_RUN
         if (run / f"figures/{entry.name}.{suffix}").is_file()
     )
     return PageFigure(entry.name, entry.title, caption, script_json(content), files=files)

@@ -6,7 +6,6 @@ import pandas as pd
 
 from ot_lens.activations import load_activations
 from ot_lens.geometry import layer_cosines
-from ot_lens.study.config import parse_config
 from ot_lens.study.folder import RunFolder
 
 
@@ -28,7 +27,7 @@ def compare_runs(run: str | Path, other: str | Path) -> pd.DataFrame:
         ActivationError: If the models have different widths.
     """
     folder, against = RunFolder.open(Path(run)), RunFolder.open(Path(other))
-    config = parse_config(folder.manifest["config"], f"{folder.path}/manifest.json")
+    config = folder.config
     table = layer_cosines(
         load_activations(folder.path / "activations" / "train"),
         load_activations(against.path / "activations" / "train"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from ot_lens.behaviour import FILTERS, LazyJudge
 from ot_lens.errors import ConfigError, one_of
+from ot_lens.execution.modules import import_modules
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan
 from ot_lens.models import backend, encode
@@ -84,3 +85,18 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
                     f"position = {config.position} is before the first token: the shortest of the {label} "
                     f"{split} prompts has {shortest} tokens."
                 )
+
+
+def import_extensions(config: StudyConfig, *, allow_code: bool) -> None:
+    """Import the modules that a configuration names, so that they register what it uses.
+
+    Raises:
+        ConfigError: If it names modules and `allow_code` is not given: a file alone, which may come from a
+            stranger, never makes code run. Or if a module cannot be imported.
+    """
+    if config.modules and not allow_code:
+        raise ConfigError(
+            f"The configuration imports code ({', '.join(config.modules)}): if you trust it, add "
+            "--allow-code (in Python: allow_code=True)."
+        )
+    import_modules(config.modules)

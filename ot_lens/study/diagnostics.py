@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError
-from ot_lens.execution import Executor
+from ot_lens.execution import Executor, MemoryCache, RunCache
 from ot_lens.geometry import (
     class_angles,
     diagnose,
@@ -21,13 +22,14 @@ from ot_lens.geometry import (
     spectra,
     visibility,
 )
-from ot_lens.localization import MethodSpec
+from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.stage import Stage
+from ot_lens.study.sweeping import Maps
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap, Method, method_named
 
@@ -41,48 +43,45 @@ COMPARED = ("directional_ablation", "mean_shift")
 MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
 # Folder of cached partial tables.
 PARTS = "edited"
-Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
+PAPER = "ot_lens.paper_study.table"
+Tables = dict[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Study:
     """What the tables are made from; tables of edited models also need `executor` and `prompts`.
 
-    With a `folder`, tables that need many forward passes are cached in parts, so that a stopped run repeats
-    one part only.
+    Tables that need many forward passes are cached in parts: with a cache in the run folder, a stopped run
+    repeats one part only.
     """
 
+    folder: RunFolder
     acts: Mapping[str, Activations]
     maps: Maps
     config: StudyConfig
     sweep: pd.DataFrame
     executor: Executor | None = None
     prompts: ContrastSet | None = None
-    folder: RunFolder | None = None
+    cache: RunCache = field(default_factory=MemoryCache)
 
     def cached(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A part of a table, from the cache if it was made before."""
-        if self.folder is None:
-            return make()
-        cache = FolderCache(self.folder, PARTS)
-        if not cache.has(part):
-            cache.write(part, make())
-        table: pd.DataFrame = cache.read(part)
+        if not self.cache.has(part):
+            self.cache.write(part, make())
+        table: pd.DataFrame = self.cache.read(part)
         return table
 
     @property
     def resamples(self) -> dict[str, Any]:
-        """Resamples and seed of nulls and intervals."""
-        config = self.config
-        return {"permutations": config.permutations, "bootstrap": config.bootstrap, "seed": config.seed}
+        """Position of the activations, resamples and seed of nulls and intervals."""
+        names = ("position", "permutations", "bootstrap", "seed")
+        return {name: getattr(self.config, name) for name in names}
 
     @property
     def few_resamples(self) -> dict[str, Any]:
         """The same for expensive quantities."""
-        return {
-            name: min(count, FEW_RESAMPLES) if name != "seed" else count
-            for name, count in self.resamples.items()
-        }
+        counts = {name: min(self.resamples[name], FEW_RESAMPLES) for name in ("permutations", "bootstrap")}
+        return self.resamples | counts
 
     @property
     def compared(self) -> dict[str, Mapping[int, AffineMap]]:
@@ -95,9 +94,10 @@ class Study:
         return {m.label: self.maps[m] for m in [*chosen, *own] or list(self.maps)[:3]}
 
 
-def geometry_tables(folder: RunFolder, study: Study, stage: Stage) -> None:
+def geometry_tables(study: Study, stage: Stage) -> None:
     """Write the tables that a run folder does not have yet."""
-    study = replace(study, folder=folder)
+    folder = study.folder
+    study = replace(study, cache=FolderCache(folder, PARTS))
     with stage("geometry", len(MAKERS)) as step:
         for name, make in MAKERS.items():
             if not folder.has_table(name):
@@ -107,25 +107,27 @@ def geometry_tables(folder: RunFolder, study: Study, stage: Stage) -> None:
     folder.drop(PARTS)
 
 
-Tables = dict[str, pd.DataFrame]
+def _geometry(study: Study) -> Tables:
+    """Built-in diagnostics, and those that were registered when the study ran."""
+    table = diagnose(study.acts["train"], **study.resamples)
+    names = {quantity.name for quantity in BUILT_IN} | set(study.folder.manifest.get("diagnostics", ()))
+    return {"geometry": table[table["quantity"].isin(names)].reset_index(drop=True)}
 
 
-def _of_training(name: str, measure: Callable[..., pd.DataFrame], *keys: str) -> Callable[[Study], Tables]:
-    """A table of the training activations alone; `keys` names the resamples that it takes."""
+def _spectra(study: Study) -> Tables:
+    options = {name: value for name, value in study.resamples.items() if name != "permutations"}
+    return {"spectra": spectra(study.acts["train"], **options)}
 
-    def make(study: Study) -> Tables:
-        options = {key: value for key, value in study.resamples.items() if key in keys}
-        return {name: measure(study.acts["train"], position=study.config.position, **options)}
 
-    return make
+def _cosines(study: Study) -> Tables:
+    return {"cosines": direction_cosines(study.acts["train"], **study.resamples)}
 
 
 def _class_angles(study: Study) -> Tables:
     k = _dimensions(study)
     if k < 1:
         return {}
-    table = class_angles(study.acts["train"], k=k, position=study.config.position, **study.few_resamples)
-    return {"class_angles": table}
+    return {"class_angles": class_angles(study.acts["train"], k=k, **study.few_resamples)}
 
 
 def _layer_angles(study: Study) -> Tables:
@@ -133,10 +135,7 @@ def _layer_angles(study: Study) -> Tables:
     if k < 1:
         return {}
     options = study.resamples | {"bootstrap": min(study.config.bootstrap, 50), "k": k}
-    parts = [
-        layer_angles(study.acts["train"], label=label, position=study.config.position, **options)
-        for label in CLASSES
-    ]
+    parts = [layer_angles(study.acts["train"], label=label, **options) for label in CLASSES]
     return {"layer_angles": pd.concat(parts, ignore_index=True)}
 
 
@@ -154,7 +153,6 @@ def _map_quality(study: Study) -> Tables:
             study.acts["test"],
             study.acts["train"],
             method=label,
-            position=study.config.position,
             **study.few_resamples,
         )
         for label, by_layer in study.compared.items()
@@ -223,8 +221,7 @@ def _visibility(study: Study) -> Tables:
 
 def _monitored(study: Study, edited: Activations, label: str, edited_layer: int | None) -> pd.DataFrame:
     """Rows of one edit, compared with the model's own harmless activations."""
-    options = {"method": label, "position": study.config.position, **study.few_resamples}
-    table = visibility(edited, study.acts["test"], **options)
+    table = visibility(edited, study.acts["test"], method=label, **study.few_resamples)
     return table.assign(edited_layer=pd.array([edited_layer] * len(table), dtype="Int64"))
 
 
@@ -236,6 +233,16 @@ def _ground_truth(study: Study) -> Tables:
     return {"ground_truth": table}
 
 
+def _paper(study: Study) -> Tables:
+    """The run next to the paper's numbers, which a package above this one has."""
+    if not study.config.paper_table:
+        return {}
+    make = import_module(PAPER).paper_table
+    manifest = study.folder.manifest
+    names = manifest["model"]["name"], manifest["measuring"]["phrases"]["name"]
+    return {"paper": make(study.sweep, *names)}
+
+
 def spread(layers: tuple[int, ...], most: int) -> list[int]:
     """At most `most` of the layers, evenly spaced over the depth, with both ends."""
     if len(layers) <= most:
@@ -245,9 +252,9 @@ def spread(layers: tuple[int, ...], most: int) -> list[int]:
 
 # In the order in which they are made; the key is the table that a maker writes last.
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
-    "geometry": _of_training("geometry", diagnose, "permutations", "bootstrap", "seed"),
-    "spectra": _of_training("spectra", spectra, "bootstrap", "seed"),
-    "cosines": _of_training("cosines", direction_cosines, "permutations", "bootstrap", "seed"),
+    "geometry": _geometry,
+    "spectra": _spectra,
+    "cosines": _cosines,
     "class_angles": _class_angles,
     "layer_angles": _layer_angles,
     "map_quality": _map_quality,
@@ -255,4 +262,5 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "plane_ellipses": _plane,
     "visibility": _visibility,
     "ground_truth": _ground_truth,
+    "paper": _paper,
 }

@@ -1,9 +1,12 @@
 """Drawing the figures of a run from its tables; no model library is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from ot_lens.study.findings import summarize
 from ot_lens.study.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -30,3 +33,10 @@ def about(folder: RunFolder) -> str:
     name = manifest.get("model", {}).get("name", "unknown model")
     seed, number = manifest["config"].get("seed"), manifest["versions"].get("ot_lens")
     return f"Model {name}, seed {seed}, ot_lens {number}."
+
+
+def write_page(folder: RunFolder, tables: Mapping[str, pd.DataFrame], out: Path) -> Path:
+    """Write the report of a run from its tables and its manifest."""
+    from ot_lens.report import write_report
+
+    return write_report(folder.path, tables, folder.manifest, summarize(tables["localization"]), out)

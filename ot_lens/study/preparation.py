@@ -17,13 +17,7 @@ from ot_lens.study.config import StudyConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study that can be carried out.
-
-    Attributes:
-        settings: How the sweep is measured.
-        record: What the manifest says of the model.
-        measuring: What it says of how refusals are told, and of the device.
-    """
+    """A study that can be carried out: its sweep, and what the manifest says of model and measuring."""
 
     settings: SweepSettings
     record: dict[str, Any]
@@ -31,17 +25,7 @@ class Prepared:
 
 
 def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) -> Prepared:
-    """Check that a configuration fits the model and the prompts.
-
-    Args:
-        model: A hooked model.
-        config: The configuration.
-        prompts: All splits.
-        run: The run folder.
-
-    Raises:
-        OtLensError: If it does not.
-    """
+    """Check that a configuration fits the model and the prompts; raises an `OtLensError` if it does not."""
     settings = sweep_settings(
         model,
         config.measures,
@@ -70,27 +54,12 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
 
 def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
     """What decides a refusal, and the device whose rounding is in the numbers."""
-    device = backend(model).device
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else torch.backends.cpu.get_cpu_capability()
-    )
-    phrases = settings.phrases
+    device, phrases = backend(model).device, settings.phrases
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
     return {
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "phrases": {"name": phrases.name, "version": phrases.version, "list": list(phrases.phrases)},
         "refusal_tokens": list(settings.refusal_tokens),
-    }
-
-
-def filter_options(config: StudyConfig) -> dict[str, Any]:
-    """How a configuration has prompts filtered, as `filter_by_behaviour` takes it."""
-    return {
-        "by": config.filter,
-        "tokens": config.refusal_tokens,
-        "phrases": config.phrases,
-        "max_new_tokens": config.max_new_tokens,
-        "batch_size": config.batch_size,
     }

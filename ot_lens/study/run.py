@@ -3,28 +3,36 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.execution import Executor, open_executor
+from ot_lens.execution import Executor, Runner, open_executor
+from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
-from ot_lens.prompts import ContrastSet, load_prompts
-from ot_lens.study.added_tables import write_added_tables
-from ot_lens.study.checks import check_choices
+from ot_lens.prompts import ContrastSet
+from ot_lens.study.checks import check_choices, import_extensions
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import Study, geometry_tables
-from ot_lens.study.drawing import about
-from ot_lens.study.extensions import import_extensions
-from ot_lens.study.findings import findings, summarize
+from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
+from ot_lens.study.drawing import about, write_page
+from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
+from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.pins import file_hashes
 from ot_lens.study.preparation import Prepared, prepare
 from ot_lens.study.stage import Stage, silent
-from ot_lens.study.sweeping import FILTERED, capture_split, filter_into, plan_into, sweep_into
+from ot_lens.study.sweeping import (
+    FILTERED,
+    capture_split,
+    filter_prompts,
+    plan_into,
+    read_prompts,
+    sweep_into,
+)
 from ot_lens.study.weights import parameter_bytes
 from ot_lens.transport import as_record, method_named
 
@@ -74,7 +82,7 @@ def run_study(
     import_extensions(config, allow_code=allow_code)
     methods = as_methods(config.method_entries)
     check_choices(config)
-    prompts = load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
+    prompts = read_prompts(config)
     path = Path(out)
     existing = RunFolder.existing(path, config, resume=resume)  # before the model is loaded
     if existing is not None and existing.finished:
@@ -87,8 +95,7 @@ def run_study(
             with open_executor(executor, config.loading(), address=address, **options) as workers:
                 ready = workers.call(prepare, config, prompts, path)
                 folder = _start_locked(path, config, resume, lock)
-                if config.filter != "off":
-                    prompts = filter_into(folder, workers, prompts, config)
+                prompts = filter_prompts(Runner(workers, FolderCache(folder, FILTERED)), prompts, config)
                 _measure(folder, workers, prompts, methods, ready, config, stage)
         else:
             folder = _start_locked(path, config, resume, lock)
@@ -120,6 +127,7 @@ def _measure(
         prompts=prompts.manifest(),
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
         methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
+        diagnostics=[quantity.name for quantity in registered()],
     )
     acts = {
         split: capture_split(
@@ -130,8 +138,7 @@ def _measure(
     candidates, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
     sweep_into(folder, workers, prompts.test, candidates, ready, stage)
     sweep = folder.read_table("localization")
-    geometry_tables(folder, Study(acts, maps, config, sweep, workers, prompts), stage)
-    write_added_tables(folder, config)
+    geometry_tables(Study(folder, acts, maps, config, sweep, workers, prompts), stage)
     folder.save_manifest(measured=True)
 
 
@@ -145,17 +152,12 @@ def _result(folder: RunFolder) -> StudyResult:
 
 def _draw(folder: RunFolder, config: StudyConfig, stage: Stage) -> None:
     from ot_lens.plots import draw_all
-    from ot_lens.report import write_report
 
     tables = folder.tables()
     with stage("figures and report", 2) as step:
         draw_all(tables, folder.path / "figures", style=config.figure_style, about=about(folder))
+        if "paper" in tables:
+            import_module(PAPER).export(tables["paper"], folder.path / "tables")
         step(1)
-        write_report(
-            folder.path,
-            tables,
-            folder.manifest,
-            summarize(tables["localization"]),
-            folder.path / "report.html",
-        )
+        write_page(folder, tables, folder.path / "report.html")
         step(1)

@@ -1,18 +1,19 @@
 """The stages of a study that run the model: filter, capture, fit, sweep."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Executor, Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
-from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.prompts import Contrast, ContrastSet, load_prompts
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
-from ot_lens.study.preparation import Prepared, filter_options
+from ot_lens.study.preparation import Prepared
 from ot_lens.study.stage import Stage
 from ot_lens.tables import join
 from ot_lens.transport import AffineMap
@@ -25,12 +26,24 @@ PLANNED = f"{PARTS}/planned"
 Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
 
 
-def filter_into(
-    folder: RunFolder, executor: Executor, prompts: ContrastSet, config: StudyConfig
-) -> ContrastSet:
+def read_prompts(config: StudyConfig) -> ContrastSet:
+    """The prompts that a configuration names."""
+    return load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
+
+
+def filter_prompts(runner: Runner, prompts: ContrastSet, config: StudyConfig) -> ContrastSet:
     """Keep the training and validation prompts that the unedited model treats as their class says."""
-    runner = Runner(executor, FolderCache(folder, FILTERED))
-    return filter_by_behaviour(runner, prompts, **filter_options(config))
+    if config.filter == "off":
+        return prompts
+    return filter_by_behaviour(
+        runner,
+        prompts,
+        by=config.filter,
+        tokens=config.refusal_tokens,
+        phrases=config.phrases,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
 
 
 def capture_options(config: StudyConfig, layers: Sequence[int]) -> dict[str, Any]:
@@ -79,7 +92,9 @@ def plan_into(
     plan = sweep_plan(config)
     with stage("maps and candidates", 1) as step:
         maps = fit_sweep(acts, methods, ready.settings, plan)
-        save_maps(folder, maps)
+        for method, by_layer in maps.items():
+            for layer, edit in by_layer.items():
+                edit.save(map_path(folder.path, method, layer))
         candidates = []
         if not folder.has_table("localization"):
             runner = Runner(executor, FolderCache(folder, PLANNED))
@@ -88,16 +103,14 @@ def plan_into(
     return candidates, maps
 
 
-def save_maps(folder: RunFolder, maps: Maps) -> None:
-    """Write every fitted map."""
-    for method, by_layer in maps.items():
-        for layer, edit in by_layer.items():
-            edit.save(folder.path / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors")
-
-
 def map_folder(method: MethodSpec) -> str:
     """The folder of a method's maps, below maps/."""
     return "-".join([method.name, *(f"{key}{value}" for key, value in sorted(method.params.items()))])
+
+
+def map_path(run: Path, method: MethodSpec, layer: int) -> Path:
+    """The file of a map."""
+    return run / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors"
 
 
 def sweep_into(

@@ -1,15 +1,22 @@
 """Verification of a run: bytes, tables, maps, figures and the model, on a sample."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from ot_lens.errors import OtLensError
-from ot_lens.study.extensions import import_extensions
+from ot_lens.study.checks import import_extensions
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.verifying.check import DIFFERS, MISSING, Checks
 from ot_lens.study.verifying.evidence import Evidence
+from ot_lens.study.verifying.fitted import fitted
+from ot_lens.study.verifying.pinned import pinned
+from ot_lens.study.verifying.recomputed import recomputed
+from ot_lens.study.verifying.remeasured import remeasured, unmeasured
+from ot_lens.study.verifying.shown import shown
 
 SAMPLE = 100
 
@@ -57,30 +64,19 @@ def verify_run(
     """
     if sample < 1:
         raise OtLensError(f"sample = {sample} must be at least 1; full=True checks every row.")
-    from ot_lens.study.verifying.fitted import fitted
-    from ot_lens.study.verifying.pinned import pinned
-    from ot_lens.study.verifying.recomputed import recomputed
-    from ot_lens.study.verifying.remeasured import remeasured, unmeasured
-    from ot_lens.study.verifying.shown import shown
-
-    evidence = Evidence(RunFolder.open(Path(run)), None if full else sample, seed)
+    evidence, checks = Evidence(RunFolder.open(Path(run)), None if full else sample, seed), Checks()
     import_extensions(evidence.config, allow_code=allow_code)
-    checks = Checks()
-    with stage("verifying", 5) as step:
-        pinned(evidence, checks)
-        step(1)
-        fitted(evidence, checks)
-        step(1)
-        recomputed(evidence, checks)
-        step(1)
-        if model:
-            remeasured(evidence, checks, trust_remote_code=trust_remote_code)
-        else:
-            unmeasured(evidence, checks, "without the model")
-        step(1)
-        if evidence.folder.finished:
-            shown(evidence, checks, figures=full)
-        step(1)
+    parts: list[Callable[[Evidence, Checks], None]] = [pinned, fitted, recomputed]
+    if model:
+        parts.append(partial(remeasured, trust_remote_code=trust_remote_code))
+    else:
+        parts.append(partial(unmeasured, reason="without the model"))
+    if evidence.folder.finished:
+        parts.append(partial(shown, figures=full))
+    with stage("verifying", len(parts)) as step:
+        for part in parts:
+            part(evidence, checks)
+            step(1)
     return checks.table()
 
 

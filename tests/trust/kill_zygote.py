@@ -45,7 +45,7 @@ LATER = (
 # Stages in order, and the functions that begin them.
 STAGES = {
     "load": "open_executor",
-    "filter": "filter_into",
+    "filter": "filter_prompts",
     "capture": "capture_split",
     "fit": "plan_into",
     "sweep": "sweep_into",

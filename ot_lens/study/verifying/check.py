@@ -17,18 +17,7 @@ UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        item: A file, a table, or a group of them.
-        how: What it was compared with.
-        compared: How many rows, files or values were compared.
-        of: How many there are.
-        deviation: The largest, see `comparing`; None where only equality counts.
-        tolerance: The largest deviation that passes.
-        verdict: One of OK, DIFFERS, MISSING, UNCHECKED.
-        note: What differs, or why nothing was compared.
-    """
+    """A row of the table that `verify_run` returns; `deviation` is None where only equality counts."""
 
     item: str
     how: str
@@ -39,11 +28,16 @@ class Check:
     verdict: str = OK
     note: str = ""
 
+    def differing(self, note: str) -> "Check":
+        """This check with what differs; without a deviation that says how much, nothing matches."""
+        deviation = float("inf") if self.deviation is None and self.tolerance is not None else self.deviation
+        return replace(self, deviation=deviation, verdict=DIFFERS, note=note)
+
 
 def exact(item: str, how: str, wrong: Sequence[str], compared: int, of: int | None = None) -> Check:
     """A check by equality; `wrong` says what is unequal."""
-    verdict = DIFFERS if wrong else OK
-    return Check(item, how, compared, compared if of is None else of, None, None, verdict, listed(wrong))
+    check = Check(item, how, compared, compared if of is None else of)
+    return check.differing(listed(wrong)) if wrong else check
 
 
 def missing(item: str, how: str, note: str, of: int = 1) -> Check:
@@ -62,15 +56,8 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-class Checks:
+class Checks(list[Check]):
     """The checks of a run in the order in which they were made."""
-
-    def __init__(self) -> None:
-        self._checks: list[Check] = []
-
-    def add(self, *checks: Check) -> None:
-        """Append some checks."""
-        self._checks += checks
 
     @contextmanager
     def of(self, item: str, how: str) -> Iterator[None]:
@@ -78,15 +65,15 @@ class Checks:
         try:
             yield
         except EvidenceError as error:
-            self.add(unchecked(item, how, str(error)))
+            self.append(unchecked(item, how, str(error)))
         except OtLensError as error:
-            self.add(exact(item, how, [str(error)], 0))
+            self.append(exact(item, how, [str(error)], 0))
         except UNSOUND as error:
-            self.add(exact(item, how, [f"cannot be recomputed ({type(error).__name__}: {error})"], 0))
+            self.append(exact(item, how, [f"cannot be recomputed ({type(error).__name__}: {error})"], 0))
 
     def table(self) -> pd.DataFrame:
         """One row per check."""
-        rows = [vars(replace(check, note=" ".join(check.note.split()))) for check in self._checks]
+        rows = [vars(replace(check, note=" ".join(check.note.split()))) for check in self]
         return pd.DataFrame(rows, columns=list(Check.__dataclass_fields__)).astype(
             {"deviation": "float64", "tolerance": "float64"}
         )

@@ -8,14 +8,15 @@ deviation of tables that agree, and does not name a row by its columns.
 
 import io
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype
 
-from ot_lens.study.verifying.check import DIFFERS, OK, Check, listed
+from ot_lens.study.verifying.check import Check, listed
 
 # On the same machine with the same seed the bytes are equal. Other threads or another BLAS add in another
 # order, which changes the 12th to 14th digit of float64.
@@ -26,65 +27,66 @@ KINDS = ("quantity", "measure", "prompts", "unit")
 NAMED = 4
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The result of a comparison: rows compared, the largest deviation, and what differs, if anything."""
+def compare(
+    item: str,
+    how: str,
+    stored: pd.DataFrame,
+    expected: pd.DataFrame,
+    tolerance: float = EXACT,
+    *,
+    of: int | None = None,
+    without: Sequence[str] = (),
+) -> Check:
+    """Check a stored table, or some of its rows, against the rows expected; `without` columns are ignored."""
+    check = Check(item, how, 0, len(stored) if of is None else of, tolerance=tolerance)
+    if list(stored.columns) != list(expected.columns):
+        different = sorted({*stored.columns} ^ {*expected.columns}) or ["their order"]
+        return check.differing(f"columns differ: {listed(different)}")
+    ours = _stored_form(expected).drop(columns=list(without))
+    theirs = stored.drop(columns=list(without)).reset_index(drop=True)
+    check = replace(check, compared=min(len(theirs), len(ours)))
+    # A column without any number has no type of its own in parquet.
+    numbers = [str(name) for name in ours if is_float_dtype(ours[name]) or is_float_dtype(theirs[name])]
+    keys = [str(name) for name in ours if name not in numbers]
+    rows = key_rows(ours[keys])
+    trouble = different_rows(key_rows(theirs[keys]), rows, keys)
+    if trouble:
+        return check.differing(trouble)
+    if not numbers or ours.empty:
+        return replace(check, deviation=0.0)
+    off = np.stack([_deviations(theirs[name], ours[name], _kinds(ours)) for name in numbers])
+    check = replace(check, deviation=float(off.max()))
+    if off.max() <= tolerance:
+        return check
+    column, row = map(int, np.unravel_index(int(off.argmax()), off.shape))
+    name, count = numbers[column], int((off > tolerance).any(axis=0).sum())
+    return check.differing(
+        f"{count} of {len(ours)} rows; most in row {row} ({_described(keys, rows[row])}): "
+        f"{name} is {theirs[name].iloc[row]:.10g}, recomputed {ours[name].iloc[row]:.10g}"
+    )
 
-    rows: int
-    deviation: float
-    trouble: str
 
-    def check(self, item: str, how: str, of: int, tolerance: float) -> Check:
-        """The result as a check of an item."""
-        verdict = DIFFERS if self.trouble else OK
-        return Check(item, how, self.rows, of, self.deviation, tolerance, verdict, self.trouble)
-
-
-def stored_form(table: pd.DataFrame) -> pd.DataFrame:
+def _stored_form(table: pd.DataFrame) -> pd.DataFrame:
     """A table as it is read back from parquet."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     return pd.read_parquet(buffer)
 
 
-def compare(
-    stored: pd.DataFrame, expected: pd.DataFrame, tolerance: float, *, without: tuple[str, ...] = ()
-) -> Compared:
-    """Compare a stored table, or some of its rows, with the rows expected; `without` columns are ignored."""
-    if list(stored.columns) != list(expected.columns):
-        different = sorted({*stored.columns} ^ {*expected.columns}) or ["their order"]
-        return Compared(0, float("inf"), f"columns differ: {listed(different)}")
-    ours = stored_form(expected).drop(columns=list(without))
-    theirs = stored.drop(columns=list(without)).reset_index(drop=True)
-    # A column without any number has no type of its own in parquet.
-    columns = [str(name) for name in ours]
-    numbers = [c for c in columns if is_float_dtype(ours[c]) or is_float_dtype(theirs[c])]
-    keys = [c for c in columns if c not in numbers]
-    trouble = _different_rows(theirs, ours, keys)
-    if trouble:
-        return Compared(min(len(theirs), len(ours)), float("inf"), trouble)
-    if not numbers or ours.empty:
-        return Compared(len(ours), 0.0, "")
-    off = np.stack([_deviations(theirs[c], ours[c], _kinds(ours)) for c in numbers])
-    worst = float(off.max())
-    if worst > tolerance:
-        column, row = map(int, np.unravel_index(int(off.argmax()), off.shape))
-        name, count = numbers[column], int((off > tolerance).any(axis=0).sum())
-        trouble = (
-            f"{count} of {len(ours)} rows; most in row {row} ({_described(keys, _rows(ours, keys)[row])}): "
-            f"{name} is {theirs[name].iloc[row]:.10g}, recomputed {ours[name].iloc[row]:.10g}"
-        )
-    return Compared(len(ours), worst, trouble)
+def key_rows(table: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """The rows of a table, None for missing values."""
+    return [tuple(row) for row in table.astype(object).where(table.notna(), None).to_numpy()]
 
 
-def _different_rows(stored: pd.DataFrame, expected: pd.DataFrame, keys: list[str]) -> str:
-    """What is wrong with the keys of the rows and their order; "" if nothing."""
-    theirs, ours = _rows(stored, keys), _rows(expected, keys)
-    if theirs == ours:
+def different_rows(
+    stored: Sequence[tuple[Any, ...]], expected: Sequence[tuple[Any, ...]], keys: Sequence[str]
+) -> str:
+    """What is wrong with the rows and their order; "" if nothing."""
+    if stored == expected:
         return ""
-    lacking, extra = Counter(ours) - Counter(theirs), Counter(theirs) - Counter(ours)
+    lacking, extra = Counter(expected) - Counter(stored), Counter(stored) - Counter(expected)
     if not lacking and not extra:
-        first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+        first = next(i for i, (a, b) in enumerate(zip(stored, expected, strict=True)) if a != b)
         return f"rows are in another order from row {first} on"
     return "; ".join(
         f"{rows.total()} rows {what}, such as ({_described(keys, next(iter(rows)))})"
@@ -93,18 +95,13 @@ def _different_rows(stored: pd.DataFrame, expected: pd.DataFrame, keys: list[str
     )
 
 
-def _rows(table: pd.DataFrame, keys: list[str]) -> list[tuple[Any, ...]]:
-    columns = [[None if pd.isna(v) else v for v in table[key].tolist()] for key in keys]
-    return list(zip(*columns, strict=True)) if keys else [()] * len(table)
-
-
-def _described(keys: list[str], row: tuple[Any, ...]) -> str:
+def _described(keys: Sequence[str], row: tuple[Any, ...]) -> str:
     values = [(k, v) for k, v in zip(keys, row, strict=True) if v not in (None, "") and k != "unit"]
     return ", ".join(f"{k} {v}" for k, v in values[:NAMED])
 
 
 def _kinds(table: pd.DataFrame) -> list[str]:
-    kinds = [c for c in KINDS if c in table]
+    kinds = [name for name in KINDS if name in table]
     return ["|".join(map(str, row)) for row in table[kinds].itertuples(index=False)]
 
 

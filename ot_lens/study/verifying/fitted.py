@@ -1,7 +1,7 @@
 """Stored maps compared with maps fitted again on the stored activations, by how they move samples."""
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Float64
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ot_lens.errors import PoorFitWarning, RunFolderError
 from ot_lens.localization import MethodSpec, fit_maps
+from ot_lens.prompts import CLASSES
 from ot_lens.study.sweeping import map_folder
-from ot_lens.study.verifying.check import DIFFERS, OK, Check, Checks, exact, listed, missing
+from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing
 from ot_lens.study.verifying.evidence import Evidence, restricted
 from ot_lens.transport import AffineMap
 
@@ -22,29 +23,29 @@ TOLERANCE = 1e-8
 def fitted(run: Evidence, checks: Checks) -> None:
     """One check per method: every map exists, and those of the sampled layers move samples the same way."""
     with checks.of("maps", "refitted"):
-        position, layers = run.config.position, run.acts("train").layers
-        few = layers
+        layers = few = run.train.layers
         if run.sample is not None:
-            count = max(2, run.sample // max(1, len(run.methods)))
-            few = tuple(sorted(run.choice("maps", layers)[:count]))
+            few = tuple(sorted(run.choice("maps", layers)[: max(2, run.sample // len(run.methods))]))
+        acts = restricted(run.train, few, run.config.position)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PoorFitWarning)
-            acts = restricted(run.acts("train"), few, position)
-            refitted = fit_maps(acts, run.methods, layers=list(few), position=position)
+            refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position)
         for method in run.methods:
-            checks.add(_check_method(run, method, refitted[method]))
+            checks.append(_check_method(run, method, refitted[method]))
         known = {run.map_path(method, layer) for method in run.methods for layer in layers}
         extra = sorted(set((run.folder.path / "maps").rglob("*.safetensors")) - known)
         if extra:
             names = [str(path.relative_to(run.folder.path)) for path in extra]
-            checks.add(exact("maps", "configuration", [f"not of this run: {listed(names)}"], 0, len(names)))
+            checks.append(
+                exact("maps", "configuration", [f"not of this run: {listed(names)}"], 0, len(names))
+            )
 
 
 def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineMap]) -> Check:
-    item, how, layers = f"maps/{map_folder(method)}", "refitted", run.acts("train").layers
+    item, layers = f"maps/{map_folder(method)}", run.train.layers
     lacking = [f"layer {layer}" for layer in layers if not run.map_path(method, layer).is_file()]
     if lacking:
-        return missing(item, how, f"no map of {listed(lacking)}", len(layers))
+        return missing(item, "refitted", f"no map of {listed(lacking)}", len(layers))
     worst, wrong = 0.0, []
     for layer in layers:
         try:
@@ -58,13 +59,12 @@ def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineM
             wrong += [f"layer {layer}: {fact}" for fact in _different_facts(stored, refitted[layer])]
             if off > TOLERANCE:
                 wrong.append(f"layer {layer} moves samples differently")
-    verdict = DIFFERS if wrong else OK
-    return Check(item, how, len(refitted), len(layers), worst, TOLERANCE, verdict, listed(wrong))
+    check = exact(item, "refitted", wrong, len(refitted), len(layers))
+    return replace(check, deviation=worst, tolerance=TOLERANCE)
 
 
 def _samples(run: Evidence, layer: int) -> Float64[Tensor, "n d"]:
-    acts, position = run.acts("train"), run.config.position
-    return torch.cat([acts.harmful(layer, position), acts.harmless(layer, position)])
+    return torch.cat([getattr(run.train, label)(layer, run.config.position) for label in CLASSES])
 
 
 def relative_distance(stored: AffineMap, refitted: AffineMap, samples: Float64[Tensor, "n d"]) -> float:
@@ -81,10 +81,6 @@ def relative_distance(stored: AffineMap, refitted: AffineMap, samples: Float64[T
 
 def _different_facts(stored: AffineMap, refitted: AffineMap) -> list[str]:
     """Facts of the fit that are not equal; measured numbers are left to the comparison of the samples."""
-    return [
-        f"its {entry.name} is {getattr(stored.info, entry.name)!r}"
-        for entry in fields(refitted.info)
-        if not isinstance(getattr(refitted.info, entry.name), float)
-        and entry.name not in ("problems", "notes")
-        and getattr(stored.info, entry.name) != getattr(refitted.info, entry.name)
-    ]
+    names = [entry.name for entry in fields(refitted.info) if entry.name not in ("problems", "notes")]
+    pairs = [(name, getattr(stored.info, name), getattr(refitted.info, name)) for name in names]
+    return [f"its {name} is {old!r}" for name, old, new in pairs if not isinstance(new, float) and old != new]

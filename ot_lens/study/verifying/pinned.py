@@ -14,19 +14,20 @@ from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing,
 from ot_lens.study.verifying.evidence import Evidence
 
 UNPINNED = "its manifest has no hashes: the run is unfinished, or an earlier ot_lens made it"
+PINNED = "pinned SHA-256"
 # Compared with another run: `compare_runs` adds it to a finished run.
-ADDED = ("tables/run_cosines.parquet",)
+ADDED = "tables/run_cosines.parquet"
 
 
 def pinned(run: Evidence, checks: Checks) -> None:
     """The manifest itself, configuration, seeds, versions, and the hash of every file."""
     manifest = run.folder.manifest
-    checks.add(_check_manifest(manifest), _check_finished(run), _check_config(run), _check_seeds(run))
-    checks.add(_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files")))
+    checks += [_check_manifest(manifest), _check_finished(run), _check_config(run), _check_seeds(run)]
+    checks += [_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files"))]
     for split in ("train", "test"):
         item = f"activations/{split}"
         with checks.of(item, "shard checksums"):
-            checks.add(_check_shards(run.folder.path / item, item))
+            checks.append(_check_shards(run.folder.path / item, item))
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> Check:
@@ -55,7 +56,7 @@ def _check_config(run: Evidence) -> Check:
     if not path.is_file():
         return missing(item, how, "no such file")
     try:
-        # It is only compared, and nothing is loaded as it says.
+        # It is only compared; nothing is loaded because of it.
         theirs = read_config(path, trust_remote_code=True).model_dump()
     except OtLensError as error:
         return exact(item, how, [f"cannot be read: {error}"], 0, 1)
@@ -67,9 +68,8 @@ def _check_seeds(run: Evidence) -> Check:
     stored, ours = run.folder.manifest.get("seeds"), seeds(run.config)
     if stored is None:
         return unchecked("seeds", "configuration", UNPINNED)
-    return exact(
-        "seeds", "configuration", [name for name in ours if stored.get(name) != ours[name]], len(ours)
-    )
+    wrong = [name for name in ours if stored.get(name) != ours[name]]
+    return exact("seeds", "configuration", wrong, len(ours))
 
 
 def _check_versions(manifest: Mapping[str, Any]) -> Check:
@@ -85,35 +85,29 @@ def _check_versions(manifest: Mapping[str, Any]) -> Check:
 def _check_files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
     """One check per folder of the run."""
     if pins is None:
-        yield unchecked("files", "pinned SHA-256", UNPINNED)
+        yield unchecked("files", PINNED, UNPINNED)
         return
-    hashes = file_hashes(run)
-    groups: dict[str, list[str]] = {}
-    for name in sorted({*pins, *hashes}):
-        groups.setdefault(name.partition("/")[0], []).append(name)
-    for group, names in groups.items():
-        both = [name for name in names if name in hashes and name in pins]
-        wrong = [
-            *(f"{name} is missing" for name in names if name not in hashes),
-            *(f"{name} is altered" for name in both if hashes[name] != pins[name]),
-            *(f"{name} is not of this run" for name in names if name not in (*pins, *ADDED)),
-        ]
-        yield exact(group, "pinned SHA-256", wrong, sum(name in pins for name in names))
+    hashes = {name: value for name, value in file_hashes(run).items() if name in pins or name != ADDED}
+    for folder in sorted({name.partition("/")[0] for name in (*pins, *hashes)}):
+        theirs, ours = (
+            {name: value for name, value in sums.items() if name.partition("/")[0] == folder}
+            for sums in (pins, hashes)
+        )
+        yield exact(folder, PINNED, _different_files(theirs, ours), len(theirs))
+
+
+def _different_files(pins: Mapping[str, str], hashes: Mapping[str, str]) -> list[str]:
+    return [
+        *(f"{name} is missing" for name in pins if name not in hashes),
+        *(f"{name} is altered" for name in pins if hashes.get(name, pins[name]) != pins[name]),
+        *(f"{name} is not of this run" for name in hashes if name not in pins),
+    ]
 
 
 def _check_shards(folder: Path, item: str) -> Check:
     """Checksums of shards; the manifest pins the file with the checksums."""
     sums, sound = read_checksums(folder)
-    names = list(read_index(folder).shards)
+    pins = {shard_path(folder, name).name: sums.get(name, "none") for name in read_index(folder).shards}
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     wrong = [] if sound else ["shards.sha256 is altered"]
-    for name in names:
-        path = shard_path(folder, name)
-        if not path.is_file():
-            wrong.append(f"{path.name} is missing")
-        elif name not in sums:
-            wrong.append(f"{path.name} has no checksum")
-        elif sha256_file(path) != sums[name]:
-            wrong.append(f"{path.name} is altered")
-    shards = sorted(folder.glob("*.safetensors"))
-    wrong += [f"{path.name} is not of this run" for path in shards if path.stem not in names]
-    return exact(item, "shard checksums", wrong, len(names))
+    return exact(item, "shard checksums", wrong + _different_files(pins, hashes), len(pins))

@@ -1,6 +1,6 @@
 """Activations, the sweep and the tables of edited models, measured again with the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ from ot_lens.activations import CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations.index import read_index
 from ot_lens.activations.plan import differences
 from ot_lens.activations.stored import TENSOR, shard_path
-from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.execution import LocalExecutor, Runner
 from ot_lens.models import load_model
 from ot_lens.prompts import ContrastSet
-from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, Study
-from ot_lens.study.preparation import Prepared, filter_options, prepare
-from ot_lens.study.sweeping import capture_options
-from ot_lens.study.verifying.check import DIFFERS, OK, Check, Checks, exact, listed, missing, unchecked
+from ot_lens.study.diagnostics import MAKERS, Study
+from ot_lens.study.preparation import Prepared, prepare
+from ot_lens.study.sweeping import capture_options, filter_prompts
+from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
 from ot_lens.study.verifying.comparing import compare
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.swept import swept
@@ -50,30 +49,27 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     try:
         executor = LocalExecutor(load_model(**config.loading()))
         ready = executor.call(prepare, config, run.prompts, run.folder.path)
-        prompts = run.prompts
-        if config.filter != "off":
-            prompts = filter_by_behaviour(Runner(executor), prompts, **filter_options(config))
+        prompts = filter_prompts(Runner(executor), run.prompts, config)
     except OtLensError as error:
         unmeasured(run, checks, str(error))
         return
     again = _Again(run, executor, ready, prompts, TOLERANCES.get(ready.record["dtype"], 5e-2))
-    manifest = run.folder.manifest
-    checks.add(_check_model(manifest, ready), _check_prompts(manifest, prompts))
+    checks += [_check_model(run.folder.manifest, ready), _check_prompts(run.folder.manifest, prompts)]
     for split in ("train", "test"):
         with checks.of(f"activations/{split}", "captured again"):
-            checks.add(_check_activations(again, split))
+            checks.append(_check_activations(again, split))
     with checks.of("localization", AGAIN):
-        checks.add(*swept(run, Runner(executor), prompts, ready, again.tolerance))
+        checks += swept(run, Runner(executor), prompts, ready, again.tolerance)
     for name in MODEL_TABLES:
         with checks.of(name, AGAIN):
-            checks.add(*_check_table(again, name))
+            checks += _check_table(again, name)
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
     """Report what is not checked without the model, and why."""
     items = ["model", "activations/train", "activations/test", "localization"]
     items += [name for name in MODEL_TABLES if run.folder.has_table(name)]
-    checks.add(*(unchecked(item, AGAIN, reason) for item in items))
+    checks += [unchecked(item, AGAIN, reason) for item in items]
 
 
 def _check_model(manifest: Mapping[str, Any], ready: Prepared) -> Check:
@@ -90,9 +86,9 @@ def _refusals(measuring: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_prompts(manifest: Mapping[str, Any], prompts: ContrastSet) -> Check:
-    ours, theirs = prompts.manifest(), manifest.get("prompts", {})
-    wrong = [f"{name} prompts differ" for name in differences(ours["sha256"], theirs.get("sha256", {}))]
-    return exact("prompts", "prompts read now", wrong, len(ours["sha256"]))
+    ours, theirs = prompts.manifest()["sha256"], manifest.get("prompts", {}).get("sha256", {})
+    wrong = [f"{name} prompts differ" for name in differences(ours, theirs)]
+    return exact("prompts", "prompts read now", wrong, len(ours))
 
 
 def _check_activations(again: _Again, split: str) -> Check:
@@ -111,35 +107,28 @@ def _check_activations(again: _Again, split: str) -> Check:
     worst = 0.0
     for shard in chosen:
         values = again.executor.call(capture_shard, contrast, plan, shard).double()
-        stored = _stored(folder, shard.name).double()
         size = values.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        worst = max(worst, float(((stored - values).abs() / size).nan_to_num(nan=float("inf")).max()))
-    good = worst <= again.tolerance
-    note = "" if good else f"shards {listed([shard.name for shard in chosen])}"
-    return Check(
-        item, how, len(chosen), len(plan.shards), worst, again.tolerance, OK if good else DIFFERS, note
-    )
+        off = (_stored(folder, shard.name) - values).abs() / size
+        worst = max(worst, float(off.nan_to_num(nan=float("inf")).max()))
+    check = Check(item, how, len(chosen), len(plan.shards), worst, again.tolerance)
+    names = [shard.name for shard in chosen]
+    return check if worst <= again.tolerance else check.differing(f"shards {listed(names)}")
 
 
 def _stored(folder: Path, name: str) -> torch.Tensor:
     try:
-        return load_file(shard_path(folder, name))[TENSOR]
+        return load_file(shard_path(folder, name))[TENSOR].double()
     except (SafetensorError, OSError, KeyError) as error:
         raise EvidenceError(f"shard {name} cannot be read") from error
 
 
-def _check_table(again: _Again, name: str) -> Iterator[Check]:
-    """A table of edited models, made again as a whole."""
-    run, acts = again.run, again.run.both_splits
-    test = acts["test"]
-    if name == "visibility" and min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
-        return
-    study = Study(acts, run.maps, run.config, run.sweep, again.executor, again.prompts)
+def _check_table(again: _Again, name: str) -> list[Check]:
+    """A table of edited models, made again as a whole; none if the study has no such table."""
+    run, acts = again.run, {"train": again.run.train, "test": again.run.test}
+    study = Study(run.folder, acts, run.maps, run.config, run.sweep, again.executor, again.prompts)
     expected = MAKERS[name](study).get(name)
     if expected is None:
-        return
+        return []
     if not run.folder.has_table(name):
-        yield missing(name, AGAIN, "no such table", len(expected))
-        return
-    stored = run.folder.read_table(name)
-    yield compare(stored, expected, again.tolerance).check(name, AGAIN, len(stored), again.tolerance)
+        return [missing(name, AGAIN, "no such table", len(expected))]
+    return [compare(name, AGAIN, run.folder.read_table(name), expected, again.tolerance)]
