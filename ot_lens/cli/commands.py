@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ot_lens.cli import organism, paper
-from ot_lens.cli.configuration import write_configuration
+from ot_lens.cli.configuration import Settings, parse_settings, write_configuration
 from ot_lens.cli.console import complain, err, quiet_libraries, say
-from ot_lens.cli.overrides import Settings, parse_settings
 from ot_lens.cli.study import (
     Address,
     AllowCode,
@@ -37,14 +36,14 @@ app.command()(verify)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line on stderr and exit code 2."""
+    """Run the command line; an error of ours or of the file system ends in one line and exit code 2."""
     try:
         app()
     except OtLensError as error:
         complain(" ".join(str(error).split()))
         sys.exit(2)
     except OSError as error:
-        # A full disk or missing permission, met by a library.
+        # A full disk or a missing permission, seen by a library.
         path = error.filename or "the file system"
         complain(f"{path}: {error.strerror or error}: check the disk and the folder.")
         sys.exit(2)

@@ -1,7 +1,8 @@
-"""What every command prints with: consoles, plain lines, progress bars."""
+"""How commands print: consoles, plain lines, numbers, progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,18 +17,23 @@ err = Console(stderr=True)
 
 
 def plain(line: str) -> str:
-    """A line without control characters: names from files could steer the terminal or end its encoding."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+    """A line without control characters: names from files could control the terminal."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)
 
 
 def say(line: str) -> None:
-    """Print a line unchanged, never wrapped."""
+    """Print a line as it is, never wrapped."""
     out.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(line: str) -> None:
     """Print a line on stderr."""
     err.print(f"ot-lens: {plain(line)}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def number(value: float, form: str, missing: str = "") -> str:
+    """A formatted number, or `missing` where it was not measured."""
+    return missing if isnan(value) else format(value, form)
 
 
 def quiet_libraries() -> None:
@@ -40,7 +46,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress() -> "Iterator[Stage]":
-    """Progress bars on stderr, one a stage, with throughput and the time that is left."""
+    """Progress bars on stderr, one per stage, with throughput and the remaining time."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -54,7 +60,7 @@ def progress() -> "Iterator[Stage]":
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Steps a second; empty before two are done."""
+        """Steps per second; empty until two are done."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed

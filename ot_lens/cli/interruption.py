@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, as a batch system sends it: the process ends within two seconds, wherever it is."""
+"""Ctrl-C, and SIGTERM from a batch system: the process ends within two seconds, whatever it is doing."""
 
 import os
 import shlex
@@ -13,19 +13,17 @@ from typing import NoReturn
 from ot_lens.cli.console import complain
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds for files to be closed and workers to be let go. A library deep in a computation hears of a signal
-# only when it is done; every file survives that the process ends in the midst of it.
+# Seconds for closing files and releasing workers. A library in a long computation sees a signal only when it
+# is done; ending the process before that damages no file.
 GRACE = 1.0
 
 
 @contextmanager
 def interruptible(farewell: Callable[[], str]) -> Iterator[None]:
-    """End the process at SIGINT or SIGTERM in one line, with exit code 130 or 143; further ones are ignored.
+    """End the process at SIGINT or SIGTERM with one line, `farewell()`, and exit code 130 or 143.
 
-    Signals that are ignored already, as under nohup, stay so. Only for the main thread.
-
-    Args:
-        farewell: What is printed then.
+    Further signals are ignored, and those that were ignored before, as under nohup, stay so. Only for the
+    main thread.
     """
     interruption = _Interruption(farewell)
     with interruption.watching():
@@ -45,7 +43,7 @@ class _Interruption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Take the signals over, and give them back."""
+        """Handle the signals inside the block, and restore their handlers."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -65,43 +63,43 @@ class _Interruption:
             signal.set_wakeup_fd(woken)
             os.close(writer)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  as signal.signal asks
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  required by signal.signal
         if self.signal is None:
             self.signal = number
-            # Where the exception falls into a finalizer, Python would print a traceback and go on.
+            # If the exception is raised inside a finalizer, Python would print a traceback and continue.
             sys.unraisablehook = lambda _: None
             raise KeyboardInterrupt
 
     def _watch(self, reader: int, ended: threading.Event) -> None:
-        """Hear of a signal at once, while the main thread may be in a long call of a library."""
-        heard: int | None = None
-        while heard not in SIGNALS:
+        """Notice a signal immediately, even if the main thread is in a long call of a library."""
+        received: int | None = None
+        while received not in SIGNALS:
             byte = os.read(reader, 1)
             if not byte:
                 os.close(reader)
                 return
-            heard = byte[0]
+            received = byte[0]
         if not ended.wait(GRACE):
-            self.signal = heard
+            self.signal = received
             self.leave(_write)
 
     def leave(self, say: Callable[[str], None]) -> NoReturn:
-        """Say what there is to say and end, whatever other threads are at."""
+        """Print the farewell and end, whatever other threads are doing."""
         if not self._leaving.acquire(blocking=False):
-            threading.Event().wait()  # for the end, which another thread has begun
+            threading.Event().wait()  # another thread is ending the process
         with suppress(OSError):
             say(self._farewell())
-        # All files are whole; the farewells of torch and its threads would take seconds.
+        # All files are complete; a regular exit of torch and its threads would take seconds.
         os._exit(128 + (self.signal or signal.SIGINT))
 
 
 def _write(line: str) -> None:
-    """Past all locks, which the main thread may hold; a cursor that a progress bar hid is shown again."""
-    shown = "\x1b[?25h" if os.isatty(2) else ""
-    os.write(2, f"\n{shown}ot-lens: {line}\n".encode())
+    """Print without the locks that the main thread may hold, and show a cursor that a progress bar hid."""
+    cursor = "\x1b[?25h" if os.isatty(2) else ""
+    os.write(2, f"\n{cursor}ot-lens: {line}\n".encode())
 
 
 def same_command() -> str:
-    """The command that was given, to go on with."""
+    """The command that continues this one."""
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return shlex.join(["ot-lens", *given, "--resume"])

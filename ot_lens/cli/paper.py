@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ot_lens.cli.configuration import write_configuration
+from ot_lens.cli.configuration import Settings, parse_settings, write_configuration
 from ot_lens.cli.console import out
-from ot_lens.cli.overrides import Settings, parse_settings
 from ot_lens.cli.study import Address, AllowCode, Executor, Resume, study_into
 from ot_lens.errors import ConfigError
 
@@ -20,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Named studies: the paper's.")
 
 @app.callback()
 def _named() -> None:
-    """Keep `paper` a command of its own while it is the only one."""
+    """With a callback, typer keeps `paper` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -57,6 +56,7 @@ def paper(
     """
     from ot_lens.models.sizes import published_models
     from ot_lens.paper_study.preset import paper_study
+    from ot_lens.paper_study.resources import available, obstacles
 
     overrides = {"model": model, **parse_settings(settings)}
     hardware, name = _hardware(tflops, bandwidth), overrides.pop("model")
@@ -71,8 +71,9 @@ def paper(
     if estimate_only:
         return
     folder = folder or Path("runs") / f"paper-{Path(names[0]).name.replace(':', '-')}"
-    if not yes:
-        _check_resources(configs[0], estimates[0], folder)
+    reasons = [] if yes else obstacles(estimates[0], available(configs[0], folder), configs[0])
+    if reasons:
+        raise ConfigError(f"not started: {'; '.join(reasons)}. Add --yes to start anyway.")
     study_into(
         lambda: configs[0],
         folder,
@@ -86,10 +87,10 @@ def paper(
 def _hardware(tflops: float | None, bandwidth: float | None) -> "Hardware":
     from ot_lens.paper_study.estimate import Hardware
 
+    default = Hardware()
     if tflops is None and bandwidth is None:
-        return Hardware()
-    usual = Hardware()
-    return Hardware("this device", tflops or usual.tflops, bandwidth or usual.bandwidth)
+        return default
+    return Hardware("this device", tflops or default.tflops, bandwidth or default.bandwidth)
 
 
 def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "list[Estimate]":
@@ -116,11 +117,3 @@ def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "lis
     out.print(table)
     out.print(assumptions(configs[0], hardware), markup=False, highlight=False)
     return estimates
-
-
-def _check_resources(config: "StudyConfig", needed: "Estimate", folder: Path) -> None:
-    from ot_lens.paper_study.resources import available, obstacles
-
-    reasons = obstacles(needed, available(config, folder), config)
-    if reasons:
-        raise ConfigError(f"not started: {'; '.join(reasons)}. Add --yes to start anyway.")

@@ -1,8 +1,8 @@
-"""What is printed of a finished run."""
+"""What is printed about a finished run."""
 
 from typing import TYPE_CHECKING
 
-from ot_lens.cli.console import out, say
+from ot_lens.cli.console import number, out, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,8 @@ def _print_table(measured: "pd.DataFrame") -> None:
     from ot_lens.tables import ALL, LISTED, SEARCHED, UNEDITED, baseline_of, best_singles, effects, select
     from ot_lens.transport import method_label
 
-    found = effects(measured)
-    table = Table(title="Held-out prompts: best single layers, all layers, sets chosen or named")
+    edits = effects(measured)
+    table = Table(title="Held-out prompts: best single layers, all layers, searched and listed sets")
     for column in ("method", "layers", "refuses %", "correct %", "KL", "harmless %"):
         table.add_column(column, justify="left" if column in ("method", "layers") else "right", no_wrap=True)
     table.caption = (
@@ -39,9 +39,9 @@ def _print_table(measured: "pd.DataFrame") -> None:
         "KL: next-token divergence on harmless prompts, nats; harmless: those answered correctly"
     )
     groups = (
-        baseline_of(found),
+        baseline_of(edits),
         best_singles(measured),
-        select(found, set=(ALL, SEARCHED, LISTED)),
+        select(edits, set=(ALL, SEARCHED, LISTED)),
     )
     for rows in groups:
         for _, row in rows.iterrows():
@@ -52,34 +52,28 @@ def _print_table(measured: "pd.DataFrame") -> None:
 
 
 def _print_paper(measured: "pd.DataFrame") -> None:
-    """The rows that hold a number; all of them, with n and judge, are in the files."""
+    """The rows with a number; all rows, with n and judge, are in the files."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from ot_lens.paper_study.table import CAPTION, printable
 
     known = measured[["asr", "perplexity", "paper_asr", "paper_perplexity"]].notna().any(axis=1)
-    shown = printable(measured[known]).drop(columns=["n", "judge", "of"])
-    shown["model"] = shown["model"].str.rpartition("/")[2].str.removesuffix("-hf")
-    table = Table(title="Beside arXiv 2603.04355", caption=CAPTION, box=SIMPLE_HEAD, padding=0)
-    for column in shown.columns:
+    rows = printable(measured[known]).drop(columns=["n", "judge", "of"])
+    rows["model"] = rows["model"].str.rpartition("/")[2].str.removesuffix("-hf")
+    table = Table(title="Next to arXiv 2603.04355", caption=CAPTION, box=SIMPLE_HEAD, padding=0)
+    for column in rows.columns:
         table.add_column(column, justify="left" if column in ("model", "method", "layers") else "right")
-    for row in shown.itertuples(index=False):
+    for row in rows.itertuples(index=False):
         table.add_row(*row)
     out.print(table)
     say("every model of the paper, with n and judge: tables/paper.parquet, paper.md and paper.tex")
 
 
 def _cells(row: "pd.Series") -> tuple[str, str, str, str]:
-    share = f"{100 * row['refusal']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
     return (
-        share,
-        _number(100 * row["correct"], 1),
-        _number(row["kl"], 4),
-        _number(100 * row["harmless_correct"], 1),
+        f"{100 * row['refusal']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})",
+        number(100 * row["correct"], ".1f", "-"),
+        number(row["kl"], ".4f", "-"),
+        number(100 * row["harmless_correct"], ".1f", "-"),
     )
-
-
-def _number(value: float, digits: int) -> str:
-    """A number, or a dash where it was not measured."""
-    return "-" if value != value else f"{value:.{digits}f}"  # noqa: PLR0124  only NaN differs from itself

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from ot_lens.study import StudyConfig
 
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue a stopped run; a finished one is only shown again.")
+    bool, typer.Option("--resume", help="Continue a stopped run, or show a finished one again.")
 ]
 Executor = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="Of a Ray cluster, ray://HOST:10001 or auto; default: a cluster of this machine."),
+    typer.Option(help="A Ray cluster: ray://HOST:10001 or auto; default: a cluster on this machine."),
 ]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Import the modules that the configuration names.")
@@ -33,15 +33,10 @@ TrustRemoteCode = Annotated[
 
 
 def study_into(configure: "Callable[[], StudyConfig]", folder: Path, **options: Any) -> None:
-    """Run a study and print its findings; an interruption ends in one line and exit code 130 or 143.
+    """Run a study and print its findings; on interruption or a full disk, one line says how to continue.
 
-    Args:
-        configure: Makes the configuration, after interruptions are provided for.
-        folder: The run folder.
-        options: Of `run_study`.
-
-    Raises:
-        OtLensError: If the study cannot be carried out; on a full disk the message says how to continue.
+    The configuration is made inside, so that an interruption of that is handled too; `options` are those of
+    `run_study`.
     """
     with interruptible(lambda: _interrupted(folder)):
         with err.status("loading"):
@@ -67,12 +62,11 @@ def prepare_process(*, allow_code: bool = False) -> None:
 
 def import_code_of(folder: Path) -> None:
     """Import the modules that the configuration of a run names."""
-    from ot_lens.study import RunFolder, parse_config
+    from ot_lens.study import RunFolder
     from ot_lens.study.checks import import_extensions
 
     prepare_process(allow_code=True)
-    config = parse_config(RunFolder.open(folder).manifest["config"], str(folder))
-    import_extensions(config, allow_code=True)
+    import_extensions(RunFolder.open(folder).config, allow_code=True)
 
 
 def _interrupted(folder: Path) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ot_lens.cli.console import err, out, progress, quiet_libraries, say
+from ot_lens.cli.console import err, number, out, progress, quiet_libraries, say
 from ot_lens.cli.study import AllowCode, TrustRemoteCode, prepare_process
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def verify(
 
         quiet_libraries()
     with progress() as stage:
-        found = verify_run(
+        checks = verify_run(
             folder,
             sample=sample,
             seed=seed,
@@ -46,20 +46,19 @@ def verify(
             allow_code=allow_code,
             stage=stage,
         )
+    agrees = holds(checks)
     if as_json:
-        typer.echo(found.to_json(orient="records", lines=True), nl=False)
+        typer.echo(checks.to_json(orient="records", lines=True), nl=False)
     else:
-        _print(found)
-    if not holds(found):
+        _print(checks, agrees=agrees)
+    if not agrees:
         raise typer.Exit(DIFFERENT)
 
 
-def _print(found: "pd.DataFrame") -> None:
+def _print(checks: "pd.DataFrame", *, agrees: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
-
-    from ot_lens.study.verify import holds
 
     colours = {"ok": "green", "differs": "red", "missing": "red", "not checked": "yellow"}
     table = Table(box=SIMPLE_HEAD, padding=0)
@@ -68,23 +67,18 @@ def _print(found: "pd.DataFrame") -> None:
         right = column in ("n", "off by", "at most")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     table.caption = "n: rows, files or layers compared, of all; off by: largest deviation; at most: tolerance"
-    for row in found.to_dict("records"):
+    for row in checks.to_dict("records"):
         count = f"{row['compared']}/{row['of']}" if row["of"] else ""
         table.add_row(
             Text(row["item"]),
             Text(row["how"]),
             count,
-            *(_number(row[name]) for name in ("deviation", "tolerance")),
+            *(number(row[name], ".1g") for name in ("deviation", "tolerance")),
             Text(row["verdict"], style=colours[row["verdict"]]),
         )
     out.print(table)
-    for row in found[found["note"] != ""].to_dict("records"):
+    for row in checks[checks["note"] != ""].to_dict("records"):
         say(f"{row['item']}: {row['verdict']}: {row['note']}")
-    counts = found["verdict"].value_counts()
+    counts = checks["verdict"].value_counts()
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    say(f"{'everything checked agrees' if holds(found) else 'the run differs'} ({summary})")
-
-
-def _number(value: float) -> str:
-    """A number, or an empty cell."""
-    return "" if value != value else f"{value:.1g}"  # noqa: PLR0124  only NaN differs from itself
+    say(f"{'everything checked agrees' if agrees else 'the run differs'} ({summary})")

@@ -17,19 +17,11 @@ BEAM = 4
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device for which the time is estimated.
-
-    Attributes:
-        name: The device.
-        tflops: Its peak at 16 bits, dense, in TFLOP/s.
-        bandwidth: Its peak memory bandwidth, in TB/s.
-        low: Smallest share of both that is reached.
-        high: Largest share.
-    """
+    """The device for which the time is estimated: its peaks, and the shares of them that are reached."""
 
     name: str = "one A100 80 GB"
-    tflops: float = 312.0
-    bandwidth: float = 2.039
+    tflops: float = 312.0  # at 16 bits, dense
+    bandwidth: float = 2.039  # TB/s
     low: float = 0.15
     high: float = 0.5
 
@@ -49,47 +41,23 @@ class Counts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one study needs.
-
-    Attributes:
-        model: The model.
-        parameters: Its number of parameters.
-        weights: Bytes of its weights.
-        cache: Bytes of the KV cache of the largest batch of answers.
-        logits: Bytes of next-token distributions, float64, of the unedited model and of a batch.
-        judge: Bytes of the judge's weights; 0 without one.
-        memory: Bytes that are needed at once.
-        disk: Bytes of stored activations.
-        tokens: Tokens through the model.
-        judged_tokens: Tokens through the judge.
-        hours: Shortest and longest time.
-    """
+    """What one study needs: bytes, tokens, and the shortest and longest time."""
 
     model: str
     parameters: int
     weights: float
-    cache: float
-    logits: float
-    judge: float
-    memory: float
-    disk: float
+    cache: float  # keys and values of the largest batch of answers
+    logits: float  # next-token distributions, float64, of the unedited model and of a batch
+    judge: float  # its weights; 0 without one
+    memory: float  # needed at once
+    disk: float  # stored activations
     tokens: float
     judged_tokens: float
     hours: tuple[float, float]
 
 
 def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Counts | None = None) -> Estimate:
-    """Memory, disk and time of a study; an upper bound of the work, a range of the speed.
-
-    Args:
-        config: A study whose layers are listed, as `paper_study` makes it.
-        hardware: Default: one A100 of 80 GB.
-        counts: Default: the paper's.
-
-    Raises:
-        ConfigError: If a dtype or quantization is unknown.
-        ModelError: If the configuration of model or judge cannot be read.
-    """
+    """Memory, disk and time of a study; an upper bound of the work, a range of the speed."""
     hardware, counts = hardware or Hardware(), counts or Counts()
     size = size_of(config)
     weights = size.weight_bytes(config.dtype, config.quantization)
@@ -102,9 +70,24 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
     logits = 8.0 * size.d_vocab * (tested + 2 * config.batch_size)
     layers = size.n_layers if isinstance(config.layers, str) else len(config.layers)
     read, edits = _prompts_read_and_edits(config, layers, counts)
-    work = _Work(size, weights, judge_parameters, read * PROMPT_TOKENS, edits * tested, config, edits, counts)
+    answers = edits * tested
+    judged = (
+        edits * counts.test["harmful"] * (JUDGE_TOKENS + config.max_new_tokens) if judge_parameters else 0.0
+    )
     running = weights + cache + logits
     together = max if config.judge_memory == "swap" else sum
+
+    def hours(share: float, length: float) -> float:
+        """Time at a share of the peaks, with answers that use a share of their token budget."""
+        batch, tokens = config.batch_size, config.max_new_tokens * length
+        flops, bandwidth = hardware.tflops * 1e12 * share, hardware.bandwidth * 1e12 * share
+        per_token = 2 * size.n_parameters
+        prefill = per_token * (read + answers) * PROMPT_TOKENS / flops
+        read_each_step = weights + 2 * _cache_values(size, batch * tokens)
+        step = max(per_token * batch / flops, read_each_step / bandwidth)
+        judging = 2 * judge_parameters * judged / flops
+        return (prefill + answers / batch * tokens * step + judging) / 3600
+
     return Estimate(
         model=config.model,
         parameters=size.n_parameters,
@@ -114,9 +97,9 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
         judge=judge_weights,
         memory=together((running, judge_weights)),
         disk=layers * (counts.train + tested) * size.d_model * BYTES[stored],
-        tokens=work.read + work.answers * longest,
-        judged_tokens=work.judged,
-        hours=(work.hours(hardware, hardware.high, 0.25), work.hours(hardware, hardware.low, 1.0)),
+        tokens=read * PROMPT_TOKENS + answers * longest,
+        judged_tokens=judged,
+        hours=(hours(hardware.high, 0.25), hours(hardware.low, 1.0)),
     )
 
 
@@ -132,37 +115,6 @@ def assumptions(config: StudyConfig, hardware: Hardware | None = None, counts: C
         f"TFLOP/s, {hardware.bandwidth:g} TB/s) at {hardware.low:.0%} to {hardware.high:.0%} of its peak. "
         "Excludes downloads, the perplexity of a text and figures."
     )
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Tokens read, answers generated under `edits` edits, and the sizes that their time depends on."""
-
-    size: ModelSize
-    weights: float
-    judge_parameters: int
-    read: float
-    answers: float
-    config: StudyConfig
-    edits: float
-    counts: Counts
-
-    @property
-    def judged(self) -> float:
-        """Tokens through the judge."""
-        per_answer = JUDGE_TOKENS + self.config.max_new_tokens
-        return self.edits * self.counts.test["harmful"] * per_answer if self.judge_parameters else 0.0
-
-    def hours(self, hardware: Hardware, share: float, length: float) -> float:
-        """Time at a share of the peaks, with answers that use a share of their token budget."""
-        batch, tokens = self.config.batch_size, self.config.max_new_tokens * length
-        flops, bandwidth = hardware.tflops * 1e12 * share, hardware.bandwidth * 1e12 * share
-        per_token = 2 * self.size.n_parameters
-        prefill = per_token * (self.read + self.answers * PROMPT_TOKENS) / flops
-        cache = 2 * _cache_values(self.size, batch * tokens)
-        step = max(per_token * batch / flops, (self.weights + cache) / bandwidth)
-        judging = 2 * self.judge_parameters * self.judged / flops
-        return (prefill + self.answers / batch * tokens * step + judging) / 3600
 
 
 def _cache_values(size: ModelSize, tokens: float) -> float:

@@ -71,14 +71,10 @@ def paper_study(
     return parse_config({**preset, **asked}, source)
 
 
-def depth_band(n_layers: int, depth: tuple[float, float] = DEPTH) -> list[int]:
-    """Layers between two shares of the depth, both ends rounded outward.
-
-    Raises:
-        ConfigError: If the band holds fewer than two layers.
-    """
+def depth_band(n_layers: int) -> list[int]:
+    """Layers between two shares of the depth, both ends rounded outward."""
     # A layer's input has passed as many blocks as its number says. Rounded, since 0.6 * 35 is not exactly 21.
-    first, last = (round(share * n_layers, 9) for share in depth)
+    first, last = (round(share * n_layers, 9) for share in DEPTH)
     band = list(range(math.floor(first), min(n_layers - 1, math.ceil(last)) + 1))
     if len(band) < 2:
         raise ConfigError(

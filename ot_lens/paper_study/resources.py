@@ -17,13 +17,7 @@ from ot_lens.study.weights import judge_model
 
 @dataclass(frozen=True)
 class Available:
-    """Free memory and disk where a study would run.
-
-    Attributes:
-        memory: Bytes.
-        where: The device or devices that have this memory.
-        disk: Free bytes where the run folder goes.
-    """
+    """Free bytes of memory, the device or devices that have it, and free bytes where the run folder goes."""
 
     memory: int
     where: str
@@ -46,14 +40,6 @@ def available(config: StudyConfig, out: Path) -> Available:
         free = sum(torch.cuda.mem_get_info(i)[0] for i in range(count))
         return Available(free + main, f"{count} GPUs and main memory together", disk)
     return Available(torch.cuda.mem_get_info(torch.device(device))[0], device, disk)
-
-
-def missing_models(config: StudyConfig) -> dict[str, float]:
-    """Models that would have to be downloaded, with the approximate bytes of their 16-bit weights."""
-    names = [name for name in (config.model, judge_model(config.judge)) if name is not None]
-    return {
-        name: 2.0 * model_size(name).n_parameters for name in names if not is_local(name, config.revision)
-    }
 
 
 def is_local(name: str, revision: str | None = None) -> bool:
@@ -97,8 +83,10 @@ def obstacles(needed: Estimate, free: Available, config: StudyConfig) -> list[st
             f"about {needed.disk / GB:.1f} GB of disk are needed and {free.disk / GB:.1f} GB are free: "
             "choose another --out"
         )
-    for name, size in missing_models(config).items():
-        reasons.append(f"{name} is not on this machine: about {size / GB:.1f} GB would be downloaded")
+    for name in (config.model, judge_model(config.judge)):
+        if name is not None and not is_local(name, config.revision):
+            size = 2.0 * model_size(name).n_parameters / GB  # 16-bit weights
+            reasons.append(f"{name} is not on this machine: about {size:.1f} GB would be downloaded")
     return reasons
 
 

@@ -35,14 +35,9 @@ CAPTION = (
 def paper_table(localization: pd.DataFrame, model: str, phrases: str) -> pd.DataFrame:
     """This run's chosen sets of layers next to the paper's numbers, and empty rows for its other models.
 
-    Args:
-        localization: A sweep with searched or listed sets of layers.
-        model: Name of the swept model.
-        phrases: Name of the phrase list, which decides where no judge did.
-
-    Returns:
-        One row per model, method and set of layers. Rates in per cent; `n` prompts; `perplexity_of` "text" or
-        "harmless answers"; `perplexity_n` windows of the text or prompts. Unknown cells are missing.
+    One row per model, method and set of layers. Rates in per cent; `n` prompts; `perplexity_of` "text" or
+    "harmless answers"; `perplexity_n` windows of the text or prompts. `phrases` names the list that decides
+    where no judge did.
     """
     rows = [{"model": model, **row} for row in _chosen_edits(localization, phrases)]
     swept, paper = {row["method"] for row in rows}, published_models()

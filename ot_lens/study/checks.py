@@ -17,11 +17,7 @@ JUDGE_MEMORY = ("together", "swap")
 
 
 def sweep_plan(config: StudyConfig) -> SweepPlan:
-    """What the sweep tries, from the configuration.
-
-    Raises:
-        HookError: If a choice is unknown or out of range.
-    """
+    """What the sweep tries, from the configuration."""
     return SweepPlan(
         tuple(config.sets),
         tuple(config.strength),
@@ -38,11 +34,7 @@ def sweep_plan(config: StudyConfig) -> SweepPlan:
 
 
 def check_choices(config: StudyConfig) -> None:
-    """Check the configuration by itself, before anything is loaded.
-
-    Raises:
-        OtLensError: If a choice is unknown, or a file is missing.
-    """
+    """Check the configuration by itself, before anything is loaded."""
     one_of("token scope", config.tokens, TOKEN_SCOPES)
     one_of("engine", config.engine, ENGINES)
     one_of("search", config.search, SEARCHES)
@@ -59,11 +51,7 @@ def check_choices(config: StudyConfig) -> None:
 
 
 def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: tuple[int, ...]) -> None:
-    """Check the configuration against model and prompts, before the run folder is made.
-
-    Raises:
-        OtLensError: If the configuration does not fit the model or the prompts.
-    """
+    """Check the configuration against model and prompts, before the run folder is made."""
     from ot_lens.plots.paper import style_named
 
     served = backend(model)
@@ -73,10 +61,8 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
         outside = [layer for layer in layers_of if layer not in layers]
         if outside:
             raise ConfigError(f"layer_sets contains {layers_of}, but layer {outside[0]} is not in layers.")
-    if config.plane_layer is not None and config.plane_layer not in layers:
-        raise ConfigError(
-            f"plane_layer = {config.plane_layer}, but layer {config.plane_layer} is not in layers."
-        )
+    if config.plane_layer not in (None, *layers):
+        raise ConfigError(f"plane_layer = {config.plane_layer} is not in layers, {list(layers)}.")
     for split in ("train", "test"):
         for label, group in getattr(prompts, split):
             shortest = min(len(ids) for ids in encode(served, group))
@@ -90,9 +76,7 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
 def import_extensions(config: StudyConfig, *, allow_code: bool) -> None:
     """Import the modules that a configuration names, so that they register what it uses.
 
-    Raises:
-        ConfigError: If it names modules and `allow_code` is not given: a file alone, which may come from a
-            stranger, never makes code run. Or if a module cannot be imported.
+    Only if `allow_code` is given: a file alone, which may come from a stranger, never makes code run.
     """
     if config.modules and not allow_code:
         raise ConfigError(

@@ -60,11 +60,7 @@ def summarize(table: pd.DataFrame) -> list[str]:
 
 
 def findings(table: pd.DataFrame, run: Path) -> list[str]:
-    """`summarize` for a table that was read from a file.
-
-    Raises:
-        RunFolderError: If its rows are inconsistent because the file was altered.
-    """
+    """`summarize` for a table that was read from a file, and may have been altered."""
     try:
         return summarize(table)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,7 @@ from ot_lens.study.table_files import read_table_file
 
 
 class RunFolder:
-    """A run on disk.
-
-    Attributes:
-        path: The folder.
-        manifest: What the run was made from, and whether it finished.
-    """
+    """A run on disk: its folder, and the manifest of what it was made from and how far it got."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -38,43 +32,24 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder":
-        """Open a folder for a run: a new one, or with `resume` one that contains this same run.
-
-        The caller holds the folder's lock (see `ot_lens.io.files.locked`); leftovers of killed writers are
-        removed.
-
-        Raises:
-            RunFolderError: If the folder contains another run, other files, or this run without `resume`.
-        """
-        existing = cls.existing(path, config, resume=resume)
+        """Start or continue a run in a folder that the caller has locked; leftovers of killed writers go."""
+        folder = cls.existing(path, config, resume=resume)
         for entry in (path, *path.rglob("*")):
             if entry.is_dir():
                 remove_temporaries(entry)
-        if existing is not None:
-            existing._write_configuration(config)
-            existing._note_versions()
-            return existing
-        manifest = {
-            "schema_version": SCHEMA,
-            "finished": False,
-            "config": config.model_dump(mode="json"),
-            "versions": versions(),
-            "source_sha256": source_hash(),
-            "machine": machine(),
-            "seeds": seeds(config),
-        }
-        folder = cls(path, manifest)
-        folder.save_manifest()
-        folder._write_configuration(config)
+        if folder is None:
+            folder = cls(path, _first_manifest(config))
+            folder.save_manifest()
+        now, known = versions(), folder.manifest.get("resumed_with", [])
+        if now not in (folder.manifest.get("versions"), *known):
+            folder.save_manifest(resumed_with=[*known, now])
+        if not (path / "config.yaml").is_file():
+            write_text(path / "config.yaml", commented_yaml(config))
         return folder
 
     @classmethod
     def existing(cls, path: Path, config: StudyConfig, *, resume: bool) -> "RunFolder | None":
-        """The same run, if the folder contains it and `resume` is set; None if a new one may start.
-
-        Raises:
-            RunFolderError: If the folder contains another run, other files, or this run without `resume`.
-        """
+        """The same run, if the folder contains it and `resume` is set; None if a new one may start."""
         content = config.model_dump(mode="json")
         if (path / "manifest.json").exists():
             run = cls.open(path)
@@ -98,26 +73,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Open an existing run.
-
-        Raises:
-            RunFolderError: If the folder contains no run, one of another schema, or a link.
-        """
+        """Open an existing run; the labels and looks of its methods become known in this process."""
         if not (path / "manifest.json").is_file():
             raise RunFolderError(
                 f"{path} is not a run folder: it has no manifest.json. Make one with 'ot-lens run'."
             )
+        from ot_lens.transport.methods import Method, restore
+
         manifest = read_manifest(path)
-        _restore_methods(manifest)
+        restore([{**record, "order": Method.order} for record in manifest.get("methods", ())])
         return cls(path, manifest)
 
     @property
     def config(self) -> StudyConfig:
-        """The configuration of the run.
-
-        Raises:
-            ConfigError: If the manifest has none of this version.
-        """
+        """The configuration of the run."""
         return parse_config(self.manifest["config"], f"{self.path}/manifest.json")
 
     @property
@@ -138,25 +107,16 @@ class RunFolder:
         self.manifest = json.loads(json.dumps(manifest, sort_keys=True))
         write_json(self.path / "manifest.json", self.manifest)
 
-    def _note_versions(self) -> None:
-        """Record the versions that continue a run if they differ from those that began it."""
-        now, known = versions(), self.manifest.get("resumed_with", [])
-        if now not in (self.manifest.get("versions"), *known):
-            self.save_manifest(resumed_with=[*known, now])
-
-    def _write_configuration(self, config: StudyConfig) -> None:
-        """Write config.yaml for readers, unless it exists."""
-        path = self.path / "config.yaml"
-        if not path.is_file():
-            write_text(path, commented_yaml(config))
+    def _table(self, name: str) -> Path:
+        return self.path / "tables" / f"{name}.parquet"
 
     def has_table(self, name: str) -> bool:
         """Whether a table was written."""
-        return (self.path / "tables" / f"{name}.parquet").is_file()
+        return self._table(name).is_file()
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table as parquet."""
-        with atomic_path(self.path / "tables" / f"{name}.parquet") as temporary:
+        with atomic_path(self._table(name)) as temporary:
             table.to_parquet(temporary, index=False)
 
     def drop(self, parts: str) -> None:
@@ -167,12 +127,8 @@ class RunFolder:
                 shutil.rmtree(folder)
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """Read a table.
-
-        Raises:
-            RunFolderError: If it is missing or damaged.
-        """
-        path = self.path / "tables" / f"{name}.parquet"
+        """Read a table."""
+        path = self._table(name)
         try:
             return read_table_file(path)
         except FileNotFoundError as error:
@@ -188,11 +144,16 @@ class RunFolder:
         return {name: self.read_table(name) for name in self.table_names}
 
 
-def _restore_methods(manifest: Mapping[str, Any]) -> None:
-    """Make the labels and looks of methods known that this process has not registered."""
-    from ot_lens.transport.methods import Method, restore
-
-    restore([{**record, "order": Method.order} for record in manifest.get("methods", ())])
+def _first_manifest(config: StudyConfig) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA,
+        "finished": False,
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "source_sha256": source_hash(),
+        "machine": machine(),
+        "seeds": seeds(config),
+    }
 
 
 def _has_other_files(folder: Path) -> bool:

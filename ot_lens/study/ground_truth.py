@@ -45,17 +45,8 @@ def ground_truth(
 ) -> pd.DataFrame:
     """Compare what an embedded model was built with to what was measured.
 
-    Args:
-        variant: The variant of the embedded model, see `variant_of`.
-        prompts: Its prompts; those of the embedded language have categories.
-        acts: Activations of the test prompts.
-        sweep: The table of `localize`.
-        draws: Permutations, bootstrap resamples and seed.
-
-    Returns:
-        Columns part, quantity, method, k, layer, known, value, low, high, null_mean, null_low, null_high, n,
-        unit. Parts: "counts", what was built in; "behaviour", rates without an edit; "rank", each rank's most
-        effective layer; "directions", `category_directions` by layer, where every category has two prompts.
+    Parts of the table: "counts", what was built in; "behaviour", rates without an edit; "rank", each rank's
+    most effective layer; "directions", `category_directions` by layer, where every category has two prompts.
     """
     rows = [*_counts(variant), *_behaviour(sweep), *_ranks(sweep)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))

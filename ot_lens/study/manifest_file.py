@@ -14,19 +14,19 @@ from ot_lens.io.untrusted import CONTROL, first_fault
 SCHEMA = 1
 
 
-class _Model(BaseModel):
+class _Open(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Model(_Open):
     name: str = "unknown model"
 
 
-class _Prompts(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+class _Prompts(_Open):
     sha256: dict[str, str] = {}
 
 
 class _Method(BaseModel):
-    """Looks of a method; the order of a built-in one is below that of every method that is not."""
-
     model_config = ConfigDict(strict=True, extra="forbid")
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,79}$")
     label: str = Field(max_length=120)
@@ -58,8 +58,7 @@ class _Method(BaseModel):
         return self
 
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
+class _Manifest(_Open):
     schema_version: int = Field(ge=SCHEMA, le=SCHEMA)
     finished: bool = False
     measured: bool = False
@@ -72,16 +71,13 @@ class _Manifest(BaseModel):
     prompts: _Prompts = _Prompts()
     executors: list[str] = []
     methods: list[_Method] = []
+    diagnostics: list[str] = []
     resumed_with: list[dict[str, str | None]] = []
     files: dict[str, str] = {}
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run folder.
-
-    Raises:
-        RunFolderError: If it is missing, damaged or of another schema, or the folder contains a link.
-    """
+    """The manifest of a run folder without links; raises a `RunFolderError` if anything is wrong with it."""
     path = run / "manifest.json"
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
@@ -96,11 +92,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def refuse_links(run: Path) -> None:
-    """Refuse links inside a run folder, which could lead elsewhere; the folder itself may be a link.
-
-    Raises:
-        RunFolderError: If a file or folder in it is a link.
-    """
+    """Refuse links inside a run folder, which could lead elsewhere; the folder itself may be a link."""
     for folder, folders, names in os.walk(run):
         for name in (*folders, *names):
             path = Path(folder, name)

@@ -27,12 +27,7 @@ LONGEST = 4_000
 
 
 def read_table_file(path: Path) -> pd.DataFrame:
-    """A table as it was written.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        RunFolderError: If it is damaged, or the values of a column do not fit its name.
-    """
+    """A table as it was written; raises a `RunFolderError` if the values of a column do not fit its name."""
     table = read_frame(read_bounded(path, MAX_BYTES, RunFolderError), str(path), RunFolderError)
     for name in table.columns:
         column = table[name]

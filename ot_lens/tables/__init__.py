@@ -1,87 +1,43 @@
 """The sweep's table: its schema, selections of its rows, effects, control bands and the verdict."""
 
-from ot_lens.tables.control_bands import control_bands
-from ot_lens.tables.effects import best_singles, effects, most_effective_layer
-from ot_lens.tables.multiplicity import add_holm
-from ot_lens.tables.overview import overview
-from ot_lens.tables.schema import (
-    ALL,
-    COLUMNS,
-    IDENTITY,
-    INDEPENDENT,
-    INDUCE,
-    LISTED,
-    NOT_A_CONTROL,
-    PAIR,
-    REMOVE,
-    SEARCHED,
-    SEQUENTIAL,
-    SETS,
-    SINGLE,
-    TYPES,
-    UNEDITED,
-    UNEDITED_COLUMNS,
-    join,
-    layers_label,
-)
-from ot_lens.tables.selection import (
-    at_one_setting,
-    baseline_of,
-    by_depth,
-    controls_of,
-    edits_of,
-    every_layer,
-    measured,
-    methods_of,
-    not_controls,
-    real_edits,
-    reported,
-    select,
-    single_layers,
-    with_baseline,
-)
-from ot_lens.tables.verdict import OneDirection, one_direction, verdict
-
-__all__ = [
-    "ALL",
-    "COLUMNS",
-    "IDENTITY",
-    "INDEPENDENT",
-    "INDUCE",
-    "LISTED",
-    "NOT_A_CONTROL",
-    "PAIR",
-    "REMOVE",
-    "SEARCHED",
-    "SEQUENTIAL",
-    "SETS",
-    "SINGLE",
-    "TYPES",
-    "UNEDITED",
-    "UNEDITED_COLUMNS",
-    "OneDirection",
-    "add_holm",
-    "at_one_setting",
-    "baseline_of",
-    "best_singles",
-    "by_depth",
-    "control_bands",
-    "controls_of",
-    "edits_of",
-    "effects",
-    "every_layer",
-    "join",
-    "layers_label",
-    "measured",
-    "methods_of",
-    "most_effective_layer",
-    "not_controls",
-    "one_direction",
-    "overview",
-    "real_edits",
-    "reported",
-    "select",
-    "single_layers",
-    "verdict",
-    "with_baseline",
-]
+from ot_lens.tables.control_bands import control_bands as control_bands
+from ot_lens.tables.effects import best_singles as best_singles
+from ot_lens.tables.effects import effects as effects
+from ot_lens.tables.effects import most_effective_layer as most_effective_layer
+from ot_lens.tables.multiplicity import add_holm as add_holm
+from ot_lens.tables.overview import overview as overview
+from ot_lens.tables.schema import ALL as ALL
+from ot_lens.tables.schema import COLUMNS as COLUMNS
+from ot_lens.tables.schema import IDENTITY as IDENTITY
+from ot_lens.tables.schema import INDEPENDENT as INDEPENDENT
+from ot_lens.tables.schema import INDUCE as INDUCE
+from ot_lens.tables.schema import LISTED as LISTED
+from ot_lens.tables.schema import NOT_A_CONTROL as NOT_A_CONTROL
+from ot_lens.tables.schema import PAIR as PAIR
+from ot_lens.tables.schema import REMOVE as REMOVE
+from ot_lens.tables.schema import SEARCHED as SEARCHED
+from ot_lens.tables.schema import SEQUENTIAL as SEQUENTIAL
+from ot_lens.tables.schema import SETS as SETS
+from ot_lens.tables.schema import SINGLE as SINGLE
+from ot_lens.tables.schema import TYPES as TYPES
+from ot_lens.tables.schema import UNEDITED as UNEDITED
+from ot_lens.tables.schema import UNEDITED_COLUMNS as UNEDITED_COLUMNS
+from ot_lens.tables.schema import join as join
+from ot_lens.tables.schema import layers_label as layers_label
+from ot_lens.tables.selection import at_one_setting as at_one_setting
+from ot_lens.tables.selection import baseline_of as baseline_of
+from ot_lens.tables.selection import by_depth as by_depth
+from ot_lens.tables.selection import controls_of as controls_of
+from ot_lens.tables.selection import edits_of as edits_of
+from ot_lens.tables.selection import every_layer as every_layer
+from ot_lens.tables.selection import measured as measured
+from ot_lens.tables.selection import methods_of as methods_of
+from ot_lens.tables.selection import not_controls as not_controls
+from ot_lens.tables.selection import real_edits as real_edits
+from ot_lens.tables.selection import reported as reported
+from ot_lens.tables.selection import select as select
+from ot_lens.tables.selection import single_layers as single_layers
+from ot_lens.tables.selection import with_baseline as with_baseline
+from ot_lens.tables.verdict import OneDirection as OneDirection
+from ot_lens.tables.verdict import one_direction as one_direction
+from ot_lens.tables.verdict import verdict as verdict
