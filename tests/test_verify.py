@@ -17,12 +17,10 @@ from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.study import RunFolder
 from ot_lens.study.pins import file_hashes, manifest_hash
-from ot_lens.study.verifying.check import Check, Checks
-from ot_lens.study.verifying.comparing import compare
+from ot_lens.study.verifying.comparing import Check, Checks, compare
 from ot_lens.study.verifying.evidence import Evidence
-from ot_lens.study.verifying.fitted import fitted, relative_distance
 from ot_lens.study.verifying.pinned import pinned
-from ot_lens.study.verifying.recomputed import recomputed
+from ot_lens.study.verifying.recomputed import fitted, recomputed, relative_distance
 from ot_lens.study.verifying.shown import shown
 
 OF_STORED = (

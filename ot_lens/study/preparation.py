@@ -8,11 +8,14 @@ import torch
 
 from ot_lens.behaviour import LazyJudge
 from ot_lens.behaviour.panel import PanelSettings
+from ot_lens.execution import Executor
 from ot_lens.localization import SweepSettings, sweep_settings
 from ot_lens.models import backend, model_record
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import check_study
 from ot_lens.study.config import StudyConfig
+from ot_lens.study.folder import RunFolder
+from ot_lens.study.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,18 @@ class Prepared:
     settings: SweepSettings
     record: dict[str, Any]
     measuring: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A study while it runs: its folder, configuration and prompts, where its model is, and progress."""
+
+    folder: RunFolder
+    config: StudyConfig
+    prompts: ContrastSet
+    executor: Executor
+    ready: Prepared
+    stage: Stage
 
 
 def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) -> Prepared:

@@ -10,11 +10,10 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.execution import Executor, Runner, open_executor
+from ot_lens.execution import Runner, open_executor
 from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
-from ot_lens.prompts import ContrastSet
 from ot_lens.study.checks import check_choices, import_extensions
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
@@ -23,7 +22,7 @@ from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.pins import file_hashes
-from ot_lens.study.preparation import Prepared, prepare
+from ot_lens.study.preparation import Work, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import (
     FILTERED,
@@ -82,63 +81,50 @@ def run_study(
     import_extensions(config, allow_code=allow_code)
     methods = as_methods(config.method_entries)
     check_choices(config)
-    prompts = read_prompts(config)
-    path = Path(out)
+    prompts, path = read_prompts(config), Path(out)
     existing = RunFolder.existing(path, config, resume=resume)  # before the model is loaded
     if existing is not None and existing.finished:
         release(path)
         return _result(existing)
     with ExitStack() as lock:
-        if existing is None or not existing.measured:
+
+        def start() -> RunFolder:
+            """Start or continue the run, with the folder locked against other processes."""
+            lock.enter_context(locked(path))
+            return RunFolder.start(path, config, resume=resume)
+
+        if existing is not None and existing.measured:
+            folder = start()
+        else:
             size = parameter_bytes(config) if executor == "ray" else 0
             options: dict[str, Any] = {"parameter_bytes": size, "modules": config.modules}
             with open_executor(executor, config.loading(), address=address, **options) as workers:
                 ready = workers.call(prepare, config, prompts, path)
-                folder = _start_locked(path, config, resume, lock)
+                folder = start()
                 prompts = filter_prompts(Runner(workers, FolderCache(folder, FILTERED)), prompts, config)
-                _measure(folder, workers, prompts, methods, ready, config, stage)
-        else:
-            folder = _start_locked(path, config, resume, lock)
+                _measure(Work(folder, config, prompts, workers, ready, stage), methods)
         folder.drop(FILTERED)
         _draw(folder, config, stage)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)
 
 
-def _start_locked(path: Path, config: StudyConfig, resume: bool, lock: ExitStack) -> RunFolder:
-    """Start or continue the run, with the folder locked against other processes."""
-    lock.enter_context(locked(path))
-    return RunFolder.start(path, config, resume=resume)
-
-
-def _measure(
-    folder: RunFolder,
-    workers: Executor,
-    prompts: ContrastSet,
-    methods: Sequence[MethodSpec],
-    ready: Prepared,
-    config: StudyConfig,
-    stage: Stage,
-) -> None:
+def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
     """Do everything that needs the model."""
+    folder, config, prompts, workers = work.folder, work.config, work.prompts, work.executor
     folder.save_manifest(
-        model=ready.record,
-        measuring=ready.measuring,
+        model=work.ready.record,
+        measuring=work.ready.measuring,
         prompts=prompts.manifest(),
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
         methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
         diagnostics=[quantity.name for quantity in registered()],
     )
-    acts = {
-        split: capture_split(
-            folder, workers, getattr(prompts, split), split, config, ready.settings.layers, stage
-        )
-        for split in ("train", "test")
-    }
-    candidates, maps = plan_into(folder, workers, prompts, acts["train"], methods, ready, config, stage)
-    sweep_into(folder, workers, prompts.test, candidates, ready, stage)
+    acts = {split: capture_split(work, split) for split in ("train", "test")}
+    candidates, maps = plan_into(work, acts["train"], methods)
+    sweep_into(work, candidates)
     sweep = folder.read_table("localization")
-    geometry_tables(Study(folder, acts, maps, config, sweep, workers, prompts), stage)
+    geometry_tables(Study(folder, acts, maps, config, sweep, workers, prompts), work.stage)
     folder.save_manifest(measured=True)
 
 

@@ -6,15 +6,13 @@ from typing import Any
 
 from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
-from ot_lens.execution import Executor, Runner
+from ot_lens.execution import Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
-from ot_lens.prompts import Contrast, ContrastSet, load_prompts
+from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
-from ot_lens.study.preparation import Prepared
-from ot_lens.study.stage import Stage
+from ot_lens.study.preparation import Work
 from ot_lens.tables import join
 from ot_lens.transport import AffineMap
 
@@ -57,48 +55,28 @@ def capture_options(config: StudyConfig, layers: Sequence[int]) -> dict[str, Any
     }
 
 
-def capture_split(
-    folder: RunFolder,
-    executor: Executor,
-    contrast: Contrast,
-    split: str,
-    config: StudyConfig,
-    layers: tuple[int, ...],
-    stage: Stage,
-) -> Activations:
+def capture_split(work: Work, split: str) -> Activations:
     """Activations of one split, stored in the run folder; this process alone writes there."""
-    prompts = len(contrast.harmful) + len(contrast.harmless)
-    with stage(f"activations, {split} prompts", prompts) as step:
-        return capture(
-            Runner(executor),
-            contrast,
-            **capture_options(config, layers),
-            store=folder.path / "activations" / split,
-            progress=step,
-        )
+    contrast = getattr(work.prompts, split)
+    options = capture_options(work.config, work.ready.settings.layers)
+    count = len(contrast.harmful) + len(contrast.harmless)
+    with work.stage(f"activations, {split} prompts", count) as step:
+        store = work.folder.path / "activations" / split
+        return capture(Runner(work.executor), contrast, **options, store=store, progress=step)
 
 
-def plan_into(
-    folder: RunFolder,
-    executor: Executor,
-    prompts: ContrastSet,
-    acts: Activations,
-    methods: Sequence[MethodSpec],
-    ready: Prepared,
-    config: StudyConfig,
-    stage: Stage,
-) -> tuple[list[Candidate], Maps]:
+def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> tuple[list[Candidate], Maps]:
     """Fit the maps and write them; returns the candidates, none if they were measured, and the maps."""
-    plan = sweep_plan(config)
-    with stage("maps and candidates", 1) as step:
-        maps = fit_sweep(acts, methods, ready.settings, plan)
+    plan, settings, folder = sweep_plan(work.config), work.ready.settings, work.folder
+    with work.stage("maps and candidates", 1) as step:
+        maps = fit_sweep(acts, methods, settings, plan)
         for method, by_layer in maps.items():
             for layer, edit in by_layer.items():
                 edit.save(map_path(folder.path, method, layer))
         candidates = []
         if not folder.has_table("localization"):
-            runner = Runner(executor, FolderCache(folder, PLANNED))
-            candidates = plan_sweep(runner, prompts, acts, methods, maps, ready.settings, plan)
+            runner = Runner(work.executor, FolderCache(folder, PLANNED))
+            candidates = plan_sweep(runner, work.prompts, acts, methods, maps, settings, plan)
         step(1)
     return candidates, maps
 
@@ -113,18 +91,14 @@ def map_path(run: Path, method: MethodSpec, layer: int) -> Path:
     return run / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors"
 
 
-def sweep_into(
-    folder: RunFolder,
-    executor: Executor,
-    prompts: Contrast,
-    candidates: Sequence[Candidate],
-    ready: Prepared,
-    stage: Stage,
-) -> None:
+def sweep_into(work: Work, candidates: Sequence[Candidate]) -> None:
     """Measure the candidates that are missing, and join the results in their order."""
+    folder = work.folder
     if not folder.has_table("localization"):
-        runner = Runner(executor, FolderCache(folder, PARTS))
-        with stage("sweep over layers and methods", 1 + len(candidates)) as step:
-            tables = measure_sweep(runner, prompts, candidates, ready.settings, progress=lambda _key: step(1))
+        runner, test = Runner(work.executor, FolderCache(folder, PARTS)), work.prompts.test
+        with work.stage("sweep over layers and methods", 1 + len(candidates)) as step:
+            tables = measure_sweep(
+                runner, test, candidates, work.ready.settings, progress=lambda _key: step(1)
+            )
         folder.write_table("localization", join(list(tables.values())))
     folder.drop(PARTS)

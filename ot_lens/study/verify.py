@@ -10,11 +10,10 @@ from ot_lens.errors import OtLensError
 from ot_lens.study.checks import import_extensions
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.stage import Stage, silent
-from ot_lens.study.verifying.check import DIFFERS, MISSING, Checks
+from ot_lens.study.verifying.comparing import DIFFERS, MISSING, Checks
 from ot_lens.study.verifying.evidence import Evidence
-from ot_lens.study.verifying.fitted import fitted
 from ot_lens.study.verifying.pinned import pinned
-from ot_lens.study.verifying.recomputed import recomputed
+from ot_lens.study.verifying.recomputed import fitted, recomputed
 from ot_lens.study.verifying.remeasured import remeasured, unmeasured
 from ot_lens.study.verifying.shown import shown
 

@@ -21,7 +21,7 @@ from ot_lens.localization import SweepSettings
 from ot_lens.plots.gallery import save
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
-from ot_lens.study.preparation import Prepared
+from ot_lens.study.preparation import Prepared, Work
 from ot_lens.study.stage import silent
 from ot_lens.study.sweeping import sweep_into
 
@@ -75,8 +75,8 @@ def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path
     for name in ("localization", "parts/a", "parts/b"):
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
-    unused = Mock(spec=Executor)
-    sweep_into(folder, unused, load_prompts("organism").test, [], Prepared(settings, {}, {}), silent)
+    unused, ready, prompts = Mock(spec=Executor), Prepared(settings, {}, {}), load_prompts("organism")
+    sweep_into(Work(folder, StudyConfig(), prompts, unused, ready, silent), [])
     assert unused.method_calls == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 

@@ -10,7 +10,7 @@ from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
 from ot_lens.study.config import read_config
 from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
-from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
+from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 
 UNPINNED = "its manifest has no hashes: the run is unfinished, or an earlier ot_lens made it"

@@ -1,10 +1,12 @@
 """Activations, the sweep and the tables of edited models, measured again with the model."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,15 +17,27 @@ from ot_lens.activations.plan import differences
 from ot_lens.activations.stored import TENSOR, shard_path
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.execution import LocalExecutor, Runner
+from ot_lens.localization import Candidate, as_methods, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization.rows import identity
 from ot_lens.models import load_model
 from ot_lens.prompts import ContrastSet
+from ot_lens.study.checks import sweep_plan
 from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.study.preparation import Prepared, prepare
 from ot_lens.study.sweeping import capture_options, filter_prompts
-from ot_lens.study.verifying.check import Check, Checks, exact, listed, missing, unchecked
-from ot_lens.study.verifying.comparing import compare
+from ot_lens.study.verifying.comparing import (
+    Check,
+    Checks,
+    compare,
+    different_rows,
+    exact,
+    key_rows,
+    listed,
+    missing,
+    unchecked,
+)
 from ot_lens.study.verifying.evidence import Evidence
-from ot_lens.study.verifying.swept import swept
+from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
 
 # Relative, by the dtype that the model computes in. On the same machine the numbers are equal to the bit; on
 # another the logits move by a few units in the last place of that dtype, and scores and KL with them.
@@ -132,3 +146,64 @@ def _check_table(again: _Again, name: str) -> list[Check]:
     if not run.folder.has_table(name):
         return [missing(name, AGAIN, "no such table", len(expected))]
     return [compare(name, AGAIN, run.folder.read_table(name), expected, again.tolerance)]
+
+
+KEYS = list(IDENTITY)
+
+
+def swept(
+    run: Evidence, runner: Runner, prompts: ContrastSet, ready: Prepared, tolerance: float
+) -> Iterator[Check]:
+    """Whether the table has the planned candidates in order, and whether some of them measure the same."""
+    methods, plan = as_methods(run.config.method_entries), sweep_plan(run.config)
+    maps = fit_sweep(run.train, methods, ready.settings, plan)
+    candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan)
+    table = run.sweep
+    rows = {str(key): group for key, group in table.groupby("key", sort=False)}
+    planned = pd.DataFrame([UNEDITED_COLUMNS, *map(identity, candidates)])[KEYS]
+    stored = [row for row, _ in groupby(key_rows(table[KEYS]))]
+    trouble = different_rows(stored, key_rows(planned), KEYS)
+    yield exact("localization", "planned again", [trouble] if trouble else [], len(table))
+    yield _check_measures(candidates, rows, len(table))
+    keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
+    again = measure_sweep(runner, prompts.test, candidates, ready.settings, keys=keys)
+    few = pd.concat([rows[key] for key in again if key in rows], ignore_index=True)
+    expected = pd.concat(list(again.values()), ignore_index=True).astype(TYPES)
+    yield compare(
+        "localization", "measured again", few, expected, tolerance, of=len(table), without=("p_holm",)
+    )
+
+
+def _kind(candidate: Candidate) -> Hashable:
+    """Candidates of one kind have rows of the same measures."""
+    return (
+        candidate.layer_set,
+        candidate.transport,
+        candidate.control,
+        candidate.generates,
+        candidate.prompts,
+        candidate.chosen_at is None,
+    )
+
+
+def _check_measures(candidates: Sequence[Candidate], rows: Mapping[str, pd.DataFrame], count: int) -> Check:
+    """Whether candidates of one kind have the same measures, which reveals lost and added rows."""
+    kinds: dict[Hashable, Any] = {}
+    wrong = []
+    for candidate in candidates:
+        if candidate.key in rows:
+            measures = rows[candidate.key][["measure", "prompts", "unit"]].to_numpy().tolist()
+            if kinds.setdefault(_kind(candidate), measures) != measures:
+                wrong.append(f"{candidate.key} has other measures than others of its kind")
+    return exact("localization", "measures alike", wrong, count)
+
+
+def _sampled(run: Evidence, candidates: Sequence[Candidate], sizes: Mapping[str, int]) -> list[str]:
+    """Keys of a random candidate of every kind, then of others, until they have enough rows."""
+    order = run.choice("localization", candidates)
+    first = {_kind(candidate): candidate.key for candidate in reversed(order)}
+    chosen = set(first.values())
+    for candidate in order:
+        if run.sample is None or sum(sizes.get(key, 0) for key in chosen) < run.sample:
+            chosen.add(candidate.key)
+    return [candidate.key for candidate in candidates if candidate.key in chosen]
