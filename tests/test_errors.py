@@ -6,7 +6,7 @@ import pytest
 
 from ot_lens.errors import MAX_MESSAGE, OtLensError, OtLensTypeError
 from ot_lens.study import parse_config
-from ot_lens.study.checks import check_choices
+from ot_lens.study.preparation import check_choices
 
 
 @pytest.mark.parametrize("kind", [OtLensError, OtLensTypeError])

@@ -1,17 +1,21 @@
 """How commands print: consoles, plain lines, numbers, progress bars."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ot_lens.io.untrusted import CONTROL
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from ot_lens.study import Stage
 
+# Columns of tables that hold text; the others hold numbers, on the right.
+TEXTS = ("model", "method", "layers", "item", "check", "verdict")
 out = Console()
 err = Console(stderr=True)
 
@@ -34,6 +38,22 @@ def complain(line: str) -> None:
 def number(value: float, form: str, missing: str = "") -> str:
     """A formatted number, or `missing` where it was not measured."""
     return missing if isnan(value) else format(value, form)
+
+
+def print_table(columns: Sequence[str], *sections: "Iterable[Sequence[str | Text]]", **options: Any) -> None:
+    """Print sections of rows as a table for 80 columns, in which nothing is markup; `options` go to rich."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, padding=0, **options)
+    for name in columns:
+        table.add_column(name, justify="left" if name in TEXTS else "right", overflow="fold")
+    for rows in sections:
+        for row in rows:
+            table.add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in row))
+        table.add_section()
+    out.print(table)
 
 
 def quiet_libraries() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ot_lens.cli.configuration import Settings, parse_settings, write_configuration
-from ot_lens.cli.console import out
+from ot_lens.cli.console import out, print_table
 from ot_lens.cli.study import Address, AllowCode, Executor, Resume, study_into
 from ot_lens.errors import ConfigError
 
@@ -94,26 +94,23 @@ def _hardware(tflops: float | None, bandwidth: float | None) -> "Hardware":
 
 
 def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "list[Estimate]":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from ot_lens.paper_study.estimate import GB, assumptions, estimate
 
     estimates = [estimate(config, hardware) for config in configs]
-    # Narrow enough for a terminal of 80 columns, where rich would truncate numbers.
-    table = Table(title="Needs of the paper's study: GB (10^9 bytes), hours", box=SIMPLE_HEAD, padding=0)
-    for name in ("model", "param. 10^9", "weights", "working", "judge", "memory", "disk", "hours"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    table.caption = "working: KV cache of a batch of answers and next-token distributions; disk: activations"
-    for one in estimates:
-        sizes = (one.weights, one.cache + one.logits, one.judge, one.memory, one.disk)
-        table.add_row(
-            one.model.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-hf"),
-            f"{one.parameters / 1e9:.3f}",
-            *(f"{size / GB:.1f}" for size in sizes[:-1]),
-            f"{sizes[-1] / GB:.3f}",
-            "{:.1f}-{:.1f}".format(*one.hours),
-        )
-    out.print(table)
+    print_table(
+        ("model", "param. 10^9", "weights", "working", "judge", "memory", "disk", "hours"),
+        [
+            (
+                one.model.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-hf"),
+                f"{one.parameters / 1e9:.3f}",
+                *(f"{n / GB:.1f}" for n in (one.weights, one.cache + one.logits, one.judge, one.memory)),
+                f"{one.disk / GB:.3f}",
+                "{:.1f}-{:.1f}".format(*one.hours),
+            )
+            for one in estimates
+        ],
+        title="Needs of the paper's study: GB (10^9 bytes), hours",
+        caption="working: KV cache of a batch of answers and next-token distributions; disk: activations",
+    )
     out.print(assumptions(configs[0], hardware), markup=False, highlight=False)
     return estimates

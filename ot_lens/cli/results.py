@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ot_lens.cli.console import number, out, say
+from ot_lens.cli.console import number, out, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,55 +25,39 @@ def print_result(result: "StudyResult") -> None:
 
 
 def _print_table(measured: "pd.DataFrame") -> None:
-    from rich.table import Table
-
-    from ot_lens.tables import ALL, LISTED, SEARCHED, UNEDITED, baseline_of, best_singles, effects, select
-    from ot_lens.transport import method_label
+    from ot_lens.tables import ALL, LISTED, SEARCHED, baseline_of, best_singles, effects, select
 
     edits = effects(measured)
-    table = Table(title="Held-out prompts: best single layers, all layers, searched and listed sets")
-    for column in ("method", "layers", "refuses %", "correct %", "KL", "harmless %"):
-        table.add_column(column, justify="left" if column in ("method", "layers") else "right", no_wrap=True)
-    table.caption = (
-        "refuses: harmful prompts refused, with 95 % Wilson interval; correct: those answered correctly; "
-        "KL: next-token divergence on harmless prompts, nats; harmless: those answered correctly"
+    groups = baseline_of(edits), best_singles(measured), select(edits, set=(ALL, SEARCHED, LISTED))
+    print_table(
+        ("method", "layers", "refuses %", "correct %", "KL", "harmless %"),
+        *([_cells(row) for _, row in rows.iterrows()] for rows in groups),
+        title="Held-out prompts: best single layers, all layers, searched and listed sets",
+        caption="refuses: harmful prompts refused, with 95 % Wilson interval; correct: those answered "
+        "correctly; KL: next-token divergence on harmless prompts, nats; harmless: those answered correctly",
     )
-    groups = (
-        baseline_of(edits),
-        best_singles(measured),
-        select(edits, set=(ALL, SEARCHED, LISTED)),
-    )
-    for rows in groups:
-        for _, row in rows.iterrows():
-            name = "unedited" if row["set"] == UNEDITED else method_label(row["method"], row["k"])
-            table.add_row(name, row["layers"] or "-", *_cells(row))
-        table.add_section()
-    out.print(table)
 
 
-def _print_paper(measured: "pd.DataFrame") -> None:
-    """The rows with a number; all rows, with n and judge, are in the files."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def _cells(row: "pd.Series") -> tuple[str, ...]:
+    from ot_lens.tables import UNEDITED
+    from ot_lens.transport import method_label
 
-    from ot_lens.paper_study.table import CAPTION, printable
-
-    known = measured[["asr", "perplexity", "paper_asr", "paper_perplexity"]].notna().any(axis=1)
-    rows = printable(measured[known]).drop(columns=["n", "judge", "of"])
-    rows["model"] = rows["model"].str.rpartition("/")[2].str.removesuffix("-hf")
-    table = Table(title="Next to arXiv 2603.04355", caption=CAPTION, box=SIMPLE_HEAD, padding=0)
-    for column in rows.columns:
-        table.add_column(column, justify="left" if column in ("model", "method", "layers") else "right")
-    for row in rows.itertuples(index=False):
-        table.add_row(*row)
-    out.print(table)
-    say("every model of the paper, with n and judge: tables/paper.parquet, paper.md and paper.tex")
-
-
-def _cells(row: "pd.Series") -> tuple[str, str, str, str]:
     return (
+        "unedited" if row["set"] == UNEDITED else method_label(row["method"], row["k"]),
+        row["layers"] or "-",
         f"{100 * row['refusal']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})",
         number(100 * row["correct"], ".1f", "-"),
         number(row["kl"], ".4f", "-"),
         number(100 * row["harmless_correct"], ".1f", "-"),
     )
+
+
+def _print_paper(measured: "pd.DataFrame") -> None:
+    """The rows with a number; all rows, with n and judge, are in the files."""
+    from ot_lens.paper_study.table import CAPTION, printable
+
+    known = measured[["asr", "perplexity", "paper_asr", "paper_perplexity"]].notna().any(axis=1)
+    rows = printable(measured[known]).drop(columns=["n", "judge", "of"])
+    rows["model"] = rows["model"].str.rpartition("/")[2].str.removesuffix("-hf")
+    print_table(list(rows), rows.itertuples(index=False), title="Next to arXiv 2603.04355", caption=CAPTION)
+    say("every model of the paper, with n and judge: tables/paper.parquet, paper.md and paper.tex")

@@ -63,7 +63,7 @@ def prepare_process(*, allow_code: bool = False) -> None:
 def import_code_of(folder: Path) -> None:
     """Import the modules that the configuration of a run names."""
     from ot_lens.study import RunFolder
-    from ot_lens.study.checks import import_extensions
+    from ot_lens.study.preparation import import_extensions
 
     prepare_process(allow_code=True)
     import_extensions(RunFolder.open(folder).config, allow_code=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ot_lens.cli.console import err, number, out, progress, quiet_libraries, say
+from ot_lens.cli.console import err, number, print_table, progress, quiet_libraries, say
 from ot_lens.cli.study import AllowCode, TrustRemoteCode, prepare_process
 
 if TYPE_CHECKING:
@@ -56,27 +56,24 @@ def verify(
 
 
 def _print(checks: "pd.DataFrame", *, agrees: bool) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     colours = {"ok": "green", "differs": "red", "missing": "red", "not checked": "yellow"}
-    table = Table(box=SIMPLE_HEAD, padding=0)
-    # Narrow enough for a terminal of 80 columns, with nothing truncated.
-    for column in ("item", "check", "n", "off by", "at most", "verdict"):
-        right = column in ("n", "off by", "at most")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    table.caption = "n: rows, files or layers compared, of all; off by: largest deviation; at most: tolerance"
-    for row in checks.to_dict("records"):
-        count = f"{row['compared']}/{row['of']}" if row["of"] else ""
-        table.add_row(
-            Text(row["item"]),
-            Text(row["how"]),
-            count,
-            *(number(row[name], ".1g") for name in ("deviation", "tolerance")),
-            Text(row["verdict"], style=colours[row["verdict"]]),
-        )
-    out.print(table)
+    print_table(
+        ("item", "check", "n", "off by", "at most", "verdict"),
+        [
+            (
+                row["item"],
+                row["how"],
+                f"{row['compared']}/{row['of']}" if row["of"] else "",
+                number(row["deviation"], ".1g"),
+                number(row["tolerance"], ".1g"),
+                Text(row["verdict"], style=colours[row["verdict"]]),
+            )
+            for row in checks.to_dict("records")
+        ],
+        caption="n: rows, files or layers compared, of all; off by: largest deviation; at most: tolerance",
+    )
     for row in checks[checks["note"] != ""].to_dict("records"):
         say(f"{row['item']}: {row['verdict']}: {row['note']}")
     counts = checks["verdict"].value_counts()

@@ -1,8 +1,8 @@
-from .against import compare_runs as compare_runs
 from .config import StudyConfig as StudyConfig
 from .config import commented_yaml as commented_yaml
 from .config import parse_config as parse_config
 from .config import read_config as read_config
+from .drawing import compare_runs as compare_runs
 from .drawing import draw_figures as draw_figures
 from .findings import summarize as summarize
 from .folder import RunFolder as RunFolder

@@ -1,21 +1,27 @@
-"""What a study needs from the model before it begins, wherever the model is."""
+"""What must hold before a study begins, and what it needs from the model, wherever the model is."""
 
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ot_lens.behaviour import LazyJudge
+from ot_lens.behaviour import FILTERS, LazyJudge
 from ot_lens.behaviour.panel import PanelSettings
+from ot_lens.errors import ConfigError, one_of
 from ot_lens.execution import Executor
-from ot_lens.localization import SweepSettings, sweep_settings
-from ot_lens.models import backend, model_record
+from ot_lens.execution.modules import import_modules
+from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
+from ot_lens.models import backend, encode, model_record
 from ot_lens.prompts import ContrastSet
-from ot_lens.study.checks import check_study
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.stage import Stage
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+JUDGE_MEMORY = ("together", "swap")
 
 
 @dataclass(frozen=True)
@@ -78,3 +84,73 @@ def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
         "phrases": {"name": phrases.name, "version": phrases.version, "list": list(phrases.phrases)},
         "refusal_tokens": list(settings.refusal_tokens),
     }
+
+
+def sweep_plan(config: StudyConfig) -> SweepPlan:
+    """What the sweep tries, from the configuration."""
+    return SweepPlan(
+        tuple(config.sets),
+        tuple(config.strength),
+        tuple(config.fitting),
+        tuple(config.controls),
+        config.control_draws,
+        config.sufficiency,
+        config.search_size,
+        config.search,
+        config.search_each_size,
+        tuple(map(tuple, config.layer_sets)),
+        config.answers,
+    )
+
+
+def check_choices(config: StudyConfig) -> None:
+    """Check the configuration by itself, before anything is loaded."""
+    one_of("token scope", config.tokens, TOKEN_SCOPES)
+    one_of("engine", config.engine, ENGINES)
+    one_of("search", config.search, SEARCHES)
+    one_of("filter", config.filter, ("off", *FILTERS))
+    one_of("judge_memory", config.judge_memory, JUDGE_MEMORY)
+    if config.activation_dtype is not None:
+        one_of("activation_dtype", config.activation_dtype, DTYPES)
+    sweep_plan(config)
+    if config.judge is not None:
+        LazyJudge(config.judge)
+    text = config.perplexity_text
+    if text is not None and not isfile(text):
+        raise ConfigError(f"perplexity_text = {text!r}: there is no such file.")
+
+
+def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: tuple[int, ...]) -> None:
+    """Check the configuration against model and prompts, before the run folder is made."""
+    from ot_lens.plots.paper import style_named
+
+    served = backend(model)
+    served.hook_point(layers[0], config.hook)
+    style_named(config.figure_style)
+    for layers_of in config.layer_sets:
+        outside = [layer for layer in layers_of if layer not in layers]
+        if outside:
+            raise ConfigError(f"layer_sets contains {layers_of}, but layer {outside[0]} is not in layers.")
+    if config.plane_layer not in (None, *layers):
+        raise ConfigError(f"plane_layer = {config.plane_layer} is not in layers, {list(layers)}.")
+    for split in ("train", "test"):
+        for label, group in getattr(prompts, split):
+            shortest = min(len(ids) for ids in encode(served, group))
+            if shortest < -config.position:
+                raise ConfigError(
+                    f"position = {config.position} is before the first token: the shortest of the {label} "
+                    f"{split} prompts has {shortest} tokens."
+                )
+
+
+def import_extensions(config: StudyConfig, *, allow_code: bool) -> None:
+    """Import the modules that a configuration names, so that they register what it uses.
+
+    Only if `allow_code` is given: a file alone, which may come from a stranger, never makes code run.
+    """
+    if config.modules and not allow_code:
+        raise ConfigError(
+            f"The configuration imports code ({', '.join(config.modules)}): if you trust it, add "
+            "--allow-code (in Python: allow_code=True)."
+        )
+    import_modules(config.modules)

@@ -14,7 +14,6 @@ from ot_lens.execution import Runner, open_executor
 from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
-from ot_lens.study.checks import check_choices, import_extensions
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
 from ot_lens.study.drawing import about, write_page
@@ -22,7 +21,7 @@ from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.pins import file_hashes
-from ot_lens.study.preparation import Work, prepare
+from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import (
     FILTERED,

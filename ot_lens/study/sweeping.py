@@ -9,10 +9,9 @@ from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
 from ot_lens.prompts import ContrastSet, load_prompts
-from ot_lens.study.checks import sweep_plan
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder_cache import FolderCache
-from ot_lens.study.preparation import Work
+from ot_lens.study.preparation import Work, sweep_plan
 from ot_lens.tables import join
 from ot_lens.transport import AffineMap
 

@@ -21,7 +21,7 @@ from ot_lens.explorer.runs import OpenRun
 from ot_lens.localization import as_methods
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder
-from ot_lens.study.checks import check_choices, import_extensions
+from ot_lens.study.preparation import check_choices, import_extensions
 from tests.trust import hostile_cases as cases
 from tests.trust import hostile_readers as readers
 from tests.trust.hostile_readers import Files, Reader

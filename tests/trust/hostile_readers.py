@@ -28,9 +28,9 @@ from ot_lens.generation import Completion
 from ot_lens.localization import as_methods
 from ot_lens.models.sizes import model_size
 from ot_lens.study import RunFolder, StudyConfig, read_config
-from ot_lens.study.checks import check_choices
 from ot_lens.study.drawing import about
 from ot_lens.study.findings import findings
+from ot_lens.study.preparation import check_choices
 from ot_lens.transport import AffineMap, SupportMask
 from tests import generators_tables as made
 from tests.trust import hostile_cases as cases
