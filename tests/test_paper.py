@@ -1,4 +1,4 @@
-"""The paper's study: sizes against transformers, the estimate by hand, the whole way on a tiny model."""
+"""The paper's study: sizes against transformers, the estimate by hand, a complete study on a tiny model."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification, Qwen2Config
 
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
@@ -35,11 +35,8 @@ LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
 @pytest.mark.parametrize("name", TOTALS)
 def test_parameters_are_those_that_transformers_builds(name):
     """The package's formula, transformers' own classes without storage, and the published totals agree."""
-    from transformers import AutoModelForCausalLM
-
-    shape = published(name)
-    kind = {"llama": LlamaConfig, "qwen2": Qwen2Config}[shape["type"]]
-    config = kind(
+    shape, size = published(name), model_size(name)
+    config = {"llama": LlamaConfig, "qwen2": Qwen2Config}[shape["type"]](
         vocab_size=shape["d_vocab"],
         hidden_size=shape["d_model"],
         intermediate_size=shape["d_mlp"],
@@ -50,15 +47,10 @@ def test_parameters_are_those_that_transformers_builds(name):
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    linear = sum(
-        m.weight.numel()
-        for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear) and n != "lm_head"
-    )
-    found = model_size(name)
-    assert found.n_parameters == sum(p.numel() for p in model.parameters()) == TOTALS[name]
-    assert found.n_outside == found.n_parameters - linear
-    assert (found.n_layers, found.d_head) == (shape["n_layers"], shape["d_model"] // shape["n_heads"])
+    linear = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    assert size.n_parameters == sum(p.numel() for p in model.parameters()) == TOTALS[name]
+    assert size.n_outside == size.n_parameters - sum(layer.weight.numel() for layer in linear)
+    assert (size.n_layers, size.d_head) == (shape["n_layers"], shape["d_model"] // shape["n_heads"])
 
 
 def test_the_six_models_are_the_paper_s_and_judges_have_a_size():
@@ -96,13 +88,11 @@ def test_the_band_is_rounded_outward():
 @pytest.mark.parametrize("name", TOTALS)
 def test_what_is_known_of_the_paper_is_the_default(name):
     config = paper_study(name)
-    pca = [m for m in config.methods if isinstance(m, dict)]
-    assert [m["k"] for m in pca] == [1, 2]
-    assert {"rfa", "linear_act"} <= {m for m in config.methods if isinstance(m, str)}
+    ranks = [{"name": "pca_ot", "k": k, "mean_shift": "full"} for k in (1, 2)]
+    assert config.methods == ["rfa", "linear_act", *ranks]
     assert (config.prompts, config.judge, config.position) == ("paper", "harmbench", -1)
     assert (config.search_size, config.search_each_size, config.answers) == (2, True, "chosen")
-    n_layers = published(name)["n_layers"]
-    assert all(0.37 <= layer / n_layers <= 0.63 for layer in config.layers)
+    assert all(0.37 <= layer / published(name)["n_layers"] <= 0.63 for layer in config.layers)
 
 
 def test_what_is_open_is_an_option(tiny):
@@ -197,7 +187,7 @@ def test_the_judge_s_model_is_named_whatever_the_form():
     assert judge_model({"classifier": "a/b", "label": 1, "question": "harmful"}) == "a/b"
 
 
-# ------------------------------------------------------------------------------------------- the whole way
+# ------------------------------------------------------------------------------------ a complete study
 def words(count: int, length: int, seed: int) -> list[str]:
     """Different harmless texts of the tiny models' words."""
     generator = random.Random(seed)
@@ -210,27 +200,26 @@ def words(count: int, length: int, seed: int) -> list[str]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The paper's sources as their authors publish them, with synthetic words in them."""
-    folder = tmp_path_factory.mktemp("sources")
-    harmful = words(260, 12, 1)
-
-    def csv(path: str, rows: list[dict[str, str]]) -> None:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_csv(folder / path, index=False)
-
-    csv("data/advbench/harmful_behaviors.csv", [{"goal": t, "target": "Sure"} for t in harmful[:90]])
-    (folder / "data" / "MaliciousInstruct.txt").write_text("\n".join(harmful[90:130]))
-    for i, part in enumerate(("dev", "test")):
-        path = folder / "red_teaming" / "data" / part / "behaviors.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(harmful[130 + 25 * i : 155 + 25 * i]))
-    for i, part in enumerate(("val", "test")):
-        rows = [
-            {"Behavior": t, "FunctionalCategory": "standard", "SemanticCategory": "x", "Tags": ""}
-            for t in harmful[180 + 40 * i : 220 + 40 * i]
-        ]
-        csv(f"data/behavior_datasets/harmbench_behaviors_text_{part}.csv", rows)
-    alpaca = [{"instruction": t, "input": "", "output": "w1"} for t in words(300, 12, 2)]
-    (folder / "alpaca_data.json").write_text(json.dumps(alpaca))
+    folder, harmful = tmp_path_factory.mktemp("sources"), words(260, 12, 1)
+    columns = {"FunctionalCategory": "standard", "SemanticCategory": "x", "Tags": ""}
+    behaviors = pd.DataFrame({"Behavior": harmful[180:]}).assign(**columns)
+    alpaca = [{"instruction": text, "input": "", "output": "w1"} for text in words(300, 12, 2)]
+    files = {
+        "advbench/harmful_behaviors.csv": pd.DataFrame({"goal": harmful[:90], "target": "Sure"}).to_csv(
+            index=False
+        ),
+        "MaliciousInstruct.txt": "\n".join(harmful[90:130]),
+        "../red_teaming/data/dev/behaviors.json": json.dumps(harmful[130:155]),
+        "../red_teaming/data/test/behaviors.json": json.dumps(harmful[155:180]),
+        "behavior_datasets/harmbench_behaviors_text_val.csv": behaviors[:40].to_csv(index=False),
+        "behavior_datasets/harmbench_behaviors_text_test.csv": behaviors[40:].to_csv(index=False),
+        "../alpaca_data.json": json.dumps(alpaca),
+    }
+    (folder / "data").mkdir()
+    for name, text in files.items():
+        path = (folder / "data" / name).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     return folder
 
 
@@ -287,23 +276,17 @@ def table(finished: Path) -> pd.DataFrame:
 
 def test_the_splits_are_the_paper_s(finished):
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["prompts"]["counts"] == {
-        "train": {"harmful": 128, "harmless": 128},
-        "val": {"harmful": 32, "harmless": 32},
-        "test": {"harmful": 40, "harmless": 100},
-    }
+    counts = {split: tuple(part.values()) for split, part in manifest["prompts"]["counts"].items()}
+    assert counts == {"train": (128, 128), "val": (32, 32), "test": (40, 100)}
     assert manifest["finished"]
 
 
 def test_one_and_two_layers_of_every_method_are_chosen_and_answered(table):
-    chosen = table[(table["set"] == "search") & (table["measure"] == "refusal_rate")]
-    sizes = chosen.assign(size=chosen["layers"].str.count(",") + 1).groupby(["method", "k"], dropna=False)[
-        "size"
-    ]
-    found = {(m, None if pd.isna(k) else int(k)): sorted(set(part)) for (m, k), part in sizes}
-    assert found == {
-        ("rfa", None): [1],
-        ("linear_act", None): [1, 2],
+    chosen = table[(table["set"] == "search") & (table["measure"] == "refusal_rate")].fillna({"k": 0})
+    sizes = chosen.assign(size=chosen["layers"].str.count(",") + 1).groupby(["method", "k"])["size"]
+    assert {edit: sorted(set(part)) for edit, part in sizes} == {
+        ("rfa", 0): [1],
+        ("linear_act", 0): [1, 2],
         ("pca_ot", 1): [1, 2],
         ("pca_ot", 2): [1, 2],
     }
@@ -313,14 +296,13 @@ def test_one_and_two_layers_of_every_method_are_chosen_and_answered(table):
 
 def test_the_judge_is_in_the_table_with_its_name(table):
     judged = table[table["measure"] == "judged_success_rate"]
+    assert set(judged["set"]) == {"none", "search"}
     assert set(judged["prompts"]) == {"harmful"}
     assert set(judged["interval"]) == {"wilson"}
-    assert (judged["low"] <= judged["value"]).all()
-    assert (judged["value"] <= judged["high"]).all()
-    assert (judged["n"] == 40).all()
+    assert set(judged["n"]) == {40}
+    assert ((judged["low"] <= judged["value"]) & (judged["value"] <= judged["high"])).all()
     assert judged["note"].str.startswith("judge ").all()
     assert set(judged.loc[judged["set"] == "search", "test"]) == {"mcnemar"}
-    assert set(judged["set"]) == {"none", "search"}
 
 
 def test_the_judge_said_what_the_table_says(finished, table, classifier):
@@ -345,30 +327,24 @@ def test_the_text_s_perplexity_is_the_model_s(finished, table, tiny):
     assert (rows.loc[rows["set"] == "search", "value"] != unedited["value"]).all()
 
 
-def test_our_numbers_stand_beside_the_paper_s(finished):
-    found = pd.read_parquet(finished / "tables" / "paper.parquet")
+def test_our_numbers_are_next_to_the_paper_s(finished):
+    rows = pd.read_parquet(finished / "tables" / "paper.parquet")
     name = json.loads((finished / "manifest.json").read_text())["model"]["name"]
-    mine = found[found["model"] == name]
+    mine, others = rows[rows["model"] == name], rows[rows["model"] != name]
     assert len(mine) == 1 + 1 + 3 * 2
     assert mine["asr"].between(0, 100).all()
     assert set(mine["perplexity_of"]) == {"text"}
     assert mine["paper_asr"].isna().all()
-    known = found[found["paper_asr"].notna()]
-    assert {
-        (r["model"], r["method"]): (r["paper_asr"], r["paper_perplexity"]) for _, r in known.iterrows()
-    } == {
-        (LLAMA_13B, "rfa"): (46.49, 8.04),
-        (LLAMA_13B, "linear_act"): (78.51, 11.16),
-        (LLAMA_13B, "pca_ot"): (79.25, 8.41),
-    }
-    others = found[found["model"] != name]
     assert set(others["model"]) == set(TOTALS)
     assert others["asr"].isna().all()
+    known = others[others["paper_asr"].notna()].set_index(["model", "method"])
+    numbers = known[["paper_asr", "paper_perplexity"]].apply(tuple, axis=1).to_dict()
+    assert numbers == PUBLISHED
+    assert PUBLISHED[LLAMA_13B, "pca_ot"] == (79.25, 8.41)
     tex = (finished / "tables" / "paper.tex").read_text()
     assert "46.49" in tex
     assert "nan" not in tex.lower().replace("finance", "")
-    shown = [p for p in (finished / "tables").iterdir() if p.suffix in (".md", ".csv")]
-    assert "79.25" in shown[0].read_text()
+    assert "79.25" in (finished / "tables" / "paper.md").read_text()
 
 
 def test_the_table_of_the_paper_s_own_model_has_both():
@@ -378,13 +354,13 @@ def test_the_table_of_the_paper_s_own_model_has_both():
         {**row, "measure": "attack_success_rate"},
         {**row, "measure": "refusal_score", "set": "single"},
     ]
-    found = paper_table(pd.DataFrame(rows), LLAMA_13B, "arditi")
-    mine = found[found["model"] == LLAMA_13B].set_index("method")
+    table = paper_table(pd.DataFrame(rows), LLAMA_13B, "arditi")
+    mine = table[table["model"] == LLAMA_13B].set_index("method")
     assert list(mine.index) == ["rfa", "linear_act", "pca_ot"]
     assert (mine.loc["rfa", "asr"], mine.loc["rfa", "paper_asr"]) == (50.0, PUBLISHED[LLAMA_13B, "rfa"][0])
     assert mine.loc["rfa", "judge"] == "arditi"
     assert mine.loc[["linear_act", "pca_ot"], "asr"].isna().all()
-    shown = printable(found)
+    shown = printable(table)
     assert shown.loc[0, "ASR %"] == "50.0 (40.0 to 60.0)"
     assert not shown.isin(["nan", "<NA>", "None"]).any().any()
     assert "not known" in CAPTION

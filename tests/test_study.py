@@ -14,14 +14,7 @@ import yaml
 
 import ot_lens as otl
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
-from ot_lens.study import (
-    StudyConfig,
-    commented_yaml,
-    parse_config,
-    read_config,
-    run_study,
-    summarize,
-)
+from ot_lens.study import StudyConfig, commented_yaml, parse_config, read_config, run_study, summarize
 from ot_lens.tables import effects
 
 TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
@@ -45,8 +38,7 @@ def cached_parts(run: Path) -> int:
 # ---------------------------------------------------------------------------------------------- the run
 def test_a_run_folder_holds_everything_that_is_promised(finished_run):
     manifest = json.loads((finished_run / "manifest.json").read_text())
-    assert manifest["finished"]
-    assert manifest["model"]["name"] == "organism"
+    assert (manifest["finished"], manifest["model"]["name"]) == (True, "organism")
     assert manifest["prompts"]["counts"]["test"] == {"harmful": 12, "harmless": 12}
     assert set(manifest["prompts"]["sha256"]) == {"train", "val", "test"}
     assert manifest["versions"]["ot_lens"] == otl.__version__
@@ -215,39 +207,39 @@ def test_bad_configurations_name_the_field(tmp_path, content, value):
 
 
 @pytest.mark.parametrize(
-    ("content", "value"),
+    ("field", "value", "named"),
     [
-        ({"model": "nobody/nothing"}, "nobody/nothing"),
-        ({"model": "./missing"}, "missing"),
-        ({"model": "organism:large"}, "organism:single"),
-        ({"prompts": "missing.json"}, "missing.json"),
-        ({"layers": [99]}, "99 .* 0-7"),
-        ({"hook": "resid"}, "'resid'"),
-        ({"tokens": "first"}, "'first'"),
-        ({"methods": ["pca"]}, "'pca'"),
-        ({"measures": ["asr"]}, "'asr'"),
-        ({"sets": ["pairs"]}, "'pairs'"),
-        ({"refusal_tokens": ["elephant"]}, "'elephant'"),
-        ({"phrases": "none"}, "'none'"),
-        ({"dtype": "int8"}, "'int8'"),
-        ({"device": "cuda:7"}, "cuda:7"),
-        ({"layer_sets": [[99]]}, "layer 99"),
-        ({"answers": "some"}, "'some'"),
-        ({"filter": "refused"}, "'refused'.*off, refusal_score, answers"),
-        ({"judge": "gpt"}, "'gpt'"),
-        ({"judge": {"classifier": "./missing", "label": 1, "question": "harmful"}}, "missing"),
-        ({"judge_memory": "apart"}, "'apart'"),
-        ({"perplexity_text": "missing.txt"}, "missing.txt"),
-        ({"activation_dtype": "int8"}, "int8"),
-        ({"quantization": "int3"}, "int3"),
-        ({"sample": [1000000, 1]}, "1000000"),
-        ({"plane_layer": 99}, "layer 99"),
-        ({"figure_style": "nature"}, "nature"),
-        ({"position": -99}, "-99"),
+        ("model", "nobody/nothing", "nobody/nothing"),
+        ("model", "./missing", "missing"),
+        ("model", "organism:large", "organism:single"),
+        ("prompts", "missing.json", "missing.json"),
+        ("layers", [99], "99 .* 0-7"),
+        ("hook", "resid", "'resid'"),
+        ("tokens", "first", "'first'"),
+        ("methods", ["pca"], "'pca'"),
+        ("measures", ["asr"], "'asr'"),
+        ("sets", ["pairs"], "'pairs'"),
+        ("refusal_tokens", ["elephant"], "'elephant'"),
+        ("phrases", "none", "'none'"),
+        ("dtype", "int8", "'int8'"),
+        ("device", "cuda:7", "cuda:7"),
+        ("layer_sets", [[99]], "layer 99"),
+        ("answers", "some", "'some'"),
+        ("filter", "refused", "'refused'.*off, refusal_score, answers"),
+        ("judge", "gpt", "'gpt'"),
+        ("judge", {"classifier": "./missing", "label": 1, "question": "harmful"}, "missing"),
+        ("judge_memory", "apart", "'apart'"),
+        ("perplexity_text", "missing.txt", "missing.txt"),
+        ("activation_dtype", "int8", "int8"),
+        ("quantization", "int3", "int3"),
+        ("sample", [1000000, 1], "1000000"),
+        ("plane_layer", 99, "99 .*0, 1"),
+        ("figure_style", "nature", "nature"),
+        ("position", -99, "-99"),
     ],
 )
-def test_bad_runs_name_the_value_in_one_line_and_leave_nothing(tmp_path, content, value):
-    with pytest.raises(OtLensError, match=value) as caught:
-        run_study(parse_config(content), tmp_path / "run")
+def test_bad_runs_name_the_value_in_one_line_and_leave_nothing(tmp_path, field, value, named):
+    with pytest.raises(OtLensError, match=named) as caught:
+        run_study(parse_config({field: value}), tmp_path / "run")
     assert "\n" not in str(caught.value).strip()
     assert not (tmp_path / "run").exists()

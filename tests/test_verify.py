@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from ot_lens.errors import ConfigError, OtLensError, RunFolderError
 from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.study import RunFolder
+from ot_lens.study.diagnostics import MAKERS
 from ot_lens.study.pins import file_hashes, manifest_hash
 from ot_lens.study.verifying.comparing import Check, Checks, compare
 from ot_lens.study.verifying.evidence import Evidence
@@ -36,22 +38,25 @@ def run(copied_run: Path) -> Path:
 
 
 def contents(run: Path) -> dict[str, tuple[bytes, int]]:
-    found = sorted(p for p in run.rglob("*") if p.is_file())
-    return {str(p.relative_to(run)): (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()}
+
+
+def manifest_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "manifest.json").read_text())
+    return content
 
 
 def repin(run: Path, **changed: object) -> None:
     """Make the manifest match the altered files, as a forger would."""
-    path = run / "manifest.json"
-    manifest = json.loads(path.read_text()) | changed | {"files": file_hashes(run)}
-    path.write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
+    manifest = manifest_of(run) | changed | {"files": file_hashes(run)}
+    (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
 
 
-def checked(run: Path, *parts: Callable[[Evidence, Checks], None], sample: int | None = None) -> pd.DataFrame:
+def checked(run: Path, *parts: Callable[[Evidence, Checks], None]) -> pd.DataFrame:
     """Some parts of the verification by themselves."""
     checks = Checks()
     for part in parts:
-        part(Evidence(RunFolder.open(run), sample, 0), checks)
+        part(Evidence(RunFolder.open(run), None, 0), checks)
     return checks.table()
 
 
@@ -83,9 +88,8 @@ def test_an_intact_run_agrees_and_is_not_modified(finished_run):
     assert set(found["verdict"]) == {"ok"}
     assert contents(finished_run) == before
     assert {*OF_STORED, *OF_MODEL, "model", "prompts", "report.html", "figures"} <= set(found["item"])
-    assert {
-        f"maps/{name}" for name in ("directional_ablation", "pca_ot-k1", "mean_shift", "linear_act")
-    } <= set(found["item"])
+    maps = ("directional_ablation", "pca_ot-k1", "mean_shift", "linear_act")
+    assert {f"maps/{name}" for name in maps} <= set(found["item"])
     measured = found[found["deviation"].notna()]
     assert (measured["deviation"] <= measured["tolerance"]).all()
     again = found[found["how"] == "measured again"].iloc[0]
@@ -108,11 +112,9 @@ def test_a_read_only_run_can_be_verified(run):
 
 
 def test_the_manifest_records_what_the_numbers_depend_on(finished_run):
-    manifest = json.loads((finished_run / "manifest.json").read_text())
+    manifest = manifest_of(finished_run)
     assert manifest["seeds"] == {"prompts": 0, "intervals": 0, "controls": [0, 1]}
-    assert {"python", "ot_lens", "torch", "transformers", "numpy", "pyarrow", "matplotlib"} <= set(
-        manifest["versions"]
-    )
+    assert {"python", "ot_lens", "torch", "transformers", "numpy", "matplotlib"} <= set(manifest["versions"])
     assert set(manifest["machine"]) == {"system", "release", "machine", "libc"}
     assert manifest["measuring"]["refusal_tokens"]
     assert manifest["measuring"]["phrases"]["list"]
@@ -125,13 +127,11 @@ def test_the_manifest_records_what_the_numbers_depend_on(finished_run):
 
 
 def test_the_hash_of_the_weights_distinguishes_models():
-    model = otl.load_model("organism")
-    before = model_record(model)["weights_sha256"]
-    assert before == model_record(otl.load_model("organism"))["weights_sha256"]
-    assert before != model_record(otl.load_model("organism:single"))["weights_sha256"]
-    weight = next(model.parameters())
+    model, same, other = (otl.load_model(name) for name in ("organism", "organism", "organism:single"))
+    before, equal, different = (model_record(one)["weights_sha256"] for one in (model, same, other))
+    assert before == equal != different
     with torch.no_grad():
-        weight.mul_(1 + 1e-3)
+        next(model.parameters()).mul_(1 + 1e-3)
     assert model_record(model)["weights_sha256"] != before
 
 
@@ -180,7 +180,7 @@ def test_a_missing_and_an_added_file_are_found(run, pattern):
 
 @pytest.mark.parametrize("name", ["seeds", "versions", "config", "files", "finished"])
 def test_an_altered_manifest_is_found(run, name):
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = manifest_of(run)
     entry = manifest[name]
     manifest[name] = False if name == "finished" else entry | {sorted(entry)[-1]: "0"}
     (run / "manifest.json").write_text(json.dumps(manifest))
@@ -188,15 +188,10 @@ def test_an_altered_manifest_is_found(run, name):
 
 
 def test_a_forged_configuration_and_seed_are_found(run):
-    manifest = json.loads((run / "manifest.json").read_text())
-    repin(run, config=manifest["config"] | {"seed": 1})
+    repin(run, config=manifest_of(run)["config"] | {"seed": 1})
     found = wrong(checked(run, pinned, recomputed))
     assert found["config.yaml|the manifest"] == "seed"
-    assert "seeds|configuration" in found
-    assert {
-        "geometry|recomputed values",
-        "localization|own arithmetic",
-    } <= set(found)
+    assert {"seeds|configuration", "geometry|recomputed values", "localization|own arithmetic"} <= set(found)
 
 
 def test_a_shard_whose_checksum_was_forged_is_found_by_what_it_holds(run):
@@ -205,9 +200,8 @@ def test_a_shard_whose_checksum_was_forged_is_found_by_what_it_holds(run):
     values[1, 0] *= 1.01
     save_file({"activations": values}, path)
     sums = path.with_name("shards.sha256")
-    lines = [line.split("  ") for line in sums.read_text().splitlines()]
-    forged = {name: sha256_file(path.with_name(name)) for _, name in lines}
-    sums.write_text("".join(f"{total}  {name}\n" for name, total in forged.items()))
+    names = [line.split("  ")[1] for line in sums.read_text().splitlines()]
+    sums.write_text("".join(f"{sha256_file(path.with_name(name))}  {name}\n" for name in names))
     repin(run)
     found = wrong(checked(run, pinned, fitted, recomputed))
     assert not any("SHA-256" in key for key in found)
@@ -262,17 +256,11 @@ def test_every_change_in_a_table_is_found_by_recomputing_it(run, name):
 
 def only(run: Path, name: str) -> dict[str, str]:
     """The check of one table."""
-    from ot_lens.study.diagnostics import MAKERS
-    from ot_lens.study.verifying import recomputed as module
-
     makers = {n: MAKERS[n] for n in MAKERS if n == name or (name, n) == ("plane", "plane_ellipses")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "MAKERS", makers)
-        return {
-            key: note
-            for key, note in wrong(checked(run, recomputed)).items()
-            if key.partition("|")[0] not in ("tables",)
-        }
+        patch.setattr("ot_lens.study.verifying.recomputed.MAKERS", makers)
+        found = wrong(checked(run, recomputed))
+    return {key: note for key, note in found.items() if not key.startswith("tables|")}
 
 
 def test_a_sweep_that_no_run_can_write_is_found(run, monkeypatch):
@@ -314,7 +302,7 @@ def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypat
     edit_table(run, "localization", score)
     edit_table(run, "visibility", a_number)
     edit_table(run, "ground_truth", two_rows)
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = manifest_of(run)
     model = manifest["model"] | {"weights_sha256": "0" * 64}
     hashes = manifest["prompts"] | {"sha256": manifest["prompts"]["sha256"] | {"test": "0" * 64}}
     repin(run, model=model, prompts=hashes)
@@ -345,34 +333,22 @@ def test_an_unfinished_run_is_described_in_one_line(run):
     shutil.rmtree(run / "figures")
     for name in ("plane", "plane_ellipses", "visibility"):
         table_of(run, name).unlink()
-    manifest = {k: v for k, v in json.loads((run / "manifest.json").read_text()).items() if k != "files"}
-    manifest["finished"] = False
+    manifest = manifest_of(run) | {"finished": False}
+    del manifest["files"]
     (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     checks = otl.verify_run(run, model=False)
-    unchecked = set(checks[checks["verdict"] == "not checked"]["item"])
-    assert unchecked == {
-        "files",
-        "model",
-        "activations/train",
-        "activations/test",
-        "localization",
-        "ground_truth",
-    }
+    unchecked = {"files", "model", "activations/train", "activations/test", "localization", "ground_truth"}
+    assert set(checks[checks["verdict"] == "not checked"]["item"]) == unchecked
     found = wrong(checks)
-    note = found["run|finished"]
-    assert note.startswith("unfinished (no figures; tables: class_angles")
-    assert note.endswith("--resume")
-    assert set(found) <= {
-        "run|finished",
-        "plane|recomputed",
-        "plane_ellipses|recomputed",
-    }
+    assert found["run|finished"].startswith("unfinished (no figures; tables: class_angles")
+    assert found["run|finished"].endswith("--resume")
+    assert set(found) <= {"run|finished", "plane|recomputed", "plane_ellipses|recomputed"}
 
 
 def test_a_run_that_has_barely_begun_can_be_verified(run):
     for name in ("activations", "maps", "tables", "figures"):
         shutil.rmtree(run / name)
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = manifest_of(run)
     begun = {k: manifest[k] for k in ("schema_version", "config", "versions")} | {"finished": False}
     (run / "manifest.json").write_text(json.dumps(begun))
     found = otl.verify_run(run, model=False)
@@ -397,8 +373,7 @@ def test_a_manifest_alone_runs_no_code_of_a_model(run, monkeypatch):
         raise OtLensError("not loaded")
 
     monkeypatch.setattr("ot_lens.study.verifying.remeasured.load_model", load)
-    manifest = json.loads((run / "manifest.json").read_text())
-    repin(run, config=manifest["config"] | {"trust_remote_code": True})
+    repin(run, config=manifest_of(run)["config"] | {"trust_remote_code": True})
     without(monkeypatch, "fitted", "recomputed", "shown")
     found = otl.verify_run(run)
     otl.verify_run(run, trust_remote_code=True)

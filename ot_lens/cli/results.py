@@ -59,5 +59,10 @@ def _print_paper(measured: "pd.DataFrame") -> None:
     known = measured[["asr", "perplexity", "paper_asr", "paper_perplexity"]].notna().any(axis=1)
     rows = printable(measured[known]).drop(columns=["n", "judge", "of"])
     rows["model"] = rows["model"].str.rpartition("/")[2].str.removesuffix("-hf")
-    print_table(list(rows), rows.itertuples(index=False), title="Next to arXiv 2603.04355", caption=CAPTION)
+    print_table(
+        rows.columns.to_list(),
+        rows.itertuples(index=False),
+        title="Next to arXiv 2603.04355",
+        caption=CAPTION,
+    )
     say("every model of the paper, with n and judge: tables/paper.parquet, paper.md and paper.tex")

@@ -71,34 +71,33 @@ def _success(by_measure: Mapping[tuple[str, str], Any], phrases: str) -> dict[st
     row = judged or by_measure.get(("attack_success_rate", "harmful"))
     if row is None:
         return {}
-    # The judge's note is "judge NAME, version V; U of N unanswered".
-    name, _, unanswered = (
-        str(row["note"]).removeprefix("judge ").partition("; ") if judged else (phrases, "", "")
-    )
-    rates = {column: 100 * row[key] for column, key in _interval_columns("asr")}
-    unanswered_count = int(unanswered.split()[0]) if unanswered else 0
-    return {**rates, "n": row["n"], "unanswered": unanswered_count, "judge": name}
+    name, unanswered = phrases, 0
+    if judged:  # its note is "judge NAME, version V; U of N unanswered"
+        name, _, rest = str(row["note"]).removeprefix("judge ").partition("; ")
+        unanswered = int(rest.split()[0]) if rest else 0
+    return {**_interval("asr", row, 100), "n": row["n"], "unanswered": unanswered, "judge": name}
 
 
 def _perplexity(by_measure: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
     for prompts, name in (("text", "text"), ("harmless", "harmless answers")):
         row = by_measure.get(("perplexity", prompts))
         if row is not None:
-            values = {column: row[key] for column, key in _interval_columns("perplexity")}
-            return {**values, "perplexity_n": row["n"], "perplexity_of": name}
+            return {**_interval("perplexity", row), "perplexity_n": row["n"], "perplexity_of": name}
     return {}
 
 
-def _interval_columns(name: str) -> tuple[tuple[str, str], ...]:
-    return (name, "value"), (f"{name}_low", "low"), (f"{name}_high", "high")
+def _interval(name: str, row: Mapping[str, Any], factor: float = 1.0) -> dict[str, float]:
+    ends = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+    return {column: factor * row[key] for column, key in ends.items()}
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The table for people: names, numbers with their intervals, empty cells where nothing is known."""
+    labels = pd.Series(map(method_label, table["method"], table["k"]), table.index)
     return pd.DataFrame(
         {
             "model": table["model"],
-            "method": [_label(m, k) for m, k in zip(table["method"], table["k"], strict=True)],
+            "method": labels.where(table["method"] != UNEDITED, "unedited"),
             "layers": table["layers"].fillna(""),
             "ASR %, paper": [_number(v) for v in table["paper_asr"]],
             "ASR %": _with_interval(table, "asr", 1),
@@ -111,22 +110,14 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _label(method: str, k: Any) -> str:
-    return "unedited" if method == UNEDITED else method_label(method, k)
-
-
 def _number(value: float, digits: int = 2) -> str:
     return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _with_interval(table: pd.DataFrame, name: str, digits: int) -> list[str]:
     rows = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-    return [
-        f"{_number(v, digits)} ({_number(a, digits)} to {_number(b, digits)})"
-        if not pd.isna(a)
-        else _number(v, digits)
-        for v, a, b in rows
-    ]
+    texts = [tuple(_number(number, digits) for number in row) for row in rows]
+    return [f"{value} ({low} to {high})" if low else value for value, low, high in texts]
 
 
 def export(table: pd.DataFrame, folder: Path) -> None:

@@ -27,15 +27,7 @@ def write_report(
 ) -> Path:
     """Write the report of a run as one HTML file that needs no network.
 
-    Args:
-        run: The run folder; its config.yaml and its figures are read where they exist.
-        tables: Tables of the run by name; the page says which are missing.
-        manifest: The run's manifest.
-        summary: Findings in words.
-        out: The file to write.
-
-    Returns:
-        The path of the file.
+    The run's config.yaml and figures are read where they exist; the page says which tables are missing.
     """
     config = run / "config.yaml"
     text = (

@@ -45,16 +45,13 @@ class StudyConfig(BaseModel):
         None, description="auto spreads the layers over all devices; cannot be combined with device."
     )
     quantization: str | None = Field(
-        None,
-        description="int8 or nf4: 8- or 4-bit weights of linear layers (ot-lens[quantization]).",
+        None, description="int8 or nf4: 8- or 4-bit weights of linear layers (ot-lens[quantization])."
     )
     system_prompt: str | None = Field(
-        None,
-        description="System message before every prompt; default: the chat template's.",
+        None, description="System message before every prompt; default: the chat template's."
     )
     trust_remote_code: bool = Field(
-        False,
-        description="Run code that comes with the model; also requires --trust-remote-code.",
+        False, description="Run code that comes with the model; also requires --trust-remote-code."
     )
     prompts: str | dict[str, Any] = Field(
         "organism",
@@ -131,8 +128,7 @@ class StudyConfig(BaseModel):
     )
     search: str = Field("beam", description="beam or greedy.")
     search_each_size: bool = Field(
-        False,
-        description="Report the best set of each size up to search_size instead of the best overall.",
+        False, description="Report the best set of each size up to search_size instead of the best overall."
     )
     measures: list[str] = Field(
         ["refusal_rate", "exact_answer_rate", "refusal_score", "kl", "perplexity"],
@@ -160,8 +156,7 @@ class StudyConfig(BaseModel):
         description="together: judge and model both loaded; swap: they take turns on the model's device.",
     )
     perplexity_text: str | None = Field(
-        None,
-        description="A UTF-8 text file whose perplexity is measured under edits that generate answers.",
+        None, description="A UTF-8 text file whose perplexity is measured under edits that generate answers."
     )
     keep_completions: bool = Field(
         False, description="Store the answers in the run folder's completions/; scores are always stored."
@@ -175,8 +170,7 @@ class StudyConfig(BaseModel):
         200, ge=39, description="Bootstrap resamples per geometric interval; 39 suffice for 95 %."
     )
     plane_layer: int | None = Field(
-        None,
-        description="Layer of the principal-plane figure; default: where edits have the largest effect.",
+        None, description="Layer of the principal-plane figure; default: where edits have the largest effect."
     )
     seed: int = Field(0, ge=0, description="Seed of all random numbers.")
     figure_style: str = Field("icml", description="Column widths: icml, neurips or wide.")
@@ -221,11 +215,8 @@ class StudyConfig(BaseModel):
 
     def loading(self) -> dict[str, Any]:
         """Arguments of `load_model`."""
-        names = (
-            "model", "trust_remote_code", "dtype", "device", "device_map", "revision", "quantization",
-            "system_prompt",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        names = {"model", "trust_remote_code", "dtype", "device", "device_map", "revision", "quantization"}
+        return self.model_dump(include={*names, "system_prompt"})
 
 
 def _check_modules(names: Sequence[Any]) -> None:

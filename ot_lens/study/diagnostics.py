@@ -192,37 +192,35 @@ def _plane(study: Study) -> Tables:
 
 def _visibility(study: Study) -> Tables:
     """What a monitor at the edited layer and one at the last layer see of each edit, and without an edit."""
-    test, last = study.acts["test"], study.acts["test"].layers[-1]
-    if study.executor is None or study.prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
+    test = study.acts["test"]
+    if study.executor is None or min(test.n_harmful, test.n_harmless) < FEWEST_SEEN:
         return {}
-    executor, prompts, config = study.executor, study.prompts.test, study.config
+    edits: list[tuple[str, int | None]] = [(UNEDITED, None)]
+    edits += [(label, layer) for label in study.compared for layer in spread(test.layers, MAX_EDITED)]
+    parts = [
+        study.cached(f"{label}, {layer}", partial(_monitored, study, label, layer)) for label, layer in edits
+    ]
+    return {"visibility": pd.concat(parts, ignore_index=True)}
 
-    def with_edit(label: str, layer: int) -> pd.DataFrame:
-        edited = executor.call(
+
+def _monitored(study: Study, label: str, layer: int | None) -> pd.DataFrame:
+    """Rows of one edit, compared with the model's own harmless activations."""
+    test, config = study.acts["test"], study.config
+    if layer is None or study.executor is None or study.prompts is None:
+        edited = test
+    else:
+        edited = study.executor.call(
             capture,
-            prompts,
-            layers=sorted({layer, last}),
+            study.prompts.test,
+            layers=sorted({layer, test.layers[-1]}),
             hook=config.hook,
             positions=[config.position],
             edits={(layer, config.hook): study.compared[label][layer]},
             tokens=config.tokens,
             batch_size=config.batch_size,
         )
-        return _monitored(study, edited, label, layer)
-
-    parts = [study.cached(UNEDITED, lambda: _monitored(study, test, UNEDITED, None))]
-    parts += [
-        study.cached(f"{label}, {layer}", partial(with_edit, label, layer))
-        for label in study.compared
-        for layer in spread(test.layers, MAX_EDITED)
-    ]
-    return {"visibility": pd.concat(parts, ignore_index=True)}
-
-
-def _monitored(study: Study, edited: Activations, label: str, edited_layer: int | None) -> pd.DataFrame:
-    """Rows of one edit, compared with the model's own harmless activations."""
-    table = visibility(edited, study.acts["test"], method=label, **study.few_resamples)
-    return table.assign(edited_layer=pd.array([edited_layer] * len(table), dtype="Int64"))
+    table = visibility(edited, test, method=label, **study.few_resamples)
+    return table.assign(edited_layer=pd.array([layer] * len(table), dtype="Int64"))
 
 
 def _ground_truth(study: Study) -> Tables:

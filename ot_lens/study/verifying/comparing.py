@@ -9,7 +9,7 @@ and does not name a row by its columns.
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,6 +57,12 @@ def exact(item: str, how: str, wrong: Sequence[str], compared: int, of: int | No
     """A check by equality; `wrong` says what is unequal."""
     check = Check(item, how, compared, compared if of is None else of)
     return check.differing(listed(wrong)) if wrong else check
+
+
+def same_entries(item: str, how: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> Check:
+    """A check of a mapping; names the entries that are not as expected."""
+    wrong = [name for name, value in expected.items() if name not in stored or stored[name] != value]
+    return exact(item, how, wrong, len(expected))
 
 
 def missing(item: str, how: str, note: str, of: int = 1) -> Check:

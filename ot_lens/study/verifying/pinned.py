@@ -10,7 +10,7 @@ from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
 from ot_lens.study.config import read_config
 from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
-from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, unchecked
+from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, same_entries, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 
 UNPINNED = "its manifest has no hashes: the run is unfinished, or an earlier ot_lens made it"
@@ -60,16 +60,14 @@ def _check_config(run: Evidence) -> Check:
         theirs = read_config(path, trust_remote_code=True).model_dump()
     except OtLensError as error:
         return exact(item, how, [f"cannot be read: {error}"], 0, 1)
-    ours = run.config.model_dump()
-    return exact(item, how, [name for name in ours if ours[name] != theirs[name]], len(ours))
+    return same_entries(item, how, run.config.model_dump(), theirs)
 
 
 def _check_seeds(run: Evidence) -> Check:
-    stored, ours = run.folder.manifest.get("seeds"), seeds(run.config)
+    stored = run.folder.manifest.get("seeds")
     if stored is None:
         return unchecked("seeds", "configuration", UNPINNED)
-    wrong = [name for name in ours if stored.get(name) != ours[name]]
-    return exact("seeds", "configuration", wrong, len(ours))
+    return same_entries("seeds", "configuration", seeds(run.config), stored)
 
 
 def _check_versions(manifest: Mapping[str, Any]) -> Check:

@@ -33,6 +33,7 @@ from ot_lens.study.verifying.comparing import (
     key_rows,
     listed,
     missing,
+    same_entries,
     unchecked,
 )
 from ot_lens.study.verifying.evidence import Evidence
@@ -67,7 +68,9 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
         unmeasured(run, checks, str(error))
         return
     again = _Again(run, executor, ready, prompts, TOLERANCES.get(ready.record["dtype"], 5e-2))
-    checks += [_check_model(run.folder.manifest, ready), _check_prompts(run.folder.manifest, prompts)]
+    checks.append(_check_model(run.folder.manifest, ready))
+    stored = run.folder.manifest.get("prompts", {}).get("sha256", {})
+    checks.append(same_entries("prompts", "prompts read now", prompts.manifest()["sha256"], stored))
     for split in ("train", "test"):
         with checks.of(f"activations/{split}", "captured again"):
             checks.append(_check_activations(again, split))
@@ -89,19 +92,12 @@ def _check_model(manifest: Mapping[str, Any], ready: Prepared) -> Check:
     """The model's record, except for the devices it was on."""
     ours = {**ready.record, **_refusals(ready.measuring)}
     theirs = {**manifest.get("model", {}), **_refusals(manifest.get("measuring", {}))}
-    known = {name: value for name, value in theirs.items() if name != "device_map"}
-    wrong = [f"{name} differs" for name in differences({n: ours.get(n) for n in known}, known)]
-    return exact("model", "model loaded now", wrong, len(known))
+    theirs.pop("device_map", None)
+    return same_entries("model", "model loaded now", theirs, ours)
 
 
 def _refusals(measuring: Mapping[str, Any]) -> dict[str, Any]:
     return {name: measuring[name] for name in ("phrases", "refusal_tokens") if name in measuring}
-
-
-def _check_prompts(manifest: Mapping[str, Any], prompts: ContrastSet) -> Check:
-    ours, theirs = prompts.manifest()["sha256"], manifest.get("prompts", {}).get("sha256", {})
-    wrong = [f"{name} prompts differ" for name in differences(ours, theirs)]
-    return exact("prompts", "prompts read now", wrong, len(ours))
 
 
 def _check_activations(again: _Again, split: str) -> Check:

@@ -1,6 +1,7 @@
 """Captions, figures and the report compared with those made again from the stored tables."""
 
 import tempfile
+from filecmp import cmpfiles
 from pathlib import Path
 
 import pandas as pd
@@ -66,14 +67,11 @@ def _check_figures(run: Evidence) -> Check:
     with tempfile.TemporaryDirectory() as temporary:
         out, style = Path(temporary), run.config.figure_style
         drawn = draw_all(_tables(run), out, formats, style, about=about(run.folder))
-        stored = {path.name: folder / path.name for path in drawn}
-        wrong = [
-            path.name
-            for path in drawn
-            if not stored[path.name].is_file() or stored[path.name].read_bytes() != path.read_bytes()
-        ]
+        names = [path.name for path in drawn]
+        _, different, absent = cmpfiles(folder, temporary, names, shallow=False)
+    wrong = sorted(different + absent)
     note = [f"{listed(wrong)}: altered, or drawn again in another style"] if wrong else []
-    return exact("figures", how, note, len(drawn))
+    return exact("figures", how, note, len(names))
 
 
 def _check_report(run: Evidence) -> Check:
