@@ -22,12 +22,17 @@ from ot_lens.tables import (
     single_layers,
     verdict,
 )
-from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT, method_label
+from ot_lens.transport import METHODS, REFERENCES, TRANSPORT, method_label
 
 CONCLUSION = {
     True: "one direction suffices to take most refusals away",
     False: "one direction does not suffice to take most refusals away",
     None: "whether one direction suffices is undecided",
+}
+COSTS = {
+    "kl": "KL {:.3f} nats",
+    "harmless_correct": "{:.0%} answered correctly",
+    "perplexity": "perplexity {:.2f}",
 }
 SETS_OF_LAYERS = {
     ALL: "Edited at all layers at once",
@@ -135,19 +140,17 @@ def _beyond_band(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
     k = None if pd.isna(best["k"]) else best["k"]
     clauses = []
     for transport, verb in ((REMOVE, "removes refusal"), (INDUCE, "induces it on harmless prompts")):
-        layers = select(verdicts[transport], method=best["method"], k=k)
-        localized = layers[layers["localized"]]
-        if not (layers["draws"] > 0).any():
-            continue
-        if localized.empty:
+        controlled = select(verdicts[transport], method=best["method"], k=k).query("draws > 0")
+        localized = controlled[controlled["localized"]].sort_values("margin")
+        if len(localized):
+            layers = sorted(map(int, localized["layer"]))
+            furthest = localized.iloc[-1]
+            clauses.append(
+                f"{verb} at layer{'s' if len(layers) > 1 else ''} {layers_label(layers)} "
+                f"(most at {int(furthest['layer'])}, by {furthest['margin']:.1f} nats)"
+            )
+        elif len(controlled):
             clauses.append(f"{verb} at no layer")
-            continue
-        furthest = localized.sort_values("margin").iloc[-1]
-        plural = "layer" if len(localized) == 1 else "layers"
-        clauses.append(
-            f"{verb} at {plural} {layers_label(sorted(map(int, localized['layer'])))} "
-            f"(most at {int(furthest['layer'])}, by {furthest['margin']:.1f} nats)"
-        )
     return f"; beyond the control band it {' and '.join(clauses)}" if clauses else ""
 
 
@@ -156,13 +159,8 @@ def _correct(row: pd.Series) -> str:
 
 
 def _cost(row: pd.Series) -> str:
-    costs = {
-        "kl": "KL {:.3f} nats",
-        "harmless_correct": "{:.0%} answered correctly",
-        "perplexity": "perplexity {:.2f}",
-    }
-    parts = [text.format(row[name]) for name, text in costs.items() if not pd.isna(row[name])]
-    return ", ".join(parts) or "not measured"
+    costs = [text.format(row[name]) for name, text in COSTS.items() if not pd.isna(row[name])]
+    return ", ".join(costs) or "not measured"
 
 
 def _together_sentence(start: str, together: pd.DataFrame) -> str:
@@ -174,23 +172,16 @@ def _together_sentence(start: str, together: pd.DataFrame) -> str:
     return f"{start}: {'; '.join(parts)}."
 
 
-def _compared_as(method: str) -> str:
-    """The family of a method; shifts and coordinate-wise maps are references for both."""
-    if method not in METHODS or method in REFERENCES:
-        return ""
-    return TRANSPORT if METHODS[method].family == TRANSPORT else PROJECTION
-
-
 def _comparison_sentence(best: pd.DataFrame) -> str:
     """Transport against projection at their best single layers, as far as the intervals separate them."""
-    chosen = {}
-    for family in (PROJECTION, TRANSPORT):
-        rows = best[[_compared_as(method) == family for method in best["method"]]]
-        if rows.empty:
-            return "Transport and projection were not both in this sweep, so they are not compared."
-        ranked = rows.assign(wrong=-rows["correct"].fillna(0)).sort_values(["wrong", "refusal"])
-        chosen[family] = ranked.iloc[0]
-    projection, transport = chosen[PROJECTION], chosen[TRANSPORT]
+    # Shifts and coordinate-wise maps are references for both.
+    compared = best[[method in METHODS and method not in REFERENCES for method in best["method"]]]
+    is_transport = [METHODS[method].family == TRANSPORT for method in compared["method"]]
+    if len(set(is_transport)) < 2:
+        return "Transport and projection were not both in this sweep, so they are not compared."
+    order = compared.assign(wrong=-compared["correct"].fillna(0), transport=is_transport)
+    firsts = order.sort_values(["transport", "wrong", "refusal"]).groupby("transport").head(1)
+    projection, transport = (row for _, row in firsts.iterrows())
     text = f"Best single layers: transport, {_at(transport)}; projection, {_at(projection)}"
     answered = not (pd.isna(transport["correct"]) or pd.isna(projection["correct"]))
     low, high = ("correct_low", "correct_high") if answered else ("low", "high")
