@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 import ot_lens as otl
-from ot_lens.cli import main
 from ot_lens.errors import RunFolderError
 from ot_lens.study import RunFolder, parse_config
 from tests import checkpoints
@@ -41,15 +40,13 @@ def test_against_itself_the_diagonal_is_one(runs):
     assert (table["n"] == 16).all()
 
 
-def test_the_figure_is_drawn_from_the_command_line(runs, monkeypatch, capsys):
-    run, other = map(str, runs)
-    monkeypatch.setattr("sys.argv", ["ot-lens", "figures", run, "--against", other, "--format", "png"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    assert (runs[0] / "figures" / "run_cosines.png").is_file()
-    assert "other" in (runs[0] / "figures" / "run_cosines.txt").read_text()
-    assert "spectra" in capsys.readouterr().out  # not drawn, and said so
+def test_the_figure_is_drawn_from_the_command_line(runs, command):
+    run, other = runs
+    code, printed, _ = command("figures", run, "--against", other, "--format", "png")
+    assert code == 0
+    assert "not drawn: covariance_spectra" in printed
+    assert (run / "figures" / "run_cosines.png").is_file()
+    assert "other" in (run / "figures" / "run_cosines.txt").read_text()
 
 
 def test_a_folder_that_is_not_a_run_changes_nothing(runs, tmp_path):

@@ -44,14 +44,14 @@ def test_categories_along_their_own_axes_are_so_many_directions(count):
     table = Samples(axes(count)).directions()
     np.testing.assert_allclose(table["value"], count, rtol=0.02)
     assert (table["null_high"] < table["low"]).all()  # permuted, the categories share one direction
-    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+    assert table["value"].between(table["low"], table["high"]).all()
     assert (table["n"] == 80 * count).all()
 
 
 def test_categories_along_one_axis_are_one_direction():
     table = Samples([axes(1)[0]] * 4).directions()
     assert (table["value"] < 1.1).all()
-    assert ((table["null_low"] <= table["value"]) & (table["value"] <= table["null_high"])).all()
+    assert table["value"].between(table["null_low"], table["null_high"]).all()
 
 
 def test_equal_seeds_give_equal_directions_and_no_resamples_give_no_null():

@@ -63,27 +63,21 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(opened, size, scheme
 @pytest.mark.trust
 def test_the_page_follows_the_colour_scheme(opened):
     def colours(page):
-        text = page.locator("[data-figure=w2_per_layer] .xtick text").first
-        return page.evaluate("getComputedStyle(document.body).backgroundColor"), text.evaluate(
-            "e => e.style.fill"
-        )
+        text = page.locator("[data-figure=w2_per_layer] .xtick text").first.evaluate("e => e.style.fill")
+        return page.evaluate("getComputedStyle(document.body).backgroundColor"), text
 
     light, dark = (colours(opened(DESK, "w2_per_layer", scheme=scheme)) for scheme in ("light", "dark"))
     assert light[0] == "rgb(255, 255, 255)"
-    assert light[0] != dark[0]
-    assert light[1] != dark[1]
+    assert all(one != other for one, other in zip(light, dark, strict=True))
 
 
 @pytest.mark.trust
 def test_figures_are_rearranged_when_the_window_narrows(opened):
     page = opened(DESK, "localization_curves")
-    plot = page.locator("[data-figure=localization_curves]")
-    before = plot.bounding_box()["height"]
+    before = page.locator("[data-figure=localization_curves]").bounding_box()["height"]
     page.set_viewport_size(PHONE)
-    page.wait_for_function(
-        "before => document.querySelector('[data-figure=localization_curves]').offsetHeight > 1.5 * before",
-        arg=before,
-    )
+    height = "document.querySelector('[data-figure=localization_curves]').offsetHeight"
+    page.wait_for_function(f"before => {height} > 1.5 * before", arg=before)
     assert overflow(page) == 0
 
 
@@ -95,16 +89,11 @@ def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
     lines = figure.locator(".scatterlayer .trace.scatter")
     before = lines.count()
     button.focus()
-    page.keyboard.press("Enter")
-    assert button.get_attribute("aria-pressed") == "false"
-    page.wait_for_function(
-        "n => document.querySelectorAll('#figure-localization_curves .trace').length < n", arg=before
-    )
-    page.keyboard.press("Enter")
-    assert button.get_attribute("aria-pressed") == "true"
-    page.wait_for_function(
-        "n => document.querySelectorAll('#figure-localization_curves .trace').length == n", arg=before
-    )
+    for pressed, drawn in (("false", "< n"), ("true", "== n")):
+        page.keyboard.press("Enter")
+        assert button.get_attribute("aria-pressed") == pressed
+        count = "document.querySelectorAll('#figure-localization_curves .trace').length"
+        page.wait_for_function(f"n => {count} {drawn}", arg=before)
 
 
 def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidden(opened):

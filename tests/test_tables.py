@@ -8,8 +8,6 @@ import ot_lens as otl
 from ot_lens.errors import OtLensError
 from ot_lens.study import summarize
 from ot_lens.tables import (
-    COLUMNS,
-    IDENTITY,
     INDUCE,
     add_holm,
     at_one_setting,
@@ -24,17 +22,13 @@ from ot_lens.tables import (
     verdict,
     with_baseline,
 )
-from tests.generators_tables import localization, with_everything_else
+from tests.generators_tables import METHODS, localization, with_everything_else
 
 SWEEP = localization(layers=3, n=64)
 MIXED = with_everything_else(SWEEP)
 
 
 # ------------------------------------------------------------------------------------------ selection
-def test_identity_is_part_of_the_schema():
-    assert set(IDENTITY) < set(COLUMNS)
-
-
 def test_select_takes_a_value_several_values_or_none():
     assert set(select(SWEEP, method=("ace", "rfa"))["method"]) == {"ace", "rfa"}
     assert set(select(SWEEP, set="single", k=4)["layer"]) == {0, 1, 2}
@@ -54,15 +48,12 @@ def test_rows_by_depth_mix_no_settings_no_controls_and_no_pairs():
     pd.testing.assert_frame_equal(by_depth(MIXED).reset_index(drop=True), SWEEP, check_dtype=False)
 
 
-def test_a_setting_that_only_some_methods_have_is_kept_for_the_others():
+def test_a_setting_of_one_method_or_of_searched_sets_does_not_displace_the_others():
     weak = SWEEP.assign(strength=SWEEP["strength"].where(SWEEP["method"] != "ace", 0.5))
-    assert len(at_one_setting(weak)) == len(weak)
-
-
-def test_sets_searched_at_another_strength_do_not_displace_single_layers():
-    weak = SWEEP.assign(strength=0.5)
     searched = select(SWEEP, set="all").assign(set="search", strength=1.0)
-    assert len(at_one_setting(pd.concat([weak, searched], ignore_index=True))) == len(SWEEP) + len(searched)
+    both = pd.concat([SWEEP.assign(strength=0.5), searched], ignore_index=True)
+    for sweep in (weak, both):
+        assert len(at_one_setting(sweep)) == len(sweep)
 
 
 def test_the_baseline_stays_with_the_chosen_methods_and_layer():
@@ -74,27 +65,18 @@ def test_the_baseline_stays_with_the_chosen_methods_and_layer():
 
 
 def test_methods_come_in_the_order_of_the_table_without_the_unedited_model():
-    methods = [method for method, _ in methods_of(SWEEP)]
-    edits = SWEEP[SWEEP["method"] != "none"].drop_duplicates(["method", "k"])
-    assert methods == [
-        (m, None if pd.isna(k) else k) for m, k in zip(edits["method"], edits["k"], strict=True)
-    ]
+    assert [method for method, _ in methods_of(SWEEP)] == [(method, k) for method, k, _ in METHODS]
 
 
 # ------------------------------------------------------------------------------------------ effects
 def by_layer(**measures):
     """Rows of one method: each keyword is a measure with its values at layers 1, 2, ..."""
     rows = [
-        {
-            "layer": layer,
-            "measure": name,
-            "prompts": "harmless" if name == "kl" else "harmful",
-            "value": value,
-        }
+        (layer, name, "harmless" if name == "kl" else "harmful", value)
         for name, values in measures.items()
         for layer, value in enumerate(values, start=1)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["layer", "measure", "prompts", "value"])
 
 
 @pytest.mark.parametrize(
@@ -139,9 +121,8 @@ def test_each_method_has_one_best_single_layer():
     assert list(zip(best["method"], best["k"].fillna(0), strict=True)) == [
         (method, k or 0) for (method, k), _ in methods_of(SWEEP)
     ]
-    singles = effects(SWEEP).query("`set` == 'single'")
-    most = singles.groupby(["method", "k"], dropna=False)["correct"].max()
-    assert dict(zip(best["method"], best["correct"], strict=True))["ace"] == most["ace"].item()
+    ace = effects(SWEEP).query("`set` == 'single' and method == 'ace'")
+    assert select(best, method="ace")["correct"].item() == ace["correct"].max()
 
 
 def test_findings_without_answers_and_without_controls_claim_nothing():

@@ -18,7 +18,7 @@ from ot_lens.io.files import sha256_file
 from ot_lens.models import model_record
 from ot_lens.study import RunFolder
 from ot_lens.study.diagnostics import MAKERS
-from ot_lens.study.pins import file_hashes, manifest_hash
+from ot_lens.study.manifest import file_hashes, manifest_hash
 from ot_lens.study.verifying.comparing import Check, Checks, compare
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.pinned import pinned

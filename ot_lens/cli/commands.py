@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ot_lens.cli import organism, paper
-from ot_lens.cli.configuration import Settings, parse_settings, write_configuration
 from ot_lens.cli.console import complain, err, quiet_libraries, say
 from ot_lens.cli.study import (
     Address,
     AllowCode,
     Executor,
     Resume,
+    Settings,
     TrustRemoteCode,
     import_code_of,
+    parse_settings,
     prepare_process,
     study_into,
+    write_configuration,
 )
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError

@@ -5,9 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ot_lens.cli.configuration import Settings, parse_settings, write_configuration
 from ot_lens.cli.console import out, print_table
-from ot_lens.cli.study import Address, AllowCode, Executor, Resume, study_into
+from ot_lens.cli.study import (
+    Address,
+    AllowCode,
+    Executor,
+    Resume,
+    Settings,
+    parse_settings,
+    study_into,
+    write_configuration,
+)
 from ot_lens.errors import ConfigError
 
 if TYPE_CHECKING:

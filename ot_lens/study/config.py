@@ -262,11 +262,7 @@ def read_config(
 
 
 def parse_config(content: Mapping[str, Any], source: str = "configuration") -> StudyConfig:
-    """Validate a configuration given as a mapping.
-
-    Raises:
-        ConfigError: If a field is unknown or invalid.
-    """
+    """Validate a configuration given as a mapping."""
     try:
         return StudyConfig.model_validate(content)
     except ValidationError as error:

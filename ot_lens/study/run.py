@@ -20,7 +20,7 @@ from ot_lens.study.drawing import about, write_page
 from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.folder_cache import FolderCache
-from ot_lens.study.pins import file_hashes
+from ot_lens.study.manifest import file_hashes
 from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
 from ot_lens.study.stage import Stage, silent
 from ot_lens.study.sweeping import (
@@ -37,14 +37,7 @@ from ot_lens.transport import as_record, method_named
 
 @dataclass(frozen=True, eq=False)
 class StudyResult:
-    """A finished run.
-
-    Attributes:
-        path: The run folder.
-        tables: Every table by name.
-        summary: The findings in sentences.
-        report: The HTML report.
-    """
+    """A finished run: its folder, its tables by name, the findings in sentences, and the HTML report."""
 
     path: Path
     tables: Mapping[str, pd.DataFrame]

@@ -4,7 +4,6 @@ from ot_lens.tables.control_bands import control_bands as control_bands
 from ot_lens.tables.effects import best_singles as best_singles
 from ot_lens.tables.effects import effects as effects
 from ot_lens.tables.effects import most_effective_layer as most_effective_layer
-from ot_lens.tables.multiplicity import add_holm as add_holm
 from ot_lens.tables.overview import overview as overview
 from ot_lens.tables.schema import ALL as ALL
 from ot_lens.tables.schema import COLUMNS as COLUMNS
@@ -22,6 +21,7 @@ from ot_lens.tables.schema import SINGLE as SINGLE
 from ot_lens.tables.schema import TYPES as TYPES
 from ot_lens.tables.schema import UNEDITED as UNEDITED
 from ot_lens.tables.schema import UNEDITED_COLUMNS as UNEDITED_COLUMNS
+from ot_lens.tables.schema import add_holm as add_holm
 from ot_lens.tables.schema import join as join
 from ot_lens.tables.schema import layers_label as layers_label
 from ot_lens.tables.selection import at_one_setting as at_one_setting

@@ -44,15 +44,9 @@ def single_shifts(sweep: pd.DataFrame, prompts: str) -> pd.DataFrame:
 
 
 def control_limits(controls: pd.DataFrame, sign: float, level: float) -> pd.DataFrame:
-    """One-sided prediction limit of one more control draw, by method, rank and layer.
+    """One-sided prediction limit of one more control draw, by method, rank and layer, never inside a draw.
 
-    Args:
-        controls: Rows of controls.
-        sign: -1 where the effect lowers the value, 1 where it raises it; the limit has this sign.
-        level: Level of the limit, corrected for the number of layers.
-
-    Returns:
-        Columns method, k, layer, draws, limit: that of the control that gets furthest, never inside a draw.
+    The kind of control that gets furthest counts. `sign` is -1 where the effect lowers the value.
     """
     signed = controls.assign(signed=sign * controls["value"])
     groups = signed.groupby([*KEYS, "control"], dropna=False)["signed"]

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ot_lens.tables.multiplicity import add_holm
+from ot_lens.statistics import holm
 
 # Key, method and layer set of the rows of the unedited model.
 UNEDITED = "none"
@@ -33,11 +34,25 @@ UNEDITED_COLUMNS: dict[str, Any] = {
     "strength": 0.0, "tokens": "", "hook": "", "transport": "", "control": NOT_A_CONTROL, "draw": None,
     "fitting": "", "engine": "hooks", "note": "",
 }  # fmt: skip
+# A layer is tried once for each combination of these: the rows that share them form one family of tests.
+FAMILY = (
+    "set", "method", "k", "strength", "tokens", "hook", "transport", "control", "draw", "fitting", "measure",
+    "prompts",
+)  # fmt: skip
 
 
 def join(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Concatenate the tables of a sweep's candidates and correct the p-values over layers (Holm)."""
     return add_holm(pd.concat(tables, ignore_index=True).astype(TYPES))
+
+
+def add_holm(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill `p_holm`: Holm's step-down correction over the layers, or sets of layers, that were tried."""
+    tested = table[table["p_value"].notna()]
+    corrected = pd.Series(np.nan, index=table.index, dtype="float64")
+    for _, values in tested.groupby(list(FAMILY), dropna=False, sort=False)["p_value"]:
+        corrected[values.index] = holm(values.to_numpy())
+    return table.assign(p_holm=corrected)
 
 
 def layers_label(layers: Sequence[int]) -> str:

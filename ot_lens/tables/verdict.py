@@ -53,23 +53,14 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class OneDirection:
-    """Whether one direction carries refusal: what is still refused when it is ablated everywhere.
+    """Whether one direction carries refusal: what is still refused when it is ablated everywhere."""
 
-    Attributes:
-        layer: The layer whose direction leaves the fewest refusals.
-        refusal: Share of harmful prompts still refused.
-        low: Lower end of its 95 % Wilson interval.
-        high: Upper end.
-        n: Number of prompts.
-        suffices: True when the share is below one half, False when above, None when undecided.
-    """
-
-    layer: int
-    refusal: float
-    low: float
+    layer: int  # whose direction leaves the fewest refusals
+    refusal: float  # share of harmful prompts still refused
+    low: float  # ends of its 95 % Wilson interval
     high: float
     n: int
-    suffices: bool | None
+    suffices: bool | None  # whether the share is below one half; None when undecided
 
 
 def one_direction(table: pd.DataFrame) -> OneDirection | None:

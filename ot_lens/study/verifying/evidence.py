@@ -37,10 +37,7 @@ def _needed(what: str) -> Iterator[None]:
 class Evidence:
     """A run folder, read only. What cannot be read raises `EvidenceError`; another check reports it.
 
-    Attributes:
-        folder: The run.
-        sample: Rows of each table that are recomputed with all their resamples; None for every row.
-        seed: Seed for choosing them.
+    `sample` rows of each table, or all if it is None, are recomputed with all their resamples.
     """
 
     folder: RunFolder

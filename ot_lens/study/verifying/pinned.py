@@ -9,7 +9,7 @@ from ot_lens.activations.stored import shard_path
 from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
 from ot_lens.study.config import read_config
-from ot_lens.study.pins import file_hashes, manifest_hash, seeds, source_hash, versions
+from ot_lens.study.manifest import file_hashes, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, same_entries, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 

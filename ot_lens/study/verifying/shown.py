@@ -9,7 +9,7 @@ import pandas as pd
 from ot_lens.errors import TableError
 from ot_lens.study.drawing import about, write_page
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.pins import manifest_hash, versions
+from ot_lens.study.manifest import manifest_hash, versions
 from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, unchecked
 from ot_lens.study.verifying.evidence import Evidence
 
