@@ -16,7 +16,7 @@ from ot_lens.paper_study.estimate import Counts, Hardware, estimate
 from ot_lens.paper_study.preset import depth_band, paper_study
 from ot_lens.paper_study.resources import Available, is_local, obstacles
 from ot_lens.paper_study.table import CAPTION, PUBLISHED, paper_table, printable
-from ot_lens.study import parse_config, run_study
+from ot_lens.study import run_study
 from ot_lens.study.weights import judge_model
 from tests import checkpoints
 
@@ -58,13 +58,8 @@ def test_the_six_models_are_the_paper_s_and_judges_have_a_size():
     assert model_size("cais/HarmBench-Llama-2-13b-cls").n_parameters == TOTALS[LLAMA_13B]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-def test_any_other_model_is_counted_from_its_configuration(tiny):
-    for name in (str(tiny), "organism:single"):
+def test_any_other_model_is_counted_from_its_configuration(llama_folder):
+    for name in (str(llama_folder), "organism:single"):
         model = otl.load_model(name)
         found = model_size(name)
         assert found.n_parameters == sum(p.numel() for p in model.hf_model.parameters())
@@ -95,14 +90,16 @@ def test_what_is_known_of_the_paper_is_the_default(name):
     assert all(0.37 <= layer / published(name)["n_layers"] <= 0.63 for layer in config.layers)
 
 
-def test_what_is_open_is_an_option(tiny):
-    fixed = paper_study(str(tiny), layer_rule="fixed", tokens="last", mean_shift="subspace", judge=None)
+def test_what_is_open_is_an_option(llama_folder):
+    fixed = paper_study(
+        str(llama_folder), layer_rule="fixed", tokens="last", mean_shift="subspace", judge=None
+    )
     assert (fixed.layer_sets, fixed.search_size) == ([[2], [1, 3]], 0)
     assert (fixed.tokens, fixed.judge) == ("last", None)
     assert {m["mean_shift"] for m in fixed.methods if isinstance(m, dict)} == {"subspace"}
-    every = paper_study(str(tiny), layer_rule="every")
+    every = paper_study(str(llama_folder), layer_rule="every")
     assert every.layer_sets == [[1], [2], [3], [1, 2], [1, 3], [2, 3]]
-    assert paper_study(str(tiny), seed=3, perplexity_text="x.txt").perplexity_text == "x.txt"
+    assert paper_study(str(llama_folder), seed=3, perplexity_text="x.txt").perplexity_text == "x.txt"
     embedded = paper_study("organism:single")
     assert (embedded.prompts, embedded.judge) == ("organism", None)
     for options, message in (
@@ -111,32 +108,24 @@ def test_what_is_open_is_an_option(tiny):
         ({"sede": 3}, "unknown field 'sede'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            paper_study(str(tiny), **options)
+            paper_study(str(llama_folder), **options)
 
 
 # ------------------------------------------------------------------------------------------- the estimate
 def test_memory_by_hand():
     """Llama-2-13B: 2 bytes a parameter; keys and values of 40 layers x 5120, of 16 rows of 576 tokens."""
-    found = estimate(paper_study(LLAMA_13B))
-    assert found.weights == found.judge == 2 * TOTALS[LLAMA_13B]
-    assert found.cache == 2 * 40 * 5120 * 2 * 16 * (64 + 512)
-    assert found.logits == 8 * 32000 * (259 + 32)
-    assert found.memory == found.weights + found.cache + found.logits + found.judge
-    assert found.disk == 9 * (256 + 259) * 5120 * 2
+    needed = estimate(paper_study(LLAMA_13B))
+    assert needed.weights == needed.judge == 2 * TOTALS[LLAMA_13B]
+    assert needed.cache == 2 * 40 * 5120 * 2 * 16 * (64 + 512)
+    assert needed.logits == 8 * 32000 * (259 + 32)
+    assert needed.memory == needed.weights + needed.cache + needed.logits + needed.judge
+    assert needed.disk == 9 * (256 + 259) * 5120 * 2
 
 
 def test_work_by_hand():
     """Two methods at one layer each, named; one answer batch; no judge: every term counted by hand."""
-    config = parse_config(
-        {
-            **paper_study(LLAMA_13B, judge=None).model_dump(),
-            "methods": ["mean_shift", "linear_act"],
-            "layers": [20],
-            "layer_sets": [[20]],
-            "search_size": 0,
-            "max_new_tokens": 100,
-        }
-    )
+    methods = {"methods": ["mean_shift", "linear_act"], "layers": [20], "layer_sets": [[20]]}
+    config = paper_study(LLAMA_13B, judge=None, search_size=0, max_new_tokens=100, **methods)
     counts = Counts(train=10, validation=5, test={"harmful": 16, "harmless": 16})
     found = estimate(config, Hardware("x", 100.0, 1.0, low=0.5, high=1.0), counts)
     read = 10 + 2 * 32 + 2 * 32  # capture; the unedited model; each method alone at layer 20
@@ -163,20 +152,18 @@ def test_quantisation_swapping_and_leaving_the_judge_out_need_less():
         estimate(paper_study(name, quantization="int3"))
 
 
-def test_a_study_that_does_not_fit_says_so(tiny):
+def test_a_study_that_does_not_fit_says_so(llama_folder):
     config = paper_study("Qwen/Qwen2.5-7B-Instruct")
-    found = estimate(config)
-    reasons = obstacles(found, Available(10**10, "cuda:0", 10**12), config)
-    assert "42.1 GB of memory are needed and cuda:0 has 10.0 GB free" in reasons[0]
-    assert "quantization=nf4" in reasons[0]
-    assert "device_map=auto" in reasons[0]
-    assert [r for r in reasons if "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB" in r]
-    assert [r for r in reasons if "cais/HarmBench-Llama-2-13b-cls is not on this machine: about 26.0 GB" in r]
-    assert obstacles(found, Available(10**11, "cuda:0", 10**12), config)[0].startswith("Qwen/")
-    assert "of disk are needed" in obstacles(found, Available(10**11, "cuda:0", 10), config)[0]
-    small = paper_study(str(tiny), judge=None)
+    needed = estimate(config)
+    memory, model, judge = obstacles(needed, Available(10**10, "cuda:0", 10**12), config)
+    for fact in ("42.1 GB", "cuda:0 has 10.0 GB", "quantization=nf4", "device_map=auto"):
+        assert fact in memory
+    assert "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB" in model
+    assert "cais/HarmBench-Llama-2-13b-cls is not on this machine: about 26.0 GB" in judge
+    assert "of disk are needed" in obstacles(needed, Available(10**11, "cuda:0", 10), config)[0]
+    small = paper_study(str(llama_folder), judge=None)
     assert obstacles(estimate(small), Available(10**9, "main memory", 10**9), small) == []
-    assert is_local(str(tiny))
+    assert is_local(str(llama_folder))
     assert is_local("organism:multi")
     assert not is_local("nobody/nothing")
 
@@ -248,13 +235,17 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(
-    tiny: Path, root: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory, without_figures
+    llama_folder: Path,
+    root: Path,
+    classifier: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    without_figures,
 ) -> Path:
     """The study on a tiny checkpoint with the paper's sources, a judge, a text and kept answers."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "text.txt").write_text(" ".join(words(6, 20, 3)))
     config = paper_study(
-        str(tiny),
+        str(llama_folder),
         judge={"classifier": str(classifier), "label": "harmful", "question": "harmful"},
         perplexity_text=str(folder / "text.txt"),
         prompts_root=str(root),
@@ -294,34 +285,29 @@ def test_one_and_two_layers_of_every_method_are_chosen_and_answered(table):
     assert set(single["measure"]) == {"refusal_score", "refusal_score_shift", "kl"}
 
 
-def test_the_judge_is_in_the_table_with_its_name(table):
+def test_the_judge_is_in_the_table_and_said_what_the_table_says(finished, table, classifier):
+    """The kept answers are judged again outside the study."""
     judged = table[table["measure"] == "judged_success_rate"]
+    same = judged[["prompts", "interval", "n"]].drop_duplicates()
+    assert same.to_numpy().tolist() == [["harmful", "wilson", 40]]
     assert set(judged["set"]) == {"none", "search"}
-    assert set(judged["prompts"]) == {"harmful"}
-    assert set(judged["interval"]) == {"wilson"}
-    assert set(judged["n"]) == {40}
-    assert ((judged["low"] <= judged["value"]) & (judged["value"] <= judged["high"])).all()
+    assert judged["value"].between(judged["low"], judged["high"]).all()
     assert judged["note"].str.startswith("judge ").all()
     assert set(judged.loc[judged["set"] == "search", "test"]) == {"mcnemar"}
-
-
-def test_the_judge_said_what_the_table_says(finished, table, classifier):
-    """The kept answers, judged again outside the study."""
     judge = otl.ClassifierJudge(classifier, label="harmful", question="harmful")
     rates = []
     for path in sorted((finished / "completions").glob("*harmful.jsonl")):
         kept = otl.load_completions(path)
         rates.append(otl.judge_completions(judge, kept.prompts, kept.completions).attack_success_rate.value)
-    judged = table[table["measure"] == "judged_success_rate"]
     assert sorted(rates) == pytest.approx(sorted(judged["value"]))
     assert len(set(rates)) > 1
 
 
-def test_the_text_s_perplexity_is_the_model_s(finished, table, tiny):
+def test_the_text_s_perplexity_is_the_model_s(finished, table, llama_folder):
     rows = table[(table["measure"] == "perplexity") & (table["prompts"] == "text")]
     assert set(rows["set"]) == {"none", "search"}
     unedited = rows[rows["set"] == "none"].iloc[0]
-    loss = otl.text_loss(otl.load_model(tiny), finished.parent / "text.txt")
+    loss = otl.text_loss(otl.load_model(llama_folder), finished.parent / "text.txt")
     assert unedited["value"] == pytest.approx(loss.perplexity)
     assert unedited["n"] == len(loss.nll)
     assert (rows.loc[rows["set"] == "search", "value"] != unedited["value"]).all()
@@ -368,8 +354,8 @@ def test_the_table_of_the_paper_s_own_model_has_both():
 
 # ------------------------------------------------------------------------------------------- named sets
 @pytest.fixture(scope="module")
-def small(tiny: Path):
-    return otl.load_model(tiny), checkpoints.contrast_set(8)
+def small(llama_folder: Path):
+    return otl.load_model(llama_folder), checkpoints.contrast_set(8)
 
 
 def test_named_pairs_are_measured_with_answers(small):
