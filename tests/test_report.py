@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from ot_lens.plots import GALLERY, MEASURES, contenders
-from ot_lens.plots.style import METHODS
 from ot_lens.report import figures, numbers, write_report
 from ot_lens.report.figures import script_json
-from ot_lens.report.marks import SHAPES
 from ot_lens.tables import select
 from tests import generators_tables as tables_of
 
@@ -243,8 +241,3 @@ def test_geometry_shows_value_interval_and_null():
 )
 def test_numbers_are_formatted_for_people(value, share, text):
     assert numbers.cell(value, share=share).text == text
-
-
-def test_every_measure_and_marker_of_the_report_exists():
-    assert set(numbers.GLANCE) <= set(MEASURES)
-    assert {mark.marker for mark in METHODS.values()} <= set(SHAPES)

@@ -1,6 +1,6 @@
 """What must hold before a study begins, and what it needs from the model, wherever the model is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,19 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.stage import Stage
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-JUDGE_MEMORY = ("together", "swap")
+CHOICES = {
+    "tokens": TOKEN_SCOPES,
+    "engine": ENGINES,
+    "search": SEARCHES,
+    "filter": ("off", *FILTERS),
+    "judge_memory": ("together", "swap"),
+    "activation_dtype": ("float32", "bfloat16", "float16", "float64"),
+}
+# Fields of the configuration that `sweep_settings` takes under the same names.
+SWEPT = {
+    "layers", "position", "tokens", "hook", "engine", "phrases", "refusal_tokens", "max_new_tokens",
+    "batch_size", "seed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,7 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     settings = sweep_settings(
         model,
         config.measures,
-        layers=config.layers,
-        position=config.position,
-        tokens=config.tokens,
-        hook=config.hook,
-        engine=config.engine,
-        phrases=config.phrases,
-        refusal_tokens=config.refusal_tokens,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        **config.model_dump(include=SWEPT),
         judge=None if config.judge is None else LazyJudge(config.judge),
         swap=config.judge_memory == "swap",
         text=None if config.perplexity_text is None else Path(config.perplexity_text),
@@ -88,30 +90,17 @@ def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:
 
 def sweep_plan(config: StudyConfig) -> SweepPlan:
     """What the sweep tries, from the configuration."""
-    return SweepPlan(
-        tuple(config.sets),
-        tuple(config.strength),
-        tuple(config.fitting),
-        tuple(config.controls),
-        config.control_draws,
-        config.sufficiency,
-        config.search_size,
-        config.search,
-        config.search_each_size,
-        tuple(map(tuple, config.layer_sets)),
-        config.answers,
-    )
+    choices = config.model_dump(include={entry.name for entry in fields(SweepPlan)})
+    choices |= {name: tuple(value) for name, value in choices.items() if isinstance(value, list)}
+    layer_sets = tuple(map(tuple, config.layer_sets))
+    return SweepPlan(**choices | {"strengths": tuple(config.strength), "layer_sets": layer_sets})
 
 
 def check_choices(config: StudyConfig) -> None:
     """Check the configuration by itself, before anything is loaded."""
-    one_of("token scope", config.tokens, TOKEN_SCOPES)
-    one_of("engine", config.engine, ENGINES)
-    one_of("search", config.search, SEARCHES)
-    one_of("filter", config.filter, ("off", *FILTERS))
-    one_of("judge_memory", config.judge_memory, JUDGE_MEMORY)
-    if config.activation_dtype is not None:
-        one_of("activation_dtype", config.activation_dtype, DTYPES)
+    for name, allowed in CHOICES.items():
+        if getattr(config, name) is not None:
+            one_of(name, getattr(config, name), allowed)
     sweep_plan(config)
     if config.judge is not None:
         LazyJudge(config.judge)
