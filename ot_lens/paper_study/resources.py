@@ -52,11 +52,9 @@ def is_local(name: str, revision: str | None = None) -> bool:
         path = try_to_load_from_cache(name, file, revision=revision)
         return Path(path) if isinstance(path, str) else None
 
-    if cached("model.safetensors") is not None:
-        return True
     index = cached("model.safetensors.index.json")
     if index is None:
-        return False
+        return cached("model.safetensors") is not None
     try:
         shards = _Weights.model_validate(read_json(index)).weight_map.values()
     except ValidationError as error:
@@ -91,11 +89,10 @@ def obstacles(needed: Estimate, free: Available, config: StudyConfig) -> list[st
 
 
 def _remedies(config: StudyConfig) -> str:
-    remedies = []
-    if config.quantization is None:
-        remedies.append("--set quantization=nf4 or int8")
-    if config.device_map is None:
-        remedies.append("--set device_map=auto")
-    if config.judge is not None:
-        remedies.append("--set judge=null, a smaller judge or --set judge_memory=swap")
-    return ", ".join([*remedies, "a smaller batch_size"])
+    remedies = {
+        "--set quantization=nf4 or int8": config.quantization is None,
+        "--set device_map=auto": config.device_map is None,
+        "--set judge=null, a smaller judge or --set judge_memory=swap": config.judge is not None,
+        "a smaller batch_size": True,
+    }
+    return ", ".join(remedy for remedy, helps in remedies.items() if helps)

@@ -123,26 +123,18 @@ def _cosines(study: Study) -> Tables:
     return {"cosines": direction_cosines(study.acts["train"], **study.resamples)}
 
 
-def _class_angles(study: Study) -> Tables:
-    k = _dimensions(study)
-    if k < 1:
-        return {}
-    return {"class_angles": class_angles(study.acts["train"], k=k, **study.few_resamples)}
-
-
-def _layer_angles(study: Study) -> Tables:
-    k = _dimensions(study)
+def _angles(study: Study) -> Tables:
+    """Between planes of the classes, or lines if the smaller class spans no plane."""
+    train = study.acts["train"]
+    k = min(2, train.n_harmful - 1, train.n_harmless - 1, train.d_model)
     if k < 1:
         return {}
     options = study.resamples | {"bootstrap": min(study.config.bootstrap, 50), "k": k}
-    parts = [layer_angles(study.acts["train"], label=label, **options) for label in CLASSES]
-    return {"layer_angles": pd.concat(parts, ignore_index=True)}
-
-
-def _dimensions(study: Study) -> int:
-    """Two, or fewer if the smaller class spans fewer."""
-    train = study.acts["train"]
-    return min(2, train.n_harmful - 1, train.n_harmless - 1, train.d_model)
+    parts = [layer_angles(train, label=label, **options) for label in CLASSES]
+    return {
+        "class_angles": class_angles(train, k=k, **study.few_resamples),
+        "layer_angles": pd.concat(parts, ignore_index=True),
+    }
 
 
 def _map_quality(study: Study) -> Tables:
@@ -253,8 +245,7 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "geometry": _geometry,
     "spectra": _spectra,
     "cosines": _cosines,
-    "class_angles": _class_angles,
-    "layer_angles": _layer_angles,
+    "layer_angles": _angles,
     "map_quality": _map_quality,
     "controls": _controls,
     "plane_ellipses": _plane,

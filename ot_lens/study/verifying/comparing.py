@@ -9,8 +9,7 @@ and does not name a row by its columns.
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,11 +83,13 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 class Checks(list[Check]):
     """The checks of a run in the order in which they were made."""
 
-    @contextmanager
-    def of(self, item: str, how: str) -> Iterator[None]:
-        """Make a check inside; if it cannot be made, record the reason."""
+    def make(
+        self, item: str, how: str, function: Callable[..., Check | Iterable[Check]], *given: Any
+    ) -> None:
+        """Add what function(*given) returns; if it cannot be made, record the reason."""
         try:
-            yield
+            made = function(*given)
+            self.extend([made] if isinstance(made, Check) else made)
         except EvidenceError as error:
             self.append(unchecked(item, how, str(error)))
         except OtLensError as error:

@@ -26,8 +26,7 @@ def pinned(run: Evidence, checks: Checks) -> None:
     checks += [_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files"))]
     for split in ("train", "test"):
         item = f"activations/{split}"
-        with checks.of(item, "shard checksums"):
-            checks.append(_check_shards(run.folder.path / item, item))
+        checks.make(item, "shard checksums", _check_shards, run.folder.path / item, item)
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> Check:

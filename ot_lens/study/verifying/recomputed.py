@@ -6,7 +6,7 @@ layers share their resamples, so that a layer by itself gives the same numbers.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import cache
 
@@ -43,21 +43,24 @@ ARITHMETIC = "own arithmetic"
 
 def fitted(run: Evidence, checks: Checks) -> None:
     """One check per method: every map exists, and those of the sampled layers move samples the same way."""
-    with checks.of("maps", "refitted"):
-        layers = few = run.train.layers
-        if run.sample is not None:
-            few = tuple(sorted(run.choice("maps", layers)[: max(2, run.sample // len(run.methods))]))
-        acts = restricted(run.train, few, run.config.position)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PoorFitWarning)
-            refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position)
-        for method in run.methods:
-            checks.append(_check_method(run, method, refitted[method]))
-        known = {run.map_path(method, layer) for method in run.methods for layer in layers}
-        extra = sorted(set((run.folder.path / "maps").rglob("*.safetensors")) - known)
-        if extra:
-            note = f"not of this run: {listed([str(path.relative_to(run.folder.path)) for path in extra])}"
-            checks.append(exact("maps", "configuration", [note], 0, len(extra)))
+    checks.make("maps", "refitted", _check_maps, run)
+
+
+def _check_maps(run: Evidence) -> Iterator[Check]:
+    layers = few = run.train.layers
+    if run.sample is not None:
+        few = tuple(sorted(run.choice("maps", layers)[: max(2, run.sample // len(run.methods))]))
+    acts = restricted(run.train, few, run.config.position)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoorFitWarning)
+        refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position)
+    for method in run.methods:
+        yield _check_method(run, method, refitted[method])
+    known = {run.map_path(method, layer) for method in run.methods for layer in layers}
+    extra = sorted(set((run.folder.path / "maps").rglob("*.safetensors")) - known)
+    if extra:
+        note = f"not of this run: {listed([str(path.relative_to(run.folder.path)) for path in extra])}"
+        yield exact("maps", "configuration", [note], 0, len(extra))
 
 
 def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineMap]) -> Check:
@@ -108,17 +111,15 @@ def _different_facts(stored: AffineMap, refitted: AffineMap) -> list[str]:
 def recomputed(run: Evidence, checks: Checks) -> None:
     """Every table that needs no model, the sweep's own arithmetic, and whether any table is missing."""
     if run.folder.has_table("localization"):
-        with checks.of("localization", ARITHMETIC):
-            checks.append(_check_arithmetic(run.folder.read_table("localization"), run.config.seed))
+        checks.make("localization", ARITHMETIC, _check_arithmetic, run)
     else:
         checks.append(missing("localization", "present", "no such table"))
-    expected = {*OF_THE_MODEL, *MAKERS, "plane", "run_cosines"}
+    expected = {*OF_THE_MODEL, *MAKERS, "class_angles", "plane", "run_cosines"}
     if not run.config.paper_table:
         expected.remove("paper")
     for maker in MAKERS:
         if maker not in OF_THE_MODEL:
-            with checks.of(maker, "recomputed"):
-                _check_maker(run, maker, checks)
+            checks.make(maker, "recomputed", _check_maker, run, maker)
     if run.folder.has_table("run_cosines"):
         note = "compared with another run: 'ot-lens figures RUN --against OTHER' makes it again"
         checks.append(unchecked("run_cosines", "recomputed", note))
@@ -127,23 +128,23 @@ def recomputed(run: Evidence, checks: Checks) -> None:
         checks.append(exact("tables", "configuration", [f"not of this run: {listed(extra)}"], 0, len(extra)))
 
 
-def _check_maker(run: Evidence, maker: str, checks: Checks) -> None:
+def _check_maker(run: Evidence, maker: str) -> Iterator[Check]:
     """Check the tables of one maker: all values, then resamples of some layers."""
     bare = run.config.model_copy(update={"permutations": 0, "bootstrap": 0})
     acts = {"train": run.train, "test": run.test}
     for name, made in MAKERS[maker](Study(run.folder, acts, run.maps, bare, run.sweep)).items():
         if not run.folder.has_table(name):
-            checks.append(missing(name, "recomputed", "no such table", len(made)))
+            yield missing(name, "recomputed", "no such table", len(made))
             continue
         stored, tolerance = run.folder.read_table(name), TOLERANCES.get(name, EXACT)
         resampled = () if name in NOT_RESAMPLED else tuple(column for column in RESAMPLED if column in made)
         how = "recomputed values" if resampled else "recomputed"
         check = compare(name, how, stored, made, tolerance, without=resampled)
-        checks.append(check)
+        yield check
         if resampled and not check.note:
             layers = sampled_layers(run, name, made)
             few, again = stored[of_layers(made, layers).to_numpy()], _with_resamples(run, maker, layers)[name]
-            checks.append(compare(name, "recomputed resamples", few, again, tolerance, of=len(stored)))
+            yield compare(name, "recomputed resamples", few, again, tolerance, of=len(stored))
 
 
 def _with_resamples(run: Evidence, maker: str, layers: Sequence[int]) -> Tables:
@@ -172,14 +173,15 @@ def of_layers(table: pd.DataFrame, layers: Sequence[int]) -> pd.Series:
     return table[[column for column in LAYERS if column in table]].isin(list(layers)).all(axis=1)
 
 
-def _check_arithmetic(table: pd.DataFrame, seed: int) -> Check:
+def _check_arithmetic(run: Evidence) -> Check:
     """What follows from the sweep's own rows: intervals of rates, corrected p-values, the seed."""
+    table = run.folder.read_table("localization")
     different = sorted({*table.columns} ^ {*COLUMNS})
     if different:
         return exact(
             "localization", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
         )
-    expected = add_holm(table).assign(seed=seed).astype(table.dtypes.to_dict())
+    expected = add_holm(table).assign(seed=run.config.seed).astype(table.dtypes.to_dict())
     rates = table[(table["interval"] == "wilson") & (table["n"] > 0)]
     counts = (rates["value"] * rates["n"]).round().clip(lower=0).clip(upper=rates["n"])
     intervals = [_wilson(int(count), int(n)) for count, n in zip(counts, rates["n"], strict=True)]

@@ -72,13 +72,10 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     stored = run.folder.manifest.get("prompts", {}).get("sha256", {})
     checks.append(same_entries("prompts", "prompts read now", prompts.manifest()["sha256"], stored))
     for split in ("train", "test"):
-        with checks.of(f"activations/{split}", "captured again"):
-            checks.append(_check_activations(again, split))
-    with checks.of("localization", AGAIN):
-        checks += swept(run, Runner(executor), prompts, ready, again.tolerance)
+        checks.make(f"activations/{split}", "captured again", _check_activations, again, split)
+    checks.make("localization", AGAIN, _check_sweep, again)
     for name in MODEL_TABLES:
-        with checks.of(name, AGAIN):
-            checks += _check_table(again, name)
+        checks.make(name, AGAIN, _check_table, again, name)
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
@@ -146,10 +143,9 @@ def _check_table(again: _Again, name: str) -> list[Check]:
 KEYS = list(IDENTITY)
 
 
-def swept(
-    run: Evidence, runner: Runner, prompts: ContrastSet, ready: Prepared, tolerance: float
-) -> Iterator[Check]:
+def _check_sweep(again: _Again) -> Iterator[Check]:
     """Whether the table has the planned candidates in order, and whether some of them measure the same."""
+    run, ready, prompts, runner = again.run, again.ready, again.prompts, Runner(again.executor)
     methods, plan = as_methods(run.config.method_entries), sweep_plan(run.config)
     maps = fit_sweep(run.train, methods, ready.settings, plan)
     candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan)
@@ -161,11 +157,11 @@ def swept(
     yield exact("localization", "planned again", [trouble] if trouble else [], len(table))
     yield _check_measures(candidates, rows, len(table))
     keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
-    again = measure_sweep(runner, prompts.test, candidates, ready.settings, keys=keys)
-    few = pd.concat([rows[key] for key in again if key in rows], ignore_index=True)
-    expected = pd.concat(list(again.values()), ignore_index=True).astype(TYPES)
+    measured = measure_sweep(runner, prompts.test, candidates, ready.settings, keys=keys)
+    few = pd.concat([rows[key] for key in measured if key in rows], ignore_index=True)
+    expected = pd.concat(list(measured.values()), ignore_index=True).astype(TYPES)
     yield compare(
-        "localization", "measured again", few, expected, tolerance, of=len(table), without=("p_holm",)
+        "localization", "measured again", few, expected, again.tolerance, of=len(table), without=("p_holm",)
     )
 
 

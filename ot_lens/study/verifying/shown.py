@@ -19,13 +19,10 @@ DRAWING = ("ot_lens", "matplotlib", "plotly", "pandas", "numpy")
 
 def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
     """Captions and the report; with `figures` every figure as well, which takes seconds each."""
-    with checks.of("figures", "captions rewritten"):
-        checks.append(_check_captions(run))
+    checks.make("figures", "captions rewritten", _check_captions, run)
     if figures:
-        with checks.of("figures", "drawn again"):
-            checks.append(_check_figures(run))
-    with checks.of("report.html", "written again"):
-        checks.append(_check_report(run))
+        checks.make("figures", "drawn again", _check_figures, run)
+    checks.make("report.html", "written again", _check_report, run)
 
 
 def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
