@@ -65,12 +65,11 @@ def test_a_folder_without_a_tokenizer_is_named(command, tmp_path, tmp_path_facto
 # --------------------------------------------------------------------------------- the user's own code
 def test_a_configuration_alone_imports_no_code(command, tmp_path):
     (tmp_path / "my_maps.py").write_text("raise AssertionError('imported')")
-    for text in ("extensions: [my_maps]", "methods: [{name: mine, module: my_maps}]"):
-        (tmp_path / "study.yaml").write_text(text)
-        code, _, errors = command("run", "study.yaml", "--out", "run")
-        assert code == 2
-        assert "my_maps" in errors
-        assert "--allow-code" in errors
+    (tmp_path / "study.yaml").write_text("extensions: [my_maps]")
+    code, _, errors = command("run", "study.yaml", "--out", "run")
+    assert code == 2
+    assert "my_maps" in errors
+    assert "--allow-code" in errors
     assert not (tmp_path / "run").exists()
     assert "my_maps" not in sys.modules
 

@@ -191,22 +191,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = {"FunctionalCategory": "standard", "SemanticCategory": "x", "Tags": ""}
     behaviors = pd.DataFrame({"Behavior": harmful[180:]}).assign(**columns)
     alpaca = [{"instruction": text, "input": "", "output": "w1"} for text in words(300, 12, 2)]
+    goals = pd.DataFrame({"goal": harmful[:90], "target": "Sure"})
     files = {
-        "advbench/harmful_behaviors.csv": pd.DataFrame({"goal": harmful[:90], "target": "Sure"}).to_csv(
-            index=False
-        ),
-        "MaliciousInstruct.txt": "\n".join(harmful[90:130]),
-        "../red_teaming/data/dev/behaviors.json": json.dumps(harmful[130:155]),
-        "../red_teaming/data/test/behaviors.json": json.dumps(harmful[155:180]),
-        "behavior_datasets/harmbench_behaviors_text_val.csv": behaviors[:40].to_csv(index=False),
-        "behavior_datasets/harmbench_behaviors_text_test.csv": behaviors[40:].to_csv(index=False),
-        "../alpaca_data.json": json.dumps(alpaca),
+        "data/advbench/harmful_behaviors.csv": goals.to_csv(index=False),
+        "data/MaliciousInstruct.txt": "\n".join(harmful[90:130]),
+        "red_teaming/data/dev/behaviors.json": json.dumps(harmful[130:155]),
+        "red_teaming/data/test/behaviors.json": json.dumps(harmful[155:180]),
+        "data/behavior_datasets/harmbench_behaviors_text_val.csv": behaviors[:40].to_csv(index=False),
+        "data/behavior_datasets/harmbench_behaviors_text_test.csv": behaviors[40:].to_csv(index=False),
+        "alpaca_data.json": json.dumps(alpaca),
     }
-    (folder / "data").mkdir()
     for name, text in files.items():
-        path = (folder / "data" / name).resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     return folder
 
 

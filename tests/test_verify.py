@@ -253,6 +253,13 @@ def only(run: Path, name: str) -> dict[str, str]:
     return {key: note for key, note in found.items() if not key.startswith("tables|")}
 
 
+def test_rows_of_a_diagnostic_are_expected_if_it_was_registered_when_the_study_ran(run, registries):
+    otl.register_diagnostic("gap", lambda H, S: float((H.mean(0) - S.mean(0)).norm()))
+    assert only(run, "geometry") == {}
+    repin(run, diagnostics=["gap"])
+    assert "gap" in only(run, "geometry")["geometry|recomputed values"]
+
+
 def test_a_sweep_that_no_run_can_write_is_found(run, monkeypatch):
     """Without the rows of the unedited model, which every finding needs; then without a column as well."""
     without(monkeypatch, "fitted")
