@@ -1,7 +1,7 @@
 """A whole run from one configuration to one run folder.
 
-The public names stand in `__init__.pyi` and are loaded when first used: a configuration is read, and a
-finished run drawn, without the model libraries.
+The public names are listed in `__init__.pyi` and loaded when first used: reading a configuration and drawing
+a finished run need no model library.
 """
 
 import lazy_loader

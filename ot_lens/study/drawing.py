@@ -56,7 +56,7 @@ def compare_runs(run: str | Path, other: str | Path) -> pd.DataFrame:
         Columns layer, layer_other, position, cosine, n, low, high, null_mean, null_low, null_high, other.
 
     Raises:
-        RunFolderError: If a folder holds no run, or its activations are incomplete.
+        RunFolderError: If a folder contains no run, or its activations are incomplete.
         ActivationError: If the models have different widths.
     """
     from ot_lens.activations import load_activations

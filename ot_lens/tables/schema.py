@@ -1,4 +1,4 @@
-"""The sweep's table: its columns, their types, and the words that stand in them."""
+"""The sweep's table: its columns, their types, and the words that it uses."""
 
 from collections.abc import Sequence
 from typing import Any
