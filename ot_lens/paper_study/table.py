@@ -75,7 +75,7 @@ def _success(by_measure: Mapping[tuple[str, str], Any], phrases: str) -> dict[st
     if judged:  # its note is "judge NAME, version V; U of N unanswered"
         name, _, rest = str(row["note"]).removeprefix("judge ").partition("; ")
         unanswered = int(rest.split()[0]) if rest else 0
-    return {**_interval("asr", row, 100), "n": row["n"], "unanswered": unanswered, "judge": name}
+    return {**_interval("asr", row, 100.0), "n": row["n"], "unanswered": unanswered, "judge": name}
 
 
 def _perplexity(by_measure: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
