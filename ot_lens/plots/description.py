@@ -64,22 +64,16 @@ class Curve:
 class Axis:
     """One axis of a panel: its title with the unit, and what the renderer is not to choose.
 
-    Attributes:
-        scale: "linear"; "log"; "share" (0 to 1, drawn in per cent); "cost" (asinh: linear near 0, then
-            logarithmic).
-        ticks: Positions and names.
-        whole: Whether positions are whole numbers, such as layers.
-        step: Distance between the ticks of a share.
-        zero: Whether the axis starts at 0.
+    A "share" goes from 0 to 1 and is drawn in per cent; a "cost" is linear near 0, then logarithmic (asinh).
     """
 
     title: str = ""
     scale: Scale = "linear"
     limits: tuple[float, float] | None = None
-    ticks: tuple[tuple[float, str], ...] | None = None
-    whole: bool = False
-    step: float = 0.5
-    zero: bool = False
+    ticks: tuple[tuple[float, str], ...] | None = None  # positions and names
+    whole: bool = False  # positions are whole numbers, such as layers
+    step: float = 0.5  # distance between the ticks of a share
+    zero: bool = False  # the axis starts at 0
 
 
 LAYER = Axis("layer", whole=True)
@@ -99,11 +93,8 @@ class Line:
 class Points:
     """Unconnected markers with interval bars. `name` is unique in the panel.
 
-    Attributes:
-        size: Diameter of a marker in points on paper.
-        notes: What each point is, for the hover text; with `ids` only one, which goes before the number.
-        ids: A number for each point by which a page follows it from panel to panel, such as the prompt's.
-        legend: Whether the mark gets an entry in the legend.
+    Hover texts show `notes`, what each point is. With `ids`, such as numbers of prompts, a page can follow a
+    point from panel to panel; then there is one note, which goes before the number.
     """
 
     name: str
@@ -111,10 +102,10 @@ class Points:
     curve: Curve
     hollow: bool = False
     faint: bool = False
-    size: float = 3.2
+    size: float = 3.2  # diameter in points on paper
     notes: tuple[str, ...] = ()
     ids: tuple[int, ...] = ()
-    legend: bool = True
+    legend: bool = True  # the mark gets an entry
 
 
 @dataclass(frozen=True)
@@ -232,24 +223,16 @@ class ColorScale:
 
 @dataclass(frozen=True)
 class Cells:
-    """A heat map; the only element of its panel.
-
-    Attributes:
-        matrix: Values, the first row at the bottom; NaN where nothing was measured.
-        columns: Names along x.
-        rows: Names along y.
-        chance: Cells that the null explains.
-        best: Row and column of the cell to outline.
-        details: More numbers per cell for the hover text: name, lower and upper ends.
-    """
+    """A heat map, alone in its panel: the first row at the bottom, NaN where nothing was measured."""
 
     matrix: Float[np.ndarray, "rows columns"]
     columns: Sequence[str]
     rows: Sequence[str]
     scale: ColorScale
-    chance: Bool[np.ndarray, "rows columns"] | None = None
-    best: tuple[int, int] | None = None
+    chance: Bool[np.ndarray, "rows columns"] | None = None  # cells that the null explains
+    best: tuple[int, int] | None = None  # row and column of the cell to outline
     square: bool = True
+    # more numbers of each cell for the hover text: name, lower and upper ends
     details: tuple[tuple[str, Float[np.ndarray, "rows columns"], Float[np.ndarray, "rows columns"]], ...] = ()
 
     @property
@@ -263,21 +246,15 @@ Element = Line | Points | Band | Area | Reference | Path | Ellipse | Arrows | Te
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. Elements are drawn in their order, the first at the back.
-
-    Attributes:
-        frame: The position of the slider at which a screen shows the panel; None for always.
-        color: Colour of the title.
-        equal: Whether both axes have the same scale.
-    """
+    """One pair of axes. Elements are drawn in their order, the first at the back."""
 
     title: str
     x: Axis
     y: Axis
     elements: tuple[Any, ...]
-    frame: int | None = None
-    color: str = ""
-    equal: bool = False
+    frame: int | None = None  # where on the slider a screen shows it; None for always
+    color: str = ""  # of the title
+    equal: bool = False  # both axes have the same scale
 
     def of(self, kind: type) -> list[Any]:
         """Elements of one kind."""
@@ -309,32 +286,23 @@ class Key:
 
 @dataclass(frozen=True)
 class Description:
-    """A figure of at least one panel.
+    """A figure of at least one panel, `columns` of them in a row.
 
-    Attributes:
-        columns: Panels in a row.
-        height: Height of a panel on paper in inches at a text width of 6.75 inches, if its shape is free.
-        keys: More entries of the legend.
-        legend: "below"; "columns" (one above each column, with the panel's title as its heading).
-        collect: Whether elements get entries in the legend.
-        letters: Whether titles begin with (a), (b), ... if there are several panels.
-        share: Which axes have common limits and tick labels: "", "x", "y", "xy", "columns", "rows".
-        slider: What the frames of the panels count, such as "layer".
-        frames: The frames that paper shows.
-        first: The frame that a screen shows first.
+    A legend "below" has entries of the elements (if `collect`) and `keys`; one of "columns" is above each
+    column, with the panel's title as its heading.
     """
 
     panels: tuple[Panel, ...]
     columns: int = 3
-    height: float = 1.28
+    height: float = 1.28  # of a panel of free shape on paper, in inches at a text width of 6.75 inches
     keys: tuple[Key, ...] = ()
     legend: Literal["below", "columns"] = "below"
     collect: bool = True
-    letters: bool = True
-    share: Literal["", "x", "y", "xy", "columns", "rows"] = ""
-    slider: str = ""
-    frames: tuple[int, ...] = ()
-    first: int | None = None
+    letters: bool = True  # titles begin with (a), (b), ... if there are several panels
+    share: Literal["", "x", "y", "xy", "columns", "rows"] = ""  # axes with common limits and tick labels
+    slider: str = ""  # what the frames of the panels count, such as "layer"
+    frames: tuple[int, ...] = ()  # shown on paper
+    first: int | None = None  # the frame that a screen shows first
 
     @property
     def on_paper(self) -> list[Panel]:

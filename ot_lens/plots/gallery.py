@@ -1,9 +1,9 @@
 """The list of figures, and drawing all of them from the tables of a run, each with its caption file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -13,29 +13,6 @@ from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.io.files import atomic_path, write_text
 from ot_lens.plots import paper
 from ot_lens.plots.description import Description
-from ot_lens.plots.figures import (
-    class_angles,
-    covariance_spectra,
-    diagnostics,
-    direction_cosines,
-    effective_rank,
-    ground_truth,
-    layer_angles,
-    localization_controls,
-    localization_curves,
-    map_quality,
-    method_comparison,
-    method_intervals,
-    pair_matrix,
-    plane_by_depth,
-    principal_plane,
-    rank_by_layer,
-    run_cosines,
-    spectra_by_depth,
-    strength_by_layer,
-    visibility_to_monitor,
-    w2_per_layer,
-)
 from ot_lens.plots.measures import sweep_rows
 from ot_lens.plots.paper import style_named, styled
 from ot_lens.plots.rows import going_together, layers_of
@@ -71,44 +48,40 @@ class Entry:
         return paper.draw(self.describe(*tables, **options), style=style, axes=axes)
 
 
-def _entry(module: ModuleType, title: str, *tables: str, **on_screen: Any) -> Entry:
+def _entry(name: str, title: str, *tables: str, **on_screen: Any) -> Entry:
     """The figure of a file: file, function and figure have one name."""
-    name = module.__name__.rpartition(".")[2]
+    module = import_module(f"ot_lens.plots.figures.{name}")
     return Entry(name, title, tables, getattr(module, name), module.caption, on_screen)
 
 
 # The only list of figures: file, title, tables, options for screens.
 GALLERY: list[Entry] = [
-    _entry(localization_curves, "Where refusal lives", "localization", by_family=False),
-    _entry(localization_controls, "Against edits that ignore the classes", "controls"),
-    _entry(pair_matrix, "Pairs of layers", "localization"),
-    _entry(rank_by_layer, "Rank of the transport by layer", "localization"),
-    _entry(strength_by_layer, "Strength of the edit by layer", "localization"),
-    _entry(method_comparison, "What it costs", "localization"),
-    _entry(method_intervals, "Methods side by side", "localization"),
-    _entry(principal_plane, "Transport against projection", "plane", "plane_ellipses", slider=True),
-    _entry(plane_by_depth, "Transport against projection over the depth", "plane", "plane_ellipses"),
-    _entry(map_quality, "Quality of the maps", "map_quality"),
-    _entry(visibility_to_monitor, "Visibility to a monitor", "visibility"),
-    _entry(w2_per_layer, "Distance between the classes", "geometry"),
-    _entry(effective_rank, "Dimensions of the classes", "geometry"),
-    _entry(covariance_spectra, "Covariance spectra", "spectra", slider=True),
-    _entry(spectra_by_depth, "Covariance spectra over the depth", "spectra"),
-    _entry(direction_cosines, "Refusal direction across layers", "cosines"),
-    _entry(run_cosines, "Refusal direction against another run", "run_cosines"),
-    _entry(class_angles, "Angles between the classes", "class_angles"),
-    _entry(layer_angles, "Angles between layers", "layer_angles"),
-    _entry(ground_truth, "Known by construction and measured", "ground_truth"),
-    _entry(diagnostics, "Registered diagnostics", "geometry"),
+    _entry("localization_curves", "Where refusal lives", "localization", by_family=False),
+    _entry("localization_controls", "Against edits that ignore the classes", "controls"),
+    _entry("pair_matrix", "Pairs of layers", "localization"),
+    _entry("rank_by_layer", "Rank of the transport by layer", "localization"),
+    _entry("strength_by_layer", "Strength of the edit by layer", "localization"),
+    _entry("method_comparison", "What it costs", "localization"),
+    _entry("method_intervals", "Methods side by side", "localization"),
+    _entry("principal_plane", "Transport against projection", "plane", "plane_ellipses", slider=True),
+    _entry("plane_by_depth", "Transport against projection over the depth", "plane", "plane_ellipses"),
+    _entry("map_quality", "Quality of the maps", "map_quality"),
+    _entry("visibility_to_monitor", "Visibility to a monitor", "visibility"),
+    _entry("w2_per_layer", "Distance between the classes", "geometry"),
+    _entry("effective_rank", "Dimensions of the classes", "geometry"),
+    _entry("covariance_spectra", "Covariance spectra", "spectra", slider=True),
+    _entry("spectra_by_depth", "Covariance spectra over the depth", "spectra"),
+    _entry("direction_cosines", "Refusal direction across layers", "cosines"),
+    _entry("run_cosines", "Refusal direction against another run", "run_cosines"),
+    _entry("class_angles", "Angles between the classes", "class_angles"),
+    _entry("layer_angles", "Angles between layers", "layer_angles"),
+    _entry("ground_truth", "Known by construction and measured", "ground_truth"),
+    _entry("diagnostics", "Registered diagnostics", "geometry"),
 ]
 
 
 def entry_named(name: str) -> Entry:
-    """The figure of that name.
-
-    Raises:
-        OtLensError: If there is none.
-    """
+    """The figure of that name, which must exist."""
     for entry in GALLERY:
         if entry.name == name:
             return entry
@@ -153,21 +126,16 @@ def _source(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__
 
 
-@dataclass(frozen=True)
-class Drawn(Sequence[Path]):
-    """Files written, as a sequence of paths; `skipped` has the reason for each figure that was left out."""
+class Drawn(tuple[Path, ...]):
+    """Files written; `skipped` has the reason for each figure that was left out."""
 
-    paths: tuple[Path, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str]
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.paths[index]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[Path]:
-        return iter(self.paths)
+    def __new__(cls, paths: Iterable[Path], skipped: Mapping[str, str] | None = None) -> "Drawn":
+        """The paths written, and the reasons by figure."""
+        drawn = super().__new__(cls, paths)
+        drawn.skipped = skipped or {}
+        return drawn
 
 
 def draw_all(
@@ -206,44 +174,32 @@ def draw_all(
                 needed, options = inputs(entry, tables, layer)
                 figure = entry.draw(*needed, style=style, **options)
                 caption = f"{entry.caption(*needed, **options)} {about}".strip()
-                _settle(figure)
+                # The layout takes half the time of a figure: computed once for all formats.
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")
         except TableError as error:
             skipped[entry.name] = str(error)
             continue
         paths += save(figure, out / entry.name, formats, style=style)
         paths.append(out / f"{entry.name}.txt")
         write_text(paths[-1], caption + "\n")
-    return Drawn(tuple(paths), skipped)
-
-
-def _settle(figure: Figure) -> None:
-    """Compute the layout once for all formats: it takes half the time of a figure."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    return Drawn(paths, skipped)
 
 
 def inputs(
     entry: Entry, tables: Mapping[str, pd.DataFrame], layer: int | None = None
 ) -> tuple[list[pd.DataFrame], dict[str, Any]]:
-    """Tables and options for an entry's functions.
-
-    Raises:
-        NothingToDrawError: If a table is missing.
-    """
+    """Tables and options for an entry's functions; a NothingToDrawError if a table is missing."""
     absent = [name for name in entry.tables if tables.get(name) is None]
     if absent:
         raise NothingToDrawError(f"The {absent[0]} table is missing.")
     needed = [tables[name] for name in entry.tables]
-    own_layer = entry.name == "principal_plane"
-    return needed, {"layer": plane_layer(tables) if layer is None else layer} if own_layer else {}
-
-
-def plane_layer(tables: Mapping[str, pd.DataFrame]) -> int | None:
-    """The most effective layer among those in the plane table; None without a sweep."""
-    sweep, points = tables.get("localization"), tables.get("plane")
-    if sweep is None or sweep.empty or points is None or points.empty:
-        return None
-    return most_effective_layer(select(sweep_rows(sweep), layer=layers_of(points)))
+    if entry.name != "principal_plane":
+        return needed, {}
+    sweep, points = tables.get("localization"), tables["plane"]
+    if layer is None and sweep is not None and not sweep.empty and not points.empty:
+        layer = most_effective_layer(select(sweep_rows(sweep), layer=layers_of(points)))
+    return needed, {"layer": layer}
 
 
 def save(

@@ -131,11 +131,9 @@ def layers_of(table: pd.DataFrame, *columns: str) -> list[int]:
     return sorted({int(n) for name in columns or ("layer",) for n in table[name].dropna().unique()})
 
 
-def spread_out(layers: list[int], most: int) -> list[int]:
-    """At most `most` of the layers, evenly over the depth, both ends among them."""
-    if len(layers) <= most:
-        return layers
-    return [layers[round(i)] for i in np.linspace(0, len(layers) - 1, most)]
+def spread_out(items: Sequence[int], most: int) -> list[int]:
+    """At most `most` of some numbers, such as layers, evenly, both ends among them."""
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, min(len(items), most))]
 
 
 def marked_methods(table: pd.DataFrame) -> list[tuple[Mark, pd.DataFrame]]:

@@ -18,10 +18,6 @@ def class_angles(class_angles: pd.DataFrame, *, position: int | str | None = Non
 
     Args:
         class_angles: The table of `geometry.class_angles`.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(class_angles, "class_angles", position)
     components = sorted({int(n) for n in rows["component"]})

@@ -35,11 +35,7 @@ def covariance_spectra(
         spectra: The table of `geometry.spectra`.
         layers: Layers on paper; eight evenly over the depth if None.
         layer: The layer that a screen shows first; the middle one if None.
-        position: Token position; the last in the table if None.
         slider: Whether to describe the other layers as well, for a slider on a screen.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = positive(spectra, position)
     known = layers_of(rows)

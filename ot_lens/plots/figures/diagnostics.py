@@ -23,10 +23,6 @@ def diagnostics(
     Args:
         geometry: The table of `diagnose`.
         quantity: A quantity of the table, registered or not; all registered ones if None.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(geometry, "geometry", position)
     known = dict.fromkeys(rows["quantity"])

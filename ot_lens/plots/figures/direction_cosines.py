@@ -21,10 +21,6 @@ def direction_cosines(cosines: pd.DataFrame, *, position: int | str | None = Non
 
     Args:
         cosines: The table of `geometry.direction_cosines`.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(cosines, "cosines", position)
     layers = layers_of(rows, "layer_a", "layer_b")

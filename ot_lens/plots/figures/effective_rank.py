@@ -17,10 +17,6 @@ def effective_rank(geometry: pd.DataFrame, *, position: int | str | None = None)
 
     Args:
         geometry: The table of `diagnose`.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(geometry, "geometry", position)
     return described([_panel(rows, name) for name in TITLES], "geometry", columns=2)

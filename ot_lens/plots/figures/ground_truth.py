@@ -28,9 +28,6 @@ def ground_truth(ground_truth: pd.DataFrame) -> Description:
 
     Args:
         ground_truth: The table of a study on an embedded model.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(ground_truth, "ground_truth")
     known = known_counts(rows)

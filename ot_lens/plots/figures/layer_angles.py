@@ -18,10 +18,6 @@ def layer_angles(layer_angles: pd.DataFrame, *, position: int | str | None = Non
 
     Args:
         layer_angles: Tables of `geometry.layer_angles`, of one class or of both.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(layer_angles, "layer_angles", position)
     rows = select(rows, component=rows["component"].max())
@@ -41,16 +37,13 @@ def _panel(rows: pd.DataFrame, label: str, layers: list[int]) -> Panel:
     return Panel(f"{label} activations", Axis("layer"), Axis("layer"), (cells,))
 
 
-def caption(layer_angles: pd.DataFrame, **_: Any) -> str:
+def caption(table: pd.DataFrame, **_: Any) -> str:
     """What `layer_angles` shows."""
-    blank = any(np.isnan(p.cells.matrix).any() for p in _describe(layer_angles).panels if p.cells)
+    blank = any(np.isnan(p.cells.matrix).any() for p in layer_angles(table).panels if p.cells)
     return (
         "Largest principal angle between the spaces of the "
-        f"{layer_angles['component'].nunique()} leading principal components at two layers, one panel per class. "
+        f"{table['component'].nunique()} leading principal components at two layers, one panel per class. "
         "Bold, or outside the thin line: smaller than the 95 % band of two random subspaces of that "
         f"dimension. {'Grey: too few dimensions at that layer. ' if blank else ''}"
-        f"n = {counts(layer_angles)} prompts per class; the table holds the bootstrap intervals."
+        f"n = {counts(table)} prompts per class; the table holds the bootstrap intervals."
     )
-
-
-_describe = layer_angles  # the caption's parameter has the name of the table

@@ -20,9 +20,6 @@ def localization_controls(controls: pd.DataFrame) -> Description:
 
     Args:
         controls: The table of a study: real edits (control "") and the range of each kind of control.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = checked(controls, "controls")
     panels = [_panel(mark, own) for mark, own in marked_methods(rows)]

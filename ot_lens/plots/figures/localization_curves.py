@@ -29,9 +29,6 @@ def localization_curves(
         localization: The table of `localize`.
         measures: Keys of `MEASURES`; those that the table lacks are left out.
         by_family: Whether families have panels of their own; if not, one panel per measure.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     sweep = sweep_rows(localization)
     shown, methods = _available(sweep, measures), marked_methods(sweep)
@@ -57,9 +54,6 @@ def localization_curve(localization: pd.DataFrame, measure: str = "refusal_rate/
     Args:
         localization: The table of `localize`; pass only the rows of the methods to show.
         measure: One of `MEASURES`.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     sweep = sweep_rows(localization)
     [known] = _available(sweep, [measure])

@@ -28,10 +28,6 @@ def map_quality(map_quality: pd.DataFrame, *, position: int | str | None = None)
 
     Args:
         map_quality: Tables of `geometry.map_quality`, of one method or several.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(map_quality, "map_quality", position)
     return described([_panel(rows, name) for name in PANELS], "map_quality")

@@ -8,23 +8,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError
+from ot_lens.plots import measures
 from ot_lens.plots.description import Area, Curve, Description, Key, Panel, Path, Points, described
-from ot_lens.plots.measures import (
-    KL,
-    PERPLEXITY,
-    REFUSES,
-    RIGHT,
-    SUCCESS,
-    Contender,
-    Measure,
-    Values,
-    axis_of,
-    baseline,
-    contenders,
-    interval,
-    present,
-    sweep_rows,
-)
+from ot_lens.plots.measures import KL, PERPLEXITY, REFUSES, RIGHT, SUCCESS, Contender, Measure, Values
 from ot_lens.plots.rows import counts, settings
 from ot_lens.plots.style import BASELINE, Mark
 from ot_lens.tables import measured
@@ -48,12 +34,9 @@ def method_comparison(localization: pd.DataFrame) -> Description:
 
     Args:
         localization: The table of `localize`.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
-    sweep = sweep_rows(localization)
-    methods, pairs = contenders(sweep), _drawable_pairs(sweep)
+    sweep = measures.sweep_rows(localization)
+    methods, pairs = measures.contenders(sweep), _drawable_pairs(sweep)
     panels = [_panel(sweep, methods, x, y) for x, y in pairs]
     return described(panels, "localization", columns=len(pairs), keys=(*KINDS, OTHERS), height=2.15)
 
@@ -61,20 +44,20 @@ def method_comparison(localization: pd.DataFrame) -> Description:
 def _drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
     """The pairs (x, y) of measures that were both measured."""
     for pairs in PAIRS:
-        drawable = [(x, y) for x, y in pairs if present(sweep, x) and present(sweep, y)]
+        drawable = [(x, y) for x, y in pairs if measures.present(sweep, x) and measures.present(sweep, y)]
         if drawable:
             return drawable
     raise NothingToDrawError("The localization table lacks refusal rates with a cost or with right answers.")
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure) -> Panel:
-    axes = (axis_of(measure, sweep, f"{measure.prompts}: {measure.label}", 0.25) for measure in (x, y))
+    axes = (measures.axis_of(measure, sweep, f"{measure.prompts}: {measure.label}", 0.25) for measure in (x, y))
     elements: list[Any] = _background(methods, x, y)
     elements += [_others(method, x, y) for method in methods if set(method.layers) - {method.layer}]
     for method in methods:
         elements += _edit(method.together, method.mark, x, y, "all layers")
         elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
-    elements += _edit(baseline(sweep), BASELINE, x, y, "the unedited model")
+    elements += _edit(measures.baseline(sweep), BASELINE, x, y, "the unedited model")
     return Panel(TITLES[x.key], *axes, tuple(elements))
 
 
@@ -94,7 +77,7 @@ def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
 
 def _pairs(edits: Sequence[Values], x: Measure, y: Measure) -> Pairs:
     """Values (x, y) of some edits, NaN where one was not measured."""
-    return np.array([[interval(one, x)[0], interval(one, y)[0]] for one in edits]).reshape(-1, 2)
+    return np.array([[measures.interval(one, x)[0], measures.interval(one, y)[0]] for one in edits]).reshape(-1, 2)
 
 
 def front(points: Pairs) -> Float[np.ndarray, "kept 2"]:
@@ -117,7 +100,7 @@ def _others(method: Contender, x: Measure, y: Measure) -> Points:
 
 def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list[Points]:
     """One edit as a point with its intervals along both measures, if both were measured."""
-    (at, start, end), (value, low, high) = (np.reshape(interval(values, m), (3, 1)) for m in (x, y))
+    (at, start, end), (value, low, high) = (np.reshape(measures.interval(values, m), (3, 1)) for m in (x, y))
     if not np.isfinite([at, value]).all():
         return []
     together = note == "all layers"
@@ -128,7 +111,7 @@ def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list
 
 def caption(localization: pd.DataFrame, **_: Any) -> str:
     """What `method_comparison` shows."""
-    sweep = sweep_rows(localization)
+    sweep = measures.sweep_rows(localization)
     return (
         "Attack success rate (share of harmful prompts not refused) against the cost on harmless prompts: "
         "KL(original || edited) of the next-token distribution (asinh scale), and perplexity of the "

@@ -7,24 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
+from ot_lens.plots import measures
 from ot_lens.plots.description import Axis, Curve, Description, Key, Panel, Points, Reference, described
 from ot_lens.plots.figures.method_comparison import KINDS, how_chosen
-from ot_lens.plots.measures import (
-    KL,
-    PERPLEXITY,
-    REFUSES,
-    RIGHT,
-    RIGHT_HARMLESS,
-    Contender,
-    Measure,
-    Values,
-    axis_of,
-    baseline,
-    contenders,
-    interval,
-    present,
-    sweep_rows,
-)
+from ot_lens.plots.measures import KL, PERPLEXITY, REFUSES, RIGHT, RIGHT_HARMLESS, Contender, Measure, Values
 from ot_lens.plots.style import BASELINE, Mark
 
 COLUMNS = (REFUSES, RIGHT, RIGHT_HARMLESS, KL, PERPLEXITY)
@@ -36,27 +22,24 @@ def method_intervals(localization: pd.DataFrame) -> Description:
 
     Args:
         localization: The table of `localize`.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
-    sweep = sweep_rows(localization)
-    methods = contenders(sweep)
-    measures = [measure for measure in COLUMNS if present(sweep, measure)]
-    if not measures:
+    sweep = measures.sweep_rows(localization)
+    methods = measures.contenders(sweep)
+    shown = [measure for measure in COLUMNS if measures.present(sweep, measure)]
+    if not shown:
         raise NothingToDrawError("The localization table holds no finite rate or cost.")
     names = [m.mark.label if m.layer is None else f"{m.mark.label}, layer {m.layer}" for m in methods]
     y = Axis(limits=(len(methods) - 0.4, -0.6), ticks=tuple((float(i), name) for i, name in enumerate(names)))
     keys = (*KINDS, Key(BASELINE.label, BASELINE.color, dash="dash"))
     return described(
-        [_panel(sweep, methods, measure, y) for measure in measures], "localization", columns=len(measures),
+        [_panel(sweep, methods, measure, y) for measure in shown], "localization", columns=len(shown),
         height=0.2 + 0.21 * len(methods), share="y", keys=keys, collect=False, letters=False,
     )  # fmt: skip
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], measure: Measure, y: Axis) -> Panel:
-    x = axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"))
-    level = interval(baseline(sweep), measure)[0]
+    x = measures.axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"))
+    level = measures.interval(measures.baseline(sweep), measure)[0]
     elements: list[Any] = []
     if np.isfinite(level):
         elements.append(Reference(level, BASELINE.label, vertical=True, mark=replace(BASELINE, label="")))
@@ -68,7 +51,7 @@ def _panel(sweep: pd.DataFrame, methods: list[Contender], measure: Measure, y: A
 
 
 def _edit(kind: str, values: Values, mark: Mark, measure: Measure, at: float, note: str) -> list[Points]:
-    value, low, high = np.reshape(interval(values, measure), (3, 1))
+    value, low, high = np.reshape(measures.interval(values, measure), (3, 1))
     if not np.isfinite(value).all():
         return []
     y = np.array([at])
@@ -78,5 +61,5 @@ def _edit(kind: str, values: Values, mark: Mark, measure: Measure, at: float, no
 
 def caption(localization: pd.DataFrame, **_: Any) -> str:
     """What `method_intervals` shows."""
-    sweep = sweep_rows(localization)
+    sweep = measures.sweep_rows(localization)
     return "Every method at its best single layer and at all layers together. " + how_chosen(sweep)

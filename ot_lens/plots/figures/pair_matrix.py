@@ -23,9 +23,6 @@ def pair_matrix(localization: pd.DataFrame) -> Description:
 
     Args:
         localization: The table of `localize` with sets "pair" and "single".
-
-    Raises:
-        TableError: If a column is missing or there are no pairs.
     """
     table = checked(localization, "localization", (*COLUMNS["localization"], "layers"))
     rows = measured(at_one_setting(real_edits(table)), SCORE, "harmful")

@@ -6,19 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.plots.description import Axis, Description, Panel, described
-from ot_lens.plots.figures.principal_plane import (
-    BEFORE,
-    COLUMNS,
-    KEYS,
-    plane_limits,
-    plane_panel,
-    plane_rows,
-    states_of,
-)
-from ot_lens.plots.rows import at_position, checked, counts, layers_of, some, spread_out
+from ot_lens.plots.description import Description, Panel, described
+from ot_lens.plots.figures.principal_plane import KEYS, layers_with, plane_panels, plane_tables, states_of
+from ot_lens.plots.rows import counts, layers_of, spread_out
 from ot_lens.plots.style import PROJECTION, TRANSPORT, method_mark
-from ot_lens.tables import select
 
 MOST_LAYERS, MOST_ARROWS = 5, 10
 
@@ -32,16 +23,6 @@ def rivals(plane: pd.DataFrame) -> list[str]:
         last = states[len(families) - 1 - families[::-1].index(TRANSPORT)]
         return [first, last]
     return states[:1] + states[1:][-1:]
-
-
-def depths(plane: pd.DataFrame, position: int | str | None = None) -> list[int]:
-    """Layers with points, five at most, evenly over the depth.
-
-    Raises:
-        TableError: a column is missing, or there is nothing to draw.
-    """
-    points = some(at_position(checked(plane, "plane", COLUMNS), position), "point", "pc1")
-    return spread_out(layers_of(points[points["pc1"].notna()]), MOST_LAYERS)
 
 
 def plane_by_depth(
@@ -59,34 +40,37 @@ def plane_by_depth(
         ellipses: Means and covariances, the second.
         layers: Layers to show; five evenly over the table's if None.
         states: Edits to show; a projection and a transport if None.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing, the layer is not in the table, or there is nothing to draw.
     """
-    frames = depths(plane, position) if layers is None else list(layers)
-    edits: list[str | None] = list(rivals(plane) if states is None else states) or [None]
-    columns = [_column(plane_rows(plane, ellipses, layer, position), edits) for layer in frames]
-    panels = [column[row] for row in range(len(edits)) for column in columns]
+    points, outlines = plane_tables(plane, ellipses, position)
+    frames = _depths(points) if layers is None else layers_with(points, layers)
+    edits = rivals(points) if states is None else list(states)
+    # Only what is drawn: each layer has limits of its own.
+    columns = [
+        plane_panels(points, outlines, layer, edits, shape=1.0, arrows=MOST_ARROWS) for layer in frames
+    ]
+    panels = [_short(column[row]) for row in range(max(1, len(edits))) for column in columns]
     return described(
         panels, "plane", columns=len(frames), share="columns", keys=KEYS, collect=False, letters=False,
         slider="layer", frames=tuple(frames), first=frames[0],
     )  # fmt: skip
 
 
-def _column(rows: tuple[int, pd.DataFrame, pd.DataFrame], edits: list[str | None]) -> list[Panel]:
-    """The edits at one layer, within common limits."""
-    layer, *tables = rows
-    points, outlines = (select(table, state=(BEFORE, *edits)) for table in tables)
-    limits = plane_limits(points, outlines, shape=1.0)
-    axes = (Axis("PC 1", limits=limits[0]), Axis("PC 2", limits=limits[1]))
-    return [replace(plane_panel(points, outlines, e, layer, axes, MOST_ARROWS), color="") for e in edits]
+def _depths(points: pd.DataFrame) -> list[int]:
+    """Layers with points, five at most, evenly over the depth."""
+    return spread_out(layers_of(points[points["pc1"].notna()]), MOST_LAYERS)
+
+
+def _short(panel: Panel) -> Panel:
+    """A panel without what changes from layer to layer in its titles."""
+    x, y = (replace(axis, title=axis.title.partition(" (")[0]) for axis in (panel.x, panel.y))
+    return replace(panel, x=x, y=y, color="")
 
 
 def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, **_: Any) -> str:
     """What `plane_by_depth` shows."""
-    shown = depths(plane)
-    edits = " and ".join(method_mark(edit).label for edit in rivals(plane)) or "no edit"
+    points, outlines = plane_tables(plane, ellipses)
+    shown = _depths(points)
+    edits = " and ".join(method_mark(edit).label for edit in rivals(points)) or "no edit"
     return (
         "Harmful (circles) and harmless (open squares) activations of held-out prompts in the plane of the "
         f"first two principal components of both classes together, at layers {', '.join(map(str, shown))} "
@@ -94,5 +78,5 @@ def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, **_: Any) -> str:
         "hold 95 % of a Gaussian with the sample's mean and covariance; the dotted one is that of the "
         "harmless activations when the same edit is applied to them. Thin arrows follow "
         f"{MOST_ARROWS} prompts at most, the thick arrow the mean. Each layer has axes of its own, the same "
-        f"scale along both. n = {counts(ellipses)} prompts per class."
+        f"scale along both. n = {counts(outlines)} prompts per class."
     )

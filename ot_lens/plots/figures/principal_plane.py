@@ -1,6 +1,6 @@
 """Optimal transport and projection in the plane of the first two principal components."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,10 @@ from jaxtyping import Float
 
 from ot_lens.errors import TableError
 from ot_lens.plots.description import Arrows, Axis, Curve, Description, Ellipse, Key, Panel, Points, described
-from ot_lens.plots.rows import at_position, checked, counts, layers_of, numbers, some, spread_out
+from ot_lens.plots.rows import at_position, checked, counts, layers_of, numbers, rows_of, spread_out
 from ot_lens.plots.style import CLASSES, Mark, method_mark, method_order, split_label
 from ot_lens.tables import select
 
-COLUMNS = ("layer", "prompt", "class", "state", "pc1", "pc2")
-ELLIPSE_COLUMNS = ("layer", "class", "state", "mean1", "mean2", "cov11", "cov12", "cov22")
 MOST_ARROWS, MOST_FRAMES = 24, 12
 BEFORE = "before"
 KEYS = (
@@ -40,50 +38,82 @@ def principal_plane(
         ellipses: Means and covariances, the second.
         layer: The layer on paper, and first on a screen; the middle one if None.
         states: Edits to show; all of the table if None.
-        position: Token position; the last in the table if None.
         slider: Whether to describe the other layers as well, for a slider on a screen.
-
-    Raises:
-        TableError: If a column is missing, the layer is not in the table, or there is nothing to draw.
     """
-    chosen, points, _ = plane_rows(plane, ellipses, layer, position)
-    edits: list[str] = list(states) if states is not None else states_of(points)
-    others = spread_out(layers_of(plane), MOST_FRAMES) if slider else []
-    frames = sorted({*others, chosen})
-    panels: list[Panel] = []
-    for frame in frames:
-        _, here, outlines = plane_rows(plane, ellipses, frame, position)
-        limits = plane_limits(here, outlines)
-        titles = axis_titles(outlines)
-        axes = (Axis(titles[0], limits=limits[0]), Axis(titles[1], limits=limits[1]))
-        panels += [plane_panel(here, outlines, edit, frame, axes) for edit in edits or (None,)]
-    columns = max(len(edits), 1) if len(edits) <= 4 else 3
+    points, outlines = plane_tables(plane, ellipses, position)
+    [chosen] = layers_with(points, [layer])
+    edits = states_of(select(points, layer=chosen)) if states is None else list(states)
+    frames = sorted({*(spread_out(layers_of(points), MOST_FRAMES) if slider else ()), chosen})
+    panels = [panel for frame in frames for panel in plane_panels(points, outlines, frame, edits)]
     return described(
-        panels, "plane", columns=columns, share="xy", keys=KEYS, collect=False, letters=False, slider="layer",
-        frames=(chosen,), first=chosen,
+        panels, "plane", columns=max(len(edits), 1) if len(edits) <= 4 else 3, share="xy", keys=KEYS,
+        collect=False, letters=False, slider="layer", frames=(chosen,), first=chosen,
     )  # fmt: skip
 
 
-def plane_panel(
+def plane_tables(
+    plane: pd.DataFrame, ellipses: pd.DataFrame, position: int | str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Points and ellipses at one token position."""
+    return rows_of(plane, "plane", position), at_position(checked(ellipses, "plane_ellipses"), position)
+
+
+def layers_with(points: pd.DataFrame, layers: Sequence[int | None]) -> list[int]:
+    """The layers, the middle one of the table for None; all must have points."""
+    known = layers_of(points)
+    chosen = [known[len(known) // 2] if layer is None else layer for layer in layers]
+    absent = [str(layer) for layer in chosen if layer not in known]
+    if absent:
+        raise TableError(
+            f"Layer {', '.join(absent)} is not in the plane table: it has {', '.join(map(str, known))}."
+        )
+    return chosen
+
+
+def states_of(plane: pd.DataFrame) -> list[str]:
+    """Labels of the edits in the table, projections first."""
+    labels = [str(state) for state in plane["state"].unique() if state != BEFORE]
+    return sorted(labels, key=lambda label: method_order(*split_label(label)))
+
+
+def plane_panels(
     points: pd.DataFrame,
-    outlines: pd.DataFrame,
-    state: str | None,
+    ellipses: pd.DataFrame,
     layer: int,
-    axes: tuple[Axis, Axis],
+    edits: Sequence[str],
+    *,
+    shape: float = 0.55,
     arrows: int = MOST_ARROWS,
-) -> Panel:
-    """Both classes at one layer and one edit of them; None for both classes as they are."""
-    elements: list[Any] = []
-    for label, mark in CLASSES.items():
-        elements += _cloud(points, outlines, label, BEFORE, mark, faint=state is not None)
-    if state is None:
-        return Panel("activations", *axes, tuple(elements), frame=layer, equal=True)
+) -> list[Panel]:
+    """One panel per edit at a layer, or one without an edit; `shape` to 1 times as high as wide."""
+    here, outlines = select(points, layer=layer), select(ellipses, layer=layer)
+    drawn: dict[str, list[Any]] = {"activations": _classes(here, outlines, faint=bool(edits))}
+    if edits:
+        drawn = {edit: drawn["activations"] + _edit(here, outlines, edit, arrows) for edit in edits}
+    limits = _limits([element for elements in drawn.values() for element in elements], shape)
+    x, y = (Axis(f"PC {n + 1}{_share(outlines, n + 1)}", limits=limits[n]) for n in (0, 1))
+    marks = {edit: method_mark(edit) if edits else Mark(edit, "", "") for edit in drawn}
+    return [
+        Panel(marks[edit].label, x, y, tuple(elements), frame=layer, color=marks[edit].color, equal=True)
+        for edit, elements in drawn.items()
+    ]
+
+
+def _classes(points: pd.DataFrame, outlines: pd.DataFrame, *, faint: bool) -> list[Any]:
+    """Both classes as they are."""
+    clouds = (_cloud(points, outlines, label, BEFORE, mark, faint=faint) for label, mark in CLASSES.items())
+    return [element for cloud in clouds for element in cloud]
+
+
+def _edit(points: pd.DataFrame, outlines: pd.DataFrame, state: str, arrows: int) -> list[Any]:
+    """The harmful class as an edit moves it, and the outline of the harmless one, moved the same way."""
     mark = method_mark(state)
-    elements.append(Arrows(f"arrows:{state}", displacements(points, state, arrows), group=mark.label))
-    elements += _cloud(points, outlines, "harmful", state, mark, faint=False)
-    elements += _outline(outlines, "harmless", state, CLASSES["harmless"].color, "dot", mark.label)
-    elements += _mean_arrow(outlines, state, mark.label)
-    return Panel(mark.label, *axes, tuple(elements), frame=layer, color=mark.color, equal=True)
+    return [
+        Arrows(f"arrows:{state}", displacements(points, state, arrows), group=mark.label),
+        *_cloud(points, outlines, "harmful", state, mark, faint=False),
+        *_outline(outlines, "harmless", state, CLASSES["harmless"].color, "dot", mark.label),
+        *_mean_arrow(outlines, state, mark.label),
+    ]
 
 
 def _cloud(
@@ -103,17 +133,15 @@ def _cloud(
     ]
 
 
-def ellipse(row: Mapping[Any, Any], name: str = "", color: str = "", dash: str = "solid", group: str = "") -> Ellipse:
-    """The ellipse of one row."""
-    cov = ((row["cov11"], row["cov12"]), (row["cov12"], row["cov22"]))
-    return Ellipse(name, color, (row["mean1"], row["mean2"]), cov, dash, group)
-
-
 def _outline(
     outlines: pd.DataFrame, label: str, state: str, color: str, dash: str, group: str
 ) -> list[Ellipse]:
-    rows = records(select(outlines, **{"class": label}, state=state))
-    return [ellipse(row, f"ellipse:{label}/{state}", color, dash, group) for row in rows]
+    """The ellipse of one class in one state, if it has a covariance."""
+    ellipses = []
+    columns = ["mean1", "mean2", "cov11", "cov12", "cov22"]
+    for mean1, mean2, a, b, c in select(outlines, **{"class": label}, state=state)[columns].dropna().to_numpy(float):
+        ellipses.append(Ellipse(f"ellipse:{label}/{state}", color, (mean1, mean2), ((a, b), (b, c)), dash, group))
+    return ellipses
 
 
 def _mean_arrow(outlines: pd.DataFrame, state: str, group: str) -> list[Arrows]:
@@ -124,90 +152,40 @@ def _mean_arrow(outlines: pd.DataFrame, state: str, group: str) -> list[Arrows]:
     return [Arrows(f"mean:{state}", np.concatenate([start, end - start])[None], thick=True, group=group)]
 
 
-def records(outlines: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Rows with a finite covariance, as mappings."""
-    return [row for row in outlines.to_dict("records") if np.isfinite([row["mean1"], row["cov11"]]).all()]
-
-
-def states_of(plane: pd.DataFrame) -> list[str]:
-    """Labels of the edits in the table, projections first."""
-    labels = [str(state) for state in plane["state"].unique() if state != BEFORE]
-    return sorted(labels, key=lambda label: method_order(*split_label(label)))
-
-
-def plane_rows(
-    plane: pd.DataFrame,
-    ellipses: pd.DataFrame,
-    layer: int | None,
-    position: int | str | None = None,
-) -> tuple[int, pd.DataFrame, pd.DataFrame]:
-    """The layer (the middle one when None) and its rows of both tables.
-
-    Raises:
-        TableError: a column is missing, the layer is not in the table, or there is nothing to draw.
-    """
-    points = some(at_position(checked(plane, "plane", COLUMNS), position), "point", "pc1")
-    layers = layers_of(points)
-    chosen = layers[len(layers) // 2] if layer is None else layer
-    if chosen not in layers:
-        raise TableError(f"layer {chosen} is not in the plane table: it has {', '.join(map(str, layers))}")
-    outlines = at_position(checked(ellipses, "plane_ellipses", ELLIPSE_COLUMNS), position)
-    return chosen, points[points["layer"] == chosen], outlines[outlines["layer"] == chosen]
-
-
 def displacements(points: pd.DataFrame, state: str, most: int = MOST_ARROWS) -> Float[np.ndarray, "arrows 4"]:
     """Rows (x, y, dx, dy) from where harmful prompts stood to where the edit puts them, `most` at most."""
-    harmful = points[points["class"] == "harmful"]
-    before, after = (
-        harmful[harmful["state"] == name].set_index("prompt")[["pc1", "pc2"]].dropna()
-        for name in (BEFORE, state)
-    )
-    both = before.index.intersection(after.index, sort=False)
-    both = both[spread(len(both), most)]
-    start, end = before.loc[both].to_numpy(float), after.loc[both].to_numpy(float)
+    harmful = select(points, **{"class": "harmful"}).dropna(subset=["pc1", "pc2"])
+    before, after = (select(harmful, state=name)[["prompt", "pc1", "pc2"]] for name in (BEFORE, state))
+    both = before.merge(after, on="prompt").drop(columns="prompt").to_numpy(float)
+    start, end = np.hsplit(both[spread_out(range(len(both)), most)], 2)
     return np.concatenate([start, end - start], axis=1)
 
 
-def spread(n: int, most: int) -> list[int]:
-    """At most `most` of `n` indices, evenly."""
-    return [round(i) for i in np.linspace(0, n - 1, min(n, most))]
-
-
-def plane_limits(
-    points: pd.DataFrame, outlines: pd.DataFrame, shape: float = 0.55
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limits that hold every point and outline; the panel is `shape` to 1 times as high as it is wide."""
-    drawn = [ellipse(row).outline() for row in records(outlines)]
-    xy = np.concatenate([points[["pc1", "pc2"]].to_numpy(float), *drawn])
+def _limits(elements: Sequence[Any], shape: float) -> list[tuple[float, float]]:
+    """Limits of both axes that hold every point and outline."""
+    drawn = [np.stack([e.curve.x, e.curve.value], axis=1) for e in elements if isinstance(e, Points)]
+    xy = np.concatenate(drawn + [e.outline() for e in elements if isinstance(e, Ellipse)])
     low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     half, centre = np.maximum((high - low) / 2, 1e-9) * 1.05, (high + low) / 2
     half = np.maximum(half, [half[1], shape * half[0]])
-    x, y = ((float(c - h), float(c + h)) for c, h in zip(centre, half, strict=True))
-    return x, y
+    return [(float(c - h), float(c + h)) for c, h in zip(centre, half, strict=True)]
 
 
-def axis_titles(outlines: pd.DataFrame) -> tuple[str, str]:
-    """Axis titles with the share of variance each component explains, where the table has it."""
-    titles = []
-    for number in (1, 2):
-        name = f"pc{number}_share"
-        share = numbers(outlines[name])[:1] if name in outlines else np.empty(0)
-        titles.append(
-            f"PC {number} ({100 * share[0]:.0f} % of variance)"
-            if np.isfinite(share).any()
-            else f"PC {number}"
-        )
-    return titles[0], titles[1]
+def _share(outlines: pd.DataFrame, number: int) -> str:
+    """The share of variance that a component explains, where the table has it."""
+    share = numbers(outlines.get(f"pc{number}_share", pd.Series(dtype=float)).iloc[:1])
+    return f" ({100 * share[0]:.0f} % of variance)" if np.isfinite(share).any() else ""
 
 
 def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, *, layer: int | None = None, **_: Any) -> str:
     """What `principal_plane` shows."""
-    chosen, _points, outlines = plane_rows(plane, ellipses, layer)
+    points, outlines = plane_tables(plane, ellipses)
+    [chosen] = layers_with(points, [layer])
     return (
         f"Activations at layer {chosen} in the plane of the first two principal components of both classes "
         "together: harmful (circles), harmless (open squares), and the harmful ones as each edit moves them "
         "(method's marker). Ellipses hold 95 % of a Gaussian with the sample's mean and covariance; the "
         "dotted one is that of the harmless activations when the same edit is applied to them. Thin "
         f"arrows follow {MOST_ARROWS} prompts at most, the thick arrow the mean. Both axes have the same "
-        f"scale. n = {counts(outlines)} prompts per class."
+        f"scale. n = {counts(select(outlines, layer=chosen))} prompts per class."
     )

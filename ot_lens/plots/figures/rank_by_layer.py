@@ -18,9 +18,6 @@ def rank_by_layer(localization: pd.DataFrame) -> Description:
 
     Args:
         localization: The table of `localize`, with at least two ranks.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     sweep = single_layers(sweep_rows(localization))
     rows = sweep[sweep["k"].notna()]

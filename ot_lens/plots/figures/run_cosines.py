@@ -15,10 +15,6 @@ def run_cosines(run_cosines: pd.DataFrame, *, position: int | str | None = None)
 
     Args:
         run_cosines: Columns layer, layer_other, cosine and, of a null, null_low and null_high.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(run_cosines, "run_cosines", position)
     layers = layers_of(rows, "layer_other"), layers_of(rows, "layer")
@@ -32,16 +28,13 @@ def run_cosines(run_cosines: pd.DataFrame, *, position: int | str | None = None)
     return described([Panel("", Axis("layer"), Axis(f"layer of {other}"), (cells,))], "run_cosines", columns=1)
 
 
-_describe = run_cosines  # the caption's parameter has the name of the table
-
-
-def caption(run_cosines: pd.DataFrame, **_: Any) -> str:
+def caption(table: pd.DataFrame, **_: Any) -> str:
     """What `run_cosines` shows."""
-    [panel] = _describe(run_cosines).panels
+    [panel] = run_cosines(table).panels
     [cells] = panel.of(Cells)
     blank = "Grey: no direction there. " if np.isnan(cells.matrix).any() else ""
     return (
         "Cosine between the difference-in-means (refusal) directions of this run and of another one "
         f"({panel.y.title.removeprefix('layer of ')}), at every two layers. "
-        f"{NULL if cells.chance is not None else ''}{blank}n = {counts(run_cosines)} prompts of both classes."
+        f"{NULL if cells.chance is not None else ''}{blank}n = {counts(table)} prompts of both classes."
     )

@@ -18,10 +18,6 @@ def spectra_by_depth(spectra: pd.DataFrame, *, position: int | str | None = None
 
     Args:
         spectra: The table of `geometry.spectra`.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = positive(spectra, position)
     largest = float(rows["eigenvalue"].max())

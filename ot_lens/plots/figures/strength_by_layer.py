@@ -20,9 +20,6 @@ def strength_by_layer(localization: pd.DataFrame) -> Description:
 
     Args:
         localization: The table of `localize`, with at least two strengths.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     table = checked(localization, "localization", (*COLUMNS["localization"], "strength"))
     sweep = single_layers(real_edits(table))

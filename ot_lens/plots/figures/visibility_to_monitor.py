@@ -25,10 +25,6 @@ def visibility_to_monitor(visibility: pd.DataFrame, *, position: int | str | Non
 
     Args:
         visibility: The table of a study: rows of `geometry.visibility` with the column edited_layer.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     rows = rows_of(visibility, "visibility", position)
     last = select(rows, layer=rows["layer"].max())

@@ -28,10 +28,6 @@ def w2_per_layer(geometry: pd.DataFrame, *, position: int | str | None = None) -
 
     Args:
         geometry: The table of `diagnose`.
-        position: Token position; the last in the table if None.
-
-    Raises:
-        TableError: If a column is missing or there is nothing to draw.
     """
     known = parts(geometry, position)
     y = Axis(f"squared distance ({unit_of(next(iter(known.values())))})", zero=True)

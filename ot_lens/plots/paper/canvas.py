@@ -17,7 +17,8 @@ from ot_lens.errors import OtLensError
 
 SCREEN_DPI = 150
 # what all styles share
-COMMON = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
+STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
+COMMON: dict[str, Any] = dict(mpl.rc_params_from_file(STYLE_SHEET, use_default_template=False))
 
 
 class ShownFigure(Figure):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from inspect import Signature, signature
+from inspect import Signature, getdoc, signature
 from string import ascii_lowercase
 from typing import Any
 
@@ -27,6 +27,10 @@ SHARE: dict[str, dict[str, Any]] = {
     "columns": {"sharex": "col", "sharey": "col"},
     "rows": {"sharex": True, "sharey": "row"},
 }
+# what the documentation of every drawing function ends with
+OPTIONS = """`style` is "icml", "neurips" or "wide"; `axes` are your own, one per panel, without a legend.
+`position` is the token position to show, the last in the table if None. Raises a TableError if a column is
+missing or there is nothing to draw."""
 AnyAxes = Axes | Sequence[Axes] | np.ndarray | None
 
 
@@ -67,11 +71,9 @@ def drawing(describe: Callable[..., Description]) -> Callable[..., Figure]:
     def drawn(*tables: Any, style: str = "icml", axes: AnyAxes = None, **options: Any) -> Figure:
         return draw(describe(*tables, **options), style=style, axes=axes)
 
-    own = signature(describe)
-    style, axes = (p for p in signature(draw).parameters.values() if p.name in ("style", "axes"))
-    vars(drawn)["__signature__"] = Signature(
-        [*own.parameters.values(), style, axes], return_annotation=Figure
-    )
+    own, (_, *more) = (signature(function).parameters.values() for function in (describe, draw))
+    vars(drawn)["__signature__"] = Signature([*own, *more], return_annotation=Figure)
+    drawn.__doc__ = f"{getdoc(describe)}\n\n{OPTIONS}"
     return drawn
 
 
