@@ -6,7 +6,6 @@ import subprocess
 import sys
 from functools import cache
 from itertools import combinations, pairwise
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -24,18 +23,20 @@ from ot_lens import plots
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.plots import gallery, measures, paper, rows, screen, style
 from ot_lens.plots.description import (
+    LAYER,
+    Axis,
     Band,
     Cells,
     ColorScale,
     Curve,
+    Description,
     Ellipse,
     Line,
     Panel,
     Points,
     Reference,
-)
+)  # fmt: skip
 from ot_lens.plots.figures import ground_truth, localization_controls, method_comparison, principal_plane
-from ot_lens.plots.paper.cells import cell_edges
 from ot_lens.plots.screen.elements import band_outline
 from ot_lens.plots.screen.text import position
 from tests import generators_tables as tables_of
@@ -132,23 +133,17 @@ def test_the_unedited_model_is_a_line_across():
     assert panel.x.ticks[-1][1] == "all"
 
 
-def test_spectra_are_those_of_the_table():
-    for label in style.CLASSES:
-        table = (
-            TABLES["spectra"]
-            .query("layer == 3 and `class` == @label")
-            .assign(rank=lambda t: t["component"] + 1)
-        )
-        line = element("covariance_spectra", Line, f"{label}/3")
-        np.testing.assert_array_equal(columns(line.curve), curve_of(table, "rank", "eigenvalue"))
+@pytest.mark.parametrize("label", list(style.CLASSES))
+def test_spectra_are_those_of_the_table(label):
+    table = TABLES["spectra"].query("layer == 3 and `class` == @label")
+    line = element("covariance_spectra", Line, f"{label}/3")
+    ranked = table.assign(rank=table["component"] + 1)
+    np.testing.assert_array_equal(columns(line.curve), curve_of(ranked, "rank", "eigenvalue"))
 
 
-def test_cosines_are_those_of_the_table_also_if_half_of_them_are_given():
+def test_half_of_the_cosines_are_enough_and_those_outside_the_null_are_bold():
     table = TABLES["cosines"]
     [cells] = described("direction_cosines").panels[0].of(Cells)
-    np.testing.assert_array_equal(
-        cells.matrix, table.pivot(index="layer_a", columns="layer_b", values="cosine")
-    )
     half = ENTRIES["direction_cosines"].describe(table.query("layer_a <= layer_b"))
     np.testing.assert_array_equal(half.panels[0].cells.matrix, cells.matrix)
     ax = on_paper("direction_cosines").axes[0]
@@ -157,22 +152,23 @@ def test_cosines_are_those_of_the_table_also_if_half_of_them_are_given():
     assert bold == set(outside.itertuples(index=False, name=None)) != set()
 
 
-def test_cells_of_the_sweep_are_those_of_the_table():
-    rate = measures.sweep_rows(SWEEP).query(
-        "measure == 'refusal_rate' and prompts == 'harmful' and layer.notna()"
-    )
-    ranks = rate[rate["k"].notna()].pivot(index="k", columns="layer", values="value")
-    np.testing.assert_array_equal(described("rank_by_layer").panels[0].cells.matrix, ranks)
-    ace = SWEEP.query(
-        "method == 'ace' and measure == 'refusal_rate' and prompts == 'harmful' and `set` == 'single'"
-    )
-    [panel] = [p for p in described("strength_by_layer").panels if p.title == "ACE"]
-    np.testing.assert_array_equal(
-        panel.cells.matrix, ace.pivot(index="strength", columns="layer", values="value")
-    )
-    angles = TABLES["layer_angles"].query("`class` == 'harmful' and component == 1")
-    angles = angles.pivot(index="layer_a", columns="layer_b", values="angle")
-    np.testing.assert_array_equal(described("layer_angles").panels[0].cells.matrix, angles)
+RATES = "measure == 'refusal_rate' and prompts == 'harmful' and `set` == 'single'"
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "query", "pivot"),
+    [
+        ("rank_by_layer", "localization", f"{RATES} and strength == 1 and k.notna()", "k layer value"),
+        ("strength_by_layer", "localization", f"{RATES} and method == 'ace'", "strength layer value"),
+        ("layer_angles", "layer_angles", "`class` == 'harmful' and component == 1", "layer_a layer_b angle"),
+        ("direction_cosines", "cosines", "n > 0", "layer_a layer_b cosine"),
+    ],
+)  # fmt: skip
+def test_cells_are_those_of_the_table(name, table, query, pivot):
+    panel = next(p for p in described(name).panels if name != "strength_by_layer" or p.title == "ACE")
+    index, column, value = pivot.split()
+    cells = TABLES[table].query(query).pivot(index=index, columns=column, values=value)
+    np.testing.assert_array_equal(panel.cells.matrix, cells)
 
 
 def test_pairs_are_those_of_the_table_and_the_best_is_outlined():
@@ -230,25 +226,19 @@ def test_the_ellipse_of_a_projected_cloud_is_a_segment():
     np.testing.assert_allclose(np.ptp(outline[:, 1]), 4 * np.sqrt(stats.chi2(2).ppf(0.95)), rtol=1e-3)
 
 
-def test_methods_are_compared_at_their_best_layer_and_at_all_with_intervals():
-    methods = plots.contenders(measures.sweep_rows(SWEEP))
-    for kind in ("best", "all"):
-        for method in methods:
-            values = method.best if kind == "best" else method.together
-            x, y = values["attack_success_rate/harmful"], values["exact_answer_rate/harmful"]
-            [points] = [
-                p
-                for p in described("method_comparison").panels[2].of(Points)
-                if p.name == f"{kind}:{method.mark.label}"
-            ]
-            curve = points.curve
-            ends = [curve.x, curve.x_low, curve.x_high, curve.value, curve.low, curve.high]
-            np.testing.assert_array_equal(np.ravel(ends), [*x, *y])
-            name = f"{kind}:refusal_rate/harmful/{method.mark.label}"
-            curve = element("method_intervals", Points, name).curve
-            np.testing.assert_array_equal(
-                np.ravel([curve.x, curve.x_low, curve.x_high]), values["refusal_rate/harmful"]
-            )
+@pytest.mark.parametrize("kind", ["best", "all"])
+def test_methods_are_compared_at_their_best_layer_and_at_all_with_intervals(kind):
+    for method in plots.contenders(measures.sweep_rows(SWEEP)):
+        values = method.best if kind == "best" else method.together
+        panel, name = described("method_comparison").panels[2], f"{kind}:{method.mark.label}"
+        [curve] = [points.curve for points in panel.of(Points) if points.name == name]
+        ends = [curve.x, curve.x_low, curve.x_high, curve.value, curve.low, curve.high]
+        of_table = values["attack_success_rate/harmful"] + values["exact_answer_rate/harmful"]
+        np.testing.assert_array_equal(np.ravel(ends), of_table)
+        name = f"{kind}:refusal_rate/harmful/{method.mark.label}"
+        curve = element("method_intervals", Points, name).curve
+        ends = np.ravel([curve.x, curve.x_low, curve.x_high])
+        np.testing.assert_array_equal(ends, values["refusal_rate/harmful"])
 
 
 def test_a_sweep_of_everything_else_gives_the_same_figures():
@@ -281,16 +271,11 @@ def test_controls_are_behind_the_edit_of_their_method_and_named_in_the_caption()
 def test_axes_widen_for_values_beyond_their_usual_limits():
     table = TABLES["map_quality"].copy()
     table.loc[table["quantity"] == "cost_over_bound", ["value", "high"]] = 3.0
-    [panel] = [
-        p for p in describe("map_quality", {"map_quality": table}).panels if p.title == "cost over its bound"
-    ]
-    assert panel.y.limits == (1.0, 3.0)
+    limits = {p.title: p.y.limits for p in describe("map_quality", {"map_quality": table}).panels}
+    assert limits["cost over its bound"] == (1.0, 3.0)
     low = {"visibility": TABLES["visibility"].assign(low=0.2)}
-    assert [p.y.limits for p in describe("visibility_to_monitor", low).panels] == [
-        None,
-        (0.2, 1.0),
-        (0.2, 1.0),
-    ]
+    panels = describe("visibility_to_monitor", low).panels
+    assert [panel.y.limits for panel in panels] == [None, (0.2, 1.0), (0.2, 1.0)]
 
 
 def test_what_is_known_is_next_to_what_was_measured():
@@ -398,12 +383,22 @@ def test_a_slider_shows_one_layer_at_a_time():
 
 
 def test_cells_are_outlined_along_the_sides_they_do_not_share():
-    inside = np.zeros((3, 3), dtype=bool)
-    inside[1, 1] = True
+    chance = np.zeros((3, 3), dtype=bool)
+    chance[1, 1] = True
+    cells = Cells(np.ones((3, 3)), "abc", "abc", ColorScale("", 0.0, 1.0), chance)
     a, b, c, d = (0.5, 0.5), (1.5, 0.5), (1.5, 1.5), (0.5, 1.5)
-    sides = {frozenset(edge) for edge in cell_edges(inside)}
+    sides = {frozenset(edge) for edge in cells.chance_edges}
     assert sides == {frozenset(pair) for pair in ((a, b), (b, c), (c, d), (d, a))}
-    assert cell_edges(np.zeros((2, 2), dtype=bool)) == []
+
+
+@pytest.mark.parametrize("layers", [8, 30])
+def test_outlines_of_chance_have_a_legend_where_there_is_no_room_for_bold_numbers(layers):
+    table = tables_of.cosines(layers)
+    texts = [
+        text.get_text() for legend in plots.direction_cosines(table).legends for text in legend.get_texts()
+    ]
+    shapes = screen.direction_cosines(table).layout.shapes
+    assert texts == [shape.name for shape in shapes] == [style.CHANCE] * (layers > style.MOST_NAMES)
 
 
 # ------------------------------------------------------------------ one visual language
@@ -412,6 +407,11 @@ def test_cells_are_outlined_along_the_sides_they_do_not_share():
 def luminance(color):
     channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return float(np.dot(channels, [0.2126, 0.7152, 0.0722]))
+
+
+def lightness(color):
+    """CIE L* of a colour printed in grey."""
+    return 116 * luminance(color) ** (1 / 3) - 16
 
 
 def contrast(a, b):
@@ -440,9 +440,20 @@ def test_no_two_methods_look_alike_even_without_colour():
     for a, b in combinations(methods, 2):
         if a.family == b.family:
             assert (a.marker, a.dash) != (b.marker, b.dash)
+
+
+def test_a_grey_print_tells_the_classes_apart():
     harmful, harmless = style.CLASSES.values()
+    assert lightness(harmful.color) - lightness(harmless.color) > 15
     assert harmful.marker != harmless.marker
     assert harmful.dash != harmless.dash
+    faces = [artist(on_paper("principal_plane").axes[0], f"points:{label}/before") for label in style.CLASSES]
+    assert [face.get_markerfacecolor() == "none" for face in faces] == [False, True]
+
+
+def test_heat_maps_grow_evenly_lighter_in_grey():
+    shades = mpl.colormaps[style.SEQUENTIAL[0]](np.linspace(0, 1, 32))
+    assert (np.diff([lightness(shade[:3]) for shade in shades]) > 0).all()
 
 
 def test_classes_stay_apart_for_a_deuteranope():
@@ -456,29 +467,16 @@ def test_classes_stay_apart_for_a_deuteranope():
 
 
 @pytest.mark.parametrize(
-    ("label", "k", "same"),
+    ("label", "k", "same", "text"),
     [
-        ("pca_ot (k = 2)", None, ("pca_ot", 2)),
-        ("pca_ot", pd.NA, ("pca_ot", None)),
-        ("ace", None, ("ace", None)),
+        ("pca_ot (k = 2)", None, ("pca_ot", 2), "PCA-OT (k = 2)"),
+        ("pca_ot", pd.NA, ("pca_ot", None), "PCA-OT"),
+        ("mine", None, ("mine", None), "mine"),
     ],
 )
-def test_a_label_and_its_method_have_one_mark(label, k, same):
+def test_a_label_and_its_method_have_one_mark(label, k, same, text):
     assert style.method_mark(label, k) == style.method_mark(*same)
-
-
-def test_an_unknown_method_has_one_look():
-    assert style.method_mark("mine") == style.method_mark("mine")
-    assert style.method_mark("mine").label == "mine"
-    assert (
-        style.method_mark("pca_ot (k = 2, mean_shift = subspace)").label
-        == "PCA-OT (k = 2, mean_shift = subspace)"
-    )
-
-
-def test_cost_ticks_reach_the_largest_value_from_zero():
-    assert measures.cost_ticks(0.2) == [0.0, 0.01, 0.03, 0.1]
-    assert measures.cost_ticks(9.0) == [0.0, 0.01, 0.1, 1.0, 10.0]
+    assert style.method_mark(label, k).label == text
 
 
 # ------------------------------------------------------------------ layouts and settings of a user
@@ -614,46 +612,50 @@ def test_an_empty_table_and_one_of_missing_values_have_nothing_to_draw():
                 entry.describe(*tables)
 
 
-def test_errors_name_what_is_missing_and_what_is_known(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "named", "figure", "options"),
+    [
+        (TableError, "99", "principal_plane", {"layer": 99}),
+        (TableError, "5", "w2_per_layer", {"position": 5}),
+        (OtLensError, "icml, neurips, wide", "w2_per_layer", {"style": "nature"}),
+        (OtLensError, "kl/harmless", "localization_curves", {"measures": ["asr"]}),
+    ],
+)
+def test_errors_name_what_is_missing_and_what_is_known(kind, named, figure, options):
+    with pytest.raises(kind, match=named):
+        getattr(plots, figure)(*(TABLES[name] for name in ENTRIES[figure].tables), **options)
+
+
+def test_tables_that_lack_what_a_figure_shows_are_told(tmp_path):
     with pytest.raises(TableError, match="edited_layer"):
         plots.visibility_to_monitor(TABLES["visibility"].drop(columns="edited_layer"))
-    with pytest.raises(OtLensError, match="icml, neurips, wide"):
-        plots.draw_all(TABLES, tmp_path, style="nature")
+    for figure, lacking in ((plots.pair_matrix, "sets: "), (plots.strength_by_layer, "two strengths")):
+        with pytest.raises(NothingToDrawError, match=lacking):
+            figure(tables_of.localization())
     with pytest.raises(OtLensError, match="png, pdf, svg"):
         plots.draw_all(TABLES, tmp_path, formats=("gif",))
-    with pytest.raises(OtLensError, match="kl/harmless"):
-        plots.localization_curve(SWEEP, "asr")
-    with pytest.raises(TableError, match="99"):
-        plots.principal_plane(TABLES["plane"], TABLES["plane_ellipses"], layer=99)
-    with pytest.raises(TableError, match="5"):
-        plots.w2_per_layer(TABLES["geometry"], position=5)
-    with pytest.raises(NothingToDrawError, match="sets: "):
-        plots.pair_matrix(tables_of.localization())
-    with pytest.raises(NothingToDrawError, match="two strengths"):
-        plots.strength_by_layer(tables_of.localization())
+    with pytest.raises(AttributeError, match="no_figure"):
+        plots.no_figure  # noqa: B018
 
 
 # ------------------------------------------------------------------ registered figures
 
 
-def test_a_registered_figure_is_drawn_with_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "GALLERY", list(plots.GALLERY))
-
+def test_a_registered_figure_is_drawn_with_the_others(tmp_path, registries):
     def norms(geometry):
+        """What norms are."""
         line = Line("norm", style.PARTS["w2_squared"], rows.curve(geometry.query("quantity == 'gap'")))
-        return plots.Description(
-            (Panel("norms", plots.description.LAYER, plots.description.Axis("norm"), (line,)),)
-        )
+        return Description((Panel("norms", LAYER, Axis("norm"), (line,)),))
 
     otl.register_figure("norms", norms, tables=("geometry",), title="Norms", caption="What norms are.")
     result = plots.draw_all({"geometry": TABLES["geometry"]}, tmp_path, formats=("svg",))
-    assert tmp_path / "norms.svg" in list(result)
+    assert tmp_path / "norms.svg" in result
     assert (tmp_path / "norms.txt").read_text() == "What norms are.\n"
-    assert len(screen.showing(gallery.entry_named("norms"))(TABLES["geometry"]).data) == 2
-    with pytest.raises(OtLensError, match="w2_per_layer"):
-        otl.register_figure("w2_per_layer", norms, tables=("geometry",), title="Mine")
-    with pytest.raises(OtLensError, match="a/b"):
-        otl.register_figure("a/b", norms, tables=("geometry",), title="Mine")
+    assert len(screen.norms(TABLES["geometry"]).data) == 2
+    assert plots.norms(TABLES["geometry"]).axes
+    for name in ("w2_per_layer", "a/b"):  # another's, and none at all
+        with pytest.raises(OtLensError, match=name):
+            otl.register_figure(name, norms, tables=("geometry",), title="Mine")
 
 
 # ------------------------------------------------------------------ files
@@ -704,13 +706,7 @@ def test_figures_that_cannot_be_drawn_are_skipped_with_the_reason(tmp_path):
     some = {"cosines": TABLES["cosines"], "geometry": broken, "spectra": TABLES["spectra"].iloc[:0]}
     result = plots.draw_all(some, tmp_path, formats=("png",), about="Model m, seed 7.")
     assert (tmp_path / "direction_cosines.txt").read_text().endswith("both classes. Model m, seed 7.\n")
-    assert {path.name for path in result} == {"direction_cosines.png", "direction_cosines.txt"}
-    for name, reason in (
-        ("w2_per_layer", "value"),
-        ("covariance_spectra", "empty"),
-        ("map_quality", "missing"),
-    ):
-        assert reason in result.skipped[name]
+    assert [path.name for path in result] == ["direction_cosines.png", "direction_cosines.txt"]
+    reasons = {"w2_per_layer": "value", "covariance_spectra": "empty", "map_quality": "missing"}
+    assert all(reason in result.skipped[name] for name, reason in reasons.items())
     assert set(result.skipped) == set(ENTRIES) - {"direction_cosines"}
-    assert isinstance(result[0], Path)
-    assert len(result) == 2

@@ -5,7 +5,6 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from matplotlib.testing.compare import compare_images
 from PIL import Image
 
 from ot_lens import plots
-from ot_lens.plots import gallery, style
+from ot_lens.plots import gallery
 from tests import generators_tables as tables_of
 
 ENTRIES = {entry.name: entry for entry in plots.GALLERY}
@@ -134,32 +133,3 @@ def test_a_changed_figure_is_noticed(tmp_path):
 
 def test_every_baseline_belongs_to_a_figure():
     assert {path.stem for path in BASELINE.glob("*.png")} == set(ENTRIES)
-
-
-def lightness(color):
-    """CIE L* of a colour printed in grey."""
-    from matplotlib.colors import to_rgb
-
-    channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
-    return 116 * float(np.dot(channels, [0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16
-
-
-def test_a_grey_print_tells_the_classes_apart():
-    harmful, harmless = style.CLASSES.values()
-    assert lightness(harmful.color) - lightness(harmless.color) > 15
-    assert (harmful.marker, harmful.dash) != (harmless.marker, harmless.dash)
-    figure, _ = on_paper("principal_plane", "icml")
-    faces = {
-        label: figure.findobj(lambda a, name=label: a.get_gid() == f"points:{name}/before")[0]
-        for label in style.CLASSES
-    }
-    assert faces["harmful"].get_markerfacecolor() != "none"
-    assert faces["harmless"].get_markerfacecolor() == "none"
-
-
-@pytest.mark.parametrize("name", [style.SEQUENTIAL[0]])
-def test_heat_maps_grow_evenly_lighter_in_grey(name):
-    import matplotlib as mpl
-
-    steps = np.diff([lightness(mpl.colormaps[name](x)[:3]) for x in np.linspace(0, 1, 32)])
-    assert (steps > 0).all()

@@ -23,15 +23,10 @@ FORMATS = ("png", "pdf", "svg")
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure.
+    """One figure: its name, the heading on a page, the tables it needs, and functions of those.
 
-    Attributes:
-        name: Name of its function and of its files.
-        title: Heading on a page.
-        tables: Names of the tables it needs, the positional arguments of both functions.
-        describe: Turns the tables into a description.
-        caption: Turns the tables into text; it takes the options of `describe`, and `screen`.
-        on_screen: Options of `describe` for screens.
+    `describe` turns the tables into a description, on screens with the options `on_screen`. `caption` turns
+    them into text; it takes the options of `describe`, and `screen`.
     """
 
     name: str

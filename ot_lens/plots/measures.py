@@ -130,10 +130,12 @@ def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, ste
     if measure.scale == "share":
         return Axis(name, "share", (-0.04, 1.04), step=step)
     if measure.scale == "cost":
-        # The knee's label would touch the zero's where the axis spans many decades.
+        end = max(1.25 * high, 3 * COST_KNEE)
+        # 1 and 3 of each decade while there are few of them; the knee's label would touch the zero's if not.
+        ticks = COST_TICKS if high < 1 else COST_TICKS[:1] + COST_TICKS[1::2]
         names = {COST_KNEE: ""} if high >= 2 else {}
-        ticks = tuple((tick, names.get(tick, f"{tick:g}")) for tick in cost_ticks(high))
-        return Axis(name, "cost", (-COST_KNEE / 3, _cost_limit(high)), ticks)
+        named = tuple((tick, names.get(tick, f"{tick:g}")) for tick in ticks if tick <= end)
+        return Axis(name, "cost", (-COST_KNEE / 3, end), named)
     if measure.scale != "log" or not 0 < 10 * low < high:
         return Axis(name)
     first, last = int(np.floor(np.log10(low))), int(np.floor(np.log10(high)))
@@ -150,14 +152,3 @@ def _extent(sweep: pd.DataFrame, measure: Measure) -> tuple[float, float]:
             f"The sweep has no value of {measure.label} on {measure.prompts} prompts for these methods."
         )
     return float(np.nanmin(ends)), float(np.nanmax(ends))
-
-
-def _cost_limit(largest: float) -> float:
-    """The upper end of a cost axis."""
-    return max(1.25 * largest, 3 * COST_KNEE)
-
-
-def cost_ticks(largest: float) -> list[float]:
-    """Ticks of a cost axis: 1 and 3 of each decade while there are few of them, else every decade."""
-    ticks = COST_TICKS if largest < 1 else COST_TICKS[:1] + COST_TICKS[1::2]
-    return [tick for tick in ticks if tick <= _cost_limit(largest)]

@@ -77,7 +77,9 @@ def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, 
     labels = {mark.label for mark, _ in members}
     others = [own for mark, own in marked_methods(single_layers(acting)) if mark.label not in labels]
     elements: list[Any] = [Path("context", c.x, c.value, CONTEXT) for c in map(curve, others)]
-    elements += _baseline(baseline_of(rows), measure)
+    ends = zip(*(numbers(baseline_of(rows)[name]) for name in ("value", "low", "high")), strict=True)
+    mark = replace(BASELINE, label=f"baseline:{measure.key}")
+    elements += [Reference(v, BASELINE.label, mark=mark, low=low, high=high) for v, low, high in ends]
     for mark, own in members:
         drawn = curve(single_layers(measured(own, measure.name, measure.prompts)))
         elements.append(Line(f"{measure.key}/{mark.label}", mark, drawn))
@@ -87,12 +89,6 @@ def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, 
         edge = layers[-1] + 0.38 * (_side_position(layers) - layers[-1])
         elements.insert(0, Reference(edge, "", vertical=True, mark=EDGE))
     return Panel(title, _layer_axis(layers, side=together), axis_of(measure, rows, y), tuple(elements))
-
-
-def _baseline(rows: pd.DataFrame, measure: Measure) -> list[Reference]:
-    ends = zip(*(numbers(rows[name]) for name in ("value", "low", "high")), strict=True)
-    mark = replace(BASELINE, label=f"baseline:{measure.key}")
-    return [Reference(value, BASELINE.label, mark=mark, low=low, high=high) for value, low, high in ends]
 
 
 def _side_position(layers: list[int]) -> float:

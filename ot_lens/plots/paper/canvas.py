@@ -18,7 +18,7 @@ from ot_lens.errors import OtLensError
 SCREEN_DPI = 150
 # what all styles share
 STYLE_SHEET = Path(__file__).with_name("paper.mplstyle")
-COMMON: dict[str, Any] = dict(mpl.rc_params_from_file(STYLE_SHEET, use_default_template=False))
+SHARED: Any = mpl.rc_params_from_file(STYLE_SHEET, use_default_template=False)
 
 
 class ShownFigure(Figure):
@@ -63,7 +63,7 @@ def rc(name: str) -> dict[str, Any]:
     sizes = dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), style.size)
     sizes |= dict.fromkeys(("legend.title_fontsize", "figure.titlesize"), style.size)
     sizes |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), style.small)
-    return {"font.family": list(style.family), "mathtext.fontset": style.math, **sizes, **COMMON}
+    return {"font.family": list(style.family), "mathtext.fontset": style.math, **sizes, **SHARED}
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
@@ -17,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ot_lens.plots.description import Cells, ColorScale, Panel
 from ot_lens.plots.paper.axes import typeset
-from ot_lens.plots.style import MISSING, MOST_NAMES, OUTLINE
+from ot_lens.plots.style import EDGE, MISSING, MOST_NAMES, OUTLINE
 
 # widths of characters as shares of the type size, and the inches left free in a cell
 WIDTHS, DIGIT, PADDING = {".": 0.26, "\u2212": 0.66}, 0.52, 0.02
@@ -41,8 +40,8 @@ def draw_cells(ax: Axes, panel: Panel, cells: Cells, *, cell: float) -> AxesImag
     needed = PADDING + max(map(text_width, texts.values()), default=0.0)
     if scale.numbered and cell > needed and len(cells.rows) <= MOST_NAMES:
         _numbers(ax, cells, image, texts)
-    elif cells.chance is not None:
-        edges = LineCollection(cell_edges(cells.chance), colors="#222222", linewidths=0.6, gid="chance")
+    elif len(cells.chance_edges):
+        edges = LineCollection(cells.chance_edges, colors=EDGE, linewidths=0.6, gid="chance")
         ax.add_collection(edges, autolim=False)
     if cells.best is not None:
         row, column = cells.best
@@ -57,14 +56,6 @@ def text_width(text: str) -> float:
     """Inches that a number takes in the type of tick labels."""
     size = FontProperties(size=mpl.rcParams["xtick.labelsize"]).get_size_in_points()
     return size / 72 * sum(WIDTHS.get(character, DIGIT) for character in text)
-
-
-def cell_edges(inside: Bool[np.ndarray, "rows columns"]) -> list[list[tuple[float, float]]]:
-    """The sides that cells inside share with cells that are not, as segments."""
-    padded = np.pad(inside, 1)
-    below, left = np.argwhere(padded[1:] != padded[:-1]), np.argwhere(padded[:, 1:] != padded[:, :-1])
-    edges = [[(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)] for row, column in below]
-    return edges + [[(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)] for row, column in left]
 
 
 def _numbers(ax: Axes, cells: Cells, image: AxesImage, texts: dict[tuple[int, ...], str]) -> None:

@@ -15,7 +15,7 @@ from ot_lens.plots.paper.elements import REFERENCE_DASHES, hatch_of
 from ot_lens.plots.style import DASHES, MARKERS
 
 # mean width of a letter as a share of its height, in the fonts of the styles
-LETTER = 0.46
+LETTER = {"stix": 0.46, "dejavusans": 0.56}
 # inches of figure from which a legend above a panel has room for two columns
 TWO_COLUMNS = 6.0
 # most entries in an empty cell of the grid, and the size of their markers
@@ -82,7 +82,7 @@ def entries_per_row(entries: Sequence[Entry], width: float, look: Style) -> int:
 
 
 def _width(entry: Entry, look: Style) -> float:
-    return (len(str(entry.get_label())) * LETTER + 3.6) * look.small / 72
+    return (len(str(entry.get_label())) * LETTER[look.math] + 3.6) * look.small / 72
 
 
 def add_legend(figure: Figure, entries: list[Entry], look: Style, free: Axes | None) -> None:

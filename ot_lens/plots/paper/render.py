@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ot_lens.plots.description import Description, Panel
 from ot_lens.plots.paper.axes import set_axes
@@ -16,6 +17,7 @@ from ot_lens.plots.paper.canvas import canvas, style_named
 from ot_lens.plots.paper.cells import color_bars, draw_cells
 from ot_lens.plots.paper.elements import draw_element
 from ot_lens.plots.paper.legend import add_legend, column_legends, entries_of, entries_per_row
+from ot_lens.plots.style import CHANCE, EDGE
 
 # inches of a page for the colour bars and for the tick labels of a panel
 BAR, TICKS = 0.75, 0.3
@@ -58,9 +60,18 @@ def draw(description: Description, *, style: str = "icml", axes: AnyAxes = None)
             for ax in grid.flat[len(panels) :]:
                 ax.set_visible(False)
             _share_titles(grid, panels)
-            _finish(figure, grid, description, panels, style)
-        elif panels[0].cells is not None:
+        if panels[0].cells is not None:
             color_bars(figure, grid, panels)
+            if axes is None and figure.findobj(lambda artist: artist.get_gid() == "chance"):
+                line = Line2D([], [], color=EDGE, linewidth=0.6, label=CHANCE)
+                figure.legend(handles=[line], loc="outside lower center")
+        elif axes is None and description.legend == "columns":
+            column_legends(grid, figure.get_figwidth())
+            figure.align_ylabels(grid[:, 0])
+        elif axes is None:
+            figure.align_ylabels()
+            free = grid.flat[len(panels)] if grid.size > len(panels) else None
+            add_legend(figure, entries_of(description), style_named(style), free)
     return figure
 
 
@@ -86,21 +97,6 @@ def _draw_panel(ax: Axes, panel: Panel, width: float, columns: int) -> None:
     set_axes(ax, panel, 3 if columns > 4 else 5)
     if panel.y.ticks is not None:
         ax.tick_params(axis="y", length=0)
-
-
-def _finish(
-    figure: Figure, grid: np.ndarray, description: Description, panels: Sequence[Panel], style: str
-) -> None:
-    """Colour bars, or the legend."""
-    if panels[0].cells is not None:
-        color_bars(figure, grid, panels)
-    elif description.legend == "columns":
-        column_legends(grid, figure.get_figwidth())
-        figure.align_ylabels(grid[:, 0])
-    else:
-        figure.align_ylabels()
-        free = grid.flat[len(panels)] if grid.size > len(panels) else None
-        add_legend(figure, entries_of(description), style_named(style), free)
 
 
 def _size(

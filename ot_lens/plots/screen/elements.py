@@ -8,20 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from ot_lens.plots.description import (
-    Area,
-    Arrows,
-    Band,
-    Curve,
-    Element,
-    Ellipse,
-    Line,
-    Panel,
-    Path,
-    Points,
-    Reference,
-    Text,
-)
+from ot_lens.plots import description as d
 from ot_lens.plots.screen.text import hover_texts, plain, position, translucent
 from ot_lens.plots.style import DASHES, MARKERS, Mark
 
@@ -38,7 +25,7 @@ def axes_of(panel: int) -> dict[str, str]:
 class Place:
     """A panel, and its number among the axes of the figure, counted from 0."""
 
-    panel: Panel
+    panel: d.Panel
     number: int
 
     @property
@@ -46,7 +33,7 @@ class Place:
         """The axes, for a trace."""
         return axes_of(self.number)
 
-    def at(self, curve: Curve) -> Curve:
+    def at(self, curve: d.Curve) -> d.Curve:
         """A curve at its positions, in single precision: half the bytes, and enough for a screen."""
         ends = (curve.value, curve.low, curve.high)
         value, low, high = (position(end, self.panel.y.scale).astype(np.float32) for end in ends)
@@ -54,15 +41,15 @@ class Place:
             None if end is None else position(end, self.panel.x.scale).astype(np.float32)
             for end in (curve.x, curve.x_low, curve.x_high)
         )
-        return Curve(x, value, low, high, None, x_low, x_high)
+        return d.Curve(x, value, low, high, None, x_low, x_high)
 
 
-def traces_of(element: Element, place: Place) -> Iterator[go.Scatter]:
+def traces_of(element: d.Element, place: Place) -> Iterator[go.Scatter]:
     """The traces of one element."""
     return TRACES[type(element)](element, place)
 
 
-def band_outline(curve: Curve) -> Float[np.ndarray, "2 points"]:
+def band_outline(curve: d.Curve) -> Float[np.ndarray, "2 points"]:
     """Outline (x, y) of a band; NaN separates the polygons of measured stretches, each there and back."""
     known = np.isfinite(curve.low) & np.isfinite(curve.high)
     outline = [np.empty((2, 0))]
@@ -87,14 +74,14 @@ def _scatter(x: Any, y: Any, place: Place, group: str = "", **look: Any) -> go.S
     return go.Scatter(x=x, y=y, legendgroup=group, **place.axes, **(style | look))
 
 
-def _filled(curve: Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> go.Scatter:
+def _filled(curve: d.Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> go.Scatter:
     color = translucent(mark.color, alpha)
     style: dict[str, Any] = {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
     x, y = band_outline(curve)
     return _scatter(x, y, place, mark.label, **(style | look))
 
 
-def _line(line: Line, place: Place) -> Iterator[go.Scatter]:
+def _line(line: d.Line, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(line.curve), line.mark
     yield _filled(curve, mark, place, BAND_ALPHA)
     look: dict[str, Any] = {"line": {"color": mark.color, "dash": DASHES[mark.dash][1], "width": 2}}
@@ -107,7 +94,7 @@ def _line(line: Line, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(curve.x, curve.value, place, mark.label, showlegend=True, **look)
 
 
-def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
+def _points(points: d.Points, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(points.curve), points.mark
     symbol, hollow = MARKERS[mark.marker][1], points.hollow
     marker: dict[str, Any] = {"symbol": f"{symbol}-open" if hollow else symbol, "color": mark.color}
@@ -129,20 +116,20 @@ def _points(points: Points, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(curve.x, curve.value, place, mark.label, **look)
 
 
-def _band(band: Band, place: Place) -> Iterator[go.Scatter]:
+def _band(band: d.Band, place: Place) -> Iterator[go.Scatter]:
     curve, mark = place.at(band.curve), band.mark
     yield _filled(curve, mark, place, NULL_ALPHA, showlegend=True)
     dotted = {"color": mark.color, "dash": "dot", "width": 1.2}
     yield _scatter(curve.x, curve.value, place, mark.label, line=dotted)
 
 
-def _area(area: Area, place: Place) -> Iterator[go.Scatter]:
-    curve = place.at(Curve(area.x, area.low, area.low, area.high))
+def _area(area: d.Area, place: Place) -> Iterator[go.Scatter]:
+    curve = place.at(d.Curve(area.x, area.low, area.low, area.high))
     mark = Mark(area.label, area.color, "circle")
     yield _filled(curve, mark, place, area.opacity, showlegend=bool(area.label))
 
 
-def _reference(reference: Reference, place: Place) -> Iterator[go.Scatter]:
+def _reference(reference: d.Reference, place: Place) -> Iterator[go.Scatter]:
     if reference.vertical and place.panel.y.limits is None:
         return
     across, along = (place.panel.y, place.panel.x) if reference.vertical else (place.panel.x, place.panel.y)
@@ -153,30 +140,30 @@ def _reference(reference: Reference, place: Place) -> Iterator[go.Scatter]:
     x, y = (level, ends) if reference.vertical else (ends, level)
     if np.isfinite([reference.low, reference.high]).all() and not reference.vertical:
         low, high = (position(np.full(2, end), along.scale) for end in (reference.low, reference.high))
-        yield _filled(Curve(ends, level, low, high), mark, place, 0.12)
+        yield _filled(d.Curve(ends, level, low, high), mark, place, 0.12)
     line = {"color": mark.color, "dash": DASHES[mark.dash][1], "width": 1.3}
     look: dict[str, Any] = {"line": line, "showlegend": bool(reference.label)}
     if np.isfinite(reference.low):
         ends_of = np.full(2, reference.low), np.full(2, reference.high)
-        texts = hover_texts(reference.label, Curve(x, flat, *ends_of), place.panel, ("",) * 2)
+        texts = hover_texts(reference.label, d.Curve(x, flat, *ends_of), place.panel, ("",) * 2)
         look |= {"text": [text.replace("</b>, ", "</b>") for text in texts], "hoverinfo": "text"}
     yield _scatter(x, y, place, reference.label, **look)
 
 
-def _path(path: Path, place: Place) -> Iterator[go.Scatter]:
+def _path(path: d.Path, place: Place) -> Iterator[go.Scatter]:
     line: dict[str, Any] = {"color": path.color, "dash": path.dash, "width": 1.5 if path.label else 1}
     line |= {"shape": "hv"} if path.steps else {}
     x, y = position(path.x, place.panel.x.scale), position(path.y, place.panel.y.scale)
     yield _scatter(x, y, place, path.label, line=line, showlegend=bool(path.label))
 
 
-def _ellipse(ellipse: Ellipse, place: Place) -> Iterator[go.Scatter]:
+def _ellipse(ellipse: d.Ellipse, place: Place) -> Iterator[go.Scatter]:
     x, y = ellipse.outline().astype(np.float32).T
     line = {"color": ellipse.color, "dash": DASHES[ellipse.dash][1], "width": 2}
     yield _scatter(x, y, place, ellipse.group, line=line)
 
 
-def _arrows(arrows: Arrows, place: Place) -> Iterator[go.Scatter]:
+def _arrows(arrows: d.Arrows, place: Place) -> Iterator[go.Scatter]:
     """One broken line with arrow heads at its ends."""
     x, y, dx, dy = arrows.rows.T
     xs, ys = (
@@ -190,18 +177,18 @@ def _arrows(arrows: Arrows, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(xs, ys, place, arrows.group, mode="lines+markers", line=line, marker=marker)
 
 
-def _text(text: Text, place: Place) -> Iterator[go.Scatter]:
+def _text(text: d.Text, place: Place) -> Iterator[go.Scatter]:
     yield _scatter([text.x], [text.y], place, mode="text", text=[plain(text.text)])
 
 
 TRACES: dict[type, Any] = {
-    Line: _line,
-    Points: _points,
-    Band: _band,
-    Area: _area,
-    Reference: _reference,
-    Path: _path,
-    Ellipse: _ellipse,
-    Arrows: _arrows,
-    Text: _text,
+    d.Line: _line,
+    d.Points: _points,
+    d.Band: _band,
+    d.Area: _area,
+    d.Reference: _reference,
+    d.Path: _path,
+    d.Ellipse: _ellipse,
+    d.Arrows: _arrows,
+    d.Text: _text,
 }

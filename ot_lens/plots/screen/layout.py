@@ -4,7 +4,6 @@ Colours of text and grid are left to the page, so that one figure serves a light
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import plotly.graph_objects as go
@@ -59,7 +58,9 @@ def stacked(figure: go.Figure, width: int = 360) -> dict[str, Any]:
     placed["height"] += meta["below"]
     notes = [note.to_plotly_json() for note in figure.layout.annotations]
     titles = [{"x": title["x"], "y": title["y"]} for title in placed["annotations"]]
-    placed["annotations"] = [note | at for note, at in zip_longest(notes, titles, fillvalue={})]
+    for note, at in zip(notes, titles, strict=False):
+        note.update(at)
+    placed["annotations"] = notes
     for number in range(2, meta["panels"] + 1):
         placed[f"yaxis{number}"]["showticklabels"] = True
     return placed

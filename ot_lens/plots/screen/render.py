@@ -13,6 +13,7 @@ from ot_lens.plots.screen.cells import color_bar, heat_map
 from ot_lens.plots.screen.elements import Place, traces_of
 from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
 from ot_lens.plots.screen.text import position, title
+from ot_lens.plots.style import CHANCE, EDGE, MOST_NAMES
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
 BACKGROUND = "rgba(128,128,128,0.14)"
@@ -22,7 +23,8 @@ def draw(description: Description) -> go.Figure:
     """Draw a description with plotly; a click on an entry of the legend hides it in every panel."""
     frames = list(dict.fromkeys(panel.frame for panel in description.panels if panel.frame is not None))
     panels = [p for p in description.panels if p.frame is None or p.frame == frames[0]]
-    columns = _columns(description, panels)
+    columns = 2 if len(panels) in (2, 4) else 3
+    columns = min(columns if description.slider else description.columns, len(panels))
     fixed = len(frames) < 2
     axes = [_frame(panel, i, description, fixed=fixed) for i, panel in enumerate(panels)]
     figure = empty_figure(axes, columns, _row(description, panels), 2000 if columns > 3 else 1000)
@@ -74,15 +76,14 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
     for index, (panel, one) in enumerate(zip(panels, cells, strict=True)):
         bar = None if shared and index else color_bar(figure, one.scale, index, shared=shared)
         figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
-    figure.update_layout(showlegend=False, plot_bgcolor=BACKGROUND)
-    return figure.update_layout(margin_r=70 if shared else figure.layout.margin.r)
-
-
-def _columns(description: Description, panels: Sequence[Panel]) -> int:
-    count = len(panels)
-    if description.slider:
-        return 2 if count in (2, 4) else min(count, 3)
-    return min(description.columns, count)
+        outlined = one.chance_edges if max(one.shape) > MOST_NAMES else []
+        path = "".join(f"M{x0},{y0}L{x1},{y1}" for (x0, y0), (x1, y1) in outlined)
+        if path:
+            look = {"line": {"color": EDGE, "width": 1}, "name": CHANCE, "legendgroup": CHANCE}
+            look |= {"showlegend": not figure.layout.shapes}
+            figure.add_shape(type="path", path=path, xref=f"x{index + 1}", yref=f"y{index + 1}", **look)
+    figure.update_layout(plot_bgcolor=BACKGROUND, margin_r=70 if shared else figure.layout.margin.r)
+    return add_legend(figure) if figure.layout.shapes else figure.update_layout(showlegend=False)
 
 
 def _row(description: Description, panels: Sequence[Panel]) -> int:
