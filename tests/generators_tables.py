@@ -9,18 +9,13 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+FLIPS = {"directional_ablation": 6.5, "rfa": 5.5, "ace": 6.0, "mean_shift": 5.5, "linear_act": 5.0}
+RANKS = {1: 5.5, 2: 5.0, 4: 4.5, 8: 4.0}
 METHODS = (
-    ("directional_ablation", None, 6.5),
-    ("rfa", None, 5.5),
-    ("ace", None, 6.0),
-    ("mean_shift", None, 5.5),
-    ("linear_act", None, 5.0),
-    ("pca_ot", 1, 5.5),
-    ("pca_ot", 2, 5.0),
-    ("pca_ot", 4, 4.5),
-    ("pca_ot", 8, 4.0),
+    *((name, None, flip) for name, flip in FLIPS.items()),
+    *(("pca_ot", k, flip) for k, flip in RANKS.items()),
 )
-STATES = ("directional_ablation", "pca_ot (k = 1)", "pca_ot (k = 2)", "pca_ot (k = 4)", "pca_ot (k = 8)")
+STATES = ("directional_ablation", *(f"pca_ot (k = {k})" for k in RANKS))
 EDITS = ("directional_ablation", "mean_shift", "pca_ot (k = 8)")
 CLASSES = ("harmful", "harmless")
 

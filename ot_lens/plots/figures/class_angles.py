@@ -1,7 +1,5 @@
 """Principal angles between the classes, by layer."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
@@ -33,7 +31,7 @@ def _panel(rows: pd.DataFrame, component: int, count: int) -> Panel:
     return Panel(mark.label, LAYER, y, (*null_of(rows, name), Line(name, mark, curve(rows, value="angle"))))
 
 
-def caption(class_angles: pd.DataFrame, **_: Any) -> str:
+def caption(class_angles: pd.DataFrame, **_: object) -> str:
     """What `class_angles` shows."""
     k = class_angles["component"].nunique()
     return (

@@ -1,7 +1,6 @@
 """Covariance spectra of both classes, by layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,7 @@ def _panel(rows: pd.DataFrame, layer: int, y: Axis) -> Panel:
     return Panel("", Axis("component", "log"), y, tuple(lines), frame=layer)
 
 
-def caption(spectra: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
+def caption(spectra: pd.DataFrame, *, screen: bool = False, **_: object) -> str:
     """What `covariance_spectra` shows, on paper or on a screen."""
     rows = positive(spectra)
     layers = layers_of(rows)

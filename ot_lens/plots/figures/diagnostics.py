@@ -1,7 +1,5 @@
 """Quantities of the geometry table that a user registered (`register_diagnostic`)."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
@@ -40,7 +38,7 @@ def quantity_panel(rows: pd.DataFrame, name: str) -> Panel:
     return Panel(title, LAYER, y, (*null_of(rows, name), line))
 
 
-def caption(geometry: pd.DataFrame, **_: Any) -> str:
+def caption(geometry: pd.DataFrame, **_: object) -> str:
     """What `diagnostics` shows."""
     rows = geometry[~geometry["quantity"].isin(OURS)]
     names = ", ".join(name.replace("_", " ") for name in dict.fromkeys(rows["quantity"]))

@@ -1,7 +1,5 @@
 """Cosine between the refusal directions of two layers."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
@@ -51,7 +49,7 @@ def within(
     return (matrix >= ends[0]) & (matrix <= ends[1]) if len(ends) == 2 else None
 
 
-def caption(cosines: pd.DataFrame, **_: Any) -> str:
+def caption(cosines: pd.DataFrame, **_: object) -> str:
     """What `direction_cosines` shows."""
     [cells] = direction_cosines(cosines).panels[0].of(Cells)
     blank = "Grey: a layer where the class means do not differ, so that there is no direction. "

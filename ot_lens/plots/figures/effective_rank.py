@@ -1,7 +1,5 @@
 """How many dimensions each class occupies, by layer."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
@@ -29,7 +27,7 @@ def _panel(rows: pd.DataFrame, name: str) -> Panel:
     return Panel(TITLES[name], LAYER, Axis("dimensions"), (*bands, *lines))
 
 
-def caption(geometry: pd.DataFrame, **_: Any) -> str:
+def caption(geometry: pd.DataFrame, **_: object) -> str:
     """What `effective_rank` shows."""
     names = [f"{name}_{label}" for name in TITLES for label in CLASSES]
     return (

@@ -91,7 +91,7 @@ def _directions(rows: pd.DataFrame, known: dict[str, int]) -> Panel:
     return Panel("refusal directions", LAYER, y, elements)
 
 
-def caption(ground_truth: pd.DataFrame, **_: Any) -> str:
+def caption(ground_truth: pd.DataFrame, **_: object) -> str:
     """What `ground_truth` shows."""
     known = known_counts(ground_truth)
     built = ", ".join(f"{count} {name}" for name, count in known.items())

@@ -1,7 +1,5 @@
 """Principal angles between layers."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -37,7 +35,7 @@ def _panel(rows: pd.DataFrame, label: str, layers: list[int]) -> Panel:
     return Panel(f"{label} activations", Axis("layer"), Axis("layer"), (cells,))
 
 
-def caption(table: pd.DataFrame, **_: Any) -> str:
+def caption(table: pd.DataFrame, **_: object) -> str:
     """What `layer_angles` shows."""
     blank = any(np.isnan(p.cells.matrix).any() for p in layer_angles(table).panels if p.cells)
     return (

@@ -1,7 +1,5 @@
 """What an edit at one layer does, compared with edits that ignore the classes."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Band, Description, Line, Panel, Reference, described
@@ -36,7 +34,7 @@ def _panel(mark: Mark, rows: pd.DataFrame) -> Panel:
     return Panel(mark.label, LAYER, Axis("shift (nats)"), (*bands, Reference(0.0, ""), line))
 
 
-def caption(controls: pd.DataFrame, **_: Any) -> str:
+def caption(controls: pd.DataFrame, **_: object) -> str:
     """What `localization_controls` shows."""
     drawn = controls_of(controls)
     kinds = [text for name, text in WHAT.items() if len(controls_of(drawn, name))]

@@ -121,7 +121,7 @@ def _layer_axis(layers: list[int], *, side: bool) -> Axis:
     return Axis("layer", limits=limits, ticks=(*ticks, (at, "all")), whole=True)
 
 
-def caption(localization: pd.DataFrame, *, screen: bool = False, **_: Any) -> str:
+def caption(localization: pd.DataFrame, *, screen: bool = False, **_: object) -> str:
     """What `localization_curves` shows, on paper or on a screen."""
     sweep = sweep_rows(localization)
     rows = pd.concat([measured(sweep, m.name, m.prompts) for m in _available(sweep)])

@@ -1,7 +1,5 @@
 """How well fitted maps do on prompts they were not fitted on."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -52,7 +50,7 @@ def _top(rows: pd.DataFrame) -> float:
     return float(np.nanmax(ends)) if np.isfinite(ends).any() else 0.0
 
 
-def caption(map_quality: pd.DataFrame, **_: Any) -> str:
+def caption(map_quality: pd.DataFrame, **_: object) -> str:
     """What `map_quality` shows."""
     return (
         "Maps on held-out prompts, by layer: (a) the squared Gaussian W2 distance left between moved "

@@ -109,7 +109,7 @@ def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list
     return [Points(name, mark, curve, together, size=4.6, notes=(note,), legend=not together)]
 
 
-def caption(localization: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `method_comparison` shows."""
     sweep = measures.sweep_rows(localization)
     return (

@@ -59,7 +59,7 @@ def _edit(kind: str, values: Values, mark: Mark, measure: Measure, at: float, no
     return [Points(name, mark, curve, kind == "all", size=3.8, notes=(note,), legend=False)]
 
 
-def caption(localization: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `method_intervals` shows."""
     sweep = measures.sweep_rows(localization)
     return "Every method at its best single layer and at all layers together. " + how_chosen(sweep)

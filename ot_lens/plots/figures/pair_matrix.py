@@ -1,7 +1,5 @@
 """Edits at two layers together."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -61,7 +59,7 @@ def _panel(rows: pd.DataFrame, title: str, layers: list[int], scale: ColorScale)
     return Panel(title, Axis("first layer"), Axis("second layer"), (Cells(matrix, names, names, scale, best=best),))
 
 
-def caption(localization: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `pair_matrix` shows."""
     panels = pair_matrix(localization).panels
     rows = measured(select(localization, set=PAIR), SCORE, "harmful")

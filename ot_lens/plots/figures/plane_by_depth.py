@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -66,7 +65,7 @@ def _short(panel: Panel) -> Panel:
     return replace(panel, x=x, y=y, color="")
 
 
-def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, **_: Any) -> str:
+def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, **_: object) -> str:
     """What `plane_by_depth` shows."""
     points, outlines = plane_tables(plane, ellipses)
     shown = _depths(points)

@@ -177,7 +177,7 @@ def _share(outlines: pd.DataFrame, number: int) -> str:
     return f" ({100 * share[0]:.0f} % of variance)" if np.isfinite(share).any() else ""
 
 
-def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, *, layer: int | None = None, **_: Any) -> str:
+def caption(plane: pd.DataFrame, ellipses: pd.DataFrame, *, layer: int | None = None, **_: object) -> str:
     """What `principal_plane` shows."""
     points, outlines = plane_tables(plane, ellipses)
     [chosen] = layers_with(points, [layer])

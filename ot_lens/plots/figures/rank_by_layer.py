@@ -1,7 +1,6 @@
 """PCA-OT by layer and rank."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +48,7 @@ def _scale(measure: Measure, matrix: np.ndarray) -> ColorScale:
     return ColorScale(measure.label, 0.0, max(largest, 1e-6), numbered=False)
 
 
-def caption(localization: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `rank_by_layer` shows."""
     sweep = sweep_rows(localization)
     rows = sweep[sweep["k"].notna()]

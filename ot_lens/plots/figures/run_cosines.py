@@ -1,7 +1,5 @@
 """Refusal directions of this run compared with those of another."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -28,7 +26,7 @@ def run_cosines(run_cosines: pd.DataFrame, *, position: int | str | None = None)
     return described([Panel("", Axis("layer"), Axis(f"layer of {other}"), (cells,))], "run_cosines", columns=1)
 
 
-def caption(table: pd.DataFrame, **_: Any) -> str:
+def caption(table: pd.DataFrame, **_: object) -> str:
     """What `run_cosines` shows."""
     [panel] = run_cosines(table).panels
     [cells] = panel.of(Cells)

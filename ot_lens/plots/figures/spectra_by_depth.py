@@ -1,7 +1,5 @@
 """Covariance spectra of both classes over the whole depth."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
@@ -33,7 +31,7 @@ def spectra_by_depth(spectra: pd.DataFrame, *, position: int | str | None = None
     return described(panels, "spectra", columns=2, height=1.45)
 
 
-def caption(spectra: pd.DataFrame, **_: Any) -> str:
+def caption(spectra: pd.DataFrame, **_: object) -> str:
     """What `spectra_by_depth` shows."""
     rows = positive(spectra)
     return (

@@ -1,7 +1,5 @@
 """Edits by layer and strength."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -35,7 +33,7 @@ def strength_by_layer(localization: pd.DataFrame) -> Description:
     return described(panels, "localization", height=0.25 + 0.17 * len(strengths))
 
 
-def caption(localization: pd.DataFrame, **_: Any) -> str:
+def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `strength_by_layer` shows."""
     rows = measured(single_layers(real_edits(localization)), REFUSES.name, REFUSES.prompts)
     return (

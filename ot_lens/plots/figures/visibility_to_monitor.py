@@ -1,7 +1,6 @@
 """Whether a monitor can see an edit: how far edited activations are from the model's own harmless ones."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +56,7 @@ def _floor(rows: pd.DataFrame) -> float:
     return min(0.4, float(np.nanmin(ends))) if np.isfinite(ends).any() else 0.4
 
 
-def caption(visibility: pd.DataFrame, **_: Any) -> str:
+def caption(visibility: pd.DataFrame, **_: object) -> str:
     """What `visibility_to_monitor` shows."""
     layer = int(visibility["layer"].max())
     return (

@@ -1,7 +1,5 @@
 """Bures-Wasserstein distance between the classes by layer, in its two parts."""
 
-from typing import Any
-
 import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
@@ -49,7 +47,7 @@ def _shares(known: dict[str, pd.DataFrame]) -> list[Area]:
     ]
 
 
-def caption(geometry: pd.DataFrame, **_: Any) -> str:
+def caption(geometry: pd.DataFrame, **_: object) -> str:
     """What `w2_per_layer` shows."""
     rows = pd.concat(parts(geometry).values())
     return (
