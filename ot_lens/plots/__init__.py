@@ -6,10 +6,6 @@ options of the function in `ot_lens.plots.figures`, which returns the descriptio
 in this package.
 """
 
-from collections.abc import Callable
-
-from matplotlib.figure import Figure
-
 from ot_lens.plots.description import Description
 from ot_lens.plots.figures.localization_curves import localization_curve as _localization_curve
 from ot_lens.plots.gallery import GALLERY, Drawn, Entry, draw_all, entry_named, register_figure, save
@@ -20,7 +16,8 @@ from ot_lens.plots.style import CLASSES, METHODS, Mark, method_mark
 localization_curve = drawing(_localization_curve)
 
 
-def __getattr__(name: str) -> Callable[..., Figure]:
+# Without annotations: mypy would meet them unresolved, since the whole package is one import cycle to it.
+def __getattr__(name):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The function that draws a figure of the gallery on paper."""
     for entry in GALLERY:
         if entry.name == name:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,8 @@ def _contender(mark: Mark, rows: pd.DataFrame) -> Contender:
     single = single_layers(rows)
     # Without the other columns: slicing all of a sweep's for each layer takes most of the time of a figure.
     needed = [name for name in ("layer", "measure", "prompts", *ENDS) if name in single]
-    layers = {int(layer): values(own) for layer, own in single[needed].groupby("layer")}
+    groups: Any = single[needed].groupby("layer")
+    layers = {int(layer): values(own) for layer, own in groups}
     best = most_effective_layer(rows)
     at_best = {} if best is None else layers[best]
     return Contender(mark, best, at_best, values(every_layer(rows)), layers)

@@ -112,7 +112,7 @@ def matrix_of(
 ) -> Float[np.ndarray, "rows columns"]:
     """Values of a tidy table as cells, in the given order; NaN where the table has no row."""
     table = rows.drop_duplicates([row, column], keep="last").pivot(index=row, columns=column, values=value)
-    return table.reindex(index=names[0], columns=names[1]).to_numpy(np.float64, na_value=np.nan)
+    return table.reindex(index=list(names[0]), columns=list(names[1])).to_numpy(np.float64, na_value=np.nan)
 
 
 def by_label(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

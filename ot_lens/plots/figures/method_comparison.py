@@ -51,14 +51,14 @@ def _drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
 
 
 def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure) -> Panel:
-    axes = (measures.axis_of(measure, sweep, f"{measure.prompts}: {measure.label}", 0.25) for measure in (x, y))
+    x_axis, y_axis = (measures.axis_of(measure, sweep, f"{measure.prompts}: {measure.label}", 0.25) for measure in (x, y))
     elements: list[Any] = _background(methods, x, y)
     elements += [_others(method, x, y) for method in methods if set(method.layers) - {method.layer}]
     for method in methods:
         elements += _edit(method.together, method.mark, x, y, "all layers")
         elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
     elements += _edit(measures.baseline(sweep), BASELINE, x, y, "the unedited model")
-    return Panel(TITLES[x.key], *axes, tuple(elements))
+    return Panel(TITLES[x.key], x_axis, y_axis, tuple(elements))
 
 
 def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ot_lens.plots.description import Area, Band, Description, Element, Key, Line, Path, Points, Reference
+from ot_lens.plots.description import Area, Band, Description, Key, Line, Path, Points, Reference
 from ot_lens.plots.paper.canvas import Style
 from ot_lens.plots.paper.elements import REFERENCE_DASHES, hatch_of
 from ot_lens.plots.style import DASHES, MARKERS
@@ -47,7 +47,7 @@ def _collected(description: Description) -> Iterator[Entry]:
                     yield entry
 
 
-def _entry(element: Element) -> Entry:
+def _entry(element: Any) -> Entry:
     if isinstance(element, Area):
         return Patch(facecolor=element.color, alpha=element.opacity, linewidth=0, label=element.label)
     if isinstance(element, Path):

@@ -37,10 +37,11 @@ class Place:
         """A curve at its positions, in single precision: half the bytes, and enough for a screen."""
         ends = (curve.value, curve.low, curve.high)
         value, low, high = (position(end, self.panel.y.scale).astype(np.float32) for end in ends)
-        x, x_low, x_high = (
+        along: list[Any] = [
             None if end is None else position(end, self.panel.x.scale).astype(np.float32)
             for end in (curve.x, curve.x_low, curve.x_high)
-        )
+        ]
+        x, x_low, x_high = along
         return d.Curve(x, value, low, high, None, x_low, x_high)
 
 
@@ -53,7 +54,8 @@ def band_outline(curve: d.Curve) -> Float[np.ndarray, "2 points"]:
     """Outline (x, y) of a band; NaN separates the polygons of measured stretches, each there and back."""
     known = np.isfinite(curve.low) & np.isfinite(curve.high)
     outline = [np.empty((2, 0))]
-    for stretch in np.ma.clump_unmasked(np.ma.masked_array(known, ~known)):
+    measured = np.ma.masked_array(known, ~known)
+    for stretch in np.ma.clump_unmasked(measured):  # type: ignore[no-untyped-call]
         x = curve.x[stretch]
         polygon = [np.append(x, x[::-1]), np.append(curve.high[stretch], curve.low[stretch][::-1])]
         outline += [np.full((2, 1), np.nan), np.array(polygon)]

@@ -79,7 +79,11 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
         outlined = one.chance_edges if max(one.shape) > MOST_NAMES else []
         path = "".join(f"M{x0},{y0}L{x1},{y1}" for (x0, y0), (x1, y1) in outlined)
         if path:
-            look = {"line": {"color": EDGE, "width": 1}, "name": CHANCE, "legendgroup": CHANCE}
+            look: dict[str, Any] = {
+                "line": {"color": EDGE, "width": 1},
+                "name": CHANCE,
+                "legendgroup": CHANCE,
+            }
             look |= {"showlegend": not figure.layout.shapes}
             figure.add_shape(type="path", path=path, xref=f"x{index + 1}", yref=f"y{index + 1}", **look)
     figure.update_layout(plot_bgcolor=BACKGROUND, margin_r=70 if shared else figure.layout.margin.r)
