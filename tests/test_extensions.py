@@ -15,7 +15,7 @@ from ot_lens import transport
 from ot_lens.errors import ConfigError, RunFolderError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
-from ot_lens.explorer.views import VIEWS, content
+from ot_lens.explorer.views import content, views
 from ot_lens.plots import method_mark
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.transport import METHODS
@@ -118,7 +118,7 @@ def test_a_user_s_own_figure_is_in_the_report_and_drawn_where_code_is_allowed(
     assert (tmp_path / "own" / "own_gap.svg").stat().st_size > 1000
     assert (tmp_path / "own" / "own_gap.txt").read_text().startswith("My caption.")
     opened = OpenRun(own_run)
-    assert content(VIEWS["own_gap"], opened, Choices(opened).first).figure is not None
+    assert content(views()["own_gap"], opened, Choices(opened).first).figure is not None
     del sys.modules["my_own_maps"]
 
 
@@ -132,7 +132,7 @@ def test_a_process_without_the_code_draws_its_method_on_the_page(own_run):
         run = OpenRun(own_run)
         for name in ("localization", "methods"):
             state = Choices(run).read({"layers": "5", "ot": "half_shift", "by": "directional_ablation"})
-            assert "Half shift" in json.dumps(content(VIEWS[name], run, state).figure)
+            assert "Half shift" in json.dumps(content(views()[name], run, state).figure)
         mark = method_mark("half_shift")
         assert (mark.label, mark.color) == ("Half shift", "#8A2BE2")
         assert "half_shift" in run.map_folders

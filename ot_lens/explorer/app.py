@@ -1,26 +1,25 @@
 """The Dash application: the page, its callbacks, its downloads, its guard."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
-from flask import Flask, abort, request
+from flask import Flask, Response, abort, request
 
 from ot_lens.errors import OtLensError
-from ot_lens.explorer.exports import install_exports
-from ot_lens.explorer.facts import facts
 from ot_lens.explorer.guard import install_guard
 from ot_lens.explorer.layout import page
 from ot_lens.explorer.live import LiveModel
 from ot_lens.explorer.live_page import answer_cards, token_table, trouble
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
-from ot_lens.explorer.updates import is_known
-from ot_lens.explorer.views import VIEWS, content
+from ot_lens.explorer.views import content, views
 
 SCRIPT = "explorer"
+TYPES = {"csv": "text/csv", "png": "image/png", "svg": "image/svg+xml", "py": "text/x-python"}
 
 
 def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "127.0.0.1") -> Dash:
@@ -37,25 +36,14 @@ def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "1
         enable_mcp=False,
     )
     app.server.debug = False  # even if FLASK_DEBUG is set
-    app.layout = page(choices, facts(choices, live), live)
+    app.layout = page(choices, live)
     _on_the_page(app)
     _drawing(app, choices)
     if live is not None:
         _live(app, choices[0], live)
-    install_exports(app.server, choices)
-    install_guard(app.server, host, app.csp_hashes())
-    _known_callbacks_only(app)
+    _downloads(app.server, choices)
+    install_guard(app, host)
     return app
-
-
-def _known_callbacks_only(app: Dash) -> None:
-    """Refuse requests for callbacks that the page does not have, before Dash looks for them."""
-    server: Flask = app.server
-
-    @server.before_request
-    def check() -> None:
-        if request.method == "POST" and not is_known(request.get_data(), app.callback_map):
-            abort(400)
 
 
 def _on_the_page(app: Any) -> None:
@@ -97,12 +85,12 @@ def _drawing(app: Dash, choices: Sequence[Choices]) -> None:
     )
     def draw(fields: Any) -> tuple[Any, ...]:
         target = ctx.outputs_list[0]["id"]
-        name, number = target.get("view"), target.get("run")
-        if name not in VIEWS or not isinstance(number, int) or not 0 <= number < len(choices):
+        view, number = views().get(target.get("view")), target.get("run")
+        if view is None or not isinstance(number, int) or not 0 <= number < len(choices):
             abort(400)
         state = choices[number].read(_mapping(fields), strict=number > 0)
-        view = content(VIEWS[name], choices[number].run, state)
-        return view.figure, view.missing, not view.missing, view.note, view.code
+        shown = content(view, choices[number].run, state)
+        return shown.figure, shown.missing, not shown.missing, shown.note, shown.code
 
 
 def _live(app: Any, choices: Choices, live: LiveModel) -> None:
@@ -124,12 +112,12 @@ def _live(app: Any, choices: Choices, live: LiveModel) -> None:
 
 def _answering(choices: Choices, live: LiveModel, name: str, show: Any) -> Any:
     def answer(fields: Any) -> tuple[Any, Any]:
-        request = _mapping(fields)
-        done = {"what": name, "number": request.get("number")}
-        if "prompt" not in request:
+        asked = _mapping(fields)
+        done = {"what": name, "number": asked.get("number")}
+        if "prompt" not in asked:
             return no_update, done
         try:
-            return show(live, live.checked(request["prompt"]), choices.read(request)), done
+            return show(live, live.checked(asked["prompt"]), choices.read(asked)), done
         except OtLensError as error:
             return trouble(str(error)), done
 
@@ -139,3 +127,25 @@ def _answering(choices: Choices, live: LiveModel, name: str, show: Any) -> Any:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _downloads(server: Flask, choices: Sequence[Choices]) -> None:
+    """The route `/export/RUN/VIEW.SUFFIX?STATE`; each component is checked against a fixed list."""
+
+    @server.get("/export/<int:number>/<name>.<suffix>")
+    def export(number: int, name: str, suffix: str) -> Response:
+        if number >= len(choices) or name not in views() or suffix not in TYPES:
+            abort(404)
+        run = choices[number].run
+        state = choices[number].read(request.args, strict=number > 0)
+        try:
+            drawing = views()[name].drawing(run, state)
+            if suffix in ("csv", "py"):
+                body = (drawing.csv() if suffix == "csv" else drawing.program(run, name)).encode()
+            else:
+                body = drawing.image(suffix)
+        except OtLensError as error:
+            return Response(f"{error}\n", 404, mimetype="text/plain")
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", run.name).strip("-.")[:60] or "run"
+        headers = {"Content-Disposition": f'attachment; filename="{plain}-{name}.{suffix}"'}
+        return Response(body, 200, headers, mimetype=TYPES[suffix])

@@ -1,18 +1,17 @@
 """The strip along the depth: one measure at every layer, both edits with their band, controls behind."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 
 from ot_lens.errors import NothingToDrawError
-from ot_lens.explorer.code import SWEEP_IMPORTS, program, sweep_lines, table
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
-from ot_lens.explorer.sweep_views import sweep_note, sweep_rows_of
-from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import diagnostics, localization_curve, screen
+from ot_lens.explorer.sweep_views import sweep_note, swept
+from ot_lens.explorer.view import Drawing, View, read
+from ot_lens.plots import screen
 from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
 from ot_lens.plots.figures.diagnostics import quantity_panel
 from ot_lens.plots.measures import Measure, axis_of, measure_named, sweep_rows
@@ -25,125 +24,84 @@ GEOMETRY = "geometry/"
 STRIP = 120
 
 
-def quantity_of(measure: str) -> str | None:
-    """The quantity of the geometry table that a measure names, None for a measure of the sweep."""
-    return measure.removeprefix(GEOMETRY) if measure.startswith(GEOMETRY) else None
-
-
-def _tables(run: OpenRun, state: State) -> Tables:
-    quantity = quantity_of(state.measure)
-    if quantity is not None:
-        rows = select(run.table("geometry"), quantity=quantity)
-        return {"geometry": some(rows, f"{quantity} in the geometry")}
+def _drawing(run: OpenRun, state: State) -> Drawing:
+    if state.measure.startswith(GEOMETRY):
+        quantity = state.measure.removeprefix(GEOMETRY)
+        rows = some(select(run.table("geometry"), quantity=quantity), f"{quantity} in the geometry")
+        return Drawing("diagnostics", {"geometry": rows}, [read("geometry")], {"quantity": quantity})
     if not state.measure:
-        raise NothingToDrawError("this run has neither a sweep nor a geometry table")
-    return {"localization": sweep_rows_of(run, state, state.keys)}
+        raise NothingToDrawError("This run has neither a sweep nor a geometry table.")
+    rows, code = swept(run, state, state.keys)
+    note = f"{_reading(_real_rows(rows, run, state), state)} {sweep_note(run, state)}".strip()
+    return Drawing("localization_curve", {"localization": rows}, code, {"measure": state.measure}, note)
 
 
-def _kept(tables: Tables, run: OpenRun, state: State) -> go.Figure:
-    """The strip does not depend on the chosen layers, which the page marks itself."""
+def _real_rows(rows: pd.DataFrame, run: OpenRun, state: State) -> pd.DataFrame:
+    """Real edits by both methods; the same for every chosen layer, so kept."""
+    key = ("real rows", state.keys, state.strength, state.tokens)
+    return run.memory.get(key, lambda: sweep_rows(rows))
+
+
+def _strip(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
+    """The figure does not depend on the chosen layers, which the page marks itself."""
     key = ("strip", state.keys, state.strength, state.tokens, state.measure)
-    return run.memory.get(key, lambda: _screen(tables, run, state))
+    return run.memory.get(key, lambda: _on_screen(drawing, run, state))
 
 
-def _screen(tables: Tables, run: OpenRun, state: State) -> go.Figure:
+def _on_screen(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
+    """A click or a drag across the strip chooses layers."""
     layers = Choices(run).layers
     x = replace(LAYER, title="", limits=(layers[0] - 0.5, layers[-1] + 0.5))
-    if "geometry" in tables:
-        rows = tables["geometry"]
-        panel = quantity_panel(rows, quantity_of(state.measure) or "")
-        return _strip(replace(panel, title="", x=x, y=Axis(unit_of(rows, ""))))
-    sweep, measure = tables["localization"], measure_named(state.measure)
-    real = _real_rows(run, state)
-    y = axis_of(measure, edits_of(real), "")
-    return _strip(Panel("", x, y, tuple(_elements(sweep, real, measure, state))))
-
-
-def _real_rows(run: OpenRun, state: State) -> pd.DataFrame:
-    """Real edits of the sweep, by both methods; the same at every layer, so kept."""
-    key = ("strip", state.keys, state.strength, state.tokens)
-    return run.memory.get(key, lambda: sweep_rows(sweep_rows_of(run, state, state.keys)))
-
-
-def _strip(panel: Panel) -> go.Figure:
-    """A click or a drag across the strip chooses layers."""
+    panel = replace(_panel(drawing, run, state), title="", x=x)
     figure = screen.draw(Description((panel,), columns=1))
-    look = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yref": "paper", "yanchor": "bottom"}
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yref": "paper", "yanchor": "bottom"}
     figure.update_layout(margin={"l": 64, "r": 14, "t": 26, "b": 6}, height=STRIP + 32, dragmode="select")
     figure.update_layout(meta=dict(figure.layout.meta) | {"row": STRIP, "below": 0})
     figure.update_layout(selectdirection="h", clickmode="event", hovermode="x unified")
-    figure.update_layout(legend=look | {"font": {"size": 12}})
+    figure.update_layout(legend=legend | {"font": {"size": 12}})
     figure.update_xaxes(showticklabels=False, ticks="", showgrid=False)
     return figure.update_yaxes(automargin=False, nticks=4)
 
 
-def _elements(
-    sweep: pd.DataFrame, real: pd.DataFrame, measure: Measure, state: State
-) -> list[Band | Reference | Line]:
-    rows = measured(real, measure.name, measure.prompts)
-    baseline = numbers(baseline_of(rows)["value"])[:1]
-    return [
-        *_controls(sweep, measure, state),
+def _panel(drawing: Drawing, run: OpenRun, state: State) -> Panel:
+    (rows,) = drawing.tables.values()
+    if drawing.figure == "diagnostics":
+        return replace(quantity_panel(rows, drawing.options["quantity"]), y=Axis(unit_of(rows, "")))
+    measure, real = measure_named(state.measure), _real_rows(rows, run, state)
+    own = measured(real, measure.name, measure.prompts)
+    baseline = numbers(baseline_of(own)["value"])[:1]
+    elements = (
+        *_controls(rows, measure, state.ot),
         *(Reference(float(value), BASELINE.label, mark=BASELINE) for value in baseline),
-        *(Line(mark.label, mark, curve(own)) for mark, own in marked_methods(single_layers(rows))),
-    ]
+        *(Line(mark.label, mark, curve(line)) for mark, line in marked_methods(single_layers(own))),
+    )
+    return Panel("", LAYER, axis_of(measure, extent(edits_of(real), measure), ""), elements)
 
 
 def control_range(sweep: pd.DataFrame, measure: Measure, key: str, kind: str) -> tuple[Curve, int] | None:
-    """The smallest and the largest control draw of a method by layer, and how many draws a layer has.
-
-    Args:
-        sweep: The table of `localize`.
-        measure: What was measured under the controls.
-        key: Key of the method.
-        kind: Kind of control.
-    """
+    """The smallest and the largest control draw of a method by layer, and how many draws a layer has."""
     method, k = split_key(key)
     controls = single_layers(controls_of(measured(sweep, measure.name, measure.prompts), kind))
     rows = select(controls, method=method, **({} if k is None else {"k": k}))
     if rows.empty:
         return None
     ends = rows.groupby("layer")["value"].agg(["min", "mean", "max", "size"]).reset_index()
-    found = Curve(*(numbers(ends[name]) for name in ("layer", "mean", "min", "max")))
-    return found, int(ends["size"].min())
+    return curve(ends, value="mean", band=("min", "max")), int(ends["size"].min())
 
 
-def _controls(sweep: pd.DataFrame, measure: Measure, state: State) -> list[Band]:
-    """Where edits that ignore the classes land: the range of the first edit's controls."""
-    bands = []
+def _controls(sweep: pd.DataFrame, measure: Measure, key: str) -> Iterator[Band]:
+    """Where edits that ignore the classes land: the range of a method's controls."""
     for kind, mark in CONTROLS.items():
-        limits = control_range(sweep, measure, state.ot, kind)
+        limits = control_range(sweep, measure, key, kind)
         if limits is not None:
-            drawn, draws = limits
-            bands.append(Band(kind, replace(mark, label=f"{mark.label} ({draws} draws)"), drawn))
-    return bands
+            yield Band(kind, replace(mark, label=f"{mark.label} ({limits[1]} draws)"), limits[0])
 
 
-def _paper(tables: Tables, _run: OpenRun, state: State) -> Figure:
-    quantity = quantity_of(state.measure)
-    if quantity is not None:
-        return diagnostics(tables["geometry"], quantity=quantity, style=PAPER_STYLE)
-    return localization_curve(tables["localization"], state.measure, style=PAPER_STYLE)
-
-
-def _code(run: OpenRun, state: State) -> str:
-    quantity = quantity_of(state.measure)
-    if quantity is not None:
-        imports = ("import pandas as pd", "from ot_lens import plots")
-        draw = f'figure = plots.diagnostics(geometry, quantity={quantity!r}, style="{PAPER_STYLE}")'
-        return program(run, "depth", imports, [table("geometry"), draw])
-    draw = f'figure = plots.localization_curve(localization, {state.measure!r}, style="{PAPER_STYLE}")'
-    return program(run, "depth", SWEEP_IMPORTS, [*sweep_lines(run, state, state.keys), draw])
-
-
-def reading(run: OpenRun, state: State) -> str:
-    """What the strip says at the chosen layers, in words: value, interval, n."""
-    if quantity_of(state.measure) is not None or not state.measure:
-        return ""
+def _reading(real: pd.DataFrame, state: State) -> str:
+    """What the strip says at the chosen layer, in words: value, interval, n."""
     measure = measure_named(state.measure)
-    rows = measured(_real_rows(run, state), measure.name, measure.prompts)
     texts = []
-    for mark, own in marked_methods(single_layers(rows)):
+    for mark, own in marked_methods(single_layers(measured(real, measure.name, measure.prompts))):
         here = curve(select(own, layer=state.layer))
         n = here.n if here.n is not None else here.value
         for value, low, high, count in zip(here.value, here.low, here.high, n, strict=True):
@@ -152,23 +110,12 @@ def reading(run: OpenRun, state: State) -> str:
     return f"Layer {state.layer}: {'; '.join(texts)}." if texts else ""
 
 
-def _note(run: OpenRun, state: State) -> str:
-    try:
-        said = reading(run, state)
-    except NothingToDrawError:
-        said = ""
-    return " ".join(part for part in (said, sweep_note(run, state)) if part)
-
-
 DEPTH = View(
     "depth",
     "Depth",
     "",
     ("layers", "ot", "by", "measure", "strength", "tokens"),
-    _tables,
-    _kept,
-    _paper,
-    _code,
-    _note,
+    _drawing,
+    _strip,
     depth=True,
 )

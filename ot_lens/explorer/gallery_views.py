@@ -1,20 +1,67 @@
-"""The remaining figures of the gallery, shown if a run has their tables."""
+"""Views of complete tables: every figure of the gallery that does not follow the chosen layer and edits."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
-import plotly.graph_objects as go
-from matplotlib.figure import Figure
-
-from ot_lens.errors import TableError
-from ot_lens.explorer.code import program
+from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
-from ot_lens.explorer.view import PAPER_STYLE, Tables, View
-from ot_lens.plots import GALLERY
-from ot_lens.plots.gallery import Entry, inputs
-from ot_lens.plots.screen import showing
+from ot_lens.explorer.view import Drawing, View, read
+from ot_lens.plots.gallery import GALLERY, Entry, entry_named
+from ot_lens.tables import select
 
-# These have their own views, which follow the chosen layer and edits.
+
+def gallery_view(entry: Entry) -> View:
+    """A figure as a view, with its caption as the note."""
+    return View(entry.name, entry.title, "", (), partial(_captioned, entry))
+
+
+def _captioned(entry: Entry, run: OpenRun, _state: State) -> Drawing:
+    drawing = _complete(entry.name, run)
+    return replace(drawing, note=entry.caption(*drawing.tables.values(), screen=True))
+
+
+def _complete(figure: str, run: OpenRun, _state: State | None = None) -> Drawing:
+    names = entry_named(figure).tables
+    return Drawing(figure, {name: run.table(name) for name in names}, map(read, names))
+
+
+def _spectra(run: OpenRun, state: State) -> Drawing:
+    here = select(run.table("spectra"), layer=state.layer)
+    if here.empty:
+        raise NothingToDrawError(f"The spectra table does not contain layer {state.layer}.")
+    options, note = {"layers": [state.layer]}, f"Layer {state.layer}."
+    return Drawing("covariance_spectra", {"spectra": here}, [read("spectra")], options, note)
+
+
+DISTANCES = View(
+    "distances",
+    "Distance between the classes",
+    "Squared 2-Wasserstein distance between Gaussians, and its two parts. Grey: the same under permuted "
+    "labels; only values above it count.",
+    (),
+    partial(_complete, "w2_per_layer"),
+    depth=True,
+)
+SPECTRA = View(
+    "spectra",
+    "Covariance spectra",
+    "Eigenvalues of each class at the chosen layer, with 95 % bootstrap bands.",
+    ("layers",),
+    _spectra,
+    wide=False,
+)
+COSINES = View(
+    "cosines",
+    "Refusal direction across layers",
+    "Cosine between the difference-in-means directions of two layers; bold where permuted labels do not "
+    "explain it.",
+    (),
+    partial(_complete, "direction_cosines"),
+    wide=False,
+)
+# These have views of their own, here or in the modules of the sweep and of the plane.
 ELSEWHERE = (
     "localization_curves",
     "method_intervals",
@@ -26,52 +73,5 @@ ELSEWHERE = (
 
 
 def gallery_views() -> Iterator[View]:
-    """One view for each other figure."""
-    for entry in GALLERY:
-        if entry.name not in ELSEWHERE:
-            yield _view(entry)
-
-
-def holds(view: View, run: OpenRun) -> bool:
-    """Whether a run has the tables of a gallery view."""
-    try:
-        view.tables(run, State((), "", "", ""))
-    except TableError:
-        return False
-    return True
-
-
-def _view(entry: Entry) -> View:
-    def tables(run: OpenRun, _state: State) -> Tables:
-        needed = {name: run.table(name) for name in entry.tables}
-        entry.describe(*needed.values(), **inputs(entry, run.tables)[1])
-        return needed
-
-    def screen(found: Tables, run: OpenRun, _state: State) -> go.Figure:
-        return showing(entry)(*found.values(), **inputs(entry, run.tables)[1])
-
-    def paper(found: Tables, run: OpenRun, _state: State) -> Figure:
-        return entry.draw(*found.values(), style=PAPER_STYLE, **inputs(entry, run.tables)[1])
-
-    def note(run: OpenRun, state: State) -> str:
-        return entry.caption(*tables(run, state).values(), **inputs(entry, run.tables)[1], screen=True)
-
-    def code(run: OpenRun, _state: State) -> str:
-        return _code(entry, run)
-
-    return View(entry.name, entry.title, "", (), tables, screen, paper, code, note)
-
-
-def _code(entry: Entry, run: OpenRun) -> str:
-    imports = (
-        "import pandas as pd",
-        "from ot_lens import plots",
-        "from ot_lens.plots.gallery import inputs",
-    )
-    body = (
-        'tables = {path.stem: pd.read_parquet(path) for path in (run / "tables").glob("*.parquet")}',
-        f"entry = next(entry for entry in plots.GALLERY if entry.name == {entry.name!r})",
-        "needed, options = inputs(entry, tables)",
-        f'figure = entry.draw(*needed, style="{PAPER_STYLE}", **options)',
-    )
-    return program(run, entry.name, imports, body)
+    """One view for each other figure, those registered later included."""
+    return (gallery_view(entry) for entry in GALLERY if entry.name not in ELSEWHERE)

@@ -1,17 +1,21 @@
-"""Which requests are served: small ones, to a known host name, from the page itself; and security headers.
+"""Which requests are served: small ones, to a known host name, from the page itself and of its shape.
 
 Flask's TRUSTED_HOSTS is not enough here: it knows neither IPv6 addresses nor a class of addresses such as all
-those that DNS cannot rebind.
+those that DNS cannot rebind. Dash trusts the shape of a request, so that a forged one would end in an
+unhandled error: pydantic parses the bytes first, which also bounds their nesting and refuses text that is not
+valid Unicode.
 """
 
 import ipaddress
 import socket
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from dash import Dash
 from dash.exceptions import DependencyException
 from flask import Flask, Response, abort, request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = 128 * 1024
@@ -19,6 +23,20 @@ METHODS = ("GET", "HEAD", "POST")
 UPDATE = "/_dash-update-component"
 # Scripts, styles and icons of the page; every other path shows content of a run.
 STATIC = ("/assets/", "/_dash-component-suites/", "/_favicon.ico")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# Load everything from here; plotly writes style elements and draws images from data and blob URLs.
+POLICY = (
+    "default-src 'self'; script-src 'self' {}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+Word = str | int | float | bool | None
+Value = Word | list[Word] | dict[str, Word | list[Word] | dict[str, Word]]
 
 
 def is_loopback(host: str) -> bool:
@@ -31,17 +49,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def install_guard(server: Flask, host: str, script_hashes: Sequence[str]) -> None:
-    """Check every request of a Flask application, and send security headers with every answer.
+def install_guard(app: Dash, host: str) -> None:
+    """Check every request of an application, and send security headers with every answer.
 
-    Args:
-        server: The application.
-        host: The address it is bound to. On loopback only loopback names are served; otherwise also numeric
-            addresses, which DNS cannot rebind, and this machine's name.
-        script_hashes: Content-Security-Policy hashes of the page's inline scripts.
+    On a loopback `host` only loopback names are served; otherwise also numeric addresses, which DNS cannot
+    rebind, and this machine's name.
     """
+    server: Flask = app.server
     server.config["MAX_CONTENT_LENGTH"] = MOST_BYTES
-    policy = _policy(script_hashes)
+    headers = HEADERS | {"Content-Security-Policy": POLICY.format(" ".join(app.csp_hashes()))}
 
     @server.before_request
     def check() -> None:
@@ -53,18 +69,16 @@ def install_guard(server: Flask, host: str, script_hashes: Sequence[str]) -> Non
             abort(405)
         if request.method == "POST" and not request.is_json:
             abort(415)
+        if request.method == "POST" and not _is_known(request.get_data(), app.callback_map):
+            abort(400)
 
     @server.errorhandler(DependencyException)
     def no_such_file(_error: DependencyException) -> Response:
         return Response("No such file.\n", 404, mimetype="text/plain")
 
     @server.after_request
-    def headers(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = policy
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    def secured(response: Response) -> Response:
+        response.headers.update(headers)
         if not request.path.startswith(STATIC):
             response.headers["Cache-Control"] = "no-store"
         return response
@@ -80,21 +94,6 @@ def _from_the_page() -> bool:
     if origin is not None and origin not in (f"http://{request.host}", f"https://{request.host}"):
         return False
     return site in ("none", "same-origin") or request.headers.get("Sec-Fetch-Mode") == "navigate"
-
-
-def _policy(script_hashes: Sequence[str]) -> str:
-    """Load everything from here; plotly writes style elements and draws images from data and blob URLs."""
-    parts = {
-        "default-src": "'self'",
-        "script-src": " ".join(["'self'", *script_hashes]),
-        "style-src": "'self' 'unsafe-inline'",
-        "img-src": "'self' data: blob:",
-        "object-src": "'none'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def _host_name() -> str:
@@ -119,3 +118,48 @@ def _known_host(name: str, bound: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _PatternId(_Strict):
+    """The identifier of one of several components of a type."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    type: str
+    view: str
+    run: int
+
+
+class _Property(_Strict):
+    """A property of a component, with its value if it is an input."""
+
+    id: str | _PatternId
+    property: str
+    value: Value = None
+
+
+class _Update(_Strict):
+    """A request for the outputs of one callback."""
+
+    output: str
+    outputs: list[_Property]
+    inputs: list[_Property]
+    changed: list[str] = Field(alias="changedPropIds")
+    state: list[_Property] = Field(default=[], max_length=0)
+
+
+def _is_known(body: bytes, callbacks: Mapping[str, Any]) -> bool:
+    """Whether a body is JSON that calls one of the server's callbacks with its inputs and outputs."""
+    try:
+        update = _Update.model_validate_json(body)
+    except ValidationError:
+        return False
+    known = callbacks.get(update.output, {})
+    if "callback" not in known:
+        return False
+    outputs = [output.component_property for output in known["output"]]
+    inputs = [given["property"] for given in known["inputs"]]
+    return [p.property for p in update.outputs] == outputs and [p.property for p in update.inputs] == inputs

@@ -5,12 +5,13 @@ from typing import Any
 
 from dash import dcc, html
 
+from ot_lens.explorer.facts import facts
 from ot_lens.explorer.live import LiveModel
 from ot_lens.explorer.live_page import attributes
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.view import View
-from ot_lens.explorer.views import VIEWS, views_of
+from ot_lens.explorer.views import views_of
 
 STORES = ("started", "heard", "ask-tokens", "ask-answers", "told-tokens", "told-answers", "noted")
 GRAPH: Any = {
@@ -20,21 +21,27 @@ GRAPH: Any = {
     "doubleClick": "reset",
     "showTips": False,
 }
+HELP = (
+    "Choose layers by clicking or dragging on the strip, or with the arrow keys in the row of layers (Shift "
+    "extends the selection, Home and End jump to the ends). Every figure is drawn from the tables of the "
+    "run; intervals are 95 %."
+)
 
 
-def page(choices: Sequence[Choices], facts: dict[str, Any], live: LiveModel | None) -> Any:
+def page(choices: Sequence[Choices], live: LiveModel | None) -> Any:
     """The complete page."""
     runs = [c.run for c in choices]
-    cards = [_card(view, runs) for view in views_of(runs) if view.name != "depth"]
+    depth, *others = views_of(runs)
+    cards = [_card(view, runs) for view in others]
     return html.Div(
         [
             html.A("Skip to the views", href="#views", className="skip"),
             _header(runs),
             *_warnings(choices),
-            _controls(runs),
+            _controls(depth, runs),
             html.Main([*cards[:1], _live_card(runs[0], live), *cards[1:]], id="views", tabIndex="-1"),
-            _footer(),
-            dcc.Store(id="facts", data=facts),
+            html.Footer([HELP]),
+            dcc.Store(id="facts", data=facts(choices, live)),
             dcc.Store(id="look", data={}),
             *(dcc.Store(id=name) for name in STORES),
         ],
@@ -43,31 +50,23 @@ def page(choices: Sequence[Choices], facts: dict[str, Any], live: LiveModel | No
 
 
 def _header(runs: Sequence[OpenRun]) -> Any:
-    return html.Header(
-        [
-            html.Div(
-                [
-                    html.H1(["ot_lens ", html.Span("explorer")]),
-                    html.P([part for run in runs for part in _title(run)], className="runs"),
-                ]
-            ),
-            html.Div(id="tools", className="tools"),
-        ],
-        className="top",
+    names = html.Div(
+        [html.H1(["ot_lens ", html.Span("explorer")]), html.P([*map(_title, runs)], className="runs")]
     )
+    return html.Header([names, html.Div(id="tools", className="tools")], className="top")
 
 
-def _title(run: OpenRun) -> list[Any]:
+def _title(run: OpenRun) -> Any:
     manifest = run.manifest
     model, prompts = manifest.get("model") or {}, manifest.get("prompts") or {}
     counts = (prompts.get("counts") or {}).get("test") or {}
-    facts = [str(model.get("name", "unknown model"))]
+    about = [str(model.get("name", "unknown model"))]
     if "n_layers" in model:
-        facts.append(f"{model['n_layers']} layers, width {model.get('d_model', '?')}")
+        about.append(f"{model['n_layers']} layers, width {model.get('d_model', '?')}")
     if counts:
-        facts.append(" + ".join(f"{n} {label}" for label, n in counts.items()) + " held-out prompts")
-    facts.append(f"seed {(manifest.get('config') or {}).get('seed', '?')}")
-    return [html.Span([html.Strong(run.name), " ", " · ".join(facts)], className="run-title")]
+        about.append(" + ".join(f"{n} {label}" for label, n in counts.items()) + " held-out prompts")
+    about.append(f"seed {(manifest.get('config') or {}).get('seed', '?')}")
+    return html.Span([html.Strong(run.name), " ", " · ".join(about)], className="run-title")
 
 
 def _warnings(choices: Sequence[Choices]) -> list[Any]:
@@ -81,104 +80,86 @@ def _warnings(choices: Sequence[Choices]) -> list[Any]:
     return [html.P(text, className="warning", role="status") for text in warnings]
 
 
-def _controls(runs: Sequence[OpenRun]) -> Any:
+def _controls(depth: View, runs: Sequence[OpenRun]) -> Any:
     """The strip along the depth, the layers below it, and the edits to compare."""
-    strips = [_run_figure(VIEWS["depth"], number, run, len(runs)) for number, run in enumerate(runs)]
     return html.Section(
         [
             html.H2("Depth", className="visually-hidden"),
-            html.Div(strips, className="strips"),
-            _more(VIEWS["depth"], runs),
+            html.Div(_figures(depth, runs), className="strips"),
+            _more(depth, runs),
             html.Div([html.Div(id="ruler-box"), html.Div(id="choosers", className="choosers")], id="desk"),
         ],
         id="view-depth",
         className="depth",
-        **attributes({"aria-label": "Depth: choose layers and edits"}),
+        **attributes(aria_label="Depth: choose layers and edits"),
     )
 
 
 def _card(view: View, runs: Sequence[OpenRun]) -> Any:
-    width = "wide" if view.wide or len(runs) > 1 else "half"
-    extra = [html.Div(id="plane-reader", className="reader")] if view.name == "plane" else []
+    reader = html.Div(id="plane-reader", className="reader") if view.name == "plane" else None
+    arranged = "rows" if view.wide else "beside"
     return html.Section(
         [
             html.H2(view.title),
             html.P(view.lead, className="lead") if view.lead else None,
-            html.Div(
-                [_run_figure(view, number, run, len(runs)) for number, run in enumerate(runs)],
-                className=f"figures of-{len(runs)} {'rows' if view.wide else 'beside'}",
-            ),
-            *extra,
+            html.Div(_figures(view, runs), className=f"figures of-{len(runs)} {arranged}"),
+            reader,
             _more(view, runs),
         ],
         id=f"view-{view.name}",
-        className=f"card {width}",
+        className=f"card {'wide' if view.wide or len(runs) > 1 else 'half'}",
     )
 
 
-def _run_figure(view: View, number: int, run: OpenRun, count: int) -> Any:
+def _figures(view: View, runs: Sequence[OpenRun]) -> list[Any]:
+    return [_figure(view, number, run, named=len(runs) > 1) for number, run in enumerate(runs)]
+
+
+def _figure(view: View, number: int, run: OpenRun, *, named: bool) -> Any:
     component = {"view": view.name, "run": number}
     return html.Div(
         [
-            html.H3(run.name) if count > 1 else None,
+            html.H3(run.name) if named else None,
             html.P(id={"type": "missing", **component}, className="missing", hidden=True),
             html.Div(
                 dcc.Graph(id={"type": "graph", **component}, config=GRAPH, responsive=True),
                 className="plot",
                 role="img",
                 **attributes(
-                    {"aria-label": f"Figure: {view.title}, {run.name}; its numbers are in the CSV file."}
+                    aria_label=f"Figure: {view.title}, {run.name}; its numbers are in the CSV file."
                 ),
             ),
-            html.P(id={"type": "note", **component}, className="note", **attributes({"aria-live": "polite"})),
+            html.P(id={"type": "note", **component}, className="note", **attributes(aria_live="polite")),
             dcc.Store(id={"type": "state", **component}),
             dcc.Store(id={"type": "drawn", **component}),
         ],
         className="of-run",
-        **attributes({"data-view": view.name, "data-run": str(number)}),
+        **attributes(data_view=view.name, data_run=str(number)),
     )
 
 
 def _more(view: View, runs: Sequence[OpenRun]) -> Any:
     """Link, data, figure files and Python code of a view; the page's script keeps the hrefs up to date."""
-    return html.Div(
-        [
-            html.A(
-                "Link",
-                href=f"#view-{view.name}",
-                className="permalink",
-                **attributes({"data-view": view.name}),
-            ),
-            *(_files(view, number, run, len(runs)) for number, run in enumerate(runs)),
-        ],
-        className="more",
-    )
+    link = html.A("Link", href=f"#view-{view.name}", className="permalink", **attributes(data_view=view.name))
+    files = [_files(view, number, run, named=len(runs) > 1) for number, run in enumerate(runs)]
+    return html.Div([link, *files], className="more")
 
 
-def _files(view: View, number: int, run: OpenRun, count: int) -> Any:
+def _files(view: View, number: int, run: OpenRun, *, named: bool) -> Any:
     links = [
         html.A(
             suffix.upper(),
             href=f"/export/{number}/{view.name}.{suffix}",
             className="export",
-            **attributes({"aria-label": f"{view.title}: {suffix.upper()} of {run.name}", "data-export": "1"}),
+            **attributes(aria_label=f"{view.title}: {suffix.upper()} of {run.name}", data_export="1"),
         )
         for suffix in ("csv", "png", "svg")
     ]
-    code = html.Details(
-        [
-            html.Summary("Python"),
-            html.Div(
-                [
-                    html.Button("Copy", type="button", className="copy", **attributes({"data-copy": "1"})),
-                    html.Pre(html.Code(id={"type": "code", "view": view.name, "run": number}), tabIndex="0"),
-                ],
-                className="code",
-            ),
-        ]
-    )
+    copy = html.Button("Copy", type="button", className="copy", **attributes(data_copy="1"))
+    code = html.Pre(html.Code(id={"type": "code", "view": view.name, "run": number}), tabIndex="0")
+    python = html.Details([html.Summary("Python"), html.Div([copy, code], className="code")])
     return html.Div(
-        [html.Span(run.name, className="of") if count > 1 else None, *links, code], className="files"
+        [html.Span(run.name, className="of") if named else None, *links, python], className="files"
     )
 
 
@@ -193,19 +174,9 @@ def _live_card(run: OpenRun, live: LiveModel | None) -> Any:
             html.H2("Live"),
             html.P(lead, className="lead"),
             html.Div(id="live-form"),
-            html.Div(id="live-tokens", **attributes({"aria-live": "polite"})),
-            html.Div(id="live-answers", **attributes({"aria-live": "polite"})),
+            html.Div(id="live-tokens", **attributes(aria_live="polite")),
+            html.Div(id="live-answers", **attributes(aria_live="polite")),
         ],
         id="view-live",
         className="card wide live",
-    )
-
-
-def _footer() -> Any:
-    return html.Footer(
-        [
-            "Choose layers by clicking or dragging on the strip, or with the arrow keys in the row of layers "
-            "(Shift extends the selection, Home and End jump to the ends). Every figure is drawn from the "
-            "tables of the run; intervals are 95 %."
-        ]
     )

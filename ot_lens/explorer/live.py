@@ -1,7 +1,8 @@
 """One prompt under two edits and without: next token, refusal score and answer, none of them stored."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +21,12 @@ from ot_lens.behaviour import (
     score_from_logprobs,
 )
 from ot_lens.errors import ModelError, PromptError
-from ot_lens.explorer.runs import OpenRun, split_key
+from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
 from ot_lens.generation import Completion, complete
-from ot_lens.interventions import Edits, everywhere, intervene
+from ot_lens.interventions import Edits, intervene
+from ot_lens.localization.candidates import edits_at
 from ot_lens.models import backend, encode, load_model
-from ot_lens.transport import method_named
 
 MOST_CHARACTERS = 2000
 MOST_PROMPT_TOKENS = 512
@@ -92,10 +93,8 @@ class LiveModel:
         """The stored maps of a method at the chosen layers; RFA takes one layer's direction everywhere."""
         if key == UNEDITED or not state.layers:
             return {}
-        if method_named(split_key(key)[0]).everywhere:
-            edit = self.run.map(key, state.layers[0]).at(state.strength)
-            return everywhere(edit, range(backend(self.model).n_layers))
-        return {layer: self.run.map(key, layer).at(state.strength) for layer in state.layers}
+        maps = {layer: self.run.map(key, layer).at(state.strength) for layer in state.layers}
+        return edits_at(self.run.map_folders[key][0], maps, state.layers, backend(self.model).n_layers)
 
     @property
     def hook(self) -> str:
@@ -121,9 +120,7 @@ class LiveModel:
         probabilities = rows[:, ids].exp().tolist()
         scores = score_from_logprobs(rows, self._refusal).tolist() if self._refusal else [None] * len(rows)
         kl = [float(kl_divergence(rows[:1], row[None])) for row in rows]
-        results = [
-            NextToken(tuple(p), score, k) for p, score, k in zip(probabilities, scores, kl, strict=True)
-        ]
+        results = [*map(NextToken, map(tuple, probabilities), scores, kl)]
         return [self._token(i) for i in ids], [i in self._refusal for i in ids], results
 
     def answers(self, prompt: str, state: State) -> list[Answer]:
@@ -137,15 +134,20 @@ class LiveModel:
         return [self.edits(key, state) for key in (UNEDITED, state.ot, state.by)]
 
     def _logprobs(self, prompt: str, edits: Edits, state: State) -> Float64[Tensor, "1 d_vocab"]:
-        model = self.model
-        with self._lock, intervene(model, edits, state.tokens, hook=self.hook):
+        with self._edited(edits, state) as model:
             return next_token_logprobs(model, [prompt])
 
     def _complete(self, prompt: str, edits: Edits, state: State) -> Completion:
-        model, config = self.model, self.run.config
-        budget = min(config.max_new_tokens if config is not None else MOST_NEW_TOKENS, MOST_NEW_TOKENS)
+        asked = self.run.config.max_new_tokens if self.run.config is not None else MOST_NEW_TOKENS
+        with self._edited(edits, state) as model:
+            return complete(model, [prompt], max_new_tokens=min(asked, MOST_NEW_TOKENS))[0]
+
+    @contextmanager
+    def _edited(self, edits: Edits, state: State) -> Iterator[Any]:
+        """The model with some edits, for one request alone."""
+        model = self.model
         with self._lock, intervene(model, edits, state.tokens, hook=self.hook):
-            return complete(model, [prompt], max_new_tokens=budget)[0]
+            yield model
 
     @cached_property
     def _refusal(self) -> tuple[int, ...]:
@@ -179,6 +181,6 @@ def live_model(run: OpenRun, requested: str | None) -> LiveModel | None:
     return LiveModel(run, name) if requested or embedded else None
 
 
-def examples(run: OpenRun, most: int = 3) -> Sequence[str]:
+def examples(run: OpenRun, most: int = 3) -> list[str]:
     """A few harmful prompts of the run as examples."""
     return run.texts.get("harmful", [])[:most]

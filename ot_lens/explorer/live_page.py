@@ -13,12 +13,12 @@ from ot_lens.plots.style import BASELINE, Mark
 from ot_lens.report.numbers import cell
 
 
-def attributes(named: dict[str, str]) -> dict[str, Any]:
+def attributes(**named: str) -> dict[str, Any]:
     """Attributes with hyphens in their names (`aria-`, `data-`) as keyword arguments of a component."""
-    return dict(named)
+    return {name.replace("_", "-"): value for name, value in named.items()}
 
 
-def column_marks(state: State) -> list[Mark]:
+def _marks(state: State) -> list[Mark]:
     """The marks of the unedited model and of both edits."""
     return [BASELINE, *(method_mark(*split_key(key)) for key in (state.ot, state.by))]
 
@@ -26,39 +26,30 @@ def column_marks(state: State) -> list[Mark]:
 def token_table(live: LiveModel, prompt: str, state: State) -> Any:
     """Next-token probabilities, refusal score and KL, one column per edit."""
     tokens, refusing, columns = live.next_tokens(prompt, state)
-    marks = column_marks(state)
-    rows = [
-        html.Tr(
-            [
-                html.Th(
-                    [html.Code(token), html.Small("refusal") if refusal else None],
-                    scope="row",
-                )
-            ]
-            + [_bar(column.probabilities[i], mark) for column, mark in zip(columns, marks, strict=True)]
-        )
-        for i, (token, refusal) in enumerate(zip(tokens, refusing, strict=True))
+    marks = _marks(state)
+    rows = []
+    for i, (token, refusal) in enumerate(zip(tokens, refusing, strict=True)):
+        head = html.Th([html.Code(token), html.Small("refusal") if refusal else None], scope="row")
+        shares = [column.probabilities[i] for column in columns]
+        rows.append(html.Tr([head, *map(_bar, shares, marks)]))
+    names = [html.Th(_swatch(mark), scope="col") for mark in marks]
+    numbers = [
+        _numbers("refusal score (nats)", [column.score for column in columns]),
+        _numbers("KL from unedited (nats)", [column.kl for column in columns]),
     ]
-    return html.Div(
-        html.Table(
-            [
-                html.Caption("Next token, at the end of the prompt"),
-                html.Thead(html.Tr([html.Th("token", scope="col"), *map(_head, marks)])),
-                html.Tbody(rows),
-                html.Tfoot(
-                    [
-                        _numbers("refusal score (nats)", [column.score for column in columns]),
-                        _numbers("KL from unedited (nats)", [column.kl for column in columns]),
-                    ]
-                ),
-            ]
-        ),
-        className="scroll",
+    table = html.Table(
+        [
+            html.Caption("Next token, at the end of the prompt"),
+            html.Thead(html.Tr([html.Th("token", scope="col"), *names])),
+            html.Tbody(rows),
+            html.Tfoot(numbers),
+        ]
     )
+    return html.Div(table, className="scroll")
 
 
-def _head(mark: Mark) -> Any:
-    return html.Th([html.Span(className="swatch", style={"background": mark.color}), mark.label], scope="col")
+def _swatch(mark: Mark) -> list[Any]:
+    return [html.Span(className="swatch", style={"background": mark.color}), mark.label]
 
 
 def _bar(share: float, mark: Mark) -> Any:
@@ -69,27 +60,23 @@ def _bar(share: float, mark: Mark) -> Any:
 
 def _numbers(name: str, values: Sequence[float | None]) -> Any:
     texts = [cell(float("nan") if value is None else value).text for value in values]
-    return html.Tr([html.Th(name, scope="row"), *(html.Td(text) for text in texts)])
+    return html.Tr([html.Th(name, scope="row"), *map(html.Td, texts)])
 
 
 def answer_cards(live: LiveModel, prompt: str, state: State) -> Any:
     """The answers side by side."""
-    answers = live.answers(prompt, state)
-    return html.Div(
-        [_answer(answer, mark) for answer, mark in zip(answers, column_marks(state), strict=True)],
-        className="answers",
-    )
+    return html.Div([*map(_answer, live.answers(prompt, state), _marks(state))], className="answers")
 
 
 def _answer(answer: Answer, mark: Mark) -> Any:
     verdict = "refuses" if answer.refuses else "no refusal phrase"
     return html.Article(
         [
-            html.H3([html.Span(className="swatch", style={"background": mark.color}), mark.label]),
+            html.H3(_swatch(mark)),
             html.Blockquote(answer.text or "(an empty answer)"),
             html.P(verdict + ("; cut off at the token budget" if answer.truncated else ""), className="said"),
         ],
-        **attributes({"data-refuses": str(answer.refuses).lower()}),
+        **attributes(data_refuses=str(answer.refuses).lower()),
     )
 
 

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError, TableError
 from ot_lens.localization import MethodSpec, as_methods
-from ot_lens.prompts import CLASSES, load_prompts
+from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, map_folder, parse_config
 from ot_lens.transport import AffineMap
 
@@ -41,21 +41,11 @@ class Memory:
 class OpenRun:
     """A run folder that pages are served from. It is only read, and only files with fixed names.
 
-    Attributes:
-        path: The folder.
-        name: Its name, for headings.
-        manifest: Model, prompts, configuration and versions.
-        tables: Every table that can be read.
-        faults: Why a table or the maps of a method cannot be read, by name.
-        memory: Views and maps made so far.
+    `tables` holds every table that can be read, `faults` why another table or the maps of a method cannot.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
-        """Open a run.
-
-        Raises:
-            RunFolderError: If the folder holds no run.
-        """
+        """Open a run; a RunFolderError says that the folder holds none."""
         self._folder = RunFolder.open(Path(path))
         self.path = self._folder.path.resolve()
         self.name = name or self.path.name
@@ -75,11 +65,7 @@ class OpenRun:
         return self._folder.finished
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table by name.
-
-        Raises:
-            TableError: If the run has no such table, or it is damaged.
-        """
+        """A table by name; a TableError says that the run has none, or that it is damaged."""
         if name not in self.tables:
             raise TableError(self.faults.get(name, f"This run has no table {name!r}."))
         return self.tables[name]
@@ -100,30 +86,25 @@ class OpenRun:
     @cached_property
     def map_folders(self) -> dict[str, tuple[MethodSpec, str]]:
         """Methods with readable maps: key (see `method_key`) -> (method, folder under maps/)."""
-        found = {}
-        for method in self._methods():
-            files = sorted((self.path / "maps" / map_folder(method)).glob("layer-*.safetensors"))
+        try:
+            methods = as_methods(self.config.method_entries) if self.config is not None else []
+        except FitError:
+            return {}
+        readable = {}
+        for method in methods:
+            folder = map_folder(method)
+            files = sorted((self.path / "maps" / folder).glob("layer-*.safetensors"))
             try:
                 k = method.k([AffineMap.load(path) for path in files[:1]])
             except OtLensError as error:
-                self.faults[map_folder(method)] = str(error)
+                self.faults[folder] = str(error)
                 continue
             if files:
-                found[method_key(method.name, k)] = (method, map_folder(method))
-        return found
-
-    def _methods(self) -> list[MethodSpec]:
-        try:
-            return as_methods(self.config.method_entries) if self.config is not None else []
-        except FitError:
-            return []
+                readable[method_key(method.name, k)] = (method, folder)
+        return readable
 
     def map_path(self, key: str, layer: int) -> Path:
-        """The file of a method's map at a layer.
-
-        Raises:
-            RunFolderError: If the run holds no such map.
-        """
+        """The file of a method's map at a layer; a RunFolderError says that the run holds none."""
         if key in self.map_folders:
             path = self.path / "maps" / self.map_folders[key][1] / f"layer-{layer:03d}.safetensors"
             if path.is_file():
@@ -150,13 +131,14 @@ class OpenRun:
         if config is None:
             return {}
         try:
-            prompts, root = config.prompts, config.prompts_root
-            contrast = load_prompts(prompts, seed=config.seed, sample=config.sample, root=root).test
+            contrast = load_prompts(
+                config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root
+            ).test
         except OtLensError:
             return {}
         if contrast.sha256 != known.get(SPLIT):
             return {}
-        return {label: [prompt.text for prompt in getattr(contrast, label)] for label in CLASSES}
+        return {label: [prompt.text for prompt in prompts] for label, prompts in contrast}
 
 
 def method_key(method: str, k: Any = None) -> str:

@@ -1,23 +1,92 @@
-"""A view: tables of a run at a state, a figure for the screen, one for paper, and the code that makes it."""
+"""A view: what it shows of a run at a state of the page, on screen, on paper, as CSV, and as Python code."""
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 
+from ot_lens import plots
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
-from ot_lens.plots import styled
+from ot_lens.plots.gallery import GALLERY, entry_named
+from ot_lens.plots.screen import showing
 
-Tables = Mapping[str, pd.DataFrame]
 PAPER_STYLE = "wide"
+BUILT_IN = {
+    "localization_curve",
+    *(entry.name for entry in GALLERY if entry.describe.__module__.startswith("ot_lens.plots.")),
+}
+# What the code of a figure may need, and the line that imports it.
+IMPORTS = {
+    "pd.": "import pandas as pd",
+    "otl.": "import ot_lens as otl",
+    "plots.": "from ot_lens import plots",
+    "entry_named(": "from ot_lens.plots.gallery import entry_named",
+    "select(": "from ot_lens.tables import select",
+    "with_baseline(": "from ot_lens.tables import with_baseline",
+}
 # matplotlib's settings are shared by all threads.
 _DRAWING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of some tables.
+
+    Attributes:
+        figure: Name of a function of `ot_lens.plots`, or of a registered figure.
+        tables: Its tables by their names in the code; the first one is in the CSV file.
+        code: Python lines that read them from the run folder; content of a run is in them only as literals.
+        options: Options of the figure.
+        note: What the reader should know about this state; may be empty.
+    """
+
+    figure: str
+    tables: Mapping[str, pd.DataFrame]
+    code: Iterable[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def program(self, run: OpenRun, name: str) -> str:
+        """Python code that draws the figure on paper and saves it under a name."""
+        arguments = [*self.tables, *(f"{key}={value!r}" for key, value in self.options.items())]
+        function = f"plots.{self.figure}" if self.figure in BUILT_IN else f"entry_named({self.figure!r}).draw"
+        body = [
+            *self.code,
+            f'figure = {function}({", ".join(arguments)}, style="{PAPER_STYLE}")',
+            f'plots.save(figure, Path("{name}"), ["png", "svg"], style="{PAPER_STYLE}")',
+        ]
+        imports = [line for word, line in IMPORTS.items() if word in "\n".join(body)]
+        head = ["from pathlib import Path", "", *imports, "", f"run = Path({str(run.path)!r})"]
+        return "\n".join([*head, *body]) + "\n"
+
+    def csv(self) -> str:
+        """The rows of the first table."""
+        return str(next(iter(self.tables.values())).to_csv(index=False))
+
+    def image(self, suffix: str) -> bytes:
+        """The figure on paper as PNG or SVG, without a time stamp: the same state gives the same bytes."""
+        draw = getattr(plots, self.figure) if self.figure in BUILT_IN else entry_named(self.figure).draw
+        buffer = BytesIO()
+        with _DRAWING:
+            figure = draw(*self.tables.values(), **self.options, style=PAPER_STYLE)
+            with plots.styled(PAPER_STYLE):
+                figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
+        return buffer.getvalue()
+
+
+def read(table: str) -> str:
+    """The line that reads a table from the run folder."""
+    return f'{table} = pd.read_parquet(run / "tables" / "{table}.parquet")'
+
+
+def on_screen(drawing: Drawing, _run: OpenRun, _state: State) -> go.Figure:
+    """The figure as the gallery shows it."""
+    return showing(entry_named(drawing.figure))(*drawing.tables.values(), **drawing.options)
 
 
 @dataclass(frozen=True)
@@ -29,11 +98,8 @@ class View:
         title: Heading.
         lead: What the view shows, in a sentence or two.
         fields: Names of the state's fields that it depends on.
-        tables: The rows it shows; the first table goes into the CSV file.
-        screen: The figure for the screen.
-        paper: The figure for paper, from the same tables.
-        code: Python code that makes the paper figure from the run folder.
-        note: What the reader should know about this state; may be empty.
+        drawing: What it shows of a run at a state.
+        screen: The figure on screen.
         depth: Whether its x axes are layers, so that the chosen ones are marked.
         wide: Whether it takes the full width of the page.
     """
@@ -42,30 +108,11 @@ class View:
     title: str
     lead: str
     fields: tuple[str, ...]
-    tables: Callable[[OpenRun, State], Tables]
-    screen: Callable[[Tables, OpenRun, State], go.Figure]
-    paper: Callable[[Tables, OpenRun, State], Figure]
-    code: Callable[[OpenRun, State], str]
-    note: Callable[[OpenRun, State], str]
+    drawing: Callable[[OpenRun, State], Drawing]
+    screen: Callable[[Drawing, OpenRun, State], go.Figure] = on_screen
     depth: bool = False
     wide: bool = True
 
     def key(self, state: State) -> tuple[Any, ...]:
         """A key shared by all states that look the same in this view."""
         return (self.name, *(getattr(state, name) for name in self.fields))
-
-
-def csv_text(view: View, run: OpenRun, state: State) -> str:
-    """The rows of a view as CSV."""
-    return str(next(iter(view.tables(run, state).values())).to_csv(index=False))
-
-
-def image(view: View, run: OpenRun, state: State, suffix: str) -> bytes:
-    """The paper figure of a view as PNG or SVG, without a time stamp: the same state gives the same bytes."""
-    tables = view.tables(run, state)
-    buffer = BytesIO()
-    with _DRAWING:
-        figure = view.paper(tables, run, state)
-        with styled(PAPER_STYLE):
-            figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
-    return buffer.getvalue()

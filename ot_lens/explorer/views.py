@@ -1,43 +1,43 @@
 """All views of the page by name, and the content that goes to the browser."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import OtLensError, TableError
 from ot_lens.explorer.depth_view import DEPTH
-from ot_lens.explorer.gallery_views import gallery_views, holds
-from ot_lens.explorer.geometry_views import COSINES, DISTANCES, SPECTRA
+from ot_lens.explorer.gallery_views import COSINES, DISTANCES, SPECTRA, gallery_views
 from ot_lens.explorer.plane_view import PLANE
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices, State
-from ot_lens.explorer.sweep_views import LOCALISATION, METHODS
+from ot_lens.explorer.sweep_views import LOCALIZATION, METHODS
 from ot_lens.explorer.view import View
+from ot_lens.plots.gallery import entry_named
+from ot_lens.plots.rows import going_together
 from ot_lens.plots.screen import stacked
 
-OWN = (DEPTH, PLANE, LOCALISATION, METHODS, DISTANCES, SPECTRA, COSINES)
+OWN = (DEPTH, PLANE, LOCALIZATION, METHODS, DISTANCES, SPECTRA, COSINES)
 
 
-class _Views(Mapping[str, View]):
+def views() -> dict[str, View]:
     """All views by name, those of figures registered later included."""
-
-    def __getitem__(self, name: str) -> View:
-        return {view.name: view for view in (*OWN, *gallery_views())}[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (view.name for view in (*OWN, *gallery_views()))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-VIEWS = _Views()
+    return {view.name: view for view in (*OWN, *gallery_views())}
 
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
     """The views of a page: the explorer's own, and figures of the gallery for which a run has tables."""
-    return [view for view in VIEWS.values() if view in OWN or any(holds(view, run) for run in runs)]
+    return [view for view in views().values() if view in OWN or any(_holds(run, view) for run in runs)]
+
+
+def _holds(run: OpenRun, view: View) -> bool:
+    try:
+        with going_together(view.name):
+            tables = view.drawing(run, State((), "", "", "")).tables
+            entry_named(view.name).describe(*tables.values())
+    except TableError:
+        return False
+    return True
 
 
 def warm(runs: Sequence[OpenRun]) -> None:
@@ -66,9 +66,10 @@ def content(view: View, run: OpenRun, state: State) -> Content:
 
 def _made(view: View, run: OpenRun, state: State) -> Content:
     try:
-        tables = view.tables(run, state)
-        figure = view.screen(tables, run, state)
+        with going_together(view.name):
+            drawing = view.drawing(run, state)
+            figure = view.screen(drawing, run, state)
     except OtLensError as error:
         return Content(None, str(error), "", "")
     drawn = {"figure": json.loads(figure.to_json()), "narrow": stacked(figure), "depth": view.depth}
-    return Content(drawn, "", view.note(run, state), view.code(run, state))
+    return Content(drawn, "", drawing.note, drawing.program(run, view.name))

@@ -9,8 +9,7 @@ import pytest
 
 from ot_lens import cli
 from ot_lens.errors import ExplorerError
-from ot_lens.explorer.app import build_app
-from ot_lens.explorer.exports import TYPES
+from ot_lens.explorer.app import TYPES, build_app
 from ot_lens.explorer.guard import MOST_BYTES, UPDATE
 from ot_lens.explorer.live import live_model
 from ot_lens.explorer.start import make_server
