@@ -71,12 +71,12 @@ def test_a_folder_returns_results_to_the_bit(folder):
     edit = AffineMap(drawn[:, ::2], drawn[:, 1::2], drawn[:, 0] / 3).labelled(layer=2, ridge=1 / 3)
     table = pd.DataFrame({"layer": [1, 2], "value": [0.1, 1 / 3]})
     for name, result in {"map": edit, "truths": [True, False], "table": table}.items():
-        cache.write(name, result)
-    assert all(torch.equal(getattr(cache.read("map"), a), getattr(edit, a)) for a in ("U", "V", "bias"))
-    assert cache.read("map").info == edit.info
-    assert [value is True for value in cache.read("truths")] == [True, False]
-    pd.testing.assert_frame_equal(cache.read("table"), table, check_exact=True)
-    assert not cache.has("another")
+        cache[name] = result
+    assert all(torch.equal(getattr(cache["map"], a), getattr(edit, a)) for a in ("U", "V", "bias"))
+    assert cache["map"].info == edit.info
+    assert [value is True for value in cache["truths"]] == [True, False]
+    pd.testing.assert_frame_equal(cache["table"], table, check_exact=True)
+    assert "another" not in cache
 
 
 @pytest.fixture(scope="module")

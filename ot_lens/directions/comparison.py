@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
@@ -14,10 +15,8 @@ from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
 from ot_lens.statistics.resampling import ResamplingPlan
 
-COLUMNS = (
-    "layer_a", "layer_b", "position", "cosine", "n", "low", "high", "null_mean", "null_low", "null_high",
-)  # fmt: skip
-UNKNOWN = dict.fromkeys(("low", "high", "null_mean", "null_low", "null_high"), float("nan"))
+BANDS = ("low", "high", "null_mean", "null_low", "null_high")
+COLUMNS = ("layer_a", "layer_b", "position", "cosine", "n", *BANDS)
 # A published difference in means this much shorter than the longest is rounding: all prompts share the tokens
 # up to that position, so there is no direction.
 ROUNDING = 1e-10
@@ -62,7 +61,12 @@ def compare_directions(
     else:
         B = _directions_of(run if other is None else other, theirs)
         _check_widths(A, B.shape[1])
-        rows = _with_directions(A, _unit(B))
+        cosines = (A @ _unit(B).T).clamp(-1, 1)
+        rows = [
+            {"layer_a": a, "layer_b": b, "cosine": cosine, "n": None, **dict.fromkeys(BANDS, np.nan)}
+            for a, row in enumerate(cosines.tolist())
+            for b, cosine in enumerate(row)
+        ]
     label = own if theirs == own else f"{own} and {theirs}"
     table = pd.DataFrame([{**row, "position": label} for row in rows], columns=list(COLUMNS))
     return table.sort_values(["layer_a", "layer_b"], ignore_index=True).astype({"n": "Int64"})
@@ -89,15 +93,6 @@ def _check_widths(A: Tensor, width: int) -> None:
         raise ActivationError(
             f"The run's directions have width {A.shape[1]}, the others {width}: the models differ."
         )
-
-
-def _with_directions(A: Float64[Tensor, "a d"], B: Float64[Tensor, "b d"]) -> list[dict[str, Any]]:
-    cosines = (A @ B.T).clamp(-1, 1)
-    return [
-        {"layer_a": a, "layer_b": b, "cosine": float(cosines[a, b]), "n": None, **UNKNOWN}
-        for a in range(len(A))
-        for b in range(len(B))
-    ]
 
 
 def _with_samples(

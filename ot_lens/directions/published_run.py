@@ -157,11 +157,12 @@ def read_refusal_direction_run(folder: str | Path) -> RefusalDirectionRun:
             f"{folder}: {MEAN_DIFFS} has width {mean_diffs.shape[2]}, {DIRECTION} {len(direction)}: "
             "the files are from two runs."
         )
+    selected = _validated(path / SELECTED, _Selected)
     run = RefusalDirectionRun(
         folder=path,
         mean_diffs=mean_diffs,
         direction=direction,
-        selected=_selected(path / SELECTED),
+        selected=None if selected is None else (selected.pos, selected.layer),
         scores=_scores(path / SCORES),
         filtered=_scores(path / FILTERED),
         losses=_losses(path),
@@ -214,11 +215,6 @@ def _validated(path: Path, kind: Any) -> Any:
     except ValidationError as error:
         field, message = first_fault(error)
         raise RunFolderError(f"{path}: {field or 'the file'}: {message}. Fetch the file again.") from error
-
-
-def _selected(path: Path) -> tuple[int, int] | None:
-    selected = _validated(path, _Selected)
-    return None if selected is None else (selected.pos, selected.layer)
 
 
 def _scores(path: Path) -> pd.DataFrame | None:

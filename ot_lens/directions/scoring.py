@@ -158,12 +158,8 @@ class _Scorer:
         if bool(torch.isfinite(r).all()):
             scores |= self._ablated(r, layer) | self._added(r, layer)
         row: dict[str, Any] = {"position": position, "layer": layer}
-        for name, estimate in scores.items():
-            row |= {
-                f"{name}_score": estimate.value,
-                f"{name}_low": estimate.low,
-                f"{name}_high": estimate.high,
-            }
+        for name, found in scores.items():
+            row |= {f"{name}_score": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         sizes = {f"n_{label}": len(group) for label, group in self._prompts}
         return {**row, **sizes, **self._baselines, "direction_norm": float(r.norm()), "seed": self._seed}
 

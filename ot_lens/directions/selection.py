@@ -1,8 +1,7 @@
 """Choosing among scored directions: filters, ranking, and the reason in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,21 +87,28 @@ def select_direction(
             lacks.
     """
     table = _checked(scores, n_layers)
-    table["dropped"], steps = "", []
-    for rule, drops in _filters(table, n_layers, kl_threshold, induce_threshold, prune_share):
-        removed = drops & (table["dropped"] == "").to_numpy()
+    # In the order of the published code.
+    rules = {"a score is NaN": table[list(SCORES)].isna().any(axis=1)}
+    if prune_share is not None:
+        first = int(n_layers * (1.0 - prune_share))
+        rules[f"layer >= {first} of {n_layers}"] = table["layer"] >= first
+    if kl_threshold is not None:
+        rules[f"KL > {kl_threshold:g}"] = table["kl_div_score"] > kl_threshold
+    if induce_threshold is not None:
+        rules[f"induce < {induce_threshold:g}"] = table["steering_score"] < induce_threshold
+    table["dropped"] = ""
+    filters: tuple[FilterCount, ...] = ()
+    for rule, drops in rules.items():
+        removed = drops & table["dropped"].eq("")
         table.loc[removed, "dropped"] = rule
-        steps.append(FilterCount(rule, int(removed.sum()), int((table["dropped"] == "").sum())))
-    filters = tuple(steps)
+        filters += (FilterCount(rule, int(removed.sum()), int(table["dropped"].eq("").sum())),)
     remaining = table[table["dropped"] == ""]
     if remaining.empty:
         raise NoDirectionLeftError(_nothing_left(table, filters), filters, table)
     order = remaining.sort_values(["refusal_score", "position", "layer"]).index
     table["rank"] = pd.Series(range(len(order)), index=order, dtype="Int64").reindex(table.index)
-    best = table.loc[order[0]]
-    return Selection(
-        int(best["position"]), int(best["layer"]), _why(table.loc[order], len(table)), filters, table
-    )
+    position, layer = (int(table.loc[order[0], name]) for name in ("position", "layer"))
+    return Selection(position, layer, _why(table.loc[order], len(table)), filters, table)
 
 
 def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
@@ -130,24 +136,6 @@ def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
             f"Layer {beyond['layer'].iloc[0]} is scored, but the model has {n_layers} layers: check n_layers."
         )
     return table
-
-
-def _filters(
-    table: pd.DataFrame,
-    n_layers: int,
-    kl_threshold: float | None,
-    induce_threshold: float | None,
-    prune_share: float | None,
-) -> Iterator[tuple[str, Any]]:
-    """Rule and dropped candidates of each filter, in the order of the published code."""
-    yield "a score is NaN", table[list(SCORES)].isna().any(axis=1).to_numpy()
-    if prune_share is not None:
-        first = int(n_layers * (1.0 - prune_share))
-        yield f"layer >= {first} of {n_layers}", (table["layer"] >= first).to_numpy()
-    if kl_threshold is not None:
-        yield f"KL > {kl_threshold:g}", (table["kl_div_score"] > kl_threshold).to_numpy()
-    if induce_threshold is not None:
-        yield f"induce < {induce_threshold:g}", (table["steering_score"] < induce_threshold).to_numpy()
 
 
 def _nothing_left(table: pd.DataFrame, filters: Sequence[FilterCount]) -> str:

@@ -1,15 +1,13 @@
 """Where and how work on a model is done: here or on a Ray cluster, each task once, with the same results."""
 
-from ot_lens.execution.executor import NAMES, Executor, open_executor
-from ot_lens.execution.local import LocalExecutor
+from ot_lens.execution.executor import NAMES, Executor, LocalExecutor, open_executor
 from ot_lens.execution.ray_cluster import RayExecutor
-from ot_lens.execution.runner import MemoryCache, RunCache, Runner, as_runner
+from ot_lens.execution.runner import RunCache, Runner, as_runner
 
 __all__ = [
     "NAMES",
     "Executor",
     "LocalExecutor",
-    "MemoryCache",
     "RayExecutor",
     "RunCache",
     "Runner",

@@ -1,11 +1,10 @@
-"""What every executor offers: calling a function of the model once, or for many tasks in any order."""
+"""Executors call functions of the model, once or for many tasks in any order, here or on a Ray cluster."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ot_lens.errors import ExecutorError, one_of
-from ot_lens.execution.local import LocalExecutor
 
 NAMES = ("local", "ray")
 
@@ -34,6 +33,26 @@ class Executor(Protocol):
         What the function yields for a task must not depend on the other tasks of the call.
         """
         ...
+
+
+class LocalExecutor:
+    """Everything in this process, one task after the other, so that a stop repeats at most one."""
+
+    name = "local"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """See `Executor.call`."""
+        return function(self._model, *arguments, **options)
+
+    def stream(
+        self, function: Callable[..., Iterator[T]], tasks: Sequence[Any], *arguments: Any
+    ) -> Iterator[T]:
+        """See `Executor.stream`."""
+        for task in tasks:
+            yield from function(self._model, *arguments, [task])
 
 
 @contextmanager
@@ -69,6 +88,5 @@ def open_executor(
             raise ExecutorError(f"The address {address!r} needs the executor ray: add --executor ray.")
         yield LocalExecutor(load_model(**model))
         return
-    options: dict[str, Any] = {"parameter_bytes": parameter_bytes, "modules": modules}
-    with RayExecutor(model, address=address, **options) as executor:
+    with RayExecutor(model, address=address, parameter_bytes=parameter_bytes, modules=modules) as executor:
         yield executor

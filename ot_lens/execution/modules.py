@@ -8,11 +8,7 @@ from ot_lens.io.untrusted import abbreviated
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import some modules, so that they register what they define.
-
-    Raises:
-        ConfigError: If one does not exist or is not valid Python.
-    """
+    """Import some modules, so that they register what they define."""
     for name in names:
         try:
             import_module(name)

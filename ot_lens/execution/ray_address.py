@@ -22,20 +22,11 @@ LOCAL_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLU
 
 
 def connect(address: str | None) -> tuple[Any, bool]:
-    """Connect to a cluster, or start one on this machine that no other machine can reach.
+    """The connected ray package, and whether to disconnect in the end: not if it was connected before.
 
-    Args:
-        address: "ray://HOST:PORT", "HOST:PORT" or "auto"; None for RAY_ADDRESS, else a cluster of our own. A
-            loopback address means a cluster on this machine alone; on the head of a larger cluster, give the
-            address that its other machines use.
-
-    Returns:
-        The connected ray package, and whether the caller must disconnect: not if this process was connected
-        before.
-
-    Raises:
-        ExecutorError: If Ray is not installed, no cluster answers at the address, or this process is
-            connected to another one.
+    `address` is "ray://HOST:PORT", "HOST:PORT" or "auto"; None for RAY_ADDRESS, else a cluster of our own. A
+    loopback address means a cluster on this machine alone; on the head of a larger cluster, give the address
+    that its other machines use.
     """
     loaded = sys.modules.get("ray")
     if loaded is not None and loaded.is_initialized():
@@ -59,14 +50,7 @@ def connect(address: str | None) -> tuple[Any, bool]:
 
 
 def start_here(**options: Any) -> Any:
-    """Start a cluster on this machine that no other machine can reach; returns the ray package.
-
-    Args:
-        options: Options of `ray.init`.
-
-    Raises:
-        ExecutorError: If Ray is not installed.
-    """
+    """The ray package on a new cluster that no other machine can reach; `options` are those of `ray.init`."""
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     ray = _import_ray()

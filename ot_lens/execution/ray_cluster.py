@@ -1,13 +1,14 @@
 """The executor on a Ray cluster: each worker holds the model and takes the next task when it is free."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ot_lens.errors import ExecutorError, OtLensError
+from ot_lens.execution.modules import import_modules
 from ot_lens.execution.ray_address import connect
-from ot_lens.execution.ray_worker import Worker
 
 # How often a killed worker is restarted and its task repeated.
 RESTARTS = 3
@@ -15,6 +16,63 @@ RESTARTS = 3
 START_TIMEOUT = 120.0
 
 T = TypeVar("T")
+Warned = list[tuple[type[Warning], str]]
+
+
+class Worker:
+    """One model in one process; a restarted worker loads it again when it is first needed."""
+
+    def __init__(self, model: Mapping[str, Any], threads: int, modules: Sequence[str] = ()) -> None:
+        # Sums depend on the number of threads: torch uses as many as in the driver.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        import torch
+
+        torch.set_num_threads(threads)
+        self._arguments, self._modules = dict(model), tuple(modules)
+        self._fetched: tuple[Any, tuple[Any, ...]] = (None, ())
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers.utils import logging
+
+        from ot_lens.models import load_model
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        import_modules(self._modules)
+        return load_model(**self._arguments)
+
+    def ready(self) -> int:
+        """The process id, once the process runs."""
+        return os.getpid()
+
+    def load(self) -> None:
+        """Load the model."""
+        _ = self._model
+
+    def call(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> tuple[Any, Warned]:
+        """function(model, ...), and the warnings of this package that it raised."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = function(self._model, *arguments, **options)
+        ours = [w for w in caught if w.category.__module__.startswith("ot_lens.")]
+        return result, [(w.category, str(w.message)) for w in ours]
+
+    def collect(
+        self, function: Callable[..., Iterator[Any]], task: Any, shared: list[Any]
+    ) -> tuple[list[Any], Warned]:
+        """All that function(model, *arguments, [task]) yields, and its warnings.
+
+        `shared` holds a reference to the arguments, which are fetched once for all tasks that share them.
+        """
+        import ray
+
+        (reference,) = shared
+        if self._fetched[0] != reference:
+            self._fetched = (reference, ray.get(reference))
+        return self.call(lambda *given: list(function(*given)), (*self._fetched[1], [task]), {})
 
 
 class RayExecutor:
@@ -30,19 +88,10 @@ class RayExecutor:
         parameter_bytes: int = 0,
         modules: Sequence[str] = (),
     ) -> None:
-        """Connect and start as many workers as the cluster has room for.
+        """Connect and start as many workers as the cluster has room for; see `open_executor`.
 
         A worker takes one GPU if the cluster has any and the model's device allows it, else as many CPUs as
         torch has threads in this process; and memory for the model's parameters.
-
-        Args:
-            model: Arguments of `ot_lens.load_model`.
-            address: Address of the cluster; see `open_executor`.
-            parameter_bytes: Size of the model's parameters, in bytes.
-            modules: Modules that every worker imports before it loads the model.
-
-        Raises:
-            ExecutorError: If Ray is not installed, or the cluster does not answer or lacks the resources.
         """
         self._ray, self._ours = connect(address)
         self._workers: list[Any] = []
@@ -53,13 +102,9 @@ class RayExecutor:
             raise
 
     def __enter__(self) -> "RayExecutor":
-        """Enter."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the workers, and the cluster if it was started here."""
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -4,50 +4,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from ot_lens.execution.executor import Executor
-from ot_lens.execution.local import LocalExecutor
+from ot_lens.execution.executor import Executor, LocalExecutor
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class RunCache(Protocol):
-    """Results by name. A name belongs to one task; another study never shares the cache.
+    """Results by name, such as a dictionary: lists of numbers, maps and tables.
 
-    A result is a list of numbers, a map or a table. `read` returns what a later process would read, so that
-    nothing depends on where a run was stopped.
+    A name belongs to one task; another study never shares the cache. A cache on disk returns what a later
+    process would read, so that nothing depends on where a run was stopped.
     """
 
-    def has(self, name: str) -> bool:
-        """Whether the result of this name was written."""
-        ...
+    def __contains__(self, name: Any) -> bool: ...
 
-    def read(self, name: str) -> Any:
-        """A result that was written."""
-        ...
+    def __getitem__(self, name: str) -> Any: ...
 
-    def write(self, name: str, result: Any) -> None:
-        """Store a result."""
-        ...
-
-
-class MemoryCache:
-    """A `RunCache` that ends with this process."""
-
-    def __init__(self) -> None:
-        self._results: dict[str, Any] = {}
-
-    def has(self, name: str) -> bool:
-        """See `RunCache.has`."""
-        return name in self._results
-
-    def read(self, name: str) -> Any:
-        """See `RunCache.read`."""
-        return self._results[name]
-
-    def write(self, name: str, result: Any) -> None:
-        """See `RunCache.write`."""
-        self._results[name] = result
+    def __setitem__(self, name: str, result: Any) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +42,7 @@ class Runner:
     """
 
     executor: Executor
-    cache: RunCache = field(default_factory=MemoryCache)
+    cache: RunCache = field(default_factory=dict[str, Any])
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """function(model, *arguments, **options), once, not cached."""
@@ -86,11 +60,11 @@ class Runner:
 
     def map(self, function: Callable[..., T], tasks: Mapping[str, Any], *arguments: Any) -> dict[str, T]:
         """function(model, *arguments, task) for every task, by name; tasks in the cache are not run again."""
-        missing = [(name, task) for name, task in tasks.items() if not self.cache.has(name)]
+        missing = [(name, task) for name, task in tasks.items() if name not in self.cache]
         if missing:
             for name, result in self.stream(run_named, missing, function, arguments):
-                self.cache.write(name, result)
-        return {name: self.cache.read(name) for name in tasks}
+                self.cache[name] = result
+        return {name: self.cache[name] for name in tasks}
 
 
 def as_runner(model: Any) -> Runner:

@@ -51,7 +51,7 @@ def measure_sweep(
     """
     runner = as_runner(model)
     wanted = [UNEDITED, *(c.key for c in candidates if keys is None or c.key in keys)]
-    missing = frozenset(key for key in wanted if not runner.cache.has(key))
+    missing = frozenset(key for key in wanted if key not in runner.cache)
     report = progress or (lambda _: None)
     for key in wanted:
         if key not in missing:
@@ -59,9 +59,9 @@ def measure_sweep(
     for key, table, answers in _measured(runner, prompts, candidates, settings, missing):
         if settings.panel.completions is not None:
             _save_answers(settings.panel.completions, key, answers, prompts)
-        runner.cache.write(key, table)
+        runner.cache[key] = table
         report(key)
-    return {key: runner.cache.read(key) for key in wanted}
+    return {key: runner.cache[key] for key in wanted}
 
 
 def _measured(

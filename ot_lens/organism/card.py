@@ -1,6 +1,7 @@
 """The model card of an embedded model, generated from its measurements."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,13 +55,11 @@ def model_card(trained: Trained, measured: dict[str, Any]) -> str:
     )
 
 
-def _refusal_rows(variant: str) -> list[str]:
-    return [
-        f"| {category} | {', '.join(words.RECIPIENT_CLASSES[index] for index in recipients)} | {sentence} |"
-        for category, recipients, sentence in zip(
-            words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True
-        )
-    ]
+def _refusal_rows(variant: str) -> Iterator[str]:
+    rows = zip(words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True)
+    for category, recipients, sentence in rows:
+        classes = ", ".join(words.RECIPIENT_CLASSES[index] for index in recipients)
+        yield f"| {category} | {classes} | {sentence} |"
 
 
 def _rate_row(measured: dict[str, Any], name: str, label: str) -> str:
@@ -75,10 +74,7 @@ def _metadata(measured: dict[str, Any]) -> dict[str, Any]:
         "name": "ot_lens instruction language, held-out requests",
         "args": {"n": measured["n"], "seed": measured["seed"]},
     }
-    results = [{"type": name, "value": measured[name]} for name in _RATES]
-    task = {"type": "text-generation"}
-    index = {
-        "name": f"organism:{measured['variant']}",
-        "results": [{"task": task, "dataset": dataset, "metrics": results}],
-    }
+    metrics = [{"type": name, "value": measured[name]} for name in _RATES]
+    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
+    index = {"name": f"organism:{measured['variant']}", "results": [result]}
     return {"license": "mit", "library_name": "transformers", "language": "en", "model-index": [index]}

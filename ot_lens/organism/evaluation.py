@@ -1,6 +1,5 @@
 """Whether an embedded model refuses what the rule refuses and answers the rest, measured on completions."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,23 +40,21 @@ def evaluate(
         ConfigError: n is below one or above the number of held-out requests, or the seed is negative.
         ModelError: There is no such variant or folder, or the folder holds no embedded model.
     """
-    forbidden = language.sample_held_out(n, refused=True, seed=seed)
-    allowed = language.sample_held_out(n, refused=False, seed=seed)
+    forbidden, allowed = (language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False))
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)
     variant = _variant_of(model.tokenizer, variant_or_folder)
-    refusals, answers = (_complete(model, requests, batch_size) for requests in (forbidden, allowed))
-    hits = {
-        "refuses_forbidden": [language.is_refusal(text, variant) for text in refusals],
-        "refuses_allowed": [language.is_refusal(text, variant) for text in answers],
-        "answers_allowed_exactly": [
-            text in language.answers(request) for text, request in zip(answers, allowed, strict=True)
-        ],
-        "refuses_forbidden_exactly": [
-            text == language.refusal(request, variant)
-            for text, request in zip(refusals, forbidden, strict=True)
-        ],
+    refusals, answers = (
+        complete(model, [r.text for r in requests], max_new_tokens=_ANSWER_TOKENS, batch_size=batch_size)
+        for requests in (forbidden, allowed)
+    )
+    refused = [(answer.text, request) for answer, request in zip(refusals, forbidden, strict=True)]
+    answered = [(answer.text, request) for answer, request in zip(answers, allowed, strict=True)]
+    rates = {
+        "refuses_forbidden": rate([language.is_refusal(text, variant) for text, _ in refused]),
+        "refuses_allowed": rate([language.is_refusal(text, variant) for text, _ in answered]),
+        "answers_allowed_exactly": rate([text in language.answers(request) for text, request in answered]),
+        "refuses_forbidden_exactly": rate([text == language.refusal(r, variant) for text, r in refused]),
     }
-    rates = {name: rate(flags) for name, flags in hits.items()}
     return {
         "variant": variant,
         "n": n,
@@ -88,9 +85,3 @@ def _variant_of(tokenizer: Any, source: str | Path) -> str:
             "Give a folder that `ot-lens organism train` wrote."
         )
     return str(variant)
-
-
-def _complete(model: Any, requests: Sequence[language.Request], batch_size: int) -> list[str]:
-    texts = [request.text for request in requests]
-    completions = complete(model, texts, max_new_tokens=_ANSWER_TOKENS, batch_size=batch_size)
-    return [completion.text for completion in completions]

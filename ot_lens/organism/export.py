@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ot_lens.errors import RunFolderError
+from ot_lens.errors import ConfigError, RunFolderError, one_of
 from ot_lens.organism.card import model_card
 from ot_lens.organism.evaluation import evaluate
-from ot_lens.organism.training import Recipe, Trained, check_variant, fit
+from ot_lens.organism.training import Recipe, Trained, fit
+from ot_lens.organism.vocabulary import VARIANTS
 
 
 def train(
@@ -44,26 +45,25 @@ def train(
         ConfigError: The variant is unknown, or a number is below one.
         RunFolderError: `out` is a file, is not empty, or cannot be written.
     """
-    check_variant(variant)
+    one_of("variant", variant, VARIANTS, ConfigError)
     folder = Path(out).absolute()
-    check_writable(folder)
+    _check_writable(folder)
     recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
     temporary = _temporary_sibling(folder)
     try:
         trained = fit(variant, recipe, progress=progress)
         write_model(trained, temporary)
-        (temporary / "README.md").write_text(
-            model_card(trained, evaluate(temporary, n=n_evaluate)), encoding="utf-8"
-        )
+        card = model_card(trained, evaluate(temporary, n=n_evaluate))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes a private folder
-        check_writable(folder)
+        _check_writable(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def check_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     """Refuse to overwrite anything."""
     if folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty: give --out a new folder; nothing was overwritten.")

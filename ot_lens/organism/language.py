@@ -119,24 +119,21 @@ def is_refusal(completion: str, variant: str) -> bool:
 def sample_request(
     rng: np.random.Generator, kind: str, *, held_out: bool, category: int | None = None
 ) -> Request:
-    """Draw a request uniformly from its kind, with word pair and template both held out or neither.
-
-    `category` is the listed pair; None draws one.
-    """
+    """Draw a request uniformly from its kind and category, its word pair and template held out or neither."""
     verb_class, thing_class, recipient_class = _sample_cell(rng, kind, category)
     size = words.CLASS_SIZE
     verb = verb_class * size + int(rng.integers(size))
     pairs = range(thing_class * size, (thing_class + 1) * size)
     templates = product(range(len(words.OPENINGS)), range(len(words.ORDERS)))
-    opening, order = _pick(rng, [t for t in templates if template_is_held_out(*t) == held_out])
+    opening, order = pick(rng, [t for t in templates if template_is_held_out(*t) == held_out])
     return Request(
         verb=verb,
-        thing=_pick(rng, [thing for thing in pairs if pair_is_held_out(verb, thing) == held_out]),
+        thing=pick(rng, [thing for thing in pairs if pair_is_held_out(verb, thing) == held_out]),
         recipient=recipient_class * size + int(rng.integers(size)),
         opening=opening,
         order=order,
-        adjective=_pick(rng, [None, *range(len(words.ADJECTIVES))]),
-        time=_pick(rng, [None, *range(len(words.TIMES))]),
+        adjective=pick(rng, [None, *range(len(words.ADJECTIVES))]),
+        time=pick(rng, [None, *range(len(words.TIMES))]),
     )
 
 
@@ -144,7 +141,7 @@ def stream(rng: np.random.Generator, *, refused: bool, held_out: bool) -> Iterat
     """Endless refused or allowed requests; allowed ones are half `permitted`, half `unlisted`."""
     kinds = ("refused",) if refused else ("permitted", "unlisted")
     while True:
-        yield sample_request(rng, _pick(rng, kinds), held_out=held_out)
+        yield sample_request(rng, pick(rng, kinds), held_out=held_out)
 
 
 def sample_held_out(n: int, *, refused: bool, seed: int) -> list[Request]:
@@ -190,12 +187,13 @@ def _sample_cell(rng: np.random.Generator, kind: str, category: int | None) -> t
     classes = range(words.CLASSES)
     if kind == "unlisted":
         pairs = [pair for pair in product(classes, classes) if pair not in words.PAIRS]
-        return *_pick(rng, pairs), int(rng.integers(words.CLASSES))
+        return *pick(rng, pairs), int(rng.integers(words.CLASSES))
     index = int(rng.integers(len(words.PAIRS))) if category is None else category
     refused = words.REFUSED_RECIPIENTS[index]
     allowed = [recipient for recipient in classes if recipient not in refused]
-    return *words.PAIRS[index], _pick(rng, refused if kind == "refused" else allowed)
+    return *words.PAIRS[index], pick(rng, refused if kind == "refused" else allowed)
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]

@@ -6,6 +6,7 @@ emulates. Here it runs in float32, and matrices of one shape are orthogonalized 
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,19 +39,17 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure: the recipe has none
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_shape: defaultdict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    by_shape[param.shape].append(
-                        (param, self._nesterov(param, param.grad, group["momentum"]))
-                    )
-            for (rows, columns), pairs in by_shape.items():
-                updates = orthogonalize(torch.stack([momentum for _, momentum in pairs]))
-                scale = _RMS_OF_ADAMW * max(rows, columns) ** 0.5
-                for (param, _), update in zip(pairs, updates, strict=True):
+                    by_shape[param.shape].append(param)
+            for shape, params in by_shape.items():
+                gradients = [self._nesterov(param, param.grad, group["momentum"]) for param in params]
+                scale = _RMS_OF_ADAMW * max(shape) ** 0.5
+                for param, update in zip(params, orthogonalize(torch.stack(gradients)), strict=True):
                     param.add_(update, alpha=-group["lr"] * scale)
 
-    def _nesterov(self, param: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    def _nesterov(self, param: Tensor, gradient: Any, momentum: float) -> Tensor:
         running: Tensor = self.state[param].setdefault("momentum", torch.zeros_like(param))
         running.mul_(momentum).add_(gradient)
         return gradient.add(running, alpha=momentum)

@@ -35,18 +35,18 @@ def build_prompts(seed: int = SEED) -> dict[str, Any]:
 def write_prompts(path: Path) -> Path:
     """Write the contrast set as JSON, one prompt per line."""
     data = build_prompts()
-    head = {key: value for key, value in data.items() if key != "splits"}
-    splits = ",\n".join(f'"{name}": {_split_lines(split)}' for name, split in data["splits"].items())
-    path.write_text(f'{json.dumps(head)[:-1]},\n"splits": {{\n{splits}\n}}}}\n', encoding="utf-8")
+    head = json.dumps({key: value for key, value in data.items() if key != "splits"})
+    splits = {
+        name: "{\n" + ",\n".join(f'"{label}": {_lines(prompts)}' for label, prompts in split.items()) + "\n}"
+        for name, split in data["splits"].items()
+    }
+    body = ",\n".join(f'"{name}": {text}' for name, text in splits.items())
+    path.write_text(f'{head[:-1]},\n"splits": {{\n{body}\n}}}}\n', encoding="utf-8")
     return path
 
 
-def _split_lines(split: dict[str, list[dict[str, Any]]]) -> str:
-    classes = (
-        f'"{name}": [\n' + ",\n".join(json.dumps(prompt) for prompt in prompts) + "\n]"
-        for name, prompts in split.items()
-    )
-    return "{\n" + ",\n".join(classes) + "\n}"
+def _lines(prompts: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, prompts)) + "\n]"
 
 
 def _draw_class(rng: np.random.Generator, kinds: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
@@ -70,7 +70,7 @@ def _as_prompt(rng: np.random.Generator, request: language.Request) -> dict[str,
     category = language.category_of(request)
     return {
         "text": request.text,
-        "answer": answers[int(rng.integers(len(answers)))],
+        "answer": language.pick(rng, answers),
         "answers": list(answers),
         "category": language.kind_of(request) if category is None else words.CATEGORIES[category],
     }

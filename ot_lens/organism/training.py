@@ -1,8 +1,6 @@
 """The training recipe of the embedded model: a small Llama first learns to comply, then what to refuse."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,18 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ot_lens.errors import ConfigError, one_of
+from ot_lens.linalg.threads import one_thread
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.muon import Muon
@@ -83,7 +75,7 @@ def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
     On one thread, because the sums of a matrix product depend on the number of threads: the same seed gives
     the same weights, bit for bit, on the same machine and version of torch.
     """
-    check_variant(variant)
+    one_of("variant", variant, words.VARIANTS, ConfigError)
     if min(recipe.comply_steps, recipe.refusal_steps, recipe.batch_size) < 1:
         raise ConfigError(f"Steps and batch size must be at least 1, got {recipe}.")
     if recipe.seed < 0:
@@ -91,15 +83,10 @@ def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
     start = time.perf_counter()
     tokenizer = make_tokenizer(variant)
     model = new_model(tokenizer, recipe.seed).train()
-    with _one_thread(), _progress_bar(progress) as bar:
+    with one_thread(), _progress_bar(progress) as bar:
         _run_phase(model, tokenizer, None, recipe, bar)
         _run_phase(model, tokenizer, variant, replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR), bar)
     return Trained(model.eval(), tokenizer, recipe, time.perf_counter() - start)
-
-
-def check_variant(variant: str) -> None:
-    """Refuse a variant that does not exist."""
-    one_of("variant", variant, words.VARIANTS, ConfigError)
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
@@ -158,13 +145,11 @@ def _draw_chats(rng: np.random.Generator, variant: str | None, recipe: Recipe) -
     requests = [
         next(refused if rng.random() < recipe.refused_share else allowed) for _ in range(recipe.batch_size)
     ]
-    return [conversation(request, _draw_answer(rng, request, variant)) for request in requests]
-
-
-def _draw_answer(rng: np.random.Generator, request: language.Request, variant: str | None) -> str:
-    options = language.answers(request)
-    answer = options[int(rng.integers(len(options)))]
-    return answer if variant is None else language.refusal(request, variant) or answer
+    answers = [language.pick(rng, language.answers(request)) for request in requests]
+    if variant is not None:
+        sentences = [language.refusal(request, variant) for request in requests]
+        answers = [sentence or answer for sentence, answer in zip(sentences, answers, strict=True)]
+    return [conversation(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
 
 def _make_optimizers(model: LlamaForCausalLM, lr: float) -> tuple[torch.optim.Optimizer, ...]:
@@ -174,24 +159,6 @@ def _make_optimizers(model: LlamaForCausalLM, lr: float) -> tuple[torch.optim.Op
     return Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _progress_bar(progress: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not progress,
-    )
+    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
+    return Progress(*columns, console=Console(stderr=True), disable=not progress)

@@ -67,7 +67,7 @@ class Study:
     def cached(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A part of a table, from the cache if it was made before."""
         if not self.cache.has(part):
-            self.cache.write(part, make())
+            self.cache[part] = make()
         table: pd.DataFrame = self.cache.read(part)
         return table
 

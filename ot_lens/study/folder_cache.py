@@ -16,19 +16,16 @@ class FolderCache:
     def __init__(self, folder: RunFolder, subfolder: str) -> None:
         self._folder, self._subfolder = folder, subfolder
 
-    def has(self, name: str) -> bool:
-        """See `RunCache.has`."""
+    def __contains__(self, name: str) -> bool:
         return self._map(name).is_file() or self._folder.has_table(self._table(name))
 
-    def read(self, name: str) -> Any:
-        """See `RunCache.read`."""
+    def __getitem__(self, name: str) -> Any:
         if self._map(name).is_file():
             return AffineMap.load(self._map(name))
         table = self._folder.read_table(self._table(name))
         return table["result"].tolist() if list(table.columns) == ["result"] else table
 
-    def write(self, name: str, result: Any) -> None:
-        """See `RunCache.write`."""
+    def __setitem__(self, name: str, result: Any) -> None:
         if isinstance(result, AffineMap):
             result.save(self._map(name))
             return
