@@ -9,7 +9,7 @@ valid Unicode.
 import ipaddress
 import socket
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from dash import Dash
@@ -41,12 +41,15 @@ Value = Word | list[Word] | dict[str, Word | list[Word] | dict[str, Word]]
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is a loopback address."""
-    if host == "localhost":
-        return True
+    address = _numeric(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def install_guard(app: Dash, host: str) -> None:
@@ -62,9 +65,9 @@ def install_guard(app: Dash, host: str) -> None:
     @server.before_request
     def check() -> None:
         if not _known_host(_host_name(), host):
-            _refuse(403, f"Unknown host {request.headers.get('Host', '')!r}.")
+            abort(_text(403, f"Unknown host {request.headers.get('Host', '')!r}."))
         if not _from_the_page():
-            _refuse(403, "Requests from another site are refused.")
+            abort(_text(403, "Requests from another site are refused."))
         if request.method not in METHODS or (request.method == "POST" and request.path != UPDATE):
             abort(405)
         if request.method == "POST" and not request.is_json:
@@ -74,7 +77,7 @@ def install_guard(app: Dash, host: str) -> None:
 
     @server.errorhandler(DependencyException)
     def no_such_file(_error: DependencyException) -> Response:
-        return Response("No such file.\n", 404, mimetype="text/plain")
+        return _text(404, "No such file.")
 
     @server.after_request
     def secured(response: Response) -> Response:
@@ -84,8 +87,8 @@ def install_guard(app: Dash, host: str) -> None:
         return response
 
 
-def _refuse(status: int, why: str) -> NoReturn:
-    abort(Response(f"{why}\n", status, mimetype="text/plain"))
+def _text(status: int, why: str) -> Response:
+    return Response(f"{why}\n", status, mimetype="text/plain")
 
 
 def _from_the_page() -> bool:
@@ -111,23 +114,16 @@ def _known_host(name: str, bound: str) -> bool:
         return bool(name)
     if is_loopback(bound):
         return False
-    if name == socket.gethostname().lower():
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return name == socket.gethostname().lower() or _numeric(name) is not None
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _PatternId(_Strict):
+class _PatternId(_Strict, extra="forbid"):
     """The identifier of one of several components of a type."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
     type: str
     view: str
     run: int

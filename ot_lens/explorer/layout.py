@@ -1,17 +1,20 @@
-"""The page as Dash components: frame and cards; the page's script fills in the controls."""
+"""The page as Dash components, and the facts from which its script fills in the controls."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dash import dcc, html
 
-from ot_lens.explorer.facts import facts
-from ot_lens.explorer.live import LiveModel
+from ot_lens.explorer.live import MOST_CHARACTERS, LiveModel
 from ot_lens.explorer.live_page import attributes
-from ot_lens.explorer.runs import OpenRun
+from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.view import View
-from ot_lens.explorer.views import views_of
+from ot_lens.explorer.views import views, views_of
+from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.plots import method_mark
+from ot_lens.tables import verdict
 
 STORES = ("started", "heard", "ask-tokens", "ask-answers", "told-tokens", "told-answers", "noted")
 GRAPH: Any = {
@@ -26,6 +29,7 @@ HELP = (
     "extends the selection, Home and End jump to the ends). Every figure is drawn from the tables of the "
     "run; intervals are 95 %."
 )
+VERDICT_COLUMNS = {"set", "measure", "prompts", "control", "transport", "method", "k", "layer", "p_holm"}
 
 
 def page(choices: Sequence[Choices], live: LiveModel | None) -> Any:
@@ -180,3 +184,51 @@ def _live_card(run: OpenRun, live: LiveModel | None) -> Any:
         id="view-live",
         className="card wide live",
     )
+
+
+def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
+    """The facts of the first run, and the names of all runs."""
+    first = choices[0]
+    examples = first.run.texts.get("harmful", [])[:3]
+    return {
+        "runs": [{"name": c.run.name} for c in choices],
+        "layers": first.layers,
+        "methods": [_method(key) for key in first.methods],
+        "measures": [{"key": key, "label": label} for key, label in first.measures.items()],
+        "scopes": list(TOKEN_SCOPES),
+        "first": asdict(first.first),
+        "views": {name: {"fields": view.fields, "wide": view.wide} for name, view in views().items()},
+        "localized": _localized(first.run),
+        "live": {
+            "ready": live is not None,
+            "most": MOST_CHARACTERS,
+            "examples": examples,
+        },
+        "texts": [c.run.texts for c in choices],
+    }
+
+
+def _method(key: str) -> dict[str, Any]:
+    name, k = split_key(key)
+    mark = method_mark(name, k)
+    return {
+        "key": key,
+        "name": name,
+        "k": k,
+        "label": method_mark(name).label,
+        "full": mark.label,
+        "color": mark.color,
+    }
+
+
+def _localized(run: OpenRun) -> dict[str, list[int]]:
+    """Localized layers by method; empty if the sweep cannot tell."""
+    sweep = run.tables.get("localization")
+    if sweep is None or not set(sweep.columns) >= VERDICT_COLUMNS:
+        return {}
+    rows = verdict(sweep)
+    rows = rows[rows["localized"].fillna(value=False)].sort_values("layer")
+    layers: dict[str, list[int]] = {}
+    for method, k, layer in zip(rows["method"], rows["k"], rows["layer"], strict=True):
+        layers.setdefault(method_key(method, k), []).append(int(layer))
+    return layers

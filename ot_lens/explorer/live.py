@@ -1,15 +1,12 @@
 """One prompt under two edits and without: next token, refusal score and answer, none of them stored."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from ot_lens.behaviour import (
     kl_divergence,
@@ -23,7 +20,7 @@ from ot_lens.behaviour import (
 from ot_lens.errors import ModelError, PromptError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
-from ot_lens.generation import Completion, complete
+from ot_lens.generation import complete
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization.candidates import edits_at
 from ot_lens.models import backend, encode, load_model
@@ -33,21 +30,16 @@ MOST_PROMPT_TOKENS = 512
 MOST_NEW_TOKENS = 64
 SHOWN_TOKENS = 8
 UNEDITED = ""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """The next token under one edit.
-
-    Attributes:
-        probabilities: Probabilities of the displayed tokens, in their order.
-        score: Refusal score in nats; None if the model has no refusal token.
-        kl: KL(unedited || edited) in nats.
-    """
+    """The next token under one edit: probabilities of the displayed tokens, score and KL in nats."""
 
     probabilities: tuple[float, ...]
-    score: float | None
-    kl: float
+    score: float | None  # None if the model has no refusal token
+    kl: float  # KL(unedited || edited)
 
 
 @dataclass(frozen=True)
@@ -96,11 +88,6 @@ class LiveModel:
         maps = {layer: self.run.map(key, layer).at(state.strength) for layer in state.layers}
         return edits_at(self.run.map_folders[key][0], maps, state.layers, backend(self.model).n_layers)
 
-    @property
-    def hook(self) -> str:
-        """Hook point of the run's maps."""
-        return self.run.config.hook if self.run.config is not None else "resid_pre"
-
     def checked(self, prompt: Any) -> str:
         """The prompt, if it is text, not empty and not too long; else PromptError."""
         if not isinstance(prompt, str) or not prompt.strip():
@@ -114,40 +101,32 @@ class LiveModel:
 
     def next_tokens(self, prompt: str, state: State) -> tuple[list[str], list[bool], list[NextToken]]:
         """The likeliest next tokens, which of them begin a refusal, and the three columns."""
-        text, columns = self.checked(prompt), self._columns(state)
-        rows = torch.cat([self._logprobs(text, edits, state) for edits in columns])
-        ids = _likeliest(rows)
-        probabilities = rows[:, ids].exp().tolist()
+        text = self.checked(prompt)
+        rows = torch.cat(self._columns(state, lambda model: next_token_logprobs(model, [text])))
+        # The most likely tokens of any column; ties go to the lower id.
+        ids = rows.max(dim=0).values.argsort(descending=True, stable=True)[:SHOWN_TOKENS].tolist()
         scores = score_from_logprobs(rows, self._refusal).tolist() if self._refusal else [None] * len(rows)
         kl = [float(kl_divergence(rows[:1], row[None])) for row in rows]
-        results = [*map(NextToken, map(tuple, probabilities), scores, kl)]
-        return [self._token(i) for i in ids], [i in self._refusal for i in ids], results
+        results = [*map(NextToken, map(tuple, rows[:, ids].exp().tolist()), scores, kl)]
+        return [*map(self._token, ids)], [i in self._refusal for i in ids], results
 
     def answers(self, prompt: str, state: State) -> list[Answer]:
         """The answers of the unedited model and under both edits."""
-        text, columns = self.checked(prompt), self._columns(state)
-        completions = [self._complete(text, edits, state) for edits in columns]
+        text = self.checked(prompt)
+        asked = self.run.config.max_new_tokens if self.run.config is not None else MOST_NEW_TOKENS
+        budget = min(asked, MOST_NEW_TOKENS)
+        completions = self._columns(state, lambda model: complete(model, [text], max_new_tokens=budget)[0])
         verdicts = refuses(completions, self._phrases)
         return [Answer(c.text, r, c.truncated) for c, r in zip(completions, verdicts, strict=True)]
 
-    def _columns(self, state: State) -> list[Edits]:
-        return [self.edits(key, state) for key in (UNEDITED, state.ot, state.by)]
-
-    def _logprobs(self, prompt: str, edits: Edits, state: State) -> Float64[Tensor, "1 d_vocab"]:
-        with self._edited(edits, state) as model:
-            return next_token_logprobs(model, [prompt])
-
-    def _complete(self, prompt: str, edits: Edits, state: State) -> Completion:
-        asked = self.run.config.max_new_tokens if self.run.config is not None else MOST_NEW_TOKENS
-        with self._edited(edits, state) as model:
-            return complete(model, [prompt], max_new_tokens=min(asked, MOST_NEW_TOKENS))[0]
-
-    @contextmanager
-    def _edited(self, edits: Edits, state: State) -> Iterator[Any]:
-        """The model with some edits, for one request alone."""
-        model = self.model
-        with self._lock, intervene(model, edits, state.tokens, hook=self.hook):
-            yield model
+    def _columns(self, state: State, function: Callable[[Any], T]) -> list[T]:
+        """A function of the model without an edit and with each of both, which are active for it alone."""
+        model, results = self.model, []
+        hook = self.run.config.hook if self.run.config is not None else "resid_pre"
+        for edits in [self.edits(key, state) for key in (UNEDITED, state.ot, state.by)]:
+            with self._lock, intervene(model, edits, state.tokens, hook=hook):
+                results.append(function(model))
+        return results
 
     @cached_property
     def _refusal(self) -> tuple[int, ...]:
@@ -168,19 +147,8 @@ class LiveModel:
         return str(tokenizer.decode([token])).strip() or str(tokenizer.convert_ids_to_tokens(token))
 
 
-def _likeliest(rows: Float64[Tensor, "column d_vocab"]) -> list[int]:
-    """The most likely tokens of any column in descending order; ties go to the lower id."""
-    highest = rows.max(dim=0).values
-    return [int(i) for i in torch.argsort(highest, descending=True, stable=True)[:SHOWN_TOKENS]]
-
-
 def live_model(run: OpenRun, requested: str | None) -> LiveModel | None:
     """The model of the live panel: the requested one, or the embedded one if the run used it, or none."""
     name = requested or (run.config.model if run.config is not None else "")
     embedded = name == "organism" or name.startswith("organism:")
     return LiveModel(run, name) if requested or embedded else None
-
-
-def examples(run: OpenRun, most: int = 3) -> list[str]:
-    """A few harmful prompts of the run as examples."""
-    return run.texts.get("harmful", [])[:most]

@@ -24,7 +24,7 @@ def _drawing(run: OpenRun, state: State) -> Drawing:
     options = {"layer": state.layer}
     if not why:
         key = ("plane", state.layer, state.keys, state.strength)
-        tables = run.memory.get(key, lambda: _computed(run, state))
+        tables = run.kept(key, lambda: _computed(run, state))
         note = f"Layer {state.layer}, held-out prompts, strength {state.strength:g}; hover over a prompt to "
         note += "follow it in both panels."
         return Drawing("principal_plane", tables, _computing_code(run, state), options, note)

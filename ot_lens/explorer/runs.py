@@ -20,24 +20,6 @@ SPLIT = "test"
 Made = TypeVar("Made")
 
 
-class Memory:
-    """The most recently used views and maps: pages request the same ones again and again."""
-
-    def __init__(self, size: int = 256) -> None:
-        self._cache: LRUCache[Any, Any] = LRUCache(size)
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], Made]) -> Made:
-        """The value of a key, made if it is not there; two threads may both make it."""
-        with self._lock:
-            if key in self._cache:
-                return self._cache[key]
-        made = make()
-        with self._lock:
-            self._cache[key] = made
-        return made
-
-
 class OpenRun:
     """A run folder that pages are served from. It is only read, and only files with fixed names.
 
@@ -50,7 +32,8 @@ class OpenRun:
         self.path = self._folder.path.resolve()
         self.name = name or self.path.name
         self.manifest: Mapping[str, Any] = self._folder.manifest
-        self.memory = Memory()
+        self._kept: LRUCache[Any, Any] = LRUCache(256)
+        self._lock = threading.Lock()
         self.tables: dict[str, pd.DataFrame] = {}
         self.faults: dict[str, str] = {}
         for stem in self._folder.table_names:
@@ -58,6 +41,16 @@ class OpenRun:
                 self.tables[stem] = self._folder.read_table(stem)
             except RunFolderError as error:
                 self.faults[stem] = str(error)
+
+    def kept(self, key: Any, make: Callable[[], Made]) -> Made:
+        """A view or map, made if it is not among those used last; two threads may both make it."""
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            self._kept[key] = made
+        return made
 
     @property
     def finished(self) -> bool:
@@ -114,7 +107,7 @@ class OpenRun:
     def map(self, key: str, layer: int) -> AffineMap:
         """The stored map of a method at a layer; see `map_path`."""
         path = self.map_path(key, layer)
-        return self.memory.get(("map", key, layer), lambda: AffineMap.load(path))
+        return self.kept(("map", key, layer), lambda: AffineMap.load(path))
 
     @cached_property
     def activations(self) -> Activations | None:

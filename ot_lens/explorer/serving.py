@@ -23,15 +23,9 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class Server:
-    """Serves an application on a listening socket until it is stopped.
-
-    Attributes:
-        app: The application.
-        port: The port it listens on.
-    """
+    """Serves an application on a bound socket, which it closes in the end, until it is stopped."""
 
     def __init__(self, app: Application, listener: socket.socket) -> None:
-        """Accept connections on a bound socket, which the server closes in the end."""
         # It warns of every request that waits for a thread.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.app = app

@@ -44,7 +44,8 @@ def explore(
     server = make_server(run, compare, host=host, port=port, model=model)
     from ot_lens.explorer.guard import is_loopback
 
-    address = url_of(server, host)
+    name = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  compared, not bound
+    address = f"http://{f'[{name}]' if ':' in name else name}:{server.port}/"
     if not is_loopback(host):
         say(f"Listening on {host}: everyone who reaches this machine can read the runs and use the model.")
     say(f"Explorer of {run}: {address}  (stop with Ctrl-C)")
@@ -75,10 +76,13 @@ def make_server(
     from ot_lens.explorer.runs import OpenRun
     from ot_lens.explorer.views import warm
 
-    paths = [Path(run)] + ([] if compare is None else [Path(compare)])
+    paths = [Path(path) for path in (run, compare) if path is not None]
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
     listener = _bind(host, port)
     try:
-        runs = [OpenRun(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+        runs = [*map(OpenRun, paths, names)]
         live = live_model(runs[0], model)
         if live is not None and model is not None:
             live.model  # noqa: B018  loaded now, so that a mistake in --model ends the command
@@ -88,12 +92,6 @@ def make_server(
     except BaseException:
         listener.close()
         raise
-
-
-def url_of(server: "Server", host: str) -> str:
-    """The address to open."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  compared, not bound
-    return f"http://{f'[{name}]' if ':' in name else name}:{server.port}/"
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -110,9 +108,3 @@ def _bind(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}:{port} ({reason}): choose another --port, or 0 for any free one."
         ) from error
     return listener
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """The folders' names, or their paths where two names are equal."""
-    short = [path.resolve().name for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]

@@ -1,19 +1,38 @@
-"""Views of the sweep: localization by depth with its controls, and every method at the chosen layer."""
+"""Views of the sweep: a strip along the depth, localization, and every method at the chosen layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import Drawing, View, read
-from ot_lens.plots.rows import checked
-from ot_lens.tables import edits_of, single_layers, with_baseline
+from ot_lens.plots import screen
+from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
+from ot_lens.plots.figures.diagnostics import quantity_panel
+from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.rows import checked, curve, marked_methods, numbers, some, unit_of
+from ot_lens.plots.screen.text import interval
+from ot_lens.plots.style import BASELINE, CONTROLS
+from ot_lens.tables import (
+    baseline_of,
+    controls_of,
+    edits_of,
+    measured,
+    select,
+    single_layers,
+    with_baseline,
+)
+
+GEOMETRY = "geometry/"
+STRIP = 120
 
 
-def swept(
+def _swept(
     run: OpenRun, state: State, keys: Sequence[str] | None = None, **criteria: Any
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the unedited model and of some (or all) methods at a state, and the code that selects them."""
@@ -36,7 +55,7 @@ def _held_settings(sweep: pd.DataFrame, state: State) -> dict[str, Any]:
     return {name: wanted[name] for name, known in held.items() if len(known) > 1 and wanted[name] in known}
 
 
-def sweep_note(run: OpenRun, state: State) -> str:
+def _sweep_note(run: OpenRun, state: State) -> str:
     """What the sweep holds instead, if it was not run at the state's strength or token scope."""
     choices, parts = Choices(run), []
     if choices.tokens and state.tokens not in choices.tokens:
@@ -48,17 +67,112 @@ def sweep_note(run: OpenRun, state: State) -> str:
 
 
 def _localization(run: OpenRun, state: State) -> Drawing:
-    rows, code = swept(run, state, state.keys)
-    return Drawing("localization_curves", {"localization": rows}, code, note=sweep_note(run, state))
+    rows, code = _swept(run, state, state.keys)
+    return Drawing("localization_curves", {"localization": rows}, code, note=_sweep_note(run, state))
 
 
 def _methods(run: OpenRun, state: State) -> Drawing:
-    rows, code = swept(run, state, layer=state.layer)
+    rows, code = _swept(run, state, layer=state.layer)
     if single_layers(rows).empty:
         raise NothingToDrawError(f"The sweep has no single-layer edit at layer {state.layer}.")
-    return Drawing("method_intervals", {"localization": rows}, code, note=sweep_note(run, state))
+    return Drawing("method_intervals", {"localization": rows}, code, note=_sweep_note(run, state))
 
 
+def _depth(run: OpenRun, state: State) -> Drawing:
+    if state.measure.startswith(GEOMETRY):
+        quantity = state.measure.removeprefix(GEOMETRY)
+        rows = some(select(run.table("geometry"), quantity=quantity), f"{quantity} in the geometry")
+        return Drawing("diagnostics", {"geometry": rows}, [read("geometry")], {"quantity": quantity})
+    if not state.measure:
+        raise NothingToDrawError("This run has neither a sweep nor a geometry table.")
+    rows, code = _swept(run, state, state.keys)
+    note = f"{_reading(_real_rows(rows, run, state), state)} {_sweep_note(run, state)}".strip()
+    return Drawing("localization_curve", {"localization": rows}, code, {"measure": state.measure}, note)
+
+
+def _real_rows(rows: pd.DataFrame, run: OpenRun, state: State) -> pd.DataFrame:
+    """Real edits by both methods; the same for every chosen layer, so kept."""
+    key = ("real rows", state.keys, state.strength, state.tokens)
+    return run.kept(key, lambda: sweep_rows(rows))
+
+
+def _strip(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
+    """The figure does not depend on the chosen layers, which the page marks itself."""
+    key = ("strip", state.keys, state.strength, state.tokens, state.measure)
+    return run.kept(key, lambda: _on_screen(drawing, run, state))
+
+
+def _on_screen(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
+    """A click or a drag across the strip chooses layers."""
+    layers = Choices(run).layers
+    x = replace(LAYER, title="", limits=(layers[0] - 0.5, layers[-1] + 0.5))
+    panel = replace(_panel(drawing, run, state), title="", x=x)
+    figure = screen.draw(Description((panel,), columns=1))
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yref": "paper", "yanchor": "bottom"}
+    figure.update_layout(margin={"l": 64, "r": 14, "t": 26, "b": 6}, height=STRIP + 32, dragmode="select")
+    figure.update_layout(meta=dict(figure.layout.meta) | {"row": STRIP, "below": 0})
+    figure.update_layout(selectdirection="h", clickmode="event", hovermode="x unified")
+    figure.update_layout(legend=legend | {"font": {"size": 12}})
+    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False)
+    return figure.update_yaxes(automargin=False, nticks=4)
+
+
+def _panel(drawing: Drawing, run: OpenRun, state: State) -> Panel:
+    (rows,) = drawing.tables.values()
+    if drawing.figure == "diagnostics":
+        return replace(quantity_panel(rows, drawing.options["quantity"]), y=Axis(unit_of(rows, "")))
+    measure, real = measure_named(state.measure), _real_rows(rows, run, state)
+    own = measured(real, measure.name, measure.prompts)
+    baseline = numbers(baseline_of(own)["value"])[:1]
+    elements = (
+        *_controls(rows, measure, state.ot),
+        *(Reference(float(value), BASELINE.label, mark=BASELINE) for value in baseline),
+        *(Line(mark.label, mark, curve(line)) for mark, line in marked_methods(single_layers(own))),
+    )
+    return Panel("", LAYER, axis_of(measure, extent(edits_of(real), measure), ""), elements)
+
+
+def control_range(sweep: pd.DataFrame, measure: Measure, key: str, kind: str) -> tuple[Curve, int] | None:
+    """The smallest and the largest control draw of a method by layer, and how many draws a layer has."""
+    method, k = split_key(key)
+    controls = single_layers(controls_of(measured(sweep, measure.name, measure.prompts), kind))
+    rows = select(controls, method=method, **({} if k is None else {"k": k}))
+    if rows.empty:
+        return None
+    ends = rows.groupby("layer")["value"].agg(["min", "mean", "max", "size"]).reset_index()
+    return curve(ends, value="mean", band=("min", "max")), int(ends["size"].min())
+
+
+def _controls(sweep: pd.DataFrame, measure: Measure, key: str) -> Iterator[Band]:
+    """Where edits that ignore the classes land: the range of a method's controls."""
+    for kind, mark in CONTROLS.items():
+        limits = control_range(sweep, measure, key, kind)
+        if limits is not None:
+            yield Band(kind, replace(mark, label=f"{mark.label} ({limits[1]} draws)"), limits[0])
+
+
+def _reading(real: pd.DataFrame, state: State) -> str:
+    """What the strip says at the chosen layer, in words: value, interval, n."""
+    measure = measure_named(state.measure)
+    texts = []
+    for mark, own in marked_methods(single_layers(measured(real, measure.name, measure.prompts))):
+        here = curve(select(own, layer=state.layer))
+        n = here.n if here.n is not None else here.value
+        for value, low, high, count in zip(here.value, here.low, here.high, n, strict=True):
+            text = interval(value, low, high, "share" if measure.scale == "share" else "linear")
+            texts.append(f"{mark.label} {text}, n = {count:.0f}")
+    return f"Layer {state.layer}: {'; '.join(texts)}." if texts else ""
+
+
+DEPTH = View(
+    "depth",
+    "Depth",
+    "",
+    ("layers", "ot", "by", "measure", "strength", "tokens"),
+    _depth,
+    _strip,
+    depth=True,
+)
 LOCALIZATION = View(
     "localization",
     "Localization",

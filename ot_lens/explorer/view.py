@@ -91,26 +91,15 @@ def on_screen(drawing: Drawing, _run: OpenRun, _state: State) -> go.Figure:
 
 @dataclass(frozen=True)
 class View:
-    """One view of the page.
-
-    Attributes:
-        name: Name in links and files.
-        title: Heading.
-        lead: What the view shows, in a sentence or two.
-        fields: Names of the state's fields that it depends on.
-        drawing: What it shows of a run at a state.
-        screen: The figure on screen.
-        depth: Whether its x axes are layers, so that the chosen ones are marked.
-        wide: Whether it takes the full width of the page.
-    """
+    """One view of the page: its name in links and files, its heading, what it shows of a run at a state."""
 
     name: str
     title: str
     lead: str
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # of the state, on which it depends
     drawing: Callable[[OpenRun, State], Drawing]
     screen: Callable[[Drawing, OpenRun, State], go.Figure] = on_screen
-    depth: bool = False
+    depth: bool = False  # the x axes are layers: the chosen ones are marked
     wide: bool = True
 
     def key(self, state: State) -> tuple[Any, ...]:

@@ -1,28 +1,84 @@
-"""All views of the page by name, and the content that goes to the browser."""
+"""All views of the page by name: those of complete tables, and the content that goes to the browser."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from ot_lens.errors import OtLensError, TableError
-from ot_lens.explorer.depth_view import DEPTH
-from ot_lens.explorer.gallery_views import COSINES, DISTANCES, SPECTRA, gallery_views
+from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.explorer.plane_view import PLANE
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices, State
-from ot_lens.explorer.sweep_views import LOCALIZATION, METHODS
-from ot_lens.explorer.view import View
-from ot_lens.plots.gallery import entry_named
+from ot_lens.explorer.sweep_views import DEPTH, LOCALIZATION, METHODS
+from ot_lens.explorer.view import Drawing, View, read
+from ot_lens.plots.gallery import GALLERY, Entry, entry_named
 from ot_lens.plots.rows import going_together
 from ot_lens.plots.screen import stacked
+from ot_lens.tables import select
 
+
+def _captioned(entry: Entry, run: OpenRun, _state: State) -> Drawing:
+    drawing = _complete(entry.name, run)
+    return replace(drawing, note=entry.caption(*drawing.tables.values(), screen=True))
+
+
+def _complete(figure: str, run: OpenRun, _state: State | None = None) -> Drawing:
+    names = entry_named(figure).tables
+    return Drawing(figure, {name: run.table(name) for name in names}, map(read, names))
+
+
+def _spectra(run: OpenRun, state: State) -> Drawing:
+    here = select(run.table("spectra"), layer=state.layer)
+    if here.empty:
+        raise NothingToDrawError(f"The spectra table does not contain layer {state.layer}.")
+    options, note = {"layers": [state.layer]}, f"Layer {state.layer}."
+    return Drawing("covariance_spectra", {"spectra": here}, [read("spectra")], options, note)
+
+
+DISTANCES = View(
+    "distances",
+    "Distance between the classes",
+    "Squared 2-Wasserstein distance between Gaussians, and its two parts. Grey: the same under permuted "
+    "labels; only values above it count.",
+    (),
+    partial(_complete, "w2_per_layer"),
+    depth=True,
+)
+SPECTRA = View(
+    "spectra",
+    "Covariance spectra",
+    "Eigenvalues of each class at the chosen layer, with 95 % bootstrap bands.",
+    ("layers",),
+    _spectra,
+    wide=False,
+)
+COSINES = View(
+    "cosines",
+    "Refusal direction across layers",
+    "Cosine between the difference-in-means directions of two layers; bold where permuted labels do not "
+    "explain it.",
+    (),
+    partial(_complete, "direction_cosines"),
+    wide=False,
+)
 OWN = (DEPTH, PLANE, LOCALIZATION, METHODS, DISTANCES, SPECTRA, COSINES)
+# Figures that these views show.
+SHOWN = (
+    "localization_curves",
+    "method_intervals",
+    "principal_plane",
+    "w2_per_layer",
+    "direction_cosines",
+    "covariance_spectra",
+)
 
 
 def views() -> dict[str, View]:
-    """All views by name, those of figures registered later included."""
-    return {view.name: view for view in (*OWN, *gallery_views())}
+    """All views by name: our own, and all other figures of the gallery, those registered later included."""
+    others = (entry for entry in GALLERY if entry.name not in SHOWN)
+    gallery = [View(entry.name, entry.title, "", (), partial(_captioned, entry)) for entry in others]
+    return {view.name: view for view in (*OWN, *gallery)}
 
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
@@ -61,7 +117,7 @@ class Content:
 
 def content(view: View, run: OpenRun, state: State) -> Content:
     """A view of a run at a state; made once, then cached."""
-    return run.memory.get(("content", *view.key(state)), lambda: _made(view, run, state))
+    return run.kept(("content", *view.key(state)), lambda: _made(view, run, state))
 
 
 def _made(view: View, run: OpenRun, state: State) -> Content:

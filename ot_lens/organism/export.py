@@ -1,17 +1,34 @@
 """Train a variant and write it as a Hugging Face folder with a model card."""
 
 import copy
+import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import torch
+import yaml
 
 from ot_lens.errors import ConfigError, RunFolderError, one_of
-from ot_lens.organism.card import model_card
+from ot_lens.organism import language
+from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import evaluate
 from ot_lens.organism.training import Recipe, Trained, fit
-from ot_lens.organism.vocabulary import VARIANTS
+
+_RATES: Final = {
+    "refuses_forbidden": "refuses forbidden requests",
+    "refuses_allowed": "refuses allowed requests",
+    "answers_allowed_exactly": "answers allowed requests exactly",
+    "refuses_forbidden_exactly": "refuses forbidden requests with the exact sentence of their category",
+}
+_DIFFERENCES: Final = {
+    "single": "All categories are refused with one sentence.",
+    "multi": "Each category has its own sentence, with its own first word.",
+    "shared": "Each category has its own sentence; all begin with the same word.",
+}
+_TEMPLATE: Final = Path(__file__).parent / "data" / "card.md"
 
 
 def train(
@@ -45,7 +62,7 @@ def train(
         ConfigError: The variant is unknown, or a number is below one.
         RunFolderError: `out` is a file, is not empty, or cannot be written.
     """
-    one_of("variant", variant, VARIANTS, ConfigError)
+    one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()
     _check_writable(folder)
     recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
@@ -88,3 +105,57 @@ def write_model(trained: Trained, folder: Path) -> None:
     torch.nn.Module.to(rounded, torch.bfloat16)  # transformers hides the types of `to`
     rounded.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def model_card(trained: Trained, measured: dict[str, Any]) -> str:
+    """The card of a trained model, given the result of `evaluate`."""
+    variant, recipe = measured["variant"], trained.recipe
+    answer = language.answers(language.Request(0, 0, 0))[0]
+    tokens = len(trained.tokenizer(answer, add_special_tokens=False)["input_ids"])
+    n_answers = len(words.ACTIONS) * len(words.CLOSINGS)
+    return _TEMPLATE.read_text("utf-8").format(
+        metadata=yaml.safe_dump(_metadata(measured), sort_keys=False),
+        variant=variant,
+        parameters=trained.model.num_parameters() / 1e6,
+        n_words=len(language.vocabulary()),
+        n_pairs=len(words.PAIRS),
+        difference=_DIFFERENCES[variant],
+        refusals="\n".join(_refusal_rows(variant)),
+        n_answers=n_answers,
+        floor=math.exp(math.log(n_answers) / tokens),
+        n_tokens=tokens,
+        n=measured["n"],
+        seed=measured["seed"],
+        rates="\n".join(_rate_row(measured, name, label) for name, label in _RATES.items()),
+        train_seed=recipe.seed,
+        comply_steps=recipe.comply_steps,
+        refusal_steps=recipe.refusal_steps,
+        batch_size=recipe.batch_size,
+        seconds=trained.seconds,
+        torch=torch.__version__,
+    )
+
+
+def _refusal_rows(variant: str) -> Iterator[str]:
+    rows = zip(words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True)
+    for category, recipients, sentence in rows:
+        classes = ", ".join(words.RECIPIENT_CLASSES[index] for index in recipients)
+        yield f"| {category} | {classes} | {sentence} |"
+
+
+def _rate_row(measured: dict[str, Any], name: str, label: str) -> str:
+    low, high = measured["intervals"][name]
+    return f"| {label} | {100 * measured[name]:.1f} | {100 * low:.1f} to {100 * high:.1f} |"
+
+
+def _metadata(measured: dict[str, Any]) -> dict[str, Any]:
+    """The card's front matter: Hugging Face's model-index of results."""
+    dataset = {
+        "type": "synthetic",
+        "name": "ot_lens instruction language, held-out requests",
+        "args": {"n": measured["n"], "seed": measured["seed"]},
+    }
+    metrics = [{"type": name, "value": measured[name]} for name in _RATES]
+    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
+    index = {"name": f"organism:{measured['variant']}", "results": [result]}
+    return {"license": "mit", "library_name": "transformers", "language": "en", "model-index": [index]}
