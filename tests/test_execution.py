@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,6 @@ def prompts(config: StudyConfig) -> otl.ContrastSet:
     return otl.load_prompts(config.prompts)
 
 
-# --------------------------------------------------------------------------- without a cluster
-
-
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_an_address_without_a_cluster_fails_at_once(address):
     start = time.monotonic()
@@ -64,7 +61,7 @@ def test_an_address_without_a_cluster_fails_at_once(address):
 
 def test_what_is_not_an_address_is_named(monkeypatch):
     for address in ("somewhere", "ray://", "host:port", ":1"):
-        with pytest.raises(ExecutorError, match=f"'{address}' is not the address"):
+        with pytest.raises(ExecutorError, match=f"'{address}'"):
             RayExecutor(MODEL, address=address)
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere")
     with pytest.raises(ExecutorError, match="elsewhere"):
@@ -72,16 +69,12 @@ def test_what_is_not_an_address_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "address", "message"),
-    [
-        ("spark", None, "'spark': choose one of local, ray"),
-        ("local", "host:1", "--executor ray"),
-        ("ray", None, r"pip install 'ot-lens\[ray\]'"),
-    ],
+    ("name", "address", "named"),
+    [("spark", None, "'spark'.*local, ray"), ("local", "host:1", "host:1"), ("ray", None, r"ot-lens\[ray\]")],
 )
-def test_an_executor_that_cannot_be_opened_says_what_it_needs(name, address, message, monkeypatch):
+def test_an_executor_that_cannot_be_opened_says_what_it_needs(name, address, named, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExecutorError, match=message), open_executor(name, MODEL, address=address):
+    with pytest.raises(ExecutorError, match=named), open_executor(name, MODEL, address=address):
         pass
 
 
@@ -106,9 +99,6 @@ def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(p
     assert all(again[key] is whole[key] for key in whole), "nothing is measured twice"
 
 
-# --------------------------------------------------------------------------- on a cluster
-
-
 @pytest.fixture(scope="module")
 def cluster(one_thread: None) -> Iterator[None]:
     """A cluster of two CPUs on the loopback address, shared by all tests."""
@@ -119,20 +109,57 @@ def cluster(one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(scope="class")
 def executor(cluster: None) -> Iterator[RayExecutor]:
-    """Two workers that are not restarted."""
+    """Two workers, each of which is restarted once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_cluster, "RESTARTS", 0)
+        patch.setattr(ray_cluster, "RESTARTS", 1)
         made = RayExecutor(MODEL, parameter_bytes=10**6)
     with made:
         yield made
 
 
-def kill_one() -> None:
-    os.kill(max(workers(os.getpid())), signal.SIGKILL)
+def contents(run: Path) -> dict[str, bytes]:
+    """All that a study measured; maps as their numbers, since safetensors does not order metadata."""
+    found = {
+        str(path.relative_to(run)): path.read_bytes()
+        for folder in ("activations", "tables", "completions")
+        for path in sorted((run / folder).rglob("*"))
+        if path.is_file()
+    }
+    for path in sorted((run / "maps").rglob("*.safetensors")):
+        edit = otl.AffineMap.load(path)
+        found[str(path.relative_to(run))] = b"".join(
+            part.numpy().tobytes() for part in (edit.U, edit.V, edit.bias, edit.scale) if part is not None
+        )
+    return found
+
+
+class Disturbance:
+    """Follows a study's progress, and does something once, in the middle of each stage named."""
+
+    def __init__(self, after: int = 3, **actions: Any) -> None:
+        self.after, self.actions, self.steps, self.totals = after, actions, {}, {}
+
+    @contextmanager
+    def stage(self, name: str, total: int):
+        key = name.split(maxsplit=1)[0].strip(",")
+        self.totals[key] = self.totals.get(key, 0) + total
+
+        def step(done: int) -> None:
+            self.steps[key] = self.steps.get(key, 0) + done
+            if key in self.actions and done and self.steps[key] >= self.after:
+                self.actions.pop(key)()
+
+        yield step
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.trust
 class TestTwoWorkers:
+    """In this order: two of the tests use up the restarts of both workers, and the last one needs that."""
+
     def test_the_cluster_listens_on_the_loopback_address_only(self, executor):
         sockets = set()
         for pid in descendants(os.getpid()):
@@ -152,14 +179,16 @@ class TestTwoWorkers:
     def test_two_workers_share_the_tasks_and_run_each_once(self, executor):
         def busy(_model: object, base: int, tasks: Sequence[int]) -> Iterator[tuple[int, int]]:
             for task in tasks:
-                time.sleep(0.3)
+                time.sleep(0.1)
                 yield base + task, os.getpid()
 
-        # The second worker may still be loading the model: enough tasks for it to join.
-        results = list(executor.stream(busy, range(40), 100))
-        assert sorted(value for value, _ in results) == list(range(100, 140))
-        assert len({pid for _, pid in results}) == 2
-        assert {pid for _, pid in results} == workers(os.getpid())
+        seen, until = set(), time.monotonic() + 60
+        while len(seen) < 2 and time.monotonic() < until:  # the second worker may still load the model
+            results = list(executor.stream(busy, range(6), 100))
+            assert sorted(value for value, _ in results) == list(range(100, 106))
+            seen |= {pid for _, pid in results}
+        assert seen == workers(os.getpid())
+        assert len(seen) == 2
 
     def test_only_warnings_of_this_package_reach_the_driver(self, executor):
         def warn(_model: object, category: type[Warning]) -> int:
@@ -178,6 +207,35 @@ class TestTwoWorkers:
         here = otl.localize(otl.load_model("organism"), prompts, **options)
         pd.testing.assert_frame_equal(there, here, check_exact=True)
 
+    def test_killed_workers_and_changes_of_executor_leave_no_trace(
+        self, config, executor, monkeypatch, tmp_path
+    ):
+        """A study is stopped on the cluster, then in this process, and ends on the cluster; workers die."""
+        # Geometry, figures and report are made from tables in this process: here they would only take time.
+        monkeypatch.setattr(study_run, "geometry_tables", lambda *_args, **_options: None)
+        monkeypatch.setattr(study_run, "_draw", lambda *_args: None)
+        monkeypatch.setattr(ray_cluster, "RayExecutor", lambda *_args, **_options: nullcontext(executor))
+        run_study(config, tmp_path / "undisturbed")
+
+        def kill(which: Any) -> None:
+            os.kill(which(workers(os.getpid())), signal.SIGKILL)
+
+        first = Disturbance(activations=lambda: kill(max), sweep=stop)
+        second = Disturbance(after=9, sweep=stop)
+        third = Disturbance(after=12, sweep=lambda: kill(min))
+        run, parts = tmp_path / "run", tmp_path / "run" / "tables" / "parts"
+        measured = []
+        for name, disturbance in (("ray", first), ("local", second)):
+            with pytest.raises(KeyboardInterrupt):
+                run_study(config, run, resume=bool(measured), executor=name, stage=disturbance.stage)
+            measured.append(len(list(parts.glob("[!.]*.parquet"))))
+        run_study(config, run, resume=True, executor="ray", stage=third.stage)
+        assert 3 <= measured[0] < measured[1] < first.totals["sweep"]
+        assert third.steps["sweep"] == third.totals["sweep"]
+        assert [d.actions for d in (first, second, third)] == [{}, {}, {}], "everything happened"
+        assert contents(run) == contents(tmp_path / "undisturbed")
+        assert RunFolder.open(run).manifest["executors"] == ["local", "ray"]
+
     def test_a_worker_that_dies_too_often_is_given_up(self, executor):
         def die(_model: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -187,7 +245,8 @@ class TestTwoWorkers:
 
 
 @pytest.mark.trust
-def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster):
+def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # for one worker instead of two
     wrong = {"model": "./no/such/folder"}
     with pytest.raises(ModelError) as here, open_executor("local", wrong):
         pass
@@ -208,83 +267,3 @@ def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster):
 def test_a_worker_without_resources_or_a_second_cluster_is_an_error(cluster, model, options, message):
     with pytest.raises(ExecutorError, match=message):
         RayExecutor(model, **options)
-
-
-# --------------------------------------------------------------------------- whole studies
-
-
-@pytest.fixture(scope="module")
-def model_only() -> Iterator[None]:
-    """Geometry, figures and report are made from tables in this process: here they would only take time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_run, "geometry_tables", lambda *_args, **_options: None)
-        patch.setattr(study_run, "_draw", lambda *_args: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def reference(config, model_only, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    run = tmp_path_factory.mktemp("reference") / "run"
-    run_study(config, run)
-    return contents(run)
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    """All that a study measured; maps as their numbers, since safetensors does not order metadata."""
-    found = {
-        str(path.relative_to(run)): path.read_bytes()
-        for folder in ("activations", "tables", "completions")
-        for path in sorted((run / folder).rglob("*"))
-        if path.is_file()
-    }
-    for path in sorted((run / "maps").rglob("*.safetensors")):
-        edit = otl.AffineMap.load(path)
-        found[str(path.relative_to(run))] = b"".join(
-            part.numpy().tobytes() for part in (edit.U, edit.V, edit.bias, edit.scale) if part is not None
-        )
-    return found
-
-
-class Disturbance:
-    """Follows a study's progress, and does something in the middle of each stage named."""
-
-    def __init__(self, **actions: Any) -> None:
-        self.actions, self.steps, self.totals = actions, {}, {}
-
-    @contextmanager
-    def stage(self, name: str, total: int):
-        key = name.split(maxsplit=1)[0].strip(",")
-        self.totals[key] = self.totals.get(key, 0) + total
-
-        def step(done: int) -> None:
-            self.steps[key] = self.steps.get(key, 0) + done
-            if key in self.actions and done and self.steps[key] >= 3:
-                self.actions.pop(key)()
-
-        yield step
-
-
-def stop() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.trust
-@pytest.mark.parametrize(
-    ("first", "second"), [("ray", "local"), ("local", "ray")], ids=["cluster first", "cluster second"]
-)
-def test_killed_workers_and_a_change_of_executor_leave_no_trace(
-    first, second, config, reference, cluster, tmp_path
-):
-    """On the cluster a worker dies; the first run is stopped in the sweep, and continues on the other."""
-    stopped = Disturbance(sweep=stop, **({"activations": kill_one} if first == "ray" else {}))
-    resumed = Disturbance(**({"sweep": kill_one} if second == "ray" else {}))
-    with pytest.raises(KeyboardInterrupt):
-        run_study(config, tmp_path / "run", executor=first, stage=stopped.stage)
-    measured = list((tmp_path / "run" / "tables" / "parts").glob("[!.]*.parquet"))
-    assert 3 <= len(measured) < stopped.totals["sweep"]
-    run_study(config, tmp_path / "run", resume=True, executor=second, stage=resumed.stage)
-    assert resumed.steps["sweep"] == resumed.totals["sweep"]
-    assert not {"activations"} & stopped.actions.keys()
-    assert not resumed.actions, "the worker was killed"
-    assert contents(tmp_path / "run") == reference
-    assert RunFolder.open(tmp_path / "run").manifest["executors"] == ["local", "ray"]
