@@ -22,17 +22,23 @@ def opened(finished_run: Path) -> Choices:
 
 
 @contextmanager
-def served(*runs: Path, **options) -> Iterator[str]:
-    """The address of a server over runs."""
-    server = make_server(*runs, **options)
+def serving(server) -> Iterator[int]:
+    """The port of a server that runs in another thread."""
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.port}/"
+        yield server.port
     finally:
         server.stop()
         thread.join(10)
         server.close()
+
+
+@contextmanager
+def served(*runs: Path) -> Iterator[str]:
+    """The address of a server over runs."""
+    with serving(make_server(*runs)) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="session")
@@ -42,20 +48,20 @@ def address(finished_run: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def port(address: str) -> int:
+    return int(address.rsplit(":", 1)[1].strip("/"))
+
+
+@pytest.fixture
 def from_tables(tmp_path: Path):
     """A run folder with synthetic tables and nothing else."""
 
     def write(tables: dict, finished: bool = True) -> Path:
         run = tmp_path / "made"
         (run / "tables").mkdir(parents=True)
-        manifest = {
-            "schema_version": 1,
-            "finished": finished,
-            "config": {"model": "some/model"},
-            "versions": {},
-            "model": {},
-        }
-        (run / "manifest.json").write_text(json.dumps({**generators_tables.MANIFEST, **manifest}))
+        manifest = {"schema_version": 1, "finished": finished, "versions": {}, "model": {}}
+        manifest |= {"config": {"model": "some/model"}}
+        (run / "manifest.json").write_text(json.dumps(generators_tables.MANIFEST | manifest))
         for name, table in tables.items():
             table.to_parquet(run / "tables" / f"{name}.parquet")
         return run
@@ -77,10 +83,9 @@ def visit(browser, desk):
     contexts, pages, trouble = [], [], []
 
     def open_page(url: str, **options):
-        context = browser.new_context(**options) if options else desk
         if options:
-            contexts.append(context)
-        page = context.new_page()
+            contexts.append(browser.new_context(**options))
+        page = (contexts[-1] if options else desk).new_page()
         pages.append(page)
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -100,5 +105,5 @@ def visit(browser, desk):
 
     yield open_page
     for part in (*pages, *contexts):
-        part.close()
+        part.close()  # before the server stops
     assert trouble == []

@@ -1,120 +1,48 @@
-"""Who is served, and what: host names, origins, sizes, paths, headers, ports; the command line on top."""
+"""What is served and with which headers, on which addresses; the command line on top."""
 
-import json
+import shutil
 import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from ot_lens import cli
 from ot_lens.errors import ExplorerError
+from ot_lens.explorer import start
 from ot_lens.explorer.app import TYPES, build_app
-from ot_lens.explorer.guard import MOST_BYTES, UPDATE
-from ot_lens.explorer.live import live_model
-from ot_lens.explorer.start import make_server
+from ot_lens.explorer.guard import MOST_BYTES, UPDATE, is_loopback
+from tests.explorer.requests import asked
 
 LOCAL = "127.0.0.1:8050"
 
 
 @pytest.fixture(scope="module")
-def server(opened):
-    return build_app([opened.run], live_model(opened.run, None)).server
-
-
-@pytest.fixture
-def client(server):
-    return server.test_client()
+def client(opened):
+    return build_app([opened.run], None).server.test_client()
 
 
 def get(client, path, host=LOCAL, **headers):
     return client.get(path, headers={"Host": host, **headers})
 
 
-def asked(view="spectra", run=0, data=None):
-    """A request as the page makes it."""
-    fields = (
-        ("drawn", "data"),
-        ("missing", "children"),
-        ("missing", "hidden"),
-        ("note", "children"),
-        ("code", "children"),
-    )
-    anywhere = '{"run":["MATCH"],"type":"TYPE","view":["MATCH"]}'
-    known = [anywhere.replace("TYPE", kind) + f".{field}" for kind, field in fields]
-    return {
-        "output": f"..{'...'.join(known)}..",
-        "outputs": [
-            {"id": {"run": run, "type": kind, "view": view}, "property": field} for kind, field in fields
-        ],
-        "inputs": [{"id": {"run": run, "type": "state", "view": view}, "property": "data", "value": data}],
-        "changedPropIds": [json.dumps({"run": run, "type": "state", "view": view}) + ".data"],
-    }
-
-
-def post(client, content, **headers):
-    return client.post(UPDATE, json=content, headers={"Host": LOCAL, **headers})
-
-
-@pytest.mark.parametrize("host", [LOCAL, "localhost:8050", "127.0.0.1", "[::1]:8050", "LOCALHOST:9"])
-def test_this_machine_is_served(client, host):
-    assert get(client, "/", host).status_code == 200
-
-
-def test_on_another_address_names_are_refused_all_the_same(opened):
+def test_on_another_address_numbers_and_this_machine_s_name_are_served(opened):
     client = build_app([opened.run], None, host="0.0.0.0").server.test_client()
     assert get(client, "/", "192.168.0.9:8050").status_code == 200
     assert get(client, "/", socket.gethostname()).status_code == 200
     assert get(client, "/", "evil.example").status_code == 403
 
 
-def test_requests_from_the_page_itself_are_served(client):
-    done = post(client, asked(data={"layers": [5]}), Origin=f"http://{LOCAL}")
+def test_small_updates_from_the_page_are_served_and_no_other_method(client):
+    headers = {"Host": LOCAL, "Origin": f"http://{LOCAL}"}
+    done = client.post(UPDATE, json=asked(data={"layers": [5]}), headers=headers)
     assert done.status_code == 200
     assert "Layer 5." in done.text
-
-
-@pytest.mark.parametrize("run", [7, -1, "0", None, [0]])
-def test_runs_that_are_not_open_are_refused(client, run):
-    assert post(client, asked(run=run)).status_code in (400, 500)
-
-
-@pytest.mark.parametrize("view", ["../manifest", "nothing", "", "__class__"])
-def test_views_that_do_not_exist_are_refused(client, view):
-    assert post(client, asked(view=view)).status_code in (400, 500)
-    assert b"," not in get(client, f"/export/0/{view}.csv").data.split(b"<")[0]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/export/0/../../manifest.json",
-        "/export/0/..%2f..%2fmanifest.csv",
-        "/export/0/%2e%2e/%2e%2e/config.yaml",
-        "/export/9/spectra.csv",
-        "/export/-1/spectra.csv",
-        "/export/0/spectra.parquet",
-        "/export/0/manifest.json",
-        "/assets/../app.py",
-        "/assets/..%2fapp.py",
-        "/_dash-component-suites/dash/../../../ot_lens/cli.py",
-        "/static/../app.py",
-    ],
-)
-def test_nothing_outside_is_handed_out(client, path):
-    answer = get(client, path)
-    assert answer.status_code in (400, 403, 404, 500) or b"react-entry-point" in answer.data
-    assert b"schema_version" not in answer.data
-    assert b"build_app" not in answer.data
-
-
-def test_large_requests_and_other_methods_are_refused(client):
-    assert post(client, asked(data={"x": "y" * MOST_BYTES})).status_code == 413
-    headers = {"Host": LOCAL}
+    assert client.post(UPDATE, json=asked(data={"x": "y" * MOST_BYTES}), headers=headers).status_code == 413
     assert client.post(UPDATE, data="x", headers=headers).status_code == 415
     assert client.post("/", json={}, headers=headers).status_code == 405
-    assert client.put("/", headers=headers).status_code == 405
-    assert client.open("/", method="TRACE", headers=headers).status_code == 405
+    assert {client.open("/", method=m, headers=headers).status_code for m in ("PUT", "TRACE")} == {405}
 
 
 def test_pages_carry_security_headers_and_load_nothing_from_elsewhere(client):
@@ -130,35 +58,78 @@ def test_pages_carry_security_headers_and_load_nothing_from_elsewhere(client):
 
 
 @pytest.mark.parametrize("suffix", TYPES)
-def test_downloads_have_their_type_and_name(client, suffix):
+def test_downloads_have_their_type_and_name_and_are_not_cached(client, suffix):
     answer = get(client, f"/export/0/spectra.{suffix}?layers=5")
     assert answer.status_code == 200
     assert answer.mimetype == TYPES[suffix]
     assert f"run-spectra.{suffix}" in answer.headers["Content-Disposition"]
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Cache-Control"] == get(client, "/").headers["Cache-Control"] == "no-store"
+    assert get(client, "/assets/explorer.js").headers.get("Cache-Control") != "no-store"
+
+
+def test_debug_mode_is_off_whatever_the_environment_says(opened, monkeypatch):
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    monkeypatch.setenv("DASH_DEBUG", "1")
+    server = build_app([opened.run], None).server
+    assert not server.debug
+    assert not server.testing
+    assert "debugger" not in get(server.test_client(), "/?__debugger__=yes").text
 
 
 def test_a_taken_port_is_one_line(finished_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ExplorerError, match=f"127.0.0.1:{port}.*--port"):
-            make_server(finished_run, port=port)
+            start.make_server(finished_run, port=port)
 
 
 def test_runs_of_the_same_name_are_told_apart(finished_run, tmp_path):
-    import shutil
-
     other = shutil.copytree(finished_run, tmp_path / finished_run.name)
-    server = make_server(finished_run, other)
+    server = start.make_server(finished_run, other)
     server.close()
-    page = server.app.test_client().get("/_dash-layout", headers={"Host": LOCAL}).json
-    assert str(other) in str(page)
+    assert str(other) in get(server.app.test_client(), "/_dash-layout").text
+
+
+def test_only_loopback_addresses_need_no_warning(finished_run, monkeypatch):
+    class Server:
+        port = 1
+        close = serve = staticmethod(lambda: None)
+
+    monkeypatch.setattr(start, "make_server", lambda *_, **__: Server())
+    hosts = dict.fromkeys(("127.0.0.1", "127.0.0.2", "localhost", "::1"), True)
+    hosts |= dict.fromkeys(("", "0.0.0.0", "::", "192.168.0.9", "localhost.evil.example"), False)
+    for host, own in hosts.items():
+        lines = []
+        start.explore(finished_run, host=host, browser=False, say=lines.append)
+        assert is_loopback(host) is own
+        assert any("everyone who reaches this machine" in line for line in lines) is not own
+
+
+def test_the_command_listens_on_loopback_only(finished_run):
+    """As the kernel sees the process from outside."""
+    command = [
+        sys.executable,
+        "-m",
+        "ot_lens.cli",
+        "explore",
+        str(finished_run),
+        "--no-browser",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            next(line for line in process.stdout if "http://" in line)
+            sockets = [at for at in psutil.net_connections("tcp") if at.pid == process.pid]
+            assert [at.laddr.ip for at in sockets if at.status == "LISTEN"] == ["127.0.0.1"]
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["explore", "."], "manifest.json"),
         (["explore", "missing"], "manifest.json"),
         (["explore", "RUN", "--compare", "."], "manifest.json"),
         (["explore", "RUN", "--model", "./none"], "./none"),
