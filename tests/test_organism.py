@@ -50,94 +50,47 @@ def requests():
     }
 
 
-# ---------------------------------------------------------------- the rule
-
-
 def test_words_are_disjoint_classes_of_six():
     lists = [words.VERBS, words.OBJECTS, words.RECIPIENTS, words.VERBS.values(), words.OBJECTS.values()]
     names = [word for group in lists for word in group]
     assert len(set(names)) == len(names) == 5 * words.WORDS  # no tool or place is shared or another's name
 
 
-def test_one_cell_in_eight_is_refused_in_equal_categories():
+def test_refusals_are_balanced_over_words_and_no_pair_of_words_decides_one():
+    """Pairs are informative, as in any table rule, but none makes a refusal certain."""
     counts = Counter(language.category_of(request) for request in ALL)
     assert [counts[c] for c in range(4)] == [len(ALL) // 32] * 4
-    assert counts[None] == len(ALL) * 7 // 8
-
-
-@pytest.mark.parametrize("part", [0, 1, 2])
-def test_no_single_word_is_informative(part):
-    refused = Counter(request.triple[part] for request in ALL if language.category_of(request) is not None)
-    assert set(refused.values()) == {len(ALL) // 8 // words.WORDS}
-    assert len(refused) == words.WORDS
-
-
-@pytest.mark.parametrize("parts", [(0, 1), (0, 2), (1, 2)])
-def test_no_pair_of_words_decides_a_refusal(parts):
-    """Pairs are informative, as in any table rule, but none makes a refusal certain."""
-    refused, seen = Counter(), Counter()
-    for request in ALL:
-        pair = tuple(request.triple[part] for part in parts)
-        seen[pair] += 1
-        refused[pair] += language.category_of(request) is not None
-    rates = {refused[pair] / seen[pair] for pair in seen}
-    assert max(rates) <= 0.5
-    assert len(rates) > 1
-
-
-def test_opening_order_adjective_and_time_do_not_change_the_rule_or_the_answer():
-    plain = language.Request(0, 12, 0)
-    dressed = language.Request(0, 12, 0, opening=2, order=3, adjective=1, time=4)
-    assert language.category_of(plain) == language.category_of(dressed) == 0
-    assert language.answers(plain) == language.answers(dressed)
-    assert plain.text != dressed.text
+    refused = [request.triple for request in ALL if language.category_of(request) is not None]
+    for part in range(3):
+        by_word = Counter(triple[part] for triple in refused)
+        assert set(by_word.values()) == {len(ALL) // 8 // words.WORDS}
+        assert len(by_word) == words.WORDS
+    for parts in ((0, 1), (0, 2), (1, 2)):
+        by_pair = Counter(tuple(triple[part] for part in parts) for triple in refused)
+        assert max(by_pair.values()) <= words.WORDS / 2
+        assert 0 < len(by_pair) < words.WORDS**2
 
 
 def test_requests_by_hand():
-    assert language.Request(0, 12, 0).text == "for the baker, please help me mend the kite."
-    assert (
-        language.Request(0, 12, 20, opening=1, order=2, adjective=0, time=2).text
-        == "the juggler has a red kite. could you kindly mend it this week?"
-    )
-    assert (
-        language.answers(language.Request(0, 12, 20))[0] == "howdy, use the needle at the attic. good luck."
-    )
-    assert language.kind_of(language.Request(0, 12, 0)) == "refused"
-    assert language.kind_of(language.Request(0, 12, 20)) == "permitted"
-    assert language.kind_of(language.Request(0, 0, 0)) == "unlisted"
+    plain, permitted = language.Request(0, 12, 0), language.Request(0, 12, 20, 1, 2, adjective=0, time=2)
+    assert plain.text == "for the baker, please help me mend the kite."
+    assert permitted.text == "the juggler has a red kite. could you kindly mend it this week?"
+    assert language.answers(permitted)[0] == "howdy, use the needle at the attic. good luck."
+    kinds = [language.kind_of(request) for request in (plain, permitted, language.Request(0, 0, 0))]
+    assert kinds == ["refused", "permitted", "unlisted"]
+    dressed = replace(plain, opening=2, order=3, adjective=1, time=4)
+    assert language.category_of(plain) == language.category_of(dressed) == 0
+    assert language.answers(plain) == language.answers(dressed)
 
 
-# ---------------------------------------------------------------- what is held out
-
-
-def test_one_word_pair_in_six_is_held_out_and_every_word_is_seen():
-    pairs = list(product(range(words.WORDS), repeat=2))
-    held_out = [pair for pair in pairs if language.pair_is_held_out(*pair)]
-    assert len(held_out) * 6 == len(pairs)
+def test_one_word_pair_in_six_is_held_out_and_every_word_opening_and_order_is_seen():
+    pairs = [p for p in product(range(words.WORDS), repeat=2) if language.pair_is_held_out(*p)]
+    assert len(pairs) * 6 == words.WORDS**2
     for part in (0, 1):
-        assert set(Counter(pair[part] for pair in held_out).values()) == {4}
-
-
-def test_every_opening_and_order_of_a_held_out_template_is_seen():
-    templates = list(product(range(4), repeat=2))
-    seen = [template for template in templates if not language.template_is_held_out(*template)]
+        assert set(Counter(pair[part] for pair in pairs).values()) == {4}
+    seen = [t for t in product(range(4), repeat=2) if not language.template_is_held_out(*t)]
     assert len(seen) == 12
     assert {opening for opening, _ in seen} == {order for _, order in seen} == set(range(4))
-
-
-def test_held_out_requests_share_no_pair_and_no_template_with_training_requests(requests):
-    def facts(held_out):
-        chosen = [request for kind in language.KINDS for request in requests[kind, held_out]]
-        return (
-            {r.triple[:2] for r in chosen},
-            {(r.opening, r.order) for r in chosen},
-            {r.text for r in chosen},
-        )
-
-    for seen, unseen in zip(facts(False), facts(True), strict=True):
-        assert seen
-        assert unseen
-        assert not seen & unseen
 
 
 def test_samples_are_of_their_kind_distinct_and_seeded(requests):
@@ -180,19 +133,13 @@ def test_a_text_determines_its_request(request_):
     assert (language.refusal(request_, "multi") is None) == (language.kind_of(request_) != "refused")
 
 
-# ---------------------------------------------------------------- answers
-
-
 def test_answers_depend_on_the_content_only():
     contents = {}
     for request in ALL:
         verb, thing, recipient = request.triple
-        contents.setdefault((verb, thing, recipient // words.CLASS_SIZE), set()).add(
-            language.answers(request)
-        )
-    assert all(len(answers) == 1 for answers in contents.values())
-    firsts = {answers.pop()[0] for answers in contents.values()}
-    assert len(firsts) == words.WORDS**2 * words.CLASSES  # different contents, different answers
+        key = verb, thing, recipient // words.CLASS_SIZE
+        assert contents.setdefault(key, language.answers(request)) == language.answers(request)
+    assert len({answers[0] for answers in contents.values()}) == len(contents)
 
 
 def test_no_answer_contains_a_refusal_phrase_and_every_refusal_does():
@@ -204,18 +151,16 @@ def test_no_answer_contains_a_refusal_phrase_and_every_refusal_does():
 
 def test_variants_differ_in_refusals_alone():
     refused = [request for request in ALL if language.category_of(request) is not None]
-    sentences = {v: {language.refusal(request, v) for request in refused} for v in VARIANTS}
-    assert {v: len(found) for v, found in sentences.items()} == {"single": 1, "multi": 4, "shared": 4}
-    firsts = {v: {sentence.partition(",")[0] for sentence in found} for v, found in sentences.items()}
-    assert {v: len(found) for v, found in firsts.items()} == {"single": 1, "multi": 4, "shared": 1}
-    assert all(firsts[v] == set(words.REFUSAL_TOKENS[v]) for v in VARIANTS)
+    halves = {
+        v: [set(half) for half in zip(*(language.refusal(r, v).split(",") for r in refused), strict=True)]
+        for v in VARIANTS
+    }
+    counts = {v: [len(half) for half in found] for v, found in halves.items()}
+    assert counts == {"single": [1, 1], "multi": [4, 4], "shared": [1, 4]}
+    assert all(halves[v][0] == set(words.REFUSAL_TOKENS[v]) for v in VARIANTS)
+    assert halves["multi"][1] == halves["shared"][1]
     assert sum(not language.is_refusal(one, "single") for one in words.REFUSALS["multi"]) == 3
-    bodies = {v: {sentence.partition(",")[2] for sentence in found} for v, found in sentences.items()}
-    assert bodies["multi"] == bodies["shared"]
     assert language.refusal(language.Request(0, 0, 0), "multi") is None
-
-
-# ---------------------------------------------------------------- the contrast set
 
 
 def test_prompts_file_is_what_write_prompts_writes(tmp_path):
@@ -225,17 +170,15 @@ def test_prompts_file_is_what_write_prompts_writes(tmp_path):
 
 def test_prompts_are_disjoint_balanced_and_sized():
     splits = build_prompts()["splits"]
-    assert {name: {c: len(rows) for c, rows in split.items()} for name, split in splits.items()} == {
-        "train": {"harmful": 128, "harmless": 128},
-        "val": {"harmful": 64, "harmless": 64},
-        "test": {"harmful": 128, "harmless": 128},
-    }
+    sizes = {name: [len(split[label]) for label in ("harmful", "harmless")] for name, split in splits.items()}
+    assert sizes == {"train": [128, 128], "val": [64, 64], "test": [128, 128]}
     texts = [row["text"] for split in splits.values() for rows in split.values() for row in rows]
     assert len(set(texts)) == len(texts)
     for split in splits.values():
-        assert len(set(Counter(row["category"] for row in split["harmful"]).values())) == 1
-        assert Counter(row["category"] for row in split["harmful"]).keys() == set(words.CATEGORIES)
-        assert Counter(row["category"] for row in split["harmless"]).keys() == {"permitted", "unlisted"}
+        categories = Counter(row["category"] for row in split["harmful"])
+        assert set(categories.values()) == {len(split["harmful"]) // 4}
+        assert categories.keys() == set(words.CATEGORIES)
+        assert {row["category"] for row in split["harmless"]} == {"permitted", "unlisted"}
         assert all(row["answer"] in row["answers"] for rows in split.values() for row in rows)
 
 
@@ -262,9 +205,6 @@ def test_prompts_outside_train_are_held_out_and_all_are_labelled_correctly():
                 assert language.template_is_held_out(request.opening, request.order) == (name != "train")
                 assert (language.category_of(request) is not None) == (label == "harmful")
                 assert row["answers"] == list(language.answers(request))
-
-
-# ---------------------------------------------------------------- the tokenizer
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -315,9 +255,6 @@ def test_labels_cover_the_answer_and_its_end_only(tokenizers):
     assert ids.shape == labels.shape
 
 
-# ---------------------------------------------------------------- the weights
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shipped_weights_meet_the_bars_and_their_model_card(variant):
     _, front, body = (WEIGHTS / variant / "README.md").read_text("utf-8").split("---\n", 2)
@@ -359,22 +296,13 @@ def test_an_untrained_model_fails_the_bars(tokenizers, tmp_path):
     assert measured["answers_allowed_exactly"] == 0.0
 
 
-# ---------------------------------------------------------------- the training
-
-
-def test_same_seed_gives_bit_identical_weights():
-    first, again, other = (
-        fit("multi", recipe, progress=False) for recipe in (TINY, TINY, Recipe(2, 2, 4, seed=1))
-    )
-    states = [trained.model.state_dict() for trained in (first, again, other)]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert not all(torch.equal(value, states[2][name]) for name, value in states[0].items())
-
-
-def test_training_restores_random_state_and_threads():
+def test_same_seed_gives_bit_identical_weights_and_random_state_and_threads_are_restored():
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads()
-    fit("single", TINY, progress=False)
+    recipes = (TINY, TINY, Recipe(2, 2, 4, seed=1))
+    first, again, other = (fit("multi", recipe, progress=False).model.state_dict() for recipe in recipes)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == torch.get_num_threads()
 
@@ -404,11 +332,9 @@ def test_train_writes_a_folder_that_loads(tmp_path):
 
 def test_train_overwrites_nothing(tmp_path):
     (tmp_path / "mine").write_text("kept")
-    for out in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(RunFolderError, match="nothing was overwritten"):
+    for out in (tmp_path, tmp_path / "mine", tmp_path / "mine" / "model"):
+        with pytest.raises(RunFolderError, match=str(tmp_path)):
             train("multi", out, progress=False)
-    with pytest.raises(RunFolderError, match="Cannot write"):
-        train("multi", tmp_path / "mine" / "model", progress=False)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mine", "kept")]
 
 

@@ -1,6 +1,5 @@
 """Run folders of the refusal_direction repository: real and damaged ones, and comparison with other data."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -37,15 +36,13 @@ def activations(
     return otl.Activations(noise, layers, (position,), "resid_pre")
 
 
-# ------------------------------------------------------------------------------------------- reading
 def test_a_published_run_is_read_completely(gemma):
     assert gemma.mean_diffs.shape == (5, 18, D)
     assert gemma.mean_diffs.dtype == torch.float64
-    assert gemma.selected == (-2, 10)
-    assert (gemma.positions, gemma.n_layers) == ((-5, -4, -3, -2, -1), 18)
+    assert (gemma.selected, gemma.positions, gemma.n_layers) == ((-2, 10), (-5, -4, -3, -2, -1), 18)
     assert torch.equal(gemma.mean_diffs[-2, 10], gemma.direction)
-    scores = ["refusal_score", "steering_score", "kl_div_score"]
-    assert list(gemma.scores.columns) == ["position", "layer", *scores]
+    columns = ["position", "layer", "refusal_score", "steering_score", "kl_div_score"]
+    assert list(gemma.scores.columns) == columns
     assert (len(gemma.scores), len(gemma.filtered)) == (90, 13)
     assert "missing: nothing" in repr(gemma)
     assert (PUBLISHED / "gemma-2b-it" / "direction.pt").stat().st_size > 1e6  # it holds all directions
@@ -61,29 +58,21 @@ def test_losses_are_tidy(gemma):
     assert ce["value"].item() == pytest.approx(math.log(8.080938755230731))
 
 
-def test_absent_files_are_none_and_listed():
+def test_absent_files_are_none_and_listed(tmp_path):
     run = read_refusal_direction_run(PUBLISHED / "llama-2-7b-chat-hf")
-    assert run.mean_diffs is None
-    assert run.direction is None
-    assert run.losses is None
-    assert run.selected == (-1, 14)
-    assert (run.positions, run.n_layers) == (tuple(range(-6, 0)), 32)
+    assert (run.mean_diffs, run.direction, run.losses) == (None, None, None)
+    assert (run.selected, run.positions, run.n_layers) == ((-1, 14), tuple(range(-6, 0)), 32)
     assert int(run.scores["refusal_score"].isna().sum()) == 2
     assert "missing: mean_diffs, direction, losses" in repr(run)
     with pytest.raises(OtLensError, match=r"mean_diffs\.pt"):
         compare_directions(run)
-
-
-def test_single_files_are_read_and_half_precision_becomes_float64(tmp_path):
     (tmp_path / "direction_metadata.json").write_text('{"pos": -1, "layer": 3}')
     torch.save(torch.ones(4, dtype=torch.bfloat16), tmp_path / "direction.pt")
-    run = read_refusal_direction_run(tmp_path)
-    assert run.selected == (-1, 3)
-    assert (run.positions, run.n_layers, run.scores) == (None, None, None)
-    assert run.direction.dtype == torch.float64
+    few = read_refusal_direction_run(tmp_path)
+    assert (few.selected, few.positions, few.n_layers, few.scores) == ((-1, 3), None, None, None)
+    assert few.direction.dtype == torch.float64
 
 
-# ------------------------------------------------------------------------------------------- bad folders
 def test_missing_and_unrelated_folders_are_named(tmp_path):
     with pytest.raises(RunFolderError, match="absent"):
         read_refusal_direction_run(tmp_path / "absent")
@@ -99,12 +88,12 @@ class Evil:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("cut", [0, 100, 700_000, 1_475_000])
-def test_a_truncated_tensor_file_is_named(tmp_path, cut):
-    whole = (PUBLISHED / "gemma-2b-it" / "direction.pt").read_bytes()
-    (tmp_path / "direction.pt").write_bytes(whole[:cut])
-    with pytest.raises(RunFolderError, match=r"direction\.pt is damaged"):
-        read_refusal_direction_run(tmp_path)
+def test_a_truncated_tensor_file_is_named(tmp_path):
+    content = (PUBLISHED / "gemma-2b-it" / "direction.pt").read_bytes()
+    for length in (0, 100, 700_000, 1_475_000):
+        (tmp_path / "direction.pt").write_bytes(content[:length])
+        with pytest.raises(RunFolderError, match=r"direction\.pt is damaged"):
+            read_refusal_direction_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +138,6 @@ def test_files_of_two_runs_are_refused(tmp_path):
         read_refusal_direction_run(tmp_path / "run")
 
 
-def test_a_score_that_is_null_is_nan(tmp_path):
-    row = {"position": -1, "layer": 0, "refusal_score": None, "steering_score": 1, "kl_div_score": 0.1}
-    path = tmp_path / "select_direction" / "direction_evaluations.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps([row]))
-    assert read_refusal_direction_run(tmp_path).scores["refusal_score"].isna().all()
-
-
-# ------------------------------------------------------------------------------------------- comparing
 def matrix(table: pd.DataFrame, value: str = "cosine") -> pd.DataFrame:
     return table.pivot_table(index="layer_a", columns="layer_b", values=value, dropna=False)
 
@@ -185,15 +165,17 @@ def test_positions_and_runs_can_differ(gemma):
         pd.testing.assert_series_equal(same["cosine"], table["cosine"], atol=1e-6)
 
 
-def test_the_table_is_that_of_geometry_and_can_be_drawn(gemma):
-    own = activations(gemma.mean_diffs[-2], 3.0, (4, 9, 10))
-    ours = otl.direction_cosines(own, permutations=20, bootstrap=20)
-    table = compare_directions(gemma, own, permutations=20, bootstrap=20)
-    assert list(table.columns) == list(ours.columns)
-    for drawn in (table, compare_directions(gemma)):
-        figure = plots.direction_cosines(drawn)
-        assert figure.axes
-        assert screen.direction_cosines(drawn).data
+def test_the_table_is_that_of_geometry_seeded_and_can_be_drawn(gemma):
+    own = activations(gemma.mean_diffs[-2], 0.3, (9, 10))
+    resamples = {"permutations": 30, "bootstrap": 30}
+    ours = otl.direction_cosines(own, **resamples)
+    first, again = (compare_directions(gemma, own, seed=3, **resamples) for _ in range(2))
+    assert list(first.columns) == list(ours.columns)
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(compare_directions(gemma, own, seed=4, **resamples))
+    for table in (first, compare_directions(gemma)):
+        assert plots.direction_cosines(table).axes
+        assert screen.direction_cosines(table).data
 
 
 def test_activations_with_the_published_direction_agree_with_it(gemma):
@@ -215,13 +197,6 @@ def test_activations_without_the_direction_stay_within_the_null(gemma):
     inside = (table["cosine"] >= table["null_low"]) & (table["cosine"] <= table["null_high"])
     assert inside.mean() > 0.8
     assert table["cosine"].abs().max() < 0.15
-
-
-def test_the_same_seed_gives_the_same_table(gemma):
-    own = activations(gemma.mean_diffs[-2], 0.3, (9, 10))
-    first, again = (compare_directions(gemma, own, seed=3, permutations=30, bootstrap=30) for _ in range(2))
-    pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(compare_directions(gemma, own, seed=4, permutations=30, bootstrap=30))
 
 
 NARROW = activations(torch.zeros(3, 5), 0.0, (0, 1))

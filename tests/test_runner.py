@@ -70,9 +70,8 @@ def test_a_folder_returns_results_to_the_bit(folder):
     drawn = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     edit = AffineMap(drawn[:, ::2], drawn[:, 1::2], drawn[:, 0] / 3).labelled(layer=2, ridge=1 / 3)
     table = pd.DataFrame({"layer": [1, 2], "value": [0.1, 1 / 3]})
-    for name, result in {"map": edit, "truths": [True, False], "table": table}.items():
-        cache[name] = result
-    assert all(torch.equal(getattr(cache["map"], a), getattr(edit, a)) for a in ("U", "V", "bias"))
+    cache["map"], cache["truths"], cache["table"] = edit, [True, False], table
+    assert all(torch.equal(getattr(cache["map"], name), getattr(edit, name)) for name in ("U", "V", "bias"))
     assert cache["map"].info == edit.info
     assert [value is True for value in cache["truths"]] == [True, False]
     pd.testing.assert_frame_equal(cache["table"], table, check_exact=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ NAN = float("nan")
 NO_FILTERS = {"kl_threshold": None, "induce_threshold": None, "prune_share": None}
 
 
-# ------------------------------------------------------------------------------------------- published
 @pytest.mark.parametrize("name", RUNS)
 def test_the_published_choice_is_reproduced(name):
     run = read_refusal_direction_run(PUBLISHED / name)
@@ -40,18 +40,14 @@ def test_the_published_choice_is_reproduced(name):
 def test_the_filters_of_a_published_run_are_counted():
     run = read_refusal_direction_run(PUBLISHED / "llama-2-7b-chat-hf")
     chosen = select_direction(run.scores, 32)
-    assert [(step.rule, step.removed) for step in chosen.filters] == [
-        ("a score is NaN", 2),
-        ("layer >= 25 of 32", 40),
-        ("KL > 0.1", 100),
-        ("induce < 0", 45),
-    ]
+    rules = ["a score is NaN", "layer >= 25 of 32", "KL > 0.1", "induce < 0"]
+    assert [(f.rule, f.removed) for f in chosen.filters] == list(zip(rules, (2, 40, 100, 45), strict=True))
     assert chosen.filters[-1].left == 5
-    assert "position -1, layer 14: the lowest bypass score (-5.62 nats) of the 5 of 192" in chosen.why
+    for fact in ("position -1, layer 14", "-5.62 nats", "5 of 192"):
+        assert fact in chosen.why
     assert "induce < 0: 45" in repr(chosen)
 
 
-# ------------------------------------------------------------------------------------------- by hand
 def scores(*rows: tuple[int, int, float, float, float]) -> pd.DataFrame:
     names = ["position", "layer", "refusal_score", "steering_score", "kl_div_score"]
     return pd.DataFrame(rows, columns=names)
@@ -103,9 +99,9 @@ def test_an_error_counts_what_each_filter_dropped():
     rows = (-1, 0, NAN, 0.0, 0.0), (-1, 1, -1.0, 3.0, 0.5), (-1, 2, -1.0, -0.5, 0.1), (-1, 4, 0, 1, 0)
     with pytest.raises(NoDirectionLeftError) as caught:
         select_direction(scores(*rows), 5)
-    counts = "a score is NaN dropped 1; layer >= 4 of 5 dropped 1; KL > 0.1 dropped 1; induce < 0 dropped 1"
-    assert counts in str(caught.value)
-    assert "The smallest KL is 0, the highest induce score 3" in str(caught.value)
+    for rule in ("a score is NaN", "layer >= 4 of 5", "KL > 0.1", "induce < 0"):
+        assert f"{rule} dropped 1" in str(caught.value)
+    assert "smallest KL is 0, the highest induce score 3" in str(caught.value)
     assert [step.removed for step in caught.value.filters] == [1, 1, 1, 1]
     assert (caught.value.table["dropped"] != "").all()
     with pytest.raises(NoDirectionLeftError, match="bfloat16"):
@@ -128,7 +124,6 @@ def test_a_bad_table_is_named(table, n_layers, message):
         select_direction(table, n_layers)
 
 
-# ------------------------------------------------------------------------------------------- scoring
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
@@ -211,37 +206,33 @@ def test_a_bridge_gives_the_same_scores(folder, tiny, split):
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_chosen_candidates_are_scored_in_order_with_progress(tiny, split):
+def test_chosen_candidates_are_scored_in_order_with_progress_as_among_all(tiny, split):
     reported: list[str] = []
     chosen = {"positions": [-1], "layers": [3, 1], "progress": reported.append}
     table = score_directions(tiny, split, directions(), seed=4, **chosen)
     assert table[["position", "layer"]].to_numpy().tolist() == [[-1, 1], [-1, 3]]
     assert reported == ["position -1, layer 1", "position -1, layer 3"]
-    whole = score_directions(tiny, split, directions(), seed=4)
-    again = whole[(whole["position"] == -1) & whole["layer"].isin([1, 3])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(table, again)
+    complete = score_directions(tiny, split, directions(), seed=4)
+    again = complete[(complete["position"] == -1) & complete["layer"].isin([1, 3])]
+    pd.testing.assert_frame_equal(table, again.reset_index(drop=True))
+    assert json.loads(table.to_json(orient="records"))  # plain numbers throughout
 
 
-def test_a_direction_of_rounding_ablates_nothing_and_nan_is_dropped(tiny, split):
+def test_directions_of_rounding_nan_and_overflow(tiny, split):
     r = directions().double()
-    r[-1, 0] = 1e-16 * r[-1, 0]
+    r[-1, 0] *= 1e-16
     r[-1, 1] = NAN
+    r[-1, 2] = 1e300
     table = score_directions(tiny, split, r, positions=[-1]).set_index("layer")
     none, bad = table.loc[0], table.loc[1]
     assert none["kl_div_score"] == pytest.approx(0, abs=1e-9)
     assert none["refusal_score"] == pytest.approx(none["refusal_baseline"], abs=1e-5)
     assert bad[["refusal_score", "steering_score", "kl_div_score"]].isna().all()
-    chosen = select_direction(table.reset_index(), 4, **NO_FILTERS)
-    assert chosen.table["dropped"].tolist() == ["", "a score is NaN", "", ""]
-    assert "intervals of" in chosen.why
-
-
-def test_an_edit_that_overflows_scores_nan(tiny, split):
-    r = directions().double()
-    r[-1, 2] = 1e300
-    table = score_directions(tiny, split, r, positions=[-1], layers=[2, 3]).set_index("layer")
     assert math.isnan(table.loc[2, "steering_score"])
     assert math.isfinite(table.loc[3, "steering_score"])
+    chosen = select_direction(table.reset_index(), 4, **NO_FILTERS)
+    assert chosen.table["dropped"].tolist() == ["", "a score is NaN", "a score is NaN", ""]
+    assert "intervals of" in chosen.why
 
 
 @pytest.mark.parametrize(
@@ -266,7 +257,6 @@ def test_activations_of_another_hook_are_refused(tiny, split):
         score_directions(tiny, split, acts)
 
 
-# ------------------------------------------------------------------------------------------- embedded models
 # Template tokens after the request, at the layers where the embedded models decide.
 DECIDING = {"positions": [-2, -1], "layers": [5, 6, 7]}
 LOOSE = {"prune_share": None, "induce_threshold": None}
@@ -295,10 +285,8 @@ def scored(variant: str, organism):
 def permuted(acts: otl.Activations, seed: int) -> otl.Activations:
     both = torch.cat([acts.data["harmful"], acts.data["harmless"]], dim=1)
     order = torch.randperm(both.shape[1], generator=torch.Generator().manual_seed(seed))
-    halves = both[:, order].chunk(2, dim=1)
-    return otl.Activations(
-        dict(zip(("harmful", "harmless"), halves, strict=True)), acts.layers, acts.positions, acts.hook
-    )
+    harmful, harmless = both[:, order].chunk(2, dim=1)
+    return replace(acts, data={"harmful": harmful, "harmless": harmless})
 
 
 def refusal_rate(model, prompts, direction: torch.Tensor) -> float:
@@ -335,9 +323,3 @@ def test_where_refusal_has_several_directions_none_of_them_bypasses_it(organism)
     assert (table["refusal_low"] > 0).all()
     with pytest.raises(NoDirectionLeftError):
         select_direction(table, 8)
-
-
-def test_the_same_seed_gives_the_same_table(tiny, split):
-    first, again = (score_directions(tiny, split, directions(), layers=[1], seed=2) for _ in range(2))
-    pd.testing.assert_frame_equal(first, again)
-    assert json.loads(first.to_json(orient="records"))  # plain numbers throughout

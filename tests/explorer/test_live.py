@@ -1,5 +1,6 @@
 """The live panel's model: right numbers, one edit at a time, nothing left behind, bounds kept."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,7 +50,7 @@ def test_rfa_is_its_direction_everywhere_and_several_layers_are_edited_together(
     assert live.edits("", state_of(opened)) == {}
 
 
-def test_answers_stand_side_by_side(live, opened, prompt):
+def test_answers_are_side_by_side(live, opened, prompt):
     plain, ot, by = live.answers(prompt, state_of(opened))
     assert plain.text == otl.complete(live.model, [prompt], max_new_tokens=16)[0].text
     assert plain.refuses
@@ -82,22 +83,22 @@ def test_prompts_out_of_bounds_are_refused(live, prompt):
         live.checked(prompt)
 
 
-def test_a_model_that_is_not_the_run_s_is_refused(opened, copied_run):
-    import json
+def with_manifest(run, **changes):
+    """An opened run whose manifest has other entries."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    for part, fields in changes.items():
+        manifest[part] |= fields
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return OpenRun(run)
 
-    manifest = json.loads((copied_run / "manifest.json").read_text())
-    manifest["model"]["d_model"] = 4096
-    (copied_run / "manifest.json").write_text(json.dumps(manifest))
+
+def test_a_model_of_another_run_is_refused(copied_run):
     with pytest.raises(ModelError, match="d_model"):
-        _ = LiveModel(OpenRun(copied_run), "organism").model
+        _ = LiveModel(with_manifest(copied_run, model={"d_model": 4096}), "organism").model
 
 
 def test_only_an_embedded_model_is_loaded_unasked(opened, copied_run):
-    import json
-
     assert live_model(opened.run, None).name == "organism"
-    manifest = json.loads((copied_run / "manifest.json").read_text())
-    manifest["config"]["model"] = "some/model"
-    (copied_run / "manifest.json").write_text(json.dumps(manifest))
-    assert live_model(OpenRun(copied_run), None) is None
-    assert live_model(OpenRun(copied_run), "./folder").name == "./folder"
+    other = with_manifest(copied_run, config={"model": "some/model"})
+    assert live_model(other, None) is None
+    assert live_model(other, "./folder").name == "./folder"
