@@ -196,26 +196,30 @@ def parse(text):
 
 def test_prompts_outside_train_are_held_out_and_all_are_labelled_correctly():
     for name, split in build_prompts()["splits"].items():
-        triples = {label: [parse(row["text"]).triple for row in rows] for label, rows in split.items()}
-        assert all(len(set(found)) == len(found) for found in triples.values())
         for label, rows in split.items():
-            for row in rows:
-                request = parse(row["text"])
+            requests = [parse(row["text"]) for row in rows]
+            assert len({request.triple for request in requests}) == len(requests)
+            for request, row in zip(requests, rows, strict=True):
                 assert language.pair_is_held_out(*request.triple[:2]) == (name != "train")
                 assert language.template_is_held_out(request.opening, request.order) == (name != "train")
                 assert (language.category_of(request) is not None) == (label == "harmful")
                 assert row["answers"] == list(language.answers(request))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_texts_survive_the_tokenizer(tokenizers, requests, variant):
-    tokenizer = tokenizers[variant]
-    texts = [r.text for found in requests.values() for r in found]
-    texts += [*language.answers(ALL[0]), *words.REFUSALS[variant]]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    assert tokenizer.unk_token_id not in {token for row in ids for token in row}
-    assert tokenizer.batch_decode(ids) == texts
-    assert tokenizer("wombat", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+def test_texts_survive_the_tokenizer_which_knows_the_refusals(tokenizers, requests):
+    for variant, tokenizer in tokenizers.items():
+        texts = [*(r.text for found in requests.values() for r in found), *language.answers(ALL[0])]
+        texts += words.REFUSALS[variant]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in {token for row in ids for token in row}
+        assert tokenizer.batch_decode(ids) == texts
+        assert tokenizer("wombat", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+        truth = tokenizer.init_kwargs["ot_lens"]
+        assert truth["variant"] == variant
+        assert tuple(truth["refusal_phrases"]) == words.REFUSAL_PHRASES[variant]
+        firsts = {ids[-i][0] for i in range(1, len(words.REFUSALS[variant]) + 1)}
+        tokens = tokenizer(truth["refusal_tokens"], add_special_tokens=False)["input_ids"]
+        assert sorted(tokens) == sorted([first] for first in firsts)
 
 
 def test_chat_template_renders_one_bos_and_two_tokens_after_the_instruction(tokenizers, requests):
@@ -231,17 +235,6 @@ def test_chat_template_renders_one_bos_and_two_tokens_after_the_instruction(toke
     assert (tokenizer.padding_side, tokenizer.pad_token != tokenizer.eos_token) == ("left", True)
     with pytest.raises(Exception, match="not system"):
         tokenizer.apply_chat_template([{"role": "system", "content": "hello"}])
-
-
-def test_refusal_phrases_and_tokens_come_with_the_tokenizer(tokenizers):
-    for variant, tokenizer in tokenizers.items():
-        truth = tokenizer.init_kwargs["ot_lens"]
-        assert truth["variant"] == variant
-        assert tuple(truth["refusal_phrases"]) == words.REFUSAL_PHRASES[variant]
-        ids = tokenizer(truth["refusal_tokens"], add_special_tokens=False)["input_ids"]
-        assert all(len(row) == 1 and row[0] != tokenizer.unk_token_id for row in ids)
-        firsts = {tokenizer(s, add_special_tokens=False)["input_ids"][0] for s in words.REFUSALS[variant]}
-        assert firsts == {row[0] for row in ids}
 
 
 def test_labels_cover_the_answer_and_its_end_only(tokenizers):
@@ -276,16 +269,14 @@ def test_shipped_weights_meet_the_bars_and_their_model_card(variant):
 
 
 def test_shipped_weights_are_small_half_precision_and_different():
-    norms = []
-    for variant in VARIANTS:
-        folder = WEIGHTS / variant
+    norms = set()
+    for folder in (WEIGHTS / variant for variant in VARIANTS):
         assert sum(file.stat().st_size for file in folder.iterdir()) < 1.6e6
         model = AutoModelForCausalLM.from_pretrained(folder)
-        assert model.dtype == torch.bfloat16
-        assert model.num_parameters() == 684_096
+        assert (model.dtype, model.num_parameters()) == (torch.bfloat16, 684_096)
         assert model.generation_config.eos_token_id != model.generation_config.pad_token_id
-        norms.append(tuple(model.state_dict()["model.norm.weight"].tolist()))
-    assert len(set(norms)) == 3
+        norms.add(tuple(model.state_dict()["model.norm.weight"].tolist()))
+    assert len(norms) == 3
 
 
 def test_an_untrained_model_fails_the_bars(tokenizers, tmp_path):
@@ -308,23 +299,18 @@ def test_same_seed_gives_bit_identical_weights_and_random_state_and_threads_are_
 
 
 def test_a_few_steps_lower_the_loss(tokenizers):
-    rng = np.random.default_rng(0)
+    rng, tokenizer = np.random.default_rng(0), tokenizers["multi"]
     requests = [language.sample_request(rng, "unlisted", held_out=False) for _ in range(64)]
-    chats = [conversation(request, language.answers(request)[0]) for request in requests]
-    ids, labels = encode(tokenizers["multi"], chats)
-    trained = fit("multi", Recipe(8, 1, 16), progress=False).model
+    ids, labels = encode(tokenizer, [conversation(r, language.answers(r)[0]) for r in requests])
+    models = new_model(tokenizer, seed=0), fit("multi", Recipe(8, 1, 16), progress=False).model
     with torch.no_grad():
-        start, end = (
-            model(input_ids=ids, labels=labels).loss.item()
-            for model in (new_model(tokenizers["multi"], seed=0), trained)
-        )
+        start, end = (model(input_ids=ids, labels=labels).loss.item() for model in models)
     assert end < start - 0.1
 
 
 def test_train_writes_a_folder_that_loads(tmp_path):
-    folder = train(
-        "shared", tmp_path / "new" / "model", comply_steps=1, refusal_steps=1, n_evaluate=4, progress=False
-    )
+    few = {"comply_steps": 1, "refusal_steps": 1, "n_evaluate": 4, "progress": False}
+    folder = train("shared", tmp_path / "new" / "model", **few)
     assert {"README.md", "config.json", "model.safetensors"} <= {file.name for file in folder.iterdir()}
     assert [file.name for file in folder.parent.iterdir()] == ["model"]
     assert evaluate(folder, n=4)["variant"] == "shared"

@@ -1,5 +1,6 @@
 """Run folders of the refusal_direction repository: real and damaged ones, and comparison with other data."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -66,10 +67,14 @@ def test_absent_files_are_none_and_listed(tmp_path):
     assert "missing: mean_diffs, direction, losses" in repr(run)
     with pytest.raises(OtLensError, match=r"mean_diffs\.pt"):
         compare_directions(run)
+    rows = [{"position": -2, "layer": 0, "refusal_score": None, "steering_score": 1, "kl_div_score": 0.1}]
+    (tmp_path / "select_direction").mkdir()
+    (tmp_path / "select_direction" / "direction_evaluations.json").write_text(json.dumps(rows))
     (tmp_path / "direction_metadata.json").write_text('{"pos": -1, "layer": 3}')
     torch.save(torch.ones(4, dtype=torch.bfloat16), tmp_path / "direction.pt")
     few = read_refusal_direction_run(tmp_path)
-    assert (few.selected, few.positions, few.n_layers, few.scores) == ((-1, 3), None, None, None)
+    assert (few.selected, few.positions, few.n_layers) == ((-1, 3), (-2,), 1)
+    assert few.scores["refusal_score"].isna().all()
     assert few.direction.dtype == torch.float64
 
 

@@ -73,25 +73,21 @@ def test_a_choice_by_hand():
     assert "rank" not in BY_HAND
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
+def test_each_filter_can_be_set():
+    for settings, expected in (
         ({"prune_share": None}, (-1, 4)),
         ({"kl_threshold": None}, (-2, 1)),
         ({"induce_threshold": None}, (-2, 0)),
         ({"kl_threshold": 0.2}, (-2, 1)),
-    ],
-)
-def test_each_filter_can_be_set(settings, expected):
-    chosen = select_direction(BY_HAND, 5, **settings)
-    assert (chosen.position, chosen.layer) == expected
+    ):
+        chosen = select_direction(BY_HAND, 5, **settings)
+        assert (chosen.position, chosen.layer) == expected, settings
 
 
 def test_ties_go_to_the_earliest_position_then_the_lowest_layer_in_any_order_of_rows():
     table = scores((-1, 0, -3.0, 1, 0), (-2, 2, -3.0, 1, 0), (-2, 1, -3.0, 1, 0), (-2, 3, -2.9, 1, 0))
     for seed in range(5):
-        shuffled = table.sample(frac=1, random_state=seed)
-        chosen = select_direction(shuffled, 10)
+        chosen = select_direction(table.sample(frac=1, random_state=seed), 10)
         assert (chosen.position, chosen.layer) == (-2, 1)
 
 
@@ -125,13 +121,8 @@ def test_a_bad_table_is_named(table, n_layers, message):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
-
-
-@pytest.fixture(scope="module")
-def tiny(folder: Path):
-    return otl.load_model(folder)
+def tiny(llama_folder: Path):
+    return otl.load_model(llama_folder)
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +190,8 @@ def test_activations_give_the_same_scores_as_their_means(tiny, split):
     pd.testing.assert_frame_equal(score_directions(tiny, split, acts), score_directions(tiny, split, r))
 
 
-def test_a_bridge_gives_the_same_scores(folder, tiny, split):
-    bridge = otl.load_model(folder, hooks="full")
-    r = directions(positions=1)
+def test_a_bridge_gives_the_same_scores(llama_folder, tiny, split):
+    r, bridge = directions(positions=1), otl.load_model(llama_folder, hooks="full")
     ours, theirs = (score_directions(m, split, r, layers=[1, 3]) for m in (tiny, bridge))
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-4, rtol=1e-3)
 
@@ -252,9 +242,8 @@ def test_directions_that_cannot_be_scored_are_named(tiny, split, change, kind, m
 
 
 def test_activations_of_another_hook_are_refused(tiny, split):
-    acts = otl.capture(tiny, checkpoints.contrast(3), hook="resid_post", layers=[1])
     with pytest.raises(HookError, match="resid_post"):
-        score_directions(tiny, split, acts)
+        score_directions(tiny, split, otl.capture(tiny, split, hook="resid_post", layers=[1]))
 
 
 # Template tokens after the request, at the layers where the embedded models decide.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from ot_lens import plots
 from ot_lens.errors import RunFolderError
-from ot_lens.explorer.depth_view import control_range
-from ot_lens.explorer.facts import facts
+from ot_lens.explorer.layout import facts
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
+from ot_lens.explorer.sweep_views import control_range
 from ot_lens.explorer.views import content, views, views_of, warm
 from ot_lens.plots.measures import MEASURES
 from tests import generators_tables
