@@ -14,7 +14,7 @@ from ot_lens.explorer.view import Drawing, View, read
 from ot_lens.plots import screen
 from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
 from ot_lens.plots.figures.diagnostics import quantity_panel
-from ot_lens.plots.measures import Measure, axis_of, extent, measure_named, sweep_rows
+from ot_lens.plots.measures import Measure, axis_of, measure_named, sweep_rows
 from ot_lens.plots.rows import checked, curve, marked_methods, numbers, some, unit_of
 from ot_lens.plots.screen.text import interval
 from ot_lens.plots.style import BASELINE, CONTROLS
@@ -129,7 +129,7 @@ def _panel(drawing: Drawing, run: OpenRun, state: State) -> Panel:
         *(Reference(float(value), BASELINE.label, mark=BASELINE) for value in baseline),
         *(Line(mark.label, mark, curve(line)) for mark, line in marked_methods(single_layers(own))),
     )
-    return Panel("", LAYER, axis_of(measure, extent(edits_of(real), measure), ""), elements)
+    return Panel("", LAYER, axis_of(measure, edits_of(real), ""), elements)
 
 
 def control_range(sweep: pd.DataFrame, measure: Measure, key: str, kind: str) -> tuple[Curve, int] | None:

@@ -1,7 +1,7 @@
 """A view: what it shows of a run at a state of the page, on screen, on paper, as CSV, and as Python code."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -12,20 +12,15 @@ import plotly.graph_objects as go
 from ot_lens import plots
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
-from ot_lens.plots.gallery import GALLERY, entry_named
+from ot_lens.plots.gallery import entry_named
 from ot_lens.plots.screen import showing
 
 PAPER_STYLE = "wide"
-BUILT_IN = {
-    "localization_curve",
-    *(entry.name for entry in GALLERY if entry.describe.__module__.startswith("ot_lens.plots.")),
-}
 # What the code of a figure may need, and the line that imports it.
 IMPORTS = {
     "pd.": "import pandas as pd",
     "otl.": "import ot_lens as otl",
     "plots.": "from ot_lens import plots",
-    "entry_named(": "from ot_lens.plots.gallery import entry_named",
     "select(": "from ot_lens.tables import select",
     "with_baseline(": "from ot_lens.tables import with_baseline",
 }
@@ -38,7 +33,7 @@ class Drawing:
     """A figure of some tables.
 
     Attributes:
-        figure: Name of a function of `ot_lens.plots`, or of a registered figure.
+        figure: Name of a function of `ot_lens.plots`; registered figures are among them.
         tables: Its tables by their names in the code; the first one is in the CSV file.
         code: Python lines that read them from the run folder; content of a run is in them only as literals.
         options: Options of the figure.
@@ -47,17 +42,16 @@ class Drawing:
 
     figure: str
     tables: Mapping[str, pd.DataFrame]
-    code: Iterable[str]
+    code: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def program(self, run: OpenRun, name: str) -> str:
         """Python code that draws the figure on paper and saves it under a name."""
         arguments = [*self.tables, *(f"{key}={value!r}" for key, value in self.options.items())]
-        function = f"plots.{self.figure}" if self.figure in BUILT_IN else f"entry_named({self.figure!r}).draw"
         body = [
             *self.code,
-            f'figure = {function}({", ".join(arguments)}, style="{PAPER_STYLE}")',
+            f'figure = plots.{self.figure}({", ".join(arguments)}, style="{PAPER_STYLE}")',
             f'plots.save(figure, Path("{name}"), ["png", "svg"], style="{PAPER_STYLE}")',
         ]
         imports = [line for word, line in IMPORTS.items() if word in "\n".join(body)]
@@ -70,10 +64,9 @@ class Drawing:
 
     def image(self, suffix: str) -> bytes:
         """The figure on paper as PNG or SVG, without a time stamp: the same state gives the same bytes."""
-        draw = getattr(plots, self.figure) if self.figure in BUILT_IN else entry_named(self.figure).draw
         buffer = BytesIO()
         with _DRAWING:
-            figure = draw(*self.tables.values(), **self.options, style=PAPER_STYLE)
+            figure = getattr(plots, self.figure)(*self.tables.values(), **self.options, style=PAPER_STYLE)
             with plots.styled(PAPER_STYLE):
                 figure.savefig(buffer, format=suffix, metadata={"Date": None} if suffix == "svg" else {})
         return buffer.getvalue()

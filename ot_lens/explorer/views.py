@@ -25,7 +25,7 @@ def _captioned(entry: Entry, run: OpenRun, _state: State) -> Drawing:
 
 def _complete(figure: str, run: OpenRun, _state: State | None = None) -> Drawing:
     names = entry_named(figure).tables
-    return Drawing(figure, {name: run.table(name) for name in names}, map(read, names))
+    return Drawing(figure, {name: run.table(name) for name in names}, [*map(read, names)])
 
 
 def _spectra(run: OpenRun, state: State) -> Drawing:
