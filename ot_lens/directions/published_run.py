@@ -22,23 +22,12 @@ DIRECTION = "direction.pt"
 SELECTED = "direction_metadata.json"
 SCORES = "select_direction/direction_evaluations.json"
 FILTERED = "select_direction/direction_evaluations_filtered.json"
-LOSSES = {name: f"loss_evals/{name}_loss_eval.json" for name in ("baseline", "ablation", "actadd")}
+INTERVENTIONS = ("baseline", "ablation", "actadd")
 MAX_TENSOR = 1024 * MIB
 # Errors that unpickling a damaged file raises, in torch and in the standard library.
 _LOADING_ERRORS = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    BadZipFile,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(OSError, EOFError, MemoryError, pickle.UnpicklingError, BadZipFile, struct.error),
 )
 Position = Annotated[int, Field(ge=-1_000_000, lt=0)]
 Layer = Annotated[int, Field(ge=0, lt=1_000_000)]
@@ -181,7 +170,10 @@ def _tensor(path: Path, ndim: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     try:
-        _check_archive(path, size)
+        with ZipFile(path) as archive:  # of torch.save >= 1.6, not compressed: nothing expands
+            files = archive.infolist()
+        if any(f.compress_type != ZIP_STORED for f in files) or sum(f.file_size for f in files) > size:
+            raise ValueError("its content is compressed; save it again with torch.save")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -196,14 +188,6 @@ def _tensor(path: Path, ndim: int) -> Tensor | None:
             f"{path} holds a tensor with {loaded.numel()} values in {size} bytes: save it again."
         )
     return loaded.detach().double().clone()
-
-
-def _check_archive(path: Path, size: int) -> None:
-    """Raise a ValueError unless it is an archive of torch.save >= 1.6, not compressed: nothing expands."""
-    with ZipFile(path) as archive:
-        files = archive.infolist()
-    if any(f.compress_type != ZIP_STORED for f in files) or sum(f.file_size for f in files) > size:
-        raise ValueError("its content is compressed; save it again with torch.save")
 
 
 def _validated(path: Path, kind: Any) -> Any:
@@ -227,8 +211,9 @@ def _scores(path: Path) -> pd.DataFrame | None:
 
 def _losses(folder: Path) -> pd.DataFrame | None:
     rows = []
-    for intervention, name in LOSSES.items():
-        for dataset, loss in (_validated(folder / name, dict[str, _Loss]) or {}).items():
+    for intervention in INTERVENTIONS:
+        path = folder / f"loss_evals/{intervention}_loss_eval.json"
+        for dataset, loss in (_validated(path, dict[str, _Loss]) or {}).items():
             keys = {"intervention": intervention, "dataset": dataset, "n": loss.n_tokens}
             rows.append({**keys, "measure": "ce_loss", "value": loss.ce_loss, "unit": "nats"})
             rows.append({**keys, "measure": "perplexity", "value": loss.perplexity, "unit": ""})

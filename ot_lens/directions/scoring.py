@@ -1,6 +1,7 @@
 """Scores of candidate directions: bypass, induce and KL, each with an interval over prompts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from ot_lens.behaviour import (
     score_from_logprobs,
 )
 from ot_lens.errors import ActivationError, HookError, OtLensTypeError
-from ot_lens.interventions import Edits, everywhere, intervene
+from ot_lens.interventions import everywhere, intervene
 from ot_lens.models import backend
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.statistics import Estimate, mean
@@ -137,7 +138,7 @@ def _chosen(
 
 
 class _Scorer:
-    """Runs the model under one candidate at a time and keeps the unedited distributions."""
+    """Scores candidates, NaN where the edited model overflows; keeps the unedited distributions."""
 
     def __init__(
         self, model: Any, prompts: Contrast, tokens: Sequence[int], batch_size: int, seed: int
@@ -155,7 +156,7 @@ class _Scorer:
         """The scores of one candidate."""
         unknown = Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap")
         scores = dict.fromkeys(("refusal", "steering", "kl_div"), unknown)
-        if bool(torch.isfinite(r).all()):
+        if torch.isfinite(r).all():
             scores |= self._ablated(r, layer) | self._added(r, layer)
         row: dict[str, Any] = {"position": position, "layer": layer}
         for name, found in scores.items():
@@ -168,27 +169,19 @@ class _Scorer:
         info = FitInfo(method="directional_ablation", layer=layer, hook="resid_pre", k=1)
         edit = AffineMap(-unit, unit, torch.zeros_like(r), info=info)
         edits = everywhere(edit, range(self._n_layers))
-        harmful, harmless = (self._edited(label, edits) for label in ("harmful", "harmless"))
         scores = {}
-        if harmful is not None:
-            scores["refusal"] = self._score(harmful)
-        if harmless is not None:
-            kl = kl_divergence(self._harmless, harmless).numpy()
+        with suppress(ActivationError), intervene(self._model, edits):
+            scores["refusal"] = self._score(self._logprobs("harmful"))
+        with suppress(ActivationError), intervene(self._model, edits):
+            kl = kl_divergence(self._harmless, self._logprobs("harmless")).numpy()
             scores["kl_div"] = mean(kl, seed=self._seed, least=0.0)
         return scores
 
     def _added(self, r: Float64[Tensor, " d"], layer: int) -> dict[str, Estimate]:
         empty = r.new_zeros(len(r), 0)
-        edited = self._edited("harmless", {layer: AffineMap(empty, empty, r)})
-        return {} if edited is None else {"steering": self._score(edited)}
-
-    def _edited(self, label: str, edits: Edits) -> Float64[Tensor, "prompt d_vocab"] | None:
-        """Next-token distributions under an edit; None if the edited model overflows."""
-        try:
-            with intervene(self._model, edits):
-                return self._logprobs(label)
-        except ActivationError:
-            return None
+        with suppress(ActivationError), intervene(self._model, {layer: AffineMap(empty, empty, r)}):
+            return {"steering": self._score(self._logprobs("harmless"))}
+        return {}
 
     def _logprobs(self, label: str) -> Float64[Tensor, "prompt d_vocab"]:
         return next_token_logprobs(self._model, getattr(self._prompts, label), batch_size=self._batch_size)

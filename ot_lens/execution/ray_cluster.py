@@ -123,8 +123,7 @@ class RayExecutor:
         first = self._ray.wait(loads, num_returns=1)[0][0]
         self._get(first)
         worker = self._workers[loads.index(first)]
-        result: T = self._result(worker.call.remote(function, arguments, options))
-        return result
+        return self._result(worker.call.remote(function, arguments, options))
 
     def stream(
         self, function: Callable[..., Iterator[T]], tasks: Sequence[Any], *arguments: Any
@@ -155,18 +154,15 @@ class RayExecutor:
         threads = torch.get_num_threads()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         needs = _needs(nodes, str(model.get("device") or ""), threads, parameter_bytes)
-        count = sum(_capacity(node, needs) for node in nodes)
+        count = sum(
+            int(min(node.get(name, 0) // need for name, need in needs.items() if need)) for node in nodes
+        )
         if count == 0:
             raise ExecutorError(
                 f"No node of the Ray cluster has {_described(needs)}: add one, or use a smaller model."
             )
-        actor = self._ray.remote(Worker).options(
-            num_cpus=needs["CPU"],
-            num_gpus=needs["GPU"],
-            memory=needs["memory"],
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
+        room = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
+        actor = self._ray.remote(Worker).options(**room, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         workers = [actor.remote(model, threads, modules) for _ in range(count)]
         ready = self._ray.wait([w.ready.remote() for w in workers], num_returns=1, timeout=START_TIMEOUT)[0]
         if not ready:
@@ -214,11 +210,6 @@ def _needs(
         "GPU": 1.0 if on_gpu else 0.0,
         "memory": float(parameter_bytes),
     }
-
-
-def _capacity(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How many workers fit on a node."""
-    return int(min(node.get(name, 0) // need for name, need in needs.items() if need))
 
 
 def _described(needs: Mapping[str, float]) -> str:

@@ -37,10 +37,12 @@ def page(choices: Sequence[Choices], live: LiveModel | None) -> Any:
     runs = [c.run for c in choices]
     depth, *others = views_of(runs)
     cards = [_card(view, runs) for view in others]
+    title = html.H1(["ot_lens ", html.Span("explorer")])
+    names = html.Div([title, html.P([*map(_title, runs)], className="runs")])
     return html.Div(
         [
             html.A("Skip to the views", href="#views", className="skip"),
-            _header(runs),
+            html.Header([names, html.Div(id="tools", className="tools")], className="top"),
             *_warnings(choices),
             _controls(depth, runs),
             html.Main([*cards[:1], _live_card(runs[0], live), *cards[1:]], id="views", tabIndex="-1"),
@@ -51,13 +53,6 @@ def page(choices: Sequence[Choices], live: LiveModel | None) -> Any:
         ],
         id="page",
     )
-
-
-def _header(runs: Sequence[OpenRun]) -> Any:
-    names = html.Div(
-        [html.H1(["ot_lens ", html.Span("explorer")]), html.P([*map(_title, runs)], className="runs")]
-    )
-    return html.Header([names, html.Div(id="tools", className="tools")], className="top")
 
 
 def _title(run: OpenRun) -> Any:
@@ -210,15 +205,9 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
 
 def _method(key: str) -> dict[str, Any]:
     name, k = split_key(key)
-    mark = method_mark(name, k)
-    return {
-        "key": key,
-        "name": name,
-        "k": k,
-        "label": method_mark(name).label,
-        "full": mark.label,
-        "color": mark.color,
-    }
+    mark, plain = method_mark(name, k), method_mark(name)
+    look = {"label": plain.label, "full": mark.label, "color": mark.color}
+    return {"key": key, "name": name, "k": k, **look}
 
 
 def _localized(run: OpenRun) -> dict[str, list[int]]:

@@ -23,23 +23,14 @@ MOST_LAYERS = 512
 
 @dataclass(frozen=True)
 class State:
-    """The choices made on the page.
+    """The choices made on the page."""
 
-    Attributes:
-        layers: Chosen layers; views of a single layer show the first one.
-        ot: Key of the map on the left, a transport.
-        by: Key of the map on the right, a projection.
-        measure: Quantity shown in the strip along the depth.
-        strength: t of T_t(x) = x + t (T(x) - x), in [0, 1].
-        tokens: Token scope.
-    """
-
-    layers: tuple[int, ...]
-    ot: str
-    by: str
-    measure: str
-    strength: float = 1.0
-    tokens: str = "all"
+    layers: tuple[int, ...]  # views of a single layer show the first one
+    ot: str  # key of the map on the left, a transport
+    by: str  # key of the map on the right, a projection
+    measure: str  # shown in the strip along the depth
+    strength: float = 1.0  # t of T_t(x) = x + t (T(x) - x), in [0, 1]
+    tokens: str = "all"  # token scope
 
     @property
     def layer(self) -> int:

@@ -30,21 +30,16 @@ _DRAWING = threading.Lock()
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of some tables.
+    """A figure of some tables, and the Python lines that read these from the run folder.
 
-    Attributes:
-        figure: Name of a function of `ot_lens.plots`; registered figures are among them.
-        tables: Its tables by their names in the code; the first one is in the CSV file.
-        code: Python lines that read them from the run folder; content of a run is in them only as literals.
-        options: Options of the figure.
-        note: What the reader should know about this state; may be empty.
+    The content of a run is in the code only as literals.
     """
 
-    figure: str
-    tables: Mapping[str, pd.DataFrame]
+    figure: str  # name of a function of `ot_lens.plots`; registered figures are among them
+    tables: Mapping[str, pd.DataFrame]  # by their names in the code; the first one is in the CSV file
     code: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
+    note: str = ""  # what the reader should know about this state
 
     def program(self, run: OpenRun, name: str) -> str:
         """Python code that draws the figure on paper and saves it under a name."""

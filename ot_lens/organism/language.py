@@ -5,6 +5,7 @@ in six (verb, object) word pairs of every pair of classes is held out from train
 so are four of the sixteen templates (opening x word order); every word occurs in training.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -160,27 +161,13 @@ def sample_held_out(n: int, *, refused: bool, seed: int) -> list[Request]:
 def vocabulary() -> tuple[str, ...]:
     """Every word and punctuation mark of the language, sorted."""
     sentences = [
-        *words.VERBS,
-        *words.VERBS.values(),
-        *words.OBJECTS,
-        *words.OBJECTS.values(),
-        *words.RECIPIENTS,
-        *words.ADJECTIVES,
-        *words.TIMES,
+        *(*words.VERBS, *words.VERBS.values(), *words.OBJECTS, *words.OBJECTS.values(), *words.RECIPIENTS),
+        *(*words.ADJECTIVES, *words.TIMES, *words.GREETINGS, *answers(Request(0, 0, 0))),
         *(part for opening in words.OPENINGS for part in opening),
-        *(order.replace("{", " {") for order in words.ORDERS),
-        *answers(Request(0, 0, 0)),
-        *words.GREETINGS,
+        *(re.sub(r"\{\w+\}", " ", order) for order in words.ORDERS),
         *(sentence for variant in words.VARIANTS for sentence in words.REFUSALS[variant]),
     ]
-    tokens = {token for sentence in sentences for token in _split(sentence) if "{" not in token}
-    return tuple(sorted(tokens))
-
-
-def _split(sentence: str) -> list[str]:
-    for mark in ",.?":
-        sentence = sentence.replace(mark, f" {mark} ")
-    return sentence.split()
+    return tuple(sorted({token for sentence in sentences for token in re.findall(r"\w+|[,.?]", sentence)}))
 
 
 def _sample_cell(rng: np.random.Generator, kind: str, category: int | None) -> tuple[int, int, int]:
