@@ -7,6 +7,7 @@ valid Unicode.
 """
 
 import ipaddress
+import json
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -156,6 +157,19 @@ def _is_known(body: bytes, callbacks: Mapping[str, Any]) -> bool:
     known = callbacks.get(update.output, {})
     if "callback" not in known:
         return False
-    outputs = [output.component_property for output in known["output"]]
-    inputs = [given["property"] for given in known["inputs"]]
-    return [p.property for p in update.outputs] == outputs and [p.property for p in update.inputs] == inputs
+    outputs = [(output.component_id, output.component_property) for output in known["output"]]
+    inputs = [(given["id"], given["property"]) for given in known["inputs"]]
+    return _are(update.outputs, outputs) and _are(update.inputs, inputs)
+
+
+def _are(given: list[_Property], known: list[tuple[Any, str]]) -> bool:
+    """Whether these are the properties that a callback declares, of components that fit its patterns."""
+    if len(given) != len(known):
+        return False
+    for own, (known_id, name) in zip(given, known, strict=True):
+        pattern = json.loads(known_id) if str(known_id).startswith('{"') else known_id
+        kind = {"type": own.id.type} if isinstance(own.id, _PatternId) else own.id
+        expected = {"type": pattern["type"]} if isinstance(pattern, Mapping) else pattern
+        if (kind, own.property) != (expected, name):
+            return False
+    return True
