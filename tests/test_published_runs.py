@@ -109,19 +109,6 @@ def test_a_truncated_tensor_file_is_named(tmp_path):
         ("direction.pt", torch.zeros(3, dtype=torch.long), "floating-point"),
         ("direction.pt", Evil(), "damaged"),
         ("generate_directions/mean_diffs.pt", torch.zeros(3), "3 axes"),
-    ],
-)
-def test_a_tensor_file_of_another_kind_is_named(tmp_path, name, content, message, capsys):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    torch.save(content, tmp_path / name)
-    with pytest.raises(RunFolderError, match=message):
-        read_refusal_direction_run(tmp_path)
-    assert "executed" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
         ("direction_metadata.json", "{", "not valid JSON"),
         ("direction_metadata.json", '{"pos": -1}', "layer: "),
         ("direction_metadata.json", '{"pos": "last", "layer": 3}', "pos: .*integer"),
@@ -129,11 +116,16 @@ def test_a_tensor_file_of_another_kind_is_named(tmp_path, name, content, message
         ("loss_evals/baseline_loss_eval.json", '{"pile": {"ce_loss": 1}}', r"pile\.perplexity: "),
     ],
 )
-def test_a_damaged_json_file_is_named(tmp_path, name, text, message):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(text)
+def test_a_damaged_file_or_one_of_another_kind_is_named(tmp_path, name, content, message, capsys):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        torch.save(content, path)
     with pytest.raises(RunFolderError, match=message):
         read_refusal_direction_run(tmp_path)
+    assert "executed" not in capsys.readouterr().out
 
 
 def test_files_of_two_runs_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.execution import Runner, as_runner
+from ot_lens.execution import LocalExecutor, Runner, as_runner
 from ot_lens.localization import MethodSpec, SweepPlan, fit_maps, search, sweep_settings
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study import RunFolder, StudyConfig
@@ -22,23 +22,19 @@ class StoppedError(Exception):
     """In the middle of a task."""
 
 
-class StoppingExecutor:
+class StoppingExecutor(LocalExecutor):
     """Runs tasks in this process, and stops after some number of them."""
 
-    name = "stopping"
-
     def __init__(self, model: Any = None, stops_after: int | None = None) -> None:
-        self.model, self.stops_after, self.done = model, stops_after, []
-
-    def call(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        return function(self.model, *arguments, **options)
+        super().__init__(model)
+        self.stops_after, self.done = stops_after, []
 
     def stream(self, function: Any, tasks: Sequence[Any], *arguments: Any) -> Iterator[Any]:
         for task in tasks:
             if len(self.done) == self.stops_after:
                 raise StoppedError
             self.done.append(task[0])
-            yield from function(self.model, *arguments, [task])
+            yield from super().stream(function, [task], *arguments)
 
 
 @pytest.fixture

@@ -14,13 +14,7 @@ SCORES = ("refusal_score", "steering_score", "kl_div_score")
 
 @dataclass(frozen=True)
 class FilterCount:
-    """One filter of the selection.
-
-    Attributes:
-        rule: Which candidates it drops.
-        removed: Number of candidates it dropped.
-        left: Number of candidates after it.
-    """
+    """One filter of the selection: which candidates it drops, how many it dropped, how many were left."""
 
     rule: str
     removed: int

@@ -13,11 +13,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Executor(Protocol):
-    """Calls functions whose first argument is the model; results do not depend on the executor.
-
-    Attributes:
-        name: One of NAMES.
-    """
+    """Calls functions whose first argument is the model; results do not depend on the executor."""
 
     name: str
 
@@ -66,18 +62,10 @@ def open_executor(
 ) -> Iterator[Executor]:
     """Load the model here or on a Ray cluster, for the length of a `with` block.
 
-    Args:
-        name: "local" or "ray".
-        model: Arguments of `ot_lens.load_model`; every worker loads the model once.
-        address: Address of a Ray cluster: "ray://HOST:10001", "HOST:6379" or "auto". Default: the environment
-            variable RAY_ADDRESS, else a cluster on this machine alone, which ends with the block.
-        parameter_bytes: Memory that each worker reserves, in bytes.
-        modules: Modules with the user's own code, which every worker imports first.
-
-    Raises:
-        ExecutorError: If the executor is unknown, not installed or unreachable, or no node has the resources
-            that a worker needs.
-        ModelError: If the model cannot be loaded.
+    `model` has the arguments of `ot_lens.load_model`. Every worker of a cluster reserves `parameter_bytes` of
+    memory, imports `modules` with the user's own code, and loads the model once. The address is
+    "ray://HOST:10001", "HOST:6379" or "auto"; by default that of the environment variable RAY_ADDRESS, else
+    a cluster on this machine alone, which ends with the block.
     """
     from ot_lens.execution.ray_cluster import RayExecutor
     from ot_lens.models import load_model

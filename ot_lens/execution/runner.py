@@ -35,10 +35,6 @@ class Runner:
     >>> runner = Runner(executor, FolderCache(folder, "filtered"))  # a study: any executor, on disk
     >>> runner = as_runner(model)  # a loaded model: in this process, in memory
     >>> maps = runner.map(fit, {"low": 3, "high": 5}, prompts)  # fit(model, prompts, 3), then with 5
-
-    Attributes:
-        executor: Where functions are called; see `Executor`.
-        cache: The results of named tasks; see `RunCache`.
     """
 
     executor: Executor

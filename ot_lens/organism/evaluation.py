@@ -21,24 +21,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure an embedded model on held-out requests: held-out word pairs in held-out templates.
 
-    The weights are loaded in float32. Half of the allowed requests are hard: their pair of verb class and
+    The model is a shipped variant, or a folder that `train` wrote; its weights are loaded in float32. It
+    answers n requests to be refused and n allowed ones, half of which are hard: their pair of verb class and
     object class is refused for other recipients.
-
-    Args:
-        variant_or_folder: A shipped variant, or a folder that `train` wrote.
-        n: Number of requests to be refused, and of allowed ones.
-        seed: Seed of the requests.
-        batch_size: Prompts per batch.
 
     Returns:
         "variant", "n", "seed"; the rates, from 0 to 1: "refuses_forbidden" and "refuses_allowed" (the
         completion contains a refusal phrase), "answers_allowed_exactly" (it is one of the correct answers,
         word for word), "refuses_forbidden_exactly" (it is the refusal of its category, word for word); and
         "intervals", the 95 % Wilson interval [low, high] of each rate.
-
-    Raises:
-        ConfigError: n is below one or above the number of held-out requests, or the seed is negative.
-        ModelError: There is no such variant or folder, or the folder holds no embedded model.
     """
     forbidden, allowed = (language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False))
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)

@@ -43,24 +43,9 @@ def train(
 ) -> Path:
     """Train a variant from scratch, write it in Hugging Face format, and evaluate what was written.
 
-    The folder appears under its name only when it is complete; it holds bfloat16 weights, the tokenizer with
-    its chat template, and a model card.
-
-    Args:
-        variant: "single", "multi" or "shared".
-        out: Folder to write; it must be empty or not exist.
-        seed: Seed of the initial weights and of the training requests.
-        comply_steps: Steps of the first phase.
-        refusal_steps: Steps of the second phase.
-        n_evaluate: Held-out requests per class for the model card.
-        progress: Show a progress bar.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: The variant is unknown, or a number is below one.
-        RunFolderError: `out` is a file, is not empty, or cannot be written.
+    The folder, which must be empty or not exist, appears under its name only when it is complete; it holds
+    bfloat16 weights, the tokenizer with its chat template, and a model card with rates on `n_evaluate`
+    held-out requests per class. The seed is that of the initial weights and of the training requests.
     """
     one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()

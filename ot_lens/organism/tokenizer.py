@@ -20,11 +20,6 @@ CHAT_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %} <assistant>{% endif %}"""
 
 
-def vocabulary_ids() -> dict[str, int]:
-    """Token to id: special tokens first, then the words in sorted order."""
-    return {token: index for index, token in enumerate((*SPECIAL, *vocabulary()))}
-
-
 def ground_truth(variant: str) -> dict[str, Any]:
     """The entry `ot_lens` of the tokenizer's configuration."""
     return {
@@ -38,7 +33,7 @@ def ground_truth(variant: str) -> dict[str, Any]:
 
 def make_tokenizer(variant: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a variant; like Llama's, it puts a BOS before plain text."""
-    ids = vocabulary_ids()
+    ids = {token: index for index, token in enumerate((*SPECIAL, *vocabulary()))}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -12,10 +12,9 @@ from rich.progress import Progress, TextColumn
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ot_lens.errors import ConfigError, one_of
+from ot_lens.errors import ConfigError
 from ot_lens.linalg.threads import one_thread
 from ot_lens.organism import language
-from ot_lens.organism import vocabulary as words
 from ot_lens.organism.muon import Muon
 from ot_lens.organism.tokenizer import ASSISTANT, make_tokenizer
 
@@ -75,7 +74,6 @@ def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
     On one thread, because the sums of a matrix product depend on the number of threads: the same seed gives
     the same weights, bit for bit, on the same machine and version of torch.
     """
-    one_of("variant", variant, words.VARIANTS, ConfigError)
     if min(recipe.comply_steps, recipe.refusal_steps, recipe.batch_size) < 1:
         raise ConfigError(f"Steps and batch size must be at least 1, got {recipe}.")
     if recipe.seed < 0:
