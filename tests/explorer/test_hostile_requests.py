@@ -117,27 +117,19 @@ def test_other_files_are_not_found_and_not_echoed(port, path):
     assert not {"onerror", "<b>", "schema_version", "build_app"} & set(text.replace("=", " ").split())
 
 
-DEEP = 50_000
-
-
 @pytest.mark.trust
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ("[" * DEEP, 400),
-        ("[" * DEEP + "]" * DEEP, 400),
-        ('{"a":' * 10_000 + "1" + "}" * 10_000, 400),
-        ('{"output":' + "9" * 5000 + "}", 400),
-        ('{"output": NaN}', 400),
-        (b'{"output":"\xff"}', 400),
-        ("{}".encode("utf-16"), 400),
-        (b"", 400),
-        (b" " * (MOST_BYTES + 1), 413),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_json_of_any_kind_is_answered(port, body, status):
-    assert send(port, body) == status
+def test_json_of_any_kind_is_answered(port):
+    nested = ["[" * 50_000, "[" * 50_000 + "]" * 50_000, '{"a":' * 10_000 + "1" + "}" * 10_000]
+    odd = [
+        '{"output":' + "9" * 5000 + "}",
+        '{"output": NaN}',
+        b'{"output":"\xff"}',
+        "{}".encode("utf-16"),
+        b"",
+    ]
+    for body in (*nested, *odd):
+        assert send(port, body) == 400, body[:20]
+    assert send(port, b" " * (MOST_BYTES + 1)) == 413
 
 
 def test_false_lengths_and_chunks_harm_nobody(port):
