@@ -95,16 +95,12 @@ def make_server(
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    ipv6 = ":" in host
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
     try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except (OSError, OverflowError, UnicodeError) as error:
-        listener.close()
+        return socket.create_server((host, port), family=family, backlog=128, dualstack_ipv6=ipv6)
+    except (OSError, OverflowError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ExplorerError(
             f"Cannot listen on {host}:{port} ({reason}): choose another --port, or 0 for any free one."
         ) from error
-    return listener

@@ -92,14 +92,15 @@ class Choices:
     @property
     def tokens(self) -> list[str]:
         """Token scopes that the sweep holds."""
-        return [scope for scope in TOKEN_SCOPES if scope in self._swept("tokens")]
+        return [scope for scope in TOKEN_SCOPES if scope in self.swept("tokens")]
 
     @property
     def strengths(self) -> list[float]:
         """Strengths that the sweep holds."""
-        return sorted(map(float, self._swept("strength")))
+        return sorted(map(float, self.swept("strength")))
 
-    def _swept(self, setting: str) -> set[Any]:
+    def swept(self, setting: str) -> set[Any]:
+        """Values of a setting that the sweep's edits have."""
         sweep = self.run.tables.get("localization")
         if sweep is None or not {"method", setting} <= set(sweep.columns):
             return set()

@@ -37,7 +37,10 @@ def _swept(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the unedited model and of some (or all) methods at a state, and the code that selects them."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
-    criteria = _held_settings(sweep, state) | criteria
+    wanted = {"tokens": state.tokens, "strength": state.strength}
+    held = {name: Choices(run).swept(name) for name in wanted}
+    varied = {name: value for name, value in wanted.items() if len(held[name]) > 1 and value in held[name]}
+    criteria = varied | criteria
     if keys is not None:
         criteria = {"methods": list(map(split_key, keys))} | criteria
     code = [read("localization")]
@@ -45,14 +48,6 @@ def _swept(
         arguments = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
         code.append(f"localization = with_baseline(localization, {arguments})")
     return with_baseline(sweep, **criteria), code
-
-
-def _held_settings(sweep: pd.DataFrame, state: State) -> dict[str, Any]:
-    """Token scope and strength of the state, if the sweep holds these and others."""
-    edits = edits_of(sweep)
-    wanted = {"tokens": state.tokens, "strength": state.strength}
-    held = {name: set(edits[name].dropna()) for name in wanted if name in edits}
-    return {name: wanted[name] for name, known in held.items() if len(known) > 1 and wanted[name] in known}
 
 
 def _sweep_note(run: OpenRun, state: State) -> str:
