@@ -20,8 +20,7 @@ import pytest
 from ot_lens.explorer.guard import UPDATE
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
-from tests.explorer.test_hostile_requests import live
-from tests.explorer.test_server import asked
+from tests.explorer.requests import asked, live
 
 USERS, PATIENCE = 20, 120.0
 VIEWS = ("depth", "plane", "localization", "methods", "distances", "spectra", "cosines")
