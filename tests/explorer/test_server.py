@@ -64,7 +64,8 @@ def test_downloads_have_their_type_and_name_and_are_not_cached(client, suffix):
     assert answer.mimetype == TYPES[suffix]
     assert f"run-spectra.{suffix}" in answer.headers["Content-Disposition"]
     assert answer.headers["Cache-Control"] == get(client, "/").headers["Cache-Control"] == "no-store"
-    assert get(client, "/assets/explorer.js").headers.get("Cache-Control") != "no-store"
+    with get(client, "/assets/explorer.js") as script:  # or its file stays open
+        assert script.headers.get("Cache-Control") != "no-store"
 
 
 def test_debug_mode_is_off_whatever_the_environment_says(opened, monkeypatch):
