@@ -11,7 +11,7 @@ import pandas as pd
 
 from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError
-from ot_lens.execution import Executor, MemoryCache, RunCache
+from ot_lens.execution import Executor, RunCache
 from ot_lens.geometry import (
     class_angles,
     diagnose,
@@ -62,13 +62,13 @@ class Study:
     sweep: pd.DataFrame
     executor: Executor | None = None
     prompts: ContrastSet | None = None
-    cache: RunCache = field(default_factory=MemoryCache)
+    cache: RunCache = field(default_factory=dict[str, Any])
 
     def cached(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """A part of a table, from the cache if it was made before."""
-        if not self.cache.has(part):
+        if part not in self.cache:
             self.cache[part] = make()
-        table: pd.DataFrame = self.cache.read(part)
+        table: pd.DataFrame = self.cache[part]
         return table
 
     @property
