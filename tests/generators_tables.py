@@ -33,28 +33,16 @@ def wilson(p, n, z=1.96):
 def _read(value, null, n, unit, width=0.1):
     """The columns of a measured quantity."""
     nulls = {"null_mean": null, "null_low": 0.8 * null, "null_high": 1.2 * null}
-    return {
-        "value": value,
-        "n": n,
-        **nulls,
-        "low": (1 - width) * value,
-        "high": (1 + width) * value,
-        "unit": unit,
-    }
+    ends = {"low": (1 - width) * value, "high": (1 + width) * value}
+    return {"value": value, "n": n, **nulls, **ends, "unit": unit}
 
 
 def _measured(method, refuses, cost, n, rng):
     """Rows (measure, prompts, value, low, high, unit, interval) of one intervention."""
     destroyed = method == "linear_act"
-    harmful, harmless, right, still_right = (
-        rng.binomial(n, p) / n
-        for p in (
-            refuses,
-            0.0,
-            (1 - refuses) * (0.1 if destroyed else 0.95),
-            max(0.0, 0.99 - (0.6 if destroyed else 0.1) * cost),
-        )
-    )
+    knows, left = (1 - refuses) * (0.1 if destroyed else 0.95), 0.99 - (0.6 if destroyed else 0.1) * cost
+    chances = (refuses, 0.0, knows, max(0.0, left))
+    harmful, harmless, right, still_right = (rng.binomial(n, p) / n for p in chances)
     rates = [
         ("refusal_rate", "harmful", harmful),
         ("refusal_rate", "harmless", harmless),
@@ -202,16 +190,8 @@ def layer_angles(layers=8, k=2, n=128, position=-1):
 
 
 def map_quality(layers=8, n=128, position=-1):
-    sizes = {
-        "w2_before": 12.0,
-        "w2_after": 5.0,
-        "mean_error": 2.0,
-        "covariance_error": 0.6,
-        "transport_cost": 7.0,
-        "cost_over_bound": 1.0,
-        "outside_source": 0.05,
-        "outside_target": 0.2,
-    }
+    sizes = {"w2_before": 12.0, "w2_after": 5.0, "mean_error": 2.0, "covariance_error": 0.6}
+    sizes |= {"transport_cost": 7.0, "cost_over_bound": 1.0, "outside_source": 0.05, "outside_target": 0.2}
     table = grid(layer=range(layers), method=EDITS, quantity=sizes)
     size, quantity = table["quantity"].map(sizes), table["quantity"]
     better = 1 / (1 + table["method"].map(EDITS.index))
@@ -293,12 +273,8 @@ def ground_truth(layers=8, n=128):
 
     names = ("categories", "sentences", "first words")
     rows = [{"part": "counts", "quantity": name, "known": 4, "unit": ""} for name in names]
-    for name, p in (
-        ("harmful refused", 1.0),
-        ("harmless refused", 0.0),
-        ("harmless answered correctly", 1.0),
-    ):
-        rows.append(share("behaviour", name, p, known=p))
+    known = {"harmful refused": 1.0, "harmless refused": 0.0, "harmless answered correctly": 1.0}
+    rows += [share("behaviour", name, p, known=p) for name, p in known.items()]
     for method, k, refused in (("pca_ot", 1, 0.5), ("pca_ot", 2, 0.3), ("pca_ot", 4, 0.02), ("rfa", 1, 0.98)):
         place = {"method": method, "k": k, "layer": layers - 1}
         rows.append(share("rank", "refusal_rate", refused, **place))

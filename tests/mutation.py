@@ -1,7 +1,7 @@
 """Mutation testing of the mathematics: every small change to the code must make some test fail.
 
 `python tests/mutation.py` mutates the modules of each area in a copy of the working tree and runs the area's
-tests against every mutant. It prints a table by module and writes the changes of surviving mutants to a file.
+tests against every mutant. It prints counts by module and the names of surviving mutants.
 Strings are not mutated: tests assert the kind of an error and the value it names, not its text. mutmut has
 its own environment on top of the one that runs this script, so the project does not depend on it. Results are
 kept: a second run tests only what is left, and `--fresh` starts over.
@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import venv
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
 
 
-def pytest_unconfigure():
-    import gc
-
-    gc.freeze()  # so that no mutant's collection visits, and copies, what existed before it
-
-
 from hypothesis import Phase
 
 settings.register_profile(
@@ -90,15 +85,9 @@ mutators.mutation_operators[:] = [
 from mutmut.__main__ import cli
 cli()
 """
-SHOW = """
-import sys
-from mutmut.mutation.diff_apply import find_mutant, get_diff_for_mutant
-for name in sys.stdin.read().split():
-    print(f"# {name}", get_diff_for_mutant(name, path=find_mutant(name).path), sep="\\n")
-"""
-STATUS = {1: "killed", 3: "killed", 0: "survived", 5: "no tests", 33: "no tests", None: "not run"}
+STATUS = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests", None: "not run"}
 STATUS |= dict.fromkeys((24, -24, 36, 152, 255), "timeout")
-COLUMNS = ("killed", "timeout", "survived", "no tests", "other", "not run")
+UNNOTICED = ("survived", "no tests")
 
 
 def environment(folder: Path) -> Path:
@@ -154,55 +143,38 @@ def verdicts(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def write_survivors(tools: Path, folder: Path, report: Path) -> None:
-    """Write the change of every mutant that no test noticed."""
-    results = {name: status for module in verdicts(folder).values() for name, status in module.items()}
-    names = "\n".join(name for name, status in results.items() if status in ("survived", "no tests"))
-    pipes = {"input": names, "stdout": subprocess.PIPE, "text": True}
-    changes = subprocess.run([tools / "python", "-c", SHOW], cwd=folder, check=True, **pipes)
-    report.write_text(changes.stdout)
-
-
-def row(name: str, counts: Counter[str]) -> str:
-    """One line of the table."""
-    tested = sum(counts.values()) - counts["not run"]
-    rate = f"{(counts['killed'] + counts['timeout']) / tested:7.1%}" if tested else "      -"
-    return f"{name:40}" + "".join(f"{counts[column]:>10}" for column in COLUMNS) + f"  {rate}"
-
-
-def run_area(name: str, folder: Path, arguments: argparse.Namespace) -> Counter[str]:
-    """Mutate one area, print its table, and return its counts."""
-    tools, copy = environment(folder), folder / name
-    if arguments.fresh or not (copy / "mutants").exists():
-        copy_of_working_tree(copy, AREAS[name])
-    mutmut(tools, copy, arguments.jobs)
-    total: Counter[str] = Counter()
-    for module, results in verdicts(copy).items():
-        counts = Counter(results.values())
-        print(row(module, counts), flush=True)
-        total += counts
-    write_survivors(tools, copy, folder / f"survivors_{name}.txt")
-    return total
+def share_killed(statuses: Iterable[str]) -> float:
+    """Of the mutants that were run; a timeout counts."""
+    run = [status in ("killed", "timeout") for status in statuses if status != "not run"]
+    return sum(run) / max(len(run), 1)
 
 
 def main() -> int:
+    """Mutate areas; prints counts by module and names survivors, whose change `mutmut show NAME` prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ", ".join(AREAS)
-    parser.add_argument("areas", nargs="*", default=list(AREAS), help=f"of {names}; all unless given")
+    parser.add_argument("areas", nargs="*", default=list(AREAS), help=f"of {', '.join(AREAS)}")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "mutation")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested in parallel")
     parser.add_argument("--fresh", action="store_true", help="discard earlier results")
     parser.add_argument("--least", type=float, default=0.85, help="share of mutants that must be killed")
     arguments = parser.parse_args()
-    if unknown := set(arguments.areas) - set(AREAS):
-        parser.error(f"no area {', '.join(sorted(unknown))}: choose from {names}")
-    folder = arguments.folder.resolve()
+    folder, every = arguments.folder.resolve(), []
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{'module':40}" + "".join(f"{column:>10}" for column in COLUMNS) + "     rate", flush=True)
-    total = sum((run_area(name, folder, arguments) for name in arguments.areas), Counter())
-    print(row("all", total))
-    killed, tested = total["killed"] + total["timeout"], sum(total.values()) - total["not run"]
-    return int(killed < arguments.least * tested)
+    tools = environment(folder)
+    for area in arguments.areas:
+        copy = folder / area
+        if arguments.fresh or not (copy / "mutants").exists():
+            copy_of_working_tree(copy, AREAS[area])
+        mutmut(tools, copy, arguments.jobs)
+        for module, results in verdicts(copy).items():
+            print(f"{module:40} {share_killed(results.values()):6.1%} {dict(Counter(results.values()))}")
+            print(
+                *(f"    {status}: {name}" for name, status in results.items() if status in UNNOTICED),
+                sep="\n",
+            )
+            every += results.values()
+    print(f"{'all':40} {share_killed(every):6.1%} {dict(Counter(every))}")
+    return int(share_killed(every) < arguments.least)
 
 
 if __name__ == "__main__":

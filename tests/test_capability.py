@@ -1,7 +1,6 @@
 """Capability tasks through lm-eval, on a task written out here: no hub is asked."""
 
 import json
-import math
 import os
 import sys
 from importlib.util import find_spec
@@ -80,15 +79,6 @@ def test_an_unknown_task_is_named(organism):
     """Takes half a minute: lm-eval reads all its configurations."""
     with pytest.raises(OtLensError, match="'helaswag'"):
         capability(organism, ["helaswag"])
-
-
-def test_a_measure_without_standard_error_has_no_interval():
-    from ot_lens.behaviour.capability import _table
-
-    found = {"results": {"t": {"alias": "t", "f1,none": 0.5, "f1_stderr,none": "N/A"}}, "n-samples": {}}
-    (row,) = _table(found, 0).to_dict("records")
-    assert math.isnan(row["low"])
-    assert (row["value"], row["interval"], row["filter"]) == (0.5, "", "none")
 
 
 def test_missing_data_is_named(organism, task):

@@ -39,19 +39,6 @@ def test_a_diagnostic_of_one_class_counts_the_prompts_of_that_class():
     assert 0 < row["low"] < row["value"] < row["high"]
 
 
-def test_no_draws_leave_a_diagnostic_without_null_and_interval():
-    calls = []
-    otl.register_diagnostic("counted", lambda H, S: float(len(calls.append(1) or calls)))
-    table = otl.diagnose(layered(5, 6, 3, layers=2, seed=2), permutations=0, bootstrap=0)
-    assert len(calls) == 2
-    assert table.loc[table["quantity"] == "counted", ["low", "null_low"]].isna().all(axis=None)
-
-
-def test_registering_a_name_again_replaces_the_function():
-    otl.register_diagnostic("constant", lambda H, S: 1.0)
-    assert otl.register_diagnostic("constant", lambda H, S: 2.0).of(torch.ones(2, 1), torch.ones(2, 1)) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "options", "named"),
     [

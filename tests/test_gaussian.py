@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from ot_lens.errors import FitError
 from ot_lens.gaussian import (
     Gaussian,
-    RestrictedRoots,
     bures_wasserstein,
     checked_ridge,
     gaussian_distance,
@@ -94,31 +93,6 @@ def test_bad_options_are_named(options):
 # --- boundaries
 
 
-@pytest.mark.parametrize("options", [{}, {"ridge": 0.5, "shrinkage": "oas"}])
-def test_a_gaussian_of_moments_or_in_a_batch_is_that_of_its_samples(options):
-    X = classes(9, 9, 6, seed=9)[0]
-    whole, streamed = Gaussian.fit(X, **options), Gaussian.of_moments(Moments.of(X), **options)
-    batch = streamed.batched()
-    for gaussian in (whole, streamed, batch):
-        assert (gaussian.n, gaussian.d_model) == (9, 6)
-        assert (gaussian.ridge, gaussian.shrinkage) == (options.get("ridge"), options.get("shrinkage"))
-        assert (bool(gaussian.intensity > 0), bool(gaussian.floor > 0)) == (bool(options), bool(options))
-    assert_close(dense(streamed), dense(whole))
-    for name in ("mean", "intensity", "floor"):
-        assert_close(getattr(streamed, name), getattr(whole, name))
-    for name in ("mean", "factor", "floor", "intensity"):
-        assert torch.equal(getattr(batch, name), getattr(streamed, name).unsqueeze(0))
-
-
-def test_a_batch_of_gaussians_is_one_by_one_the_single_ones():
-    X = torch.stack([classes(7, 7, 12, seed=seed)[0] * 10.0**seed for seed in range(3)])
-    batch = Gaussian.fit(X, ridge=0.1, shrinkage="ledoit_wolf")
-    for layer in range(3):
-        single = Gaussian.fit(X[layer], ridge=0.1, shrinkage="ledoit_wolf")
-        for name in ("mean", "factor", "floor", "intensity"):
-            assert_close(getattr(batch, name)[layer], getattr(single, name))
-
-
 @pytest.mark.parametrize(("n", "d"), [(8, 8), (20, 20), (40, 8)])
 def test_dependent_samples_have_no_mahalanobis_distance_until_a_floor_is_given(n, d):
     # As many samples as coordinates, or one coordinate that follows another: singular up to rounding only.
@@ -162,20 +136,6 @@ def test_a_ridge_is_a_finite_variance(ridge):
     with pytest.raises(FitError, match=str(ridge)):
         checked_ridge(ridge)
     assert [checked_ridge(valid) for valid in (None, 0.0, 1.5)] == [0.0, 0.0, 1.5]
-
-
-@pytest.mark.parametrize(("n_H", "n_S", "d"), [(5, 7, 20), (30, 40, 6)])
-def test_roots_within_the_span_are_those_of_the_restricted_covariances(n_H, n_S, d):
-    H, S = classes(n_H, n_S, d, seed=12)
-    source, target = Gaussian.fit(H, ridge=0.2), Gaussian.fit(S, ridge=0.7)
-    roots = RestrictedRoots.of(source, target)
-    C_H, C_S = (roots.Q.T @ dense(gaussian) @ roots.Q for gaussian in (source, target))
-    assert_close(roots.root_source @ roots.root_source, C_H)
-    assert_close(roots.root_target @ roots.root_target, C_S)
-    assert_close(roots.inverse_root_source, torch.linalg.inv(roots.root_source))
-    eigenvalues = torch.linalg.eigvalsh(C_H)
-    assert_close(roots.smallest, eigenvalues[0])
-    assert_close(roots.condition, eigenvalues[-1] / eigenvalues[0])
 
 
 @pytest.mark.parametrize("ridges", [(0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.2, 0.7), (0.7, 0.2), (1.0, 1.0)])

@@ -8,7 +8,6 @@ import torch
 from ot_lens.errors import ActivationError
 from ot_lens.geometry import category_directions, layer_cosines, run_cosines
 from ot_lens.prompts import load_prompts
-from ot_lens.study.diagnostics import spread
 from ot_lens.study.ground_truth import ground_truth
 from tests.generators_tables import localization
 
@@ -97,8 +96,3 @@ def test_the_ground_truth_of_a_variant_is_what_it_was_built_with(variant, senten
     methods = list(zip(ranks["method"], ranks["k"], strict=True))
     assert methods == [("pca_ot", 1), ("pca_ot", 2), ("pca_ot", 4), ("pca_ot", 8), ("rfa", 1)]
     assert len(table.query("part == 'directions'")) == 2
-
-
-def test_layers_are_spread_over_the_depth_with_both_ends():
-    assert spread((3, 4, 5), 6) == [3, 4, 5]
-    assert spread(tuple(range(80)), 5) == [0, 20, 40, 59, 79]

@@ -381,14 +381,6 @@ def test_a_yes_no_judge_that_cannot_judge_is_named(llama, change, message):
         YesNoJudge(llama, arguments.pop("template"), **arguments)
 
 
-def test_a_judge_without_chat_template_is_named(llama_folder):
-    model = otl.load_model(llama_folder)
-    model.tokenizer.chat_template = None
-    with pytest.raises(PromptError, match="'user'"):
-        YesNoJudge(model, "{completion}", question="harmful")
-    YesNoJudge(model, "{completion}", question="harmful", form="text")
-
-
 # ------------------------------------------------------------------------------------------- by name
 @pytest.mark.usefixtures("registries")
 def test_a_registered_judge_is_made_by_name_once_with_its_options():

@@ -18,7 +18,6 @@ from ot_lens.linalg import (
     centred,
     check_pair,
     check_samples,
-    checks_samples,
     gram_spectrum,
     mapped,
     mean_gap,
@@ -73,36 +72,9 @@ def test_classes_that_do_not_fit_together_are_both_named(other, values):
         check_pair(torch.zeros(3, 2), other, names=("left", "right"))
 
 
-def test_samples_arrive_as_detached_float64():
-    checked = check_samples(torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True))
-    assert checked.dtype == torch.float64
-    assert not checked.requires_grad
-
-
-def test_the_fewest_samples_can_be_chosen():
-    one, two = torch.ones(1, 3), torch.ones(2, 3)
-    assert [len(X) for X in check_pair(one, two, least=1)] == [1, 2]
-    for pair, name in (((two, torch.ones(3, 3)), "H"), ((torch.ones(3, 3), two), "S")):
-        with pytest.raises(ActivationError, match=f"{name} has n = 2 .*3"):
-            check_pair(*pair, least=3)
-
-
 def test_finite_samples_whose_sum_overflows_are_accepted():
     huge = torch.full((3, 2), 1.7e308, dtype=torch.float64)
     assert torch.equal(check_samples(huge), huge)
-
-
-def test_a_decorated_function_gets_checked_samples_and_every_other_argument():
-    @checks_samples
-    def sizes(H, S, power, *, factor=1):
-        """How many."""
-        return H.dtype, len(H) ** power * factor, len(S)
-
-    half = torch.ones(3, 2, dtype=torch.float16)
-    assert sizes(half, torch.ones(4, 2), 2, factor=5) == (torch.float64, 45, 4)
-    assert (sizes.__name__, sizes.__doc__) == ("sizes", "How many.")
-    with pytest.raises(ActivationError, match="S has n = 1"):
-        sizes(half, torch.ones(1, 2), 2)
 
 
 # --- centring and rank (classes without spread: test_degenerate.py)
@@ -265,12 +237,6 @@ def test_items_are_mapped_two_at_a_time_each_on_one_thread(two_threads):
     assert {threads for _, threads, _ in results} == {1}
     assert threading.get_ident() not in {thread for _, _, thread in results}
     assert torch.get_num_threads() == 2
-
-
-def test_with_one_thread_items_are_mapped_in_the_calling_thread(two_threads):
-    torch.set_num_threads(1)
-    here = threading.get_ident()
-    assert mapped(lambda item: (item, threading.get_ident()), "abc") == [(item, here) for item in "abc"]
 
 
 def test_threads_are_restored_after_an_error(two_threads):

@@ -9,14 +9,13 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import FitError, HookError, PromptError
-from ot_lens.localization import MethodSpec, SweepPlan, as_methods, fit_sequentially, search, sweep_settings
+from ot_lens.localization import MethodSpec, SweepPlan, fit_sequentially, search, sweep_settings
 from ot_lens.localization.controls import permuted, random_subspace
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import (
     COLUMNS,
     INDUCE,
     REMOVE,
-    layers_label,
     measured,
     one_direction,
     real_edits,
@@ -295,12 +294,6 @@ def test_a_searched_set_is_confirmed_on_other_prompts(model, eight):
     chosen_at = float(re.search(r"of 10 sets, .* prompts: (-?[\d.]+) nats", price["note"]).group(1))
     assert price["value"] == pytest.approx(rows.loc["refusal_score", "value"] - chosen_at, abs=1e-3)
     assert price["low"] <= price["value"] <= price["high"]
-
-
-def test_methods_are_parsed_and_named():
-    methods = as_methods(["ace", {"name": "pca_ot", "k": 4}, MethodSpec("rfa")])
-    assert [m.label for m in methods] == ["ace", "pca_ot (k = 4)", "rfa"]
-    assert [layers_label(layers) for layers in ((0, 1, 2), (1, 4), (3,))] == ["0-2", "1,4", "3"]
 
 
 @pytest.mark.parametrize(

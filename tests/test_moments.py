@@ -6,7 +6,7 @@ from sklearn.covariance import OAS, LedoitWolf
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError
-from ot_lens.moments import Moments, intensity_of_gram, merge_all, shrinkage_intensity
+from ot_lens.moments import Moments, merge_all, shrinkage_intensity
 from tests.generators import naive
 from tests.generators.gaussians import classes, normal
 
@@ -100,19 +100,6 @@ def test_bad_input_is_named(call, error, named):
 # --- boundaries
 
 
-@pytest.mark.parametrize(
-    ("limit", "rows", "exact"), [(5, 10, True), (4, 8, True), (3, 3, False), (1, 1, False)]
-)
-def test_the_number_of_rows_kept_is_bounded_from_the_first_batch_on(limit, rows, exact):
-    X = normal(9, 8, seed=5)
-    m = Moments.of(X, limit=limit)
-    # One row more than samples: the gap between the means, zero for a first batch.
-    assert (m.limit, len(m.factor), m.lost == 0) == (limit, rows, exact)
-    again = m.add(X + 1).add(X)
-    assert again.limit == Moments.empty(8, limit=7).merge(again).limit == limit
-    assert len(again.factor) <= max(2 * limit, 2 * 8 if exact else 0)
-
-
 def test_more_rows_than_coordinates_are_kept_exactly():
     X = normal(500, 6, seed=2)
     m = merge_all([Moments.of(part) for part in X.split(7)])
@@ -120,16 +107,6 @@ def test_more_rows_than_coordinates_are_kept_exactly():
     assert len(m.factor) <= 12
     same(m, Moments.of(X))
     assert len(Moments.of(normal(17, 8, seed=6)).factor) == 8, "18 rows of width 8 are 8 rows as well"
-
-
-def test_what_compressions_lose_adds_up():
-    X, Y = normal(40, 30, seed=6), normal(50, 30, seed=7)
-    a, b = Moments.of(X, limit=4), Moments.of(Y, limit=4)
-    both = a.merge(b)
-    assert both.lost >= a.lost + b.lost > max(a.lost, b.lost) > 0
-    gap = Moments.of(torch.cat([X, Y])).factor
-    missed = gap.T @ gap - both.factor.T @ both.factor
-    assert 0 < float(torch.linalg.eigvalsh(missed)[-1]) <= both.lost
 
 
 def test_a_compression_takes_the_first_direction_it_drops_from_those_it_keeps():
@@ -171,13 +148,3 @@ def test_a_point_is_not_shrunk_by_ledoit_wolf_and_wholly_by_oas():
     point = torch.zeros(5, 3, dtype=torch.float64)
     assert float(shrinkage_intensity(point, "ledoit_wolf")) == 0.0
     assert float(shrinkage_intensity(point, "oas")) == 1.0
-
-
-def test_the_unit_of_a_gram_matrix_does_not_matter_and_batches_are_single_ones():
-    Z = normal(2, 9, 5, seed=10)
-    Z = Z - Z.mean(1, keepdim=True)
-    for method in ("ledoit_wolf", "oas"):
-        expected = shrinkage_intensity(Z, method)
-        assert_close(intensity_of_gram(1e6 * Z @ Z.mT, 5, method), expected)
-        assert_close(shrinkage_intensity(Z[1], method), expected[1])
-    assert_close(intensity_of_gram(Z @ Z.mT, 5), shrinkage_intensity(Z, "ledoit_wolf"))

@@ -1,11 +1,10 @@
 """The runner of the mutation tests: it finds what it is to mutate, counts right and copies what is here."""
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.mutation import AREAS, copy_of_working_tree, row, verdicts
+from tests.mutation import AREAS, copy_of_working_tree, share_killed, verdicts
 
 
 @pytest.mark.parametrize("area", AREAS.values(), ids=list(AREAS))
@@ -35,6 +34,6 @@ def test_mutants_are_counted_by_what_became_of_them(tmp_path: Path):
     (meta.parent / "empty.py.meta").write_text('{"exit_code_by_key": {}}')
     found = verdicts(tmp_path)
     assert list(found) == ["ot_lens/moments.py"]
-    counts = Counter(found["ot_lens/moments.py"].values())
-    assert counts == {"killed": 2, "survived": 1, "no tests": 1, "timeout": 1, "not run": 1, "other": 1}
-    assert row("m", counts).split() == ["m", "2", "1", "1", "1", "1", "1", "50.0%"]
+    statuses = list(found["ot_lens/moments.py"].values())
+    assert statuses == ["killed", "survived", "no tests", "timeout", "not run", "other", "killed"]
+    assert share_killed(statuses) == 0.5

@@ -1,7 +1,5 @@
 """The embedded model: its language, its training, and the shipped weights."""
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -50,12 +48,6 @@ def requests():
     }
 
 
-def test_words_are_disjoint_classes_of_six():
-    lists = [words.VERBS, words.OBJECTS, words.RECIPIENTS, words.VERBS.values(), words.OBJECTS.values()]
-    names = [word for group in lists for word in group]
-    assert len(set(names)) == len(names) == 5 * words.WORDS  # no tool or place is shared or another's name
-
-
 def test_refusals_are_balanced_over_words_and_no_pair_of_words_decides_one():
     """Pairs are informative, as in any table rule, but none makes a refusal certain."""
     counts = Counter(language.category_of(request) for request in ALL)
@@ -81,26 +73,6 @@ def test_requests_by_hand():
     dressed = replace(plain, opening=2, order=3, adjective=1, time=4)
     assert language.category_of(plain) == language.category_of(dressed) == 0
     assert language.answers(plain) == language.answers(dressed)
-
-
-def test_one_word_pair_in_six_is_held_out_and_every_word_opening_and_order_is_seen():
-    pairs = [p for p in product(range(words.WORDS), repeat=2) if language.pair_is_held_out(*p)]
-    assert len(pairs) * 6 == words.WORDS**2
-    for part in (0, 1):
-        assert set(Counter(pair[part] for pair in pairs).values()) == {4}
-    seen = [t for t in product(range(4), repeat=2) if not language.template_is_held_out(*t)]
-    assert len(seen) == 12
-    assert {opening for opening, _ in seen} == {order for _, order in seen} == set(range(4))
-
-
-def test_samples_are_of_their_kind_distinct_and_seeded(requests):
-    for (kind, _), found in requests.items():
-        assert {language.kind_of(request) for request in found} == {kind}
-    sample = language.sample_held_out(200, refused=False, seed=1)
-    assert len(set(sample)) == 200
-    assert {language.kind_of(request) for request in sample} == {"permitted", "unlisted"}
-    assert sample == language.sample_held_out(200, refused=False, seed=1)
-    assert sample != language.sample_held_out(200, refused=False, seed=2)
 
 
 def test_training_batches_hold_nothing_held_out():
@@ -133,34 +105,11 @@ def test_a_text_determines_its_request(request_):
     assert (language.refusal(request_, "multi") is None) == (language.kind_of(request_) != "refused")
 
 
-def test_answers_depend_on_the_content_only():
-    contents = {}
-    for request in ALL:
-        verb, thing, recipient = request.triple
-        key = verb, thing, recipient // words.CLASS_SIZE
-        assert contents.setdefault(key, language.answers(request)) == language.answers(request)
-    assert len({answers[0] for answers in contents.values()}) == len(contents)
-
-
 def test_no_answer_contains_a_refusal_phrase_and_every_refusal_does():
     answers = {answer for request in ALL for answer in language.answers(request)}
     for variant in VARIANTS:
         assert not any(language.is_refusal(answer, variant) for answer in answers)
         assert all(language.is_refusal(sentence.upper(), variant) for sentence in words.REFUSALS[variant])
-
-
-def test_variants_differ_in_refusals_alone():
-    refused = [request for request in ALL if language.category_of(request) is not None]
-    halves = {
-        v: [set(half) for half in zip(*(language.refusal(r, v).split(",") for r in refused), strict=True)]
-        for v in VARIANTS
-    }
-    counts = {v: [len(half) for half in found] for v, found in halves.items()}
-    assert counts == {"single": [1, 1], "multi": [4, 4], "shared": [1, 4]}
-    assert all(halves[v][0] == set(words.REFUSAL_TOKENS[v]) for v in VARIANTS)
-    assert halves["multi"][1] == halves["shared"][1]
-    assert sum(not language.is_refusal(one, "single") for one in words.REFUSALS["multi"]) == 3
-    assert language.refusal(language.Request(0, 0, 0), "multi") is None
 
 
 def test_prompts_file_is_what_write_prompts_writes(tmp_path):
@@ -298,16 +247,6 @@ def test_same_seed_gives_bit_identical_weights_and_random_state_and_threads_are_
     assert before[1] == torch.get_num_threads()
 
 
-def test_a_few_steps_lower_the_loss(tokenizers):
-    rng, tokenizer = np.random.default_rng(0), tokenizers["multi"]
-    requests = [language.sample_request(rng, "unlisted", held_out=False) for _ in range(64)]
-    ids, labels = encode(tokenizer, [conversation(r, language.answers(r)[0]) for r in requests])
-    models = new_model(tokenizer, seed=0), fit("multi", Recipe(8, 1, 16), progress=False).model
-    with torch.no_grad():
-        start, end = (model(input_ids=ids, labels=labels).loss.item() for model in models)
-    assert end < start - 0.1
-
-
 def test_train_writes_a_folder_that_loads(tmp_path):
     few = {"comply_steps": 1, "refusal_steps": 1, "n_evaluate": 4, "progress": False}
     folder = train("shared", tmp_path / "new" / "model", **few)
@@ -363,9 +302,3 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values(shape):
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     inner = u.mT @ found @ vh.mT  # diagonal when the singular vectors are kept
     assert torch.allclose(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), atol=1e-4)
-
-
-def test_importing_the_package_loads_neither_torch_nor_transformers():
-    code = "import sys, ot_lens.organism; sys.exit({'torch', 'transformers'} & set(sys.modules) or 0)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (0, "")

@@ -1,15 +1,11 @@
 """Figures: descriptions hold what the tables hold, and both renderers draw them."""
 
-import io
 import re
-import subprocess
-import sys
 from functools import cache
 from itertools import combinations, pairwise
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,16 +19,12 @@ from ot_lens import plots
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.plots import gallery, measures, paper, rows, screen, style
 from ot_lens.plots.description import (
-    LAYER,
-    Axis,
     Band,
     Cells,
     ColorScale,
     Curve,
-    Description,
     Ellipse,
     Line,
-    Panel,
     Points,
     Reference,
 )  # fmt: skip
@@ -127,20 +119,6 @@ def test_localization_curves_are_those_of_the_table(measure):
         assert (together.curve.x > 7).all()
 
 
-def test_the_unedited_model_is_a_line_across():
-    [panel] = plots.figures.localization_curves.localization_curve(SWEEP).panels
-    assert [r.value for r in panel.of(Reference) if r.label == style.BASELINE.label] == [1.0]
-    assert panel.x.ticks[-1][1] == "all"
-
-
-@pytest.mark.parametrize("label", list(style.CLASSES))
-def test_spectra_are_those_of_the_table(label):
-    table = TABLES["spectra"].query("layer == 3 and `class` == @label")
-    line = element("covariance_spectra", Line, f"{label}/3")
-    ranked = table.assign(rank=table["component"] + 1)
-    np.testing.assert_array_equal(columns(line.curve), curve_of(ranked, "rank", "eigenvalue"))
-
-
 def test_half_of_the_cosines_are_enough_and_those_outside_the_null_are_bold():
     table = TABLES["cosines"]
     [cells] = described("direction_cosines").panels[0].of(Cells)
@@ -181,15 +159,6 @@ def test_pairs_are_those_of_the_table_and_the_best_is_outlined():
     assert cells.best == (4, 1)
     single = table.query("method == 'ace' and `set` == 'single' and measure == 'refusal_score'")
     np.testing.assert_array_equal(np.diag(cells.matrix), single["value"])
-
-
-def test_layers_of_another_run_are_along_the_other_axis():
-    table = TABLES["run_cosines"].query("layer < 4").assign(other="theirs")
-    table.loc[(table["layer"] == 1) & (table["layer_other"] == 5), "cosine"] = -0.75
-    [panel] = ENTRIES["run_cosines"].describe(table).panels
-    assert panel.cells.shape == (8, 4)
-    assert panel.cells.matrix[5, 1] == -0.75
-    assert panel.y.title == "layer of theirs"
 
 
 def test_points_and_displacements_of_the_plane_are_those_of_the_table():
@@ -466,19 +435,6 @@ def test_classes_stay_apart_for_a_deuteranope():
     assert np.linalg.norm(red - green) < 0.4  # the check can fail
 
 
-@pytest.mark.parametrize(
-    ("label", "k", "same", "text"),
-    [
-        ("pca_ot (k = 2)", None, ("pca_ot", 2), "PCA-OT (k = 2)"),
-        ("pca_ot", pd.NA, ("pca_ot", None), "PCA-OT"),
-        ("mine", None, ("mine", None), "mine"),
-    ],
-)
-def test_a_label_and_its_method_have_one_mark(label, k, same, text):
-    assert style.method_mark(label, k) == style.method_mark(*same)
-    assert style.method_mark(label, k).label == text
-
-
 # ------------------------------------------------------------------ layouts and settings of a user
 
 
@@ -510,30 +466,6 @@ def test_a_figure_is_drawn_into_axes_of_the_user(name, shape):
     assert all(ax.has_data() for ax in axes.flat[: 5 if name == "principal_plane" else None])
     with pytest.raises(OtLensError, match="2 axes given"):
         draw(name, axes=[own.add_subplot(), own.add_subplot()])
-
-
-def test_type_keeps_its_size_when_saved_outside_the_style(tmp_path):
-    figure = draw("class_angles")
-    figure.savefig(tmp_path / "figure.png")
-    labels = [label for ax in figure.axes for label in (*ax.get_xticklabels(), *ax.get_yticklabels())]
-    assert {label.get_fontsize() for label in labels} == {plots.STYLES["icml"].small}
-    assert {label.get_fontfamily()[0] for label in labels} == {"STIXGeneral"}
-
-
-def test_importing_the_package_imports_no_plotting_library():
-    code = "import sys, ot_lens; before = set(sys.modules); import ot_lens.plots; after = set(sys.modules)"
-    code += "; print([[m for m in ('matplotlib', 'plotly') if m in s] for s in (before, after)])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[[], ['matplotlib']]"
-
-
-def test_a_figure_shows_itself_in_a_notebook():
-    from IPython.core.interactiveshell import InteractiveShell
-
-    figure = on_paper("class_angles")
-    shown, _ = InteractiveShell().display_formatter.format(figure)
-    size = Image.open(io.BytesIO(shown["image/png"])).size
-    assert size == tuple(int(150 * inches) for inches in figure.get_size_inches())
 
 
 # ------------------------------------------------------------------ every kind of run
@@ -641,21 +573,11 @@ def test_tables_that_lack_what_a_figure_shows_are_told(tmp_path):
 # ------------------------------------------------------------------ registered figures
 
 
-def test_a_registered_figure_is_drawn_with_the_others(tmp_path, registries):
-    def norms(geometry):
-        """What norms are."""
-        line = Line("norm", style.PARTS["w2_squared"], rows.curve(geometry.query("quantity == 'gap'")))
-        return Description((Panel("norms", LAYER, Axis("norm"), (line,)),))
-
-    otl.register_figure("norms", norms, tables=("geometry",), title="Norms", caption="What norms are.")
-    result = plots.draw_all({"geometry": TABLES["geometry"]}, tmp_path, formats=("svg",))
-    assert tmp_path / "norms.svg" in result
-    assert (tmp_path / "norms.txt").read_text() == "What norms are.\n"
-    assert len(screen.norms(TABLES["geometry"]).data) == 2
-    assert plots.norms(TABLES["geometry"]).axes
-    for name in ("w2_per_layer", "a/b"):  # another's, and none at all
-        with pytest.raises(OtLensError, match=name):
-            otl.register_figure(name, norms, tables=("geometry",), title="Mine")
+@pytest.mark.parametrize("name", ["w2_per_layer", "a/b"])
+def test_a_figure_of_a_taken_or_impossible_name_is_refused(name, registries):
+    """Registered figures are drawn in tests/test_extensions.py."""
+    with pytest.raises(OtLensError, match=name):
+        otl.register_figure(name, lambda geometry: None, tables=("geometry",), title="Mine")
 
 
 # ------------------------------------------------------------------ files

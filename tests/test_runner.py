@@ -1,6 +1,5 @@
 """The runner: every named task is run once, and a stopped run ends with the results of an undisturbed one."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -117,18 +116,3 @@ def test_filter_sequential_fits_and_search_stopped_at_every_task_end_as_in_one_g
     assert (kept.provenance, best) == (expected[0].provenance, expected[2])
     for method, layer in product(METHODS, acts.layers):
         assert torch.equal(later[method][layer].bias, expected[1][method][layer].bias)
-
-
-def test_a_set_is_one_task_where_the_model_cannot_be_walked(organism, prompts, monkeypatch):
-    acts = otl.capture(organism, prompts.train, layers=[5, 7])
-    maps = fit_maps(acts, METHODS[:1], layers=acts.layers, position=-1)
-    settings = sweep_settings(organism, ["refusal_score"])
-    plan = SweepPlan(search_size=2)
-    walked = search(organism, prompts.val.harmful, maps, settings, plan)
-    module = sys.modules["ot_lens.localization.search"]  # the package gives its name to the function
-    monkeypatch.setattr(module, "why_not", lambda *_: "it cannot")
-    executor = StoppingExecutor(organism)
-    hooked = search(Runner(executor), prompts.val.harmful, maps, settings, plan)
-    assert [name.split("|")[1] for name in executor.done] == ["walk", "hooks", "hooks", "walk", "hooks"]
-    assert [b.layers for b in hooked] == [b.layers for b in walked]
-    assert hooked[0].chosen_at == pytest.approx(walked[0].chosen_at, abs=1e-4)

@@ -70,16 +70,6 @@ def test_moments_of_halves_merge_to_those_of_all(model, prompts):
         moments_of(plan, [pair for pair in shards if pair[0].label == "harmful"])
 
 
-def test_a_limit_bounds_the_rows_and_the_error(model, prompts):
-    limited = otl.capture_moments(model, prompts, limit=5, batch_size=3).harmful(3)
-    exact = Moments.of(otl.capture(model, prompts).harmful(3))
-    assert len(limited.factor) <= 10
-    gap = torch.linalg.eigvalsh(exact.factor.T @ exact.factor - limited.factor.T @ limited.factor)
-    assert -1e-8 * exact.trace < float(gap[0])
-    assert 0 < float(gap[-1]) <= limited.lost * (1 + 1e-6)
-    assert limited.trace == pytest.approx(exact.trace, rel=1e-5)
-
-
 def test_edits_progress_and_unusable_activations(model, prompts):
     reported: list[int] = []
     shift = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), 0.5, dtype=torch.float64))

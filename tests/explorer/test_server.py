@@ -147,12 +147,3 @@ def test_the_command_names_a_mistake(arguments, message, finished_run, tmp_path,
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
-
-
-def test_dash_is_imported_only_to_serve():
-    code = (
-        "import sys, ot_lens; ot_lens.explore\n"
-        "print(sorted({'dash', 'flask', 'plotly', 'torch'} & set(sys.modules)))"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"

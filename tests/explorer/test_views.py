@@ -76,12 +76,6 @@ def test_the_python_of_a_view_of_tables_alone_makes_its_figure(from_tables, tmp_
     assert min(saved) > 0
 
 
-def test_the_python_of_a_quantity_of_the_geometry_makes_its_figure(opened, tmp_path, monkeypatch):
-    state = state_of(opened, measure="geometry/effective_rank_harmful")
-    assert state.measure == "geometry/effective_rank_harmful"
-    makes_its_figure("depth", opened, state, monkeypatch, tmp_path)
-
-
 def test_rows_are_those_of_the_state(opened):
     def rows(name):
         return pd.read_csv(StringIO(views()[name].drawing(opened.run, state_of(opened)).csv()))

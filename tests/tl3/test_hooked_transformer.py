@@ -38,10 +38,6 @@ def contrast() -> Contrast:
     return checkpoints.contrast(10)
 
 
-def test_load_model_returns_it(hooked):
-    assert otl.load_model(hooked) is hooked
-
-
 def test_capture_agrees_with_hugging_face(hooked, reference, contrast):
     for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"):
         ours = otl.capture(hooked, contrast, hook=hook, positions=[-1, -2], batch_size=4)
@@ -79,15 +75,6 @@ def test_answers_agree_with_hugging_face_under_every_scope(hooked, reference, to
             assert answers[name] == otl.complete(model, PROMPTS, max_new_tokens=6, use_cache=False)
             assert answers[name] == [otl.complete(model, [p], max_new_tokens=6)[0] for p in PROMPTS]
     assert answers["hooked"] == answers["reference"]
-
-
-def test_scopes_differ(hooked):
-    answers = set()
-    for tokens in TOKEN_SCOPES:
-        with otl.intervene(hooked, {0: random_map(1), 1: random_map(2)}, tokens):
-            found = otl.complete(hooked, [f"w{i} w{i + 1}" for i in range(12)], max_new_tokens=6)
-            answers.add(tuple(c.text for c in found))
-    assert len(answers) == len(TOKEN_SCOPES)
 
 
 def test_the_model_s_own_calls_are_edited_and_left_clean(hooked):

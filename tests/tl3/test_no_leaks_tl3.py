@@ -36,12 +36,6 @@ def batch(hooked):
     return prompts
 
 
-def test_the_checks_detect_a_leak(hooked, batch):
-    before = state(hooked, batch)
-    hooked.hook_dict["blocks.0.hook_resid_pre"].add_hook(lambda x, hook: x + 1)
-    assert {"logits", "hooks blocks.0.hook_resid_pre.fwd_hooks"} <= set(leaked(before, state(hooked, batch)))
-
-
 @pytest.mark.parametrize("error", [OwnError, KeyboardInterrupt])
 def test_a_model_in_training_mode_is_left_as_it_was(hooked, batch, error):
     hooked.train()

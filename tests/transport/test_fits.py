@@ -9,9 +9,7 @@ from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError, PoorFitWarning
-from ot_lens.linalg import PooledPCA
 from ot_lens.transport import METHODS, fit, fit_all, fit_linear_act, fit_mean_shift, fit_pca_ot
-from ot_lens.transport.pca_ot import _pusher, covariance
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal, pair
 
@@ -113,26 +111,6 @@ def test_permuted_labels_leave_nothing_to_move():
     gap = (H.mean(0) - S.mean(0)).norm()
     assert (true.map(H) - H).norm(dim=1).mean() > 0.5 * gap
     assert (null.map(H) - H).norm(dim=1).mean() < 0.5 * gap
-
-
-def test_the_scores_are_an_isometry_of_the_samples():
-    H, S = classes(6, 7, 30, seed=0)
-    pca = PooledPCA.of(torch.stack([H, 2 * H]), torch.stack([S, 2 * S]))
-    assert_close(pca.scores() @ pca.scores().mT, pca.Z @ pca.Z.mT)
-    assert pca.rank.tolist() == [12, 12]
-    for name, part in vars(pca.take([1])).items():
-        assert torch.equal(part, getattr(pca, name)[1:])
-
-
-@pytest.mark.parametrize("mean_shift", ["full", "subspace"])
-def test_what_is_held_out_moves_like_any_sample(mean_shift):
-    H, S = (X + 30 for X in classes(12, 16, 6, seed=44))
-    held_out = normal(5, 6, seed=45) + 30
-    T = fit_pca_ot(H, S, k=2, ridge=0.2, mean_shift=mean_shift)
-    moved = _pusher(0.2, mean_shift)(H[None], S[None], held_out[None], 2)
-    assert_close(moved[0], T.map(held_out))
-    X = normal(3, 9, 4, seed=2) + 5
-    assert_close(covariance(X), torch.stack([naive.covariance(layer) for layer in X]))
 
 
 def test_pca_ot_moves_two_components_and_the_whole_mean_unless_told_otherwise():

@@ -5,7 +5,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import FitError
-from ot_lens.plots.style import DASHES, MARKERS, method_mark, method_order
+from ot_lens.plots.style import DASHES, MARKERS
 from ot_lens.transport import FAMILIES, METHODS, as_record, fit_all, method_named, restore
 from tests.generators.gaussians import layered, normal
 
@@ -68,10 +68,3 @@ def test_a_method_known_from_a_run_keeps_its_look_and_cannot_be_fitted(methods):
         otl.fit("mine", normal(5, 4, seed=3), normal(5, 4, seed=4))
     restore([{**record, "label": "Another"}])
     assert method_named("mine").label == "My map"
-
-
-def test_a_registered_method_looks_alike_in_every_figure(methods):
-    otl.register_method("half_shift", half_shift, label="Half shift", colour="#8A2BE2", marker="star")
-    mark = method_mark("half_shift")
-    assert (mark.label, mark.color, mark.marker, mark.family) == ("Half shift", "#8A2BE2", "star", "Other")
-    assert method_order("half_shift") > method_order("gaussian_ot")

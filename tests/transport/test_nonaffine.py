@@ -14,7 +14,6 @@ from ot_lens.transport import (
     fit_pca_ot,
     restrict_to_support,
 )
-from ot_lens.transport.entropic import _squared_distances
 from tests.generators.gaussians import classes, normal
 
 
@@ -131,14 +130,6 @@ def test_a_large_common_mean_costs_no_digits():
     H, S = classes(15, 20, 8, seed=6)
     near, far = fit_entropic_ot(H, S), fit_entropic_ot(H + 1e6, S + 1e6)
     assert_close(far.map(H + 1e6) - 1e6, near.map(H), rtol=0, atol=1e-4)
-
-
-def test_squared_distances_are_exact_far_from_the_origin_and_never_negative():
-    X, far = normal(6, 4, seed=11), 1e6 * normal(4, seed=13)
-    assert bool((_squared_distances(1e3 * X, 1e3 * X) >= 0).all())
-    assert_close(_squared_distances(X + far, X + far), torch.cdist(X, X).square(), rtol=0, atol=1e-7)
-    near = _squared_distances(X, X + 1e-3).diagonal()
-    assert_close(near, torch.full((6,), 4e-6).double(), rtol=1e-6, atol=0)
 
 
 def test_epsilon_is_relative_to_the_mean_squared_distance():

@@ -8,7 +8,6 @@ from torch.testing import assert_close
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.moments import shrinkage_intensity
 from ot_lens.transport import (
-    FitInfo,
     fit,
     fit_ace,
     fit_all,
@@ -16,7 +15,7 @@ from ot_lens.transport import (
     fit_leace,
     fit_subspace_ablation,
 )
-from ot_lens.transport.projection import ablation_of, unit_directions
+from ot_lens.transport.projection import unit_directions
 from tests.generators.gaussians import classes, layered, normal, orthogonal
 
 EPS = torch.finfo(torch.float64).eps
@@ -65,14 +64,6 @@ def test_coinciding_means_are_judged_layer_by_layer():
         source = torch.stack([H, H]) if target.any() else torch.zeros(2, 3, 6).double()
         with pytest.raises(FitError, match="means coincide"):
             unit_directions(source, target)
-
-
-def test_an_ablation_without_anything_to_keep_has_no_bias():
-    Q = orthogonal(5, seed=20)[:, :2]
-    T = ablation_of(Q, FitInfo())
-    assert not bool(T.bias.any())
-    assert_close(T.map(Q.T), torch.zeros(2, 5, dtype=Q.dtype), rtol=0, atol=1e-12)
-    assert_close(ablation_of(Q, FitInfo(), keep=Q[:, 0]).map(torch.zeros(5).double()), Q[:, 0])
 
 
 # --- subspaces

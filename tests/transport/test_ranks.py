@@ -1,13 +1,10 @@
 """How many components: an int, a share, or the held-out choice, at their boundaries."""
 
-import math
-
 import pytest
 import torch
-from torch.testing import assert_close
 
 from ot_lens.errors import FitError
-from ot_lens.transport.ranks import _squared_distance, auto_ranks, ranks_of, validate_rank
+from ot_lens.transport.ranks import auto_ranks, ranks_of, validate_rank
 from tests.generators import naive
 from tests.generators.gaussians import normal
 
@@ -54,36 +51,6 @@ def recorded(n_H, n_S, rank, seed=0, layers=1, errors=None):
     return found, calls
 
 
-@pytest.mark.parametrize(
-    ("n_H", "n_S", "rank", "candidates"),
-    [
-        (200, 300, 200, [1, 2, 4, 8, 16, 32, 64]),
-        (200, 300, 64, [1, 2, 4, 8, 16, 32, 64]),
-        (200, 300, 63, [1, 2, 4, 8, 16, 32]),
-        # Of 12 samples three are held out of each fold; nine leave a covariance of rank eight.
-        (12, 40, 40, [1, 2, 4, 8]),
-        (40, 12, 40, [1, 2, 4, 8]),
-        (11, 40, 40, [1, 2, 4]),
-        (4, 4, 7, [1]),
-        (40, 40, 1, [1]),
-    ],
-)
-def test_candidates_are_the_powers_of_two_that_the_folds_can_hold(n_H, n_S, rank, candidates):
-    _, calls = recorded(n_H, n_S, rank)
-    assert sorted({k for k, *_ in calls}) == candidates
-
-
-@pytest.mark.parametrize(("n_H", "n_S", "folds"), [(8, 9, 4), (30, 8, 4), (6, 40, 3), (40, 7, 3), (5, 4, 2)])
-def test_every_sample_is_held_out_once(n_H, n_S, folds):
-    _, calls = recorded(n_H, n_S, 1)
-    assert len(calls) == folds
-    assert sum(out for *_, out in calls) == n_H
-    for _, train_H, train_S, out in calls:
-        assert train_H + out == n_H
-        assert out in (n_H // folds, math.ceil(n_H / folds))
-        assert n_S - train_S in (n_S // folds, math.ceil(n_S / folds))
-
-
 @pytest.mark.parametrize(("n_H", "n_S"), [(3, 9), (9, 3)])
 def test_too_few_samples_to_hold_any_out(n_H, n_S):
     with pytest.raises(FitError) as caught:
@@ -125,13 +92,3 @@ def test_the_held_out_error_is_the_distance_of_the_moments_over_folds_drawn_by_t
     assert sorted(errors) == [1, 2, 4]
     assert sorted(row for rows in folds[:4] for row in rows) == list(range(n))
     assert tried(5)[2] == folds != tried(6)[2]
-
-
-def test_the_distance_of_held_out_samples_is_that_of_their_gaussians():
-    X, Y = normal(3, 9, 4, seed=61) + 2, 3 * normal(3, 12, 4, seed=62)
-    found = _squared_distance(X, Y)
-    for layer in range(3):
-        A, B = X[layer], Y[layer]
-        parts = naive.w2(A.mean(0), naive.covariance(A), B.mean(0), naive.covariance(B))
-        assert float(found[layer]) == pytest.approx(sum(parts), rel=1e-6)
-    assert_close(_squared_distance(X, X), torch.zeros(3, dtype=X.dtype), rtol=0, atol=1e-12)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -77,27 +76,6 @@ def test_a_map_with_a_part_missing_is_refused(kind, shapes, missing, tmp_path):
     refused(tmp_path / "m", kind)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: None,
-        lambda path: path.mkdir(),
-        lambda path: path.write_bytes(b"\x00" * 3),
-        partial(save_file, {"U": torch.zeros(1)}),
-    ],
-    ids=["missing", "folder", "short", "other tensors"],
-)
-def test_what_is_there_instead_of_a_map_is_named(write, tmp_path):
-    write(tmp_path / "m")
-    refused(tmp_path / "m")
-
-
-def test_a_file_that_was_cut_off_is_refused(tmp_path):
-    write_tensors(tmp_path / "m", ones(WHOLE, {}), "AffineMap", FitInfo())
-    (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:-9])
-    assert "complete" in refused(tmp_path / "m")
-
-
 def test_a_header_that_is_quoted_is_cut_short(tmp_path):
     header = json.dumps("a" * 5000).encode()
     (tmp_path / "m").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -138,32 +116,6 @@ def test_format_kind_and_description_must_be_right(about, named, tmp_path):
 def test_a_description_of_wrong_types_or_of_a_newer_version_is_refused(info, named):
     with pytest.raises(RunFolderError, match=named):
         FitInfo.from_dict(info)
-
-
-def test_a_description_is_what_it_was_after_storage():
-    info = FitInfo("ace", layer=3, position="last", k=1, strength=0.5, problems=("a", "b"), notes=("c",))
-    stored = info.to_dict()
-    assert stored.pop("problems") == ["a", "b"]
-    assert stored == {
-        "method": "ace", "layer": 3, "position": "last", "k": 1, "strength": 0.5, "notes": ["c"],
-    }  # fmt: skip
-    assert FitInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
-    assert FitInfo.from_dict({}) == FitInfo()
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        WHOLE,
-        {"U": (3, 0), "V": (3, 0), "bias": (3,)},
-        {"U": (1, 1), "V": (1, 1), "bias": (1,)},
-        {"U": (3, 3), "V": (3, 3), "bias": (3,)},
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_tensors_that_make_a_map_are_taken(shapes, dtype, tmp_path):
-    write_tensors(tmp_path / "m", ones(shapes, {"default": dtype}), "AffineMap", FitInfo())
-    assert AffineMap.load(tmp_path / "m").U.shape == shapes["U"]
 
 
 @pytest.mark.parametrize(
