@@ -106,6 +106,10 @@ class NoDirectionLeftError(OtLensError):
         self.table = table
 
 
+class PromptWarning(UserWarning):
+    """Prompts that a model reads otherwise than one would expect: a thought, a control token in a prompt."""
+
+
 class PoorFitWarning(UserWarning):
     """A map whose numbers should not be trusted as they are; the message names the remedy."""
 

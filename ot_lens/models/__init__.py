@@ -13,24 +13,29 @@ from ot_lens.models.batching import (
     token_batch,
 )
 from ot_lens.models.chat import (
+    control_tokens,
     encode,
     end_of_turn,
     post_instruction_tokens,
     render,
     render_turns,
+    set_chat,
     set_system_prompt,
     system_prompt,
+    template_of,
 )
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.loading import VARIANTS, load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release
+from ot_lens.models.thoughts import Answer, read_answer, split_thought
 
 __all__ = [
     "HOOKS",
     "TOKEN_BUDGET",
     "VARIANTS",
     "ActiveFlag",
+    "Answer",
     "Backend",
     "Call",
     "HFBackend",
@@ -43,6 +48,7 @@ __all__ = [
     "by_row",
     "check_layer",
     "claim",
+    "control_tokens",
     "encode",
     "end_of_turn",
     "evaluating",
@@ -54,10 +60,14 @@ __all__ = [
     "pad_left",
     "post_instruction_tokens",
     "prompt_width",
+    "read_answer",
     "release",
     "render",
     "render_turns",
+    "set_chat",
     "set_system_prompt",
+    "split_thought",
     "system_prompt",
+    "template_of",
     "token_batch",
 ]

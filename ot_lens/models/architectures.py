@@ -2,6 +2,7 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -44,13 +45,40 @@ BRANCHES = (
 # Where a TransformerBridge normalizes a branch before adding it, the addend is that norm's output.
 BRIDGE_ADDENDS = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
 
-# Llama 3 writes a date into every prompt: Llama 3.1 by default this one, Llama 3.2 today's unless it is given
-# one. Activations captured on different days would otherwise belong to different prompts.
-TEMPLATE_DATE = "26 Jul 2024"
-# A template that can switch thinking off (Qwen 3) is told to: otherwise the first token of every answer would
-# be "<think>", and next-token measures of refusal would be meaningless.
-TEMPLATE_VARIABLES = {"date_string": TEMPLATE_DATE, "enable_thinking": False}
-THINKING = {"enable_thinking": True}
+# Templates write a date into every prompt: Llama 3.1 by default this one; Llama 3.2, SmolLM 3, Granite,
+# Mistral and gpt-oss today's. Activations captured on different days would belong to different prompts.
+TEMPLATE_DATE = datetime(2024, 7, 26)
+_DIRECTIVES = "aAbBdeFHIjmMpSTUwyY"
+# Variables of templates that switch thinking: Qwen 3, GLM 4.5, SmolLM 3; DeepSeek 3.1, Granite 3.3.
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+# Where a thought begins and ends. A template that names one of a pair knows of thoughts.
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+# gpt-oss begins every message with its channel.
+CHANNEL = "<|channel|>{name}<|message|>"
+THOUGHT_CHANNEL, ANSWER_CHANNEL = "analysis", "final"
+
+
+def at_date(source: str, date: datetime = TEMPLATE_DATE) -> tuple[str, dict[str, Any]]:
+    """A chat template whose clock stands still, and the variables that tell it the date.
+
+    transformers gives templates a function of the clock and takes no other one: a macro of its name hides it.
+    """
+    variables = {"date_string": date.strftime("%d %b %Y")}
+    if "strftime_now" not in source:
+        return source, variables
+    replaced = "".join(f" | replace('%{c}', '{date.strftime('%' + c)}')" for c in _DIRECTIVES)
+    clock = (
+        f"{{% macro strftime_now(format) %}}{{{{ format | replace('%-', '%'){replaced} }}}}{{% endmacro %}}"
+    )
+    return f"{clock}\n{source}", variables
+
 
 # Tensor arguments of decoder layers that the single pass knows how to replay.
 PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")

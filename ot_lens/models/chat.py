@@ -1,22 +1,26 @@
 """From prompts to tokens: the chat template once, the model's system prompt, no added special token."""
 
+import re
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
 from torch import nn
 
-from ot_lens.errors import OtLensTypeError, PromptError
-from ot_lens.io.untrusted import abbreviated
-from ot_lens.models.architectures import TEMPLATE_VARIABLES
+from ot_lens.errors import PromptError, PromptWarning
+from ot_lens.io.untrusted import quoted
+from ot_lens.models.architectures import TEMPLATE_DATE
 from ot_lens.models.backends import Backend
 from ot_lens.models.hooked import HookedCausalLM
+from ot_lens.models.templates import PROBE, ChatSettings, ChatTemplate, Turn, chat_template, template_name
 from ot_lens.prompts import Prompt, as_texts
 
 # Their last characters and last words all differ, so that no token of an instruction ends all of them.
 PROBES = (
-    "Name three rivers.",
+    PROBE,
     "Wie heißt du?",
     "Count from 1 to 10",
     "Write a haiku about snow!",
@@ -28,87 +32,77 @@ PROBES = (
     "Tell me about the moon and its 8 phases…",
 )
 VOCABULARY_PROBES = 12
-_TEMPLATE_ERRORS = (
-    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
-    MemoryError,
-)  # fmt: skip
+# What a template writes between turns, even if it is no token of its own ([INST] of Llama 2).
+_MARK = re.compile(r"<\|[^|<>\s]+\|>|<<?/?[A-Z_]+>>?|\[/?[A-Z_]{2,}\]")
 
-_SYSTEM_PROMPTS: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+_SETTINGS: "WeakKeyDictionary[nn.Module, ChatSettings]" = WeakKeyDictionary()
+
+
+def set_chat(model: nn.Module, **settings: Any) -> None:
+    """Change the `ChatSettings` (system, thinking) of every prompt that ot_lens renders for this model.
+
+    They are kept here rather than on the model or its tokenizer, unless the model is a `HookedCausalLM`.
+
+    Raises:
+        OtLensTypeError: If the system prompt is not a string.
+        PromptError: If `thinking` is not True, False, "forced" or None.
+    """
+    changed = replace(chat_settings(model), **settings)
+    if isinstance(model, HookedCausalLM):
+        model.system_prompt, model.thinking = changed.system, changed.thinking
+    else:
+        _SETTINGS[model] = changed
 
 
 def set_system_prompt(model: nn.Module, text: str) -> None:
     """Put a system message in front of every prompt that ot_lens renders for this model.
 
-    It is kept here rather than on the model or its tokenizer, unless the model is a `HookedCausalLM`.
-
     Raises:
         OtLensTypeError: If the text is not a string.
     """
-    if not isinstance(text, str):
-        raise OtLensTypeError(f"system_prompt is a {type(text).__name__}: pass a string, or None.")
-    if isinstance(model, HookedCausalLM):
-        model.system_prompt = text
-    else:
-        _SYSTEM_PROMPTS[model] = text
+    set_chat(model, system=text)
 
 
 def system_prompt(model: nn.Module) -> str | None:
     """The system message of a model's prompts; None if that is left to its chat template."""
-    return model.system_prompt if isinstance(model, HookedCausalLM) else _SYSTEM_PROMPTS.get(model)
+    return chat_settings(model).system
+
+
+def chat_settings(model: nn.Module) -> ChatSettings:
+    """What the user wants of a model's prompts."""
+    if isinstance(model, HookedCausalLM):
+        return ChatSettings(model.system_prompt, model.thinking)
+    return _SETTINGS.get(model, ChatSettings())
+
+
+def template_of(served: Backend) -> ChatTemplate:
+    """How the prompts of a model are rendered; every measure renders with it."""
+    return chat_template(served.tokenizer, chat_settings(served.model))
 
 
 def render(served: Backend, prompts: Sequence[Prompt | str]) -> list[str]:
     """Each prompt as one user turn in the model's chat template, up to where the answer begins.
 
     Raises:
-        PromptError: If there are no prompts, the tokenizer has no chat template, or the template rejects the
-            model's system prompt.
+        PromptError: If there are no prompts, the tokenizer has no chat template, or the template refuses or
+            changes a prompt or the model's system prompt.
     """
-    texts = as_texts(prompts)
-    return [render_turns(served, [{"role": "user", "content": text}]) for text in texts]
+    template, rendered = template_of(served), []
+    for i, text in enumerate(as_texts(prompts)):
+        try:
+            rendered.append(template.render(served.tokenizer, [{"role": "user", "content": text}]))
+        except PromptError as error:
+            raise PromptError(f"Prompt {i}: {error}") from error
+    return rendered
 
 
-def render_turns(served: Backend, turns: Sequence[dict[str, str]], *, to_answer: bool = True) -> str:
+def render_turns(served: Backend, turns: Sequence[Turn], *, to_answer: bool = True, **other: Any) -> str:
     """A conversation in the model's chat template, after its system prompt if one was set.
 
-    With `to_answer` it ends where the assistant's next turn begins.
+    With `to_answer` it ends where the assistant's next turn begins. `other` goes to the template
+    (`continue_final_message`).
     """
-    system = system_prompt(served.model)
-    if system is None:
-        return apply_template(served.tokenizer, turns, add_generation_prompt=to_answer)
-    first = {"role": "system", "content": system}
-    text = apply_template(served.tokenizer, [first, *turns], add_generation_prompt=to_answer)
-    if system.strip() and text == apply_template(served.tokenizer, turns, add_generation_prompt=to_answer):
-        raise PromptError(
-            f"The chat template of {_name(served.tokenizer)} ignores the system prompt: load the model "
-            "without system_prompt, or put the text into the prompts."
-        )
-    return text
-
-
-def apply_template(tokenizer: Any, turns: Sequence[dict[str, str]], **variables: Any) -> str:
-    """Turns in a tokenizer's chat template, up to where the answer begins; `variables` override defaults."""
-    if not tokenizer.chat_template:
-        raise PromptError(
-            f"The tokenizer of {_name(tokenizer)} has no chat template: "
-            "set tokenizer.chat_template (base models have none; ot_lens needs a chat model)."
-        )
-    try:
-        settings = {"add_generation_prompt": True, **TEMPLATE_VARIABLES, **variables}
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, **settings))
-    # The sandbox protects the machine, but a template may still divide by zero.
-    except _TEMPLATE_ERRORS as error:
-        raise _rejected(tokenizer, turns, error) from error
-
-
-def _rejected(tokenizer: Any, turns: Sequence[dict[str, str]], error: Exception) -> PromptError:
-    subject, remedy = "conversation", "correct tokenizer.chat_template."
-    if any(turn["role"] == "system" for turn in turns):
-        subject = "system prompt"
-        remedy = "load the model without system_prompt, or put the text into the prompts."
-    return PromptError(
-        f"The chat template of {_name(tokenizer)} refuses the {subject} ({abbreviated(error)}): {remedy}"
-    )
+    return template_of(served).render(served.tokenizer, turns, to_answer=to_answer, **other)
 
 
 def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
@@ -129,31 +123,124 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
             f"Prompt {longest} has {len(ids[longest])} tokens, more than the model's context of "
             f"{served.n_ctx}: shorten or drop it."
         )
+    _warn_of_control_tokens(served, prompts)
     return [list(row) for row in ids]
+
+
+def control_tokens(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[str]]:
+    """Control tokens of the tokenizer and the template in the text of each prompt: the model obeys them."""
+    source = str(served.tokenizer.chat_template)
+    added = served.tokenizer.added_tokens_decoder.values()
+    names = {token.content for token in added if token.special or token.content in source}
+    names |= {*served.tokenizer.all_special_tokens, *_MARK.findall(source)}
+    names = {name for name in names if name.strip() and not name.isalnum()}
+    if not names:
+        return [[] for _ in prompts]
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    return [pattern.findall(text) for text in as_texts(prompts)]
+
+
+def _warn_of_control_tokens(served: Backend, prompts: Sequence[Prompt | str]) -> None:
+    found = control_tokens(served, prompts)
+    first = next((i for i, tokens in enumerate(found) if tokens), None)
+    if first is not None:
+        warnings.warn(
+            f"{sum(map(bool, found))} of {len(found)} prompts contain control tokens; the first is prompt "
+            f"{first} with {quoted(found[first][0])}: the model reads them as the end of a turn and the "
+            "like, not as text. Remove them, unless that is what you study.",
+            PromptWarning,
+            stacklevel=3,
+        )
 
 
 def end_of_turn(served: Backend) -> int:
     """The token that ends an assistant's turn: the first special one that the template writes after it.
 
-    It is `<end_of_turn>` for Gemma, whose end of sequence is another token. If the template writes none, the
-    tokenizer's end of sequence.
+    It is `<end_of_turn>` for Gemma, whose end of sequence is another token. If the template writes none at
+    the end of a conversation, the one before the next user's turn (GLM 4); if there is none either, or the
+    template takes no answers, the tokenizer's end of sequence.
 
     Raises:
-        PromptError: If there is neither, or the template refuses a conversation with an answer.
+        PromptError: If there is none of these.
     """
-    answer = "Certainly."
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
-    after = render_turns(served, turns, to_answer=False).rpartition(answer)[2]
-    ids = served.tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"]
-    added = served.tokenizer.added_tokens_decoder
-    special = {token for token in added if added[token].special} | set(served.tokenizer.all_special_ids)
-    found = next((token for token in ids if token in special), served.tokenizer.eos_token_id)
-    if found is None:
+    answer, user = "Certainly.", {"role": "user", "content": "Hello"}
+    turns = [user, {"role": "assistant", "content": answer}]
+    special = _special_ids(served.tokenizer)
+    for conversation in (turns, [*turns, user]):
+        try:
+            written = render_turns(served, conversation, to_answer=False)
+        except PromptError:  # a template of single requests
+            break
+        _, said, after = written.rpartition(answer)
+        ids = served.tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if said else []
+        found = next((token for token in ids if token in special), None)
+        if found is not None:
+            return int(found)
+    if served.tokenizer.eos_token_id is None:
         raise PromptError(
-            f"Nothing ends an answer: the chat template of {_name(served.tokenizer)} writes no special token "
-            "after it, and the tokenizer has no end of sequence: set tokenizer.eos_token."
+            f"Nothing ends an answer: the chat template of {template_name(served.tokenizer)} writes no "
+            "special token after it, and the tokenizer has no end of sequence: set tokenizer.eos_token."
         )
-    return int(found)
+    return int(served.tokenizer.eos_token_id)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return {token for token in added if added[token].special} | set(tokenizer.all_special_ids)
+
+
+def chat_record(served: Backend) -> dict[str, Any]:
+    """Everything that decides how prompts are rendered, for manifests and keys; never a prompt's text."""
+    template, tokenizer = template_of(served), served.tokenizer
+    turns = [{"role": "user", "content": "x"}]
+    plain = template.render(tokenizer, turns)
+    another_day = TEMPLATE_DATE.replace(year=1999, month=1, day=1)
+    own_turn = _has_system_turn(served)
+    return {
+        "chat_template_sha256": _sha256(str(tokenizer.chat_template)),
+        "rendered_sha256": _sha256("\n".join(render(served, PROBES))),
+        "template_date": None
+        if template.render(tokenizer, turns, date=another_day) == plain
+        else TEMPLATE_DATE.strftime("%d %b %Y"),
+        "content": "parts" if template.parts else "text",
+        "thinking": template.thinking,
+        # Where the first token comes from; ot_lens itself adds none.
+        "bos": "template" if tokenizer.bos_token and plain.startswith(tokenizer.bos_token) else "none",
+        "system_prompt": _system(template.settings.system, own_turn),
+        "template_adds_system_turn": own_turn,
+        "post_instruction_tokens": tokenizer.convert_ids_to_tokens(list(post_instruction_tokens(served))),
+    }
+
+
+def _system(text: str | None, own_turn: bool) -> dict[str, Any] | str:
+    if text is None:
+        return "template's own" if own_turn else "none"
+    return {"sha256": _sha256(text), "length": len(text)}
+
+
+def _sha256(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+def _has_system_turn(served: Backend) -> bool:
+    """Whether the template writes a system turn of its own, as those of Qwen 2.5 and Llama 3 do.
+
+    If so, the text before a conversation's first instruction, its BOS aside, is not before the second.
+    """
+    first, second = "first instruction", "second instruction"
+    turns = [
+        {"role": "user", "content": first},
+        {"role": "assistant", "content": "answer"},
+        {"role": "user", "content": second},
+    ]
+    template = replace(template_of(served), settings=ChatSettings())
+    try:
+        before, _, rest = template.render(served.tokenizer, turns).partition(first)
+    except PromptError:  # it demands a system turn, or takes a single request only
+        return False
+    bos = served.tokenizer.bos_token or ""
+    between = rest.partition(second)[0]
+    return not between.rstrip().endswith(before.removeprefix(bos).strip())
 
 
 def post_instruction_tokens(served: Backend) -> tuple[int, ...]:
@@ -195,7 +282,3 @@ def _spread(n: int) -> Iterable[int]:
     """0 .. n - 1, widely spaced ones first."""
     step = max(1, n // (4 * VOCABULARY_PROBES))
     return (token for start in range(step) for token in range(start, n, step))
-
-
-def _name(tokenizer: Any) -> str:
-    return str(tokenizer.name_or_path or "this model")

@@ -52,6 +52,7 @@ class HookedCausalLM(HookedRootModule):
         hf_model: The wrapped model; its weights are never modified.
         tokenizer: Its tokenizer.
         system_prompt: System message of prompts that ot_lens renders; None leaves it to the template.
+        thinking: True, False, "forced" or None, as in `load_model`.
         cfg: n_layers, d_model, d_vocab, n_ctx, dtype.
     """
 
@@ -62,6 +63,7 @@ class HookedCausalLM(HookedRootModule):
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.system_prompt: str | None = None
+        self.thinking: bool | str | None = None
         self.cfg = HookedCausalLMConfig(
             model_name=name,
             n_layers=len(layers),

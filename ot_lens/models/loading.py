@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.models.backends import backend
-from ot_lens.models.chat import set_system_prompt
+from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.pretrained import DeviceMap, load_hf, load_tokenizer
 
@@ -29,6 +29,7 @@ def load_model(
     revision: str | None = None,
     quantization: str | None = None,
     system_prompt: str | None = None,
+    thinking: bool | str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a chat model with TransformerLens hook points.
@@ -50,6 +51,10 @@ def load_model(
         system_prompt: System message of every prompt that ot_lens renders for this model, "" included.
             Default: what the chat template does (that of Qwen 2.5 writes one); a hooked model keeps the one
             it was given before.
+        thinking: Whether prompts ask for a thought before the answer. False closes it, with the template's
+            switch or, if the template always opens a thought, right behind it; True opens the switch;
+            "forced" opens a thought in every prompt. Default: the switch is off, and a template without one
+            is taken as it is, with a warning if it opens thoughts.
         trust_remote_code: Run code that comes with the model. Off by default.
 
     Returns:
@@ -76,7 +81,10 @@ def load_model(
     else:
         loaded = _already_loaded(model, tokenizer, loading)
     if system_prompt is not None:
-        set_system_prompt(loaded, system_prompt)
+        set_chat(loaded, system=system_prompt)
+    if thinking is not None:
+        set_chat(loaded, thinking=thinking)
+        template_of(backend(loaded))
     return loaded
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ot_lens.models.architectures import TEMPLATE_DATE, THINKING
 from ot_lens.models.backends import Backend, HookedTransformerBackend, backend
-from ot_lens.models.chat import apply_template, post_instruction_tokens, system_prompt
+from ot_lens.models.chat import chat_record
 from ot_lens.models.loading import model_name
 
 RAW_WEIGHTS = "none: Hugging Face's own weights"
@@ -34,7 +33,7 @@ def model_record(model: Any) -> dict[str, Any]:
         "device_map": device_map and {name: str(device) for name, device in device_map.items()},
         "n_layers": served.n_layers,
         "d_model": served.d_model,
-        **_chat(served),
+        **chat_record(served),
         "weight_processing": _weight_processing(served),
         "weights_sha256": weights_fingerprint(served.hf_model or served.model),
     }
@@ -51,53 +50,6 @@ def weights_fingerprint(model: torch.nn.Module) -> str | None:
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
         digest.update(read.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _chat(served: Backend) -> dict[str, Any]:
-    turns = [{"role": "user", "content": "x"}]
-    plain = apply_template(served.tokenizer, turns)
-    thinking = apply_template(served.tokenizer, turns, **THINKING)
-    text, bos = system_prompt(served.model), served.tokenizer.bos_token
-    own_turn = _has_system_turn(served)
-    return {
-        "chat_template_sha256": _sha256(str(served.tokenizer.chat_template or "")),
-        "template_date": TEMPLATE_DATE if TEMPLATE_DATE in plain else None,
-        "thinking": None if thinking == plain else "off",
-        # Where the first token comes from; ot_lens itself adds none.
-        "bos": "template" if bos and plain.startswith(bos) else "none",
-        "system_prompt": _system(text, own_turn),
-        "template_adds_system_turn": own_turn,
-        "post_instruction_tokens": served.tokenizer.convert_ids_to_tokens(
-            list(post_instruction_tokens(served))
-        ),
-    }
-
-
-def _system(text: str | None, own_turn: bool) -> dict[str, Any] | str:
-    if text is None:
-        return "template's own" if own_turn else "none"
-    return {"sha256": _sha256(text), "length": len(text)}
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _has_system_turn(served: Backend) -> bool:
-    """Whether the template writes a system turn if none is given, as those of Qwen 2.5 and Llama 3 do.
-
-    If so, the text before a conversation's first instruction, its BOS aside, is not before the second.
-    """
-    first, second = "first instruction", "second instruction"
-    turns = [
-        {"role": "user", "content": first},
-        {"role": "assistant", "content": "answer"},
-        {"role": "user", "content": second},
-    ]
-    before, _, rest = apply_template(served.tokenizer, turns).partition(first)
-    bos = served.tokenizer.bos_token or ""
-    between = rest.partition(second)[0]
-    return not between.rstrip().endswith(before.removeprefix(bos).strip())
 
 
 def _quantization(config: Any) -> str | None:

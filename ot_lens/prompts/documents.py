@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import isdir
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ot_lens.errors import PromptError, one_of
 from ot_lens.io.untrusted import first_fault, quoted
 from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.duplicates import check_threshold
-from ot_lens.prompts.rows import Row, by_split, rows_of
-from ot_lens.prompts.sources import Record, Source, read_class
+from ot_lens.prompts.presets import PRESETS, SETS
+from ot_lens.prompts.rows import CONVERSATIONS, Row, by_split, rows_of
+from ot_lens.prompts.sources import PREFIX, Record, Source, read_class
 from ot_lens.prompts.splitting import Pools, Settings, parse_sample
 from ot_lens.prompts.tables import from_records
 
@@ -69,14 +71,22 @@ def _by_split(document: _Document, label: str, file: str) -> dict[str | None, li
 
 
 def _rows(location: str, prompts: list[Any]) -> list[Row]:
-    return rows_of(from_records(location, prompts), {"text": "text"})
+    table = from_records(location, prompts)
+    conversations = "text" not in table.columns and CONVERSATIONS & table.columns.keys()
+    return rows_of(table, {} if conversations else {"text": "text"})[0]
+
+
+def _both_classes(sources: dict[str, Any]) -> dict[str, Any]:
+    if set(sources) != set(CLASSES):
+        raise ValueError(f"give those of {' and '.join(CLASSES)}")
+    return sources
 
 
 class Description(BaseModel):
     """A prompt set by its sources; the other fields are those of `load_prompts`."""
 
     model_config = ConfigDict(extra="forbid")
-    sources: dict[Literal["harmful", "harmless"], Any] = Field(min_length=2)
+    sources: Annotated[dict[str, Any], AfterValidator(_both_classes)]
     name: str | None = None
     licence: str | None = None
     seed: int | None = Field(None, ge=0)
@@ -93,6 +103,22 @@ def parse_description(content: Any, origin: str) -> Description:
     if "sources" not in content and set(content) & set(CLASSES):
         content = {"sources": content}
     return _validated(Description, content, origin)
+
+
+def relative_to(folder: Path, source: Any) -> Any:
+    """A source or description as a file in `folder` names it: relative file names count from there."""
+    if isinstance(source, Mapping):
+        paths = {"sources", "source", "root", *CLASSES, *SPLITS}
+        return {key: relative_to(folder, v) if key in paths else v for key, v in source.items()}
+    if isinstance(source, list | tuple):
+        return [relative_to(folder, item) for item in source]
+    if not isinstance(source, str):
+        return source
+    if source.startswith(PREFIX):
+        path = source.removeprefix(PREFIX)
+        return f"{PREFIX}{folder / path}" if isdir(folder / path.partition(":")[0]) else source
+    name = source.partition("@")[0].partition(":")[0]
+    return source if name in (*SETS, *PRESETS) else str(folder / source)
 
 
 def read_sources(description: Description, settings: Settings, origin: str) -> Collected:

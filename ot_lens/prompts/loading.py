@@ -12,7 +12,7 @@ from ot_lens.io.untrusted import listed, parse_json, parse_yaml
 from ot_lens.prompts.data import CLASSES, ContrastSet
 from ot_lens.prompts.documents import Collected, parse_description, read_document, read_sources
 from ot_lens.prompts.duplicates import NEAR, check_threshold
-from ot_lens.prompts.presets import PAPER, PRESETS, SETS
+from ot_lens.prompts.presets import PRESETS, SETS, described_set
 from ot_lens.prompts.rows import by_split, rows_of
 from ot_lens.prompts.sources import (
     PREFIX,
@@ -36,6 +36,7 @@ def load_prompts(
     root: str | Path | None = None,
     deduplicate: bool = True,
     near_duplicates: float | None = NEAR,
+    delimiter: str | None = None,
 ) -> ContrastSet:
     """Load a contrast set.
 
@@ -70,6 +71,8 @@ def load_prompts(
         near_duplicates: Jaccard similarity of character 5-grams from which prompts count as duplicates
             between splits and within a pool that is still to be split; None: exact ones only (after NFKC,
             letter case and white space).
+        delimiter: Character between the cells of CSV and TSV files. Default: comma and tab, and an error if
+            the header suggests another one.
 
     Returns:
         The contrast set, with at least one prompt per class and split. Its `manifest` says what was read,
@@ -82,7 +85,14 @@ def load_prompts(
     check_threshold(near_duplicates)
     folder = None if root is None else Path(root)
     settings = Settings(
-        seed, parse_sample(sample), columns or {}, labels or {}, folder, deduplicate, near_duplicates
+        seed,
+        parse_sample(sample),
+        columns or {},
+        labels or {},
+        folder,
+        deduplicate,
+        near_duplicates,
+        delimiter,
     )
     collected = _read(source, settings)
     settings = collected.settings
@@ -114,8 +124,9 @@ def _read(source: str | Path | Mapping[str, Any], settings: Settings) -> Collect
         return _organism(settings)
     if name.partition("@")[0] == "refusal_direction":
         return _published(settings, name.partition("@")[2] or None)
-    if name == "paper":
-        return read_sources(parse_description(PAPER, "paper"), settings, "paper")
+    described = described_set(name)
+    if described is not None:
+        return read_sources(parse_description(described, name), settings, name)
     if name in PRESETS:
         label = PRESETS[name].label
         raise PromptError(
@@ -160,7 +171,7 @@ def _file(path: Path, settings: Settings) -> Collected:
         document = parse_yaml(decode(content, name), name, PromptError)
         return read_sources(parse_description(document, name), settings, name)
     if path.suffix.lower() not in (".json", ""):
-        return _tabular(read_table(path, content), record, settings)
+        return _tabular(read_table(path, content, settings.delimiter), record, settings)
     document = parse_json(decode(content, name), name, PromptError)
     if isinstance(document, list) and document:
         return _tabular(from_records(name, document), record, settings)
@@ -170,11 +181,11 @@ def _file(path: Path, settings: Settings) -> Collected:
 
 
 def _tabular(table: Table, record: Record, settings: Settings) -> Collected:
-    rows = rows_of(table, settings.columns, settings.labels)
+    rows, notes = rows_of(table, settings.columns, settings.labels)
     if any(row.label is None for row in rows):
         raise PromptError(
             f"{table.name}: no column says which prompts are harmful: name it, columns={{'label': ...}}, "
             f"among {listed(table.columns)}; or load {{'harmful': SOURCE, 'harmless': SOURCE}}."
         )
     pools = {label: by_split([row for row in rows if row.label == label]) for label in CLASSES}
-    return Collected(Path(table.name).stem, pools, [{**record, "rows": len(rows)}], settings)
+    return Collected(Path(table.name).stem, pools, [{**record, "rows": len(rows), **notes}], settings)

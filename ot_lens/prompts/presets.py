@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from ot_lens.errors import PromptError
 from ot_lens.io.untrusted import listed
+from ot_lens.prompts.data import CLASSES, SPLITS
 from ot_lens.prompts.tables import Table
 
 
@@ -33,7 +34,18 @@ class Preset:
     text: tuple[str, ...] = ("instruction",)
     without: tuple[tuple[str, str], ...] = ()
     local: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
     note: str = ""
+
+    def in_language(self, language: str) -> "Preset":
+        """The preset of one of its languages, named as NAME:LANGUAGE; a set in one language has none."""
+        if not self.languages and not language:
+            return self
+        if language not in self.languages:
+            available = ", ".join(f"{self.name}:{name}" for name in self.languages) or self.name
+            raise PromptError(f"There is no {self.name}:{language}: choose {available}.")
+        files = tuple(path.format(language=language) for path in self.files)
+        return replace(self, name=f"{self.name}:{language}", files=files, languages=())
 
     @property
     def source(self) -> str:
@@ -84,6 +96,17 @@ PAPER: Mapping[str, Any] = _CONTENT["paper"]
 # HarmBench test, StrongREJECT; harmless: Alpaca, 60 / 20 / 20 %.
 REFUSAL_DIRECTION = "andyrdt/refusal_direction"
 REFUSAL_DIRECTION_REVISION = "9d852fae1a9121c78b29142de733cb1340770cc3"  # of its published runs
+
+
+def described_set(name: str) -> Mapping[str, Any] | None:
+    """The description of a complete set that consists of presets: "paper", "polyrefuse:LANGUAGE"."""
+    if name == "paper":
+        return PAPER
+    family, _, language = name.partition(":")
+    if family != "polyrefuse":
+        return None
+    splits = {label: {s: f"polyrefuse_{label}_{s}:{language}" for s in SPLITS} for label in CLASSES}
+    return {"name": f"polyrefuse:{language}", "sources": splits}
 
 
 def preset_table() -> pd.DataFrame:

@@ -8,16 +8,15 @@ from typing import Any
 from ot_lens.errors import PromptError, one_of
 from ot_lens.io.untrusted import listed, quoted
 from ot_lens.prompts.data import CLASSES, SPLITS, Prompt
-from ot_lens.prompts.tables import Table, kind_of
+from ot_lens.prompts.tables import RECOGNIZED, Table, kind_of
 
-# Column names recognized by role, in any letter case; a table may have at most one for the text.
-RECOGNIZED = {
-    "text": ("text", "prompt", "instruction", "goal", "question", "request", "query", "forbidden_prompt"),
-    "label": ("label", "class"),
-    "split": ("split",),
-    "category": ("category", "semanticcategory"),
-    "answer": ("answer",),
-    "answers": ("answers",),
+# Columns of conversations, read by their first user turn if no column holds the text itself.
+CONVERSATIONS = frozenset(["messages", "turns", "conversations", "conversation", "dialog", "dialogue"])
+# Where a request goes on in another column: a row that uses it is no prompt on its own.
+_CONTINUED = {
+    "instruction": ("input", "inputs", "context"),
+    "question": ("context",),
+    "behavior": ("contextstring",),
 }
 _LABELS = {
     "harmful": "harmful",
@@ -28,6 +27,7 @@ _LABELS = {
 }
 _SPLITS = {**{split: split for split in SPLITS}, "validation": "val", "valid": "val", "dev": "val"}
 MAX_CHARACTERS = 1_000_000
+_WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content)['"]\s*:""")
 # Control characters except tab and line breaks, and halves of surrogate pairs; C1 ones occur in public sets.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -44,15 +44,76 @@ class Row:
 
 def rows_of(
     table: Table, columns: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
-) -> list[Row]:
-    """The prompts of a table; `columns` and `labels` as in `load_prompts`."""
+) -> tuple[list[Row], dict[str, Any]]:
+    """The prompts of a table, and notes for its record; `columns` and `labels` as in `load_prompts`.
+
+    The notes, as far as they apply: set_aside, columns of other types that nobody named; left_out, how many
+    rows continue in another column; conversations, that their first user turn was read.
+    """
     if not len(table):
-        return []
+        return [], {}
     chosen = _choose_columns(table, columns or {})
     meanings = {**_LABELS, **{str(k).lower(): v for k, v in (labels or {}).items()}}
     for value in (labels or {}).values():
         one_of("class", value, CLASSES, PromptError)
-    return [_row(table, i, chosen, meanings) for i in range(len(table))]
+    aside = [role for role in chosen if role not in (columns or {}) and not _fits(role, table, chosen[role])]
+    notes: dict[str, Any] = {"set_aside": [chosen.pop(role) for role in aside]} if aside else {}
+    complete = _complete(table, chosen["text"])
+    if len(complete) < len(table):
+        notes["left_out"] = len(table) - len(complete)
+    texts, n = _first_user_turns(complete, chosen["text"])
+    if n:
+        notes["conversations"] = f"first user turn of {n} conversations in {chosen['text']!r}"
+    return [_row(complete, i, text, chosen, meanings) for i, text in enumerate(texts)], notes
+
+
+def _fits(role: str, table: Table, column: str) -> bool:
+    """Whether an optional column has cells of the type of its role."""
+    kind: Any = {"category": str, "answer": str, "split": str, "answers": list}.get(role, object)
+    return all(cell is None or cell == "" or isinstance(cell, kind) for cell in table.columns[column])
+
+
+def _complete(table: Table, text: str) -> Table:
+    """The rows whose request does not go on in another column, as in Alpaca's `input`."""
+    continued = _CONTINUED.get(text.lower(), ())
+    others = [cells for name, cells in table.columns.items() if name.lower() in continued]
+    rows = [
+        i
+        for i in range(len(table))
+        if not any(isinstance(cells[i], str) and cells[i].strip() for cells in others)
+    ]
+    if not rows:
+        raise PromptError(
+            f"{table.name}: every {text} goes on in another column ({' or '.join(continued)}), without which "
+            "it is not a prompt: join the two in one column."
+        )
+    return table if len(rows) == len(table) else table.rows(rows)
+
+
+def _first_user_turns(table: Table, column: str) -> tuple[list[Any], int]:
+    """The cells of the text column, conversations by their first user turn; and how many those were."""
+    texts = list(table.columns[column])
+    plain = column.lower() in CONVERSATIONS
+    read = [i for i, cell in enumerate(texts) if isinstance(cell, list) and (plain or _has_roles(cell))]
+    for i in read:
+        texts[i] = _first_user_turn(texts[i], table.location(i))
+    return texts, len(read)
+
+
+def _has_roles(cell: Sequence[Any]) -> bool:
+    return bool(cell) and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in cell)
+
+
+def _first_user_turn(turns: Sequence[Any], location: str) -> Any:
+    for turn in turns:
+        if not isinstance(turn, dict):
+            return turn  # turns without roles begin with the user's
+        if str(turn.get("role", turn.get("from"))).lower() in ("user", "human", "prompter"):
+            content = turn.get("content", turn.get("value", turn.get("text")))
+            if not isinstance(content, list):
+                return content
+            return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    raise PromptError(f"{location}: the conversation has no turn of a user: remove the row.")
 
 
 def by_split(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
@@ -66,11 +127,11 @@ def by_split(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
     return named or {None: []}
 
 
-def _row(table: Table, index: int, chosen: Mapping[str, str], meanings: Mapping[str, str]) -> Row:
+def _row(table: Table, index: int, text: Any, chosen: Mapping[str, str], meanings: Mapping[str, str]) -> Row:
     location = table.location(index)
     cells = {role: table.columns[column][index] for role, column in chosen.items()}
     prompt = Prompt(
-        _text(cells["text"], location, chosen["text"]),
+        _text(text, location, chosen["text"]),
         _optional(cells.get("answer"), location, chosen.get("answer")),
         _several(cells.get("answers"), location, chosen.get("answers")),
         _optional(cells.get("category"), location, chosen.get("category")),
@@ -109,10 +170,15 @@ def _choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
         candidates = [c for c in table.columns if c.lower() in names and c not in chosen.values()]
         if role not in chosen and len(candidates) == 1:
             chosen[role] = candidates[0]
-    if "text" not in chosen and len(table.columns) > 1:
+    named = [c for c in table.columns if c.lower() in RECOGNIZED["text"]]
+    conversations = [c for c in table.columns if c.lower() in CONVERSATIONS]
+    if "text" not in chosen and not named and len(conversations) == 1:
+        chosen["text"] = conversations[0]
+    if "text" not in chosen and (len(table.columns) > 1 or table.header):
+        first = " (the first row is read as the header: add one if it is missing)" if table.header else ""
         raise PromptError(
             f"{table.name}: it is not clear which column holds the prompts: name one of {available}, as "
-            "'SOURCE#COLUMN' or columns={'text': ...}."
+            f"'SOURCE#COLUMN' or columns={{'text': ...}}{first}."
         )
     return {"text": next(iter(table.columns)), **chosen}
 
@@ -125,6 +191,8 @@ def _text(value: Any, location: str, column: str) -> str:
         fault = "is blank: fill it in or remove the row"
     elif len(value) > MAX_CHARACTERS:
         fault = f"has {len(value)} characters, more than {MAX_CHARACTERS}: check line breaks and quotes"
+    elif _WRITTEN_TURNS.match(value):
+        fault = "is a conversation written as text: store it as a list, in JSONL or parquet"
     elif control := _CONTROL.search(value):
         code, position = f"U+{ord(control[0]):04X}", control.start() + 1
         fault = f"has control character {code} at character {position}: no tokenizer was trained on it"

@@ -6,8 +6,9 @@ The network is reached through the optional `datasets` library alone.
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
-from os.path import exists
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Source(BaseModel):
     columns: dict[str, str] = {}
     licence: str | None = None
     revision: str | None = None
+    delimiter: str | None = None
 
 
 def read_class(source: Source, label: str, settings: Settings) -> tuple[list[Row], list[Record]]:
@@ -51,29 +53,42 @@ def read_class(source: Source, label: str, settings: Settings) -> tuple[list[Row
     name, column = split_column(str(source.source), settings.base)
     columns = source.columns | ({"text": column} if column else {})
     preset, _, revision = name.partition("@")
+    preset, _, language = preset.partition(":")
     if preset in PRESETS:
-        return _read_preset(PRESETS[preset], label, source, revision, settings.root)
-    table, record = read_any(name, settings.base, source.licence, source.revision)
-    rows = rows_of(of_one_class(table, label, columns), columns)
-    return rows, [{**record, "rows": len(rows)}]
+        known = PRESETS[preset].in_language(language)
+        return _read_preset(known, label, source, revision, settings.root)
+    given = source.model_dump(include={"licence", "revision", "delimiter"})
+    if name.lower().endswith((".csv", ".tsv")):
+        given["delimiter"] = source.delimiter or settings.delimiter
+    table, record = read_any(name, settings.base, **given)
+    rows, notes = rows_of(of_one_class(table, label, columns), columns)
+    return rows, [{**record, "rows": len(rows), **notes}]
 
 
 def read_any(
-    name: str, base: Path, licence: str | None = None, revision: str | None = None
+    name: str,
+    base: Path,
+    *,
+    licence: str | None = None,
+    revision: str | None = None,
+    delimiter: str | None = None,
 ) -> tuple[Table, Record]:
     """The table of a file or dataset, and its record."""
     known = {"source": name, "licence": licence or "unknown"}
     if name.startswith(PREFIX):
-        table, revision = read_dataset(name, revision)
+        table, revision = read_dataset(name, revision, base)
         return table, {**known, "revision": revision, "sha256": None}
-    table, record = read_file(base / name, str(base / name))
+    table, record = read_file(base / name, str(base / name), delimiter=delimiter)
     return table, {**known, **record}
 
 
-def read_file(path: Path, name: str, revision: str | None = None) -> tuple[Table, Record]:
+def read_file(
+    path: Path, name: str, revision: str | None = None, delimiter: str | None = None
+) -> tuple[Table, Record]:
     """The table of a file, and its record; a download is cached without the extension of its address."""
     content = read_bytes(path)
-    return read_table(Path(name), content), {"source": name, "revision": revision, "sha256": sha256(content)}
+    record = {"source": name, "revision": revision, "sha256": sha256(content)}
+    return read_table(Path(name), content, delimiter), record
 
 
 def split_column(name: str, base: Path) -> tuple[str, str | None]:
@@ -93,9 +108,10 @@ def _read_preset(
     rows, records = [], []
     for table, record in _preset_tables(preset, revision or source.revision, root):
         included, column, left_out = preset.prompts(table)
-        new = rows_of(included.only(column, "category", "SemanticCategory", "Category"), {"text": column})
+        one = included.only(column, "category", "SemanticCategory", "Category")
+        new, notes = rows_of(one, {"text": column})
         rows += new
-        records.append({**record, **known, "rows": len(new), "left_out": left_out})
+        records.append({**record, **known, "rows": len(new), **notes, "left_out": left_out})
     return rows, records
 
 
@@ -141,10 +157,11 @@ def _read_split(label: str, split: str, root: Path | None, revision: str) -> tup
         table, record = read_published(REFUSAL_DIRECTION, path, revision)
     else:
         table, record = read_file(root / path, str(root / path))
-    return rows_of(table, {"text": "instruction"}), {**record, "rows": len(table)}
+    rows, notes = rows_of(table, {"text": "instruction"})
+    return rows, {**record, "rows": len(rows), **notes}
 
 
-def read_dataset(name: str, revision: str | None = None) -> tuple[Table, str | None]:
+def read_dataset(name: str, revision: str | None = None, base: Path = Path()) -> tuple[Table, str | None]:
     """The table of hf:NAME[@REVISION][:CONFIG][:SPLIT], hub dataset or folder, and its revision if known."""
     path, *parts = name.removeprefix(PREFIX).split(":")
     path, _, pinned = path.partition("@")
@@ -152,6 +169,7 @@ def read_dataset(name: str, revision: str | None = None) -> tuple[Table, str | N
         raise PromptError(f"{name!r} is not a dataset: write hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN].")
     config, wanted = (None, parts[0]) if len(parts) == 1 else (parts or (None, None))
     revision = pinned or revision
+    path = str(base / path) if isdir(base / path) else path
     splits = _reached(name, lambda datasets: datasets.load_dataset(path, config, revision=revision))
     split = wanted or (next(iter(splits)) if len(splits) == 1 else None)
     if split not in splits:
@@ -161,7 +179,9 @@ def read_dataset(name: str, revision: str | None = None) -> tuple[Table, str | N
         )
     rows = splits[split]
     commit = commit_of([file["filename"] for file in rows.cache_files])
-    return from_arrow(name, rows.with_format("arrow")[:]), commit or revision
+    # It may have been a CSV file, whose first row became the names of the columns.
+    table = replace(from_arrow(name, rows.with_format("arrow")[:]), header=True)
+    return table, commit or revision
 
 
 def commit_of(cached: Sequence[str]) -> str | None:

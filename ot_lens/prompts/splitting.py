@@ -31,6 +31,7 @@ class Settings:
     root: Path | None
     deduplicate: bool
     near: float | None
+    delimiter: str | None = None
     base: Path = Path()
 
 

@@ -8,9 +8,9 @@ import codecs
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os.path import isdir  # unlike Path.is_dir it accepts names that no file system does
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,30 @@ MAX_FILE = 1024 * MIB  # ten times the largest public sets
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+# Column names recognized by role, in any letter case; a table may have at most one for the text.
+RECOGNIZED = {
+    "text": ("text", "prompt", "instruction", "goal", "question", "request", "query", "forbidden_prompt"),
+    "label": ("label", "class"),
+    "split": ("split",),
+    "category": ("category", "semanticcategory"),
+    "answer": ("answer",),
+    "answers": ("answers",),
+}
+_DELIMITERS = ",;\t|"
+
+
 @dataclass(frozen=True)
 class Table:
-    """Cells by column; a row is called `row` ("row", "line") and has its number in the file, from 1."""
+    """Cells by column; a row is called `row` ("row", "line") and has its number in the file, from 1.
+
+    `header` tells that the first row of a text file was taken as the names of the columns.
+    """
 
     name: str
     columns: dict[str, list[Any]]
     row: str = "row"
     numbers: Sequence[int] = ()
+    header: bool = False
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -43,9 +59,8 @@ class Table:
     def rows(self, indices: Sequence[int]) -> "Table":
         """The table with only those rows, under their own numbers."""
         cells = {name: [values[i] for i in indices] for name, values in self.columns.items()}
-        return Table(
-            self.name, cells, self.row, [self.numbers[i] if self.numbers else i + 1 for i in indices]
-        )
+        numbers = [self.numbers[i] if self.numbers else i + 1 for i in indices]
+        return replace(self, columns=cells, numbers=numbers)
 
     def location(self, index: int) -> str:
         """Source and number of a row, for messages."""
@@ -82,7 +97,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_table(path: Path, content: bytes) -> Table:
+def read_table(path: Path, content: bytes, delimiter: str | None = None) -> Table:
     """A table, by the file's extension: .csv, .tsv, .jsonl, .ndjson, .json (a list), .parquet, .txt."""
     read = READERS.get(path.suffix.lower())
     if read is None:
@@ -90,7 +105,12 @@ def read_table(path: Path, content: bytes) -> Table:
             f"{path}: prompts are not read from {path.suffix or 'files without an extension'}: "
             f"give one of {', '.join(READERS)}."
         )
-    table = read(str(path), content)
+    if delimiter is None:
+        table = read(str(path), content)
+    elif read in (_csv, _tsv):
+        table = _delimited(str(path), content, delimiter)
+    else:
+        raise PromptError(f"{path}: delimiter = {delimiter!r} is for CSV and TSV files: leave it out.")
     if not len(table):
         raise PromptError(f"{path} has no prompts: the file is empty.")
     return table
@@ -113,10 +133,33 @@ def from_records(name: str, records: Sequence[Any], row: str = "row", numbers: S
 
 def from_arrow(name: str, table: Any) -> Table:
     """A table of pyarrow; a column of bytes or of values Python cannot represent is refused when used."""
-    return Table(name, {c: _cells(table.column(c)) for c in table.column_names})
+    columns = {column: _cells(table.column(column)) for column in table.column_names}
+    return _unambiguous(Table(name, columns), ",")
 
 
-def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
+def _csv(name: str, content: bytes) -> Table:
+    return _unambiguous(_delimited(name, content, ","), ",")
+
+
+def _tsv(name: str, content: bytes) -> Table:
+    return _unambiguous(_delimited(name, content, "\t"), "\t")
+
+
+def _unambiguous(table: Table, delimiter: str) -> Table:
+    """Refuse a header with another delimiter in it: a prompt may be one cell or several."""
+    for column in table.columns:
+        other = next((d for d in _DELIMITERS if d in column and d != delimiter), None)
+        if other is not None:
+            raise PromptError(
+                f"{table.name}: column name {quoted(column)} contains {other!r}: say which character "
+                f"separates the cells, delimiter={other!r} or delimiter={delimiter!r}."
+            )
+    return table
+
+
+def _delimited(name: str, content: bytes, delimiter: str) -> Table:
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise PromptError(f"delimiter must be one character other than a quote, got {delimiter!r}.")
     lines = csv.reader(io.StringIO(decode(content, name), newline=""), delimiter=delimiter, strict=True)
     rows: list[list[str]] = []
     limit = csv.field_size_limit(MAX_FILE)
@@ -140,7 +183,8 @@ def _csv(name: str, content: bytes, delimiter: str = ",") -> Table:
                 f"{name}: row {number} has {len(row)} cells where the header has {len(columns)}: put cells "
                 "that contain the separator or a line break in quotes."
             )
-    return Table(name, {column: [row[i] for row in rows] for i, column in enumerate(columns)})
+    cells = {column: [row[i] for row in rows] for i, column in enumerate(columns)}
+    return Table(name, cells, header=True)
 
 
 def _check_columns(name: str, n: int) -> None:
@@ -166,6 +210,15 @@ def _jsonl(name: str, content: bytes) -> Table:
 
 def _text(name: str, content: bytes) -> Table:
     lines, numbers = _lines(name, content)
+    first = lines[0].strip() if lines else ""
+    cells = [cell.strip().lower() for cell in re.split(r"[,;|\t]", first)]
+    if cells[0] in RECOGNIZED["text"] and all(cell.replace("_", "").isalnum() for cell in cells):
+        raise PromptError(
+            f"{name}: line 1, {quoted(first)}, is the header of a table: name the file .csv or .tsv, or "
+            "remove the line."
+        )
+    if first.startswith('{"'):
+        raise PromptError(f"{name}: line 1 is JSON: name the file .jsonl, to read one object per line.")
     return Table(name, {"text": [line.strip() for line in lines]}, "line", numbers)
 
 
@@ -201,7 +254,7 @@ def kind_of(value: Any) -> str:
 
 READERS: dict[str, Callable[[str, bytes], Table]] = {
     ".csv": _csv,
-    ".tsv": partial(_csv, delimiter="\t"),
+    ".tsv": _tsv,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,

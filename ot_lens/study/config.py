@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -49,6 +49,11 @@ class StudyConfig(BaseModel):
     )
     system_prompt: str | None = Field(
         None, description="System message before every prompt; default: the chat template's."
+    )
+    thinking: bool | Literal["forced"] | None = Field(
+        None,
+        description="true, false or forced: whether prompts ask for a thought before the answer; default: "
+        "off where the chat template has a switch.",
     )
     trust_remote_code: bool = Field(
         False, description="Run code that comes with the model; also requires --trust-remote-code."
@@ -216,7 +221,7 @@ class StudyConfig(BaseModel):
     def loading(self) -> dict[str, Any]:
         """Arguments of `load_model`."""
         names = {"model", "trust_remote_code", "dtype", "device", "device_map", "revision", "quantization"}
-        return self.model_dump(include={*names, "system_prompt"})
+        return self.model_dump(include={*names, "system_prompt", "thinking"})
 
 
 def _check_modules(names: Sequence[Any]) -> None:
@@ -252,6 +257,7 @@ def read_config(
         raise ConfigError(
             f"{path} holds a {type(content).__name__}, not 'field: value' lines: see 'ot-lens init'."
         )
+    content = from_folder(Path(path).absolute().parent, content)
     config = parse_config({**content, **(overrides or {})}, str(path))
     if config.trust_remote_code and not trust_remote_code:
         raise ConfigError(
@@ -259,6 +265,19 @@ def read_config(
             "--trust-remote-code (in Python: read_config(path, trust_remote_code=True))."
         )
     return config
+
+
+def from_folder(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's content with the paths of prompts and texts counted from its folder."""
+    from ot_lens.prompts import relative_to
+
+    paths = {
+        name: str(folder / content[name])
+        for name in ("prompts_root", "perplexity_text")
+        if isinstance(content.get(name), str)
+    }
+    prompts = {"prompts": relative_to(folder, content["prompts"])} if "prompts" in content else {}
+    return {**content, **paths, **prompts}
 
 
 def parse_config(content: Mapping[str, Any], source: str = "configuration") -> StudyConfig:

@@ -14,7 +14,7 @@ from ot_lens.execution import Executor
 from ot_lens.execution.modules import import_modules
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
-from ot_lens.models import backend, encode, model_record
+from ot_lens.models import backend, control_tokens, encode, model_record
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -72,7 +72,13 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
     if panel.judge is not None:
         with panel.judge.in_place_of(backend(model).model, swap=panel.swap):
             pass  # errors of loading it surface before anything is measured
-    return Prepared(settings, model_record(model), _measured_by(model, panel))
+    served = backend(model)
+    counts = {
+        split: {label: sum(map(bool, control_tokens(served, group))) for label, group in contrast}
+        for split, contrast in prompts.splits
+    }
+    measuring = {**_measured_by(model, panel), "prompts_with_control_tokens": counts}
+    return Prepared(settings, model_record(model), measuring)
 
 
 def _measured_by(model: Any, settings: PanelSettings) -> dict[str, Any]:

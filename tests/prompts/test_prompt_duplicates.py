@@ -146,13 +146,6 @@ def test_one_prompt_in_both_classes_is_an_error_that_names_both_locations(tmp_pa
     assert harmful[2] not in str(caught.value)
 
 
-def test_too_few_prompts_left_counts_the_dropped_ones(tmp_path):
-    groups = {"harmful": [sentences(1)[0]] * 9, "harmless": sentences(9, seed=1)}
-    path = write_json(tmp_path / "same.json", groups)
-    with pytest.raises(PromptError, match=r"harmful after dropping 8 duplicates.*: 1 prompts"):
-        otl.load_prompts(path)
-
-
 def test_memory_grows_with_the_prompts_and_not_with_their_pairs():
     texts, peaks = sentences(2_400), []
     for n in (600, 2_400):

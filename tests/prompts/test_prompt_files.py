@@ -14,7 +14,8 @@ from pyarrow import parquet
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts.rows import MAX_CHARACTERS
-from tests.generators.prompt_sets import sentences, write_json, write_lines
+from ot_lens.study.config import read_config
+from tests.generators.prompt_sets import sentences, write_json, write_jsonl, write_lines
 
 HARMFUL = sentences(8, seed=2)
 ROWS = "".join(f"{text},x\n" for text in HARMFUL[:3])
@@ -55,6 +56,7 @@ def test_plain_lists_are_split_by_seed_without_loss(tmp_path):
         ("[]", "harmful and harmless"),
         ("{}", "harmful: 0 prompts"),
         (json.dumps({"harmful": sentences(9), "harmless": []}), "harmless: 0 prompts"),
+        (json.dumps({"harmful": ["a"] * 9, "harmless": sentences(9)}), "after dropping 8 duplicates"),
         (json.dumps({"harmful": [{"txt": "a"}], "harmless": ["b"]}), "harmful: .*'text'.* txt"),
         (json.dumps({"splits": {"tset": {"harmful": ["a"], "harmless": ["b"]}}}), "tset"),
         (json.dumps({"splits": {"train": {"harmful": ["a"], "harmless": ["b"]}}}), "'val'"),
@@ -84,14 +86,25 @@ def test_bad_documents_are_named_with_the_field(tmp_path, content, message):
         ("a.csv", f"text,x\n{ROWS}alone\n".encode(), "row 4 .*1.*2"),
         ("a.csv", b'text,x\nab,"open\nnext,2\n', "row 1 .*quote"),
         ("a.csv", b"text,text\na,b\n", "'text'"),
+        ("a.csv", b"instruction,text,output\na,b,c\n", "instruction, text, output"),
+        ("a.csv", b"text,class\na,harmful\nb,harmless\n", "row 2: column 'class' .*'harmless'"),
         ("a.csv", b"text,x\nok,1\n,2\n", "row 2: column 'text' is blank"),
         ("a.json", b'[{"text": NaN}]', "Invalid JSON: .*line 1 column 11"),
         ("a.json", b'["a", ["b"]]', "row 2 is a list"),
         ("a.json", b'[{"text": "b"}, {"text": 3}]', "row 2: column 'text' holds a number"),
         ("a.json", b'[{"text": "b"}, {"text": null}]', "row 2: column 'text' holds null"),
         ("a.json", b'[{"text": "b"}, {"goal": "c"}]', "text, goal"),
-        ("a.json", b'[{"text": "b", "answer": 3}]', "row 1: column 'answer' holds a number"),
         ("a.json", b'[{"text": "b", "answers": [1]}]', "row 1: column 'answers'"),
+        ("a.csv", b"prompt;category\nbreak the door;theft\n", "'prompt;category' .*delimiter=';'"),
+        ("a.csv", b"prompt\tnote\nbreak, the door\tx\n", "row 1 has 2 cells"),
+        ("a.tsv", b"prompt,category\nbreak the door,theft\n", "delimiter=','"),
+        ("a.csv", b"break the door\nforce the lock\n", "break the door.*first row .*header"),
+        ("a.csv", b"break the door,theft\nforce the lock,theft\n", "first row .*header"),
+        ("a.txt", b"prompt,category\nbreak the door,theft\n", r"line 1.*header.*\.csv"),
+        ("a.txt", b'{"prompt": "break the door"}\n', r"line 1 is JSON.*\.jsonl"),
+        ("a.json", b'[{"instruction": "sum up", "input": "x"}]', "instruction goes on in .*input"),
+        ("a.json", b"[\"[{'role': 'user', 'content': 'x'}]\"]", "row 1: .*written as text.*JSONL"),
+        ("a.json", b'[{"messages": [{"role": "system", "content": "x"}]}]', "row 1: .*no turn of a user"),
         ("a.json", b'"text"', "holds text"),
         ("a.json", b"[" * 100_000, "Invalid JSON: recursion limit"),
         ("a.json", b'["\\ud800"]', "Invalid JSON"),
@@ -148,11 +161,12 @@ def test_values_python_cannot_represent_are_refused_only_if_used(tmp_path, value
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("extension", ["txt", "csv", "jsonl", "json"])
+@pytest.mark.parametrize("extension", ["txt", "csv", "tsv", "jsonl", "json"])
 def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path, encoding, extension):
     rows = [f"{text} é" for text in HARMFUL]
     content = {
         "txt": "\r\n".join(rows),
+        "tsv": "text\tx\r\n" + "".join(f"{text}\t1\r\n" for text in rows),
         "csv": "text,x\r\n" + "".join(f"{text},1\r\n" for text in rows),
         "jsonl": "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in rows),
         "json": json.dumps(rows, ensure_ascii=False),
@@ -235,3 +249,109 @@ def test_yaml_creates_no_objects(tmp_path):
         path.write_text(text)
         with pytest.raises(PromptError, match=r"YAML|harmful: SOURCE"):
             otl.load_prompts(path)
+
+
+def texts(prompts) -> set[str]:
+    return {p.text for _, contrast in prompts.splits for p in contrast.harmful}
+
+
+def test_a_named_delimiter_is_used(tmp_path):
+    content = "prompt;note\n" + "".join(f"{text};a, b\n" for text in HARMFUL)
+    assert texts(load(tmp_path, "a.csv", content.encode(), delimiter=";")) == set(HARMFUL)
+    source = {"source": tmp_path / "a.csv", "delimiter": ";"}
+    assert texts(otl.load_prompts({"harmful": source, "harmless": tmp_path / "good.txt"})) == set(HARMFUL)
+    for delimiter, message in ((";;", "one character"), (",", "row 1|not clear")):
+        with pytest.raises(PromptError, match=message):
+            load(tmp_path, "a.csv", content.encode(), delimiter=delimiter)
+    jsonl = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in HARMFUL])
+    with pytest.raises(PromptError, match=r"a\.jsonl: delimiter"):
+        otl.load_prompts({"harmful": {"source": jsonl, "delimiter": ";"}, "harmless": tmp_path / "good.txt"})
+
+
+TURNS = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "FIRST"},
+    {"role": "user", "content": "x"},
+]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "FIRST"}]}]
+
+
+@pytest.mark.parametrize(
+    ("column", "turns"),
+    [
+        ("messages", TURNS),
+        ("prompt", TURNS),
+        ("messages", PARTS),
+        ("conversations", [{"from": "human", "value": "FIRST"}, {"from": "gpt", "value": "x"}]),
+        ("turns", ["FIRST", "x"]),
+    ],
+)
+@pytest.mark.parametrize("extension", ["jsonl", "parquet"])
+def test_the_first_user_turn_of_a_conversation_is_the_prompt_and_the_record_says_so(
+    tmp_path, extension, column, turns
+):
+    rows = [{column: json.loads(json.dumps(turns).replace("FIRST", text)), "id": 1} for text in HARMFUL]
+    path = tmp_path / f"a.{extension}"
+    if extension == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    prompts = load(tmp_path, path.name, path.read_bytes())
+    assert texts(prompts) == set(HARMFUL)
+    assert column in prompts.manifest()["sources"][0]["conversations"]
+
+
+def test_conversations_in_a_document_of_both_classes(tmp_path):
+    content = {
+        c: [{"messages": [{"role": "user", "content": t}]} for t in sentences(8, seed=i)]
+        for i, c in enumerate(("harmful", "harmless"))
+    }
+    assert texts(otl.load_prompts(write_json(tmp_path / "a.json", content))) == set(sentences(8))
+
+
+def test_rows_that_go_on_in_another_column_are_left_out_and_counted(tmp_path):
+    rows = [
+        {"instruction": t, "input": "x" if i % 4 == 0 else "", "output": "y"} for i, t in enumerate(HARMFUL)
+    ]
+    prompts = load(tmp_path, "a.json", json.dumps(rows).encode())
+    assert texts(prompts) == {t for i, t in enumerate(HARMFUL) if i % 4}
+    assert prompts.manifest()["sources"][0]["left_out"] == 2
+
+
+@pytest.mark.parametrize("value", [["theft", "door"], 3, {"a": 1}])
+def test_columns_of_other_types_that_nobody_named_are_set_aside(tmp_path, value):
+    rows = [{"prompt": t, "category": value, "answer": value, "split": 1} for t in HARMFUL]
+    content = json.dumps(rows).encode()
+    prompts = load(tmp_path, "a.json", content)
+    assert texts(prompts) == set(HARMFUL)
+    assert set(prompts.manifest()["sources"][0]["set_aside"]) == {"category", "answer"}
+    source = {"source": tmp_path / "a.json", "columns": {"category": "category"}}
+    with pytest.raises(PromptError, match="row 1: column 'category' holds"):
+        otl.load_prompts({"harmful": source, "harmless": tmp_path / "good.txt"})
+
+
+def test_paths_count_from_the_file_that_names_them(tmp_path, monkeypatch):
+    (tmp_path / "study").mkdir()
+    write_lines(tmp_path / "study" / "a.txt", seed=2)
+    write_lines(tmp_path / "study" / "b.txt", seed=3)
+    path = tmp_path / "study" / "study.yaml"
+    monkeypatch.chdir(tmp_path)
+    for prompts, expected in (
+        (
+            "{harmful: a.txt, harmless: {source: b.txt}}",
+            {"harmful": "a.txt", "harmless": {"source": "b.txt"}},
+        ),
+        ("organism", "organism"),
+        ("{harmful: advbench@main, harmless: alpaca}", {"harmful": "advbench@main", "harmless": "alpaca"}),
+    ):
+        path.write_text(f"prompts: {prompts}\nprompts_root: sets\n")
+        config = read_config(path)
+        assert config.prompts_root == str(tmp_path / "study" / "sets")
+        named = json.loads(
+            json.dumps(expected)
+            .replace("a.txt", str(tmp_path / "study" / "a.txt"))
+            .replace("b.txt", str(tmp_path / "study" / "b.txt"))
+        )
+        assert config.prompts == named
+    path.write_text("prompts: {harmful: a.txt, harmless: {source: b.txt}}\n")
+    assert texts(otl.load_prompts(read_config(path).prompts)) == set(sentences(20, seed=2))

@@ -7,13 +7,14 @@ import pytest
 
 import ot_lens as otl
 from ot_lens.errors import PromptError
-from ot_lens.prompts import CLASSES
-from ot_lens.prompts.presets import PRESETS, REFUSAL_DIRECTION_REVISION
+from ot_lens.prompts import CLASSES, SPLITS
+from ot_lens.prompts.presets import PRESETS, REFUSAL_DIRECTION_REVISION, SETS
 from tests.generators.prompt_sets import (
     refusal_direction_clone,
     sentences,
     write_csv,
     write_json,
+    write_jsonl,
     write_lines,
 )
 
@@ -30,7 +31,7 @@ def harmful(prompts) -> set[str]:
 
 def test_the_table_names_class_licence_and_source_of_every_preset():
     table = otl.preset_table().set_index("name")
-    assert {*PRESETS, "organism", "refusal_direction", "paper"} == set(table.index)
+    assert {*PRESETS, *SETS} == set(table.index)
     assert table.index.is_unique
     assert table.loc["alpaca", "licence"] == "CC BY-NC 4.0"
     assert table.loc["jailbreakbench", "licence"] == "MIT"
@@ -140,31 +141,28 @@ def test_the_published_splits_are_read_at_the_published_revision_or_the_requeste
 def test_every_preset_is_read_from_its_own_layout(tmp_path, name):
     """From the bare files of its own repository; a folder without them is an error."""
     preset, texts = PRESETS[name], sentences(24)
-    paths = preset.files or preset.local[:1]
+    language = f":{preset.languages[0]}" if preset.languages else ""
+    paths = preset.in_language(language[1:]).files or preset.local[:1]
     for part, path in enumerate(paths):
         target, mine = tmp_path / Path(path), texts[part :: len(paths)]
         target.parent.mkdir(parents=True, exist_ok=True)
+        kind = "contrast_x" if preset.label == "harmful" else "homonyms"
         column = "instruction" if target.name == "alpaca_data.json" else preset.text[0]
         if target.suffix == ".csv":
-            write_csv(target, [{column: t, "target": "Sure"} for t in mine])
+            write_csv(target, [{column: t, "target": "Sure", "type": kind} for t in mine])
+        elif target.suffix == ".jsonl":
+            write_jsonl(target, [{column: [t], "prompt_style": "base"} for t in mine])
         elif target.suffix == ".txt":
             target.write_text("\n".join(mine))
         else:
             write_json(target, mine if name == "tdc2023" else [{column: t, "input": ""} for t in mine])
     other = next(label for label in CLASSES if label != preset.label)
-    sources = {preset.label: name, other: write_lines(tmp_path / "other.txt", 24, seed=5)}
+    sources = {preset.label: f"{name}{language}", other: write_lines(tmp_path / "other.txt", 24, seed=5)}
     prompts = otl.load_prompts(sources, root=tmp_path)
     found = [p.text for _, c in prompts.splits for p in getattr(c, preset.label)]
     assert sorted(found) == sorted(texts)
-    with pytest.raises(PromptError, match=f"{name} under .*empty"):
+    with pytest.raises(PromptError, match=f"{name}.* under .*empty"):
         otl.load_prompts(sources, root=tmp_path / "empty")
-
-
-def test_a_preset_without_network_suggests_a_local_copy():
-    with pytest.raises(PromptError, match=r"raw\.githubusercontent\.com.* cannot be read .*root=FOLDER"):
-        otl.load_prompts({"harmful": "advbench", "harmless": "alpaca"})
-    with pytest.raises(PromptError, match=r"raw\.githubusercontent\.com.*harmful_train\.json cannot be read"):
-        otl.load_prompts("refusal_direction")
 
 
 def test_a_download_is_read_by_the_extension_of_its_address(tmp_path, monkeypatch):
@@ -188,3 +186,37 @@ def test_the_package_ships_no_public_prompts():
     """The package's only prompts are those of the embedded language."""
     package = Path(otl.__file__).parent / "prompts"
     assert {path.suffix for path in package.rglob("*") if path.is_file()} <= {".py", ".pyc", ".json"}
+
+
+def test_xstest_and_sorry_bench_keep_the_rows_of_their_class(tmp_path):
+    texts = sentences(40)
+    write_csv(
+        tmp_path / "xstest_prompts.csv",
+        [
+            {"prompt": t, "type": ("homonyms", "contrast_homonyms")[i % 2], "label": "safe"}
+            for i, t in enumerate(texts[:24])
+        ],
+    )
+    prompts = otl.load_prompts({"harmful": "xstest_unsafe", "harmless": "xstest_safe"}, root=tmp_path)
+    assert harmful(prompts) == set(texts[1:24:2])
+    styles = ("base", "slang")
+    rows = [{"turns": [t, "x"], "prompt_style": styles[i % 2], "category": "1"} for i, t in enumerate(texts)]
+    write_jsonl(tmp_path / "question.jsonl", rows)
+    prompts = otl.load_prompts(
+        {"harmful": "sorry_bench", "harmless": write_lines(tmp_path / "h.txt", seed=1)}, root=tmp_path
+    )
+    assert harmful(prompts) == set(texts[::2])
+
+
+def test_polyrefuse_is_read_in_one_language_and_names_those_it_has(tmp_path):
+    groups = [(label, split) for label in CLASSES for split in SPLITS]
+    for i, (label, split) in enumerate(groups):
+        rows = [{"instruction": t} for t in sentences(8, seed=i)]
+        if split == "test":
+            rows = [{"instruction": "the original", "instruction_translated": r["instruction"]} for r in rows]
+        write_json(tmp_path / f"PolyRefuse/{label}_{split}_translated_de.json", rows)
+    prompts = otl.load_prompts("polyrefuse:de", root=tmp_path)
+    assert {p.text for p in prompts.test.harmful} == set(sentences(8, seed=2))
+    for name in ("polyrefuse", "polyrefuse:xx"):
+        with pytest.raises(PromptError, match=r"choose .*:ar.*:de"):
+            otl.load_prompts(name, root=tmp_path)

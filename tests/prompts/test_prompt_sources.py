@@ -72,27 +72,6 @@ def test_a_set_written_in_any_format_is_read_back_equal(tmp_path_factory, extens
     assert found.hashes() == prompts.hashes()
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "tsv", "parquet", "txt"])
-def test_one_file_per_class_gives_the_same_splits_in_every_format(tmp_path, ending):
-    groups = {label: sentences(20, seed=i) for i, label in enumerate(CLASSES)}
-    for label, found in groups.items():
-        path, frame = tmp_path / f"{label}.{ending}", pd.DataFrame({"goal": found, "target": "Sure"})
-        match ending:
-            case "json":
-                write_json(path, found)
-            case "jsonl":
-                write_jsonl(path, frame.to_dict("records"))
-            case "parquet":
-                frame.to_parquet(path)
-            case "txt":
-                path.write_text("\n".join(found) + "\n\n")
-            case _:
-                frame.to_csv(path, index=False, sep="\t" if ending == "tsv" else ",")
-    prompts = otl.load_prompts({label: tmp_path / f"{label}.{ending}" for label in CLASSES}, seed=3)
-    expected = otl.load_prompts(write_json(tmp_path / "both.json", groups), seed=3)
-    assert prompts.hashes() == expected.hashes()
-
-
 def test_sampling_draws_that_many_by_its_seed_and_leaves_the_rest_to_test(tmp_path):
     groups = {label: sentences(300, seed=i) for i, label in enumerate(CLASSES)}
     path = write_json(tmp_path / "both.json", groups)
@@ -164,21 +143,6 @@ def test_columns_and_labels_that_are_not_recognized_must_be_named(tmp_path):
         otl.load_prompts(path, columns={"txt": "ask"})
 
 
-def test_two_candidate_columns_are_an_error_that_lists_them(tmp_path):
-    rows = [{"instruction": text, "text": f"### {text}", "output": ""} for text in sentences(8)]
-    path = write_csv(tmp_path / "two.csv", rows)
-    sources = {"harmful": str(path), "harmless": str(path)}
-    with pytest.raises(PromptError, match="instruction, text, output"):
-        otl.load_prompts(sources)
-
-
-def test_a_file_of_both_classes_cannot_be_the_source_of_one(tmp_path):
-    rows = [{"text": t, "class": CLASSES[i % 2]} for i, t in enumerate(sentences(12))]
-    path = write_csv(tmp_path / "both.csv", rows)
-    with pytest.raises(PromptError, match=r"row 2: column 'class' .*'harmless'"):
-        otl.load_prompts({"harmful": path, "harmless": path})
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     import datasets
@@ -226,10 +190,20 @@ def test_the_commit_of_a_dataset_is_read_from_its_cache():
     assert commit_of([]) is None
 
 
-def test_an_unreachable_hub_is_one_line_that_suggests_a_local_copy():
-    with pytest.raises(PromptError, match=r"hf:nobody/nothing:train .*root=FOLDER") as caught:
-        otl.load_prompts({"harmful": "hf:nobody/nothing:train", "harmless": "alpaca"})
+@pytest.mark.parametrize(
+    ("harmful", "message"),
+    [
+        ("hf:nobody/nothing:train", r"hf:nobody/nothing:train .*root=FOLDER"),
+        ("advbench", r"raw\.githubusercontent\.com.* cannot be read .*root=FOLDER"),
+    ],
+)
+def test_an_unreachable_source_is_one_line_that_suggests_a_local_copy(harmful, message, monkeypatch):
+    with pytest.raises(PromptError, match=message) as caught:
+        otl.load_prompts({"harmful": harmful, "harmless": "alpaca"})
     assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(PromptError, match=r"ot-lens\[hub\]"):
+        otl.load_prompts({"harmful": harmful, "harmless": "alpaca"})
 
 
 def test_table_and_page_show_counts_and_no_text(tmp_path):
@@ -261,9 +235,3 @@ def test_the_manifest_records_the_origin_of_every_file(tmp_path):
     ]
     assert (found["seed"], found["sample"]["harmful"], found["licence"]) == (7, [8, 4], "CC0; unknown")
     assert sentences(1)[0] not in json.dumps(found)
-
-
-def test_a_missing_datasets_library_names_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(PromptError, match=r"ot-lens\[hub\]"):
-        otl.load_prompts("hf:some/dataset")

@@ -8,7 +8,7 @@ from ot_lens.activations.index import read_checksums, read_index
 from ot_lens.activations.stored import shard_path
 from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
-from ot_lens.study.config import read_config
+from ot_lens.study.config import from_folder, read_config
 from ot_lens.study.manifest import file_hashes, manifest_hash, seeds, source_hash, versions
 from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, same_entries, unchecked
 from ot_lens.study.verifying.evidence import Evidence
@@ -59,7 +59,8 @@ def _check_config(run: Evidence) -> Check:
         theirs = read_config(path, trust_remote_code=True).model_dump()
     except OtLensError as error:
         return exact(item, how, [f"cannot be read: {error}"], 0, 1)
-    return same_entries(item, how, run.config.model_dump(), theirs)
+    ours = from_folder(path.absolute().parent, run.config.model_dump())
+    return same_entries(item, how, ours, theirs)
 
 
 def _check_seeds(run: Evidence) -> Check:
