@@ -80,9 +80,11 @@ class ContrastSet:
         return tuple((split, getattr(self, split)) for split in SPLITS)
 
     def __repr__(self) -> str:
-        """Counts per split and class."""
+        """Counts per split and class, and how many prompts were left out as duplicates or leaks."""
+        n = sum(row["n"] for row in self.provenance.get("left_out", ()))
+        left_out = f"; {n} duplicates and leaks left out" if n else ""
         sizes = ", ".join(f"{split} {len(c.harmful)}+{len(c.harmless)}" for split, c in self.splits)
-        return f"ContrastSet({self.name!r}: harmful+harmless {sizes}; licence {self.licence})"
+        return f"ContrastSet({self.name!r}: harmful+harmless {sizes}; licence {self.licence}{left_out})"
 
     def _repr_html_(self) -> str:
         """Name, licence and lengths as a small table, without the text of any prompt."""

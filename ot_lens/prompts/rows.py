@@ -69,8 +69,10 @@ def rows_of(
 
 def _fits(role: str, table: Table, column: str) -> bool:
     """Whether an optional column has cells of the type of its role."""
-    kind: Any = {"category": str, "answer": str, "split": str, "answers": list}.get(role, object)
-    return all(cell is None or cell == "" or isinstance(cell, kind) for cell in table.columns[column])
+    cells = [cell for cell in table.columns[column] if cell is not None and cell != ""]
+    if role == "answers":
+        return all(isinstance(cell, list) and all(isinstance(x, str) for x in cell) for cell in cells)
+    return role not in ("category", "answer", "split") or all(isinstance(cell, str) for cell in cells)
 
 
 def _complete(table: Table, text: str) -> Table:

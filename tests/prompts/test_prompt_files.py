@@ -94,7 +94,6 @@ def test_bad_documents_are_named_with_the_field(tmp_path, content, message):
         ("a.json", b'[{"text": "b"}, {"text": 3}]', "row 2: column 'text' holds a number"),
         ("a.json", b'[{"text": "b"}, {"text": null}]', "row 2: column 'text' holds null"),
         ("a.json", b'[{"text": "b"}, {"goal": "c"}]', "text, goal"),
-        ("a.json", b'[{"text": "b", "answers": [1]}]', "row 1: column 'answers'"),
         ("a.csv", b"prompt;category\nbreak the door;theft\n", "'prompt;category' .*delimiter=';'"),
         ("a.csv", b"prompt\tnote\nbreak, the door\tx\n", "row 1 has 2 cells"),
         ("a.tsv", b"prompt,category\nbreak the door,theft\n", "delimiter=','"),
@@ -320,11 +319,13 @@ def test_rows_that_go_on_in_another_column_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize("value", [["theft", "door"], 3, {"a": 1}])
 def test_columns_of_other_types_that_nobody_named_are_set_aside(tmp_path, value):
-    rows = [{"prompt": t, "category": value, "answer": value, "split": 1} for t in HARMFUL]
+    rows = [
+        {"prompt": t, "category": value, "answer": value, "answers": [value], "split": 1} for t in HARMFUL
+    ]
     content = json.dumps(rows).encode()
     prompts = load(tmp_path, "a.json", content)
     assert texts(prompts) == set(HARMFUL)
-    assert set(prompts.manifest()["sources"][0]["set_aside"]) == {"category", "answer"}
+    assert set(prompts.manifest()["sources"][0]["set_aside"]) == {"category", "answer", "answers"}
     source = {"source": tmp_path / "a.json", "columns": {"category": "category"}}
     with pytest.raises(PromptError, match="row 1: column 'category' holds"):
         otl.load_prompts({"harmful": source, "harmless": tmp_path / "good.txt"})
