@@ -45,15 +45,17 @@ def load_prompts(
 
             - "organism", the prompts of the embedded models; "refusal_direction[@REVISION]", the splits of
               that repository, drawn as it draws them; "paper", the data of arXiv 2603.04355;
+              "polyrefuse:LANGUAGE", that of arXiv 2505.17306 in one language;
             - a file of both classes: JSON, {"splits": {"train": {"harmful": [...], "harmless": [...]}, "val":
               ..., "test": ...}} or {"harmful": [...], "harmless": [...]}, where a prompt is a string or
               {"text", "answer", "answers", "category"}; or a table (CSV, TSV, JSONL, JSON list, parquet) with
-              columns for text and class, and optionally split, category, answer, answers;
+              columns for text and class, and optionally split, category, answer, answers; instead of a text,
+              a conversation (messages, turns, conversations), whose first user turn is the prompt;
             - a dataset `hf:NAME[@REVISION][:CONFIG][:SPLIT][#COLUMN]` with such columns (needs the extra
               `hub`, as do presets without `root`);
             - {"harmful": SOURCE, "harmless": SOURCE}, where SOURCE is a file of one class (also plain text,
               one prompt per line), FILE#COLUMN, a preset of `preset_table`, a dataset, {"source", "columns",
-              "licence", "revision"}, a list of these, or {"train": SOURCE, "val": SOURCE, "test": SOURCE};
+              "licence", "revision", "delimiter"}, a list of these, or {"train": SOURCE, "val": SOURCE, "test": SOURCE};
             - a YAML or JSON file of {"sources": {"harmful": ..., "harmless": ...}} and optionally name,
               licence, seed, sample, root, deduplicate, near_duplicates, which override the arguments; or that
               mapping itself. File names in it are relative to the file.
