@@ -55,7 +55,8 @@ def load_prompts(
               `hub`, as do presets without `root`);
             - {"harmful": SOURCE, "harmless": SOURCE}, where SOURCE is a file of one class (also plain text,
               one prompt per line), FILE#COLUMN, a preset of `preset_table`, a dataset, {"source", "columns",
-              "licence", "revision", "delimiter"}, a list of these, or {"train": SOURCE, "val": SOURCE, "test": SOURCE};
+              "licence", "revision", "delimiter"}, a list of these, or {"train": SOURCE, "val": SOURCE,
+              "test": SOURCE};
             - a YAML or JSON file of {"sources": {"harmful": ..., "harmless": ...}} and optionally name,
               licence, seed, sample, root, deduplicate, near_duplicates, which override the arguments; or that
               mapping itself. File names in it are relative to the file.
