@@ -133,11 +133,13 @@ def control_tokens(served: Backend, prompts: Sequence[Prompt | str]) -> list[lis
     added = served.tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special or token.content in source}
     names |= {*served.tokenizer.all_special_tokens, *_MARK.findall(source)}
-    names = {name for name in names if name.strip() and not name.isalnum()}
-    if not names:
-        return [[] for _ in prompts]
-    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-    return [pattern.findall(text) for text in as_texts(prompts)]
+    texts = as_texts(prompts)
+    everything = "\n".join(texts)
+    used = [name for name in names if name.strip() and not name.isalnum() and name in everything]
+    if not used:
+        return [[] for _ in texts]
+    pattern = re.compile("|".join(map(re.escape, sorted(used, key=len, reverse=True))))
+    return [pattern.findall(text) for text in texts]
 
 
 def _warn_of_control_tokens(served: Backend, prompts: Sequence[Prompt | str]) -> None:
