@@ -141,7 +141,9 @@ def _worked_out(tokenizer: Any, settings: ChatSettings) -> ChatTemplate:
             f"The chat template of {name} renders the same prompt differently each time, so that nothing "
             "could be repeated: take what is random out of tokenizer.chat_template."
         )
-    variables, thinking, opening, opened = _thinking(str(tokenizer.chat_template), name, write, settings)
+    variables, thinking, opening, opened = _thinking(
+        str(tokenizer.chat_template), name, write, settings.thinking
+    )
     return ChatTemplate(settings, parts, variables, thinking, opening, opened)
 
 
@@ -163,19 +165,17 @@ def _reads_parts(tokenizer: Any, turns: Sequence[Turn]) -> bool:
 
 
 def _thinking(
-    source: str, name: str, write: Callable[..., str], settings: ChatSettings
+    source: str, name: str, write: Callable[..., str], wanted: bool | str | None
 ) -> tuple[dict[str, bool], str | None, str, bool]:
     """Variables, `thinking`, `opening` and `opened` of a template; see `ChatTemplate`."""
-    wanted = settings.thinking
     off, on = (dict.fromkeys(THINKING_SWITCHES, value) for value in (False, True))
     has_switch = write(**off) != write(**on)
-    variables = {} if not has_switch else on if wanted else off
+    variables = dict.fromkeys(THINKING_SWITCHES, bool(wanted)) if has_switch else {}
     tail = write(**variables).rpartition(PROBE)[2]
     channels = "<|channel|>" in source
     begin, end = next((pair for pair in THOUGHTS if any(mark in source for mark in pair)), THOUGHTS[0])
-    knows = channels or has_switch or begin in source or end in source
     opened = tail.rfind(begin) > tail.rfind(end)
-    always = channels or (opened and not (has_switch and wanted))
+    knows = channels or has_switch or begin in source or end in source
     if wanted and not knows:
         raise PromptError(
             f"thinking = {wanted!r}: the chat template of {name} knows nothing of thoughts: leave it out."
@@ -183,14 +183,15 @@ def _thinking(
     if wanted == "forced":
         opening = CHANNEL.format(name=THOUGHT_CHANNEL) if channels else f"{begin}\n"
         return variables, "forced", "" if opened else opening, True
-    state = (
-        "forced" if always else ("on" if wanted else "off") if has_switch else "unknown" if knows else None
-    )
-    if state in ("off", "on", None) or wanted:
-        return variables, state, "", opened
+    if has_switch and (wanted or not opened):
+        return variables, "on" if wanted else "off", "", opened
+    if not knows:
+        return variables, None, "", opened
     if wanted is False:
         return variables, "closed", _closing(channels, opened, begin, end), False
-    warnings.warn(_warning(name, state), PromptWarning, stacklevel=2)
+    state = "forced" if channels or opened else "unknown"
+    if wanted is None:
+        warnings.warn(_warning(name, state), PromptWarning, stacklevel=2)
     return variables, state, "", opened
 
 
@@ -200,7 +201,7 @@ def _closing(channels: bool, opened: bool, begin: str, end: str) -> str:
     return f"\n{end}\n\n" if opened else f"{begin}\n\n{end}\n\n"
 
 
-def _warning(name: str, state: str | None) -> str:
+def _warning(name: str, state: str) -> str:
     what = "opens a thought in every prompt" if state == "forced" else "knows of thoughts but has no switch"
     return (
         f"The chat template of {name} {what}: next-token measures read the first token of a thought rather "
