@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from ot_lens.cli import commands
 from ot_lens.models.sizes import model_size, published_models
 from ot_lens.study import read_config
 from tests import checkpoints
@@ -121,7 +120,7 @@ def test_a_full_disk_ends_in_one_line(command, monkeypatch):
     def full(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/shard")
 
-    monkeypatch.setattr(commands, "study_into", full)
+    monkeypatch.setattr("ot_lens.cli.study.study_into", full)
     code, _, errors = command("demo")
     assert code == 2
     assert errors.startswith("ot-lens: runs/x/shard: No space left on device")

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
 from ot_lens.models.sizes import model_size, published, published_models
-from ot_lens.paper_study.estimate import Counts, Hardware, estimate
+from ot_lens.paper_study.estimate import Available, Counts, Hardware, estimate, is_local, obstacles
 from ot_lens.paper_study.preset import depth_band, paper_study
-from ot_lens.paper_study.resources import Available, is_local, obstacles
 from ot_lens.paper_study.table import CAPTION, PUBLISHED, paper_table, printable
 from ot_lens.study import run_study
 from ot_lens.study.weights import judge_model

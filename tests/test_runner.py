@@ -13,7 +13,7 @@ from ot_lens.execution import LocalExecutor, Runner, as_runner
 from ot_lens.localization import MethodSpec, SweepPlan, fit_maps, search, sweep_settings
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study import RunFolder, StudyConfig
-from ot_lens.study.folder_cache import FolderCache
+from ot_lens.study.sweeping import FolderCache
 from ot_lens.transport import AffineMap
 
 

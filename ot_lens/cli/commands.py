@@ -6,21 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ot_lens.cli import organism, paper
+from ot_lens.cli import organism, paper, study
 from ot_lens.cli.console import complain, err, quiet_libraries, say
-from ot_lens.cli.study import (
-    Address,
-    AllowCode,
-    Executor,
-    Resume,
-    Settings,
-    TrustRemoteCode,
-    import_code_of,
-    parse_settings,
-    prepare_process,
-    study_into,
-    write_configuration,
-)
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
 
@@ -55,7 +42,7 @@ def main() -> None:
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/demo"),
     variant: Annotated[str, typer.Option(help="Embedded model: single, multi or shared.")] = "multi",
-    resume: Resume = False,
+    resume: study.Resume = False,
 ) -> None:
     """Run the complete study on the embedded model: sweep, geometry, figures, report."""
 
@@ -65,7 +52,7 @@ def demo(
         # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
         return StudyConfig(model=f"organism:{variant}", max_new_tokens=16, control_draws=4)
 
-    study_into(configure, folder, resume=resume)
+    study.study_into(configure, folder, resume=resume)
 
 
 @app.command()
@@ -74,22 +61,22 @@ def run(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/CONFIG_NAME.")
     ] = None,
-    settings: Settings = None,
-    executor: Executor = "local",
-    address: Address = None,
-    resume: Resume = False,
-    trust_remote_code: TrustRemoteCode = False,
-    allow_code: AllowCode = False,
+    settings: study.Settings = None,
+    executor: study.Executor = "local",
+    address: study.Address = None,
+    resume: study.Resume = False,
+    trust_remote_code: study.TrustRemoteCode = False,
+    allow_code: study.AllowCode = False,
 ) -> None:
     """Run a study from its configuration into a run folder."""
-    overrides = parse_settings(settings)
+    overrides = study.parse_settings(settings)
 
     def configure() -> "StudyConfig":
         from ot_lens.study import read_config
 
         return read_config(config, overrides=overrides, trust_remote_code=trust_remote_code)
 
-    study_into(
+    study.study_into(
         configure,
         folder or Path("runs") / config.stem,
         resume=resume,
@@ -104,25 +91,25 @@ def init(
     path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("study.yaml"),
 ) -> None:
     """Write a commented configuration."""
-    write_configuration(path)
+    study.write_configuration(path)
 
 
 @app.command()
 def figures(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    folder: study.RunArgument,
     destination: Annotated[Path | None, typer.Option("--out", help="Folder; default RUN/figures.")] = None,
     formats: Annotated[str, typer.Option("--format", help="Comma-separated: png, pdf, svg.")] = "png,pdf",
     style: Annotated[str, typer.Option(help="Column widths: icml, neurips or wide.")] = "icml",
     against: Annotated[
         Path | None, typer.Option(help="Another run; its refusal directions are compared first.")
     ] = None,
-    allow_code: AllowCode = False,
+    allow_code: study.AllowCode = False,
 ) -> None:
     """Draw a run's figures again from its tables."""
     from ot_lens.study import compare_runs, draw_figures
 
     if allow_code:
-        import_code_of(folder)
+        study.import_code_of(folder)
     if against is not None:
         compare_runs(folder, against)
     target = destination or folder / "figures"
@@ -134,7 +121,7 @@ def figures(
 
 @app.command()
 def explore(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    folder: study.RunArgument,
     compare: Annotated[Path | None, typer.Option(help="A second run, shown side by side.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own exposes the page to others.")
@@ -146,14 +133,14 @@ def explore(
     model: Annotated[
         str | None, typer.Option(help="Model of the live panel; the embedded one is found without.")
     ] = None,
-    allow_code: AllowCode = False,
+    allow_code: study.AllowCode = False,
 ) -> None:
     """Explore a run in the browser: layers, edits, the principal plane, a live model."""
     with err.status("loading"):
-        prepare_process()
+        study.prepare_process()
         from ot_lens.explorer import explore as serve
 
         quiet_libraries()
         if allow_code:
-            import_code_of(folder)
+            study.import_code_of(folder)
     serve(folder, compare, host=host, port=port, browser=browser, model=model, say=say)

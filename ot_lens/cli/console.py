@@ -67,40 +67,31 @@ def quiet_libraries() -> None:
 @contextmanager
 def progress() -> "Iterator[Stage]":
     """Progress bars on stderr, one per stage, with throughput and the remaining time."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bars
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Rate(bars.ProgressColumn):
         """Steps per second; empty until two are done."""
 
-        def render(self, task: Task) -> Text:
+        def render(self, task: bars.Task) -> Text:
             speed = task.finished_speed or task.speed
             if speed is None:
                 return Text("")
             return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s", style="progress.data.speed")
 
     columns = (
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        bars.TextColumn("{task.description:<32}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
         Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as bars:
+    with bars.Progress(*columns, console=err) as shown:
 
         @contextmanager
         def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
-            task = bars.add_task(name, total=total)
-            yield lambda done: bars.advance(task, done)
+            task = shown.add_task(name, total=total)
+            yield lambda done: shown.advance(task, done)
 
         yield stage

@@ -5,17 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ot_lens.cli import study
 from ot_lens.cli.console import out, print_table
-from ot_lens.cli.study import (
-    Address,
-    AllowCode,
-    Executor,
-    Resume,
-    Settings,
-    parse_settings,
-    study_into,
-    write_configuration,
-)
 from ot_lens.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +27,7 @@ def paper(
     model: Annotated[
         str | None, typer.Option(help="One of the paper's six by hub name, any other, a folder, or organism.")
     ] = None,
-    settings: Settings = None,
+    settings: study.Settings = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/paper-MODEL.")
     ] = None,
@@ -51,10 +42,10 @@ def paper(
     yes: Annotated[
         bool, typer.Option("--yes", help="Start even if memory is short or weights must be downloaded.")
     ] = False,
-    executor: Executor = "local",
-    address: Address = None,
-    resume: Resume = False,
-    allow_code: AllowCode = False,
+    executor: study.Executor = "local",
+    address: study.Address = None,
+    resume: study.Resume = False,
+    allow_code: study.AllowCode = False,
 ) -> None:
     """The study of arXiv 2603.04355: PCA-OT at one and two layers next to RFA and AcT, judged by HarmBench's.
 
@@ -63,17 +54,17 @@ def paper(
     downloaded, it stops with exit code 2 unless --yes is given.
     """
     from ot_lens.models.sizes import published_models
+    from ot_lens.paper_study.estimate import available, obstacles
     from ot_lens.paper_study.preset import paper_study
-    from ot_lens.paper_study.resources import available, obstacles
 
-    overrides = {"model": model, **parse_settings(settings)}
+    overrides = {"model": model, **study.parse_settings(settings)}
     hardware, name = _hardware(tflops, bandwidth), overrides.pop("model")
     if name is None and not estimate_only:
         raise ConfigError("--model is missing: name one, or ask for --estimate of all six.")
     names = published_models() if name is None else [str(name)]
     configs = [paper_study(name, **overrides) for name in names]
     if write is not None:
-        write_configuration(write, configs[0])
+        study.write_configuration(write, configs[0])
         return
     estimates = _print_estimates(configs, hardware)
     if estimate_only:
@@ -82,7 +73,7 @@ def paper(
     reasons = [] if yes else obstacles(estimates[0], available(configs[0], folder), configs[0])
     if reasons:
         raise ConfigError(f"not started: {'; '.join(reasons)}. Add --yes to start anyway.")
-    study_into(
+    study.study_into(
         lambda: configs[0],
         folder,
         resume=resume,

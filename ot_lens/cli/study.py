@@ -17,6 +17,7 @@ from ot_lens.io.untrusted import parse_yaml
 if TYPE_CHECKING:
     from ot_lens.study import StudyConfig
 
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue a stopped run, or show a finished one again.")
 ]
@@ -31,8 +32,6 @@ AllowCode = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
-
-
 Settings = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,12 +1,11 @@
 """`ot-lens verify`: check a run against itself, one line per check."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ot_lens.cli.console import err, number, print_table, progress, quiet_libraries, say
-from ot_lens.cli.study import AllowCode, TrustRemoteCode, prepare_process
+from ot_lens.cli.study import AllowCode, RunArgument, TrustRemoteCode, prepare_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +14,7 @@ DIFFERENT = 1
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; it is not modified.")],
+    folder: RunArgument,
     sample: Annotated[
         int, typer.Option(min=1, help="Rows of each table to recompute with all their resamples.")
     ] = 100,

@@ -11,7 +11,7 @@ from ot_lens.errors import NothingToDrawError, OtLensError
 from ot_lens.plots.description import Axis
 from ot_lens.plots.rows import checked, marked_methods, numbers
 from ot_lens.plots.style import Mark
-from ot_lens.tables import baseline_of, by_depth, every_layer, measured, most_effective_layer, single_layers
+from ot_lens.tables import ALL, baseline_of, by_depth, measured, most_effective_layer, select, single_layers
 
 # asinh scale of costs: linear below the knee, logarithmic above, with a place for zero
 COST_KNEE = 0.01
@@ -98,7 +98,7 @@ def _contender(mark: Mark, rows: pd.DataFrame) -> Contender:
     layers = {int(layer): values(own) for layer, own in groups}
     best = most_effective_layer(rows)
     at_best = {} if best is None else layers[best]
-    return Contender(mark, best, at_best, values(every_layer(rows)), layers)
+    return Contender(mark, best, at_best, values(select(rows, set=ALL)), layers)
 
 
 def baseline(sweep: pd.DataFrame) -> Values:

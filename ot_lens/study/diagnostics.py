@@ -3,33 +3,22 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import pandas as pd
 
+from ot_lens import geometry
 from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError
 from ot_lens.execution import Executor, RunCache
-from ot_lens.geometry import (
-    class_angles,
-    diagnose,
-    direction_cosines,
-    layer_angles,
-    map_quality,
-    principal_plane,
-    spectra,
-    visibility,
-)
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.ground_truth import ground_truth, variant_of
-from ot_lens.study.stage import Stage
-from ot_lens.study.sweeping import Maps
+from ot_lens.study.preparation import Stage
+from ot_lens.study.sweeping import FolderCache, Maps
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap, Method, method_named
 
@@ -63,13 +52,6 @@ class Study:
     executor: Executor | None = None
     prompts: ContrastSet | None = None
     cache: RunCache = field(default_factory=dict[str, Any])
-
-    def cached(self, part: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """A part of a table, from the cache if it was made before."""
-        if part not in self.cache:
-            self.cache[part] = make()
-        table: pd.DataFrame = self.cache[part]
-        return table
 
     @property
     def resamples(self) -> dict[str, Any]:
@@ -109,18 +91,18 @@ def geometry_tables(study: Study, stage: Stage) -> None:
 
 def _geometry(study: Study) -> Tables:
     """Built-in diagnostics, and those that were registered when the study ran."""
-    table = diagnose(study.acts["train"], **study.resamples)
+    table = geometry.diagnose(study.acts["train"], **study.resamples)
     names = {quantity.name for quantity in BUILT_IN} | set(study.folder.manifest.get("diagnostics", ()))
     return {"geometry": table[table["quantity"].isin(names)].reset_index(drop=True)}
 
 
 def _spectra(study: Study) -> Tables:
     options = {name: value for name, value in study.resamples.items() if name != "permutations"}
-    return {"spectra": spectra(study.acts["train"], **options)}
+    return {"spectra": geometry.spectra(study.acts["train"], **options)}
 
 
 def _cosines(study: Study) -> Tables:
-    return {"cosines": direction_cosines(study.acts["train"], **study.resamples)}
+    return {"cosines": geometry.direction_cosines(study.acts["train"], **study.resamples)}
 
 
 def _angles(study: Study) -> Tables:
@@ -130,9 +112,9 @@ def _angles(study: Study) -> Tables:
     if k < 1:
         return {}
     options = study.resamples | {"bootstrap": min(study.config.bootstrap, 50), "k": k}
-    parts = [layer_angles(train, label=label, **options) for label in CLASSES]
+    parts = [geometry.layer_angles(train, label=label, **options) for label in CLASSES]
     return {
-        "class_angles": class_angles(train, k=k, **study.few_resamples),
+        "class_angles": geometry.class_angles(train, k=k, **study.few_resamples),
         "layer_angles": pd.concat(parts, ignore_index=True),
     }
 
@@ -140,7 +122,7 @@ def _angles(study: Study) -> Tables:
 def _map_quality(study: Study) -> Tables:
     layers = spread(study.acts["test"].layers, MAX_MEASURED)
     parts = [
-        map_quality(
+        geometry.map_quality(
             {layer: edit for layer, edit in by_layer.items() if layer in layers},
             study.acts["test"],
             study.acts["train"],
@@ -171,7 +153,7 @@ def _plane(study: Study) -> Tables:
         }
         H, S = test.harmful(layer, config.position), test.harmless(layer, config.position)
         with suppress(FitError):  # activations of a first layer may span no plane
-            plane, ellipses = principal_plane(H, S, edits, layer=layer, position=config.position)
+            plane, ellipses = geometry.principal_plane(H, S, edits, layer=layer, position=config.position)
             points.append(plane)
             clouds.append(ellipses)
     if not points:
@@ -189,9 +171,12 @@ def _visibility(study: Study) -> Tables:
         return {}
     edits: list[tuple[str, int | None]] = [(UNEDITED, None)]
     edits += [(label, layer) for label in study.compared for layer in spread(test.layers, MAX_EDITED)]
-    parts = [
-        study.cached(f"{label}, {layer}", partial(_monitored, study, label, layer)) for label, layer in edits
-    ]
+    parts = []
+    for label, layer in edits:
+        name = f"{label}, {layer}"
+        if name not in study.cache:
+            study.cache[name] = _monitored(study, label, layer)
+        parts.append(study.cache[name])
     return {"visibility": pd.concat(parts, ignore_index=True)}
 
 
@@ -211,7 +196,7 @@ def _monitored(study: Study, label: str, layer: int | None) -> pd.DataFrame:
             tokens=config.tokens,
             batch_size=config.batch_size,
         )
-    table = visibility(edited, test, method=label, **study.few_resamples)
+    table = geometry.visibility(edited, test, method=label, **study.few_resamples)
     return table.assign(edited_layer=pd.array([layer] * len(table), dtype="Int64"))
 
 

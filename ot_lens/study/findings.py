@@ -4,24 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ot_lens import tables
 from ot_lens.errors import RunFolderError
 from ot_lens.io.untrusted import quoted
-from ot_lens.tables import (
-    ALL,
-    INDUCE,
-    LISTED,
-    REMOVE,
-    SEARCHED,
-    baseline_of,
-    best_singles,
-    controls_of,
-    effects,
-    layers_label,
-    one_direction,
-    select,
-    single_layers,
-    verdict,
-)
+from ot_lens.tables import ALL, INDUCE, LISTED, REMOVE, SEARCHED, controls_of, select
 from ot_lens.transport import METHODS, REFERENCES, TRANSPORT, method_label
 
 CONCLUSION = {
@@ -49,15 +35,15 @@ def summarize(table: pd.DataFrame) -> list[str]:
     """
     if "refusal_rate" not in set(table["measure"]):
         return _without_answers(table)
-    edits, best = effects(table), best_singles(table)
-    base = baseline_of(edits).iloc[0]
-    verdicts = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
+    edits, best = tables.effects(table), tables.best_singles(table)
+    base = tables.baseline_of(edits).iloc[0]
+    verdicts = {transport: tables.verdict(table, transport) for transport in (REMOVE, INDUCE)}
     sentences = [
         f"Unedited, the model refuses {_refusal(base)} of {int(base['n'])} held-out harmful prompts and "
         f"{base['harmless_refusal']:.0%} of the harmless ones.",
         *_one_direction_sentence(table),
         *([_comparison_sentence(best)] if len(best) else []),
-        _layers_sentence(table, verdicts[REMOVE], single_layers(edits)),
+        _layers_sentence(table, verdicts[REMOVE], tables.single_layers(edits)),
         *(_method_sentence(row, verdicts) for _, row in best.iterrows()),
     ]
     groups = {start: select(edits, set=name) for name, start in SETS_OF_LAYERS.items()}
@@ -79,7 +65,7 @@ def _without_answers(table: pd.DataFrame) -> list[str]:
     """What next-token measures alone allow us to say."""
     sentences = ["The refusal rate was not measured: answers were not generated."]
     if "refusal_score" in set(table["measure"]) and len(controls_of(table)):
-        sentences.append(_layers_sentence(table, verdict(table, REMOVE), table.iloc[:0]))
+        sentences.append(_layers_sentence(table, tables.verdict(table, REMOVE), table.iloc[:0]))
     return sentences
 
 
@@ -114,7 +100,7 @@ def _methods_by_layer(rows: pd.DataFrame, flag: str) -> str:
 
 
 def _one_direction_sentence(table: pd.DataFrame) -> list[str]:
-    best = one_direction(table)
+    best = tables.one_direction(table)
     if best is None:
         return []
     return [
@@ -146,7 +132,7 @@ def _beyond_band(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
             layers = sorted(map(int, localized["layer"]))
             furthest = localized.iloc[-1]
             clauses.append(
-                f"{verb} at layer{'s' if len(layers) > 1 else ''} {layers_label(layers)} "
+                f"{verb} at layer{'s' if len(layers) > 1 else ''} {tables.layers_label(layers)} "
                 f"(most at {int(furthest['layer'])}, by {furthest['margin']:.1f} nats)"
             )
         elif len(controlled):

@@ -9,15 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
-from ot_lens.io.files import (
-    LOCK,
-    atomic_path,
-    remove_temporaries,
-    temporaries,
-    write_json,
-    write_text,
-    writing,
-)
+from ot_lens.io import files
 from ot_lens.io.parquet import MAX_BYTES, read_frame
 from ot_lens.io.untrusted import CONTROL, quoted, read_bounded
 from ot_lens.study.config import StudyConfig, commented_yaml, parse_config
@@ -53,7 +45,7 @@ class RunFolder:
         folder = cls.existing(path, config, resume=resume)
         for entry in (path, *path.rglob("*")):
             if entry.is_dir():
-                remove_temporaries(entry)
+                files.remove_temporaries(entry)
         if folder is None:
             folder = cls(path, _first_manifest(config))
             folder.save_manifest()
@@ -61,7 +53,7 @@ class RunFolder:
         if now not in (folder.manifest.get("versions"), *known):
             folder.save_manifest(resumed_with=[*known, now])
         if not (path / "config.yaml").is_file():
-            write_text(path / "config.yaml", commented_yaml(config))
+            files.write_text(path / "config.yaml", commented_yaml(config))
         return folder
 
     @classmethod
@@ -122,7 +114,7 @@ class RunFolder:
         manifest["sha256"] = manifest_hash(manifest)
         # As it is read back, with sorted keys: the report must not depend on whether the run was stopped.
         self.manifest = json.loads(json.dumps(manifest, sort_keys=True))
-        write_json(self.path / "manifest.json", self.manifest)
+        files.write_json(self.path / "manifest.json", self.manifest)
 
     def _table(self, name: str) -> Path:
         return self.path / "tables" / f"{name}.parquet"
@@ -133,14 +125,14 @@ class RunFolder:
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table as parquet."""
-        with atomic_path(self._table(name)) as temporary:
+        with files.atomic_path(self._table(name)) as temporary:
             table.to_parquet(temporary, index=False)
 
     def drop(self, parts: str) -> None:
         """Remove a folder of partial tables."""
         folder = self.path / "tables" / parts
         if folder.is_dir():
-            with writing(folder):
+            with files.writing(folder):
                 shutil.rmtree(folder)
 
     def read_table(self, name: str) -> pd.DataFrame:
@@ -175,7 +167,7 @@ def _first_manifest(config: StudyConfig) -> dict[str, Any]:
 
 def _has_other_files(folder: Path) -> bool:
     """Whether a folder has more than what a run leaves that was killed before it wrote its manifest."""
-    ours = {folder / LOCK, *temporaries(folder)}
+    ours = {folder / files.LOCK, *files.temporaries(folder)}
     return any(path not in ours for path in folder.iterdir())
 
 

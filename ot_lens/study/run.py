@@ -14,23 +14,14 @@ from ot_lens.execution import Runner, open_executor
 from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
+from ot_lens.study import sweeping
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
 from ot_lens.study.drawing import about, write_page
 from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.folder_cache import FolderCache
 from ot_lens.study.manifest import file_hashes
-from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
-from ot_lens.study.stage import Stage, silent
-from ot_lens.study.sweeping import (
-    FILTERED,
-    capture_split,
-    filter_prompts,
-    plan_into,
-    read_prompts,
-    sweep_into,
-)
+from ot_lens.study.preparation import Stage, Work, check_choices, import_extensions, prepare, silent
 from ot_lens.study.weights import parameter_bytes
 from ot_lens.transport import as_record, method_named
 
@@ -73,7 +64,7 @@ def run_study(
     import_extensions(config, allow_code=allow_code)
     methods = as_methods(config.method_entries)
     check_choices(config)
-    prompts, path = read_prompts(config), Path(out)
+    prompts, path = sweeping.read_prompts(config), Path(out)
     existing = RunFolder.existing(path, config, resume=resume)  # before the model is loaded
     if existing is not None and existing.finished:
         release(path)
@@ -93,9 +84,11 @@ def run_study(
             with open_executor(executor, config.loading(), address=address, **options) as workers:
                 ready = workers.call(prepare, config, prompts, path)
                 folder = start()
-                prompts = filter_prompts(Runner(workers, FolderCache(folder, FILTERED)), prompts, config)
+                prompts = sweeping.filter_prompts(
+                    Runner(workers, sweeping.FolderCache(folder, sweeping.FILTERED)), prompts, config
+                )
                 _measure(Work(folder, config, prompts, workers, ready, stage), methods)
-        folder.drop(FILTERED)
+        folder.drop(sweeping.FILTERED)
         _draw(folder, config, stage)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)
@@ -112,9 +105,9 @@ def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
         methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
         diagnostics=[quantity.name for quantity in registered()],
     )
-    acts = {split: capture_split(work, split) for split in ("train", "test")}
-    candidates, maps = plan_into(work, acts["train"], methods)
-    sweep_into(work, candidates)
+    acts = {split: sweeping.capture_split(work, split) for split in ("train", "test")}
+    candidates, maps = sweeping.plan_into(work, acts["train"], methods)
+    sweeping.sweep_into(work, candidates)
     sweep = folder.read_table("localization")
     geometry_tables(Study(folder, acts, maps, config, sweep, workers, prompts), work.stage)
     folder.save_manifest(measured=True)

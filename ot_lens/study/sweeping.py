@@ -1,8 +1,11 @@
-"""The stages of a study that run the model: filter, capture, fit, sweep."""
+"""The stages of a study that run the model: filter, capture, fit, sweep; a stopped one continues."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
@@ -10,7 +13,7 @@ from ot_lens.execution import Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
 from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.folder_cache import FolderCache
+from ot_lens.study.folder import RunFolder
 from ot_lens.study.preparation import Work, sweep_plan
 from ot_lens.tables import join
 from ot_lens.transport import AffineMap
@@ -21,6 +24,36 @@ FILTERED = "filtered"
 PARTS = "parts"
 PLANNED = f"{PARTS}/planned"
 Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
+
+
+class FolderCache:
+    """A `RunCache` of tables, maps and lists of numbers, in a folder below tables/."""
+
+    def __init__(self, folder: RunFolder, subfolder: str) -> None:
+        self._folder, self._subfolder = folder, subfolder
+
+    def __contains__(self, name: str) -> bool:
+        return self._map(name).is_file() or self._folder.has_table(self._table(name))
+
+    def __getitem__(self, name: str) -> Any:
+        if self._map(name).is_file():
+            return AffineMap.load(self._map(name))
+        table = self._folder.read_table(self._table(name))
+        return table["result"].tolist() if list(table.columns) == ["result"] else table
+
+    def __setitem__(self, name: str, result: Any) -> None:
+        if isinstance(result, AffineMap):
+            result.save(self._map(name))
+            return
+        table = result if isinstance(result, pd.DataFrame) else pd.DataFrame({"result": result})
+        self._folder.write_table(self._table(name), table)
+
+    def _table(self, name: str) -> str:
+        """The table of a result, whose name may not be a file name."""
+        return f"{self._subfolder}/{hashlib.sha256(name.encode()).hexdigest()[:20]}"
+
+    def _map(self, name: str) -> Path:
+        return self._folder.path / "tables" / f"{self._table(name)}.safetensors"
 
 
 def read_prompts(config: StudyConfig) -> ContrastSet:

@@ -8,8 +8,7 @@ import pandas as pd
 
 from ot_lens.errors import OtLensError
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.preparation import import_extensions
-from ot_lens.study.stage import Stage, silent
+from ot_lens.study.preparation import Stage, import_extensions, silent
 from ot_lens.study.verifying.comparing import DIFFERS, MISSING, Checks
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.pinned import pinned

@@ -29,7 +29,6 @@ from ot_lens.tables.selection import baseline_of as baseline_of
 from ot_lens.tables.selection import by_depth as by_depth
 from ot_lens.tables.selection import controls_of as controls_of
 from ot_lens.tables.selection import edits_of as edits_of
-from ot_lens.tables.selection import every_layer as every_layer
 from ot_lens.tables.selection import measured as measured
 from ot_lens.tables.selection import methods_of as methods_of
 from ot_lens.tables.selection import not_controls as not_controls

@@ -101,11 +101,6 @@ def single_layers(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["layer"].notna()]
 
 
-def every_layer(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of edits at all layers together."""
-    return select(table, set=ALL)
-
-
 def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of one setting per method, rank and kind of layer set; see `SETTINGS`."""
     keep = pd.Series(data=True, index=table.index)

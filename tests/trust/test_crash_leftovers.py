@@ -21,8 +21,7 @@ from ot_lens.localization import SweepSettings
 from ot_lens.plots.gallery import save
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
-from ot_lens.study.preparation import Prepared, Work
-from ot_lens.study.stage import silent
+from ot_lens.study.preparation import Prepared, Work, silent
 from ot_lens.study.sweeping import sweep_into
 
 

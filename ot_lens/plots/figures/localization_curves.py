@@ -11,7 +11,7 @@ from ot_lens.plots.description import Axis, Description, Line, Panel, Path, Poin
 from ot_lens.plots.measures import Measure, axis_of, measure_named, present, sweep_rows
 from ot_lens.plots.rows import counts, curve, layers_of, marked_methods, numbers, settings
 from ot_lens.plots.style import BASELINE, FAMILIES, Mark
-from ot_lens.tables import baseline_of, edits_of, every_layer, measured, single_layers
+from ot_lens.tables import ALL, baseline_of, edits_of, measured, select, single_layers
 
 SHOWN = ("refusal_rate/harmful", "exact_answer_rate/harmful", "refusal_score/harmful", "kl/harmless")
 CONTEXT, EDGE = "#D0D3D8", Mark("", "#BBBBBB", "circle")
@@ -84,7 +84,7 @@ def _panel(sweep: pd.DataFrame, measure: Measure, members: Members, title: str, 
         drawn = curve(single_layers(measured(own, measure.name, measure.prompts)))
         elements.append(Line(f"{measure.key}/{mark.label}", mark, drawn))
     elements += _side(measure, members, layers)
-    together = bool(len(every_layer(acting)))
+    together = bool(len(select(acting, set=ALL)))
     if together:
         edge = layers[-1] + 0.38 * (_side_position(layers) - layers[-1])
         elements.insert(0, Reference(edge, "", vertical=True, mark=EDGE))
@@ -102,7 +102,7 @@ def _side(measure: Measure, members: Members, layers: list[int]) -> list[Points]
     step = min(0.28 / 1.2, 0.9 / max(len(members), 4)) * (centre - layers[-1])
     points = []
     for index, (mark, own) in enumerate(members):
-        rows = every_layer(measured(own, measure.name, measure.prompts))
+        rows = select(measured(own, measure.name, measure.prompts), set=ALL)
         at = rows.assign(place=centre + step * (index - (len(members) - 1) / 2))
         name, notes = f"all:{measure.key}/{mark.label}", ("all layers",) * len(at)
         points.append(Points(name, mark, curve(at, x="place"), notes=notes, legend=False))

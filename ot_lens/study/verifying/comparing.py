@@ -46,32 +46,34 @@ class Check:
     verdict: str = OK
     note: str = ""
 
+    @classmethod
+    def exact(
+        cls, item: str, how: str, wrong: Sequence[str], compared: int, of: int | None = None
+    ) -> "Check":
+        """A check by equality; `wrong` says what is unequal."""
+        check = cls(item, how, compared, compared if of is None else of)
+        return check.differing(listed(wrong)) if wrong else check
+
+    @classmethod
+    def entries(cls, item: str, how: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> "Check":
+        """A check of a mapping; names the entries that are not as expected."""
+        wrong = [name for name, value in expected.items() if name not in stored or stored[name] != value]
+        return cls.exact(item, how, wrong, len(expected))
+
+    @classmethod
+    def missing(cls, item: str, how: str, note: str = "no such table", of: int = 1) -> "Check":
+        """A check of something that does not exist."""
+        return cls(item, how, 0, of, verdict=MISSING, note=note)
+
+    @classmethod
+    def unchecked(cls, item: str, how: str, note: str) -> "Check":
+        """A check that cannot be made, and why."""
+        return cls(item, how, verdict=UNCHECKED, note=note)
+
     def differing(self, note: str) -> "Check":
         """This check with what differs; without a deviation that says how much, nothing matches."""
         deviation = float("inf") if self.deviation is None and self.tolerance is not None else self.deviation
         return replace(self, deviation=deviation, verdict=DIFFERS, note=note)
-
-
-def exact(item: str, how: str, wrong: Sequence[str], compared: int, of: int | None = None) -> Check:
-    """A check by equality; `wrong` says what is unequal."""
-    check = Check(item, how, compared, compared if of is None else of)
-    return check.differing(listed(wrong)) if wrong else check
-
-
-def same_entries(item: str, how: str, expected: Mapping[str, Any], stored: Mapping[str, Any]) -> Check:
-    """A check of a mapping; names the entries that are not as expected."""
-    wrong = [name for name, value in expected.items() if name not in stored or stored[name] != value]
-    return exact(item, how, wrong, len(expected))
-
-
-def missing(item: str, how: str, note: str, of: int = 1) -> Check:
-    """A check of something that does not exist."""
-    return Check(item, how, 0, of, verdict=MISSING, note=note)
-
-
-def unchecked(item: str, how: str, note: str) -> Check:
-    """A check that cannot be made, and why."""
-    return Check(item, how, verdict=UNCHECKED, note=note)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -91,11 +93,13 @@ class Checks(list[Check]):
             made = function(*given)
             self.extend([made] if isinstance(made, Check) else made)
         except EvidenceError as error:
-            self.append(unchecked(item, how, str(error)))
+            self.append(Check.unchecked(item, how, str(error)))
         except OtLensError as error:
-            self.append(exact(item, how, [str(error)], 0))
+            self.append(Check.exact(item, how, [str(error)], 0))
         except UNSOUND as error:
-            self.append(exact(item, how, [f"cannot be recomputed ({type(error).__name__}: {error})"], 0))
+            self.append(
+                Check.exact(item, how, [f"cannot be recomputed ({type(error).__name__}: {error})"], 0)
+            )
 
     def table(self) -> pd.DataFrame:
         """One row per check."""

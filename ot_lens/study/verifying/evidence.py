@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from random import Random
 from typing import TypeVar
 
@@ -63,9 +62,10 @@ class Evidence:
 
     @cached_property
     @_needed("needs the activations of the test prompts")
-    def test(self) -> Activations:
-        """Stored activations of the test prompts."""
-        return load_activations(self.folder.path / "activations" / "test")
+    def acts(self) -> dict[str, Activations]:
+        """Stored activations of the training and the test prompts."""
+        test = load_activations(self.folder.path / "activations" / "test")
+        return {"train": self.train, "test": test}
 
     @cached_property
     def sweep(self) -> pd.DataFrame:
@@ -80,7 +80,10 @@ class Evidence:
     def maps(self) -> dict[MethodSpec, dict[int, AffineMap]]:
         """Every stored map."""
         return {
-            method: {layer: AffineMap.load(self.map_path(method, layer)) for layer in self.train.layers}
+            method: {
+                layer: AffineMap.load(map_path(self.folder.path, method, layer))
+                for layer in self.train.layers
+            }
             for method in self.methods
         }
 
@@ -94,10 +97,6 @@ class Evidence:
         """A stored table that something else is computed from."""
         with _needed(f"needs the {name} table"):
             return self.folder.read_table(name)
-
-    def map_path(self, method: MethodSpec, layer: int) -> Path:
-        """Where a map is stored."""
-        return map_path(self.folder.path, method, layer)
 
     def choice(self, purpose: str, among: Sequence[T]) -> list[T]:
         """All of them in random order, the same for the same seed and purpose."""

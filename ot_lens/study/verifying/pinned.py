@@ -10,7 +10,7 @@ from ot_lens.errors import OtLensError
 from ot_lens.io.files import sha256_file
 from ot_lens.study.config import from_folder, read_config
 from ot_lens.study.manifest import file_hashes, manifest_hash, seeds, source_hash, versions
-from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, same_entries, unchecked
+from ot_lens.study.verifying.comparing import Check, Checks, listed
 from ot_lens.study.verifying.evidence import Evidence
 
 UNPINNED = "its manifest has no hashes: the run is unfinished, or an earlier ot_lens made it"
@@ -32,9 +32,9 @@ def pinned(run: Evidence, checks: Checks) -> None:
 def _check_manifest(manifest: Mapping[str, Any]) -> Check:
     item, how = "manifest.json", "its own SHA-256"
     if "sha256" not in manifest:
-        return unchecked(item, how, "it has none: an earlier ot_lens wrote it")
+        return Check.unchecked(item, how, "it has none: an earlier ot_lens wrote it")
     wrong = [] if manifest["sha256"] == manifest_hash(manifest) else ["altered after it was written"]
-    return exact(item, how, wrong, 1)
+    return Check.exact(item, how, wrong, 1)
 
 
 def _check_finished(run: Evidence) -> Check:
@@ -47,27 +47,27 @@ def _check_finished(run: Evidence) -> Check:
         *([f"{parts} parts of the sweep"] if parts else []),
         f"tables: {', '.join(run.folder.table_names) or 'none'}",
     ]
-    return missing("run", "finished", f"unfinished ({'; '.join(state)}): continue with --resume")
+    return Check.missing("run", "finished", f"unfinished ({'; '.join(state)}): continue with --resume")
 
 
 def _check_config(run: Evidence) -> Check:
     item, how, path = "config.yaml", "the manifest", run.folder.path / "config.yaml"
     if not path.is_file():
-        return missing(item, how, "no such file")
+        return Check.missing(item, how, "no such file")
     try:
         # It is only compared; nothing is loaded because of it.
         theirs = read_config(path, trust_remote_code=True).model_dump()
     except OtLensError as error:
-        return exact(item, how, [f"cannot be read: {error}"], 0, 1)
+        return Check.exact(item, how, [f"cannot be read: {error}"], 0, 1)
     ours = from_folder(path.absolute().parent, run.config.model_dump())
-    return same_entries(item, how, ours, theirs)
+    return Check.entries(item, how, ours, theirs)
 
 
 def _check_seeds(run: Evidence) -> Check:
     stored = run.folder.manifest.get("seeds")
     if stored is None:
-        return unchecked("seeds", "configuration", UNPINNED)
-    return same_entries("seeds", "configuration", seeds(run.config), stored)
+        return Check.unchecked("seeds", "configuration", UNPINNED)
+    return Check.entries("seeds", "configuration", seeds(run.config), stored)
 
 
 def _check_versions(manifest: Mapping[str, Any]) -> Check:
@@ -83,7 +83,7 @@ def _check_versions(manifest: Mapping[str, Any]) -> Check:
 def _check_files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
     """One check per folder of the run."""
     if pins is None:
-        yield unchecked("files", PINNED, UNPINNED)
+        yield Check.unchecked("files", PINNED, UNPINNED)
         return
     hashes = {name: value for name, value in file_hashes(run).items() if name in pins or name != ADDED}
     for folder in sorted({name.partition("/")[0] for name in (*pins, *hashes)}):
@@ -91,7 +91,7 @@ def _check_files(run: Path, pins: Mapping[str, str] | None) -> Iterator[Check]:
             {name: value for name, value in sums.items() if name.partition("/")[0] == folder}
             for sums in (pins, hashes)
         )
-        yield exact(folder, PINNED, _different_files(theirs, ours), len(theirs))
+        yield Check.exact(folder, PINNED, _different_files(theirs, ours), len(theirs))
 
 
 def _different_files(pins: Mapping[str, str], hashes: Mapping[str, str]) -> list[str]:
@@ -108,4 +108,4 @@ def _check_shards(folder: Path, item: str) -> Check:
     pins = {shard_path(folder, name).name: sums.get(name, "none") for name in read_index(folder).shards}
     hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     wrong = [] if sound else ["shards.sha256 is altered"]
-    return exact(item, "shard checksums", wrong + _different_files(pins, hashes), len(pins))
+    return Check.exact(item, "shard checksums", wrong + _different_files(pins, hashes), len(pins))

@@ -20,8 +20,8 @@ from ot_lens.errors import PoorFitWarning, RunFolderError
 from ot_lens.localization import MethodSpec, fit_maps
 from ot_lens.prompts import CLASSES
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
-from ot_lens.study.sweeping import map_folder
-from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, exact, listed, missing, unchecked
+from ot_lens.study.sweeping import map_folder, map_path
+from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, listed
 from ot_lens.study.verifying.evidence import Evidence, restricted
 from ot_lens.tables import COLUMNS, add_holm
 from ot_lens.transport import AffineMap
@@ -56,22 +56,22 @@ def _check_maps(run: Evidence) -> Iterator[Check]:
         refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position)
     for method in run.methods:
         yield _check_method(run, method, refitted[method])
-    known = {run.map_path(method, layer) for method in run.methods for layer in layers}
+    known = {map_path(run.folder.path, method, layer) for method in run.methods for layer in layers}
     extra = sorted(set((run.folder.path / "maps").rglob("*.safetensors")) - known)
     if extra:
         note = f"not of this run: {listed([str(path.relative_to(run.folder.path)) for path in extra])}"
-        yield exact("maps", "configuration", [note], 0, len(extra))
+        yield Check.exact("maps", "configuration", [note], 0, len(extra))
 
 
 def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineMap]) -> Check:
     item, layers = f"maps/{map_folder(method)}", run.train.layers
-    lacking = [f"layer {layer}" for layer in layers if not run.map_path(method, layer).is_file()]
+    lacking = [f"layer {layer}" for layer in layers if not map_path(run.folder.path, method, layer).is_file()]
     if lacking:
-        return missing(item, "refitted", f"no map of {listed(lacking)}", len(layers))
+        return Check.missing(item, "refitted", f"no map of {listed(lacking)}", len(layers))
     worst, wrong = 0.0, []
     for layer in layers:
         try:
-            stored = AffineMap.load(run.map_path(method, layer))
+            stored = AffineMap.load(map_path(run.folder.path, method, layer))
         except RunFolderError as error:
             wrong.append(str(error))
             continue
@@ -81,7 +81,7 @@ def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineM
             wrong += [f"layer {layer}: {fact}" for fact in _different_facts(stored, refitted[layer])]
             if off > MAPS:
                 wrong.append(f"layer {layer} moves samples differently")
-    check = exact(item, "refitted", wrong, len(refitted), len(layers))
+    check = Check.exact(item, "refitted", wrong, len(refitted), len(layers))
     return replace(check, deviation=worst, tolerance=MAPS)
 
 
@@ -94,11 +94,9 @@ def relative_distance(stored: AffineMap, refitted: AffineMap, samples: Float64[T
     if stored.d_model != refitted.d_model:
         return float("inf")
     ours, theirs = refitted(samples), stored(samples)
-    distance = float((theirs - ours).norm(dim=1).max())
-    displacement = float((ours - samples).norm(dim=1).max())
-    if not distance < float("inf"):
-        return float("inf")
-    return distance / displacement if displacement else (float("inf") if distance else 0.0)
+    distance, displacement = (x.norm(dim=1).max() for x in (theirs - ours, ours - samples))
+    ratio = (distance / displacement).nan_to_num(nan=float("inf"), posinf=float("inf"))
+    return float(ratio) if distance else 0.0
 
 
 def _different_facts(stored: AffineMap, refitted: AffineMap) -> list[str]:
@@ -113,7 +111,7 @@ def recomputed(run: Evidence, checks: Checks) -> None:
     if run.folder.has_table("localization"):
         checks.make("localization", ARITHMETIC, _check_arithmetic, run)
     else:
-        checks.append(missing("localization", "present", "no such table"))
+        checks.append(Check.missing("localization", "present"))
     expected = {*OF_THE_MODEL, *MAKERS, "class_angles", "plane", "run_cosines"}
     if not run.config.paper_table:
         expected.remove("paper")
@@ -122,19 +120,20 @@ def recomputed(run: Evidence, checks: Checks) -> None:
             checks.make(maker, "recomputed", _check_maker, run, maker)
     if run.folder.has_table("run_cosines"):
         note = "compared with another run: 'ot-lens figures RUN --against OTHER' makes it again"
-        checks.append(unchecked("run_cosines", "recomputed", note))
+        checks.append(Check.unchecked("run_cosines", "recomputed", note))
     extra = sorted(set(run.folder.table_names) - expected)
     if extra:
-        checks.append(exact("tables", "configuration", [f"not of this run: {listed(extra)}"], 0, len(extra)))
+        checks.append(
+            Check.exact("tables", "configuration", [f"not of this run: {listed(extra)}"], 0, len(extra))
+        )
 
 
 def _check_maker(run: Evidence, maker: str) -> Iterator[Check]:
     """Check the tables of one maker: all values, then resamples of some layers."""
     bare = run.config.model_copy(update={"permutations": 0, "bootstrap": 0})
-    acts = {"train": run.train, "test": run.test}
-    for name, made in MAKERS[maker](Study(run.folder, acts, run.maps, bare, run.sweep)).items():
+    for name, made in MAKERS[maker](Study(run.folder, run.acts, run.maps, bare, run.sweep)).items():
         if not run.folder.has_table(name):
-            yield missing(name, "recomputed", "no such table", len(made))
+            yield Check.missing(name, "recomputed", of=len(made))
             continue
         stored, tolerance = run.folder.read_table(name), TOLERANCES.get(name, EXACT)
         resampled = () if name in NOT_RESAMPLED else tuple(column for column in RESAMPLED if column in made)
@@ -148,10 +147,7 @@ def _check_maker(run: Evidence, maker: str) -> Iterator[Check]:
 
 
 def _with_resamples(run: Evidence, maker: str, layers: Sequence[int]) -> Tables:
-    acts = {
-        split: restricted(stored, layers, run.config.position)
-        for split, stored in (("train", run.train), ("test", run.test))
-    }
+    acts = {split: restricted(stored, layers, run.config.position) for split, stored in run.acts.items()}
     maps = {method: {layer: by[layer] for layer in layers} for method, by in run.maps.items()}
     return MAKERS[maker](Study(run.folder, acts, maps, run.config, run.sweep))
 
@@ -178,9 +174,8 @@ def _check_arithmetic(run: Evidence) -> Check:
     table = run.folder.read_table("localization")
     different = sorted({*table.columns} ^ {*COLUMNS})
     if different:
-        return exact(
-            "localization", ARITHMETIC, [f"column {name} differs" for name in different], 0, len(table)
-        )
+        wrong = [f"column {name} differs" for name in different]
+        return Check.exact("localization", ARITHMETIC, wrong, 0, len(table))
     expected = add_holm(table).assign(seed=run.config.seed).astype(table.dtypes.to_dict())
     rates = table[(table["interval"] == "wilson") & (table["n"] > 0)]
     counts = (rates["value"] * rates["n"]).round().clip(lower=0).clip(upper=rates["n"])

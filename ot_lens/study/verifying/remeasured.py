@@ -24,18 +24,7 @@ from ot_lens.prompts import ContrastSet
 from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.study.preparation import Prepared, prepare, sweep_plan
 from ot_lens.study.sweeping import capture_options, filter_prompts
-from ot_lens.study.verifying.comparing import (
-    Check,
-    Checks,
-    compare,
-    different_rows,
-    exact,
-    key_rows,
-    listed,
-    missing,
-    same_entries,
-    unchecked,
-)
+from ot_lens.study.verifying.comparing import Check, Checks, compare, different_rows, key_rows, listed
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
 
@@ -70,7 +59,7 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     again = _Again(run, executor, ready, prompts, TOLERANCES.get(ready.record["dtype"], 5e-2))
     checks.append(_check_model(run.folder.manifest, ready))
     stored = run.folder.manifest.get("prompts", {}).get("sha256", {})
-    checks.append(same_entries("prompts", "prompts read now", prompts.manifest()["sha256"], stored))
+    checks.append(Check.entries("prompts", "prompts read now", prompts.manifest()["sha256"], stored))
     for split in ("train", "test"):
         checks.make(f"activations/{split}", "captured again", _check_activations, again, split)
     checks.make("localization", AGAIN, _check_sweep, again)
@@ -82,7 +71,7 @@ def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
     """Report what is not checked without the model, and why."""
     items = ["model", "activations/train", "activations/test", "localization"]
     items += [name for name in MODEL_TABLES if run.folder.has_table(name)]
-    checks += [unchecked(item, AGAIN, reason) for item in items]
+    checks += [Check.unchecked(item, AGAIN, reason) for item in items]
 
 
 def _check_model(manifest: Mapping[str, Any], ready: Prepared) -> Check:
@@ -90,7 +79,7 @@ def _check_model(manifest: Mapping[str, Any], ready: Prepared) -> Check:
     ours = {**ready.record, **_refusals(ready.measuring)}
     theirs = {**manifest.get("model", {}), **_refusals(manifest.get("measuring", {}))}
     theirs.pop("device_map", None)
-    return same_entries("model", "model loaded now", theirs, ours)
+    return Check.entries("model", "model loaded now", theirs, ours)
 
 
 def _refusals(measuring: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +95,7 @@ def _check_activations(again: _Again, split: str) -> Check:
     index = read_index(folder)
     wrong = [f"{name} differs" for name in differences(dict(plan.key), index.key)]
     if wrong or {s.name for s in plan.shards} != set(index.shards):
-        return exact(item, how, wrong or ["other shards"], 0, len(index.shards))
+        return Check.exact(item, how, wrong or ["other shards"], 0, len(index.shards))
     chosen = run.choice(split, plan.shards)
     if run.sample is not None:
         chosen = chosen[: max(1, run.sample // run.config.batch_size)]
@@ -130,13 +119,13 @@ def _stored(folder: Path, name: str) -> torch.Tensor:
 
 def _check_table(again: _Again, name: str) -> list[Check]:
     """A table of edited models, made again as a whole; none if the study has no such table."""
-    run, acts = again.run, {"train": again.run.train, "test": again.run.test}
-    study = Study(run.folder, acts, run.maps, run.config, run.sweep, again.executor, again.prompts)
+    run = again.run
+    study = Study(run.folder, run.acts, run.maps, run.config, run.sweep, again.executor, again.prompts)
     expected = MAKERS[name](study).get(name)
     if expected is None:
         return []
     if not run.folder.has_table(name):
-        return [missing(name, AGAIN, "no such table", len(expected))]
+        return [Check.missing(name, AGAIN, of=len(expected))]
     return [compare(name, AGAIN, run.folder.read_table(name), expected, again.tolerance)]
 
 
@@ -154,7 +143,7 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     planned = pd.DataFrame([UNEDITED_COLUMNS, *map(identity, candidates)])[KEYS]
     stored = [row for row, _ in groupby(key_rows(table[KEYS]))]
     trouble = different_rows(stored, key_rows(planned), KEYS)
-    yield exact("localization", "planned again", [trouble] if trouble else [], len(table))
+    yield Check.exact("localization", "planned again", [trouble] if trouble else [], len(table))
     yield _check_measures(candidates, rows, len(table))
     keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
     measured = measure_sweep(runner, prompts.test, candidates, ready.settings, keys=keys)
@@ -186,7 +175,7 @@ def _check_measures(candidates: Sequence[Candidate], rows: Mapping[str, pd.DataF
             measures = rows[candidate.key][["measure", "prompts", "unit"]].to_numpy().tolist()
             if kinds.setdefault(_kind(candidate), measures) != measures:
                 wrong.append(f"{candidate.key} has other measures than others of its kind")
-    return exact("localization", "measures alike", wrong, count)
+    return Check.exact("localization", "measures alike", wrong, count)
 
 
 def _sampled(run: Evidence, candidates: Sequence[Candidate], sizes: Mapping[str, int]) -> list[str]:

@@ -10,7 +10,7 @@ from ot_lens.errors import TableError
 from ot_lens.study.drawing import about, write_page
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.manifest import manifest_hash, versions
-from ot_lens.study.verifying.comparing import Check, Checks, exact, listed, missing, unchecked
+from ot_lens.study.verifying.comparing import Check, Checks, listed
 from ot_lens.study.verifying.evidence import Evidence
 
 # Packages whose version changes the bytes of a figure or of the report.
@@ -49,7 +49,7 @@ def _check_captions(run: Evidence) -> Check:
             wrong.append(f"{path.name} is missing")
         elif path.read_text("utf-8") != caption:
             wrong.append(f"{path.name} is different")
-    return exact("figures", "captions rewritten", wrong, count)
+    return Check.exact("figures", "captions rewritten", wrong, count)
 
 
 def _check_figures(run: Evidence) -> Check:
@@ -59,7 +59,7 @@ def _check_figures(run: Evidence) -> Check:
 
     how, folder, other = "drawn again", run.folder.path / "figures", _other_versions(run)
     if other:
-        return unchecked("figures", how, other)
+        return Check.unchecked("figures", how, other)
     formats = [suffix for suffix in FORMATS if any(folder.glob(f"*.{suffix}"))]
     with tempfile.TemporaryDirectory() as temporary:
         out, style = Path(temporary), run.config.figure_style
@@ -68,16 +68,16 @@ def _check_figures(run: Evidence) -> Check:
         _, different, absent = cmpfiles(folder, temporary, names, shallow=False)
     wrong = sorted(different + absent)
     note = [f"{listed(wrong)}: altered, or drawn again in another style"] if wrong else []
-    return exact("figures", how, note, len(names))
+    return Check.exact("figures", how, note, len(names))
 
 
 def _check_report(run: Evidence) -> Check:
     """The report written again with the manifest as it was before the run had finished."""
     how, path, other = "written again", run.folder.path / "report.html", _other_versions(run)
     if not path.is_file():
-        return missing("report.html", how, "no such file")
+        return Check.missing("report.html", how, "no such file")
     if other or not {"files", "sha256"} <= set(run.folder.manifest):
-        return unchecked("report.html", how, other or "its manifest has no hashes")
+        return Check.unchecked("report.html", how, other or "its manifest has no hashes")
     manifest, pins = run.folder.manifest | {"finished": False}, run.folder.manifest["files"]
     del manifest["files"]
     before = RunFolder(run.folder.path, manifest | {"sha256": manifest_hash(manifest)})
@@ -85,7 +85,9 @@ def _check_report(run: Evidence) -> Check:
     with tempfile.TemporaryDirectory() as temporary:
         again = write_page(before, tables, Path(temporary) / "report.html")
         ours, theirs = (page.read_text("utf-8").splitlines() for page in (again, path))
-    return exact("report.html", how, [] if ours == theirs else [_first_difference(ours, theirs)], len(ours))
+    return Check.exact(
+        "report.html", how, [] if ours == theirs else [_first_difference(ours, theirs)], len(ours)
+    )
 
 
 def _first_difference(ours: list[str], theirs: list[str]) -> str:
