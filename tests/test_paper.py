@@ -14,9 +14,10 @@ from ot_lens.errors import ConfigError, HookError, ModelError
 from ot_lens.models.sizes import model_size, published, published_models
 from ot_lens.paper_study.estimate import Available, Counts, Hardware, estimate, is_local, obstacles
 from ot_lens.paper_study.preset import depth_band, paper_study
-from ot_lens.paper_study.table import CAPTION, PUBLISHED, paper_table, printable
+from ot_lens.paper_study.table import PUBLISHED, paper_table, printable
 from ot_lens.study import run_study
 from ot_lens.study.weights import judge_model
+from ot_lens.tables import select
 from tests import checkpoints
 
 TOTALS = {
@@ -101,12 +102,9 @@ def test_what_is_open_is_an_option(llama_folder):
     assert paper_study(str(llama_folder), seed=3, perplexity_text="x.txt").perplexity_text == "x.txt"
     embedded = paper_study("organism:single")
     assert (embedded.prompts, embedded.judge) == ("organism", None)
-    for options, message in (
-        ({"layer_rule": "best"}, "no layer rule 'best': choose one of validation, every, fixed"),
-        ({"mean_shift": "none"}, "no lift 'none'"),
-        ({"sede": 3}, "unknown field 'sede'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
+    mistakes = {"'best'": {"layer_rule": "best"}, "'none'": {"mean_shift": "none"}, "'sede'": {"sede": 3}}
+    for named, options in mistakes.items():
+        with pytest.raises(ConfigError, match=named):
             paper_study(str(llama_folder), **options)
 
 
@@ -159,18 +157,14 @@ def test_a_study_that_does_not_fit_says_so(llama_folder):
         assert fact in memory
     assert "Qwen/Qwen2.5-7B-Instruct is not on this machine: about 15.2 GB" in model
     assert "cais/HarmBench-Llama-2-13b-cls is not on this machine: about 26.0 GB" in judge
+    assert judge_model({"preset": "harmbench", "model": "folder"}) == "folder"
+    assert judge_model({"classifier": "a/b", "label": 1, "question": "harmful"}) == "a/b"
     assert "of disk are needed" in obstacles(needed, Available(10**11, "cuda:0", 10), config)[0]
     small = paper_study(str(llama_folder), judge=None)
     assert obstacles(estimate(small), Available(10**9, "main memory", 10**9), small) == []
     assert is_local(str(llama_folder))
     assert is_local("organism:multi")
     assert not is_local("nobody/nothing")
-
-
-def test_the_judge_s_model_is_named_whatever_the_form():
-    assert judge_model("harmbench") == "cais/HarmBench-Llama-2-13b-cls"
-    assert judge_model({"preset": "harmbench", "model": "folder"}) == "folder"
-    assert judge_model({"classifier": "a/b", "label": 1, "question": "harmful"}) == "a/b"
 
 
 # ------------------------------------------------------------------------------------ a complete study
@@ -211,20 +205,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge that was never trained."""
     folder = tmp_path_factory.mktemp("judge") / "classifier"
     tokenizer = checkpoints.tokenizer("llama")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-        id2label={0: "safe", 1: "harmful"},
-        label2id={"safe": 0, "harmful": 1},
-        initializer_range=0.5,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        LlamaForSequenceClassification(config).save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    labels = {"id2label": {0: "safe", 1: "harmful"}, "label2id": {"safe": 0, "harmful": 1}}
+    config = LlamaConfig(len(tokenizer), **shape, **labels, pad_token_id=0, initializer_range=0.5)
+    checkpoints.random_weights(LlamaForSequenceClassification, config, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -320,32 +304,25 @@ def test_our_numbers_are_next_to_the_paper_s(finished):
     assert set(others["model"]) == set(TOTALS)
     assert others["asr"].isna().all()
     known = others[others["paper_asr"].notna()].set_index(["model", "method"])
-    numbers = known[["paper_asr", "paper_perplexity"]].apply(tuple, axis=1).to_dict()
-    assert numbers == PUBLISHED
-    assert PUBLISHED[LLAMA_13B, "pca_ot"] == (79.25, 8.41)
-    tex = (finished / "tables" / "paper.tex").read_text()
-    assert "46.49" in tex
-    assert "nan" not in tex.lower().replace("finance", "")
-    assert "79.25" in (finished / "tables" / "paper.md").read_text()
+    assert known[["paper_asr", "paper_perplexity"]].apply(tuple, axis=1).to_dict() == PUBLISHED
+    for name in ("paper.tex", "paper.md"):
+        text = (finished / "tables" / name).read_text()
+        assert "79.25" in text
+        assert "nan" not in text
 
 
 def test_the_table_of_the_paper_s_own_model_has_both():
     row = {"set": "search", "layers": "18", "method": "rfa", "k": None, "strength": 1.0, "control": ""}
     row |= {"prompts": "harmful", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "note": ""}
-    rows = [
-        {**row, "measure": "attack_success_rate"},
-        {**row, "measure": "refusal_score", "set": "single"},
-    ]
-    table = paper_table(pd.DataFrame(rows), LLAMA_13B, "arditi")
+    rows = pd.DataFrame([row, row]).assign(measure=["attack_success_rate", "refusal_score"])
+    table = paper_table(rows.assign(set=["search", "single"]), LLAMA_13B, "arditi")
     mine = table[table["model"] == LLAMA_13B].set_index("method")
     assert list(mine.index) == ["rfa", "linear_act", "pca_ot"]
-    assert (mine.loc["rfa", "asr"], mine.loc["rfa", "paper_asr"]) == (50.0, PUBLISHED[LLAMA_13B, "rfa"][0])
-    assert mine.loc["rfa", "judge"] == "arditi"
+    assert mine.loc["rfa", ["asr", "paper_asr", "judge"]].to_list() == [50.0, 46.49, "arditi"]
     assert mine.loc[["linear_act", "pca_ot"], "asr"].isna().all()
     shown = printable(table)
     assert shown.loc[0, "ASR %"] == "50.0 (40.0 to 60.0)"
     assert not shown.isin(["nan", "<NA>", "None"]).any().any()
-    assert "not known" in CAPTION
 
 
 # ------------------------------------------------------------------------------------------- named sets
@@ -356,26 +333,16 @@ def small(llama_folder: Path):
 
 def test_named_pairs_are_measured_with_answers(small):
     model, prompts = small
-    found = otl.localize(
-        model,
-        prompts,
-        ["mean_shift", "rfa"],
-        layers=[1, 2, 3],
-        sets=["pair"],
-        layer_sets=[[2], [3, 1]],
-        measures=["refusal_rate", "refusal_score"],
-        max_new_tokens=3,
-    )
-    rates = found[(found["measure"] == "refusal_rate") & (found["prompts"] == "harmful")]
-    named = rates[rates["set"] == "listed"]
-    assert {(r["method"], r["layers"]) for _, r in named.iterrows()} == {
-        ("mean_shift", "2"),
-        ("mean_shift", "1,3"),
-        ("rfa", "2"),
-    }
+    tried = {"layers": [1, 2, 3], "sets": ["pair"], "layer_sets": [[2], [3, 1]], "max_new_tokens": 3}
+    measures = ["refusal_rate", "refusal_score"]
+    found = otl.localize(model, prompts, ["mean_shift", "rfa"], measures=measures, **tried)
+    rates = select(found, measure="refusal_rate", prompts="harmful")
+    named = select(rates, set="listed")
+    edits = {("mean_shift", "2"), ("mean_shift", "1,3"), ("rfa", "2")}
+    assert set(zip(named["method"], named["layers"], strict=True)) == edits
     assert "pair" not in set(rates["set"])
-    scores = found[(found["measure"] == "refusal_score") & (found["prompts"] == "harmful")]
-    both = scores[(scores["layers"] == "1,3") & (scores["method"] == "mean_shift")].set_index("set")["value"]
+    scores = select(found, measure="refusal_score", prompts="harmful", layers="1,3", method="mean_shift")
+    both = scores.set_index("set")["value"]
     assert both["listed"] == pytest.approx(both["pair"], abs=1e-5)
 
 

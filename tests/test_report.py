@@ -211,12 +211,10 @@ def test_numbers_are_the_tables():
 
 
 def test_the_glance_has_the_baseline_each_most_effective_layer_and_all_layers():
-    methods = contenders(TABLES["localization"])
-    first, *others = [row.heading for row in numbers.at_a_glance(TABLES["localization"]).rows]
-    assert first == "no intervention"
-    assert others == [
-        f"{m.mark.label}, {where}" for m in methods for where in (f"layer {m.layer}", "all layers")
-    ]
+    headings = [row.heading for row in numbers.at_a_glance(TABLES["localization"]).rows]
+    methods = [(m.mark.label, m.layer) for m in contenders(TABLES["localization"])]
+    rows = [f"{label}, {where}" for label, layer in methods for where in (f"layer {layer}", "all layers")]
+    assert headings == ["no intervention", *rows]
 
 
 def test_geometry_shows_value_interval_and_null():
@@ -231,8 +229,6 @@ def test_geometry_shows_value_interval_and_null():
     [
         (0.125, True, "12.5 %"),
         (1.0, True, "100 %"),
-        (0.0, False, "0"),
-        (1.23456, False, "1.23"),
         (-4.5, False, "\u22124.5"),
         (0.000083, False, "8.3\u00b710\u207b\u2075"),
         (2693.4, False, "2\u202f693"),

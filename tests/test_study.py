@@ -60,9 +60,15 @@ def test_a_run_folder_holds_everything_that_is_promised(finished_run):
     assert not [p for p in finished_run.rglob("*") if ".tmp" in p.name or p.name == "parts"]
 
 
-def test_scores_are_stored_and_answers_are_not(finished_run):
+def test_a_run_stores_scores_but_no_answers_and_sums_them_up(finished_run):
     answer = otl.load_prompts("organism").test.harmless[0].answer.encode()
     assert not [name for name, content in contents(finished_run).items() if answer in content]
+    table = pd.read_parquet(finished_run / "tables" / "localization.parquet")
+    text = " ".join(summarize(table))
+    base = effects(table).query("set == 'none'").iloc[0]
+    assert f"{base['refusal']:.0%}" in text
+    assert "12 held-out harmful prompts" in text
+    assert "nan" not in text
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(
@@ -160,15 +166,6 @@ def test_a_run_of_few_measures_draws_and_reports_what_there_is(
     assert ("refusal rate was not measured" in " ".join(printed.split())) == ("refusal_rate" not in measures)
 
 
-def test_the_summary_says_what_was_measured_and_no_more(finished_run):
-    table = pd.read_parquet(finished_run / "tables" / "localization.parquet")
-    text = " ".join(summarize(table))
-    base = effects(table).query("set == 'none'").iloc[0]
-    assert f"{base['refusal']:.0%}" in text
-    assert "12 held-out harmful prompts" in text
-    assert "nan" not in text
-
-
 # ---------------------------------------------------------------------------------------- configuration
 def test_the_commented_configuration_is_the_default(command, tmp_path):
     path = tmp_path / "study.yaml"
@@ -195,10 +192,7 @@ def test_overrides_replace_the_fields_of_a_file(config_file, run_settings):
     ("content", "value"),
     [
         ("modle: organism", "modle"),
-        ("strength: two", "strength"),
         ("seed: -1", "seed"),
-        ("max_new_tokens: none", "max_new_tokens"),
-        ("methods: []", "methods"),
         ("methods: [{name: m, module: ../maps}]", "../maps"),
         ("extensions: [os.path;]", "os.path;"),
         ("- a", "list"),
@@ -217,7 +211,6 @@ def test_bad_configurations_name_the_field(tmp_path, content, value):
     ("field", "value", "named"),
     [
         ("model", "nobody/nothing", "nobody/nothing"),
-        ("model", "./missing", "missing"),
         ("model", "organism:large", "organism:single"),
         ("prompts", "missing.json", "missing.json"),
         ("layers", [99], "99 .* 0-7"),
@@ -225,20 +218,15 @@ def test_bad_configurations_name_the_field(tmp_path, content, value):
         ("tokens", "first", "'first'"),
         ("methods", ["pca"], "'pca'"),
         ("measures", ["asr"], "'asr'"),
-        ("sets", ["pairs"], "'pairs'"),
         ("refusal_tokens", ["elephant"], "'elephant'"),
         ("phrases", "none", "'none'"),
-        ("dtype", "int8", "'int8'"),
         ("device", "cuda:7", "cuda:7"),
         ("layer_sets", [[99]], "layer 99"),
-        ("answers", "some", "'some'"),
         ("filter", "refused", "'refused'.*off, refusal_score, answers"),
         ("judge", "gpt", "'gpt'"),
         ("judge", {"classifier": "./missing", "label": 1, "question": "harmful"}, "missing"),
-        ("judge_memory", "apart", "'apart'"),
         ("perplexity_text", "missing.txt", "missing.txt"),
         ("activation_dtype", "int8", "int8"),
-        ("quantization", "int3", "int3"),
         ("sample", [1000000, 1], "1000000"),
         ("plane_layer", 99, "99 .*0, 1"),
         ("figure_style", "nature", "nature"),

@@ -64,10 +64,6 @@ def test_the_baseline_stays_with_the_chosen_methods_and_layer():
     assert set(with_baseline(SWEEP, [])["method"]) == {"none"}
 
 
-def test_methods_come_in_the_order_of_the_table_without_the_unedited_model():
-    assert [method for method, _ in methods_of(SWEEP)] == [(method, k) for method, k, _ in METHODS]
-
-
 # ------------------------------------------------------------------------------------------ effects
 def by_layer(**measures):
     """Rows of one method: each keyword is a measure with its values at layers 1, 2, ..."""
@@ -118,9 +114,10 @@ def test_a_table_that_measures_an_edit_twice_is_refused():
 
 def test_each_method_has_one_best_single_layer():
     best = best_singles(MIXED)
-    assert list(zip(best["method"], best["k"].fillna(0), strict=True)) == [
-        (method, k or 0) for (method, k), _ in methods_of(SWEEP)
-    ]
+    methods = [(method, k) for method, k, _ in METHODS]
+    assert (
+        [method for method, _ in methods_of(best)] == [method for method, _ in methods_of(SWEEP)] == methods
+    )
     ace = effects(SWEEP).query("`set` == 'single' and method == 'ace'")
     assert select(best, method="ace")["correct"].item() == ace["correct"].max()
 
@@ -182,11 +179,8 @@ def test_the_overview_has_one_row_per_edit_and_one_column_per_measure():
     assert len(shown) == SWEEP["key"].nunique()
     assert shown.index[0][:2] == ("unedited", "")
     assert {"harmful: refusal_rate (%, n = 64)", "harmless: kl (nats, n = 64)"} <= set(shown.columns)
-
-
-def test_a_cell_of_the_overview_is_its_row_with_the_interval():
     row = select(SWEEP, layers="2", method="pca_ot", k=4, measure="refusal_rate", prompts="harmful").iloc[0]
-    cells = otl.overview(SWEEP).xs(("pca_ot (k = 4)", "2"), level=("method", "layers"))
+    cells = shown.xs(("pca_ot (k = 4)", "2"), level=("method", "layers"))
     expected = f"{100 * row['value']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
     assert cells["harmful: refusal_rate (%, n = 64)"].item() == expected
 
@@ -197,7 +191,5 @@ def test_the_overview_names_what_was_varied_and_leaves_controls_out():
     assert shown.index.is_unique
     with pytest.raises(OtLensError, match="no edit"):
         otl.overview(SWEEP.assign(control="random_subspace"))
-
-
-def test_edits_that_the_columns_cannot_tell_apart_share_a_cell_of_the_overview():
+    # Edits that the columns cannot tell apart share a cell.
     assert otl.overview(pd.concat([SWEEP, SWEEP])).iloc[1, 0].count(" | ") == 1

@@ -25,6 +25,7 @@ from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.pinned import pinned
 from ot_lens.study.verifying.recomputed import fitted, recomputed, relative_distance
 from ot_lens.study.verifying.shown import shown
+from ot_lens.tables import select
 
 OF_STORED = (
     "geometry", "spectra", "cosines", "class_angles", "layer_angles", "map_quality", "controls", "plane",
@@ -33,9 +34,7 @@ OF_STORED = (
 OF_MODEL = ("localization", "visibility", "ground_truth")
 
 
-@pytest.fixture
-def run(copied_run: Path) -> Path:
-    return copied_run
+run = pytest.fixture(lambda copied_run: copied_run)
 
 
 def contents(run: Path) -> dict[str, tuple[bytes, int]]:
@@ -118,12 +117,6 @@ def test_the_hash_of_the_weights_distinguishes_models():
 
 
 # ------------------------------------------------------------------------------------------ bytes
-def a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
 def first(run: Path, pattern: str) -> Path:
     return sorted(run.glob(pattern))[0]
 
@@ -131,12 +124,10 @@ def first(run: Path, pattern: str) -> Path:
 @pytest.mark.parametrize(
     ("pattern", "item"),
     [
-        ("tables/geometry.parquet", "tables"),
         ("tables/paper.md", "tables"),
         ("maps/*/layer-005.safetensors", "maps"),
         ("activations/train/*.safetensors", "activations/train"),
         ("activations/test/shards.sha256", "activations"),
-        ("activations/test/index.json", "activations"),
         ("config.yaml", "config.yaml"),
         ("report.html", "report.html"),
     ],
@@ -144,7 +135,9 @@ def first(run: Path, pattern: str) -> Path:
 def test_a_changed_a_missing_and_an_added_file_are_found(run, pattern, item):
     path = first(run, pattern)
     shutil.copy(path, path.with_name("stranger" + path.suffix))
-    a_byte(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
     found = wrong(checked(run, pinned))
     assert item in {key.partition("|")[0] for key in found}
     notes = " ".join(found.values())
@@ -201,13 +194,9 @@ def a_null(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def two_rows(table: pd.DataFrame) -> pd.DataFrame:
-    return table.iloc[[len(table) - 1, *range(1, len(table) - 1), 0]]
-
-
 CHANGES = {
     "a number": a_number,
-    "two rows": two_rows,
+    "the order": lambda table: table.iloc[::-1],
     "a row less": lambda table: table.iloc[:-1],
     "a row more": lambda table: pd.concat([table, table.iloc[[-1]]]),
     "a column less": lambda table: table.iloc[:, :-1],
@@ -264,8 +253,7 @@ def test_the_arithmetic_of_the_sweep_is_checked_without_a_model(run, change):
         return table
 
     edit_table(run, "localization", off)
-    found = only(run, "localization")
-    assert change in found["localization|own arithmetic"]
+    assert change in only(run, "localization")["localization|own arithmetic"]
 
 
 @pytest.mark.trust
@@ -273,15 +261,13 @@ def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypat
     """A score and two tables of edited models, each with a matching manifest."""
 
     def score(table: pd.DataFrame) -> pd.DataFrame:
-        row = table.index[(table["measure"] == "refusal_score") & (table["set"] == "none")][0]
-        table.loc[row, "value"] += 0.01
-        return table.drop(
-            index=table.index[(table["control"] != "") & (table["measure"] == "refusal_score")][0]
-        )
+        scores = table[table["measure"] == "refusal_score"]
+        table.loc[select(scores, set="none").index[0], "value"] += 0.01
+        return table.drop(index=scores.index[scores["control"] != ""][0])
 
     edit_table(run, "localization", score)
     edit_table(run, "visibility", a_number)
-    edit_table(run, "ground_truth", two_rows)
+    edit_table(run, "ground_truth", CHANGES["the order"])
     manifest = manifest_of(run)
     model = manifest["model"] | {"weights_sha256": "0" * 64}
     hashes = manifest["prompts"] | {"sha256": manifest["prompts"]["sha256"] | {"test": "0" * 64}}
@@ -325,14 +311,11 @@ def test_an_unfinished_run_is_described_in_one_line(run):
     assert set(found) <= {"run|finished", "plane|recomputed", "plane_ellipses|recomputed"}
 
 
-def test_a_run_that_has_barely_begun_can_be_verified(run):
-    for name in ("activations", "maps", "tables", "figures"):
-        shutil.rmtree(run / name)
-    manifest = manifest_of(run)
+def test_a_run_that_has_barely_begun_can_be_verified(finished_run, tmp_path):
+    manifest = manifest_of(finished_run)
     begun = {k: manifest[k] for k in ("schema_version", "config", "versions")} | {"finished": False}
-    (run / "manifest.json").write_text(json.dumps(begun))
-    found = otl.verify_run(run, model=False)
-    assert "no maps" in wrong(found)["run|finished"]
+    (tmp_path / "manifest.json").write_text(json.dumps(begun))
+    assert "no maps" in wrong(otl.verify_run(tmp_path, model=False))["run|finished"]
 
 
 def test_no_run_and_no_sample_are_mistakes_of_the_user(tmp_path, run):
@@ -380,8 +363,7 @@ def test_the_command_names_what_differs_and_exits_with_1(command, monkeypatch, v
 
 
 # ------------------------------------------------------------------------------------ the comparison
-def compared(stored: pd.DataFrame, expected: pd.DataFrame) -> Check:
-    return compare("table", "recomputed", stored, expected)
+compared = partial(compare, "table", "recomputed")
 
 
 def test_tables_are_compared_by_rows_and_numbers():

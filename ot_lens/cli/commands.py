@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ from ot_lens.cli import organism, paper, study
 from ot_lens.cli.console import complain, err, quiet_libraries, say
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
-
-if TYPE_CHECKING:
-    from ot_lens.study import StudyConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,14 +42,9 @@ def demo(
     resume: study.Resume = False,
 ) -> None:
     """Run the complete study on the embedded model: sweep, geometry, figures, report."""
-
-    def configure() -> "StudyConfig":
-        from ot_lens.study import StudyConfig
-
-        # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
-        return StudyConfig(model=f"organism:{variant}", max_new_tokens=16, control_draws=4)
-
-    study.study_into(configure, folder, resume=resume)
+    # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
+    fields = {"model": f"organism:{variant}", "max_new_tokens": 16, "control_draws": 4}
+    study.study_into(lambda package: package.StudyConfig(**fields), folder, resume=resume)
 
 
 @app.command()
@@ -70,14 +62,8 @@ def run(
 ) -> None:
     """Run a study from its configuration into a run folder."""
     overrides = study.parse_settings(settings)
-
-    def configure() -> "StudyConfig":
-        from ot_lens.study import read_config
-
-        return read_config(config, overrides=overrides, trust_remote_code=trust_remote_code)
-
     study.study_into(
-        configure,
+        lambda package: package.read_config(config, overrides=overrides, trust_remote_code=trust_remote_code),
         folder or Path("runs") / config.stem,
         resume=resume,
         executor=executor,

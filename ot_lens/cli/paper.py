@@ -54,11 +54,13 @@ def paper(
     downloaded, it stops with exit code 2 unless --yes is given.
     """
     from ot_lens.models.sizes import published_models
-    from ot_lens.paper_study.estimate import available, obstacles
+    from ot_lens.paper_study.estimate import Hardware, available, obstacles
     from ot_lens.paper_study.preset import paper_study
 
     overrides = {"model": model, **study.parse_settings(settings)}
-    hardware, name = _hardware(tflops, bandwidth), overrides.pop("model")
+    hardware, name = Hardware(), overrides.pop("model")
+    if tflops or bandwidth:
+        hardware = Hardware("this device", tflops or hardware.tflops, bandwidth or hardware.bandwidth)
     if name is None and not estimate_only:
         raise ConfigError("--model is missing: name one, or ask for --estimate of all six.")
     names = published_models() if name is None else [str(name)]
@@ -74,22 +76,13 @@ def paper(
     if reasons:
         raise ConfigError(f"not started: {'; '.join(reasons)}. Add --yes to start anyway.")
     study.study_into(
-        lambda: configs[0],
+        lambda _package: configs[0],
         folder,
         resume=resume,
         executor=executor,
         address=address,
         allow_code=allow_code,
     )
-
-
-def _hardware(tflops: float | None, bandwidth: float | None) -> "Hardware":
-    from ot_lens.paper_study.estimate import Hardware
-
-    default = Hardware()
-    if tflops is None and bandwidth is None:
-        return default
-    return Hardware("this device", tflops or default.tflops, bandwidth or default.bandwidth)
 
 
 def _print_estimates(configs: "list[StudyConfig]", hardware: "Hardware") -> "list[Estimate]":

@@ -40,22 +40,22 @@ Settings = Annotated[
 ]
 
 
-def study_into(configure: "Callable[[], StudyConfig]", folder: Path, **options: Any) -> None:
+def study_into(configure: "Callable[[Any], StudyConfig]", folder: Path, **options: Any) -> None:
     """Run a study and print its findings; on interruption or a full disk, one line says how to continue.
 
-    The configuration is made inside, so that an interruption of that is handled too; `options` are those of
-    `run_study`.
+    `configure(ot_lens.study)` is called inside, so that an interruption of it is handled too; `options` are
+    those of `run_study`.
     """
     with interruptible(lambda: _interrupted(folder)):
         with err.status("loading"):
             prepare_process(allow_code=options.get("allow_code", False))
-            config = configure()
-            from ot_lens.study import run_study
+            from ot_lens import study
 
+            config = configure(study)
             quiet_libraries()
         try:
             with progress() as stage:
-                result = run_study(config, folder, stage=stage, **options)
+                result = study.run_study(config, folder, stage=stage, **options)
         except CannotWriteError as error:
             raise CannotWriteError(f"{error} {_stored(folder)}") from error
         print_result(result)
