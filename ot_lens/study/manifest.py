@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ot_lens.errors import RunFolderError
@@ -56,17 +56,12 @@ class _Method(BaseModel):
     dash: str = "dashdot"
     order: int = Field(1000, ge=0, le=10_000)
 
-    @field_validator("label", "formula", "source", "group")
-    @classmethod
-    def _plain(cls, text: str) -> str:
-        if CONTROL.search(text):
-            raise PydanticCustomError("control", "it contains a control character")
-        return text
-
     @model_validator(mode="after")
-    def _known_looks(self) -> "_Method":
+    def _can_be_shown(self) -> "_Method":
         from ot_lens.plots.style import DASHES, MARKERS
 
+        if any(map(CONTROL.search, (self.label, self.formula, self.source, self.group))):
+            raise PydanticCustomError("control", "it contains a control character")
         if self.marker not in MARKERS or self.dash not in DASHES:
             raise PydanticCustomError("look", "there is no such marker or dash")
         return self

@@ -1,6 +1,5 @@
 """The sweep's table: its schema, selections of its rows, effects, control bands and the verdict."""
 
-from ot_lens.tables.control_bands import control_bands as control_bands
 from ot_lens.tables.effects import best_singles as best_singles
 from ot_lens.tables.effects import effects as effects
 from ot_lens.tables.effects import most_effective_layer as most_effective_layer
@@ -38,5 +37,6 @@ from ot_lens.tables.selection import select as select
 from ot_lens.tables.selection import single_layers as single_layers
 from ot_lens.tables.selection import with_baseline as with_baseline
 from ot_lens.tables.verdict import OneDirection as OneDirection
+from ot_lens.tables.verdict import control_bands as control_bands
 from ot_lens.tables.verdict import one_direction as one_direction
 from ot_lens.tables.verdict import verdict as verdict
