@@ -73,8 +73,6 @@ def page(text):
 
 
 # ------------------------------------------------------------------ self-contained
-
-
 def test_nothing_is_loaded_from_anywhere(page, text):
     loading = [e for e in page.elements if e["tag"] in {"script", "img", "iframe", "source"} and "src" in e]
     assert loading == []
@@ -96,8 +94,6 @@ def test_eighty_layers_stay_under_ten_megabytes(tmp_path):
 
 
 # ------------------------------------------------------------------ escaped
-
-
 def test_hostile_strings_stay_text(tmp_path):
     sweep = SMALL["localization"].replace({"method": {"pca_ot": HOSTILE}})
     geometry = SMALL["geometry"].replace("auc_direction", HOSTILE)
@@ -122,8 +118,6 @@ def test_json_inside_a_script_comes_back_as_it_was():
 
 
 # ------------------------------------------------------------------ complete
-
-
 def test_findings_facts_and_reproduction_are_there(page, text):
     [findings] = page.all("ul", **{"class": "findings"})
     assert findings["text"] == "".join(SUMMARY)
@@ -188,8 +182,6 @@ def test_an_empty_run_and_one_of_unmeasured_values_still_give_a_page(tmp_path):
 
 
 # ------------------------------------------------------------------ the effect never without the cost
-
-
 def test_no_table_shows_refusal_without_correct_answers_and_harmless_cost():
     together = ["refusal_rate/harmful", "exact_answer_rate/harmful"]
     costs = {"exact_answer_rate/harmless", "kl/harmless"}
