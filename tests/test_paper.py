@@ -205,9 +205,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A judge that was never trained."""
     folder = tmp_path_factory.mktemp("judge") / "classifier"
     tokenizer = checkpoints.tokenizer("llama")
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32}
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
     labels = {"id2label": {0: "safe", 1: "harmful"}, "label2id": {"safe": 0, "harmful": 1}}
-    config = LlamaConfig(len(tokenizer), **shape, **labels, pad_token_id=0, initializer_range=0.5)
+    config = LlamaConfig(**size, **shape, **labels, initializer_range=0.5)
     checkpoints.random_weights(LlamaForSequenceClassification, config, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
