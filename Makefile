@@ -90,7 +90,7 @@ trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at fu
 mutation: $(VENV) ## mutate the mathematics and check that a test fails each time (half an hour)
 	@.venv/bin/python tests/mutation.py $(ARGS)
 
-bench: $(VENV) ## measure speed and memory
+bench: $(VENV) ## measure speed
 	@.venv/bin/python tests/benchmarks/bench.py $(ARGS)
 
 wheel-check: $(VENV) ## build the package, install it into an empty environment and run the demo there

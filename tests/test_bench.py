@@ -3,7 +3,7 @@ import json
 import torch
 
 from tests.benchmarks import bench, speed
-from tests.benchmarks.measure import cpu_ratio, faster, within
+from tests.benchmarks.measure import faster, within
 
 COLUMNS = ["name", "ours_s", "peer", "peer_s", "ratio", "bar", "meets", "sizes"]
 
@@ -19,20 +19,14 @@ def test_a_bar_is_a_ratio_and_a_right_answer():
 
 def test_rows_are_written_and_printed(tmp_path, monkeypatch, capsys):
     out = tmp_path / "runs" / "bench.json"
-    monkeypatch.setattr("sys.argv", ["bench.py", "--only", "identity", "--out", str(out)])
+    monkeypatch.setattr("sys.argv", ["bench.py", "--only", "applying", "--out", str(out)])
     bench.main()
     rows = json.loads(out.read_text())
     assert [list(row) for row in rows] == [COLUMNS]
     printed = capsys.readouterr().out
-    assert "applying the identity" in printed
+    assert "applying a rank-2 map" in printed
     assert f"{int(rows[0]['meets'])} of 1 bars met" in printed
     assert list(out.parent.iterdir()) == [out]
-
-
-def test_every_bar_has_a_bench():
-    names = {function.__name__ for function in bench.BENCHES}
-    assert names >= {"gaussian_ot", "distance", "pca_ot", "applying", "permutation_null", "peak_memory"}
-    assert names >= {"single_pass_sweep", "capture_speed", "generation_speed", "gpu_speed"}
 
 
 def test_the_gpu_bench_runs_at_a_tiny_shape_on_the_cpu():
@@ -47,13 +41,3 @@ def test_the_gpu_bench_says_that_it_was_not_run(monkeypatch, capsys):
     monkeypatch.setattr(speed.torch.cuda, "is_available", lambda: False)
     assert list(speed.gpu_speed()) == []
     assert capsys.readouterr().out.strip() == speed.NOT_RUN
-
-
-def test_paired_times_tell_twice_the_work():
-    work = torch.randn(300, 300)
-
-    def once(times: int = 20) -> None:
-        for _ in range(times):
-            work @ work
-
-    assert cpu_ratio(lambda: once(80), once, 5) > 1.5

@@ -86,28 +86,12 @@ def test_missing_and_unrelated_folders_are_named(tmp_path):
         read_refusal_direction_run(tmp_path)
 
 
-class Evil:
-    """A pickle that runs code; `weights_only` must refuse it."""
-
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-def test_a_truncated_tensor_file_is_named(tmp_path):
-    content = (PUBLISHED / "gemma-2b-it" / "direction.pt").read_bytes()
-    for length in (0, 100, 700_000, 1_475_000):
-        (tmp_path / "direction.pt").write_bytes(content[:length])
-        with pytest.raises(RunFolderError, match=r"direction\.pt is damaged"):
-            read_refusal_direction_run(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("direction.pt", torch.zeros(2, 3), r"\(2, 3\).* 1 axes"),
         ("direction.pt", {"r": torch.zeros(3)}, "dict"),
         ("direction.pt", torch.zeros(3, dtype=torch.long), "floating-point"),
-        ("direction.pt", Evil(), "damaged"),
         ("generate_directions/mean_diffs.pt", torch.zeros(3), "3 axes"),
         ("direction_metadata.json", "{", "not valid JSON"),
         ("direction_metadata.json", '{"pos": -1}', "layer: "),
@@ -116,7 +100,7 @@ def test_a_truncated_tensor_file_is_named(tmp_path):
         ("loss_evals/baseline_loss_eval.json", '{"pile": {"ce_loss": 1}}', r"pile\.perplexity: "),
     ],
 )
-def test_a_damaged_file_or_one_of_another_kind_is_named(tmp_path, name, content, message, capsys):
+def test_a_damaged_file_or_one_of_another_kind_is_named(tmp_path, name, content, message):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     if isinstance(content, str):
@@ -125,7 +109,6 @@ def test_a_damaged_file_or_one_of_another_kind_is_named(tmp_path, name, content,
         torch.save(content, path)
     with pytest.raises(RunFolderError, match=message):
         read_refusal_direction_run(tmp_path)
-    assert "executed" not in capsys.readouterr().out
 
 
 def test_files_of_two_runs_are_refused(tmp_path):

@@ -1,13 +1,9 @@
 """A store on disk: what it refuses, what it survives, and what reading it costs."""
 
 import json
-import pickle
-import random
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ from safetensors.torch import load, save
 import ot_lens as otl
 from ot_lens.activations import ActivationStore, CaptureSettings, capture_shard, plan_shards
 from ot_lens.activations import shards as shards_module
-from ot_lens.errors import ActivationError, OtLensError, RunFolderError
+from ot_lens.errors import ActivationError, RunFolderError
 from ot_lens.io import files
 from ot_lens.io.files import temporaries
 from ot_lens.prompts import Contrast
@@ -54,19 +50,6 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def shift(by: float) -> AffineMap:
     return AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), by, dtype=torch.float64))
-
-
-@contextmanager
-def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """A separate file system at a folder; skipped if this process may not mount one."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(folder)], check=False, stderr=-1)
-    if done.returncode:
-        pytest.skip(f"cannot mount a small file system here: {done.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 # --------------------------------------------------------------------------- the same numbers
@@ -125,22 +108,6 @@ def test_the_notebook_summary_escapes_its_values(model, prompts, tmp_path):
 
 
 # --------------------------------------------------------------------------- shards by themselves
-
-
-def test_shards_do_not_depend_on_one_another(model, prompts):
-    plan = plan_shards(model, prompts, CaptureSettings(positions=[-1, -2], batch_size=3))
-    again = pickle.loads(
-        pickle.dumps(plan_shards(model, prompts, CaptureSettings(positions=[-1, -2], batch_size=3)))
-    )
-    assert again.key == plan.key
-    assert again.shards == plan.shards
-    whole = otl.capture(model, prompts, positions=[-1, -2], batch_size=3)
-    for shard in random.Random(0).sample(again.shards, len(again.shards)):
-        values = capture_shard(model, prompts, again, shard)
-        assert torch.equal(values, whole.data[shard.label][:, list(shard.indices)])
-    for label, group in prompts:
-        held = [i for shard in plan.shards if shard.label == label for i in shard.indices]
-        assert sorted(held) == list(range(len(group)))
 
 
 def test_shards_written_in_any_order_leave_the_same_bytes(model, prompts, tmp_path):
@@ -208,36 +175,30 @@ def test_altered_bytes_of_a_shard_are_detected(model, tmp_path, computed):
         assert contents(tmp_path / "a") == whole
 
 
-def _hostile(index: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    shard = index["shards"]["harmful-00000"]
-    others = {name: entry for name, entry in index["shards"].items() if name != "harmful-00000"}
-    yield "damaged", {**index, "shards": {**others, "../../harmful-00000": shard}}
-    yield "damaged", {**index, "shards": {}}
-    yield "damaged", {**index, "shards": {**others, "harmful-00000": {**shard, "indices": [0, "1"]}}}
-    yield "every harmful prompt once", {
-        **index, "shards": {**others, "harmful-00000": {**shard, "indices": [10**15]}},
-    }  # fmt: skip
-    yield "schema", {**index, "schema_version": 1}
-    yield "damaged", []
-    yield "no valid layers", {**index, "key": {}}
-    yield "no valid d_model", {**index, "key": {**index["key"], "d_model": "wide"}}
-    yield "altered", {**index, "key": {**index["key"], "d_model": 10**15}}
+OTHER = {"label": "harmful", "indices": [10**15]}
 
 
-def test_a_hostile_index_is_named_and_reads_nothing_else(model, prompts, tmp_path):
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("schema", {"schema_version": 1}),
+        ("damaged", {"shards": {}}),
+        ("no valid layers", {"key": {}}),
+        (
+            "every harmful prompt once",
+            {"shards": {"harmful-00000": {"label": "harmful", "indices": [10**15]}}},
+        ),
+    ],
+)
+def test_a_hostile_index_is_named_and_changes_no_file(model, prompts, tmp_path, message, change):
     otl.capture(model, prompts, store=tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
-    sums = (tmp_path / "shards.sha256").read_text()
-    for message, content in _hostile(index):
-        (tmp_path / "index.json").write_text(json.dumps(content))
-        with pytest.raises(RunFolderError, match=message):
-            otl.load_activations(tmp_path)
-    (tmp_path / "index.json").write_text("[" * 100_000)
-    with pytest.raises(OtLensError):
+    change = {**change, "shards": index["shards"] | change["shards"]} if change.get("shards") else change
+    (tmp_path / "index.json").write_text(json.dumps(index | change))
+    before = contents(tmp_path)
+    with pytest.raises(RunFolderError, match=message):
         otl.load_activations(tmp_path)
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    assert (tmp_path / "shards.sha256").read_text() == sums
-    assert otl.load_activations(tmp_path).n_harmful == 9
+    assert contents(tmp_path) == before
 
 
 def test_a_shard_of_another_dtype_is_refused(model, prompts, tmp_path):
@@ -334,37 +295,6 @@ def test_two_processes_on_one_store_are_refused_until_one_is_gone(model, prompts
 
 
 # --------------------------------------------------------------------------- disks
-
-
-def test_a_full_disk_is_one_error_and_resumes_when_there_is_room(model, tmp_path, computed):
-    prompts = checkpoints.contrast(40)
-    otl.capture(model, prompts, batch_size=4, store=tmp_path / "whole")
-    with mounted(tmp_path / "disk", "-o", "size=64k"):
-        store = tmp_path / "disk" / "store"
-        with pytest.raises(RunFolderError, match=r"Cannot write .*No space left on device"):
-            otl.capture(model, prompts, batch_size=4, store=store)
-        done = len(list(store.glob("*.safetensors")))
-        assert done > 2
-        subprocess.run(
-            ["mount", "-o", "remount,size=4m", str(tmp_path / "disk")], check=True, capture_output=True
-        )
-        computed.clear()
-        otl.capture(model, prompts, batch_size=4, store=store)
-        assert len(computed) <= len(list(store.glob("*.safetensors"))) - done + 1
-        assert contents(store) == contents(tmp_path / "whole")
-
-
-def test_a_read_only_folder_is_one_error_and_can_still_be_read(model, prompts, tmp_path):
-    with mounted(tmp_path / "disk"):
-        store = tmp_path / "disk" / "store"
-        otl.capture(model, prompts, store=store)
-        before = contents(store)
-        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True, capture_output=True)
-        for place in (store, tmp_path / "disk" / "new"):
-            with pytest.raises(RunFolderError, match=f"Cannot write {place}: Read-only file system"):
-                otl.capture(model, prompts, store=place)
-        assert otl.load_activations(store).harmful(1).shape == (9, D)
-        assert contents(store) == before
 
 
 def test_files_that_may_not_grow_are_one_error(model, prompts, tmp_path):

@@ -1,4 +1,4 @@
-"""Speed and memory, each as a ratio measured in one run; prints a table and writes runs/bench.json.
+"""Speed, each as a ratio measured in one run; prints a table and writes runs/bench.json.
 
 `make bench`, or `python tests/benchmarks/bench.py [--only WORD] [--out FILE]`.
 """
@@ -14,10 +14,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import memory, speed, transport  # noqa: E402
+from tests.benchmarks import speed, transport  # noqa: E402
 from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHES = [*transport.BENCHES, *speed.BENCHES, *memory.BENCHES]
+BENCHES = [*transport.BENCHES, *speed.BENCHES]
 
 
 def main() -> None:

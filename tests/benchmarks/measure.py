@@ -1,7 +1,6 @@
 """One row of the bench: ours against a peer or a floor, both timed in this run."""
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,25 +62,7 @@ def seconds(run: Callable[[], Any], repeats: int = 3, warm: bool = True) -> floa
 
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
     """Best wall-clock times of two things run in turn, so that what else the machine does hits both."""
-    mine, other = _in_turn(time.perf_counter, ours, theirs, repeats)
-    return min(mine), min(other)
-
-
-def cpu_ratio(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 5) -> float:
-    """Ratio of the median CPU times of all threads, steadier than the clock's on a shared machine."""
-    mine, other = _in_turn(time.process_time, ours, theirs, repeats)
-    return statistics.median(mine) / statistics.median(other)
-
-
-def _in_turn(
-    clock: Callable[[], float], ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int
-) -> tuple[list[float], list[float]]:
     ours()
     theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
-        for which in (0, 1) if turn % 2 else (1, 0):
-            start = clock()
-            (ours, theirs)[which]()
-            times[which].append(clock() - start)
-    return times
+    turns = [(seconds(ours, 1, warm=False), seconds(theirs, 1, warm=False)) for _ in range(repeats)]
+    return min(mine for mine, _ in turns), min(other for _, other in turns)

@@ -1,7 +1,6 @@
 """Fits, distances and nulls against POT and scikit-learn, how they grow, and the cost of applying a map."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import ot
 import torch
@@ -10,13 +9,12 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ot_lens.gaussian import Gaussian, bures_wasserstein
-from ot_lens.geometry import diagnose, direction_cosines, spectra
 from ot_lens.geometry.distances import wasserstein
 from ot_lens.geometry.resampled_moments import PooledGram
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import layer_batches
 from ot_lens.statistics.resampling import observed, relabellings
-from ot_lens.transport import AffineMap, fit_all, fit_gaussian_ot, fit_leace, fit_pca_ot
+from ot_lens.transport import fit_all, fit_gaussian_ot, fit_leace, fit_pca_ot
 from tests.benchmarks.measure import Row, faster, seconds, within
 from tests.generators.gaussians import Layers
 
@@ -120,13 +118,6 @@ def applying() -> Iterator[Row]:
     yield within("applying a rank-2 map", ours, "its two products", floor, 1.5, x="[64, 128, 4096] float32")
 
 
-def identity() -> Iterator[Row]:
-    x = torch.randn(64, 128, D)
-    T = AffineMap.identity(D)
-    ours, copy = seconds(lambda: T.map(x), 5), seconds(x.clone, 5)
-    yield within("applying the identity", ours, "one copy", copy, 0.1, x="[64, 128, 4096] float32")
-
-
 def permutation_null() -> Iterator[Row]:
     """The W2 parts of every layer, from the activations to the last relabelling."""
     acts = samples(LAYERS)
@@ -147,21 +138,4 @@ def permutation_null() -> Iterator[Row]:
     yield within("permutation null of the W2 parts", ours, "a minute", 60.0, 1, **sizes)
 
 
-def growth() -> Iterator[Row]:
-    few = {"permutations": 20, "bootstrap": 20}
-    tables: dict[str, Callable[[Layers], object]] = {
-        "diagnose": partial(diagnose, **few),
-        "spectra": partial(spectra, bootstrap=20),
-        "direction_cosines": partial(direction_cosines, permutations=200, bootstrap=200),
-    }
-    for name, table in tables.items():
-        base = seconds(partial(table, samples(8, 4096)), 5)
-        for varied, size in (("d", (8, 8192)), ("layers", (16, 4096))):
-            # Cosines of all pairs of layers are a table that itself grows with the square of the layers.
-            if (varied, name) != ("layers", "direction_cosines"):
-                doubled = seconds(partial(table, samples(*size)), 5)
-                sizes = {"layers, d": f"(8, 4096) -> {size}", "n": f"{N} + {N}"}
-                yield within(f"{name}, {varied} doubled", doubled, f"half the {varied}", base, 2.2, **sizes)
-
-
-BENCHES = (gaussian_ot, distance, pca_ot, leace, applying, identity, permutation_null, growth)
+BENCHES = (gaussian_ot, distance, pca_ot, leace, applying, permutation_null)

@@ -135,7 +135,7 @@ class Study:
     def times(self) -> Counter[str]:
         """How often each shard, candidate and other computation was begun."""
         return Counter(
-            " ".join(words) for words in self.noted if words[0] not in ("stage", "signal", "change")
+            " ".join(words) for words in self.noted if words[0] not in ("stage", "signal", "change", "below")
         )
 
     def remove(self) -> None:

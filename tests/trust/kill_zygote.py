@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from ot_lens.plots import gallery
 from ot_lens.report import figures as report_figures
 from ot_lens.study import diagnostics
 from ot_lens.study import run as study_run
-from tests.processes import alive_after, descendants, workers
+from tests.processes import alive_after, descendants
 from tests.trust import kill_counting
 from tests.trust.kill_counting import note
 
@@ -66,63 +67,25 @@ def fork(request: dict[str, Any]) -> dict[str, Any]:
         request: argv, or code to execute instead; log and stderr, files; watch, a folder. How the run is
             disturbed: `signal` (a number) with `stage` and either `access` (the n-th change of files under
             `watch` in that stage) or `delay` (seconds after its beginning); `group` (also to its children),
-            `again` (seconds to a second signal), `worker` (instead to a worker of Ray below this process).
+            `again` (seconds to a second signal).
             `limit` (bytes of the largest file), `powerless` (give up root's right to write everywhere).
     """
     if "ray" in request["argv"]:
         os.environ.update(LOCAL_SETTINGS)  # which Ray reads when it is imported
         importlib.import_module("ray")
-    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        _child(request, writer)
-    os.close(writer)
-    sent, below = None, set[int]()
-    if request.get("signal") and "delay" in request:
-        sent, below = _disturb(child, reader, request)
-    ended = _wait(child)
-    left = time.monotonic()
-    os.close(reader)
+        _child(request)
+    ended, left = _wait(child), time.monotonic()
     lines = Path(request["log"]).read_text().splitlines() if Path(request["log"]).exists() else []
-    last = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("signal ", "stage "))}
-    sent = float(last.get("signal", sent or "nan")) if sent or "signal" in last else None
+    last = {line.split()[0]: line.split()[1:] for line in lines}
     return {
         "status": ended,
-        "stage": last.get("stage", "start"),
-        "took": None if sent is None else left - sent,
-        "sent": sent is not None,
-        "orphans": alive_after(below, 60.0),
+        "stage": last.get("stage", ["start"])[0],
+        "took": left - float(last["signal"][0]) if "signal" in last else None,
+        "orphans": alive_after(set(map(int, last.get("below", []))), 60.0),
         "stderr": Path(request["stderr"]).read_text(),
     }
-
-
-def _disturb(child: int, reader: int, request: dict[str, Any]) -> tuple[float | None, set[int]]:
-    """Send the signal a while after the stage began; its time (None if the run had ended), the children."""
-    heard = b""
-    wanted = f"stage {request['stage']}\n".encode()
-    while wanted not in heard:
-        piece = os.read(reader, 4096) if select.select([reader], [], [], PATIENCE)[0] else b""
-        if not piece:
-            return None, set()
-        heard += piece
-    time.sleep(request["delay"])
-    below = descendants(child)
-    sent = time.monotonic()
-    for pause in (0.0, *([request["again"]] if "again" in request else [])):
-        time.sleep(pause)
-        if not _send(child, request) and not pause:
-            return None, below
-    return sent, below
-
-
-def _send(child: int, request: dict[str, Any]) -> bool:
-    """Whether the signal could be sent."""
-    whom = max(workers(request["worker"]), default=None) if "worker" in request else child
-    if whom is None or Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-        return False
-    (os.killpg if request.get("group") else os.kill)(whom, request["signal"])
-    return True
 
 
 def _wait(child: int) -> int:
@@ -134,7 +97,7 @@ def _wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _child(request: dict[str, Any], writer: int) -> None:
+def _child(request: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
@@ -142,7 +105,7 @@ def _child(request: dict[str, Any], writer: int) -> None:
         for number, name in ((0, os.devnull), (1, os.devnull), (2, request["stderr"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         _restrict(request)
-        _instrument(request, writer)
+        _instrument(request)
         sys.argv = ["ot-lens", *request["argv"]]
         code = _exit_code(partial(exec, request["code"], {}) if "code" in request else cli.main)
     finally:
@@ -163,7 +126,7 @@ def _exit_code(function: Callable[[], None]) -> int:
     return 0
 
 
-def _instrument(request: dict[str, Any], writer: int) -> None:
+def _instrument(request: dict[str, Any]) -> None:
     """Note stages and computations, leave out most figures, watch the folder."""
     log = request["log"]
     seen = {"stage": "start", "changes": 0}
@@ -171,7 +134,8 @@ def _instrument(request: dict[str, Any], writer: int) -> None:
     def begin(stage: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         seen.update(stage=stage)
         note(log, f"stage {stage} {time.monotonic()}")
-        os.write(writer, f"stage {stage}\n".encode())
+        if stage == request.get("stage") and "delay" in request:
+            threading.Timer(request["delay"], _send, [request]).start()
         return function(*arguments, **options)
 
     for stage, name in STAGES.items():
@@ -201,8 +165,17 @@ def _look(request: dict[str, Any], seen: dict[str, Any], event: str, given: tupl
     elif seen["stage"] == request["stage"]:
         seen["changes"] += 1
         if seen["changes"] == request["access"]:
-            note(request["log"], f"signal {time.monotonic()}")
-            os.kill(os.getpid(), request["signal"])
+            _send(request)
+
+
+def _send(request: dict[str, Any]) -> None:
+    """Send the signal to this process, or to its group; again a while later, where asked."""
+    note(request["log"], " ".join(["below", *map(str, descendants(os.getpid()))]))
+    note(request["log"], f"signal {time.monotonic()}")
+    send = os.killpg if request.get("group") else os.kill
+    if "again" in request:
+        threading.Timer(request["again"], send, [os.getpid(), request["signal"]]).start()
+    send(os.getpid(), request["signal"])
 
 
 def _restrict(request: dict[str, Any]) -> None:

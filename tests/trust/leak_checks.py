@@ -20,12 +20,8 @@ from ot_lens.transport import AffineMap
 # The tables of hooks that PyTorch gives every module, and the attributes of a tokenizer that a reader sets.
 HOOK_TABLES = tuple(name for name in vars(nn.Module()) if "hooks" in name)
 TOKENIZER = (
-    "padding_side",
-    "truncation_side",
-    "pad_token_id",
-    "eos_token_id",
-    "bos_token_id",
-    "chat_template",
+    *("padding_side", "truncation_side", "chat_template"),
+    *("pad_token_id", "eos_token_id", "bos_token_id"),
 )
 PLAIN = (bool, int, float, str, type(None))
 

@@ -90,14 +90,14 @@ ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def cluster(full_size: bool) -> Iterator[tuple[str, int]]:
-    """Address and process of a cluster that outlives its drivers."""
+def cluster(full_size: bool) -> Iterator[str]:
+    """The address of a cluster that outlives its drivers."""
     if not full_size:
         pytest.skip("starts a cluster: run with --full (tests/test_execution.py kills workers in the suite)")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     held = subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes, cwd=ROOT, env={**os.environ, **ALONE})
     assert held.stdout is not None
-    yield held.stdout.readline().strip(), held.pid
+    yield held.stdout.readline().strip()
     held.communicate(timeout=60)
 
 
@@ -317,14 +317,9 @@ def check_kept(before: dict[str, bytes], study: Study) -> None:
 
 
 def sizes_of_disks(whole: Whole, count: int) -> list[int]:
-    """Sizes in bytes at which a disk is full in the middle of each part of a run, ascending."""
-    order = ("manifest.json", "activations", "maps", "completions", "tables", "figures", "report.html")
-    sizes = [
-        sum(-(-len(c) // 4096) * 4096 + 4096 for name, c in whole.contents.items() if name.startswith(part))
-        for part in order
-    ]
-    found = [sum(sizes[:i]) + max(4096, int(size * 0.4)) for i, size in enumerate(sizes)]
-    return found if count >= len(found) else [found[i] for i in range(1, len(found), -(-len(found) // count))]
+    """Sizes in bytes at which a disk is full after a share of a run, ascending."""
+    total = sum(-(-len(content) // 4096) * 4096 + 4096 for content in whole.contents.values())
+    return [max(4096, total * i // (count + 1)) for i in range(1, count + 1)]
 
 
 @contextmanager
@@ -399,48 +394,16 @@ def only_readable(folder: Path) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------------- on a cluster
 
-# What is killed in each run: the driver in a stage, or the worker in the sweep, which its driver survives.
-ON_A_CLUSTER = (
-    ("sweep", "worker"),
-    ("capture", "fit", "sweep", "worker"),
-    ("load", "filter", "capture", "fit", "worker"),
-    ("sweep", "geometry", "draw"),
-)
 
-
-def test_drivers_and_workers_that_are_killed_on_a_cluster_leave_no_trace(
-    zygote, config, whole, cluster, tmp_path, record_property
-):
-    chance = random.Random(2)
-    total: Counter[str] = Counter()
-    for stages in ON_A_CLUSTER:
-        study = Study(zygote, config, tmp_path / "run", ("--executor", "ray", "--address", cluster[0]))
-        hits: Counter[str] = Counter()
-        for stage in stages:
-            if stage == "worker":
-                ended = study.go(signal=signal.SIGKILL, stage="sweep", delay=0.1, worker=cluster[1])
-                assert (ended["status"], ended["sent"]) == (0, True), ended["stderr"]
-                hits["sweep"] += 1
-            else:
-                assert kill(study, whole.early(chance, stage), hits)
-        study.finish()
-        check_repeated(study, whole, hits, cluster=True)
-        check_whole(study, whole, NAMING_EXECUTORS)
-        total += hits
-        study.remove()
-    record_property("kills", dict(total))
-    assert total.total() >= 12
-
-
-def test_an_interruption_on_a_cluster_ends_as_soon(zygote, config, whole, cluster, tmp_path, record_property):
-    chance = random.Random(3)
-    study = Study(zygote, config, tmp_path / "run", ("--executor", "ray", "--address", cluster[0]))
-    took = [interrupted(study, whole.early(chance, stage), n) for n, stage, _ in INTERRUPTIONS[:4]]
-    study.executor = ()  # the rest is done here
+def test_a_driver_that_is_killed_on_a_cluster_leaves_no_trace(zygote, config, whole, cluster, tmp_path):
+    """Killed workers, which their driver survives: tests/test_execution.py."""
+    chance, hits = random.Random(2), Counter()
+    study = Study(zygote, config, tmp_path / "run", ("--executor", "ray", "--address", cluster))
+    for stage in STAGES:
+        assert kill(study, whole.early(chance, stage), hits)
     study.finish()
+    check_repeated(study, whole, hits, cluster=True)
     check_whole(study, whole, NAMING_EXECUTORS)
-    record_property("seconds_to_end", {"median": statistics.median(took), "max": max(took)})
-    assert max(took) < 2
 
 
 def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, full_size, record_property):

@@ -1,8 +1,5 @@
 """Any order of use, and interrupts at any moment: between two hooks, at the edges of a block."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +11,16 @@ import ot_lens as otl
 from ot_lens.models import backend, evaluating, prompt_width
 from ot_lens.single_pass import next_token_sweep
 from tests import checkpoints
-from tests.trust.interrupt_campaign import with_users_hook
-from tests.trust.leak_checks import EDITS, interrupted_everywhere, leaked, light_look, only_look, random_map
+from tests.trust.leak_checks import (
+    EDITS,
+    PROMPTS,
+    evaluated,
+    interrupted_everywhere,
+    leaked,
+    light_look,
+    only_look,
+    random_map,
+)
 from tests.trust.leak_machine import any_order
 
 # Code that runs when a block is entered or left; signals elsewhere fall inside the block.
@@ -39,7 +44,12 @@ def test_any_order_of_use_leaves_nothing(llama_folder, hooks, full_size, record_
 
 @pytest.fixture(scope="module", params=["residual", "full"])
 def model(request: pytest.FixtureRequest, llama_folder: Path):
-    return with_users_hook(str(llama_folder), request.param)
+    """A model in training mode, with a hook of the user."""
+    model = otl.load_model(llama_folder, hooks=request.param)
+    backend(model).hook_point(1, "resid_pre").add_hook(only_look)
+    model.train()
+    evaluated(model, checkpoints.one_batch(model, PROMPTS))
+    return model
 
 
 def _blocks(model: Any) -> None:
@@ -103,21 +113,3 @@ def test_capture_and_single_pass_leave_nothing_at_any_interrupt(llama_folder, fu
         _, lost, held = interrupted_everywhere(task, light_look(model), files, 1 if full_size else 23)
         assert lost == {}
         assert held <= {"call reversible.py __exit__"}
-
-
-def test_interrupts_at_random_moments_leave_nothing(llama_folder, full_size, record_property):
-    """Real signals from a system timer, at random moments of a use of the model."""
-    rounds = 5_000 if full_size else 60
-    command = [sys.executable, "-m", "tests.trust.interrupt_campaign", str(llama_folder)]
-    done = subprocess.run(
-        [*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=1800, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(outcomes) == 2
-    for outcome in outcomes:
-        for name in ("signals", "dropped_by_finalizers"):
-            record_property(name, outcome[name])
-        assert outcome["lost"] == []
-        assert outcome["differs_at_the_end"] == []
-        assert outcome["signals"] > rounds / 4
