@@ -317,9 +317,14 @@ def check_kept(before: dict[str, bytes], study: Study) -> None:
 
 
 def sizes_of_disks(whole: Whole, count: int) -> list[int]:
-    """Sizes in bytes at which a disk is full after a share of a run, ascending."""
-    total = sum(-(-len(content) // 4096) * 4096 + 4096 for content in whole.contents.values())
-    return [max(4096, total * i // (count + 1)) for i in range(1, count + 1)]
+    """Sizes in bytes at which a disk is full in the middle of each part of a run, ascending."""
+    order = ("manifest.json", "activations", "maps", "completions", "tables", "figures", "report.html")
+    sizes = [
+        sum(-(-len(c) // 4096) * 4096 + 4096 for name, c in whole.contents.items() if name.startswith(part))
+        for part in order
+    ]
+    found = [sum(sizes[:i]) + max(4096, int(size * 0.4)) for i, size in enumerate(sizes)]
+    return found if count >= len(found) else [found[i] for i in range(1, len(found), -(-len(found) // count))]
 
 
 @contextmanager
