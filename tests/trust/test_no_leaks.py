@@ -469,36 +469,38 @@ def test_compiled_models_are_edited_inside_and_only_there(
             inner.compile(backend=engine)
         else:
             inner.forward = torch.compile(inner.forward, backend=engine)
-        if not inside_first:
-            with evaluating(backend(model).model):
-                _forward(model, checkpoints.one_batch(model, PROMPTS))
-        refused += sum(_is_refused(model, twin, scope, may_be=in_place) for scope in TOKEN_SCOPES)
+        refused += _check_compiled(model, twin, inside_first, may_refuse=in_place)
     record_property("refused", refused)
 
 
-def _is_refused(model: Any, twin: Any, tokens: str, may_be: bool) -> bool:
-    """Whether an edit is refused; else it must give the logits of a model that is not compiled."""
-    batch, edits = checkpoints.one_batch(model, PROMPTS), {1: random_map(len(tokens))}
-    with evaluating(backend(model).model), evaluating(backend(twin).model):
-        plain = _forward(twin, batch)
-        with otl.intervene(twin, edits, tokens):
-            expected = _forward(twin, batch)
-        try:
-            with otl.intervene(model, edits, tokens):
-                edited = _forward(model, batch)
-        except HookError as error:
-            if not may_be or "compiled before" not in str(error):
-                raise
-            edited = None
-        else:
-            torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
-        assert torch.allclose(expected, plain, atol=1e-2) == (tokens == "generated")
-        torch.testing.assert_close(_forward(model, batch), plain, rtol=1e-3, atol=1e-3)
-    return edited is None
-
-
-def _forward(model: Any, batch: Any) -> torch.Tensor:
-    """Logits of two calls of one shape, whose prompts end at different positions."""
+def _check_compiled(model: Any, twin: Any, inside_first: bool, may_refuse: bool) -> int:
+    """Compared with a model that is not compiled, on prompts of one shape that end at different positions."""
+    served, reference = backend(model), backend(twin)
+    batch = checkpoints.one_batch(model, PROMPTS)
     inputs = [(batch.tokens, batch.mask), (batch.tokens.flip(1), batch.mask.flip(1))]
-    call = partial(backend(model).hf_model, use_cache=False)
-    return torch.stack([call(input_ids=tokens, attention_mask=mask).logits for tokens, mask in inputs])
+    scopes = ("all", "all", "last", "prompt", "generated", "last")
+    cases = [({}, "all"), *(({1: random_map(seed)}, tokens) for seed, tokens in enumerate(scopes))]
+    refused = 0
+    with evaluating(served.model), evaluating(reference.model):
+        plain = [_forward(reference, *one) for one in inputs]
+        for edits, tokens in cases[inside_first:]:
+            with otl.intervene(twin, edits, tokens):
+                expected = [_forward(reference, *one) for one in inputs]
+            try:
+                with otl.intervene(model, edits, tokens):
+                    edited = [_forward(served, *one) for one in inputs]
+            except HookError as error:
+                if not may_refuse or "compiled before" not in str(error):
+                    raise
+                refused += 1
+            else:
+                torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
+                is_edited = not torch.allclose(edited[0], plain[0], atol=1e-2)
+                assert is_edited == (bool(edits) and tokens != "generated")
+            after = [_forward(served, *one) for one in inputs]
+            torch.testing.assert_close(after, plain, rtol=1e-3, atol=1e-3)
+    return refused
+
+
+def _forward(served: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return served.hf_model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
