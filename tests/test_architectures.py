@@ -1,112 +1,215 @@
-"""Model families: hook points where the branches join the stream, and one module that knows the families."""
+"""What a family of models may do to the numbers: misplaced hook points, engines, settings of a checkpoint."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-)
+from transformers import GenerationConfig
 
 import ot_lens as otl
-from ot_lens.errors import ModelError
-from ot_lens.models import architectures
-from ot_lens.single_pass import next_token_sweep, why_not_replayed
+from ot_lens.errors import HookError, ModelError, PromptError
+from ot_lens.models import architectures, backend
+from ot_lens.single_pass import hugging_face, next_token_sweep, why_not_replayed
 from ot_lens.transport import AffineMap
-from tests import checkpoints
+from tests import checkpoints, decoders
+from tests.decoders import PROMPTS, WIDTH
 
-PROMPTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9"]
-WORDS = len(checkpoints.SPECIAL) + len(checkpoints.WORDS)
-SHAPE = {
-    "vocab_size": WORDS,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GRANITE = {"residual_multiplier": 0.3, "embedding_multiplier": 2.0, "logits_scaling": 4.0}
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
-    "olmo2": (Olmo2ForCausalLM, Olmo2Config(**SHAPE)),  # a norm after each branch, none before
-    "granite": (GraniteForCausalLM, GraniteConfig(**SHAPE, **GRANITE)),  # scaled branches
-    "cohere": (CohereForCausalLM, CohereConfig(**SHAPE)),  # parallel branches, scaled logits
-    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=3, n_head=4, pad_token_id=0)),
-}
+SHIFT = AffineMap(torch.zeros(WIDTH, 0), torch.zeros(WIDTH, 0), torch.full((WIDTH,), 0.5))
 
 
-def load(name: str):
-    model = checkpoints.random_weights(*FAMILIES[name], 0)
-    return otl.load_model(model, tokenizer=checkpoints.tokenizer("llama"))
+@pytest.fixture
+def load(tmp_path: Path):
+    return lambda family, hooks="residual": decoders.load(family, tmp_path / family, hooks)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+# ------------------------------------------------------------------------------ hook points and the stream
 
 
-@pytest.fixture(scope="module")
-def model(name: str):
-    return load(name)
+@pytest.mark.parametrize("family", ["llama", "olmo2", "granite", "falcon_h1", "llama4_text"])
+def test_an_edit_of_a_branch_reaches_the_stream_as_it_is(family, load):
+    model = load(family)
+    for hook in ("attn_out", "mlp_out"):
+        options = {"hook": "resid_post" if hook == "mlp_out" else "resid_mid", "layers": [1]}
+        plain = otl.capture(model, checkpoints.contrast(2), **options)
+        edited = otl.capture(model, checkpoints.contrast(2), edits={(1, hook): SHIFT}, **options)
+        torch.testing.assert_close(edited.harmful(1), plain.harmful(1) + 0.5, rtol=1e-4, atol=1e-4)
 
 
-def test_the_branches_add_up_to_the_stream(name, model):
-    hooks = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
-    if name != "cohere":  # nothing reads the stream between parallel branches
-        hooks.append("resid_mid")
-    acts = {h: otl.capture(model, checkpoints.contrast(2), hook=h).stacked("harmful") for h in hooks}
-    middle = acts["resid_pre"] + acts["attn_out"]
-    torch.testing.assert_close(middle + acts["mlp_out"], acts["resid_post"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(middle, acts.get("resid_mid", middle), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("family", ["olmo2", "glm4", "granite"])
+def test_a_branch_that_is_not_what_is_added_is_refused(family, load, monkeypatch):
+    """As if Llama's names applied to every family that has them."""
+    llama = architectures.Branches(("self_attn",), ("mlp",), "post_attention_layernorm")
+    monkeypatch.setattr(architectures, "BRANCHES", (llama,))
+    monkeypatch.setattr(architectures, "EVERY_SCALE", "")
+    model, prompts = load(family), checkpoints.contrast(2)
+    with pytest.raises(HookError, match="misses"):
+        otl.capture(model, prompts, hook="attn_out")
+    with pytest.raises(HookError, match="resid_pre or resid_post"):
+        otl.intervene(model, otl.everywhere(SHIFT, range(3)))
+    assert otl.capture(model, prompts, hook="resid_post").n_harmful == 2
 
 
-def test_an_edit_of_a_branch_reaches_the_stream_as_it_is(model):
-    shift = AffineMap(torch.zeros(32, 0), torch.zeros(32, 0), torch.full((32,), 0.5))
-    options = {"hook": "resid_post", "layers": [1]}
-    plain = otl.capture(model, checkpoints.contrast(2), **options)
-    edited = otl.capture(model, checkpoints.contrast(2), edits={(1, "mlp_out"): shift}, **options)
-    torch.testing.assert_close(edited.harmful(1), plain.harmful(1) + 0.5, rtol=1e-4, atol=1e-4)
+def test_a_third_branch_that_a_bridge_does_not_show_is_refused(load):
+    bridge = load("falcon_h1", "full")
+    with pytest.raises(HookError, match=r"attn_out of layer 0 .*hooks='residual'"):
+        otl.intervene(bridge, otl.everywhere(SHIFT, range(3)))
+    assert otl.capture(bridge, checkpoints.contrast(2), hook="mlp_out").n_harmful == 2
 
 
-@pytest.mark.parametrize("tokens", ["last", "all"])
-def test_the_single_pass_gives_the_logits_of_hooks_or_a_reason(name, model, tokens):
-    if name == "gpt2":
-        assert "by position" in (why_not_replayed(model, PROMPTS, tokens=tokens) or "")
-        return
-    generator = torch.Generator().manual_seed(0)
-    U, V = (torch.randn(32, 2, generator=generator) / 4 for _ in range(2))
-    edits = {1: AffineMap(U, V, torch.ones(32))}
-    swept = next_token_sweep(model, PROMPTS, [edits], lambda rows, _: rows.log_softmax(-1), tokens=tokens)[0]
-    with otl.intervene(model, edits, tokens):
-        expected = otl.next_token_logprobs(model, PROMPTS)
-    torch.testing.assert_close(swept, expected, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize(
+    ("family", "hooks"), [("cohere", "residual"), ("phi", "residual"), ("cohere", "full")]
+)
+def test_parallel_branches_have_no_stream_between_them(family, hooks, load):
+    model = load(family, hooks)
+    with pytest.raises(HookError, match="resid_mid"):
+        otl.capture(model, checkpoints.contrast(2), hook="resid_mid")
+    assert otl.capture(model, checkpoints.contrast(2), hook="mlp_out").n_harmful == 2
 
 
-def test_a_family_is_known_from_the_tables_of_one_module(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(architectures, "FINAL_NORMS", ())
-        assert "final norm" in (why_not_replayed(load("llama"), PROMPTS) or "")
-        patch.setattr(architectures, "BRANCHES", ())
-        with pytest.raises(ModelError, match="LlamaDecoderLayer"):
-            load("llama")
-        patch.setattr(architectures, "LAYERS", ())
-        with pytest.raises(ModelError, match="LlamaForCausalLM"):
-            load("llama")
-    assert why_not_replayed(load("llama"), PROMPTS) is None
+@pytest.mark.parametrize("family", ["gemma3n_text", "deepseek_v4"])
+def test_layers_that_hand_on_more_than_one_stream_are_refused_at_load(family, load):
+    with pytest.raises(ModelError, match=r"residual stream.*docs/models\.md"):
+        load(family)
+
+
+def test_a_model_that_fails_on_a_short_sequence_is_refused_at_load(monkeypatch):
+    model = checkpoints.model("llama")
+    monkeypatch.setattr(model.model.layers[1], "forward", lambda *_, **__: {}["state"])
+    with pytest.raises(ModelError, match="KeyError"):
+        otl.load_model(model, tokenizer=checkpoints.tokenizer("llama"))
+
+
+def test_prompts_share_a_batch_only_where_padding_changes_nothing(load, mixed_lengths):
+    """RecurrentGemma ignores the mask: a padded prompt would be another one."""
+    model = load("recurrent_gemma")
+    assert not backend(model).pads
+    alone = torch.cat([otl.next_token_logprobs(model, [prompt]) for prompt in PROMPTS])
+    torch.testing.assert_close(otl.next_token_logprobs(model, PROMPTS), alone, rtol=1e-4, atol=1e-4)
+    assert backend(load("llama")).pads
+
+
+# ---------------------------------------------------------------------------------------- the single pass
+
+
+def sweep(model, **options):
+    prompts = checkpoints.contrast_set(6)
+    return otl.localize(model, prompts, ["mean_shift"], measures=["refusal_score"], tokens="last", **options)
+
+
+def test_experts_are_swept_in_a_single_pass(load):
+    model = load("qwen3_moe")
+    table, hooks = sweep(model), sweep(model, engine="hooks")
+    assert set(table["engine"].dropna()) == {"single_pass", "hooks"} - {"hooks"} | set(
+        table["engine"].dropna()
+    )
+    assert "single_pass" in set(table["engine"])
+    torch.testing.assert_close(
+        torch.tensor(table["value"].to_numpy()), torch.tensor(hooks["value"].to_numpy()), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_linear_attention_falls_back_with_a_note(hooks, load):
+    table = sweep(load("qwen3_next", hooks))
+    assert "single_pass" not in set(table["engine"])
+    assert table["note"].str.contains("plain hooks").any()
+
+
+def test_an_error_after_the_check_falls_back_too(load, monkeypatch):
+    """A block that fails on some number of rows only, as kernels of experts do."""
+    model, block = load("llama"), hugging_face.HuggingFaceRecord.block
+
+    def fragile(record, layer, rows):
+        if len(rows) > 2:
+            raise IndexError("three rows")
+        return block(record, layer, rows)
+
+    expected = sweep(model, engine="hooks")
+    monkeypatch.setattr(hugging_face.HuggingFaceRecord, "block", fragile)
+    table = sweep(model)
+    assert table["note"].str.contains("three rows").any()
+    torch.testing.assert_close(
+        torch.tensor(table["value"].to_numpy()), torch.tensor(expected["value"].to_numpy())
+    )
+    with pytest.raises(HookError, match="three rows"):
+        sweep(model, engine="single_pass")
+
+
+def test_arguments_that_may_carry_a_state_are_not_replayed(load):
+    """Keys and values that layers share in a dict, for example: every call of a layer would change it."""
+    model = load("llama")
+    layer = model.hf_model.model.layers[1]
+    layer.register_forward_pre_hook(lambda _, args, given: (args, {**given, "shared": {}}), with_kwargs=True)
+    assert "shared" in (why_not_replayed(model, PROMPTS, tokens="all") or "")
+
+
+def test_a_sweep_says_that_a_model_cannot_be_replayed(load):
+    with pytest.raises(otl.OtLensError, match="cannot be run again"):
+        next_token_sweep(load("qwen3_next"), PROMPTS, [{1: SHIFT}], lambda rows, _: rows)
+
+
+# ----------------------------------------------------------------------- settings that come with a checkpoint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 5, "suppress_tokens": list(range(20, 40))},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "temperature": 5.0},
+    ],
+)
+def test_answers_are_greedy_whatever_the_checkpoint_says(settings, llama_folder):
+    model = otl.load_model(llama_folder)
+    expected = otl.complete(model, PROMPTS, max_new_tokens=6)
+    model.hf_model.generation_config = GenerationConfig(**settings)
+    assert otl.complete(model, PROMPTS, max_new_tokens=6) == expected
+    assert model.hf_model.generation_config.to_diff_dict().items() >= settings.items()
+
+
+def test_stop_tokens_are_the_checkpoint_s(llama_folder):
+    model = otl.load_model(llama_folder)
+    longest = max(otl.complete(model, PROMPTS, max_new_tokens=6), key=lambda answer: answer.n_tokens)
+    assert longest.n_tokens == 6
+    model.hf_model.generation_config = GenerationConfig(eos_token_id=list(range(3, 55)))
+    assert {answer.n_tokens for answer in otl.complete(model, PROMPTS, max_new_tokens=6)} <= {0, 1}
+
+
+@pytest.mark.parametrize("pad", ["<eot>", None])
+def test_text_is_masked_by_its_padding_alone(pad, llama_folder):
+    """The padding token may end a turn, or be absent."""
+    model = otl.load_model(llama_folder)
+    texts = ["<s> w1 <eot> <nl> w2 <eot>", "<s> w3 w4 <eot>"]
+    expected = [model(text)[0, -1] for text in texts]
+    model.tokenizer.pad_token = pad
+    for text, logits in zip(texts, expected, strict=True):
+        torch.testing.assert_close(model(text)[0, -1], logits)
+    torch.testing.assert_close(model(texts)[:, -1], torch.stack(expected), rtol=1e-4, atol=1e-4)
+    assert otl.capture(model, checkpoints.contrast(3)).n_harmful == 3
+
+
+def test_a_padding_token_beyond_the_embedding_is_not_looked_up(mixed_lengths):
+    tokenizer = checkpoints.tokenizer("llama")
+    expected = otl.load_model(checkpoints.model("llama"), tokenizer=checkpoints.tokenizer("llama"))
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    model = otl.load_model(checkpoints.model("llama"), tokenizer=tokenizer)
+    assert otl.complete(model, PROMPTS, max_new_tokens=3) == otl.complete(expected, PROMPTS, max_new_tokens=3)
+    with pytest.raises(PromptError, match=r"Prompt 1 has the token 55.*55 embeddings"):
+        otl.next_token_logprobs(model, ["w1", "w2 <padding> w3"])
+
+
+def test_a_tokenizer_made_in_memory_serves_every_hook_point(llama_folder):
+    tokenizer = checkpoints.tokenizer("llama")
+    assert "name_or_path" not in tokenizer.init_kwargs
+    found = otl.complete(otl.load_model(llama_folder, hooks="full", tokenizer=tokenizer), PROMPTS)
+    assert found == otl.complete(otl.load_model(llama_folder), PROMPTS)
+
+
+# ------------------------------------------------------------------------------------- one module that knows
 
 
 def test_no_other_module_names_the_parts_of_a_family(repository: Path):
@@ -117,12 +220,18 @@ def test_no_other_module_names_the_parts_of_a_family(repository: Path):
         "strftime_now",
         *architectures.THINKING_SWITCHES,
         *architectures.BRIDGE_ADDENDS.values(),
-        *(part for entry in architectures.BRANCHES for part in vars(entry).values() if part),
-        "residual_multiplier",
+        *(
+            part
+            for entry in architectures.BRANCHES
+            for part in (*entry.attention, *entry.mlp, entry.before_mlp)
+        ),
+        *architectures.SCALES.values(),
+        architectures.EVERY_SCALE,
+        architectures.PARALLEL,
         "logits_scaling",
         "final_logit_softcapping",
     ]
-    names = re.compile("|".join(rf"\b{name}\b" for name in tables if "_" in name))
+    names = re.compile("|".join(rf"\b{n}\b" for entry in tables for n in entry.split("|") if "_" in n))
     package = repository / "ot_lens"
     # The embedded model is a Llama that the package itself builds.
     sources = [path for path in package.rglob("*.py") if "organism" not in path.parts]

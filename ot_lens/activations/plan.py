@@ -95,7 +95,7 @@ def plan_shards(model: Any, prompts: Contrast, settings: CaptureSettings) -> Cap
     for label, group in prompts:
         lengths = _lengths(served, group)
         check_length(min(lengths), positions)
-        groups = groups_by_length(lengths, settings.batch_size, settings.token_budget)
+        groups = groups_by_length(lengths, settings.batch_size, settings.token_budget, padded=served.pads)
         shards += (Shard(f"{label}-{i:05d}", label, tuple(members)) for i, members in enumerate(groups))
     return CapturePlan(key, tuple(shards), layers, positions, dtype, settings)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
-from ot_lens.errors import HookError
+from ot_lens.errors import HookError, SinglePassError
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
@@ -44,7 +44,10 @@ def walk_batches(
             [c for c in batch if settings.walks and reasons[c.key] is None and label in c.prompts]
             for batch in batches
         ]
-        readings[label] = _read(model, group, [batch for batch in walked if batch], settings)
+        try:
+            readings[label] = _read(model, group, [batch for batch in walked if batch], settings)
+        except SinglePassError as error:
+            return walk_batches(model, prompts, batches, settings, str(error))
     columns = {}
     for candidate in candidates:
         reason = reasons[candidate.key]

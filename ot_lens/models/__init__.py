@@ -1,6 +1,6 @@
 """Loading models, and one set of methods for every kind of hooked model."""
 
-from ot_lens.models.backends import HOOKS, Backend, Call, HFBackend, backend, check_layer, prompt_width
+from ot_lens.models.backends import Backend, Call, HFBackend, backend, check_layer, prompt_width
 from ot_lens.models.batching import (
     TOKEN_BUDGET,
     TokenBatch,
@@ -9,7 +9,6 @@ from ot_lens.models.batching import (
     by_row,
     groups_by_length,
     in_memory,
-    pad_left,
     token_batch,
 )
 from ot_lens.models.chat import (
@@ -24,7 +23,7 @@ from ot_lens.models.chat import (
     system_prompt,
     template_of,
 )
-from ot_lens.models.hooked import HookedCausalLM
+from ot_lens.models.hooked import HOOKS, HookedCausalLM, pad_left
 from ot_lens.models.loading import VARIANTS, load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release

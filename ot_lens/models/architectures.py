@@ -13,35 +13,49 @@ from ot_lens.errors import ModelError, PromptError
 
 # Attributes of a decoder that may hold its layers, and its final norm.
 LAYERS = ("layers", "h", "blocks")
-FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "embedding_norm")
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Attributes of a decoder layer: the modules whose outputs join the residual stream."""
+    """Attributes of a decoder layer: the modules whose outputs join the residual stream, added together.
 
-    attention: str
-    mlp: str
-    before_mlp: str | None
+    "a|b" is the first of them that a layer has. `before_mlp` takes the stream between attention and MLP;
+    layers whose branches are parallel have none.
+    """
+
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    before_mlp: str
 
 
+# Attention, or what a layer of a hybrid has in its place.
+MIXER = "self_attn|linear_attn|mamba|conv|attention|self_attention|attn|temporal_block|mixer"
+MLP = "mlp|feed_forward|block_sparse_moe|moe|mlp_block|fc2"
+BEFORE_MLP = (
+    "pre_feedforward_layernorm|feedforward_layernorm|pre_ff_layernorm|pre_mlp_layernorm|ffn_norm|"
+    "post_attention_layernorm|ln_2|norm_2|channel_pre_norm|final_layer_norm"
+)
 # The first entry whose modules all exist in a layer applies to it.
 BRANCHES = (
-    # Gemma 2 and 3: a norm before and after each branch
-    Branches("post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
-    # OLMo 2 and 3: a norm after each branch
-    Branches("post_attention_layernorm", "post_feedforward_layernorm", "mlp"),
+    # Gemma 2-4, OLMo 2-3, EXAONE 4: a norm after each branch, before the MLP too in Gemma
+    Branches(("post_attention_layernorm",), ("post_feedforward_layernorm",), "pre_feedforward_layernorm|mlp"),
     # GLM 4: as Gemma, under other names
-    Branches("post_self_attn_layernorm", "post_mlp_layernorm", "post_attention_layernorm"),
-    # Llama, Mistral, Qwen, Granite
-    Branches("self_attn", "mlp", "post_attention_layernorm"),
-    # Phi, Cohere: attention and MLP in parallel
-    Branches("self_attn", "mlp", None),
-    # GPT-2
-    Branches("attn", "mlp", "ln_2"),
-    # GPT-J: in parallel
-    Branches("attn", "mlp", None),
+    Branches(("post_self_attn_layernorm",), ("post_mlp_layernorm",), "post_attention_layernorm"),
+    # AFMoE: likewise
+    Branches(("post_attention_layernorm",), ("post_mlp_layernorm",), "pre_mlp_layernorm"),
+    # Falcon-H1: attention and a state space model side by side
+    Branches(("mamba", "self_attn"), ("feed_forward",), "pre_ff_layernorm"),
+    # Granite: experts, and an MLP that they share
+    Branches((MIXER,), ("block_sparse_moe", "shared_mlp"), BEFORE_MLP),
+    Branches((MIXER,), ("shared_mlp",), BEFORE_MLP),
+    # Llama and most others
+    Branches((MIXER,), (MLP,), BEFORE_MLP),
 )
+# Factors of a branch, as attributes of the layer: Falcon-H1 scales its two apart, Granite every branch alike.
+SCALES = {"mamba": "ssm_out_multiplier", "self_attn": "attn_out_multiplier"}
+EVERY_SCALE = "residual_multiplier"
+PARALLEL = "use_parallel_residual"
 # Where a TransformerBridge normalizes a branch before adding it, the addend is that norm's output.
 BRIDGE_ADDENDS = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
 
@@ -93,32 +107,50 @@ CONFIG_WIDTHS = (
 )  # fmt: skip
 
 
+def _decoder(hf_model: Any) -> Any:
+    """The module that holds the decoder layers."""
+    found = hf_model.get_decoder()
+    # Llama 4's text model does not find its own.
+    return found.model if found is hf_model and hasattr(hf_model, "model") else found
+
+
 def decoder_layers(hf_model: Any) -> nn.ModuleList:
     """The decoder layers of a Hugging Face causal language model."""
-    decoder = hf_model.get_decoder()
+    decoder = _decoder(hf_model)
     for name in LAYERS:
         layers = getattr(decoder, name, None)
         if isinstance(layers, nn.ModuleList) and len(layers) > 0:
             return layers
-    raise ModelError(f"{type(hf_model).__name__} has no known list of layers: load it with hooks='full'.")
-
-
-def branches(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module | None]:
-    """The modules of a layer that `Branches` names."""
-    for names in BRANCHES:
-        wanted = [name for name in (names.attention, names.mlp, names.before_mlp) if name is not None]
-        modules = [m for m in (getattr(layer, name, None) for name in wanted) if isinstance(m, nn.Module)]
-        if len(modules) == len(wanted):
-            attention, mlp, *before = modules
-            return attention, mlp, before[0] if before else None
     raise ModelError(
-        f"{type(layer).__name__} has no known attention and MLP modules: load the model with hooks='full'."
+        f"{type(hf_model).__name__} has no known list of decoder layers: only decoder-only models are served."
     )
 
 
-def residual_scale(layer: Any) -> float:
-    """The factor by which a layer multiplies its branches before adding them (Granite)."""
-    return float(getattr(layer, "residual_multiplier", 1.0))
+def branches(layer: Any) -> dict[str, list[tuple[nn.Module, float]]]:
+    """The modules whose outputs, times a factor, join the stream at attn_out and mlp_out.
+
+    And, for resid_mid, the module whose input is the stream between them. What is not known is left out.
+    """
+    for entry in BRANCHES:
+        attention, mlp = (_modules(layer, names) for names in (entry.attention, entry.mlp))
+        if attention and mlp:
+            before = [] if getattr(layer, PARALLEL, False) else _modules(layer, (entry.before_mlp,))
+            return {"attn_out": attention, "mlp_out": mlp} | ({"resid_mid": before} if before else {})
+    mixer = _modules(layer, (MIXER,))
+    return {"attn_out": mixer} if mixer else {}
+
+
+def _modules(layer: Any, names: tuple[str, ...]) -> list[tuple[nn.Module, float]]:
+    """The modules of these names with their factors; none unless all exist."""
+    found: list[tuple[nn.Module, float]] = []
+    for alternatives in names:
+        present = (name for name in alternatives.split("|") if callable(getattr(layer, name, None)))
+        name = next(present, None)
+        if name is None:
+            return []
+        scale: float = getattr(layer, SCALES.get(name, ""), getattr(layer, EVERY_SCALE, 1.0))
+        found.append((getattr(layer, name), float(scale)))
+    return found
 
 
 def hook_name(names: Container[str], layer: int, hook: str) -> str:
@@ -129,7 +161,7 @@ def hook_name(names: Container[str], layer: int, hook: str) -> str:
 
 def unembed(hf_model: Any, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
     """Logits of the residual stream that leaves the last layer."""
-    decoder, config = hf_model.get_decoder(), hf_model.config.get_text_config()
+    decoder, config = _decoder(hf_model), hf_model.config.get_text_config()
     norm = next((getattr(decoder, name) for name in FINAL_NORMS if hasattr(decoder, name)), None)
     if norm is None:
         raise ModelError(f"{type(hf_model).__name__} has no known final norm.")

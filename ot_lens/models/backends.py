@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
+from transformers import GenerationConfig
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, terminators
-from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, position_ids
+from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
+from ot_lens.models.stream import INSIDE, check_sums, inspected
 
 _PROMPT_WIDTH: ContextVar[int | None] = ContextVar("prompt_width", default=None)
 
@@ -67,8 +70,18 @@ class _HookedModel:
         name = hook_name(self.model.hook_dict, layer, hook)
         point = self.model.hook_dict.get(name)
         if not isinstance(point, HookPoint):
-            raise HookError(f"This model has no hook point {name!r}.")
+            raise HookError(
+                f"This model has no hook point {name!r}: its layers have none, or none that is known. Use "
+                "resid_pre or resid_post."
+            )
+        if hook in INSIDE:
+            check_sums(self, layer, hook)
         return point
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows of different lengths may share a batch."""
+        return inspected(self).pads
 
     @property
     def terminators(self) -> tuple[int, ...]:
@@ -77,13 +90,8 @@ class _HookedModel:
 
     @property
     def pad_id(self) -> int:
-        """The padding token, or the end-of-sequence token if there is none (padding is masked either way)."""
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise ModelError(
-            "The tokenizer has neither a padding nor an end-of-sequence token: set tokenizer.pad_token."
-        )
+        """A token to pad with, which is masked."""
+        return padding_token(self.tokenizer, self.d_vocab)
 
 
 class HFBackend(_HookedModel):
@@ -118,19 +126,18 @@ class HFBackend(_HookedModel):
         use_cache: bool = True,
     ) -> Int[Tensor, "batch new"]:
         """Greedy continuation, new tokens only; after an end-of-sequence token the rest is padding."""
-        sequences = self.hf_model.generate(
-            input_ids=tokens,
-            attention_mask=mask,
+        settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             eos_token_id=list(eos),
             pad_token_id=self.pad_id,
             use_cache=use_cache,
         )
+        # `generate` takes what is left open, such as a repetition penalty, from the model's settings: this
+        # copy, which shares weights and hooks, has none.
+        plain = copy(self.hf_model)
+        plain.generation_config = GenerationConfig()
+        sequences = plain.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
         return sequences[:, tokens.shape[1] :]
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
 from ot_lens.models.backends import Backend
 from ot_lens.models.chat import encode
+from ot_lens.models.hooked import pad_left
 from ot_lens.models.reversible import evaluating
 from ot_lens.prompts import Prompt
 
@@ -45,8 +46,14 @@ def token_batch(
     served: Backend, rows: Sequence[Sequence[int]], indices: Sequence[int] | None = None
 ) -> TokenBatch:
     """Rows of token ids as one batch on the model's device."""
-    tokens, mask = pad_left(rows, served.pad_id)
     numbers = tuple(range(len(rows)) if indices is None else indices)
+    for number, row in zip(numbers, rows, strict=True):
+        if max(row, default=0) >= served.d_vocab:
+            raise PromptError(
+                f"Prompt {number} has the token {max(row)}, beyond the model's {served.d_vocab} embeddings: "
+                "resize the embeddings, or use the tokenizer that belongs to the model."
+            )
+    tokens, mask = pad_left(rows, served.pad_id)
     return TokenBatch(numbers, tokens.to(served.device), mask.to(served.device))
 
 
@@ -70,7 +77,8 @@ def batches_of_rows(
     for name, value in (("batch_size", batch_size), ("token_budget", token_budget)):
         if value < 1:
             raise PromptError(f"{name} must be at least 1, got {value}.")
-    for group in groups_by_length([len(row) for row in rows], batch_size, token_budget, rows):
+    lengths = [len(row) for row in rows]
+    for group in groups_by_length(lengths, batch_size, token_budget, rows, padded=served.pads):
         yield token_batch(served, [rows[i] for i in group], group)
 
 
@@ -79,6 +87,7 @@ def groups_by_length(
     batch_size: int,
     token_budget: int = TOKEN_BUDGET,
     ties: Sequence[Sequence[int]] | None = None,
+    padded: bool = True,
 ) -> list[list[int]]:
     """Indices of rows by descending length, split where a batch is full or has too much padding."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], list(ties[i]) if ties else [], i))
@@ -88,6 +97,7 @@ def groups_by_length(
         length = lengths[index]
         joins = (
             bool(groups)
+            and (padded or length == width)
             and len(groups[-1]) < batch_size
             and width * (len(groups[-1]) + 1) <= token_budget
             and (cells + width) - (real + length) < MOST_PADDING * (cells + width)
@@ -99,19 +109,6 @@ def groups_by_length(
             width = length
         cells, real = cells + width, real + length
     return groups
-
-
-def pad_left(
-    rows: Sequence[Sequence[int]], pad: int
-) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Left-pad rows of token ids; returns tokens and mask."""
-    width = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = 1
-    return tokens, mask
 
 
 def in_memory(run: Callable[[TokenBatch], T], batch: TokenBatch) -> Iterator[tuple[TokenBatch, T]]:
@@ -169,8 +166,14 @@ def _attempt(run: Callable[[TokenBatch], T], batch: TokenBatch) -> tuple[list[T]
     """The result, or the reason why memory did not suffice."""
     try:
         return [run(batch)], ""
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and not any(w in text for w in _CPU_ALLOCATOR):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
-        return [], text.strip().partition("\n")[0] or type(error).__name__
+        return [], str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _CPU_ALLOCATOR)
+    )

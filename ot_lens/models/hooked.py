@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ot_lens.models.architectures import branches, decoder_layers, residual_scale
+from ot_lens.models.architectures import branches, decoder_layers
 
 HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
@@ -32,12 +33,28 @@ class HookedCausalLMConfig:
 
 
 class _BlockHooks(nn.Module):
-    """The hook points of one decoder layer, under TransformerLens's names."""
+    """The hook points of one decoder layer, under TransformerLens's names, those inside as far as known."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        for hook in HOOKS:
-            self.add_module(f"hook_{hook}", HookPoint())
+        inside = branches(layer)
+        self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+        # partial, not a closure: deepcopy of the model must carry its own hook points along.
+        layer.register_forward_pre_hook(partial(_edit_input, self.hook_resid_pre), with_kwargs=True)
+        layer.register_forward_hook(partial(_edit_output, self.hook_resid_post, 1.0))
+        for hook, modules in inside.items():
+            point = HookPoint()
+            self.add_module(f"hook_{hook}", point)
+            (module, scale), *others = modules
+            if hook == "resid_mid":
+                module.register_forward_pre_hook(partial(_edit_input, point), with_kwargs=True)
+            elif not others:
+                module.register_forward_hook(partial(_edit_output, point, scale))
+            else:
+                ((last, last_scale),) = others
+                both = _Sum(point)
+                module.register_forward_hook(partial(_Sum.hold, both, scale))
+                last.register_forward_hook(partial(_Sum.edit, both, last_scale))
 
 
 class HookedCausalLM(HookedRootModule):
@@ -73,9 +90,7 @@ class HookedCausalLM(HookedRootModule):
             dtype=hf_model.dtype,
             architecture=type(hf_model).__name__,
         )
-        self.blocks = nn.ModuleList([_BlockHooks() for _ in layers])
-        for layer, hooks in zip(layers, self.blocks, strict=True):
-            _attach(layer, hooks)
+        self.blocks = nn.ModuleList([_BlockHooks(layer) for layer in layers])
         self.setup()
 
     def setup(self) -> None:
@@ -92,13 +107,18 @@ class HookedCausalLM(HookedRootModule):
 
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:
         """Tokenize rendered text, left padded, adding no special token unless `prepend_bos`."""
+        return self._tokenized(text, prepend_bos)[0]
+
+    def _tokenized(
+        self, text: str | Sequence[str], prepend_bos: bool = False
+    ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Tokens and mask; the mask is of the padding, whatever the padding token is otherwise used for."""
         texts = [text] if isinstance(text, str) else list(text)
         if prepend_bos:
             texts = [f"{self.tokenizer.bos_token}{t}" for t in texts]
-        ids = self.tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        )["input_ids"]
-        return ids.to(self.device)
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens, mask = pad_left(rows, padding_token(self.tokenizer, self.cfg.d_vocab))
+        return tokens.to(self.device), mask.to(self.device)
 
     def to_string(self, tokens: Int[Tensor, "*batch pos"]) -> str | list[str]:
         """Decode tokens, special tokens included."""
@@ -116,15 +136,14 @@ class HookedCausalLM(HookedRootModule):
 
         Args:
             input: Tokens, or text already rendered by the chat template.
-            attention_mask: 1 for real tokens. Derived from the pad token for text; all ones for tokens.
+            attention_mask: 1 for real tokens. The padding's for text; all ones for tokens.
             kwargs: Passed to the Hugging Face model (position_ids, past_key_values, logits_to_keep ...).
 
         Returns:
             Logits in the model's dtype.
         """
         if not isinstance(input, Tensor):
-            tokens = self.to_tokens(input)
-            attention_mask = (tokens != self.tokenizer.pad_token_id).long()
+            tokens, attention_mask = self._tokenized(input)
         else:
             tokens = input
         if attention_mask is not None and "position_ids" not in kwargs and "past_key_values" not in kwargs:
@@ -146,6 +165,25 @@ class HookedCausalLM(HookedRootModule):
         return out, cache
 
 
+def padding_token(tokenizer: Any, d_vocab: int) -> int:
+    """A token to pad with: under the mask any will do that the embedding has."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(token) for token in known if token is not None and token < d_vocab), 0)
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Left-pad rows of token ids; returns tokens and mask."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = 1
+    return tokens, mask
+
+
 def input_device(hf_model: PreTrainedModel) -> torch.device:
     """Where a Hugging Face model takes its tokens."""
     embeddings = hf_model.get_input_embeddings()
@@ -160,18 +198,6 @@ def position_ids(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _attach(layer: nn.Module, hooks: Any) -> None:
-    # partial, not a closure: deepcopy of the model must carry its own hook points along.
-    layer.register_forward_pre_hook(partial(_edit_input, hooks.hook_resid_pre), with_kwargs=True)
-    layer.register_forward_hook(partial(_edit_output, hooks.hook_resid_post, 1.0))
-    attention, mlp, before_mlp = branches(layer)
-    scale = residual_scale(layer)
-    attention.register_forward_hook(partial(_edit_output, hooks.hook_attn_out, scale))
-    mlp.register_forward_hook(partial(_edit_output, hooks.hook_mlp_out, scale))
-    if before_mlp is not None:
-        before_mlp.register_forward_pre_hook(partial(_edit_input, hooks.hook_resid_mid), with_kwargs=True)
-
-
 def _edit_input(
     point: HookPoint, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -179,15 +205,50 @@ def _edit_input(
         return None
     if args:
         return (point(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": point(kwargs["hidden_states"])}
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, {**kwargs, name: point(kwargs[name])}
 
 
-def _edit_output(point: HookPoint, scale: float, _module: nn.Module, _args: Any, output: Any) -> Any:
+def _edit_output(point: HookPoint, scale: float, _module: nn.Module, args: Any, output: Any) -> Any:
     """The hook point sees the output as it is added to the stream: times the layer's scale."""
     if _is_idle(point):
         return None
+    hidden = _added(output, args, scale)
+    edited = point(hidden)
+    return None if edited is hidden else _in_place_of(output, edited / scale)
+
+
+class _Sum:
+    """Two modules whose outputs are added: the hook point sees the sum, and its edit enters by the second."""
+
+    def __init__(self, point: HookPoint) -> None:
+        self._point = point
+        self._first: dict[int, Tensor] = {}  # by thread: a model may run in several
+
+    def hold(self, scale: float, _module: nn.Module, args: Any, output: Any) -> None:
+        if not _is_idle(self._point):
+            self._first[get_ident()] = _added(output, args, scale)
+
+    def edit(self, scale: float, _module: nn.Module, args: Any, output: Any) -> Any:
+        first = self._first.pop(get_ident(), None)
+        if first is None:
+            return None
+        both = first + _added(output, args, scale)
+        edited = self._point(both)
+        return None if edited is both else _in_place_of(output, (edited - first) / scale)
+
+
+def _added(output: Any, args: tuple[Any, ...], scale: float) -> Tensor:
+    """A module's output as it joins the stream."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    if args and isinstance(args[0], Tensor) and args[0].ndim > hidden.ndim:
+        hidden = hidden.view(args[0].shape)  # the experts of Llama 4 return [batch * pos, d]
+    return hidden if scale == 1 else hidden * scale
+
+
+def _in_place_of(output: Any, edited: Tensor) -> Any:
     hidden = output[0] if isinstance(output, tuple) else output
-    edited = point(hidden) if scale == 1 else point(hidden * scale) / scale
+    edited = edited.view(hidden.shape)
     return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 

@@ -1,5 +1,6 @@
 """Loading a model: a hub name, a local folder, an embedded model, or one already in memory."""
 
+from copy import copy
 from importlib.resources import files
 from os.path import isdir
 from pathlib import Path
@@ -9,10 +10,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, one_of
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.pretrained import DeviceMap, load_hf, load_tokenizer
+from ot_lens.models.stream import check_stream
 
 VARIANTS = ("single", "multi", "shared")
 HOOK_SETS = ("residual", "full")
@@ -105,7 +108,7 @@ def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None, loadi
         return model
     if tokenizer is None:
         raise ModelError("A Hugging Face model needs its tokenizer: load_model(model, tokenizer=...).")
-    return HookedCausalLM(model, tokenizer, model.config._name_or_path or type(model).__name__)
+    return _served(HookedCausalLM(model, tokenizer, model.config._name_or_path or type(model).__name__))
 
 
 def _load(
@@ -127,13 +130,28 @@ def _load(
         name, place, dtype=dtype, place_on=place_on, quantization=loading["quantization"], options=options
     )
     if hooks == "residual":
-        return HookedCausalLM(hf_model, tokenizer, name)
+        return _served(HookedCausalLM(hf_model, tokenizer, name))
     from transformer_lens.model_bridge import TransformerBridge
 
     on = place_on if isinstance(place_on, torch.device) else None
-    return TransformerBridge.boot_transformers(
-        place, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype, device=on
-    )
+    # Told so, transformer-lens takes this tokenizer as it is; otherwise it loads another.
+    own = copy(tokenizer)
+    own.init_kwargs = {**tokenizer.init_kwargs, "name_or_path": name, "add_bos_token": True}
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            place, hf_model=hf_model, tokenizer=own, dtype=hf_model.dtype, device=on
+        )
+    except Exception as error:
+        raise ModelError(
+            f"TransformerLens cannot load {name!r} with every hook point ({abbreviated(error)}): use "
+            "hooks='residual'."
+        ) from error
+    return _served(bridge)
+
+
+def _served(model: Any) -> Any:
+    check_stream(backend(model))
+    return model
 
 
 def locate(name: str) -> str:

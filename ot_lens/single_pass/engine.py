@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ot_lens.errors import ModelError, SinglePassError
+from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.walk import Plan, Record, run, walk
+from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
@@ -70,18 +70,20 @@ def next_token_sweep(
         Numbers [candidate, prompt, value], float64 on the CPU.
 
     Raises:
-        SinglePassError: If the model cannot be replayed block by block. The first batch is checked: a row
-            without edits must reproduce the model's logits.
+        SinglePassError: If the model cannot be replayed block by block. The first batches, with padding
+            and without, are checked: rows without edits must reproduce the model's logits.
     """
     served = backend(model)
     plans = [() if tokens == "generated" else _plan(served, edits, hook) for edits in candidates]
     together = [range(len(plans))] if groups is None else groups
     parts: list[tuple[tuple[int, ...], Tensor]] = []
+    seen: set[bool] = {True, False} if checked else set()
 
     def sweep(batch: TokenBatch) -> Float64[Tensor, "candidate batch value"]:
         record = run(served, batch, last=tokens == "last")
-        if not parts and not checked:
+        if _is_padded(batch) not in seen:
             _check(record)
+            seen.add(_is_padded(batch))
         return _sweep_batch(record, plans, together, reduce, memory_budget)
 
     with evaluating(served.model):
@@ -94,19 +96,28 @@ def next_token_sweep(
 def why_not_replayed(
     model: Any, prompts: Sequence[Prompt | str], *, tokens: str = "last", batch_size: int = 64
 ) -> str | None:
-    """Why the model cannot be replayed block by block; None if its first batch of prompts can."""
+    """Why the model cannot be replayed block by block; None if it can, with padding and without."""
     served = backend(model)
 
     def check(batch: TokenBatch) -> None:
         _check(run(served, batch, last=tokens == "last"))
 
+    checked: set[bool] = set()
     with evaluating(served.model):
-        first = next(iter(batches(served, prompts, batch_size)))
-        try:
-            list(in_memory(check, first))
-        except SinglePassError as error:
-            return str(error)
+        for batch in batches(served, prompts, batch_size):
+            if _is_padded(batch) in checked:
+                continue
+            checked.add(_is_padded(batch))
+            try:
+                list(in_memory(check, batch))
+            except SinglePassError as error:
+                return str(error)
     return None
+
+
+def _is_padded(batch: TokenBatch) -> bool:
+    # A model may hand a mask to its layers only where there is something to mask.
+    return not bool(batch.mask.all())
 
 
 def _plan(served: Backend, edits: Edits, hook: str) -> Plan:
@@ -121,18 +132,12 @@ def _plan(served: Backend, edits: Edits, hook: str) -> Plan:
 
 
 def _check(record: Record) -> None:
-    """A row without edits must reproduce the model's logits."""
-    rows = record.streams[0][None]
-    try:
-        for layer in range(len(record.streams) - 1):
-            rows = record.block(layer, rows)
-        replayed = record.logits(rows)[0]
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, AttributeError, KeyError, RuntimeError, ModelError) as error:
-        raise SinglePassError(f"A block cannot be run again on its own input: {error}") from error
-    own = record.own_logits
-    difference = (replayed.to(own.device).double() - own.double()).abs().max() / own.double().abs().max()
+    """Two rows without edits must both reproduce the model's logits."""
+    rows = record.streams[0].expand(2, *record.streams[0].shape)
+    for layer in range(len(record.streams) - 1):
+        rows = replayed(record.block, layer, rows)
+    own, logits = record.own_logits, replayed(record.logits, rows)
+    difference = (logits.to(own.device).double() - own.double()).abs().max() / own.double().abs().max()
     if not difference <= TOLERANCE.get(own.dtype, 1e-3):
         raise SinglePassError(f"Replayed logits differ from the model's by {float(difference):.1e}.")
 
@@ -157,7 +162,7 @@ def _sweep_batch(
     def finisher(numbers: Sequence[int]) -> Callable[[list[int], Tensor], None]:
         def finish(local: list[int], rows: Tensor) -> None:
             for start in range(0, len(local), head):
-                logits = record.logits(rows[start : start + head]).to(own.device).double()
+                logits = replayed(record.logits, rows[start : start + head]).to(own.device).double()
                 reduced = reduce(logits, own).cpu()
                 for offset, values in enumerate(reduced):
                     results[numbers[local[start + offset]]] = values

@@ -13,6 +13,9 @@ from ot_lens.models import Reversible, TokenBatch
 from ot_lens.models.architectures import PER_POSITION, decoder_layers, unembed
 from ot_lens.models.hooked import position_ids
 
+# Arguments that are the same for every row; a tensor or a container might not be.
+PLAIN = (type(None), bool, int, float, str)
+
 
 class _Prefix:
     """A cache that gives a layer the keys and values of earlier positions, and stores nothing."""
@@ -58,9 +61,9 @@ class HuggingFaceRecord:
             hidden = args[0] if args else rest.pop("hidden_states")
             if len(args) > 1:
                 raise SinglePassError("A decoder layer takes more than the hidden states by position.")
-            unknown = [k for k, v in rest.items() if isinstance(v, Tensor) and k not in PER_POSITION]
+            unknown = [k for k, v in rest.items() if k not in PER_POSITION and not isinstance(v, PLAIN)]
             if unknown:
-                raise SinglePassError(f"A decoder layer takes a tensor {unknown[0]!r} of unknown meaning.")
+                raise SinglePassError(f"A decoder layer takes {unknown[0]!r}, whose meaning is unknown.")
             streams.append(hidden)
             self._calls.append(rest)
 
@@ -77,7 +80,7 @@ class HuggingFaceRecord:
     ) -> Float[Tensor, "row batch one d"]:
         """Rows become queries of one sequence per prompt, so that no cached key is repeated for a row."""
         prefix, call = self._prefixes[layer], self._calls[layer]
-        queries = rows[:, :, 0].transpose(0, 1)
+        queries = rows[:, :, 0].transpose(0, 1).contiguous()  # as experts want it
         count = queries.shape[1]
         kwargs = {**call, "past_key_values": prefix, "attention_mask": self._last_mask(layer, queries)}
         if "position_ids" in call:

@@ -5,17 +5,21 @@ Rows are [row, batch, position, d_model]; with scope "last" there is one positio
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ot_lens.errors import ModelError, SinglePassError
+from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap
+from ot_lens.io.untrusted import abbreviated
 from ot_lens.models import Backend, HFBackend, TokenBatch
+from ot_lens.models.batching import is_out_of_memory
 from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 
+T = TypeVar("T")
 Record = HuggingFaceRecord | HookedTransformerRecord
 # Edits of one candidate by the block whose input they change; block n_layers is the final norm.
 Plan = tuple[tuple[int, ActivationMap], ...]
@@ -24,12 +28,23 @@ Node = tuple[tuple[int, int], ...]
 
 def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
     """Run a forward pass and record it."""
+    if isinstance(served, HFBackend):
+        return replayed(HuggingFaceRecord, served.hf_model, batch, last=last)
+    return replayed(HookedTransformerRecord, served.model, batch, last=last)
+
+
+def replayed(step: Callable[..., T], *args: Any, **options: Any) -> T:
+    """A step of the replay: an error other than a lack of memory says that the model cannot be replayed."""
     try:
-        if isinstance(served, HFBackend):
-            return HuggingFaceRecord(served.hf_model, batch, last=last)
-        return HookedTransformerRecord(served.model, batch, last=last)
-    except (TypeError, AttributeError, KeyError, ModelError) as error:
-        raise SinglePassError(f"{type(served.model).__name__} cannot be replayed: {error}") from error
+        return step(*args, **options)
+    except SinglePassError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise SinglePassError(
+            f"A block cannot be run again on its own input ({type(error).__name__}: {abbreviated(error)})"
+        ) from error
 
 
 @dataclass
@@ -61,7 +76,7 @@ def walk(
         rows = _Rows(rows.nodes, rows.values.to(record.streams[site].device))
         rows = _grow(rows, tree, record.streams[site], site)
         if site < n_layers and rows.nodes:
-            parts = [record.block(site, part) for part in rows.values.split(chunk)]
+            parts = [replayed(record.block, site, part) for part in rows.values.split(chunk)]
             rows = _Rows(rows.nodes, torch.cat(parts))
     index = {node: i for i, node in enumerate(rows.nodes)}
     for start in range(0, len(plans), chunk):

@@ -1,0 +1,151 @@
+"""Whether the hook points of a model are what their names say: the parts of the stream must add up."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from ot_lens.errors import HookError, ModelError
+from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.architectures import hook_name
+from ot_lens.models.hooked import HOOKS
+from ot_lens.models.reversible import Reversible, evaluating
+
+INSIDE = ("attn_out", "resid_mid", "mlp_out")
+# Tokens of the short sequence.
+LENGTH = 6
+# Errors of a sum that rounding explains: relative to the branch, and in roundings of the stream.
+OF_BRANCH = {torch.float64: 1e-6, torch.float32: 1e-3}
+OF_BRANCH_IN_HALF, ROUNDINGS = 2e-2, 8.0
+# Differences of logits that the rounding of a padded batch explains, relative to the largest logit.
+PADDED, PADDED_IN_HALF = {torch.float64: 1e-6, torch.float32: 1e-3}, 0.2
+
+Parts = dict[str, Float[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a short sequence shows of a model."""
+
+    faults: list[dict[str, str]]  # of each layer's hook points; empty where there is none
+    pads: bool  # whether padding on the left leaves the logits as they are
+
+
+_INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
+
+
+def check_stream(served: Any) -> None:
+    """Run a short sequence through a model, every layer of which must take and return the residual stream."""
+    try:
+        faults = inspected(served).faults
+    except Exception as error:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: it fails on a short sequence ({type(error).__name__}: "
+            f"{abbreviated(error)}). docs/models.md lists the families that are served."
+        ) from error
+    for layer, reasons in enumerate(faults):
+        for hook in ("resid_pre", "resid_post"):
+            if reasons[hook]:
+                raise ModelError(
+                    f"Cannot serve a {_name(served)}: its layers do not hand on one residual stream [batch, "
+                    f"pos, d_model] ({hook} of layer {layer}: {reasons[hook]}). docs/models.md lists the "
+                    "families that are served."
+                )
+
+
+def check_sums(served: Any, layer: int, hook: str) -> None:
+    """Refuse a hook point inside a block unless resid_pre + attn_out = resid_mid, + mlp_out = resid_post."""
+    reason = inspected(served).faults[layer][hook]
+    if reason:
+        raise HookError(
+            f"{hook} of layer {layer} is not what a {_name(served)} adds to the stream ({reason}): use "
+            "resid_pre or resid_post, or, if this model was loaded with hooks='full', hooks='residual'."
+        )
+
+
+def inspected(served: Any) -> Inspection:
+    """What a short sequence shows of a model, which reads it once."""
+    if served.model not in _INSPECTED:
+        read: list[Parts] = [{} for _ in range(served.n_layers)]
+        tokens = torch.arange(3, 3 + 7 * LENGTH, 7, device=served.device).remainder(served.d_vocab)[None]
+        mask = torch.ones_like(tokens)
+        with evaluating(served.model):
+            with Reversible(partial(_listen, served, read)):
+                whole = served.logits(tokens, mask, keep=1)
+            padded = served.logits(
+                torch.cat([tokens[:, :2], tokens], dim=1), torch.cat([0 * mask[:, :2], mask], dim=1), keep=1
+            )
+        far = (padded - whole).double().abs().max() > PADDED.get(
+            whole.dtype, PADDED_IN_HALF
+        ) * whole.abs().max()
+        faults = [_judged(parts, (LENGTH, served.d_model)) for parts in read]
+        _INSPECTED[served.model] = Inspection(faults, pads=not bool(far))
+    return _INSPECTED[served.model]
+
+
+def _listen(served: Any, read: list[Parts], changes: Reversible[None]) -> None:
+    for layer, parts in enumerate(read):
+        for hook in HOOKS:
+            point = served.model.hook_dict.get(hook_name(served.model.hook_dict, layer, hook))
+            if isinstance(point, HookPoint):
+                changes.edit(point, partial(_note, parts, hook))
+
+
+def _note(parts: Parts, name: str, x: Any, hook: Any) -> None:  # noqa: ARG001  TransformerLens passes it by name
+    if isinstance(x, Tensor):
+        # A copy: a layer may change its own output afterwards.
+        parts[name] = x.detach()[0].cpu().clone()
+
+
+def _judged(parts: Parts, shape: tuple[int, int]) -> dict[str, str]:
+    """What is wrong with each hook point; empty if nothing is."""
+    faults = {hook: _shape_fault(parts.get(hook), shape) for hook in HOOKS}
+    if faults["resid_pre"] or faults["resid_post"]:
+        return faults
+    sound = {hook: parts[hook] for hook in HOOKS if not faults[hook]}
+    before = _gap(sound, ("resid_pre", "attn_out"), "resid_mid")
+    after = _gap(sound, ("resid_mid", "mlp_out"), "resid_post")
+    # Branches in parallel have no stream between them, and a block may have only one.
+    added = [hook for hook in ("attn_out", "mlp_out") if hook in sound]
+    whole = _gap(sound, ("resid_pre", *added), "resid_post")
+    for hook, gap in (
+        ("attn_out", before and whole),
+        ("resid_mid", before and after),
+        ("mlp_out", after and whole),
+    ):
+        faults[hook] = faults[hook] or gap
+    return faults
+
+
+def _shape_fault(x: Tensor | None, shape: tuple[int, int]) -> str:
+    if x is None:
+        return "nothing of that name passes"
+    return "" if x.shape == shape else f"its shape is {list(x.shape)}, not [pos, d_model]"
+
+
+def _gap(parts: Parts, terms: tuple[str, ...], total: str) -> str:
+    """By how much the terms miss their sum; empty if rounding explains it."""
+    absent = [hook for hook in (*terms, total) if hook not in parts]
+    if absent:
+        return f"there is no {absent[0]}"
+    if len(terms) == 1:
+        return "there is no branch"
+    stream, *branches = (parts[hook].double() for hook in terms)
+    expected, dtype = parts[total].double(), parts[total].dtype
+    added = torch.stack(branches).norm(dim=-1).amax(0)
+    error = (stream + torch.stack(branches).sum(0) - expected).norm(dim=-1)
+    rounding = torch.finfo(dtype).eps * torch.maximum(stream.norm(dim=-1), expected.norm(dim=-1))
+    allowed = OF_BRANCH.get(dtype, OF_BRANCH_IN_HALF) * added + ROUNDINGS * rounding
+    # A sequence that overflows compares as false: every measure names it.
+    if not bool((error > allowed).any()):
+        return ""
+    return f"{' + '.join(terms)} misses {total} by {float((error / added).max()):.0%}"
+
+
+def _name(served: Any) -> str:
+    return type(served.hf_model or served.model).__name__
