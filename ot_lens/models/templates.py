@@ -77,11 +77,14 @@ class ChatTemplate:
     ) -> str:
         """A conversation, with `to_answer` up to where the assistant's next answer begins.
 
+        A system turn of its own replaces the system prompt.
+
         Raises:
             PromptError: If the template refuses it, or does not write the text of a user's turn.
         """
         system = self.settings.system
-        first = [] if system is None else [{"role": "system", "content": system}]
+        own = bool(turns) and turns[0]["role"] == "system"
+        first = [] if system is None or own else [{"role": "system", "content": system}]
         variables = {**self.variables, "add_generation_prompt": to_answer, **other}
         text = _apply(tokenizer, [*first, *turns], self.parts, variables, date)
         for turn in turns:

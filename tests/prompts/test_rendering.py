@@ -194,6 +194,11 @@ def test_every_way_to_render_is_the_same_one(load):
     served = load("qwen3", system_prompt="Be kind.")
     turns = [{"role": "user", "content": "Hello"}]
     assert render(served, ["Hello"]) == [render_turns(served, turns)]
+    system = {"role": "system", "content": "Be kind."}
+    assert render_turns(served, [system, *turns]) == render_turns(served, turns)
+    begun = [*turns, {"role": "assistant", "content": "Sure, I"}]
+    text = render_turns(served, begun, to_answer=False, continue_final_message=True)
+    assert text.endswith("Sure, I")
     ids = encode(served, ["Hello"])[0]
     assert served.tokenizer.decode(ids) == render_turns(served, turns)
 
