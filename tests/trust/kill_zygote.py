@@ -139,7 +139,8 @@ def _instrument(request: dict[str, Any]) -> None:
         return function(*arguments, **options)
 
     for stage, name in STAGES.items():
-        setattr(study_run, name, partial(begin, stage, getattr(study_run, name)))
+        module = study_run if hasattr(study_run, name) else study_run.sweeping
+        setattr(module, name, partial(begin, stage, getattr(module, name)))
     for module, name, noted in (
         (sys.modules["ot_lens.activations.capture"], "captured", kill_counting.captured),
         (measure, "measure_batches", kill_counting.batches),
