@@ -130,7 +130,8 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
             f"Prompt {longest} has {len(ids[longest])} tokens, more than the model's context of "
             f"{served.n_ctx}: shorten or drop it."
         )
-    _warn_of_control_tokens(served, prompts)
+    if max(map(max, ids)) < served.d_vocab:  # else the batches refuse them
+        _warn_of_control_tokens(served, prompts)
     return [list(row) for row in ids]
 
 
