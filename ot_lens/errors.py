@@ -114,6 +114,10 @@ class PoorFitWarning(UserWarning):
     """A map whose numbers should not be trusted as they are; the message names the remedy."""
 
 
+class UnusedWeightsWarning(UserWarning):
+    """A checkpoint holds weights that the model has no place for."""
+
+
 class BatchHalvedWarning(UserWarning):
     """A batch did not fit into memory and was split in two; the results are those of the whole batch."""
 

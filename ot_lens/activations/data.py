@@ -13,6 +13,7 @@ from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
 from ot_lens.activations.positions import Positions, captured_index, columns, gather, indices, labels
 from ot_lens.activations.stored import StoredActivations
 from ot_lens.errors import ActivationError, HookError
+from ot_lens.linalg import float64
 from ot_lens.prompts import CLASSES
 
 
@@ -133,9 +134,9 @@ class Activations:
             )
         at = self.layers.index(layer), captured_index(self.positions, position)
         if isinstance(self.data, StoredActivations):
-            samples = self.data.rows(label, *at).double()
+            samples = float64(self.data.rows(label, *at))
         else:
-            samples = self.data[label][at[0], :, at[1]].double()
+            samples = float64(self.data[label][at[0], :, at[1]])
         check_finite(samples, label, layer)
         return samples
 

@@ -156,7 +156,7 @@ def _digest(edit: Any) -> str:
     for entry in fields(edit):
         part = getattr(edit, entry.name)
         if isinstance(part, Tensor):
-            digest.update(part.detach().double().cpu().contiguous().numpy().tobytes())
+            digest.update(part.detach().cpu().double().contiguous().numpy().tobytes())
         elif isinstance(part, AffineMap):
             digest.update(_digest(part).encode())
         digest.update(b"|")

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ot_lens.errors import PromptError
 from ot_lens.io.untrusted import MIB, read_text
+from ot_lens.linalg import float64
 from ot_lens.models import (
     Backend,
     TokenBatch,
@@ -177,6 +178,11 @@ def _window_losses(served: Backend, batch: TokenBatch, scored: Sequence[int]) ->
         logits = served.logits(batch.tokens, batch.mask)
     # Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time.
     return [
-        cross_entropy(row[-scored[index] - 1 : -1].double(), ids[-scored[index] :], reduction="sum").cpu()
+        _summed_loss(row[-scored[index] - 1 : -1], ids[-scored[index] :])
         for index, row, ids in zip(batch.indices, logits, batch.tokens, strict=True)
     ]
+
+
+def _summed_loss(logits: Float[Tensor, "pos d_vocab"], ids: Int[Tensor, " pos"]) -> Float64[Tensor, ""]:
+    double = float64(logits)
+    return cross_entropy(double, ids.to(double.device), reduction="sum").cpu()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ot_lens.directions.published_run import RefusalDirectionRun
 from ot_lens.errors import ActivationError, OtLensTypeError
 from ot_lens.geometry.directions import Sites
+from ot_lens.linalg import float64
 from ot_lens.samples import LayerSamples, resolve_position
 from ot_lens.statistics.intervals import bootstrap_interval, null_band
 from ot_lens.statistics.resampling import ResamplingPlan
@@ -74,16 +75,17 @@ def compare_directions(
 
 def _unit(directions: Float[Tensor, "layer d"]) -> Float64[Tensor, "layer d"]:
     """Unit directions; NaN at a layer without one."""
-    norms = directions.double().norm(dim=-1, keepdim=True)
+    directions = float64(directions)
+    norms = directions.norm(dim=-1, keepdim=True)
     finite = norms.nan_to_num(nan=0, posinf=0)
-    return torch.where(finite > ROUNDING * finite.max(), directions.double() / norms, torch.nan)
+    return torch.where(finite > ROUNDING * finite.max(), directions / norms, torch.nan)
 
 
 def _directions_of(other: Any, position: int | str) -> Float64[Tensor, "layer d"]:
     if isinstance(other, RefusalDirectionRun):
         return other.directions(int(position))
     if isinstance(other, Tensor) and other.ndim == 2 and other.is_floating_point():
-        return other.double().cpu()
+        return other.cpu().double()
     kind = f"shape {tuple(other.shape)}" if isinstance(other, Tensor) else type(other).__name__
     raise OtLensTypeError(f"Cannot compare with {kind}: give activations, a run, or directions [layer, d].")
 

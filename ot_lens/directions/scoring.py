@@ -115,7 +115,7 @@ def _candidates(directions: Any, n_layers: int) -> Candidates:
             f"directions must have shape [positions, {n_layers} layers, d], got {tuple(directions.shape)}."
         )
     return {
-        (p, la): directions[p, la].double().cpu()
+        (p, la): directions[p, la].cpu().double()
         for p in range(-len(directions), 0)
         for la in range(n_layers)
     }

@@ -67,10 +67,18 @@ class LiveModel:
         """The model, loaded and checked against the run."""
         with self._loading:
             if self._model is None:
-                model = load_model(self.name)
+                model = load_model(**self._arguments())
                 self._check(model)
                 self._model = model
         return self._model
+
+    def _arguments(self) -> dict[str, Any]:
+        """How the run loaded its model, so that prompts are rendered alike; another model as it comes."""
+        if self.run.config is None:
+            return {"model": self.name}
+        if self.name != self.run.config.model:
+            return {"model": self.name, "system_prompt": self.run.config.system_prompt}
+        return {**self.run.config.loading(), "trust_remote_code": False}
 
     def _check(self, model: Any) -> None:
         known, served = self.run.manifest.get("model") or {}, backend(model)

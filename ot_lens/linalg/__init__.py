@@ -17,6 +17,7 @@ from ot_lens.linalg.decompositions import numerical_rank as numerical_rank
 from ot_lens.linalg.decompositions import orthonormal_span as orthonormal_span
 from ot_lens.linalg.decompositions import principal_axes as principal_axes
 from ot_lens.linalg.decompositions import psd_eigen as psd_eigen
+from ot_lens.linalg.precision import float64 as float64
 from ot_lens.linalg.threads import mapped as mapped
 from ot_lens.linalg.threads import one_thread as one_thread
 from ot_lens.linalg.validation import check_pair as check_pair

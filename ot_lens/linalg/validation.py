@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError, OtLensTypeError
+from ot_lens.linalg.precision import float64
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,9 +22,10 @@ MIN_SAMPLES = 2
 
 def check_samples(x: object, name: str = "x", *, least: int = MIN_SAMPLES) -> Float64[Tensor, "n d"]:
     """The samples as detached float64 `[n, d]`, if they are real and finite and there are enough of them."""
-    checked = _check_form(x, name, least)
-    _check_finite(checked, name)
-    return checked.detach().to(torch.float64)
+    form = _check_form(x, name, least).detach()
+    checked = float64(form)
+    _check_finite(form if checked.device == form.device else checked, name)
+    return checked
 
 
 def _check_form(x: object, name: str, least: int) -> Tensor:

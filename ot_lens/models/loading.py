@@ -1,18 +1,22 @@
 """Loading a model: a hub name, a local folder, an embedded model, or one already in memory."""
 
+from contextlib import nullcontext
 from copy import copy
 from importlib.resources import files
-from os.path import isdir
+from os.path import exists, isdir
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.adapters import apply_adapter, check_unadapted, without_wrapper
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
+from ot_lens.models.files import held_file
+from ot_lens.models.gguf import alone, gguf_path, gguf_record
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.pretrained import DeviceMap, load_hf, load_tokenizer
 from ot_lens.models.stream import check_stream
@@ -31,6 +35,9 @@ def load_model(
     hooks: str = "residual",
     revision: str | None = None,
     quantization: str | None = None,
+    gguf_file: str | None = None,
+    adapter: str | Path | Literal[False] | None = None,
+    merge_adapter: bool = False,
     system_prompt: str | None = None,
     thinking: bool | str | None = None,
     trust_remote_code: bool = False,
@@ -38,12 +45,14 @@ def load_model(
     """Load a chat model with TransformerLens hook points.
 
     Args:
-        model: A hub name; a folder in Hugging Face format; "organism" or "organism:single|multi|shared" (the
-            embedded models; "multi" is the default); a Hugging Face model already loaded (give `tokenizer`
-            too); or a TransformerBridge or HookedTransformer, which is checked and returned.
+        model: A hub name; a folder in Hugging Face format, vision-language models included (their text tower
+            is read); a GGUF file; "organism" or "organism:single|multi|shared" (the
+            embedded models; "multi" is the default); a Hugging Face model or PeftModel already loaded (give
+            `tokenizer` too); or a TransformerBridge or HookedTransformer, which is checked and returned.
         tokenizer: Replaces the tokenizer of the folder.
         dtype: torch dtype or its name. Default: float32 for the embedded models, else the checkpoint's own.
-        device: Default: "cuda" if available, else "cpu".
+        device: Default: "cuda" if available, else "mps", else "cpu". Statistics are computed in float64 on the
+            CPU if the device lacks it.
         device_map: Instead of one device: "auto" spreads the layers over all devices; or a dict from module
             to device, "cpu" or "disk", as accelerate takes it.
         hooks: "residual" puts hook points on the residual stream only, around Hugging Face's own layers
@@ -51,6 +60,13 @@ def load_model(
         revision: Branch, tag or commit of a hub model.
         quantization: "int8" or "nf4", the weights of linear layers in 8 or 4 bits, by bitsandbytes (the extra
             `ot-lens[quantization]`). Activations stay in `dtype`.
+        gguf_file: Name of a GGUF file in the folder or hub repository `model`. Weights are unpacked to `dtype`
+            (default float32); tokenizer and chat template come from the file. Needs `ot-lens[gguf]`.
+        adapter: Folder or hub name of a PEFT adapter (LoRA and others that act inside layers), put into the
+            model in memory; needs `ot-lens[peft]`. Its own tokenizer is used if it has one with a chat
+            template. False leaves out the adapter of a folder that also holds complete weights.
+        merge_adapter: Add the adapter to the weights in memory; default: its layers stay separate. The two
+            differ by rounding.
         system_prompt: System message of every prompt that ot_lens renders for this model, "" included.
             Default: what the chat template does (that of Qwen 2.5 writes one); a hooked model keeps the one
             it was given before.
@@ -66,6 +82,9 @@ def load_model(
     Raises:
         ModelError: If the model is unknown, unreachable, incomplete or of an unsupported kind, or the options
             contradict each other.
+
+    Warns:
+        UnusedWeightsWarning: If the checkpoint holds weights that the model has no place for.
     """
     one_of("set of hooks", hooks, HOOK_SETS, ModelError)
     loading = {
@@ -74,11 +93,14 @@ def load_model(
         "device_map": device_map,
         "revision": revision,
         "quantization": quantization,
+        "gguf_file": gguf_file,
+        "adapter": adapter,
+        "merge_adapter": merge_adapter or None,
     }
     if isinstance(model, str | Path):
         name = str(model)
-        if revision is not None and (name.startswith("organism") or isdir(name)):
-            raise ModelError(f"revision = {revision!r}: {name} is a folder; only hub models have revisions.")
+        if revision is not None and (name.startswith("organism") or exists(name)):
+            raise ModelError(f"revision = {revision!r}: {name} is local; only hub models have revisions.")
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = _load(name, tokenizer, hooks, loading, options)
     else:
@@ -103,6 +125,7 @@ def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None, loadi
                 f"{name} = {value!r} applies to models that are loaded by name; this {type(model).__name__} "
                 "is already loaded."
             )
+    model = without_wrapper(model)
     if not isinstance(model, PreTrainedModel):
         backend(model)
         return model
@@ -118,40 +141,79 @@ def _load(
     loading: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
-    place = locate(name)
-    dtype = _dtype(loading["dtype"], default=torch.float32 if name.startswith("organism") else None)
-    device, device_map = loading["device"], loading["device_map"]
-    if device is not None and device_map is not None:
-        raise ModelError(f"Give device = {str(device)!r} or device_map = {device_map!r}, not both.")
-    place_on = _device(device) if device_map is None else device_map
-    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name, place, options)
-    # For hooks="full" too: its errors are clear, and it resolves dtype "auto".
-    hf_model = load_hf(
-        name, place, dtype=dtype, place_on=place_on, quantization=loading["quantization"], options=options
-    )
-    if hooks == "residual":
-        return _served(HookedCausalLM(hf_model, tokenizer, name))
-    from transformer_lens.model_bridge import TransformerBridge
-
-    on = place_on if isinstance(place_on, torch.device) else None
-    # Told so, transformer-lens takes this tokenizer as it is; otherwise it loads another.
-    own = copy(tokenizer)
-    own.init_kwargs = {**tokenizer.init_kwargs, "name_or_path": name, "add_bos_token": True}
-    try:
-        bridge = TransformerBridge.boot_transformers(
-            place, hf_model=hf_model, tokenizer=own, dtype=hf_model.dtype, device=on
-        )
-    except Exception as error:
-        raise ModelError(
-            f"TransformerLens cannot load {name!r} with every hook point ({abbreviated(error)}): use "
-            "hooks='residual'."
-        ) from error
-    return _served(bridge)
+    _check_packing(loading)
+    gguf = gguf_path(name, loading["gguf_file"], options["revision"])
+    if gguf is None and loading["adapter"] is None and not name.startswith("organism"):
+        check_unadapted(name, options["revision"])
+    with alone(gguf) if gguf is not None else nullcontext(locate(name)) as place:
+        if gguf is not None:
+            options = {**options, "revision": None, "gguf_file": gguf.name}
+        if tokenizer is None:
+            tokenizer = _adapter_tokenizer(loading["adapter"]) or load_tokenizer(name, place, options)
+        hf_model = _hf_model(name, place, tokenizer, loading, options)
+        # Kept for `model_record`: the weights alone do not say where they come from.
+        hf_model.ot_lens_source = _source(gguf, loading)
+        if hooks == "full":
+            return _served(_bridge(name, place, hf_model, tokenizer))
+    full_name = f"{name}/{loading['gguf_file']}" if loading["gguf_file"] else name
+    return _served(HookedCausalLM(hf_model, tokenizer, full_name))
 
 
 def _served(model: Any) -> Any:
     check_stream(backend(model))
     return model
+
+
+def _hf_model(
+    name: str,
+    place: str,
+    tokenizer: PreTrainedTokenizerBase,
+    loading: dict[str, Any],
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    """The model with its adapter."""
+    model = load_hf(
+        name,
+        place,
+        dtype=_dtype(loading["dtype"], default=torch.float32 if name.startswith("organism") else None),
+        place_on=_place_on(loading["device"], loading["device_map"]),
+        quantization=loading["quantization"],
+        options=options,
+    )
+    if not loading["adapter"]:
+        return model
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return apply_adapter(model, str(loading["adapter"]), bool(loading["merge_adapter"]), name)
+
+
+def _adapter_tokenizer(adapter: str | Path | bool | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer with which an adapter was trained, if it brings one with a chat template."""
+    if not adapter or held_file(str(adapter), "tokenizer_config.json") is None:
+        return None
+    tokenizer = load_tokenizer(str(adapter), str(adapter), {})
+    return tokenizer if tokenizer.chat_template else None
+
+
+def _source(gguf: Path | None, loading: dict[str, Any]) -> dict[str, Any]:
+    adapter = {"source": str(loading["adapter"]), "merged": bool(loading["merge_adapter"])}
+    return {"gguf": gguf and gguf_record(gguf), "adapter": adapter if loading["adapter"] else None}
+
+
+def _check_packing(loading: dict[str, Any]) -> None:
+    """Refuse options that contradict each other."""
+    if loading["merge_adapter"] and not loading["adapter"]:
+        raise ModelError("merge_adapter=True needs an adapter: pass adapter=FOLDER.")
+    if loading["merge_adapter"] and loading["quantization"]:
+        raise ModelError(
+            f"An adapter cannot be merged exactly into {loading['quantization']} weights: leave out "
+            "merge_adapter or quantization."
+        )
+    if loading["gguf_file"] and loading["quantization"]:
+        raise ModelError(
+            f"quantization = {loading['quantization']!r}: the weights of a GGUF file are unpacked, not "
+            "quantized again; leave out quantization."
+        )
 
 
 def locate(name: str) -> str:
@@ -163,7 +225,11 @@ def locate(name: str) -> str:
         return str(files("ot_lens") / "organism" / "weights" / variant)
     if isdir(name):
         if not (Path(name) / "config.json").is_file():
-            raise ModelError(f"The folder {name} has no config.json: it is not a Hugging Face model folder.")
+            packed = next(iter(sorted(Path(name).glob("*.gguf"))), None)
+            remedy = f" To load its GGUF file, pass gguf_file={packed.name!r}." if packed else ""
+            raise ModelError(
+                f"The folder {name} has no config.json: it is not a Hugging Face model folder.{remedy}"
+            )
     elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ModelError(f"No model folder {name!r}: check the path.")
     return name
@@ -180,12 +246,47 @@ def _dtype(dtype: torch.dtype | str | None, default: torch.dtype | None) -> torc
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        available = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        return torch.device(next((kind for kind, there in available if there), "cpu"))
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"device must be cpu, cuda or cuda:NUMBER, got {device!r}.") from error
-    count = torch.cuda.device_count()
-    if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise ModelError(f"The device {str(device)!r} does not exist: torch sees {count} CUDA devices.")
+        raise ModelError(f"device must be cpu, cuda, cuda:NUMBER or mps, got {device!r}.") from error
+    if resolved.type == "meta":
+        raise ModelError("device = 'meta' holds no weights: choose cpu, cuda or mps.")
+    try:
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ModelError(
+            f"The device {str(device)!r} does not exist here: torch sees {torch.cuda.device_count()} CUDA "
+            f"devices and {'an' if torch.backends.mps.is_available() else 'no'} MPS device."
+        ) from error
     return resolved
+
+
+def _place_on(device: str | torch.device | None, device_map: DeviceMap | None) -> torch.device | DeviceMap:
+    if device_map is None:
+        return _device(device)
+    if device is not None:
+        raise ModelError(f"Give device = {str(device)!r} or device_map = {device_map!r}, not both.")
+    return device_map
+
+
+def _bridge(
+    name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    device = None if getattr(hf_model, "hf_device_map", None) else hf_model.device
+    # Told so, transformer-lens takes this tokenizer as it is; otherwise it loads another.
+    own = copy(tokenizer)
+    own.init_kwargs = {**tokenizer.init_kwargs, "name_or_path": name, "add_bos_token": True}
+    try:
+        return TransformerBridge.boot_transformers(
+            place, hf_model=hf_model, tokenizer=own, dtype=hf_model.dtype, device=device
+        )
+    except Exception as error:
+        raise ModelError(
+            f"TransformerLens cannot load {name!r} with every hook point ({abbreviated(error)}): use "
+            "hooks='residual'."
+        ) from error

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: loaded quietly, with one clear message for each way of failing."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,21 +11,32 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
-from ot_lens.errors import ModelError, one_of
+from ot_lens.errors import ModelError, UnusedWeightsWarning, one_of
 from ot_lens.io.untrusted import MIB, abbreviated, check_size, quoted
+from ot_lens.models.adapters import UNADAPTED
 from ot_lens.models.architectures import CONFIG_COUNTS, CONFIG_WIDTHS
 
+try:
+    from transformers import GgufConfig
+except ImportError:  # older releases always unpack
+    GgufConfig = None
+
 QUANTIZATIONS = ("int8", "nf4")
+SHOWN = 5  # names of weights in a warning
 DeviceMap = str | dict[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 MOST_LAYERS, WIDEST = 4_096, 2**20
@@ -69,20 +81,63 @@ def load_hf(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on a device or spread over several."""
     check_folder(name, place)
-    spread = place_on if not isinstance(place_on, torch.device) else None
     try:
         with _quiet():
-            check_sizes(name, AutoConfig.from_pretrained(place, **options).to_dict())
-            if quantization is not None:
-                options = {**options, "quantization_config": _quantized(quantization, dtype)}
-                spread = {"": place_on} if isinstance(place_on, torch.device) else place_on
-            model, report = AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype or "auto", device_map=spread, output_loading_info=True, **options
+            config = AutoConfig.from_pretrained(place, **options)
+            check_sizes(name, config.to_dict())
+            model, report = auto_class(config).from_pretrained(
+                place,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                adapter_kwargs=UNADAPTED,
+                **_placed(place_on, quantization, dtype, gguf="gguf_file" in options),
+                **options,
             )
     except ModelError:
         raise
     except Exception as error:
         raise _unreachable(name, error, options.get("revision")) from error
+    _check_weights(name, model, report)
+    if "gguf_file" in options:
+        _forget_packing(model)
+    if isinstance(place_on, torch.device) and quantization is None:
+        model = model.to(place_on)
+    return model.eval()
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class that loads a configuration: a vision-language model whole, so that its weights have names."""
+    vision = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    listed = config.architectures or []
+    if vision is not None and (vision.__name__ in listed or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def _placed(
+    place_on: torch.device | DeviceMap, quantization: str | None, dtype: torch.dtype | None, *, gguf: bool
+) -> dict[str, Any]:
+    """Where the weights go and how they are packed, as arguments of `from_pretrained`."""
+    spread = None if isinstance(place_on, torch.device) else place_on
+    if quantization is not None:
+        return {
+            "quantization_config": _quantized(quantization, dtype),
+            "device_map": spread or {"": place_on},
+        }
+    unpacked = {"quantization_config": GgufConfig(dequantize=True)} if gguf and GgufConfig else {}
+    return {"device_map": spread, **unpacked}
+
+
+def _forget_packing(model: PreTrainedModel) -> None:
+    """A GGUF model is an ordinary one after its weights were unpacked, but still claims to be quantized."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """Every weight comes from the checkpoint; weights that the model does not take are named in a warning."""
     # transformers would initialize such weights at random and only log it.
     missing = sorted(report["missing_keys"])
     if missing:
@@ -90,15 +145,22 @@ def load_hf(
             f"Cannot load {name!r}: the checkpoint lacks {len(missing)} weights of a {type(model).__name__}, "
             f"among them {missing[0]!r}. Give the folder of the complete model."
         )
-    if isinstance(place_on, torch.device) and quantization is None:
-        model = model.to(place_on)
-    return model.eval()
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        warnings.warn(
+            f"{name}: a {type(model).__name__} has no place for {len(unused)} weights of the checkpoint, "
+            f"which are left out: {', '.join(unused[:SHOWN])}{' ...' if len(unused) > SHOWN else ''}. "
+            "Check that this is the right kind of model for them.",
+            UnusedWeightsWarning,
+            stacklevel=4,
+        )
 
 
 def load_tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub name or folder."""
     folder = Path(place)
-    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    inside = (options["gguf_file"],) if "gguf_file" in options else TOKENIZER_FILES
+    if folder.is_dir() and not any((folder / file).is_file() for file in inside):
         raise ModelError(
             f"The folder {name} holds no tokenizer: add its files (tokenizer.json, tokenizer_config.json), "
             "or pass tokenizer=..."

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ot_lens.linalg import float64
+from ot_lens.models.adapters import adapters_record
 from ot_lens.models.backends import Backend, HookedTransformerBackend, backend
 from ot_lens.models.chat import chat_record
 from ot_lens.models.loading import model_name
@@ -23,6 +25,7 @@ def model_record(model: Any) -> dict[str, Any]:
     served = backend(model)
     config = getattr(served.hf_model, "config", None)
     device_map = getattr(served.hf_model, "hf_device_map", None)
+    source = getattr(served.hf_model, "ot_lens_source", {})
     return {
         "name": model_name(model),
         "class": type(model).__name__,
@@ -30,6 +33,9 @@ def model_record(model: Any) -> dict[str, Any]:
         "revision": getattr(config, "_commit_hash", None),
         "dtype": str(model.cfg.dtype),
         "quantization": _quantization(config),
+        "gguf": source.get("gguf"),
+        "adapter": source.get("adapter"),
+        "adapters_in_layers": adapters_record(served.hf_model) if served.hf_model is not None else [],
         "device_map": device_map and {name: str(device) for name, device in device_map.items()},
         "n_layers": served.n_layers,
         "d_model": served.d_model,
@@ -82,7 +88,7 @@ def _weight_processing(served: Backend) -> dict[str, bool | None] | str:
 
 def _is_centred(weight: Tensor) -> bool:
     """Whether the rows of a weight [..., d] have mean zero."""
-    double = weight.detach().double()
+    double = float64(weight.detach())
     return bool(double.mean(-1).abs().max() <= CENTRED * double.square().mean().sqrt())
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.gguf import gguf_path
 from ot_lens.models.loading import locate
-from ot_lens.models.pretrained import check_folder, check_sizes
+from ot_lens.models.pretrained import auto_class, check_folder, check_sizes
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # Per weight of a linear layer: 8 bits and one scale per row; 4 bits and one doubly quantized scale per 64
@@ -59,10 +60,22 @@ def published(name: str) -> dict[str, Any] | None:
     return None if shape is None else dict(shape)
 
 
-def model_size(model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSize:
+def model_size(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> ModelSize:
     """Size of a model, without loading its weights."""
     shape = published(model)
-    return _of_config(model, revision, trust_remote_code) if shape is None else _of_shape(model, shape)
+    if shape is not None:
+        return _of_shape(model, shape)
+    gguf = gguf_path(model, gguf_file, revision)
+    if gguf is not None:
+        return _of_config(model, str(gguf.parent), {"gguf_file": gguf.name})
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _of_config(model, locate(model), options)
 
 
 def _of_shape(name: str, shape: dict[str, Any]) -> ModelSize:
@@ -77,20 +90,24 @@ def _of_shape(name: str, shape: dict[str, Any]) -> ModelSize:
     return ModelSize(name, layers, d, shape["n_kv_heads"], d_head, vocab, total, outside)
 
 
-def _of_config(name: str, revision: str | None, trust_remote_code: bool) -> ModelSize:
+def _of_config(name: str, source: str, options: dict[str, Any]) -> ModelSize:
     """Parameters counted on a model without storage (torch's meta device)."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel
 
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    source = locate(name)
-    check_folder(name, source)
+    if "gguf_file" not in options:
+        check_folder(name, source)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, **options)
+        config = AutoConfig.from_pretrained(source, **options)
         check_sizes(name, config.to_dict())
-        causal = any(kind.endswith("ForCausalLM") for kind in config.architectures or ())
+        generates = any(
+            kind.endswith(("ForCausalLM", "ForConditionalGeneration"))
+            for kind in config.architectures or ("ForCausalLM",)
+        )
         with torch.device("meta"):
-            model = (AutoModelForCausalLM if causal else AutoModel).from_config(config, **options)
+            model = (auto_class(config) if generates else AutoModel).from_config(
+                config, trust_remote_code=bool(options.get("trust_remote_code"))
+            )
         text = config.get_text_config()
         heads = text.num_attention_heads
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads

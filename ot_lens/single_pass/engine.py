@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
+from ot_lens.linalg import float64
 from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
@@ -136,9 +137,9 @@ def _check(record: Record) -> None:
     rows = record.streams[0].expand(2, *record.streams[0].shape)
     for layer in range(len(record.streams) - 1):
         rows = replayed(record.block, layer, rows)
-    own, logits = record.own_logits, replayed(record.logits, rows)
-    difference = (logits.to(own.device).double() - own.double()).abs().max() / own.double().abs().max()
-    if not difference <= TOLERANCE.get(own.dtype, 1e-3):
+    own, logits = float64(record.own_logits), replayed(record.logits, rows)
+    difference = (logits.to(own.device).double() - own).abs().max() / own.abs().max()
+    if not difference <= TOLERANCE.get(record.own_logits.dtype, 1e-3):
         raise SinglePassError(f"Replayed logits differ from the model's by {float(difference):.1e}.")
 
 
@@ -149,7 +150,7 @@ def _sweep_batch(
     reduce: Reduce,
     memory_budget: int,
 ) -> Float64[Tensor, "candidate batch value"]:
-    own = record.own_logits.double()
+    own = float64(record.own_logits)
     stream = record.streams[0]
     # A block holds several tensors of a row's size at once; those of the MLP are a few times wider.
     chunk = max(1, memory_budget // (16 * stream.numel() * stream.element_size()))

@@ -36,16 +36,30 @@ class StudyConfig(BaseModel):
 
     model: str = Field(
         "organism",
-        description="Hub name, local folder, or an embedded model: organism[:single|multi|shared].",
+        description="Hub name, local folder, GGUF file, or an embedded model: "
+        "organism[:single|multi|shared].",
     )
     revision: str | None = Field(None, description="Revision of a hub model.")
     dtype: str | None = Field(None, description="float32, bfloat16, float16; default: the checkpoint's own.")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1 ...; default: cuda if available.")
+    device: str | None = Field(
+        None, description="cpu, cuda, cuda:1, mps ...; default: cuda, else mps, else cpu."
+    )
     device_map: str | dict[str, int | str] | None = Field(
         None, description="auto spreads the layers over all devices; cannot be combined with device."
     )
     quantization: str | None = Field(
         None, description="int8 or nf4: 8- or 4-bit weights of linear layers (ot-lens[quantization])."
+    )
+    gguf_file: str | None = Field(
+        None, description="GGUF file in the folder or hub repository of the model (ot-lens[gguf])."
+    )
+    adapter: str | Literal[False] | None = Field(
+        None,
+        description="Folder or hub name of a PEFT adapter such as LoRA (ot-lens[peft]); false leaves out the "
+        "adapter of a folder that also holds complete weights.",
+    )
+    merge_adapter: bool = Field(
+        False, description="Add the adapter to the weights in memory instead of keeping its layers separate."
     )
     system_prompt: str | None = Field(
         None, description="System message before every prompt; default: the chat template's."
@@ -221,7 +235,8 @@ class StudyConfig(BaseModel):
     def loading(self) -> dict[str, Any]:
         """Arguments of `load_model`."""
         names = {"model", "trust_remote_code", "dtype", "device", "device_map", "revision", "quantization"}
-        return self.model_dump(include={*names, "system_prompt", "thinking"})
+        chat = {"system_prompt", "thinking"}
+        return self.model_dump(include={*names, *chat, "gguf_file", "adapter", "merge_adapter"})
 
 
 def _check_modules(names: Sequence[Any]) -> None:

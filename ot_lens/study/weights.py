@@ -12,7 +12,12 @@ from ot_lens.study.config import StudyConfig
 
 def size_of(config: StudyConfig) -> ModelSize:
     """Size of the model that a configuration names."""
-    return model_size(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    return model_size(
+        config.model,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        gguf_file=config.gguf_file,
+    )
 
 
 def judge_model(judge: str | Mapping[str, Any] | None) -> str | None:

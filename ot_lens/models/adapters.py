@@ -1,0 +1,115 @@
+"""PEFT adapters (LoRA and its relatives): applied to a model, merged or not, and described."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ot_lens.errors import ModelError
+from ot_lens.io.untrusted import MIB, abbreviated, parse_json, quoted, read_text
+from ot_lens.models.files import held_file
+
+ADAPTER_CONFIG = "adapter_config.json"
+# A subfolder that no repository has: transformers looks for an adapter there and so applies none by itself.
+UNADAPTED = {"subfolder": "ot_lens-applies-adapters-itself"}
+
+
+def check_unadapted(name: str, revision: str | None) -> None:
+    """Refuse a folder or repository with an adapter about which the caller said nothing.
+
+    transformers would apply it if peft is installed and ignore it otherwise.
+    """
+    found = held_file(name, ADAPTER_CONFIG, revision)
+    if found is None:
+        return
+    if held_file(name, "config.json", revision) is not None:
+        raise ModelError(
+            f"{name} holds a complete model and an adapter: pass adapter={name!r} to apply the adapter, or "
+            "adapter=False to leave it out."
+        )
+    content = parse_json(read_text(Path(found), MIB, ModelError), found, ModelError)
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    raise ModelError(
+        f"{name} is an adapter of {quoted(base)}, not a complete model: load its base with adapter={name!r}."
+    )
+
+
+def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) -> PreTrainedModel:
+    """The model with the adapter in its layers, or with the adapter added to its weights in memory.
+
+    Raises:
+        ModelError: If peft is missing, or the adapter cannot be read, is of a kind that acts outside the
+            layers, or does not belong to the model.
+    """
+    if find_spec("peft") is None:
+        raise ModelError(f"adapter = {adapter!r} needs peft: pip install 'ot-lens[peft]'.")
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        _check_kind(config, adapter)
+        wrapped = PeftModel.from_pretrained(model, adapter, config=config)
+        saved = set(load_peft_weights(adapter, device="cpu"))
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"Cannot apply the adapter {adapter!r} to {name!r}: {abbreviated(error)} Check the adapter, and "
+            "that it was trained on this model."
+        ) from error
+    applied = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    unmatched = sorted(key for key in applied ^ saved if "embed" not in key and "lm_head" not in key)
+    if unmatched:
+        raise ModelError(
+            f"The adapter {adapter!r} does not fit {name!r}: {len(unmatched)} of its weights have no "
+            f"counterpart, among them {unmatched[0]!r}. Give the model that it was trained on."
+        )
+    if merge:
+        return wrapped.merge_and_unload(safe_merge=True).eval()
+    return wrapped.get_base_model().eval()
+
+
+def without_wrapper(model: Any) -> Any:
+    """The model inside a PeftModel, with its adapters still in its layers; any other object unchanged.
+
+    Raises:
+        ModelError: If an adapter acts outside the layers, so that the model inside is not the whole model.
+    """
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(model, nn.Module) or configs is None or not hasattr(model, "get_base_model"):
+        return model
+    for adapter, config in configs.items():
+        _check_kind(config, adapter)
+    return model.get_base_model()
+
+
+def adapters_record(hf_model: Any) -> list[dict[str, Any]]:
+    """Name, kind and source of every adapter in a model's layers, and whether it is active or merged."""
+    layers = [
+        m for m in hf_model.modules() if hasattr(m, "merged_adapters") and hasattr(m, "active_adapters")
+    ]
+    enabled = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
+    merged = {name for layer in layers for name in layer.merged_adapters}
+    configs = getattr(hf_model, "peft_config", None) or {}
+    return [
+        {
+            "name": name,
+            "type": getattr(config.peft_type, "value", str(config.peft_type)),
+            "base": config.base_model_name_or_path,
+            "active": name in enabled,
+            "merged": name in merged,
+        }
+        for name, config in sorted(configs.items())
+    ]
+
+
+def _check_kind(config: Any, adapter: str) -> None:
+    if config.is_prompt_learning:
+        raise ModelError(
+            f"The adapter {adapter!r} is of the type {getattr(config.peft_type, 'value', config.peft_type)}: "
+            "it adds virtual tokens, which are not in the layers. ot_lens serves adapters of the layers, such "
+            "as LoRA."
+        )
