@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 
 import gguf
@@ -206,12 +208,16 @@ def test_adapters_that_do_not_belong_are_refused(llama, adapter, tmp_path):
     weights = load_file(deeper / "adapter_model.safetensors")
     renamed = {name.replace("layers.3", "layers.7"): w for name, w in weights.items()}
     save_file(renamed, deeper / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="no counterpart"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        otl.load_model(llama, adapter=deeper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns as well
+        with pytest.raises(ModelError, match="no counterpart"):
+            otl.load_model(llama, adapter=deeper)
+
+
+def test_virtual_tokens_are_refused(llama):
+    base = AutoModelForCausalLM.from_pretrained(llama)
+    prompts = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
     with pytest.raises(ModelError, match="virtual tokens"):
-        base = AutoModelForCausalLM.from_pretrained(llama)
-        prompts = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
         otl.load_model(prompts, tokenizer=checkpoints.tokenizer("llama"))
 
 
@@ -250,7 +256,7 @@ def vision(tmp_path_factory):
             num_attention_heads=2,
             image_size=8,
             patch_size=4,
-        ),  # fmt: skip
+        ),
         text_config=LlamaConfig(**{k: v for k, v in text.to_dict().items() if k != "model_type"}),
         image_token_index=3,
     )
@@ -277,3 +283,29 @@ def test_weights_without_a_place_are_named(llama, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.warns(UnusedWeightsWarning, match=r"1 weights.*q_proj\.bias"):
         otl.load_model(tmp_path)
+
+
+def test_every_stage_runs_on_a_device_without_float64():
+    """In a process of its own, on a stand-in for MPS that refuses float64; results are those of the CPU."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.no_float64"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+@pytest.mark.parametrize(
+    ("device", "named"), [("gpu", "'gpu'"), ("cuda:7", "'cuda:7'"), ("mps", "'mps'"), ("meta", "no weights")]
+)
+def test_a_device_that_is_not_there(device, named):
+    with pytest.raises(ModelError, match=named):
+        otl.load_model("organism", device=device)
+
+
+def test_the_default_device_is_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="mps"):  # this torch build has no MPS
+        otl.load_model("organism")

@@ -51,7 +51,7 @@ def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) 
     try:
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(config, adapter)
-        wrapped = PeftModel.from_pretrained(model, adapter, config=config)
+        wrapped: Any = PeftModel.from_pretrained(model, adapter, config=config)
         saved = set(load_peft_weights(adapter, device="cpu"))
     except ModelError:
         raise
@@ -109,7 +109,6 @@ def adapters_record(hf_model: Any) -> list[dict[str, Any]]:
 def _check_kind(config: Any, adapter: str) -> None:
     if config.is_prompt_learning:
         raise ModelError(
-            f"The adapter {adapter!r} is of the type {getattr(config.peft_type, 'value', config.peft_type)}: "
-            "it adds virtual tokens, which are not in the layers. ot_lens serves adapters of the layers, such "
-            "as LoRA."
+            f"The adapter {adapter!r} adds virtual tokens, which are not in the layers: give an adapter of "
+            "the layers, such as LoRA."
         )

@@ -51,8 +51,8 @@ def load_model(
             `tokenizer` too); or a TransformerBridge or HookedTransformer, which is checked and returned.
         tokenizer: Replaces the tokenizer of the folder.
         dtype: torch dtype or its name. Default: float32 for the embedded models, else the checkpoint's own.
-        device: Default: "cuda" if available, else "mps", else "cpu". Statistics are computed in float64 on the
-            CPU if the device lacks it.
+        device: Default: "cuda" if available, else "mps", else "cpu". If the device has no
+            float64, statistics are computed on the CPU.
         device_map: Instead of one device: "auto" spreads the layers over all devices; or a dict from module
             to device, "cpu" or "disk", as accelerate takes it.
         hooks: "residual" puts hook points on the residual stream only, around Hugging Face's own layers
@@ -60,8 +60,8 @@ def load_model(
         revision: Branch, tag or commit of a hub model.
         quantization: "int8" or "nf4", the weights of linear layers in 8 or 4 bits, by bitsandbytes (the extra
             `ot-lens[quantization]`). Activations stay in `dtype`.
-        gguf_file: Name of a GGUF file in the folder or hub repository `model`. Weights are unpacked to `dtype`
-            (default float32); tokenizer and chat template come from the file. Needs `ot-lens[gguf]`.
+        gguf_file: Name of a GGUF file in the folder or hub repository `model`. Weights are unpacked to
+            `dtype` (default float32); tokenizer and chat template come from the file. Needs `ot-lens[gguf]`.
         adapter: Folder or hub name of a PEFT adapter (LoRA and others that act inside layers), put into the
             model in memory; needs `ot-lens[peft]`. Its own tokenizer is used if it has one with a chat
             template. False leaves out the adapter of a folder that also holds complete weights.
@@ -100,7 +100,7 @@ def load_model(
     if isinstance(model, str | Path):
         name = str(model)
         if revision is not None and (name.startswith("organism") or exists(name)):
-            raise ModelError(f"revision = {revision!r}: {name} is local; only hub models have revisions.")
+            raise ModelError(f"revision = {revision!r}: {name} is a folder or file, not a hub model.")
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = _load(name, tokenizer, hooks, loading, options)
     else:
