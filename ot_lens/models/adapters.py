@@ -1,5 +1,6 @@
 """PEFT adapters (LoRA and its relatives): applied to a model, merged or not, and described."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) 
     try:
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(config, adapter)
-        wrapped: Any = PeftModel.from_pretrained(model, adapter, config=config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # what peft calls in transformers is to be renamed
+            wrapped: Any = PeftModel.from_pretrained(model, adapter, config=config)
         saved = set(load_peft_weights(adapter, device="cpu"))
     except ModelError:
         raise

@@ -3,7 +3,8 @@
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def load_hf(
     """A causal language model in evaluation mode, on a device or spread over several."""
     check_folder(name, place)
     try:
-        with _quiet():
+        # transformers unpacks GGUF files with a progress bar of its own.
+        with _quiet(), redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext():
             config = AutoConfig.from_pretrained(place, **options)
             check_sizes(name, config.to_dict())
             model, report = auto_class(config).from_pretrained(
