@@ -32,7 +32,6 @@ from .directions import select_direction as select_direction
 from .errors import NoDirectionLeftError as NoDirectionLeftError
 from .errors import OtLensError as OtLensError
 from .errors import PoorFitWarning as PoorFitWarning
-from .errors import UnusedWeightsWarning as UnusedWeightsWarning
 from .explorer import explore as explore
 from .gaussian import BuresWasserstein as BuresWasserstein
 from .gaussian import Gaussian as Gaussian
