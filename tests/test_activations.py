@@ -168,3 +168,32 @@ def test_caches_without_the_hook_or_with_a_foreign_mask(model):
     cache = {"blocks.0.hook_resid_pre": x}
     with pytest.raises(ActivationError, match="does not match"):
         Activations.from_caches(harmful=cache, harmless=cache, harmful_mask=torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_from_caches_reads_arrays_of_numpy(as_list):
+    """As other libraries keep them: caches and masks as arrays, alone or one per batch."""
+    x = torch.randn(3, 5, D, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0]])
+    cache, padding = {"blocks.0.hook_resid_pre": x.numpy()}, mask.numpy()
+    given = ([cache], [padding]) if as_list else (cache, padding)
+    acts = Activations.from_caches(
+        harmful=given[0], harmless=given[0], harmful_mask=given[1], harmless_mask=given[1]
+    )
+    assert torch.equal(acts.harmful(0), x[[0, 1, 2], [2, 4, 3]].double())
+
+
+@pytest.mark.parametrize(
+    ("mask", "named"),
+    [
+        ([[1, 1], [0, 0]], "Row 1"),  # its last real token would be the last column
+        ([[0.0, 0.0], [0.0, -1e9]], "other values"),  # added to attention scores: 0 marks real tokens
+        ([[1, 1, 1], [1, 1, 1]], "does not match"),
+        (["real", "padding"], "list"),
+    ],
+)
+def test_from_caches_refuses_masks_that_mark_nothing(mask, named):
+    cache = {"blocks.0.hook_resid_pre": torch.zeros(2, 2, D)}
+    masks = {"harmful_mask": [mask], "harmless_mask": [mask]}
+    with pytest.raises(ActivationError, match=named):
+        Activations.from_caches(harmful=[cache], harmless=[cache], **masks)

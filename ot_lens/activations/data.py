@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
@@ -216,7 +216,7 @@ def _both_caches(
 def _pairs(label: str, caches: Any, masks: Any) -> list[tuple[Any, Any]]:
     """Each cache with its mask, or with None."""
     caches, masks = (list(x) if isinstance(x, list | tuple) else [x] for x in (caches, masks))
-    if masks == [None]:
+    if len(masks) == 1 and masks[0] is None:
         masks *= len(caches)
     if len(masks) != len(caches):
         raise ActivationError(f"{len(caches)} {label} caches but {len(masks)} masks: pass one per cache.")
@@ -239,11 +239,39 @@ def _common_layers(caches: Sequence[Any], hook: str) -> tuple[int, ...]:
 def _read(
     x: Any, mask: Any, positions: Sequence[int], reduce: str | None
 ) -> Float[Tensor, "batch position d"]:
+    x = _tensor(x, "a cache")
     x = x if x.ndim == 3 else x[None]
-    rows = None if mask is None else torch.as_tensor(mask).reshape(-1, mask.shape[-1])
-    if rows is not None and rows.shape != x.shape[:2]:
+    if x.ndim != 3 or not x.dtype.is_floating_point:
         raise ActivationError(
-            f"A mask of shape {tuple(rows.shape)} does not match a cache of {x.shape[0]} prompts and "
+            f"A cache entry must be floating point [batch, pos, d_model], got {x.dtype} {list(x.shape)}."
+        )
+    rows = None if mask is None else _mask(mask, x)
+    return gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce).cpu()
+
+
+def _mask(mask: Any, x: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos"]:
+    """A mask as booleans; not the kind that is added to attention scores, whose zeros are the real tokens."""
+    values = _tensor(mask, "a mask")
+    rows = values.reshape(-1, values.shape[-1]) if values.ndim else values
+    if rows.shape != x.shape[:2]:
+        raise ActivationError(
+            f"A mask of shape {tuple(values.shape)} does not match a cache of {x.shape[0]} prompts and "
             f"{x.shape[1]} positions."
         )
-    return gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce).cpu()
+    if not bool(((rows == 0) | (rows == 1)).all()):
+        raise ActivationError(
+            "A mask must hold 1 for real tokens and 0 for padding; this one has other values."
+        )
+    empty = (rows == 0).all(1).nonzero().flatten().tolist()
+    if empty:
+        raise ActivationError(f"Row {empty[0]} of a mask has no real token: leave out that prompt.")
+    return rows.bool()
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ActivationError(
+            f"{name} is a {type(values).__name__} that torch cannot read ({error}): pass a tensor or array."
+        ) from error
