@@ -162,7 +162,7 @@ def test_an_adapter_acts_alike_however_it_arrives(llama, adapter):
     assert model_record(merged)["adapter"] == {"source": str(adapter), "merged": True}
     (layers,) = model_record(apart)["adapters_in_layers"]
     assert (layers["type"], layers["active"], layers["merged"]) == ("LORA", True, False)
-    assert model_record(merged)["adapters_in_layers"] == []
+    assert model_record(merged)["adapters_in_layers"] is None
 
 
 def test_a_disabled_adapter_is_recorded_as_inactive(llama):

@@ -89,14 +89,16 @@ def without_wrapper(model: Any) -> Any:
     return model.get_base_model()
 
 
-def adapters_record(hf_model: Any) -> list[dict[str, Any]]:
+def adapters_record(hf_model: Any) -> list[dict[str, Any]] | None:
     """Name, kind and source of every adapter in a model's layers, and whether it is active or merged."""
+    configs = getattr(hf_model, "peft_config", None)
+    if not configs:
+        return None
     layers = [
         m for m in hf_model.modules() if hasattr(m, "merged_adapters") and hasattr(m, "active_adapters")
     ]
     enabled = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
     merged = {name for layer in layers for name in layer.merged_adapters}
-    configs = getattr(hf_model, "peft_config", None) or {}
     return [
         {
             "name": name,

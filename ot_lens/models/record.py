@@ -35,7 +35,7 @@ def model_record(model: Any) -> dict[str, Any]:
         "quantization": _quantization(config),
         "gguf": source.get("gguf"),
         "adapter": source.get("adapter"),
-        "adapters_in_layers": adapters_record(served.hf_model) if served.hf_model is not None else [],
+        "adapters_in_layers": adapters_record(served.hf_model),
         "device_map": device_map and {name: str(device) for name, device in device_map.items()},
         "n_layers": served.n_layers,
         "d_model": served.d_model,
