@@ -272,9 +272,7 @@ def _place_on(device: str | torch.device | None, device_map: DeviceMap | None) -
     return device_map
 
 
-def _bridge(
-    name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Any:
+def _bridge(name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     device = None if getattr(hf_model, "hf_device_map", None) else hf_model.device

@@ -126,8 +126,8 @@ def read_sources(description: Description, settings: Settings, origin: str) -> C
     settings = _overridden(settings, description)
     pools: dict[str, dict[str | None, list[Row]]] = {label: {} for label in CLASSES}
     records, names = [], []
-    for label in CLASSES:
-        for split, sources in _sources_by_split(description.sources[label], f"{origin}: {label}").items():
+    for label, described in sorted(description.sources.items()):
+        for split, sources in _sources_by_split(described, f"{origin}: {label}").items():
             for source in sources:
                 rows, read = read_class(source, label, settings)
                 pools[label].setdefault(split, []).extend(rows)
