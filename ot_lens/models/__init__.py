@@ -23,11 +23,7 @@ from ot_lens.models.chat import (
     system_prompt,
     template_of,
 )
-<<<<<<< HEAD
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, pad_left
-=======
-from ot_lens.models.hooked import HOOKS, HookedCausalLM
->>>>>>> 8f64a47 (Export the hook names; read the classes in order)
 from ot_lens.models.loading import VARIANTS, load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release

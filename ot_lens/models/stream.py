@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, ModelError
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.linalg import float64
 from ot_lens.models.architectures import hook_name
 from ot_lens.models.hooked import HOOKS
 from ot_lens.models.reversible import Reversible, evaluating
@@ -80,7 +81,7 @@ def inspected(served: Any) -> Inspection:
             padded = served.logits(
                 torch.cat([tokens[:, :2], tokens], dim=1), torch.cat([0 * mask[:, :2], mask], dim=1), keep=1
             )
-        far = (padded - whole).double().abs().max() > PADDED.get(
+        far = (padded - whole).abs().max() > PADDED.get(
             whole.dtype, PADDED_IN_HALF
         ) * whole.abs().max()
         faults = [_judged(parts, (LENGTH, served.d_model)) for parts in read]
@@ -135,8 +136,8 @@ def _gap(parts: Parts, terms: tuple[str, ...], total: str) -> str:
         return f"there is no {absent[0]}"
     if len(terms) == 1:
         return "there is no branch"
-    stream, *branches = (parts[hook].double() for hook in terms)
-    expected, dtype = parts[total].double(), parts[total].dtype
+    stream, *branches = (float64(parts[hook]) for hook in terms)
+    expected, dtype = float64(parts[total]), parts[total].dtype
     added = torch.stack(branches).norm(dim=-1).amax(0)
     error = (stream + torch.stack(branches).sum(0) - expected).norm(dim=-1)
     rounding = torch.finfo(dtype).eps * torch.maximum(stream.norm(dim=-1), expected.norm(dim=-1))
