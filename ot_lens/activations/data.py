@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
@@ -249,8 +249,8 @@ def _read(
     return gather(x, columns(x.shape[0], x.shape[1], rows, positions), reduce).cpu()
 
 
-def _mask(mask: Any, x: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos"]:
-    """A mask as booleans; not the kind that is added to attention scores, whose zeros are the real tokens."""
+def _mask(mask: Any, x: Float[Tensor, "batch pos d"]) -> Int[Tensor, "batch pos"]:
+    """A mask of ones and zeros; not the kind that is added to attention scores, whose zeros are the real tokens."""
     values = _tensor(mask, "a mask")
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values
     if rows.shape != x.shape[:2]:
@@ -265,7 +265,7 @@ def _mask(mask: Any, x: Float[Tensor, "batch pos d"]) -> Bool[Tensor, "batch pos
     empty = (rows == 0).all(1).nonzero().flatten().tolist()
     if empty:
         raise ActivationError(f"Row {empty[0]} of a mask has no real token: leave out that prompt.")
-    return rows.bool()
+    return rows.long()
 
 
 def _tensor(values: Any, name: str) -> Tensor:
