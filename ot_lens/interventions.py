@@ -195,8 +195,6 @@ class _Scope(threading.local):
         reaches = self._mask is not None and self._mask.ndim == 2 and self._mask.shape[1] >= width
         if self._mask is not None and reaches:
             real = self._mask[:, :width].to(x.device).bool()
-            if not bool(real.any(1).all()):
-                raise HookError("A row of the attention mask has no real token: leave out that prompt.")
             column = width - 1 - real.flip(1).int().argmax(1)
             self._check_seen(column)
         self._unseen = not reaches

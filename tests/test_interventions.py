@@ -590,10 +590,3 @@ def test_bad_edits_are_named_and_leave_no_hook(model, batch, edits, options, err
     with pytest.raises(error, match=message), otl.intervene(model, edits, **options):
         pass
     assert torch.equal(all_logits(model, batch), before)
-
-
-def test_a_row_without_real_tokens_has_no_last_one(model):
-    tokens, mask = torch.full((2, 4), 5), torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]])
-    edits = {1: random_map()}
-    with otl.intervene(model, edits, tokens="last"), pytest.raises(HookError, match="no real token"):
-        model(tokens, attention_mask=mask)
