@@ -81,9 +81,7 @@ def inspected(served: Any) -> Inspection:
             padded = served.logits(
                 torch.cat([tokens[:, :2], tokens], dim=1), torch.cat([0 * mask[:, :2], mask], dim=1), keep=1
             )
-        far = (padded - whole).abs().max() > PADDED.get(
-            whole.dtype, PADDED_IN_HALF
-        ) * whole.abs().max()
+        far = (padded - whole).abs().max() > PADDED.get(whole.dtype, PADDED_IN_HALF) * whole.abs().max()
         faults = [_judged(parts, (LENGTH, served.d_model)) for parts in read]
         _INSPECTED[served.model] = Inspection(faults, pads=not bool(far))
     return _INSPECTED[served.model]
