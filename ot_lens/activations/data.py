@@ -250,7 +250,7 @@ def _read(
 
 
 def _mask(mask: Any, x: Float[Tensor, "batch pos d"]) -> Int[Tensor, "batch pos"]:
-    """A mask of ones and zeros; not the kind that is added to attention scores, whose zeros are the real tokens."""
+    """A mask of ones and zeros; not the kind added to attention scores, whose zeros are real tokens."""
     values = _tensor(mask, "a mask")
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values
     if rows.shape != x.shape[:2]:
