@@ -9,8 +9,11 @@ from .behaviour import PhraseJudge as PhraseJudge
 from .behaviour import YesNoJudge as YesNoJudge
 from .behaviour import agreement as agreement
 from .behaviour import answer_loss as answer_loss
+from .behaviour import answer_nll as answer_nll
 from .behaviour import capability as capability
 from .behaviour import completion_stats as completion_stats
+from .behaviour import degenerate as degenerate
+from .behaviour import delayed_refusals as delayed_refusals
 from .behaviour import filter_by_behaviour as filter_by_behaviour
 from .behaviour import judge_completions as judge_completions
 from .behaviour import kl_divergence as kl_divergence
@@ -31,6 +34,7 @@ from .directions import score_directions as score_directions
 from .directions import select_direction as select_direction
 from .errors import NoDirectionLeftError as NoDirectionLeftError
 from .errors import OtLensError as OtLensError
+from .errors import OutOfDomainWarning as OutOfDomainWarning
 from .errors import PoorFitWarning as PoorFitWarning
 from .explorer import explore as explore
 from .gaussian import BuresWasserstein as BuresWasserstein

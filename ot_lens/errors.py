@@ -118,8 +118,19 @@ class UnusedWeightsWarning(UserWarning):
     """A checkpoint holds weights that the model has no place for."""
 
 
+class OutOfDomainWarning(UserWarning):
+    """A map that acts on activations unlike those it was fitted on; the message names the remedy."""
+
+
 class BatchHalvedWarning(UserWarning):
     """A batch did not fit into memory and was split in two; the results are those of the whole batch."""
+
+
+def nan_logits(bad: int, n: int) -> ActivationError:
+    """The error of a measure whose model overflowed: a mean over the other prompts would be wrong."""
+    return ActivationError(
+        f"The model's logits contain NaN for {bad} of {n} prompts: use bfloat16 or float32, or a weaker edit."
+    )
 
 
 def one_of(what: str, value: object, allowed: Sequence[str], error: type[OtLensError] = ConfigError) -> None:

@@ -1,6 +1,7 @@
 """Gaussians with covariance (low rank) + c I, and the Bures-Wasserstein distance between them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float64
@@ -98,13 +99,17 @@ class Gaussian:
         mean, factor, floor, intensity = (field.unsqueeze(0) for field in fields)
         return Gaussian(mean, factor, floor, intensity, self.n, self.ridge, self.shrinkage)
 
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        return torch.linalg.svd(self.factor, full_matrices=False)[1:]
+
     def mahalanobis(self, x: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
         """Mahalanobis distance of each row to the mean (not squared), for a single Gaussian.
 
         Raises:
             FitError: a singular covariance.
         """
-        s, Qt = torch.linalg.svd(self.factor, full_matrices=False)[1:]
+        s, Qt = self._axes
         variances = s.square() + self.floor
         spans = len(s) == self.d_model
         # Dependent samples have variances of the square of the rounding of an SVD, 1e-32, rather than 0.

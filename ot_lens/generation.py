@@ -1,7 +1,7 @@
 """Greedy completions of chat prompts in batches, token for token the same as one prompt at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Int
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ot_lens.errors import PromptError
 from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
+from ot_lens.models.overflow import no_nan
 from ot_lens.prompts import Prompt
 
 
@@ -20,11 +21,13 @@ class Completion:
         text: The answer, without special tokens.
         n_tokens: Number of tokens generated, without the end-of-sequence token.
         truncated: Whether the token budget ended the answer rather than the model.
+        tokens: Ids of the generated tokens with the one that ended the answer; empty for saved answers.
     """
 
     text: str
     n_tokens: int
     truncated: bool
+    tokens: tuple[int, ...] = field(default=(), repr=False, compare=False)
 
 
 def complete(
@@ -74,11 +77,13 @@ def answers(
         new = served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache)
         return [_completion(served.tokenizer, row, stops) for row in new]
 
-    return by_row(served, whole_batches, generate, progress)
+    with no_nan(served.hf_model or served.model, last_only=True):
+        return by_row(served, whole_batches, generate, progress)
 
 
 def _completion(tokenizer: Any, row: Int[Tensor, " new"], stops: Sequence[int]) -> Completion:
     ids = row.tolist()
     end = next((i for i, token in enumerate(ids) if token in stops), None)
-    answer = ids[:end]
-    return Completion(tokenizer.decode(answer, skip_special_tokens=True).strip(), len(answer), end is None)
+    given = tuple(ids if end is None else ids[: end + 1])
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+    return Completion(text, len(ids[:end]), end is None, given)

@@ -20,7 +20,7 @@ from ot_lens.behaviour import (
     refuses,
     score_from_logprobs,
 )
-from ot_lens.behaviour.panel import PanelSettings, estimates, measure, read_next_token
+from ot_lens.behaviour.panel import PanelSettings, estimates, measure, read_next_token, with_nll
 from ot_lens.errors import ActivationError, PromptError
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend, encode
@@ -180,14 +180,16 @@ def test_the_panel_has_the_requested_measures_and_no_answers(model):
         max_new_tokens=6,
     )
     reading, original = read_next_token(model, prompts, settings)
-    base = measure(model, prompts, settings, reading)
+    base = with_nll(model, prompts, measure(model, prompts, settings, reading), settings)
     found = estimates(base, settings)
     answers = [c.text for c in otl.complete(model, prompts, max_new_tokens=6)]
-    assert set(found) == {*settings.measures, "attack_success_rate"}
+    of_answers = {"attack_success_rate", "degenerate_rate", "answer_nll"}
+    assert set(found) == {*settings.measures, *of_answers}
     assert found["refusal_rate"].value == sum("w1" in a for a in answers) / 5
     assert found["kl"].value == 0
     assert base.completions == ()
-    assert len(measure(model, prompts, replace(settings, completions=Path("here"))).completions) == 5
+    kept = replace(settings, completions=Path("here"))
+    assert len(with_nll(model, prompts, measure(model, prompts, kept), kept).completions) == 5
     with otl.intervene(model, {1: shift(2.0)}):
         edited, _ = read_next_token(model, prompts, settings, original)
         moved = estimates(measure(model, prompts, settings, edited), settings, base)

@@ -72,16 +72,16 @@ def test_the_table_is_tidy_and_repeats(model, eight):
     again = otl.localize(model, eight, **options)
     pd.testing.assert_frame_equal(table, again, check_exact=True)
     assert tuple(table.columns) == COLUMNS
-    # 5 measures, the attack success rate and the score's shift; perplexity only on harmless prompts, and no
-    # shift of the unedited model from itself.
-    candidates = 1 + 2 * (2 + 1)
-    assert len(table) == candidates * (6 + 7) - 2
+    # 5 measures, 4 that come with the refusal rate, and the score's shift; perplexity only on harmless
+    # prompts, the share outside the domain on harmful ones, no shift of the unedited model from itself.
+    edits = 2 * (2 + 1)
+    assert len(table) == (edits + 1) * (9 + 10) + edits - 2
     assert not table.duplicated(["set", "layers", "method", "k", "measure", "prompts"]).any()
     by_measure = table.pivot_table(index=["key", "prompts"], columns="measure", values="value")
     assert (by_measure["attack_success_rate"] == 1 - by_measure["refusal_rate"]).all()
     assert (table["low"] <= table["value"] + 1e-12).all()
     assert (table["high"] >= table["value"] - 1e-12).all()
-    assert (table["n"] == 8).all()
+    assert (table.loc[table["measure"] != "out_of_domain_share", "n"] == 8).all()
     assert set(table.loc[table["method"] == "pca_ot", "k"]) == {2}
     assert table.loc[table["method"] == "mean_shift", "k"].isna().all()
     assert (select(table, set="none", measure="kl")["value"] == 0).all()
@@ -92,13 +92,13 @@ def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts, sweep):
     acts = otl.capture(organism, prompts.train, layers=[7])
     direction = otl.fit_directional_ablation(acts.harmful(7), acts.harmless(7))
     edits = {
-        "mean_shift": {7: otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))},
-        "directional_ablation": {7: direction},
-        "rfa": otl.everywhere(direction, range(8)),
+        "mean_shift": ({7: otl.fit_mean_shift(acts.harmful(7), acts.harmless(7))}, "last"),
+        "directional_ablation": ({7: direction}, "all"),
+        "rfa": (otl.everywhere(direction, range(8)), "all"),
     }
     scores, rates = (at_layer(sweep, measure, 7) for measure in ("refusal_score", "refusal_rate"))
-    for method, edit in edits.items():
-        with otl.intervene(organism, edit):
+    for method, (edit, tokens) in edits.items():
+        with otl.intervene(organism, edit, tokens):
             score = otl.refusal_score(organism, prompts.test.harmful)
             answers = otl.complete(organism, prompts.test.harmful, max_new_tokens=8)
         assert rates[method] == sum(otl.refuses(answers, "organism")) / 32
@@ -109,7 +109,7 @@ def test_the_sweep_agrees_with_doing_it_by_hand(organism, prompts, sweep):
 def test_ranks_and_strengths_are_axes_and_strength_scales_the_edit(model, eight):
     axes = {"layers": [1, 3], "k": [1, 3], "strength": [0.0, 0.5, 1.0]}
     table = otl.localize(model, eight, ["pca_ot", "mean_shift"], **axes, measures=["kl"], sets=["single"])
-    edits = table[table["set"] == "single"]
+    edits = select(table, set="single", measure="kl")
     assert len(edits) == (2 + 1) * 3 * 2 * 2
     assert set(edits.loc[edits["method"] == "pca_ot", "k"]) == {1, 3}
     kl = edits[edits["method"] == "mean_shift"].groupby("strength")["value"].mean()
@@ -271,7 +271,7 @@ def test_the_search_finds_the_best_set_by_brute_force(model, eight):
     prompts = eight
     acts = otl.capture(model, prompts.train)
     maps = {MethodSpec("mean_shift"): fit_all(acts, "mean_shift")}
-    settings = sweep_settings(model, ["refusal_score"])
+    settings = sweep_settings(model, ["refusal_score"], tokens="all")
 
     def score(layers: tuple[int, ...]) -> float:
         with otl.intervene(model, {i: maps[MethodSpec("mean_shift")][i] for i in layers}):

@@ -127,6 +127,40 @@ def test_findings_without_answers_and_without_controls_claim_nothing():
     assert any("nothing is localized" in text for text in summarize(SWEEP.assign(p_holm=np.nan)))
 
 
+def answered_at_one_named_layer():
+    """Answers under a listed layer only, as with `answers: chosen`; the score falls at every layer."""
+    scores = with_shifts()
+    scores = scores[(scores["value"] == -5) & (scores["control"] == "")]
+    named = SWEEP[(SWEEP["layer"] == 2) & (SWEEP["set"] == "single") & (SWEEP["strength"] == 1)]
+    named = named.assign(set="listed", key="listed|" + named["key"])
+    named.loc[named["measure"] == "refusal_rate", ["value", "low", "high"]] = 0.3, 0.2, 0.4
+    return pd.concat([SWEEP[SWEEP["set"] == "none"], scores, named], ignore_index=True)
+
+
+def test_findings_speak_of_measured_rows_only():
+    text = " ".join(summarize(answered_at_one_named_layer()))
+    assert "With answers at layers 2 only, a single-layer edit lowers the refusal rate at layer 2" in text
+    assert "The refusal score of harmful prompts falls at layers 0-2" in text
+    assert "at no layer" not in text
+    assert "no single layer" not in text
+    scores = answered_at_one_named_layer().query("measure == 'refusal_score_shift' or `set` == 'none'")
+    text = " ".join(summarize(scores))
+    assert "lowers the refusal rate" not in text
+    assert "by 5.0 nats" in text
+    flat = scores.assign(low=-1.0, high=1.0, value=0.0)
+    assert "falls at no single layer" in " ".join(summarize(flat))
+    assert "nan" not in " ".join(summarize(SWEEP[SWEEP["prompts"] != "harmless"]))
+
+
+def test_findings_praise_no_destroyed_model():
+    destroyed = SWEEP[SWEEP["measure"] == "refusal_rate"].copy()
+    destroyed.loc[destroyed["set"] != "none", ["value", "low", "high"]] = 0.0, 0.0, 0.1
+    rubbish = destroyed.assign(measure="coherent_success_rate", value=0.02, low=0.0, high=0.1)
+    text = " ".join(summarize(pd.concat([destroyed, rubbish], ignore_index=True)))
+    assert "2% answered coherently (the other 98% are no coherent answers)" in text
+    assert "The intervals of their coherent answers overlap" in text
+
+
 # ------------------------------------------------------------------------------------------ controls
 def with_shifts():
     """A sweep whose shifts of the refusal score are -5, and whose controls are -1, -2 and -3."""

@@ -2,6 +2,7 @@
 
 from ot_lens.behaviour.capability import capability
 from ot_lens.behaviour.classifier import ClassifierJudge
+from ot_lens.behaviour.coherence import answer_nll, degenerate, delayed_refusals
 from ot_lens.behaviour.completions import completion_stats, load_completions, save_completions
 from ot_lens.behaviour.filtering import FILTERS, filter_by_behaviour
 from ot_lens.behaviour.judge_registry import LazyJudge, judge_names, register_judge
@@ -27,8 +28,11 @@ __all__ = [
     "YesNoJudge",
     "agreement",
     "answer_loss",
+    "answer_nll",
     "capability",
     "completion_stats",
+    "degenerate",
+    "delayed_refusals",
     "filter_by_behaviour",
     "judge_completions",
     "judge_names",

@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import ModelError, OtLensError
-from ot_lens.models import backend, evaluating
+from ot_lens.models import Backend, backend, evaluating, system_prompt
+from ot_lens.models.chat import apply_template
+from ot_lens.models.overflow import no_nan
 
 NORMAL_95 = 1.959964
 COLUMNS = ("task", "measure", "filter", "value", "low", "high", "n", "interval", "seed")
@@ -27,7 +29,7 @@ def capability(
 
     Needs the extra `capability` and, for tasks given by name, a hub to fetch their data from. The harness
     does not distinguish prompts from answers, so interventions should have token scope "all". It seeds the
-    global generators of Python, NumPy and torch.
+    global generators of Python, NumPy and torch. Prompts are rendered as for every other measure.
 
     Args:
         model: A hooked model backed by Hugging Face: what `load_model` returns, or a TransformerBridge.
@@ -44,6 +46,7 @@ def capability(
 
     Raises:
         ModelError: If lm-eval is not installed, or does not support this kind of model.
+        ActivationError: If the model's logits contain NaN.
         OtLensError: If there is no task, lm-eval does not know one, or its data cannot be fetched.
     """
     if isinstance(tasks, str) or not tasks:
@@ -58,13 +61,16 @@ def capability(
     if unknown:
         raise OtLensError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them.")
     try:
-        with evaluating(served.model):
+        with evaluating(served.model), no_nan(hf_model, last_only=False):
             results = harness.simple_evaluate(
-                model=adapter.HFLM(pretrained=hf_model, tokenizer=served.tokenizer, batch_size=batch_size),
+                model=_rendering(adapter.HFLM, served)(
+                    pretrained=hf_model, tokenizer=served.tokenizer, batch_size=batch_size
+                ),
                 tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
                 num_fewshot=num_fewshot,
                 limit=limit,
                 apply_chat_template=chat,
+                system_instruction=system_prompt(served.model) if chat else None,
                 task_manager=known,
                 bootstrap_iters=1000,
                 log_samples=False,
@@ -86,6 +92,22 @@ def _harness() -> Iterator[Any]:
         raise ModelError(
             f"Capability tasks need lm-eval ({error}): pip install 'ot-lens[capability]'."
         ) from error
+
+
+def _rendering(adapter: type[Any], served: Backend) -> type[Any]:
+    """lm-eval's adapter with prompts rendered as everywhere else: system prompt, thinking, pinned date."""
+
+    class Adapter(adapter):  # type: ignore[misc]
+        def apply_chat_template(
+            self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            goes_on = {
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": not add_generation_prompt,
+            }
+            return apply_template(served.tokenizer, chat_history, **goes_on)
+
+    return Adapter
 
 
 def _table(results: Mapping[str, Any], seed: int) -> pd.DataFrame:

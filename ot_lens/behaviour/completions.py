@@ -114,8 +114,7 @@ def save_completions(
     for given, completion in zip(prompts, completions, strict=True):
         prompt = given if isinstance(given, Prompt) else Prompt(given)
         fields = {**vars(prompt), **vars(completion), "prompt": prompt.text, "completion": completion.text}
-        del fields["text"]
-        lines.append(_Row(**fields))
+        lines.append(_Row(**{name: fields[name] for name in _Row.model_fields}))
     # ASCII only: text that a model wrote may contain line separators of other kinds.
     write_text(Path(path), "".join(json.dumps(line.model_dump()) + "\n" for line in lines))
 

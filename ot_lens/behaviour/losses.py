@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from ot_lens.errors import PromptError
+from ot_lens.errors import PromptError, nan_logits
 from ot_lens.io.untrusted import MIB, read_text
 from ot_lens.linalg import float64
 from ot_lens.models import (
@@ -23,6 +23,7 @@ from ot_lens.models import (
     batches,
     batches_of_rows,
     by_row,
+    end_of_turn,
     prompt_width,
 )
 from ot_lens.prompts import Prompt
@@ -75,18 +76,35 @@ def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) 
     if missing:
         raise PromptError(f"Prompt {missing[0]} has no reference answer, which perplexity needs.")
     served = backend(model)
-    answers = [
-        served.tokenizer(p.answer, add_special_tokens=False)["input_ids"] + [served.tokenizer.eos_token_id]
-        for p in prompts
-    ]
+    end = end_of_turn(served)
+    texts = [served.tokenizer(p.answer, add_special_tokens=False)["input_ids"] for p in prompts]
+    answers = [[*ids, end] for ids in texts]
+    nll = torch.stack([row.sum() for row in token_losses(model, prompts, answers, batch_size=batch_size)])
+    return TokenLoss(nll, torch.tensor([len(answer) for answer in answers]))
+
+
+def token_losses(
+    model: Any, prompts: Sequence[Prompt | str], answers: Sequence[Sequence[int]], *, batch_size: int = 64
+) -> list[Float64[Tensor, " token"]]:
+    """Loss of every token of answers that are given as tokens; see `answer_loss`."""
+    served = backend(model)
     whole = batches(served, prompts, batch_size)
-    nll = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
-    return TokenLoss(torch.stack(nll), torch.tensor([len(answer) for answer in answers]))
+    rows = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
+    _checked(torch.stack([row.sum() for row in rows]))
+    return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]
+
+
+def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:
+    bad = int(nll.isnan().sum())
+    if bad:
+        raise nan_logits(bad, len(nll))
+    return nll
 
 
 def _answer_losses(
     served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
-) -> Float64[Tensor, " prompt"]:
+) -> Float64[Tensor, "prompt token"]:
+    """Losses, 0 where a longer answer of the batch goes on."""
     rows = [torch.tensor(answers[index]) for index in batch.indices]
     targets = pad_sequence(rows, batch_first=True, padding_value=served.pad_id)
     real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -98,7 +116,7 @@ def _answer_losses(
         )
     logprobs = logits[:, width - 1 : -1].cpu().double().log_softmax(dim=-1)
     picked = logprobs.gather(-1, targets[:, :, None])[:, :, 0]
-    return -(picked * real).sum(dim=-1)
+    return torch.where(real.bool(), -picked, 0.0)
 
 
 def text_loss(
@@ -139,8 +157,8 @@ def text_loss(
         raise PromptError(f"stride must be between 1 and {limit} for a window of {width}, got {stride}.")
     rows, scored = _windows(ids, first, room, step)
     whole = batches_of_rows(served, rows, batch_size)
-    nll = by_row(served, whole, lambda batch: _window_losses(served, batch, scored))
-    return TextLoss(torch.stack(nll), torch.tensor(scored), width, step)
+    nll = torch.stack(by_row(served, whole, lambda batch: _window_losses(served, batch, scored)))
+    return TextLoss(_checked(nll), torch.tensor(scored), width, step)
 
 
 def _content(text: str | Path) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.behaviour.refusal import declared
-from ot_lens.errors import ActivationError, PromptError
+from ot_lens.errors import PromptError, nan_logits
 from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
 from ot_lens.prompts import Prompt
 
@@ -34,10 +34,7 @@ def next_token_logprobs(
     logprobs = torch.stack(by_row(served, batches(served, prompts, batch_size), read))
     bad = int(torch.isnan(logprobs).any(dim=-1).sum())
     if bad:
-        raise ActivationError(
-            f"The model's logits contain NaN for {bad} of {len(logprobs)} prompts: use bfloat16 or float32, "
-            "or a weaker edit."
-        )
+        raise nan_logits(bad, len(logprobs))
     return logprobs
 
 

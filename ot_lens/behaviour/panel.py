@@ -1,6 +1,6 @@
 """The panel: every measure of a sweep's candidate, prompt by prompt, and its estimates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ot_lens.behaviour.coherence import degenerate, lengths_below, likelihoods, within
 from ot_lens.behaviour.judge_registry import LazyJudge
 from ot_lens.behaviour.judges import Judgement, judge_completions
 from ot_lens.behaviour.losses import TokenLoss, answer_loss
@@ -22,17 +23,28 @@ from ot_lens.statistics import Estimate, mean, rate
 
 NEXT_TOKEN_MEASURES = ("refusal_score", "kl")
 MEASURES = ("refusal_rate", "exact_answer_rate", *NEXT_TOKEN_MEASURES, "perplexity")
+# What comes with "refusal_rate", from the same answers.
+WITHIN = "refusal_rate_within_"
 UNITS = {
     "refusal_rate": "share",
+    "coherent_success_rate": "share",
+    "degenerate_rate": "share",
+    "answer_nll": "nats",
     "attack_success_rate": "share",
     "judged_success_rate": "share",
     "exact_answer_rate": "share",
     "refusal_score": "nats",
     "refusal_score_shift": "nats",
     "choice_price": "nats",
+    "out_of_domain_share": "share",
     "kl": "nats",
     "perplexity": "",
 }
+
+
+def unit_of(measure: str) -> str:
+    """Unit of a measure in the sweep's table."""
+    return "share" if measure.startswith(WITHIN) else UNITS[measure]
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,21 @@ class Panel:
     n: int
     next_token: NextToken | None = None
     refused: tuple[bool, ...] | None = None
+    refused_within: Mapping[int, tuple[bool, ...]] = field(default_factory=dict)  # by number of tokens
+    degenerate: tuple[bool, ...] | None = None
+    nll: Float64[Tensor, " prompt"] | None = None  # `answer_nll` under the unedited model
+    later_nll: Float64[Tensor, " prompt"] | None = None  # the same after the first token
     correct: tuple[bool, ...] | None = None
     loss: TokenLoss | None = None
     judgement: Judgement | None = None
     completions: tuple[Completion, ...] = field(default=(), repr=False)
+
+    def coherent(self, limit: float) -> tuple[bool, ...]:
+        """Whether each answer is neither refused nor degenerate, and likely enough after its first token."""
+        if self.refused is None or self.degenerate is None or self.later_nll is None:
+            return ()
+        rows = zip(self.refused, self.degenerate, self.later_nll.tolist(), strict=True)
+        return tuple(not refused and not rubbish and nll <= limit for refused, rubbish, nll in rows)
 
 
 def next_token_values(
@@ -126,11 +149,16 @@ def measure(
     size, panel = settings.batch_size, Panel(len(prompts), reading)
     if settings.needs_answers:
         answers = complete(model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=size)
+        lengths = lengths_below(settings.max_new_tokens)
         panel = replace(
             panel,
             refused=tuple(refuses(answers, settings.phrases)),
+            refused_within={
+                length: tuple(refuses(within(model, answers, length), settings.phrases)) for length in lengths
+            },
+            degenerate=tuple(degenerate(answers)),
             judgement=None if label == "harmless" else _judged(model, prompts, answers, settings),
-            completions=() if settings.completions is None else tuple(answers),
+            completions=tuple(answers),
         )
         if all(p.answers for p in prompts):
             correct = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
@@ -138,6 +166,17 @@ def measure(
     if "perplexity" in settings.measures and label != "harmful" and all(p.answer for p in prompts):
         panel = replace(panel, loss=answer_loss(model, prompts, batch_size=size))
     return panel
+
+
+def with_nll(model: Any, prompts: Sequence[Prompt], panel: Panel, settings: PanelSettings) -> Panel:
+    """The panel with the likelihood of its answers, which are dropped unless they are to be stored.
+
+    To be called without interventions: only the unedited model knows what an answer looks like.
+    """
+    if "refusal_rate" in settings.measures and panel.completions:
+        nll, later = likelihoods(model, prompts, panel.completions, settings.batch_size)
+        panel = replace(panel, nll=nll, later_nll=later)
+    return panel if settings.completions is not None else replace(panel, completions=())
 
 
 def _judged(
@@ -149,16 +188,19 @@ def _judged(
         return judge_completions(judge, prompts, answers)
 
 
-def estimates(panel: Panel, settings: PanelSettings, baseline: Panel | None = None) -> dict[str, Estimate]:
+def estimates(
+    panel: Panel, settings: PanelSettings, baseline: Panel | None = None, limit: float | None = None
+) -> dict[str, Estimate]:
     """Every measure of a panel with its interval, except those that were not or cannot be taken.
 
-    In addition to the requested measures: the attack success rate, 1 - refusal rate, and with a baseline the
-    shift of the refusal score, prompt by prompt, from the unedited model.
+    In addition to the requested measures: with the refusal rate, the attack success rate, 1 - refusal rate,
+    the rate within fewer tokens, and whether the answers are answers (`limit` is that of `Panel.coherent`);
+    with a baseline the shift of the refusal score, prompt by prompt, from the unedited model.
     """
-    seed, results = settings.seed, {}
-    if panel.refused is not None and "refusal_rate" in settings.measures:
-        results["refusal_rate"] = rate(panel.refused)
-        results["attack_success_rate"] = rate([not flag for flag in panel.refused])
+    seed = settings.seed
+    results: dict[str, Estimate] = {}
+    if "refusal_rate" in settings.measures:
+        results |= _of_answers(panel, seed, limit)
     if panel.judgement is not None:
         results["judged_success_rate"] = _judged_rate(panel.judgement)
     if panel.correct is not None and "exact_answer_rate" in settings.measures:
@@ -174,6 +216,19 @@ def estimates(panel: Panel, settings: PanelSettings, baseline: Panel | None = No
     if panel.loss is not None:
         results["perplexity"] = panel.loss.estimate(seed=seed)
     return results
+
+
+def _of_answers(panel: Panel, seed: int, limit: float | None) -> dict[str, Estimate]:
+    if panel.refused is None or panel.degenerate is None:
+        return {}
+    results = {"refusal_rate": rate(panel.refused)}
+    results["attack_success_rate"] = rate([not flag for flag in panel.refused])
+    if limit is not None and panel.coherent(limit):
+        results["coherent_success_rate"] = rate(panel.coherent(limit))
+    results["degenerate_rate"] = rate(panel.degenerate)
+    if panel.nll is not None:
+        results["answer_nll"] = mean(panel.nll.numpy(), seed=seed, least=0.0)
+    return results | {f"{WITHIN}{length}": rate(flags) for length, flags in panel.refused_within.items()}
 
 
 def _judged_rate(judgement: Judgement) -> Estimate:

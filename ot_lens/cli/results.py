@@ -30,10 +30,12 @@ def _print_table(measured: "pd.DataFrame") -> None:
     edits = effects(measured)
     groups = baseline_of(edits), best_singles(measured), select(edits, set=(ALL, SEARCHED, LISTED))
     print_table(
-        ("method", "layers", "refuses %", "correct %", "KL", "harmless %"),
+        # Units on a line of their own: the table fits into 80 columns.
+        ("method", "layers", "refuses\n%", "coherent\n%", "correct\n%", "KL", "harmless\n%"),
         *([_cells(row) for _, row in rows.iterrows()] for rows in groups),
         title="Held-out prompts: best single layers, all layers, searched and listed sets",
-        caption="refuses: harmful prompts refused, with 95 % Wilson interval; correct: those answered "
+        caption="refuses: harmful prompts refused, with 95 % Wilson interval; coherent: those answered, "
+        "neither repetitive nor far less likely than the model's own answers; correct: those answered "
         "correctly; KL: next-token divergence on harmless prompts, nats; harmless: those answered correctly",
     )
 
@@ -45,10 +47,11 @@ def _cells(row: "pd.Series") -> tuple[str, ...]:
     return (
         "unedited" if row["set"] == UNEDITED else method_label(row["method"], row["k"]),
         row["layers"] or "-",
-        f"{100 * row['refusal']:.1f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})",
-        number(100 * row["correct"], ".1f", "-"),
+        f"{100 * row['refusal']:.0f} ({100 * row['low']:.0f}-{100 * row['high']:.0f})",
+        number(100 * row["coherent"], ".0f", "-"),
+        number(100 * row["correct"], ".0f", "-"),
         number(row["kl"], ".4f", "-"),
-        number(100 * row["harmless_correct"], ".1f", "-"),
+        number(100 * row["harmless_correct"], ".0f", "-"),
     )
 
 

@@ -12,7 +12,7 @@ from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.view import View
 from ot_lens.explorer.views import views, views_of
-from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.localization.settings import SCOPES
 from ot_lens.plots import method_mark
 from ot_lens.tables import verdict
 
@@ -190,7 +190,7 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
         "layers": first.layers,
         "methods": [_method(key) for key in first.methods],
         "measures": [{"key": key, "label": label} for key, label in first.measures.items()],
-        "scopes": list(TOKEN_SCOPES),
+        "scopes": list(SCOPES),
         "first": asdict(first.first),
         "views": {name: {"fields": view.fields, "wide": view.wide} for name, view in views().items()},
         "localized": _localized(first.run),

@@ -19,7 +19,7 @@ from ot_lens.behaviour import (
 )
 from ot_lens.errors import ModelError, PromptError
 from ot_lens.explorer.runs import OpenRun
-from ot_lens.explorer.state import State
+from ot_lens.explorer.state import Choices, State
 from ot_lens.generation import complete
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization.candidates import edits_at
@@ -131,8 +131,9 @@ class LiveModel:
         """A function of the model without an edit and with each of both, which are active for it alone."""
         model, results = self.model, []
         hook = self.run.config.hook if self.run.config is not None else "resid_pre"
-        for edits in [self.edits(key, state) for key in (UNEDITED, state.ot, state.by)]:
-            with self._lock, intervene(model, edits, state.tokens, hook=hook):
+        for key in (UNEDITED, state.ot, state.by):
+            edits, tokens = self.edits(key, state), Choices(self.run).scope(key, state.tokens)
+            with self._lock, intervene(model, edits, tokens, hook=hook):
                 results.append(function(model))
         return results
 

@@ -12,6 +12,7 @@ import pandas as pd
 from ot_lens.errors import TableError
 from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.interventions import TOKEN_SCOPES
+from ot_lens.localization.settings import AUTO, SCOPES
 from ot_lens.plots import MEASURES, contenders, method_mark
 from ot_lens.plots.measures import REFUSES, RIGHT, Contender, interval, present, sweep_rows
 from ot_lens.plots.rows import layers_of
@@ -91,8 +92,27 @@ class Choices:
 
     @property
     def tokens(self) -> list[str]:
-        """Token scopes that the sweep holds."""
-        return [scope for scope in TOKEN_SCOPES if scope in self.swept("tokens")]
+        """Token scopes that the sweep holds; "auto" where each method has one of its own."""
+        scopes = [scope for scope in TOKEN_SCOPES if scope in self.swept("tokens")]
+        return [AUTO] if len(scopes) > 1 and len(self._own_scopes) == len(self._scopes) else scopes
+
+    @cached_property
+    def _scopes(self) -> pd.DataFrame:
+        """Every method of the sweep with each of its token scopes."""
+        edits = edits_of(self.run.table("localization"))
+        return edits[["method", "tokens"]].drop_duplicates()
+
+    @cached_property
+    def _own_scopes(self) -> dict[str, str]:
+        """The token scope of each method, of the first rows."""
+        return {str(method): str(scope) for method, scope in reversed(self._scopes.to_numpy().tolist())}
+
+    def scope(self, key: str, tokens: str) -> str:
+        """The token scope of a method's edits at the scope of a state; "auto" is the one of the sweep."""
+        if tokens != AUTO:
+            return tokens
+        swept = self._own_scopes.get(split_key(key)[0]) if key and self.swept("tokens") else None
+        return swept if swept in TOKEN_SCOPES else "all"
 
     @property
     def strengths(self) -> list[float]:
@@ -155,7 +175,7 @@ class Choices:
             by=_one(fields.get("by"), methods, first.by),
             measure=_one(fields.get("measure"), self.measures, first.measure),
             strength=_strength(fields.get("strength"), first.strength),
-            tokens=_one(fields.get("tokens"), TOKEN_SCOPES, first.tokens),
+            tokens=_one(fields.get("tokens"), SCOPES, first.tokens),
         )
 
 

@@ -38,7 +38,8 @@ def _swept(
     """Rows of the unedited model and of some (or all) methods at a state, and the code that selects them."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     wanted = {"tokens": state.tokens, "strength": state.strength}
-    held = {name: Choices(run).swept(name) for name in wanted}
+    choices = Choices(run)
+    held = {"tokens": set(choices.tokens), "strength": choices.swept("strength")}
     varied = {name: value for name, value in wanted.items() if len(held[name]) > 1 and value in held[name]}
     criteria = varied | criteria
     if keys is not None:

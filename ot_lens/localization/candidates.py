@@ -8,6 +8,7 @@ from typing import Any
 from ot_lens.errors import HookError
 from ot_lens.interventions import Edits, everywhere
 from ot_lens.localization.methods import MethodSpec
+from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import CLASSES
 from ot_lens.tables import (
     ALL,
@@ -35,6 +36,7 @@ class Candidate:
     method: MethodSpec
     edits: Edits  # what is active in the model
     k: int | None
+    tokens: str  # token scope of the edits
     strength: float = 1.0
     transport: str = REMOVE
     control: str = NOT_A_CONTROL
@@ -44,11 +46,17 @@ class Candidate:
     generates: bool = True  # whether answers are generated, or only the next token is read
     chosen_at: float | None = None  # mean refusal score of a searched set on the validation prompts, in nats
     note: str = ""
+    outside: tuple[int, int] | None = None  # touched activations outside the source, of how many
 
     @property
     def unedited(self) -> bool:
         """Whether every map is the identity, as at layer 0 if all prompts end in the same token."""
         return all(isinstance(e, AffineMap) and e.is_identity for e in self.edits.values())
+
+    @property
+    def at_one_layer(self) -> bool:
+        """Whether it is one layer's, swept or named; a searched set counts as a set, whatever its size."""
+        return self.layer_set == SINGLE or (self.layer_set == LISTED and len(self.layers) == 1)
 
     @property
     def key(self) -> str:
@@ -68,7 +76,7 @@ class Candidate:
 
 def candidates(
     maps: Maps,
-    n_layers: int,
+    settings: SweepSettings,
     sets: Sequence[str] = (SINGLE, ALL),
     strengths: Sequence[float] = (1.0,),
     transport: str = REMOVE,
@@ -89,7 +97,7 @@ def candidates(
             layers,
             method,
             scaled,
-            n_layers,
+            settings,
             strength=strength,
             generates=generates and layer_set != PAIR,
             **fields,
@@ -100,7 +108,10 @@ def candidates(
 
 
 def listed(
-    maps: Maps, n_layers: int, layer_sets: Sequence[Sequence[int]], strengths: Sequence[float] = (1.0,)
+    maps: Maps,
+    settings: SweepSettings,
+    layer_sets: Sequence[Sequence[int]],
+    strengths: Sequence[float] = (1.0,),
 ) -> list[Candidate]:
     """Sets of layers that were named one by one, each measured with answers.
 
@@ -108,7 +119,7 @@ def listed(
     """
     chosen = [_checked_set(layers, maps) for layers in layer_sets]
     return [
-        candidate_at(LISTED, layers, method, scaled, n_layers, strength=strength)
+        candidate_at(LISTED, layers, method, scaled, settings, strength=strength)
         for method, strength, scaled in _scaled(maps, strengths)
         for layers in chosen
         if not method.everywhere or len(layers) == 1
@@ -120,13 +131,13 @@ def candidate_at(
     layers: Layers,
     method: MethodSpec,
     by_layer: Mapping[int, AffineMap],
-    n_layers: int,
+    settings: SweepSettings,
     **fields: Any,
 ) -> Candidate:
     """The candidate that edits a set of layers with a method's maps."""
-    edits = edits_at(method, by_layer, layers, n_layers)
+    edits = edits_at(method, by_layer, layers, settings.n_layers)
     k = method.k([by_layer[layer] for layer in layers])
-    return Candidate(layer_set, layers, method, edits, k, **fields)
+    return Candidate(layer_set, layers, method, edits, k, settings.scope(method.name), **fields)
 
 
 def edits_at(

@@ -36,7 +36,7 @@ def controls(acts: Activations, maps: Maps, settings: SweepSettings, plan: Sweep
                 mixed = permuted(acts, seed=seed)
                 controlled = fit_maps(mixed, list(maps), layers=layers, position=settings.position)
             strengths = [max(plan.strengths)]
-            for candidate in candidates(controlled, settings.n_layers, [SINGLE], strengths, generates=False):
+            for candidate in candidates(controlled, settings, [SINGLE], strengths, generates=False):
                 both = plan.sufficiency and method_named(candidate.method.name).reversible
                 read = CLASSES if both else ("harmful",)
                 yield dataclasses.replace(candidate, control=kind, draw=draw, prompts=read)

@@ -22,7 +22,7 @@ def localize(
     prompts: ContrastSet,
     methods: Sequence[str | Mapping[str, Any] | MethodSpec] = ("pca_ot", "directional_ablation"),
     layers: str | Sequence[int] = "all",
-    tokens: str = "all",
+    tokens: str = "auto",
     *,
     hook: str = "resid_pre",
     position: int = -1,
@@ -54,7 +54,8 @@ def localize(
         prompts: `train` fits the maps, `val` chooses a searched set, `test` measures.
         methods: Names, {"name": ..., parameters}, or `MethodSpec` objects.
         layers: "all" or layer numbers.
-        tokens: Token scope of the edits: "all", "prompt", "last" or "generated".
+        tokens: Token scope of the edits: "all", "prompt", "last" or "generated"; "auto" is each method's own:
+            projections act on all tokens, maps that move a distribution where they were fitted.
         hook: Hook point where maps are fitted and applied.
         position: Token position the maps are fitted on, counted from the prompt's end.
         sets: "single" (each layer alone), "pair" (every two, at the next token only), "all" (together).

@@ -10,13 +10,13 @@ import pandas as pd
 from torch import Tensor
 
 from ot_lens.behaviour import save_completions, text_loss
-from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, read_next_token
+from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, read_next_token, with_nll
 from ot_lens.execution import Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.rows import candidate_rows, identity
-from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.settings import AUTO, SweepSettings
 from ot_lens.localization.walking import CandidateBatch, candidate_batches, walk_batches
 from ot_lens.prompts import Contrast
 from ot_lens.single_pass import why_not, why_not_replayed
@@ -96,11 +96,15 @@ def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> 
         reading = None
         if panel.reads_next_token:
             reading, logprobs[label] = read_next_token(model, group, panel)
-        panels[label] = measure(model, group, panel, reading, label)
+        panels[label] = with_nll(model, group, measure(model, group, panel, reading, label), panel)
     obstacle = None
     if settings.walks and why_not(model, {}, settings.hook) is None:
-        options: dict[str, Any] = {"tokens": settings.tokens, "batch_size": panel.batch_size}
-        reasons = [why_not_replayed(model, group, **options) for _, group in prompts]
+        scopes = ("all", "last") if settings.tokens == AUTO else (settings.tokens,)
+        reasons = [
+            why_not_replayed(model, group, tokens=scope, batch_size=panel.batch_size)
+            for _, group in prompts
+            for scope in scopes
+        ]
         obstacle = next((reason for reason in reasons if reason is not None), None)
     return Baseline(panels | _on_text(model, panel), logprobs, obstacle)
 
@@ -122,7 +126,7 @@ def measure_batches(
     for candidate in (candidate for batch in batches for candidate in batch if candidate.key in keys):
         panels = _panels(model, prompts, candidate, readings, baseline, settings)
         columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
-        rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate.chosen_at)
+        rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate)
         yield candidate.key, rows, _answers(panels)
 
 
@@ -150,7 +154,7 @@ def _panels(
     if candidate.unedited:
         return _of_baseline(candidate, baseline)
     panels = {}
-    with intervene(model, candidate.edits, settings.tokens, hook=settings.hook):
+    with intervene(model, candidate.edits, candidate.tokens, hook=settings.hook):
         for label, group in prompts:
             if label not in candidate.prompts:
                 continue
@@ -163,6 +167,9 @@ def _panels(
                 panels[label] = Panel(len(group), reading)
         if candidate.generates and candidate.transport == REMOVE:
             panels |= _on_text(model, settings.panel)
+    for label, group in prompts:
+        if label in panels:
+            panels[label] = with_nll(model, group, panels[label], settings.panel)
     return panels
 
 

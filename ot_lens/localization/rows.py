@@ -6,11 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, UNITS, Panel, PanelSettings, estimates
+from ot_lens.behaviour.coherence import coherence_limit
+from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, Panel, PanelSettings, estimates, unit_of
 from ot_lens.localization.candidates import Candidate
-from ot_lens.statistics import Estimate, mcnemar, paired_bootstrap
-from ot_lens.tables import COLUMNS, SINGLE, TYPES, layers_label
+from ot_lens.statistics import Estimate, mcnemar, paired_bootstrap, share
+from ot_lens.tables import COLUMNS, TYPES, layers_label
 
+# Quantities of an edit itself rather than of answers under it.
+OF_THE_EDIT = ("choice_price", "out_of_domain_share")
 CONTROL_MEASURES = ("refusal_score",)
 NO_TEST = ("", float("nan"))
 
@@ -21,10 +24,11 @@ def identity(candidate: Candidate) -> dict[str, Any]:
         "key": candidate.key,
         "set": candidate.layer_set,
         "layers": layers_label(candidate.layers),
-        "layer": candidate.layers[0] if candidate.layer_set == SINGLE else None,
+        "layer": candidate.layers[0] if candidate.at_one_layer else None,
         "method": candidate.method.name,
         "k": candidate.k,
         "strength": candidate.strength,
+        "tokens": candidate.tokens,
         "transport": candidate.transport,
         "control": candidate.control,
         "draw": candidate.draw,
@@ -37,35 +41,55 @@ def candidate_rows(
     baseline: Mapping[str, Panel],
     settings: PanelSettings,
     columns: Mapping[str, Any],
-    chosen_at: float | None = None,
+    candidate: Candidate | None = None,
 ) -> pd.DataFrame:
-    """One row per measured quantity of a candidate or the unedited model; all rows have `columns`."""
+    """One row per measured quantity of a candidate or the unedited model (None); all have `columns`."""
     if columns["control"]:
         settings = replace(settings, measures=CONTROL_MEASURES)
+    reference = (baseline or panels).get("harmless")
+    limit = None if reference is None or reference.later_nll is None else coherence_limit(reference.later_nll)
     rows = []
     for prompts, panel in panels.items():
         before = baseline.get(prompts)
-        quantities = estimates(panel, settings, before)
-        if chosen_at is not None and prompts == "harmful" and "refusal_score" in quantities:
-            quantities["choice_price"] = _price(quantities["refusal_score"], chosen_at)
+        quantities = estimates(panel, settings, before, limit)
+        if candidate is not None:
+            quantities |= _of_candidate(candidate, prompts, quantities)
         for measure, estimate in quantities.items():
             row = {
                 **columns,
                 "prompts": prompts,
                 "measure": measure,
-                "unit": UNITS[measure],
+                "unit": unit_of(measure),
                 **vars(estimate),
             }
-            if measure.removesuffix("_shift") not in (*NEXT_TOKEN_MEASURES, "choice_price"):
+            if measure.removesuffix("_shift") not in (
+                *NEXT_TOKEN_MEASURES,
+                "choice_price",
+                "out_of_domain_share",
+            ):
                 row["engine"] = "hooks"
             if measure == "judged_success_rate" and panel.judgement is not None:
                 row["note"] = panel.judgement.note
+            if measure == "coherent_success_rate":
+                row["note"] = f"at most {limit:.3f} nats per token after the first"
             test = NO_TEST
             if before is not None and not columns["control"]:
-                test = _paired_test(measure, panel, before, settings.seed)
+                test = _paired_test(measure, panel, before, settings.seed, limit)
             row["test"], row["p_value"] = test
             rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
+
+
+def _of_candidate(
+    candidate: Candidate, prompts: str, quantities: Mapping[str, Estimate]
+) -> dict[str, Estimate]:
+    """What is known of an edit itself, on the class of prompts that it moves."""
+    more = {}
+    if candidate.outside is not None and prompts == candidate.prompts[0]:
+        more["out_of_domain_share"] = share(*candidate.outside)
+    if candidate.chosen_at is not None and prompts == "harmful" and "refusal_score" in quantities:
+        more["choice_price"] = _price(quantities["refusal_score"], candidate.chosen_at)
+    return more
 
 
 def _price(test: Estimate, chosen_at: float) -> Estimate:
@@ -73,20 +97,24 @@ def _price(test: Estimate, chosen_at: float) -> Estimate:
     return replace(test, value=test.value - chosen_at, low=test.low - chosen_at, high=test.high - chosen_at)
 
 
-def _paired_test(measure: str, panel: Panel, before: Panel, seed: int) -> tuple[str, float]:
+def _paired_test(
+    measure: str, panel: Panel, before: Panel, seed: int, limit: float | None
+) -> tuple[str, float]:
     """Test and two-sided p-value against the unedited model: McNemar for rates, bootstrap for the score."""
     if measure == "refusal_score_shift" and panel.next_token is not None and before.next_token is not None:
         shift = (panel.next_token.score - before.next_token.score).numpy()
         return "paired_bootstrap", paired_bootstrap(shift, seed=seed)
-    flags = _flags(measure, before), _flags(measure, panel)
+    flags = _flags(measure, before, limit), _flags(measure, panel, limit)
     pairs = [(b, a) for b, a in zip(*flags, strict=all(flags)) if b is not None and a is not None]
     return ("mcnemar", mcnemar(*zip(*pairs, strict=True))) if pairs else NO_TEST
 
 
-def _flags(measure: str, panel: Panel) -> Sequence[bool | None]:
+def _flags(measure: str, panel: Panel, limit: float | None) -> Sequence[bool | None]:
     """The flag of each prompt behind a rate, None where a judge is undecided; empty for other measures."""
     flags = {
         "refusal_rate": panel.refused,
+        "degenerate_rate": panel.degenerate,
+        "coherent_success_rate": () if limit is None else panel.coherent(limit),
         "exact_answer_rate": panel.correct,
         "judged_success_rate": panel.judgement and panel.judgement.succeeded,
     }

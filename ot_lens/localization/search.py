@@ -45,12 +45,12 @@ def search(
                     layers: edits_at(method, maps[method], layers, settings.n_layers)
                     for layers in sorted(new)
                 }
-        for method, scores in _scored(runner, edits, validation, settings).items():
+        for method, scores in _scored(runner, edits, settings, validation).items():
             scored[method] |= scores
             ranked = sorted(scores, key=lambda layers: (scores[layers], layers))
             beams[method] = ranked[: WIDTHS[plan.search]]
     return [
-        _chosen(method, sets, maps, settings.n_layers)
+        _chosen(method, sets, maps, settings)
         for method, scores in scored.items()
         for sets in _groups(scores, each_size=each_size)
     ]
@@ -68,26 +68,35 @@ def _groups(scored: Mapping[Layers, float], *, each_size: bool) -> list[dict[Lay
     return [{layers: s for layers, s in scored.items() if len(layers) == size} for size in sizes]
 
 
-def _chosen(method: MethodSpec, scored: Mapping[Layers, float], maps: Maps, n_layers: int) -> Candidate:
+def _chosen(
+    method: MethodSpec, scored: Mapping[Layers, float], maps: Maps, settings: SweepSettings
+) -> Candidate:
     best = min(scored, key=lambda layers: (scored[layers], len(layers), layers))
     score = scored[best]
     note = f"best of {len(scored)} sets, chosen on validation prompts: {score:.3f} nats there"
-    return candidate_at(SEARCHED, best, method, maps[method], n_layers, chosen_at=score, note=note)
+    return candidate_at(SEARCHED, best, method, maps[method], settings, chosen_at=score, note=note)
 
 
 def _scored(
-    runner: Runner, edits: Mapping[MethodSpec, Mapping[Layers, Edits]], *arguments: Any
+    runner: Runner,
+    edits: Mapping[MethodSpec, Mapping[Layers, Edits]],
+    settings: SweepSettings,
+    validation: Sequence[Prompt],
 ) -> dict[MethodSpec, dict[Layers, float]]:
     """Mean refusal score under each edit."""
-    rounds = {_name("walk", method, sets): list(sets.values()) for method, sets in edits.items()}
-    walked = dict(zip(edits, runner.map(_walked_scores, rounds, *arguments).values(), strict=True))
+    scopes = {method: settings.scope(method.name) for method in edits}
+    rounds = {
+        _name("walk", method, sets): (scopes[method], list(sets.values())) for method, sets in edits.items()
+    }
+    results = runner.map(_walked_scores, rounds, validation, settings)
+    walked = dict(zip(edits, results.values(), strict=True))
     hooked = {
-        _name("hooks", method, [layers]): edit
+        _name("hooks", method, [layers]): (scopes[method], edit)
         for method, sets in edits.items()
         if not walked[method]
         for layers, edit in sets.items()
     }
-    scores = runner.map(_hooked_score, hooked, *arguments)
+    scores = runner.map(_hooked_score, hooked, validation, settings)
     return {
         method: dict(zip(sets, walked[method], strict=True))
         if walked[method]
@@ -101,22 +110,24 @@ def _name(engine: str, method: MethodSpec, sets: Iterable[Layers]) -> str:
 
 
 def _walked_scores(
-    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, edits: Sequence[Edits]
+    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, task: tuple[str, Sequence[Edits]]
 ) -> list[float]:
     """Mean refusal score under each edit, in one walk; none where the model cannot be walked."""
+    scope, edits = task
     if any(why_not(model, edit, settings.hook) is not None for edit in edits[:1]):
         return []
     try:
-        values = next_token_readings(model, prompts, edits, settings)
+        values = next_token_readings(model, prompts, edits, settings, scope)
     except SinglePassError:
         return []
     return [float(mean) for mean in values[..., 0].mean(dim=1)]
 
 
 def _hooked_score(
-    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, edits: Edits
+    model: Any, prompts: Sequence[Prompt], settings: SweepSettings, task: tuple[str, Edits]
 ) -> list[float]:
     """Mean refusal score under one edit."""
-    with intervene(model, edits, settings.tokens, hook=settings.hook):
+    scope, edits = task
+    with intervene(model, edits, scope, hook=settings.hook):
         logprobs = next_token_logprobs(model, prompts, batch_size=settings.panel.batch_size)
     return [float(next_token_values(logprobs, logprobs, settings.panel)[..., 0].mean())]

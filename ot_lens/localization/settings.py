@@ -11,8 +11,12 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend
 from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SETS
+from ot_lens.transport import TRANSPORT, method_named
 
 ENGINES = ("auto", "single_pass", "hooks")
+# "auto": each method's own scope; see `scope_of`.
+AUTO = "auto"
+SCOPES = (AUTO, *TOKEN_SCOPES)
 FITTINGS = (INDEPENDENT, SEQUENTIAL)
 ANSWERS = ("all", "chosen")
 RANDOM, PERMUTED = CONTROLS = ("random_subspace", "permuted_labels")
@@ -71,7 +75,7 @@ class SweepSettings:
     layers: tuple[int, ...]
     n_layers: int  # of the model
     position: int = -1
-    tokens: str = "all"
+    tokens: str = AUTO
     hook: str = "resid_pre"
     # "single_pass" walks up the blocks once for the next-token measures of all candidates, "hooks" runs the
     # model once per candidate, "auto" walks where possible, and the table says where not.
@@ -79,18 +83,34 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         """Raise a HookError if token scope or engine is unknown."""
-        one_of("token scope", self.tokens, TOKEN_SCOPES, HookError)
+        one_of("token scope", self.tokens, SCOPES, HookError)
         one_of("engine", self.engine, ENGINES, HookError)
 
     @property
     def columns(self) -> dict[str, Any]:
         """Columns of the table that are the same for every candidate."""
-        return {"tokens": self.tokens, "hook": self.hook, "seed": self.panel.seed}
+        return {"hook": self.hook, "seed": self.panel.seed}
+
+    def scope(self, method: str) -> str:
+        """Token scope of a method's edits; see `scope_of`."""
+        return scope_of(method, self.tokens, self.position)
 
     @property
     def walks(self) -> bool:
         """Whether to try the single pass."""
         return self.engine != "hooks" and self.panel.reads_next_token
+
+
+def scope_of(method: str, tokens: str, position: int) -> str:
+    """Token scope of a method's edits: the one asked for, or the method's own.
+
+    A projection acts on all tokens. A map that moves a distribution knows nothing of other tokens than those
+    it was fitted on; no scope holds a token before the last one alone, so that "all" is left there.
+    """
+    known = method_named(method)
+    asked = next((scope for scope in (tokens, known.tokens) if scope != AUTO), None)
+    fitted = "last" if known.family == TRANSPORT and position == -1 else "all"
+    return asked or fitted
 
 
 def sweep_settings(
@@ -99,7 +119,7 @@ def sweep_settings(
     *,
     layers: str | Sequence[int] = "all",
     position: int = -1,
-    tokens: str = "all",
+    tokens: str = AUTO,
     hook: str = "resid_pre",
     engine: str = "auto",
     phrases: str | Sequence[str] | None = None,

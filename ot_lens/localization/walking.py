@@ -1,13 +1,13 @@
 """Which candidates are measured together, and their next-token readings in one walk up the blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
-from ot_lens.errors import HookError, SinglePassError
+from ot_lens.errors import HookError, SinglePassError, nan_logits
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
@@ -44,8 +44,11 @@ def walk_batches(
             [c for c in batch if settings.walks and reasons[c.key] is None and label in c.prompts]
             for batch in batches
         ]
+        readings[label] = {}
         try:
-            readings[label] = _read(model, group, [batch for batch in walked if batch], settings)
+            for scope in _by_scope(candidates):
+                at_scope = [batch for batch in walked if batch and batch[0].tokens == scope]
+                readings[label] |= _read(model, group, at_scope, settings)
         except SinglePassError as error:
             return walk_batches(model, prompts, batches, settings, str(error))
     columns = {}
@@ -68,9 +71,17 @@ def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> 
     read = [candidate for candidate in candidates if not (answers and candidate.generates)]
     return [
         tuple(group[start : start + size])
-        for group, size in ((answered, ANSWERED), (read, READ))
+        for together, size in ((answered, ANSWERED), (read, READ))
+        for group in _by_scope(together).values()
         for start in range(0, len(group), size)
     ]
+
+
+def _by_scope(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.tokens, []).append(candidate)
+    return groups
 
 
 def _read(
@@ -82,12 +93,18 @@ def _read(
     edits = [candidate.edits for candidate in candidates]
     numbers = iter(range(len(candidates)))
     groups = [[next(numbers) for _ in batch] for batch in batches]
-    values = next_token_readings(model, prompts, edits, settings, groups=groups, checked=True)
+    scope = candidates[0].tokens
+    values = next_token_readings(model, prompts, edits, settings, scope, groups=groups, checked=True)
     return {c.key: NextToken(value[:, 0], value[:, 1]) for c, value in zip(candidates, values, strict=True)}
 
 
 def next_token_readings(
-    model: Any, prompts: Sequence[Prompt], edits: Sequence[Any], settings: SweepSettings, **options: Any
+    model: Any,
+    prompts: Sequence[Prompt],
+    edits: Sequence[Any],
+    settings: SweepSettings,
+    tokens: str,
+    **options: Any,
 ) -> Float64[Tensor, "candidate prompt two"]:
     """Refusal score and KL of every prompt under every edit, in one walk."""
 
@@ -96,13 +113,17 @@ def next_token_readings(
     ) -> Float64[Tensor, "row batch two"]:
         return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), settings.panel)
 
-    return next_token_sweep(
+    values = next_token_sweep(
         model,
         prompts,
         edits,
         reduce,
-        tokens=settings.tokens,
+        tokens=tokens,
         hook=settings.hook,
         batch_size=settings.panel.batch_size,
         **options,
     )
+    bad = int(values.isnan().any(dim=-1).any(dim=0).sum())
+    if bad:
+        raise nan_logits(bad, len(prompts))
+    return values

@@ -59,6 +59,7 @@ def paper_study(
         ],
         "judge": None if embedded else JUDGE,
         "sets": ["single"],
+        "tokens": "all",
         "answers": "chosen",
         "controls": [],
         "sufficiency": False,

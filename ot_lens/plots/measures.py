@@ -41,16 +41,23 @@ MEASURES = {
     for m in (
         Measure("refusal_rate", "harmful", "refuses (%)", "share"),
         Measure("attack_success_rate", "harmful", "attack success (%)", "share"),
+        Measure("coherent_success_rate", "harmful", "answered coherently (%)", "share"),
         Measure("exact_answer_rate", "harmful", "answered correctly (%)", "share"),
+        Measure("degenerate_rate", "harmful", "empty or repetitive (%)", "share"),
+        Measure("answer_nll", "harmful", "answer NLL (nats per token)", "linear"),
         Measure("refusal_score", "harmful", "refusal score (nats)", "linear"),
         Measure("kl", "harmless", "KL (nats)", "cost"),
         Measure("exact_answer_rate", "harmless", "answered correctly (%)", "share"),
         Measure("refusal_rate", "harmless", "refuses (%)", "share"),
+        Measure("coherent_success_rate", "harmless", "answered coherently (%)", "share"),
+        Measure("degenerate_rate", "harmless", "empty or repetitive (%)", "share"),
         Measure("perplexity", "harmless", "perplexity", "log"),
     )
 }
 REFUSES, RIGHT = MEASURES["refusal_rate/harmful"], MEASURES["exact_answer_rate/harmful"]
-SUCCESS = MEASURES["attack_success_rate/harmful"]
+SUCCESS, COHERENT = MEASURES["attack_success_rate/harmful"], MEASURES["coherent_success_rate/harmful"]
+# For captions.
+COHERENT_MEANS = "neither refused nor repetitive, and likely enough to the unedited model"
 KL, RIGHT_HARMLESS = MEASURES["kl/harmless"], MEASURES["exact_answer_rate/harmless"]
 PERPLEXITY = MEASURES["perplexity/harmless"]
 

@@ -24,13 +24,14 @@ from ot_lens.tables import measured
 
 GLANCE = (
     "refusal_rate/harmful",
+    "coherent_success_rate/harmful",
     "exact_answer_rate/harmful",
     "exact_answer_rate/harmless",
     "refusal_rate/harmless",
     "kl/harmless",
     "perplexity/harmless",
 )
-PER_LAYER = (*GLANCE[:5], "refusal_score/harmful", "perplexity/harmless")
+PER_LAYER = (*GLANCE[:6], "refusal_score/harmful", "perplexity/harmless")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,11 @@ class StudyConfig(BaseModel):
     activation_dtype: str | None = Field(
         None, description="Dtype of stored activations: float32, bfloat16, float16; default: the model's."
     )
-    tokens: str = Field("all", description="Token scope of the edits: all, prompt, last or generated.")
+    tokens: str = Field(
+        "auto",
+        description="Token scope of the edits: all, prompt, last or generated; auto: projections act on all "
+        "tokens, maps that move a distribution on the one they were fitted on.",
+    )
     methods: list[str | dict[str, Any]] = Field(
         list(DEFAULT_METHODS),
         min_length=1,

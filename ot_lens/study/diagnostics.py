@@ -13,6 +13,7 @@ from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError
 from ot_lens.execution import Executor, RunCache
 from ot_lens.geometry.quantities import BUILT_IN
+from ot_lens.localization.settings import scope_of
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -193,11 +194,15 @@ def _monitored(study: Study, label: str, layer: int | None) -> pd.DataFrame:
             hook=config.hook,
             positions=[config.position],
             edits={(layer, config.hook): study.compared[label][layer]},
-            tokens=config.tokens,
+            tokens=scope_of(_name(study, label), config.tokens, config.position),
             batch_size=config.batch_size,
         )
     table = geometry.visibility(edited, test, method=label, **study.few_resamples)
     return table.assign(edited_layer=pd.array([layer] * len(table), dtype="Int64"))
+
+
+def _name(study: Study, label: str) -> str:
+    return next(method.name for method in study.maps if method.label == label)
 
 
 def _ground_truth(study: Study) -> Tables:

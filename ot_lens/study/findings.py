@@ -1,24 +1,44 @@
 """The findings of a sweep in sentences, never beyond its intervals."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from ot_lens import tables
 from ot_lens.errors import RunFolderError
 from ot_lens.io.untrusted import quoted
-from ot_lens.tables import ALL, INDUCE, LISTED, REMOVE, SEARCHED, controls_of, select
-from ot_lens.transport import METHODS, REFERENCES, TRANSPORT, method_label
+from ot_lens.tables import (
+    ALL,
+    INDUCE,
+    LISTED,
+    REMOVE,
+    SEARCHED,
+    baseline_of,
+    best_singles,
+    controls_of,
+    effects,
+    layers_label,
+    methods_of,
+    not_controls,
+    one_direction,
+    select,
+    single_effects,
+    verdict,
+)
+from ot_lens.tables.verdict import LEVEL
+from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT, method_label
 
-CONCLUSION = {
-    True: "one direction suffices to take most refusals away",
-    False: "one direction does not suffice to take most refusals away",
-    None: "whether one direction suffices is undecided",
-}
+# Share of answers, neither refused nor coherent, that a sentence mentions.
+INCOHERENT = 0.10
 COSTS = {
     "kl": "KL {:.3f} nats",
     "harmless_correct": "{:.0%} answered correctly",
     "perplexity": "perplexity {:.2f}",
+}
+CONCLUSION = {
+    True: "one direction suffices to take most refusals away",
+    False: "one direction does not suffice to take most refusals away",
+    None: "whether one direction suffices is undecided",
 }
 SETS_OF_LAYERS = {
     ALL: "Edited at all layers at once",
@@ -30,23 +50,28 @@ SETS_OF_LAYERS = {
 def summarize(table: pd.DataFrame) -> list[str]:
     """Put a sweep into sentences: which layers matter, what each method achieves, and at what cost.
 
+    Each sentence is about rows that were measured. Without answers the refusal score tells.
+
     Args:
         table: A sweep (`localize`).
     """
+    verdicts = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
     if "refusal_rate" not in set(table["measure"]):
-        return _without_answers(table)
-    edits, best = tables.effects(table), tables.best_singles(table)
-    base = tables.baseline_of(edits).iloc[0]
-    verdicts = {transport: tables.verdict(table, transport) for transport in (REMOVE, INDUCE)}
+        start = "The refusal rate was not measured: answers were not generated."
+        return [start, *_layers_sentences(table, verdicts[REMOVE], None)]
+    edits, singles, best = effects(table), single_effects(table), best_singles(table)
+    base = baseline_of(edits).iloc[0]
+    answered = {key: rows["layer"].nunique() for key, rows in methods_of(singles)}
     sentences = [
-        f"Unedited, the model refuses {_refusal(base)} of {int(base['n'])} held-out harmful prompts and "
-        f"{base['harmless_refusal']:.0%} of the harmless ones.",
-        *_one_direction_sentence(table),
-        *([_comparison_sentence(best)] if len(best) else []),
-        _layers_sentence(table, verdicts[REMOVE], tables.single_layers(edits)),
-        *(_method_sentence(row, verdicts) for _, row in best.iterrows()),
+        f"Unedited, the model refuses {_refusal(base)} of {int(base['n'])} held-out harmful prompts"
+        f"{_harmless_refusal(base)}.",
+        *_one_direction_sentence(table, singles),
+        *_comparison_sentences(table, best),
+        *_layers_sentences(table, verdicts[REMOVE], singles),
+        *(_method_sentence(row, verdicts, answered) for _, row in best.iterrows()),
     ]
-    groups = {start: select(edits, set=name) for name, start in SETS_OF_LAYERS.items()}
+    together = edits[(edits["set"] != LISTED) | edits["layer"].isna()]  # a listed single layer is told above
+    groups = {start: select(together, set=name) for name, start in SETS_OF_LAYERS.items()}
     return sentences + [_together_sentence(start, rows) for start, rows in groups.items() if len(rows)]
 
 
@@ -61,32 +86,56 @@ def findings(table: pd.DataFrame, run: Path) -> list[str]:
         ) from error
 
 
-def _without_answers(table: pd.DataFrame) -> list[str]:
-    """What next-token measures alone allow us to say."""
-    sentences = ["The refusal rate was not measured: answers were not generated."]
-    if "refusal_score" in set(table["measure"]) and len(controls_of(table)):
-        sentences.append(_layers_sentence(table, tables.verdict(table, REMOVE), table.iloc[:0]))
-    return sentences
-
-
 def _refusal(row: pd.Series) -> str:
     return f"{row['refusal']:.0%} (95 % interval {row['low']:.0%} to {row['high']:.0%})"
 
 
-def _layers_sentence(table: pd.DataFrame, removal: pd.DataFrame, singles: pd.DataFrame) -> str:
-    """A layer counts only above the control band; without controls the refusal rate alone is reported."""
-    if controls_of(table).empty:
-        layers = _methods_by_layer(singles, "lowers") or "no layer"
-        return (
-            f"A single-layer edit lowers the refusal rate at {layers}. "
+def _harmless_refusal(base: pd.Series) -> str:
+    share = base["harmless_refusal"]
+    return "" if pd.isna(share) else f" and {share:.0%} of the harmless ones"
+
+
+def _layers_sentences(
+    table: pd.DataFrame, removal: pd.DataFrame, singles: pd.DataFrame | None
+) -> Iterator[str]:
+    """Which single layers matter: beyond the control band, else by refusal rate, else by refusal score."""
+    if (removal["draws"] > 0).any():
+        layers = _methods_by_layer(removal, "localized")
+        if layers:
+            yield (
+                f"Refusal is removed beyond the control band, after Holm's correction over layers, at "
+                f"{layers}. The band is what random subspaces and permuted labels do at equal rank."
+            )
+        else:
+            yield "No single-layer edit lowers refusal beyond the control band: nothing is localized."
+        return
+    swept = removal["layer"].nunique()
+    if singles is not None and len(singles):
+        measured = sorted(map(int, singles["layer"].unique()))
+        some = f"With answers at layers {layers_label(measured)} only, a" if len(measured) < swept else "A"
+        layers = _methods_by_layer(singles, "lowers") or ("no layer" if some == "A" else "none of them")
+        yield f"{some} single-layer edit lowers the refusal rate at {layers}."
+    if len(removal) and (singles is None or singles["layer"].nunique() < swept):
+        yield _score_sentence(removal)
+    if len(removal) or (singles is not None and len(singles)):
+        yield (
             "No control was swept, so nothing is localized."
+            if controls_of(table).empty
+            else "The refusal score of edits and controls was not measured, so nothing is localized."
         )
-    layers = _methods_by_layer(removal, "localized")
-    if not layers:
-        return "No single-layer edit lowers refusal beyond the control band: nothing is localized."
+
+
+def _score_sentence(removal: pd.DataFrame) -> str:
+    """Where the refusal score falls, by its interval and after Holm's correction."""
+    falls = removal[(removal["high"] < 0) & ~(removal["p_holm"] >= LEVEL)]
+    if falls.empty:
+        return "The refusal score of harmful prompts falls at no single layer."
+    most = falls.sort_values("shift").iloc[0]
+    layers = layers_label(sorted(map(int, falls["layer"].unique())))
     return (
-        f"Refusal is removed beyond the control band, after Holm's correction over layers, at {layers}. "
-        "The band is what random subspaces and permuted labels do at equal rank."
+        f"The refusal score of harmful prompts falls at layers {layers}, most under "
+        f"{method_label(most['method'], most['k'])} at layer {int(most['layer'])}: by "
+        f"{-most['shift']:.1f} nats (95 % interval {-most['high']:.1f} to {-most['low']:.1f})."
     )
 
 
@@ -99,25 +148,30 @@ def _methods_by_layer(rows: pd.DataFrame, flag: str) -> str:
     )
 
 
-def _one_direction_sentence(table: pd.DataFrame) -> list[str]:
-    best = tables.one_direction(table)
+def _one_direction_sentence(table: pd.DataFrame, singles: pd.DataFrame) -> list[str]:
+    best = one_direction(table)
     if best is None:
         return []
+    row = select(singles, method="rfa", layer=best.layer).iloc[0]
     return [
         f"With the best single direction ablated at every block (RFA, direction of layer {best.layer}), "
         f"{best.refusal:.0%} (95 % interval {best.low:.0%} to {best.high:.0%}) of {best.n} harmful "
-        f"prompts are still refused: {CONCLUSION[best.suffices]}."
+        f"prompts are still refused{_coherent(row)}: {CONCLUSION[best.suffices]}."
     ]
 
 
-def _method_sentence(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
+def _method_sentence(
+    best: pd.Series, verdicts: dict[str, pd.DataFrame], answered: dict[tuple[str, int | None], int]
+) -> str:
     start = method_label(best["method"], best["k"])
     beyond = _beyond_band(best, verdicts)
     if not best["lowers"]:
-        return f"{start}: no single layer lowers the refusal rate (best: {_refusal(best)}){beyond}."
+        known = answered[best["method"], None if pd.isna(best["k"]) else int(best["k"])]
+        which = "no single layer lowers" if known > 1 else f"layer {int(best['layer'])} does not lower"
+        return f"{start}: {which} the refusal rate (best: {_refusal(best)}){beyond}."
     return (
-        f"{start}: best at layer {int(best['layer'])}, {_refusal(best)} still refused{_correct(best)}; "
-        f"cost on harmless prompts: {_cost(best)}{beyond}."
+        f"{start}: best at layer {int(best['layer'])}, {_refusal(best)} still refused"
+        f"{_coherent(best)}{_correct(best)}; cost on harmless prompts: {_cost(best)}{beyond}."
     )
 
 
@@ -132,12 +186,21 @@ def _beyond_band(best: pd.Series, verdicts: dict[str, pd.DataFrame]) -> str:
             layers = sorted(map(int, localized["layer"]))
             furthest = localized.iloc[-1]
             clauses.append(
-                f"{verb} at layer{'s' if len(layers) > 1 else ''} {tables.layers_label(layers)} "
+                f"{verb} at layer{'s' if len(layers) > 1 else ''} {layers_label(layers)} "
                 f"(most at {int(furthest['layer'])}, by {furthest['margin']:.1f} nats)"
             )
         elif len(controlled):
             clauses.append(f"{verb} at no layer")
     return f"; beyond the control band it {' and '.join(clauses)}" if clauses else ""
+
+
+def _coherent(row: pd.Series) -> str:
+    """How many answers are answers; a low refusal rate is no success where the model is destroyed."""
+    if pd.isna(row["coherent"]):
+        return ""
+    lost = 1 - row["refusal"] - row["coherent"]
+    rubbish = f" (the other {lost:.0%} are no coherent answers)" if lost > INCOHERENT else ""
+    return f", {row['coherent']:.0%} answered coherently{rubbish}"
 
 
 def _correct(row: pd.Series) -> str:
@@ -152,33 +215,49 @@ def _cost(row: pd.Series) -> str:
 def _together_sentence(start: str, together: pd.DataFrame) -> str:
     parts = [
         f"{method_label(row['method'], row['k'])}{'' if row['set'] == ALL else f' at {row.layers},'} "
-        f"{row['refusal']:.0%} refused{_correct(row)}"
+        f"{row['refusal']:.0%} refused{_coherent(row)}{_correct(row)}"
         for _, row in together.iterrows()
     ]
     return f"{start}: {'; '.join(parts)}."
 
 
-def _comparison_sentence(best: pd.DataFrame) -> str:
-    """Transport against projection at their best single layers, as far as the intervals separate them."""
-    # Shifts and coordinate-wise maps are references for both.
-    compared = best[[method in METHODS and method not in REFERENCES for method in best["method"]]]
-    is_transport = [METHODS[method].family == TRANSPORT for method in compared["method"]]
-    if len(set(is_transport)) < 2:
-        return "Transport and projection were not both in this sweep, so they are not compared."
-    order = compared.assign(wrong=-compared["correct"].fillna(0), transport=is_transport)
-    firsts = order.sort_values(["transport", "wrong", "refusal"]).groupby("transport").head(1)
-    projection, transport = (row for _, row in firsts.iterrows())
+def _compared_as(method: str) -> str:
+    """The family of a method; shifts and coordinate-wise maps are references for both."""
+    if method not in METHODS or method in REFERENCES:
+        return ""
+    return TRANSPORT if METHODS[method].family == TRANSPORT else PROJECTION
+
+
+def _comparison_sentences(table: pd.DataFrame, best: pd.DataFrame) -> list[str]:
+    """Transport against projection at their best single layers, as far as the intervals separate them.
+
+    Compared by correct answers where they are known, else by coherent ones, else by refusals.
+    """
+    names = {method for (method, _), _ in methods_of(not_controls(table))}
+    if {PROJECTION, TRANSPORT} - {_compared_as(method) for method in names}:
+        return ["Transport and projection were not both in this sweep, so they are not compared."]
+    chosen = {}
+    for family in (PROJECTION, TRANSPORT):
+        rows = best[[_compared_as(method) == family for method in best["method"]]]
+        if rows.empty:
+            return []
+        ranked = rows.assign(wrong=-rows["correct"].fillna(rows["coherent"]).fillna(0))
+        chosen[family] = ranked.sort_values(["wrong", "refusal"]).iloc[0]
+    projection, transport = chosen[PROJECTION], chosen[TRANSPORT]
     text = f"Best single layers: transport, {_at(transport)}; projection, {_at(projection)}"
-    answered = not (pd.isna(transport["correct"]) or pd.isna(projection["correct"]))
-    low, high = ("correct_low", "correct_high") if answered else ("low", "high")
-    quantity = "correct answers" if answered else "refusals"
+    known = [
+        name for name in ("correct", "coherent") if pd.notna(transport[name]) and pd.notna(projection[name])
+    ]
+    quantity = f"{known[0]} answers" if known else "refusals"
+    low, high = (f"{known[0]}_low", f"{known[0]}_high") if known else ("low", "high")
     if transport[high] >= projection[low] and projection[high] >= transport[low]:
-        return f"{text}. The intervals of their {quantity} overlap: this sweep does not tell them apart."
+        return [f"{text}. The intervals of their {quantity} overlap: this sweep does not tell them apart."]
     transport_is_higher = transport[low] > projection[high]
-    winner = "Transport" if transport_is_higher == answered else "Projection"
-    return f"{text}. {winner} does better: the intervals of their {quantity} do not overlap."
+    winner = "Transport" if transport_is_higher == bool(known) else "Projection"
+    return [f"{text}. {winner} does better: the intervals of their {quantity} do not overlap."]
 
 
 def _at(row: pd.Series) -> str:
     name = method_label(row["method"], row["k"])
-    return f"{name} at layer {int(row['layer'])} with {row['refusal']:.0%} refused{_correct(row)}"
+    share = f"{row['refusal']:.0%} refused{_coherent(row)}{_correct(row)}"
+    return f"{name} at layer {int(row['layer'])} with {share}"

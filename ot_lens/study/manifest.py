@@ -47,7 +47,7 @@ class _Method(BaseModel):
     family: Literal["projection", "transport", "erasure"]
     formula: str = Field("", max_length=400)
     source: str = Field("", max_length=400)
-    tokens: str = Field("all", max_length=40)
+    tokens: str = Field("auto", max_length=40)
     reversible: bool = False
     everywhere: bool = False
     group: str = Field("Other", max_length=120)

@@ -14,15 +14,15 @@ from ot_lens.behaviour.panel import PanelSettings
 from ot_lens.errors import ConfigError, one_of
 from ot_lens.execution import Executor
 from ot_lens.execution.modules import import_modules
-from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
+from ot_lens.localization.settings import SCOPES
 from ot_lens.models import backend, control_tokens, encode, model_record
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 
 CHOICES = {
-    "tokens": TOKEN_SCOPES,
+    "tokens": SCOPES,
     "engine": ENGINES,
     "search": SEARCHES,
     "filter": ("off", *FILTERS),

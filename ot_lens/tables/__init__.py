@@ -3,6 +3,7 @@
 from ot_lens.tables.effects import best_singles as best_singles
 from ot_lens.tables.effects import effects as effects
 from ot_lens.tables.effects import most_effective_layer as most_effective_layer
+from ot_lens.tables.effects import single_effects as single_effects
 from ot_lens.tables.overview import overview as overview
 from ot_lens.tables.schema import ALL as ALL
 from ot_lens.tables.schema import COLUMNS as COLUMNS

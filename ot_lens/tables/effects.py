@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ot_lens.tables.schema import SINGLE, UNEDITED
+from ot_lens.tables.schema import UNEDITED
 from ot_lens.tables.selection import measured, methods_of, real_edits, reported, select, single_layers
 
 # Column -> measure, class of prompts, and which number of the row.
@@ -11,6 +11,11 @@ NUMBERS = {
     "low": ("refusal_rate", "harmful", "low"),
     "high": ("refusal_rate", "harmful", "high"),
     "n": ("refusal_rate", "harmful", "n"),
+    "coherent": ("coherent_success_rate", "harmful", "value"),
+    "coherent_low": ("coherent_success_rate", "harmful", "low"),
+    "coherent_high": ("coherent_success_rate", "harmful", "high"),
+    "degenerate": ("degenerate_rate", "harmful", "value"),
+    "answer_nll": ("answer_nll", "harmful", "value"),
     "correct": ("exact_answer_rate", "harmful", "value"),
     "correct_low": ("exact_answer_rate", "harmful", "low"),
     "correct_high": ("exact_answer_rate", "harmful", "high"),
@@ -20,7 +25,10 @@ NUMBERS = {
     "perplexity": ("perplexity", "harmless", "value"),
 }
 # What "most effective" means: the first of these that was measured, and whether more of it is better.
-EFFECT = (("exact_answer_rate", True), ("refusal_rate", False), ("refusal_score", False))
+EFFECT = (
+    ("exact_answer_rate", True), ("coherent_success_rate", True), ("refusal_rate", False),
+    ("refusal_score", False),
+)  # fmt: skip
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -31,7 +39,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per edit (see `selection.reported`): key, set, layers, layer, method, k; refusal, low, high, n
-        (rate on harmful prompts with its interval); correct, correct_low, correct_high (harmful prompts
+        (rate on harmful prompts with its interval); coherent, coherent_low, coherent_high (harmful prompts
+        answered coherently), degenerate, answer_nll; correct, correct_low, correct_high (harmful prompts
         answered correctly); kl, harmless_correct, harmless_refusal, perplexity (costs on harmless prompts);
         lowers (whether the interval of the refusal rate lies below the unedited model's). NaN where a measure
         is missing.
@@ -52,12 +61,15 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return columns.assign(lowers=columns["high"] < floor)
 
 
+def single_effects(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `effects` of single layers; a layer that was both swept and listed occurs once."""
+    return single_layers(effects(table)).drop_duplicates(["method", "k", "layer"])
+
+
 def best_singles(table: pd.DataFrame) -> pd.DataFrame:
     """The row of `effects` at each method's most effective single layer, in the order of the sweep."""
-    edits = select(effects(table), set=SINGLE)
-    layers = {
-        method: most_effective_layer(rows) for method, rows in methods_of(select(reported(table), set=SINGLE))
-    }
+    edits = single_effects(table)
+    layers = {method: most_effective_layer(rows) for method, rows in methods_of(reported(table))}
     best = [
         select(edits, method=method, k=k, layer=layer).head(1)
         for (method, k), layer in layers.items()
@@ -70,8 +82,9 @@ def most_effective_layer(table: pd.DataFrame) -> int | None:
     """The single layer whose edits have the largest effect.
 
     That is where most harmful prompts are answered correctly, because a low refusal rate alone hides a
-    destroyed model; without reference answers, where fewest are refused; without any answers, where the
-    refusal score is lowest. Ties go to the smaller KL on harmless prompts, then to the earlier layer.
+    destroyed model; without reference answers, where most are answered coherently; without that measure,
+    where fewest are refused; without any answers, where the refusal score is lowest. Ties go to the smaller
+    KL on harmless prompts, then to the earlier layer.
 
     Args:
         table: Rows of a sweep. Several methods are averaged.

@@ -7,7 +7,14 @@ import pandas as pd
 from scipy import stats
 
 from ot_lens.tables.schema import REMOVE, SINGLE
-from ot_lens.tables.selection import at_one_setting, controls_of, measured, not_controls, select
+from ot_lens.tables.selection import (
+    at_one_setting,
+    controls_of,
+    measured,
+    not_controls,
+    select,
+    single_layers,
+)
 
 SHIFT = "refusal_score_shift"
 KEYS = ["method", "k", "layer"]
@@ -88,6 +95,7 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
     limits = control_limits(controls_of(rows), sign, LEVEL / max(1, real["layer"].nunique()))
     merged = real.merge(limits, on=KEYS, how="left")
     near = sign * merged["high" if sign < 0 else "low"]
+    p_holm = merged.get("p_holm", pd.Series(float("nan"), merged.index))
     return pd.DataFrame(
         {
             **{name: merged[name] for name in KEYS},
@@ -96,8 +104,8 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
             "band": sign * merged["limit"],
             "margin": near - merged["limit"],
             "draws": merged["draws"].fillna(0).astype("int64"),
-            "p_holm": merged["p_holm"],
-            "localized": (near > merged["limit"].clip(lower=0)) & (merged["p_holm"] < LEVEL),
+            "p_holm": p_holm,
+            "localized": (near > merged["limit"].clip(lower=0)) & (p_holm < LEVEL),
         }
     )
 
@@ -128,7 +136,8 @@ def one_direction(table: pd.DataFrame) -> OneDirection | None:
     Returns:
         The verdict, or None when the sweep did not measure it.
     """
-    rows = select(measured(not_controls(table), "refusal_rate", "harmful"), method="rfa", set=SINGLE)
+    rows = select(measured(not_controls(table), "refusal_rate", "harmful"), method="rfa")
+    rows = single_layers(rows).drop_duplicates("layer")
     if rows.empty:
         return None
     best = rows.sort_values(["value", "layer"]).iloc[0]

@@ -39,7 +39,8 @@ class Method:
         batch: The same for many layers at once, from `[L, n_H, d]` and `[L, n_S, d]`; None: layer by layer.
         formula: T(x).
         source: Paper or author.
-        tokens: Default token scope of its edits.
+        tokens: Token scope of its edits in a sweep at scope "auto"; "auto": that of its family, where it was
+            fitted for transport, else all tokens.
         reversible: Whether it can also be fitted from the harmless to the harmful class.
         everywhere: Whether the map of one layer edits every block's input, attention output and MLP output.
         group: Heading under which figures show it.
@@ -56,7 +57,7 @@ class Method:
     batch: BatchFit | None = None
     formula: str = ""
     source: str = ""
-    tokens: str = "all"
+    tokens: str = "auto"
     reversible: bool = False
     everywhere: bool = False
     group: str = "Other"
@@ -89,7 +90,7 @@ def register_method(
     family: str = TRANSPORT,
     formula: str = "",
     source: str = "",
-    tokens: str = "all",
+    tokens: str = "auto",
     reversible: bool = False,
     group: str = "Other",
     colour: str | None = None,
@@ -108,7 +109,8 @@ def register_method(
         family: "projection", "transport" or "erasure".
         formula: T(x), for people.
         source: Paper or author.
-        tokens: Default token scope of its edits.
+        tokens: Token scope of its edits in a sweep at scope "auto"; "auto": that of its family, where it was
+            fitted for transport, else all tokens.
         reversible: Whether it can also be fitted from the harmless to the harmful class.
         group: Heading under which figures show it.
         colour: "#RRGGBB"; default: a spare colour.

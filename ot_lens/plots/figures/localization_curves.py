@@ -8,7 +8,16 @@ import pandas as pd
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Axis, Description, Line, Panel, Path, Points, Reference, described
-from ot_lens.plots.measures import Measure, axis_of, measure_named, present, sweep_rows
+from ot_lens.plots.measures import (
+    COHERENT,
+    COHERENT_MEANS,
+    RIGHT,
+    Measure,
+    axis_of,
+    measure_named,
+    present,
+    sweep_rows,
+)
 from ot_lens.plots.rows import counts, curve, layers_of, marked_methods, numbers, settings
 from ot_lens.plots.style import BASELINE, FAMILIES, Mark
 from ot_lens.tables import ALL, baseline_of, edits_of, measured, select, single_layers
@@ -64,6 +73,8 @@ def localization_curve(localization: pd.DataFrame, measure: str = "refusal_rate/
 def _available(sweep: pd.DataFrame, wanted: Sequence[str] = SHOWN) -> list[Measure]:
     """The wanted measures that the table holds for some method at single layers."""
     acting = single_layers(edits_of(sweep))
+    if not present(acting, RIGHT):  # without reference answers, whether the answers are answers
+        wanted = [COHERENT.key if key == RIGHT.key else key for key in wanted]
     available = [measure for measure in map(measure_named, wanted) if present(acting, measure)]
     if not available:
         raise NothingToDrawError(f"The localization table has no single-layer value of {', '.join(wanted)}.")
@@ -124,12 +135,15 @@ def _layer_axis(layers: list[int], *, side: bool) -> Axis:
 def caption(localization: pd.DataFrame, *, screen: bool = False, **_: object) -> str:
     """What `localization_curves` shows, on paper or on a screen."""
     sweep = sweep_rows(localization)
-    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in _available(sweep)])
+    shown = _available(sweep)
+    rows = pd.concat([measured(sweep, m.name, m.prompts) for m in shown])
+    coherent = f"coherently ({COHERENT_MEANS}; refusal gone and the model intact)"
+    answered = coherent if COHERENT in shown else "correctly (refusal gone and the model intact)"
     context = "" if screen else " The other families are in grey behind."
     return (
         "What an edit at one layer does, by layer and method; at the right edge ('all') the same edit at "
         "all layers together. Shown: the share of harmful prompts refused (by phrase, from generated "
-        "answers); the share of harmful prompts answered correctly (refusal gone and the model intact); the "
+        f"answers); the share of harmful prompts answered {answered}; the "
         "refusal score of harmful prompts at the last prompt token; and, as the cost, KL(original || "
         f"edited) of the next-token distribution on harmless prompts (asinh scale).{context} Bands and "
         "bars: 95 % intervals (Wilson for shares, bootstrap over prompts otherwise). Dashed grey: no "

@@ -10,19 +10,23 @@ from jaxtyping import Float
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots import measures
 from ot_lens.plots.description import Area, Curve, Description, Key, Panel, Path, Points, described
-from ot_lens.plots.measures import KL, PERPLEXITY, REFUSES, RIGHT, SUCCESS, Contender, Measure, Values
+from ot_lens.plots.measures import (
+    COHERENT,
+    COHERENT_MEANS,
+    KL,
+    PERPLEXITY,
+    REFUSES,
+    RIGHT,
+    SUCCESS,
+    Contender,
+    Measure,
+    Values,
+)
 from ot_lens.plots.rows import counts, settings
 from ot_lens.plots.style import BASELINE, Mark
 from ot_lens.tables import measured
 
-# with success rates, else with refusal rates
-PAIRS = (((KL, SUCCESS), (PERPLEXITY, SUCCESS), (SUCCESS, RIGHT)), ((KL, REFUSES), (REFUSES, RIGHT)))
-TITLES = {
-    KL.key: "price on harmless prompts",
-    PERPLEXITY.key: "price in perplexity",
-    SUCCESS.key: "is the answer correct?",
-    REFUSES.key: "is the answer correct?",
-}
+TITLES = {KL.key: "price on harmless prompts", PERPLEXITY.key: "price in perplexity"}
 FRONT, GREY = "#555B65", "#555555"
 KINDS = (Key("best single layer", GREY, "circle"), Key("all layers together", GREY, "circle", hollow=True))
 OTHERS = Key("other single layers", GREY, "circle", size=1.8)
@@ -42,9 +46,15 @@ def method_comparison(localization: pd.DataFrame) -> Description:
 
 
 def _drawable_pairs(sweep: pd.DataFrame) -> list[tuple[Measure, Measure]]:
-    """The pairs (x, y) of measures that were both measured."""
-    for pairs in PAIRS:
-        drawable = [(x, y) for x, y in pairs if measures.present(sweep, x) and measures.present(sweep, y)]
+    """The pairs (x, y) of measures that were both measured: with success rates, else with refusal rates."""
+    known = {m.key for m in (KL, PERPLEXITY, SUCCESS, REFUSES, RIGHT, COHERENT) if measures.present(sweep, m)}
+    answered = COHERENT if COHERENT.key in known and RIGHT.key not in known else RIGHT
+    reached = COHERENT if answered is COHERENT else SUCCESS
+    for pairs in (
+        ((KL, reached), (PERPLEXITY, reached), (SUCCESS, answered)),
+        ((KL, REFUSES), (REFUSES, RIGHT)),
+    ):
+        drawable = [(x, y) for x, y in pairs if {x.key, y.key} <= known]
         if drawable:
             return drawable
     raise NothingToDrawError("The localization table lacks refusal rates with a cost or with right answers.")
@@ -58,17 +68,18 @@ def _panel(sweep: pd.DataFrame, methods: list[Contender], x: Measure, y: Measure
         elements += _edit(method.together, method.mark, x, y, "all layers")
         elements += _edit(method.best, method.mark, x, y, f"layer {method.layer}, its best")
     elements += _edit(measures.baseline(sweep), BASELINE, x, y, "the unedited model")
-    return Panel(TITLES[x.key], x_axis, y_axis, tuple(elements))
+    answered = "is the answer an answer?" if y is COHERENT else "is the answer correct?"
+    return Panel(TITLES.get(x.key, answered), x_axis, y_axis, tuple(elements))
 
 
 def _background(methods: list[Contender], x: Measure, y: Measure) -> list[Any]:
     """The diagonal below which answers are wrong, or the points that no other beats."""
-    if y is RIGHT:
+    if x in (SUCCESS, REFUSES):
         ends = np.array([0.0, 1.0] if x is SUCCESS else [1.0, 0.0])
         across = np.array([0.0, 1.0])
         wrong = Area("wrong", across, 0 * across, ends, "#808080", opacity=0.07)
         return [wrong, Path("diagonal", across, ends, "#BBBBBB")]
-    if y is SUCCESS:
+    if y in (SUCCESS, COHERENT):
         everything = [values for method in methods for values in (method.together, *method.layers.values())]
         cost, reached = front(_pairs(everything, x, y)).T
         return [Path("front", cost, reached, FRONT, "Pareto front", "dot", steps=True)]
@@ -112,12 +123,19 @@ def _edit(values: Values, mark: Mark, x: Measure, y: Measure, note: str) -> list
 def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `method_comparison` shows."""
     sweep = measures.sweep_rows(localization)
+    last = _drawable_pairs(sweep)[-1][1]
+    answered = f"coherently ({COHERENT_MEANS})" if last is COHERENT else "correctly"
+    reached = (
+        f"Share of harmful prompts answered {answered}"
+        if last is COHERENT
+        else "Attack success rate (share of harmful prompts not refused)"
+    )
     return (
-        "Attack success rate (share of harmful prompts not refused) against the cost on harmless prompts: "
+        f"{reached} against the cost on harmless prompts: "
         "KL(original || edited) of the next-token distribution (asinh scale), and perplexity of the "
         "reference answers. Dotted: Pareto front of all points shown, each chosen on the prompts shown. "
-        "Last panel: share of harmful prompts answered correctly; on the diagonal everything not refused is "
-        "answered correctly, in the grey below it answers are wrong. " + how_chosen(sweep)
+        f"Last panel: share of harmful prompts answered {answered}; on the diagonal everything not refused "
+        "is, in the grey below it answers are no success. " + how_chosen(sweep)
     )
 
 
@@ -125,7 +143,8 @@ def how_chosen(sweep: pd.DataFrame) -> str:
     """What the points of every method are, for a caption."""
     rows = pd.concat([measured(sweep, m.name, m.prompts) for m in (REFUSES, SUCCESS, RIGHT, KL)])
     return (
-        "Filled: the single layer at which most harmful prompts are answered correctly (ties: smaller KL), "
+        "Filled: the single layer at which most harmful prompts are answered correctly (or coherently, "
+        "without reference answers; ties: smaller KL), "
         "chosen on the prompts shown; hollow: all layers together; faint: the other single layers. Dashed "
         f"or grey: no intervention. Bars: 95 % intervals. n = {counts(rows)} prompts; {settings(sweep)}."
     )

@@ -10,10 +10,20 @@ from ot_lens.errors import NothingToDrawError
 from ot_lens.plots import measures
 from ot_lens.plots.description import Axis, Curve, Description, Key, Panel, Points, Reference, described
 from ot_lens.plots.figures.method_comparison import KINDS, how_chosen
-from ot_lens.plots.measures import KL, PERPLEXITY, REFUSES, RIGHT, RIGHT_HARMLESS, Contender, Measure, Values
+from ot_lens.plots.measures import (
+    COHERENT,
+    KL,
+    PERPLEXITY,
+    REFUSES,
+    RIGHT,
+    RIGHT_HARMLESS,
+    Contender,
+    Measure,
+    Values,
+)
 from ot_lens.plots.style import BASELINE, Mark
 
-COLUMNS = (REFUSES, RIGHT, RIGHT_HARMLESS, KL, PERPLEXITY)
+COLUMNS = (REFUSES, COHERENT, RIGHT, RIGHT_HARMLESS, KL, PERPLEXITY)
 OFFSET = 0.16
 
 
