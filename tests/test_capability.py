@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.behaviour.capability import capability
-from ot_lens.errors import ModelError, OtLensError
+from ot_lens.behaviour.capability import _rendering, capability
+from ot_lens.errors import ActivationError, ModelError, OtLensError
+from ot_lens.models import backend, render
 from ot_lens.transport import AffineMap
 
 
@@ -79,6 +80,40 @@ def test_an_unknown_task_is_named(organism):
     """Takes half a minute: lm-eval reads all its configurations."""
     with pytest.raises(OtLensError, match="'helaswag'"):
         capability(organism, ["helaswag"])
+
+
+def test_prompts_are_rendered_as_everywhere_else(llama_folder):
+    """With the template's switches, and the system prompt in front of the task's own description."""
+    model = otl.load_model(llama_folder)
+    model.tokenizer.chat_template += "{% if enable_thinking is false %} w9{% endif %}"
+    served, turns = backend(model), [{"role": "user", "content": "w1"}]
+    adapter = _rendering(object, served)()
+    assert adapter.apply_chat_template(turns) == render(served, ["w1"])[0]
+    assert adapter.apply_chat_template(turns).endswith("w9")
+
+
+def test_a_model_that_overflows_is_an_error(task, llama_folder):
+    model = otl.load_model(llama_folder)
+    torch.nn.init.constant_(model.hf_model.model.norm.weight, math.nan)
+    with pytest.raises(ActivationError, match="NaN"):
+        capability(model, [task], limit=2)
+    assert not model.hf_model._forward_hooks
+
+
+def test_the_system_prompt_is_the_model_s(organism, task, monkeypatch):
+    import lm_eval
+
+    given = {}
+
+    def evaluate(**options: object) -> None:
+        given.update(options)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
+    monkeypatch.setattr("ot_lens.behaviour.capability.system_prompt", lambda _: "Be terse.")
+    with pytest.raises(OtLensError, match="stop here"):
+        capability(organism, [task])
+    assert given["system_instruction"] == "Be terse."
 
 
 def test_missing_data_is_named(organism, task):
