@@ -31,6 +31,8 @@ from ot_lens.statistics import Estimate, perplexity
 
 DEFAULT_WINDOW = 1024
 MAX_TEXT = 1024 * MIB
+# Logits of long answers fill memory long before their tokens do: bytes of one, and of those of a batch.
+LOGIT_BYTES, LOGIT_BUDGET = 8, 1024 * MIB
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +90,11 @@ def token_losses(
 ) -> list[Float64[Tensor, " token"]]:
     """Loss of every token of answers that are given as tokens; see `answer_loss`."""
     served = backend(model)
-    whole = batches(served, prompts, batch_size)
+    logits = LOGIT_BYTES * served.d_vocab * max(len(answer) for answer in answers)
+    whole = batches(served, prompts, max(1, min(batch_size, LOGIT_BUDGET // logits)))
     rows = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
     _checked(torch.stack([row.sum() for row in rows]))
-    return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]
+    return rows
 
 
 def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:
@@ -103,20 +106,19 @@ def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:
 
 def _answer_losses(
     served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
-) -> Float64[Tensor, "prompt token"]:
-    """Losses, 0 where a longer answer of the batch goes on."""
+) -> list[Float64[Tensor, " token"]]:
     rows = [torch.tensor(answers[index]) for index in batch.indices]
     targets = pad_sequence(rows, batch_first=True, padding_value=served.pad_id)
     real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    width = batch.tokens.shape[1]
-    with prompt_width(width):
-        logits = served.logits(
-            torch.cat([batch.tokens, targets.to(served.device)], dim=1),
-            torch.cat([batch.mask, real.to(served.device)], dim=1),
-        )
-    logprobs = logits[:, width - 1 : -1].cpu().double().log_softmax(dim=-1)
-    picked = logprobs.gather(-1, targets[:, :, None])[:, :, 0]
-    return torch.where(real.bool(), -picked, 0.0)
+    tokens = torch.cat([batch.tokens, targets.to(served.device)], dim=1)
+    mask = torch.cat([batch.mask, real.to(served.device)], dim=1)
+    with prompt_width(batch.tokens.shape[1]):
+        logits = served.logits(tokens, mask, keep=targets.shape[1] + 1)
+    # Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time.
+    return [
+        -of_row[: len(row)].cpu().double().log_softmax(dim=-1).gather(-1, row[:, None])[:, 0]
+        for of_row, row in zip(logits, rows, strict=True)
+    ]
 
 
 def text_loss(

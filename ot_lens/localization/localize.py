@@ -61,8 +61,10 @@ def localize(
         sets: "single" (each layer alone), "pair" (every two, at the next token only), "all" (together).
         engine: "single_pass", "hooks" or "auto"; see `SweepSettings`. With "refusal_score" and "kl"
             alone, the single pass measures the whole sweep at the cost of a few forward passes.
-        measures: Among "refusal_rate" (with it comes "attack_success_rate"), "exact_answer_rate",
-            "refusal_score" (with it comes "refusal_score_shift"), "kl" and "perplexity".
+        measures: Among "refusal_rate", "exact_answer_rate", "refusal_score" (with it comes
+            "refusal_score_shift"), "kl" and "perplexity". With the refusal rate come "attack_success_rate",
+            "coherent_success_rate", "degenerate_rate", "answer_nll" and "refusal_rate_within_8" (tokens), 16
+            and so on. Each edit also has its "out_of_domain_share".
         k: Ranks of "pca_ot" where it is given by name alone.
         strength: T_t(x) = x + t (T(x) - x), t in [0, 1]; several make it an axis of the sweep.
         fitting: "independent" and, for several layers together, "sequential".
@@ -92,6 +94,10 @@ def localize(
         FitError: If a method is unknown or cannot be fitted.
         HookError: If a layer, hook point, scope, set, control or engine does not exist or cannot serve.
         PromptError: If prompts cannot be rendered.
+        ActivationError: If logits contain NaN.
+
+    Warns:
+        OutOfDomainWarning: If maps that move a distribution act where they were not fitted.
     """
     runner = as_runner(model)
     requested = [ranked for method in as_methods(methods) for ranked in _with_ranks(method, k)]
