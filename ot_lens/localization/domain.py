@@ -1,5 +1,6 @@
 """How much of what an edit touches lies outside the distribution that its map was fitted on."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
+from scipy import stats
 from torch import Tensor
 
 from ot_lens.activations import Activations
@@ -45,12 +47,22 @@ class Domain:
             rest[fold::FOLDS] = False
             if rest.sum() > 1:
                 held_out.append(_gaussian(samples[rest]).mahalanobis(samples[~rest]))
-        limit = float(np.quantile(torch.cat(held_out).numpy(), QUANTILE)) if held_out else LEAST
-        return cls(_gaussian(samples), max(limit, LEAST))
+        distances = torch.cat(held_out).numpy() if held_out else np.array([])
+        return cls(_gaussian(samples), _limit(distances))
 
     def outside(self, x: Float64[Tensor, "n d"]) -> Bool[Tensor, " n"]:
         """Whether each of some activations lies outside."""
         return self.gaussian.mahalanobis(x) > self.limit
+
+
+def _limit(distances: Float64[np.ndarray, " n"]) -> float:
+    """Their 99.9 % quantile; of a few, the prediction limit of one more if their logarithms are normal."""
+    if len(distances) < 2:
+        return float("inf")
+    logs = np.log(np.maximum(distances, np.finfo(float).tiny))
+    spread = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
+    predicted = math.exp(float(logs.mean()) + float(stats.t.ppf(QUANTILE, len(logs) - 1)) * spread)
+    return max(float(np.quantile(distances, QUANTILE)), predicted, LEAST)
 
 
 def _gaussian(samples: Float64[Tensor, "n d"]) -> Gaussian:
@@ -123,8 +135,8 @@ def _warn(candidates: Sequence[Candidate]) -> None:
     if far:
         warnings.warn(
             f"At token scope {scopes} these maps act on activations outside what they were fitted on: "
-            f"{', '.join(far)} at the worst layer. What they do there is arbitrary: use tokens='auto' or the "
-            "scope they were fitted on, or restrict them to their support (restrict_to_support).",
+            f"{', '.join(far)} at the worst layer. What they do there is arbitrary: use tokens='auto', which "
+            "edits where they were fitted, more training prompts, or restrict_to_support.",
             OutOfDomainWarning,
             stacklevel=3,
         )

@@ -15,7 +15,6 @@ from ot_lens.tables import (
     SEARCHED,
     baseline_of,
     best_singles,
-    controls_of,
     effects,
     layers_label,
     methods_of,
@@ -118,11 +117,7 @@ def _layers_sentences(
     if len(removal) and (singles is None or singles["layer"].nunique() < swept):
         yield _score_sentence(removal)
     if len(removal) or (singles is not None and len(singles)):
-        yield (
-            "No control was swept, so nothing is localized."
-            if controls_of(table).empty
-            else "The refusal score of edits and controls was not measured, so nothing is localized."
-        )
+        yield "No control was measured, so nothing is localized."
 
 
 def _score_sentence(removal: pd.DataFrame) -> str:
