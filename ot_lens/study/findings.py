@@ -57,7 +57,7 @@ def summarize(table: pd.DataFrame) -> list[str]:
     verdicts = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
     if "refusal_rate" not in set(table["measure"]):
         start = "The refusal rate was not measured: answers were not generated."
-        return [start, *_layers_sentences(table, verdicts[REMOVE], None)]
+        return [start, *_layers_sentences(verdicts[REMOVE], None)]
     edits, singles, best = effects(table), single_effects(table), best_singles(table)
     base = baseline_of(edits).iloc[0]
     answered = {key: rows["layer"].nunique() for key, rows in methods_of(singles)}
@@ -66,7 +66,7 @@ def summarize(table: pd.DataFrame) -> list[str]:
         f"{_harmless_refusal(base)}.",
         *_one_direction_sentence(table, singles),
         *_comparison_sentences(table, best),
-        *_layers_sentences(table, verdicts[REMOVE], singles),
+        *_layers_sentences(verdicts[REMOVE], singles),
         *(_method_sentence(row, verdicts, answered) for _, row in best.iterrows()),
     ]
     together = edits[(edits["set"] != LISTED) | edits["layer"].isna()]  # a listed single layer is told above
@@ -94,9 +94,7 @@ def _harmless_refusal(base: pd.Series) -> str:
     return "" if pd.isna(share) else f" and {share:.0%} of the harmless ones"
 
 
-def _layers_sentences(
-    table: pd.DataFrame, removal: pd.DataFrame, singles: pd.DataFrame | None
-) -> Iterator[str]:
+def _layers_sentences(removal: pd.DataFrame, singles: pd.DataFrame | None) -> Iterator[str]:
     """Which single layers matter: beyond the control band, else by refusal rate, else by refusal score."""
     if (removal["draws"] > 0).any():
         layers = _methods_by_layer(removal, "localized")
