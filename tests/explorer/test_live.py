@@ -28,12 +28,15 @@ def state_of(opened, **fields):
     return opened.read({"layers": "7", "ot": "pca_ot:2", "by": "directional_ablation", **fields})
 
 
-def test_the_columns_are_those_of_direct_use(live, opened, prompt):
-    state = state_of(opened, strength="0.75")
+@pytest.mark.parametrize(("scope", "of_transport", "of_projection"), [("auto", "last", "all"), ("all",) * 3])
+def test_the_columns_are_those_of_direct_use(live, opened, prompt, scope, of_transport, of_projection):
+    """At the scope asked for; "auto" is the one at which the method was swept."""
+    state = state_of(opened, strength="0.75", tokens=scope)
     tokens, refusing, (plain, ot, by) = live.next_tokens(prompt, state)
     assert plain.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
-    for column, key in ((ot, "pca_ot:2"), (by, "directional_ablation")):
-        with otl.intervene(live.model, {7: opened.run.map(key, 7).at(0.75)}):
+    columns = ((ot, "pca_ot:2", of_transport), (by, "directional_ablation", of_projection))
+    for column, key, used in columns:
+        with otl.intervene(live.model, {7: opened.run.map(key, 7).at(0.75)}, used):
             assert column.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
     assert plain.kl == 0
     assert ot.kl > 0
@@ -54,7 +57,8 @@ def test_answers_are_side_by_side(live, opened, prompt):
     plain, ot, _ = live.answers(prompt, state_of(opened))
     assert plain.text == otl.complete(live.model, [prompt], max_new_tokens=16)[0].text
     assert plain.refuses
-    with otl.intervene(live.model, {7: opened.run.map("pca_ot:2", 7)}):
+    assert state_of(opened).tokens == "auto"
+    with otl.intervene(live.model, {7: opened.run.map("pca_ot:2", 7)}, "last"):
         assert ot.text == otl.complete(live.model, [prompt], max_new_tokens=16)[0].text
 
 

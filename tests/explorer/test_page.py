@@ -156,7 +156,7 @@ def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(v
     fallen = asked_for(ready(other))
     assert fallen["layers"] in map(str, LAYERS)
     assert fallen["ot"].startswith("pca_ot")
-    assert (fallen["strength"], fallen["tokens"]) == ("1", "all")
+    assert (fallen["strength"], fallen["tokens"]) == ("1", "auto")
 
 
 @pytest.mark.trust
