@@ -85,12 +85,13 @@ def test_an_unknown_task_is_named(organism):
 
 def test_prompts_are_rendered_as_everywhere_else(llama_folder):
     """With the template's switches, and the system prompt in front of the task's own description."""
-    model = otl.load_model(llama_folder)
+    model = otl.load_model(llama_folder, system_prompt="w5")
     model.tokenizer.chat_template += "{% if enable_thinking is false %} w9{% endif %}"
     served, turns = backend(model), [{"role": "user", "content": "w1"}]
     adapter = _rendering(object, served)()
     assert adapter.apply_chat_template(turns) == render(served, ["w1"])[0]
-    assert adapter.apply_chat_template(turns).endswith("w9")
+    described = adapter.apply_chat_template([{"role": "system", "content": "w6"}, *turns])
+    assert described == render(served, ["w1"])[0].replace("w5", "w5\n\nw6")
 
 
 def test_a_model_that_overflows_is_an_error(task, llama_folder):
@@ -99,22 +100,6 @@ def test_a_model_that_overflows_is_an_error(task, llama_folder):
     with pytest.raises(ActivationError, match="NaN"):
         capability(model, [task], limit=2)
     assert not model.hf_model._forward_hooks
-
-
-def test_the_system_prompt_is_the_model_s(organism, task, monkeypatch):
-    import lm_eval
-
-    given = {}
-
-    def evaluate(**options: object) -> None:
-        given.update(options)
-        raise OSError("stop here")
-
-    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
-    monkeypatch.setattr("ot_lens.behaviour.capability.system_prompt", lambda _: "Be terse.")
-    with pytest.raises(OtLensError, match="stop here"):
-        capability(organism, [task])
-    assert given["system_instruction"] == "Be terse."
 
 
 def test_missing_data_is_named(organism, task):

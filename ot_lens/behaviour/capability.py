@@ -1,15 +1,17 @@
 """Capability tasks through the optional lm-eval: what does an intervention cost elsewhere?"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.errors import ModelError, OtLensError
-from ot_lens.models import Backend, backend, evaluating, system_prompt
-from ot_lens.models.chat import apply_template
+from ot_lens.models import Backend, backend, evaluating
+from ot_lens.models.chat import chat_settings
 from ot_lens.models.overflow import no_nan
+from ot_lens.models.templates import chat_template
 
 NORMAL_95 = 1.959964
 COLUMNS = ("task", "measure", "filter", "value", "low", "high", "n", "interval", "seed")
@@ -70,7 +72,6 @@ def capability(
                 num_fewshot=num_fewshot,
                 limit=limit,
                 apply_chat_template=chat,
-                system_instruction=system_prompt(served.model) if chat else None,
                 task_manager=known,
                 bootstrap_iters=1000,
                 log_samples=False,
@@ -101,11 +102,16 @@ def _rendering(adapter: type[Any], served: Backend) -> type[Any]:
         def apply_chat_template(
             self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
+            turns, settings = list(chat_history), chat_settings(served.model)
+            if turns and turns[0]["role"] == "system":
+                # The task's description follows the model's system prompt: templates take one system turn.
+                texts = (settings.system, turns.pop(0)["content"])
+                settings = replace(settings, system="\n\n".join(text for text in texts if text))
             goes_on = {
-                "add_generation_prompt": add_generation_prompt,
+                "to_answer": add_generation_prompt,
                 "continue_final_message": not add_generation_prompt,
             }
-            return apply_template(served.tokenizer, chat_history, **goes_on)
+            return chat_template(served.tokenizer, settings).render(served.tokenizer, turns, **goes_on)
 
     return Adapter
 
