@@ -263,7 +263,7 @@ def test_one_and_two_layers_of_every_method_are_chosen_and_answered(table):
         ("pca_ot", 2): [1, 2],
     }
     single = table[table["set"] == "single"]
-    assert set(single["measure"]) == {"refusal_score", "refusal_score_shift", "kl"}
+    assert set(single["measure"]) == {"refusal_score", "refusal_score_shift", "kl", "out_of_domain_share"}
 
 
 def test_the_judge_is_in_the_table_and_said_what_the_table_says(finished, table, classifier):
