@@ -112,7 +112,7 @@ def _with_samples(
     n = sum(site.sizes)
     rows = []
     for a, cosine in enumerate(value.tolist()):
-        interval = bootstrap_interval(cosine, None if resampled is None else resampled[:, a], n, (-1.0, 1.0))
-        band = null_band(None if null is None else null[:, a])
+        interval = bootstrap_interval(cosine, resampled[:, a], n, (-1.0, 1.0))
+        band = null_band(null[:, a])
         rows.append({"layer_a": a, "layer_b": layer, "cosine": cosine, "n": n, **interval, **band})
     return rows

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ot_lens.errors import FitError, one_of
 from ot_lens.geometry.directions import Sites
-from ot_lens.geometry.quantities import columns, estimate
+from ot_lens.geometry.quantities import estimate
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, each_layer, resolve_position
@@ -57,13 +57,11 @@ def class_angles(
         sizes = len(H), len(S)
         _check_k(k, min(sizes))
         pooled, labels = PooledGram.of(Pooled.of(H, S)), plan.observed(*sizes)
-        resamples, null, drawn = plan.resampled(labels), None, None
-        if permutations:
-            shapes = pooled.relabelled_shapes(sizes, permutations, seed).chunks()
-            null = torch.cat(mapped(lambda chunk: _between_classes(chunk, k), shapes))
-        if resamples is not None:
-            classes = map(pooled.under, resamples.chunks())
-            drawn = torch.cat(mapped(lambda chunk: _between_classes(chunk, k), classes))
+        shapes = pooled.relabelled_shapes(sizes, permutations, seed).chunks()
+        classes = map(pooled.under, plan.resampled(labels).chunks())
+        null, drawn = (
+            torch.cat(mapped(lambda chunk: _between_classes(chunk, k), chunks)) for chunks in (shapes, classes)
+        )
         value = _between_classes(pooled.under(labels), k)[0]
         rows += _rows(keys, value, null, drawn, sum(sizes))
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
@@ -108,13 +106,13 @@ def layer_angles(
     n = sites.sizes[LABELS.index(label)]
     _check_k(k, n)
     labels = plan.observed(*sites.sizes)
-    value, resamples = _between_layers(sites, labels, label, k)[0], plan.resampled(labels)
-    null = _random_subspaces(sites.width, k, permutations, seed) if permutations else None
-    drawn = None if resamples is None else _between_layers(sites, resamples, label, k)
+    value = _between_layers(sites, labels, label, k)[0]
+    null = _random_subspaces(sites.width, k, permutations, seed)
+    drawn = _between_layers(sites, plan.resampled(labels), label, k)
     rows: list[dict[str, Any]] = []
     for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
         keys = {"layer_a": layer_a, "layer_b": layer_b, "position": at, "class": label}
-        rows += _rows(keys, value[a, b], null, None if drawn is None else drawn[:, a, b], n)
+        rows += _rows(keys, value[a, b], null, drawn[:, a, b], n)
     return pd.DataFrame(rows, columns=["layer_a", "layer_b", "position", "class", *COLUMNS])
 
 
@@ -156,12 +154,11 @@ def _angles(cosines: Float64[Tensor, "*R k k"]) -> Float64[Tensor, "*R k"]:
 def _rows(
     keys: dict[str, Any],
     value: Float64[Tensor, " k"],
-    null: Float64[Tensor, "R k"] | None,
-    drawn: Float64[Tensor, "B k"] | None,
+    null: Float64[Tensor, "R k"],
+    drawn: Float64[Tensor, "B k"],
     n: int,
 ) -> list[dict[str, Any]]:
-    k = len(value)
-    numbers = zip(value.tolist(), columns(null, k), columns(drawn, k), strict=True)
+    numbers = zip(value.tolist(), null.unbind(1), drawn.unbind(1), strict=True)
     return [
         {
             **keys,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
 from ot_lens.geometry.gaussianity import gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, registered, row
+from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, NO_DRAWS, registered, row
 from ot_lens.geometry.resampled_moments import (
     DrawnClasses,
     DrawnShapes,
@@ -75,13 +75,12 @@ def _rows(
     plan: ResamplingPlan,
 ) -> Iterator[dict[str, Any]]:
     labels = plan.observed(len(H), len(S))
-    layer, resamples = _Layer.of(H, S, plan.seed), plan.resampled(labels)
+    layer = _Layer.of(H, S, plan.seed)
     value, null = layer.measure(labels), layer.null(labels, plan)
-    resampled = {} if resamples is None else layer.measure(resamples, of=labels)
+    resampled = layer.measure(plan.resampled(labels), of=labels)
     for quantity in BUILT_IN:
         name = quantity.name
-        draws = null.get(name), resampled.get(name)
-        n = quantity.samples(labels.sizes)
+        n, draws = quantity.samples(labels.sizes), (null.get(name, NO_DRAWS), resampled[name])
         yield row(keys, quantity, float(value[name]), n, *draws, labels=labels)
     samples = torch.cat([H, S]).cpu()
     for quantity in registered():
@@ -122,8 +121,6 @@ class _Layer:
     def null(self, labels: Resamples, plan: ResamplingPlan) -> Values:
         """Every quantity under its null: permuted labels, contrasts for shapes, Gaussians for normality."""
         draws, sizes = plan.relabelled(labels), labels.sizes
-        if draws is None:
-            return {}
         shapes = self.pooled.relabelled_shapes(sizes, plan.permutations, plan.seed)
         placed = by_chunks(lambda chunk: self._placed(self.pooled.under(chunk)), draws)
         gaussian = gaussian_null(sizes, self.scores.shape[1], plan.permutations, plan.seed)

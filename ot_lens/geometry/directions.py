@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.quantities import columns, estimate
+from ot_lens.geometry.quantities import estimate
 from ot_lens.geometry.resampled_moments import class_weights
 from ot_lens.linalg import Pooled, unit_vectors
 from ot_lens.samples import LayerSamples, checked_layer, resolve_position
@@ -212,11 +212,10 @@ def cosine_rows(
         raise ActivationError(f"Directions of widths {first.width} and {second.width} cannot be compared.")
     labels = plan.observed(*first.sizes), plan.observed(*second.sizes)
     null, resampled = (
-        None if one is None or other is None else _products(first, second, one, other).flatten(1)
-        for one, other in (map(plan.relabelled, labels), map(plan.resampled, labels))
+        _products(first, second, *map(draw, labels)).flatten(1) for draw in (plan.relabelled, plan.resampled)
     )
     values, n = _products(first, second, *labels).flatten().tolist(), sum(first.sizes)
-    numbers = zip(values, columns(null, len(values)), columns(resampled, len(values)), strict=True)
+    numbers = zip(values, null.unbind(1), resampled.unbind(1), strict=True)
     return [
         {**one, **other, "cosine": value, **estimate(value, n, *draws, bounds=(-1.0, 1.0))}
         for (one, other), (value, *draws) in zip(product(*names), numbers, strict=True)
@@ -227,7 +226,7 @@ def _products(first: Sites, second: Sites, one: Resamples, other: Resamples) -> 
     """Through the directions themselves: cross-Gram matrices of all pairs of sites would cost more."""
     size = max(1, CHUNK_BYTES // (8 * first.width * (len(first.pooled) + len(second.pooled))))
     products = []
-    for start in range(0, one.count, size):
+    for start in range(0, max(one.count, 1), size):
         r = first.directions(one.slice(start, start + size))
         s = r if first is second else second.directions(other.slice(start, start + size))
         products.append((r @ s.mT).clamp(-1.0, 1.0))

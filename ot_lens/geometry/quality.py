@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
+from ot_lens.geometry.quantities import COLUMNS, NO_DRAWS, SHARE, Quantity, row
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, PooledGram, Values, by_chunks
 from ot_lens.linalg import Pooled, PooledPCA, mapped
 from ot_lens.samples import Edit, LayerSamples, each_layer, resolve_position
 from ot_lens.statistics import share
-from ot_lens.statistics.resampling import Resamples, ResamplingPlan, observed, relabellings
+from ot_lens.statistics.resampling import Resamples, ResamplingPlan
 
 SUPPORT_COMPONENTS = 4
 QUANTITIES = (
@@ -120,15 +120,15 @@ class _Moved:
             "covariance_error": _covariance_error(after),
         }
 
-    def null(self, labels: Resamples, count: int, seed: int) -> Values:
+    def null(self, labels: Resamples, plan: ResamplingPlan) -> Values:
         """Under permuted labels, contrasts or, beyond the ranges, training and held-out samples."""
-        shapes = self.after.relabelled_shapes(self.sizes, count, seed)
+        shapes = self.after.relabelled_shapes(self.sizes, plan.permutations, plan.seed)
         target = self.target[0], self.target_held_out
         return {
-            **by_chunks(self.compared, relabellings(labels, count, seed)),
+            **by_chunks(self.compared, plan.relabelled(labels)),
             "covariance_error": torch.cat(mapped(_covariance_error, shapes.chunks())),
-            "outside_source": _exchanged(*self.source, count, seed, self.rounding),
-            "outside_target": _exchanged(*target, count, seed, self.rounding),
+            "outside_source": _exchanged(*self.source, plan, self.rounding),
+            "outside_target": _exchanged(*target, plan, self.rounding),
         }
 
     def costs(self, draws: Resamples) -> Values:
@@ -170,10 +170,10 @@ def _beyond(
 
 
 def _exchanged(
-    known: Float64[Tensor, "n k"], new: Float64[Tensor, "m k"], count: int, seed: int, rounding: float
+    known: Float64[Tensor, "n k"], new: Float64[Tensor, "m k"], plan: ResamplingPlan, rounding: float
 ) -> Float64[Tensor, " R"]:
     both = torch.cat([known, new])
-    orders = relabellings(observed(len(known), len(new), seed), count, seed)
+    orders = plan.relabelled(plan.observed(len(known), len(new)))
     return _beyond(both[orders.source], both[orders.target], rounding).to(torch.float64).mean(1)
 
 
@@ -182,13 +182,12 @@ def _rows(keys: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator
         return layer.compared(draws) | layer.costs(draws)
 
     labels = plan.observed(*layer.sizes)
-    value, resamples = by_chunks(measure, labels) | layer.outside(), plan.resampled(labels)
-    null = layer.null(labels, plan.permutations, plan.seed) if plan.permutations else {}
-    drawn = {} if resamples is None else by_chunks(measure, resamples)
+    value, null = by_chunks(measure, labels) | layer.outside(), layer.null(labels, plan)
+    drawn = by_chunks(measure, plan.resampled(labels))
     for quantity in QUANTITIES:
         name = quantity.name
         n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
-        entry = row(keys, quantity, float(value[name]), n, null.get(name), drawn.get(name))
+        entry = row(keys, quantity, float(value[name]), n, null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS))
         if quantity.unit == "share" and plan.bootstrap:
             # Over other held-out prompts, for this training range.
             over_prompts = share(round(entry["value"] * n), n)

@@ -1,6 +1,6 @@
 """Every quantity that `diagnose` measures per layer, and its row in a tidy table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ot_lens.statistics.resampling import Resamples
 COLUMNS = ("quantity", "value", "n", "null_mean", "null_low", "null_high", "low", "high", "unit")
 NONNEGATIVE = (0.0, np.inf)
 SHARE = (0.0, 1.0)
+NO_DRAWS = torch.empty(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ def register_diagnostic(
 def estimate(
     value: float,
     n: int,
-    null: Float64[Tensor, " R"] | None = None,
-    resampled: Float64[Tensor, " B"] | None = None,
+    null: Float64[Tensor, " R"],
+    resampled: Float64[Tensor, " B"],
     *,
     bounds: tuple[float, float] = UNBOUNDED,
     scale: str = "linear",
@@ -149,25 +150,20 @@ def estimate(
     return {"n": n, **interval, **null_band(null)}
 
 
-def columns(draws: Float64[Tensor, "R m"] | None, count: int) -> Sequence[Float64[Tensor, " R"] | None]:
-    """The draws of each of several values."""
-    return [None] * count if draws is None else draws.unbind(1)
-
-
 def row(
     keys: Mapping[str, Any],
     quantity: Quantity,
     value: float,
     n: int,
-    null: Float64[Tensor, " R"] | None = None,
-    resampled: Float64[Tensor, " B"] | None = None,
+    null: Float64[Tensor, " R"] = NO_DRAWS,
+    resampled: Float64[Tensor, " B"] = NO_DRAWS,
     *,
     labels: Resamples | None = None,
     retrained: bool = True,
 ) -> dict[str, Any]:
     """One measured quantity at one layer and position; an AUC is cross-fitted over the folds of `labels`."""
     known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)
-    if quantity.unit == "AUC" and labels is not None and resampled is not None and not np.isnan(value):
+    if quantity.unit == "AUC" and labels is not None and len(resampled) and not np.isnan(value):
         low, high = _newcombe(value, labels, retrained)
         known |= {"low": float(np.fmin(known["low"], low)), "high": float(np.fmax(known["high"], high))}
     return {**keys, "quantity": quantity.name, "value": value, **known, "unit": quantity.unit}

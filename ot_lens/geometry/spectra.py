@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.geometry.quantities import NONNEGATIVE, columns
+from ot_lens.geometry.quantities import NONNEGATIVE, NO_DRAWS
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram, Values
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.moments import intensity_of_gram
@@ -57,12 +57,12 @@ def _rows(
     for label, n in zip(LABELS, labels.sizes, strict=True):
         count = min(n - 1, H.shape[1])
         values = _eigenvalues(pooled, labels, label)[0, :count]
-        drawn = None if resamples is None else _eigenvalues(pooled, resamples, label)[:, :count]
+        drawn = _eigenvalues(pooled, resamples, label)[:, :count]
         total = float(values.sum())
-        components = zip(values.tolist(), columns(drawn, count), strict=True)
+        components = zip(values.tolist(), drawn.unbind(1), strict=True)
         for component, (value, eigenvalues) in enumerate(components):
             # Some resamples hold few distinct prompts: no interval beyond the rank of any.
-            known = eigenvalues is not None and float(eigenvalues.min()) > 1e-12 * total
+            known = bool((eigenvalues > 1e-12 * total).all())
             yield {
                 **keys,
                 "class": label,
@@ -70,7 +70,7 @@ def _rows(
                 "eigenvalue": value,
                 "share": value / total if total > 0 else np.nan,
                 "n": n,
-                **bootstrap_interval(value, eigenvalues if known else None, n, NONNEGATIVE, scale="log"),
+                **bootstrap_interval(value, eigenvalues if known else NO_DRAWS, n, NONNEGATIVE, scale="log"),
                 "unit": "activation²",
             }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError, one_of
 from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
-from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
+from ot_lens.geometry.quantities import COLUMNS, NO_DRAWS, SHARE, Quantity, row
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
@@ -105,18 +105,15 @@ def _rows(
     Z, fold = Pooled.of(X, R).Z, torch.cat([labels.source_fold[0], labels.target_fold[0]])
     gram = Z @ Z.T
     scores = _classifier_scores(gram, fold, _signs(labels))
-    shuffled, resamples = plan.relabelled(labels, within_folds=True), plan.resampled(labels)
-    value, null, drawn = _read(distances, scores, labels), {}, {}
-    if shuffled is not None:
-        null = _read(distances, _classifier_scores(gram, fold, _signs(shuffled)), shuffled)
-        null["mahalanobis"] = _reference(distances, shuffled, plan.seed)
-    if resamples is not None:
-        drawn = _read(distances, scores, resamples)
+    shuffled = plan.relabelled(labels, within_folds=True)
+    value, drawn = (_read(distances, scores, draws) for draws in (labels, plan.resampled(labels)))
+    null = _read(distances, _classifier_scores(gram, fold, _signs(shuffled)), shuffled)
+    null["mahalanobis"] = _reference(distances, shuffled, plan.seed)
     if not bool(Z.any()):
         value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
     for quantity in QUANTITIES:
         name = quantity.name
-        numbers = float(value[name]), len(X) + len(R), null.get(name), drawn.get(name)
+        numbers = float(value[name]), len(X) + len(R), null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS)
         yield row(keys, quantity, *numbers, labels=labels, retrained=name != "classifier_auc")
 
 
@@ -189,5 +186,5 @@ def _reference(distances: Float64[Tensor, " N"], draws: Resamples, seed: int) ->
 
 def _auc(scores: Tensor, source: Tensor, target: Tensor, draws: Resamples) -> Float64[Tensor, " r"]:
     """Equal samples have scores that are equal up to rounding: those are ties."""
-    largest = scores.nan_to_num(posinf=0.0).abs().max()
+    largest = scores.nan_to_num(posinf=0.0).abs().max() if len(scores) else 0.0
     return auc(source, target, draws, SCORE_ROUNDING * largest)

@@ -11,19 +11,15 @@ TAIL = 0.025
 UNBOUNDED = (-np.inf, np.inf)
 
 
-def null_band(null: Float64[Tensor, " R"] | None) -> dict[str, float]:
-    """Mean and 95 % band of the null draws; NaN without any.
-
-    The ends are draws: of R the floor(0.025 (R + 1))-th from either side, so that under the null, where the
-    value is one more draw, it lies outside with a probability of at most 5 % (Davison & Hinkley 1997, 4.2.5).
-    """
+def null_band(null: Float64[Tensor, " R"]) -> dict[str, float]:
+    """Mean and 95 % band of the null draws; NaN without any."""
     mean, (low, high) = _mean_and_band(null)
     return {"null_mean": mean, "null_low": low, "null_high": high}
 
 
 def bootstrap_interval(
     value: float,
-    resampled: Float64[Tensor, " B"] | None,
+    resampled: Float64[Tensor, " B"],
     n: int,
     bounds: tuple[float, float] = UNBOUNDED,
     *,
@@ -37,7 +33,7 @@ def bootstrap_interval(
     over that of the normal distribution (Hesterberg 2015, The American Statistician 69, section 5.1).
     On a "log" scale the interval is pivotal, because an error that is a factor has a long upper tail.
     """
-    if scale == "log" and resampled is not None:
+    if scale == "log":
         if not value > 0:
             return {"low": np.nan, "high": np.nan}
         logs = bootstrap_interval(np.log(value), -resampled.log(), n)
@@ -49,10 +45,12 @@ def bootstrap_interval(
     return {"low": low, "high": high}
 
 
-def _mean_and_band(draws: Float64[Tensor, " R"] | None) -> tuple[float, tuple[float, float]]:
-    ordered = torch.empty(0) if draws is None else draws[torch.isfinite(draws)].sort().values
+def _mean_and_band(draws: Float64[Tensor, " R"]) -> tuple[float, tuple[float, float]]:
+    ordered = draws[torch.isfinite(draws)].sort().values
     if len(ordered) < 2:
         return np.nan, (np.nan, np.nan)
+    # The floor(0.025 (R + 1))-th of R draws from either side: under the null the value, one more draw, lies
+    # outside with a probability of at most 5 % (Davison & Hinkley 1997, 4.2.5).
     # 1e-9: of 199 draws the fifth, whatever 0.025 * 200 rounds to.
     beyond = max(1, int(TAIL * (len(ordered) + 1) + 1e-9))
     return float(ordered.mean()), (float(ordered[beyond - 1]), float(ordered[-beyond]))

@@ -45,7 +45,7 @@ class Resamples:
     def chunks(self, count_bytes: int = CHUNK_BYTES) -> Iterator["Resamples"]:
         """A few draws at a time, whose n x n matrices fit that many bytes and so stay in cache."""
         size = max(1, count_bytes // (8 * max(self.sizes) ** 2))
-        for start in range(0, self.count, size):
+        for start in range(0, max(self.count, 1), size):
             yield self.slice(start, start + size)
 
 
@@ -87,9 +87,6 @@ def bootstraps(labels: Resamples, count: int, seed: int) -> Resamples:
     )
 
 
-Measured = tuple[Tensor, Tensor | None, Tensor | None]
-
-
 @dataclass(frozen=True)
 class ResamplingPlan:
     """How often to permute the labels for the null and to resample for the interval; 0 for neither."""
@@ -109,18 +106,16 @@ class ResamplingPlan:
         """The observed labels."""
         return observed(n_H, n_S, self.seed)
 
-    def relabelled(self, labels: Resamples, *, within_folds: bool = False) -> Resamples | None:
-        """Draws of the null; None for none."""
-        if not self.permutations:
-            return None
+    def relabelled(self, labels: Resamples, *, within_folds: bool = False) -> Resamples:
+        """Draws of the null."""
         return relabellings(labels, self.permutations, self.seed, within_folds=within_folds)
 
-    def resampled(self, labels: Resamples) -> Resamples | None:
-        """Draws of the interval; None for none."""
-        return bootstraps(labels, self.bootstrap, self.seed) if self.bootstrap else None
+    def resampled(self, labels: Resamples) -> Resamples:
+        """Draws of the interval."""
+        return bootstraps(labels, self.bootstrap, self.seed)
 
-    def measure(self, labels: Resamples, function: Callable[[Resamples], Tensor]) -> Measured:
+    def measure(
+        self, labels: Resamples, function: Callable[[Resamples], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The observed value of a function of draws, its null and its resamples."""
-        draws = self.relabelled(labels), self.resampled(labels)
-        null, resampled = (None if drawn is None else function(drawn) for drawn in draws)
-        return function(labels)[0], null, resampled
+        return function(labels)[0], function(self.relabelled(labels)), function(self.resampled(labels))
