@@ -134,17 +134,14 @@ def checked_ridge(ridge: float | None) -> float:
 
 @dataclass(frozen=True)
 class RestrictedRoots:
-    """Roots of two covariances in a basis Q of both samples, outside which each is its floor times I.
-
-    `condition` and `smallest` are the condition number and the smallest eigenvalue of the source's.
-    """
+    """Roots of two covariances in a basis Q of both samples, outside which each is its floor times I."""
 
     Q: Float64[Tensor, "*L d m"]
     root_source: Float64[Tensor, "*L m m"]
     inverse_root_source: Float64[Tensor, "*L m m"]
     root_target: Float64[Tensor, "*L m m"]
-    condition: Float64[Tensor, "*L"]
-    smallest: Float64[Tensor, "*L"]
+    condition: Float64[Tensor, "*L"]  # number of the source's
+    smallest: Float64[Tensor, "*L"]  # eigenvalue of the source's
 
     @classmethod
     def of(cls, source: Gaussian, target: Gaussian) -> "RestrictedRoots":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Float64
@@ -140,12 +141,10 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     Raises:
         ActivationError: an empty list, or moments of different widths.
     """
-    merged: Moments | None = None
-    for part in parts:
-        merged = part if merged is None else merged.merge(part)
-    if merged is None:
+    known = list(parts)
+    if not known:
         raise ActivationError("Cannot merge an empty list of moments: pass at least one.")
-    return merged
+    return reduce(Moments.merge, known)
 
 
 def _bounded(factor: Float64[Tensor, "m d"], limit: int) -> tuple[Float64[Tensor, "r d"], float]:

@@ -48,6 +48,7 @@ class Edit(Protocol):
 
     def __call__(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The same as `map`."""
+        return self.map(x)
 
 
 @dataclass(frozen=True)

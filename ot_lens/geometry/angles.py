@@ -1,5 +1,6 @@
 """Principal angles between leading subspaces of the class covariances: between classes and between layers."""
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -57,12 +58,11 @@ def class_angles(
         sizes = len(H), len(S)
         _check_k(k, min(sizes))
         pooled, labels = PooledGram.of(Pooled.of(H, S)), plan.observed(*sizes)
-        shapes = pooled.relabelled_shapes(sizes, permutations, seed).chunks()
-        classes = map(pooled.under, plan.resampled(labels).chunks())
-        null, drawn = (
-            torch.cat(mapped(lambda chunk: _between_classes(chunk, k), chunks)) for chunks in (shapes, classes)
-        )
-        value = _between_classes(pooled.under(labels), k)[0]
+        measure = partial(_between_classes, k=k)
+        shapes = pooled.relabelled_shapes(sizes, permutations, seed)
+        null = torch.cat(mapped(measure, shapes.chunks()))
+        drawn = torch.cat(mapped(measure, map(pooled.under, plan.resampled(labels).chunks())))
+        value = measure(pooled.under(labels))[0]
         rows += _rows(keys, value, null, drawn, sum(sizes))
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 

@@ -26,13 +26,7 @@ def category_directions(
     bootstrap: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Effective number of refusal directions of the categories of harmful prompts, layer by layer.
-
-    With r_c the mean of category c minus the harmless mean, it is exp(entropy) of the normalized eigenvalues
-    of [r_c . r_c'] (Roy & Vetterli 2007): 1 when all categories share one direction, at most the number of
-    categories. Noise of the means raises it; the null, categories permuted among the harmful prompts, is
-    what one direction for all looks like at this n.
-    """
+    """Effective number of refusal directions of the categories of harmful prompts, layer by layer."""
     plan = ResamplingPlan(permutations, bootstrap, seed)
     names = sorted(set(categories))
     code = torch.tensor([names.index(category) for category in categories])
@@ -41,6 +35,7 @@ def category_directions(
         _check(code, len(H), len(names))
         pooled = PooledGram.of(Pooled.of(H, S))
         generator = torch.Generator().manual_seed(plan.seed + 7)
+        # Noise of the means raises the number: the null is what one direction for all looks like at this n.
         orders = torch.rand(permutations, len(code), generator=generator).argsort(1)
         null = _effective(pooled, _weights(code[orders], len(names), len(S)))
         drawn = _effective(pooled, _resampled(code, len(names), len(S), bootstrap, generator))
@@ -92,6 +87,7 @@ def _shares(n: int, draws: int, generator: torch.Generator) -> Float64[Tensor, "
 
 
 def _effective(pooled: PooledGram, weights: Float64[Tensor, "R C N"]) -> Float64[Tensor, " R"]:
+    """exp(entropy) of the normalized eigenvalues of the products of directions (Roy & Vetterli 2007)."""
     products = weights @ pooled.gram @ weights.mT
     spectrum = torch.linalg.eigvalsh(products).clamp_min(0.0)
     total = spectrum.sum(1, keepdim=True)

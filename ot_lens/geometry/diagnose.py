@@ -90,17 +90,13 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Layer:
-    """All that a draw needs of one layer, on the CPU, so that no draw reads samples of width d.
-
-    `projected` are the samples on random unit directions, `scores` those on the leading pooled components;
-    `rounding` is the norm that a sample may have that should be zero.
-    """
+    """All that a draw needs of one layer, on the CPU, so that no draw reads samples of width d."""
 
     pooled: PooledGram
-    projected: Float64[Tensor, "p N"]
-    scores: Float64[Tensor, "N k"]
+    projected: Float64[Tensor, "p N"]  # on random unit directions
+    scores: Float64[Tensor, "N k"]  # on the leading pooled components
     d: int
-    rounding: float
+    rounding: float  # norm that a sample may have that should be zero
 
     @classmethod
     def of(cls, H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"], seed: int) -> "_Layer":

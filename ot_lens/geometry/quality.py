@@ -187,7 +187,9 @@ def _rows(keys: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator
     for quantity in QUANTITIES:
         name = quantity.name
         n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
-        entry = row(keys, quantity, float(value[name]), n, null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS))
+        entry = row(
+            keys, quantity, float(value[name]), n, null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS)
+        )
         if quantity.unit == "share" and plan.bootstrap:
             # Over other held-out prompts, for this training range.
             over_prompts = share(round(entry["value"] * n), n)

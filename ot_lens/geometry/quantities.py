@@ -164,17 +164,10 @@ def row(
     """One measured quantity at one layer and position; an AUC is cross-fitted over the folds of `labels`."""
     known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)
     if quantity.unit == "AUC" and labels is not None and len(resampled) and not np.isnan(value):
-        low, high = _newcombe(value, labels, retrained)
+        # Resamples of classes that do not overlap never overlap, however few prompts there are: the interval
+        # holds Newcombe's as well. Unless every resample is trained anew, it does not show the effect of
+        # training on overlapping prompts either (Nadeau & Bengio 2003, Machine Learning 52).
+        inflation = 1.0 if retrained else 1 + labels.folds / (labels.folds - 1)
+        low, high = auc_interval(value, labels.sizes, labels.folds, inflation)
         known |= {"low": float(np.fmin(known["low"], low)), "high": float(np.fmax(known["high"], high))}
     return {**keys, "quantity": quantity.name, "value": value, **known, "unit": quantity.unit}
-
-
-def _newcombe(value: float, labels: Resamples, retrained: bool) -> tuple[float, float]:
-    """What the interval of an AUC must contain.
-
-    Resamples of classes that do not overlap never overlap, however few prompts there are. Nor do resamples of
-    held-out scores show the effect of training on overlapping prompts: unless every resample is trained
-    anew, the variance is multiplied by 1 + folds / (folds - 1) (Nadeau & Bengio 2003, Machine Learning 52).
-    """
-    folds = labels.folds
-    return auc_interval(value, labels.sizes, folds, 1.0 if retrained else 1 + folds / (folds - 1))

@@ -45,14 +45,11 @@ class PooledGram:
 
 @dataclass(frozen=True)
 class DrawnClasses:
-    """The Gram matrix of the pooled centred samples seen through draws.
-
-    `source_mean` and `target_mean` are the inner products of a class's mean with every sample.
-    """
+    """The Gram matrix of the pooled centred samples seen through draws."""
 
     gram: Float64[Tensor, "N N"]
     draws: Resamples
-    source_mean: Float64[Tensor, "R N"]
+    source_mean: Float64[Tensor, "R N"]  # inner products of the mean with every sample
     target_mean: Float64[Tensor, "R N"]
     rounding: float
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.geometry.quantities import NONNEGATIVE, NO_DRAWS
+from ot_lens.geometry.quantities import NO_DRAWS, NONNEGATIVE
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram, Values
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.moments import intensity_of_gram

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ot_lens.errors import NothingToDrawError, OtLensError, TableError
+from ot_lens.errors import NothingToDrawError, OtLensError, TableError, one_of
 from ot_lens.io.files import atomic_path, write_text
 from ot_lens.plots import paper
 from ot_lens.plots.description import Description
@@ -36,11 +36,9 @@ class Entry:
     caption: Callable[..., str]
     on_screen: Mapping[str, Any] = field(default_factory=dict)
 
-    def draw(
-        self, *tables: pd.DataFrame, style: str = "icml", axes: paper.AnyAxes = None, **options: Any
-    ) -> Figure:
-        """The figure on paper; see `ot_lens.plots.paper.draw`."""
-        return paper.draw(self.describe(*tables, **options), style=style, axes=axes)
+    def draw(self, *tables: pd.DataFrame, **options: Any) -> Figure:
+        """The figure on paper, with options of `describe`, `style` and `axes`."""
+        return paper.drawing(self.describe)(*tables, **options)
 
 
 def _entry(name: str, title: str, *tables: str, **on_screen: Any) -> Entry:
@@ -77,10 +75,9 @@ GALLERY: list[Entry] = [
 
 def entry_named(name: str) -> Entry:
     """The figure of that name, which must exist."""
-    for entry in GALLERY:
-        if entry.name == name:
-            return entry
-    raise OtLensError(f"Unknown figure {name!r}: choose from {', '.join(entry.name for entry in GALLERY)}.")
+    known = {entry.name: entry for entry in GALLERY}
+    one_of("figure", name, list(known), OtLensError)
+    return known[name]
 
 
 def register_figure(
@@ -154,11 +151,8 @@ def draw_all(
     Raises:
         OtLensError: If a format or the style is unknown.
     """
-    unknown = set(formats) - set(FORMATS)
-    if unknown:
-        raise OtLensError(
-            f"Unknown figure format {', '.join(sorted(unknown))}: choose from {', '.join(FORMATS)}."
-        )
+    for suffix in formats:
+        one_of("figure format", suffix, FORMATS, OtLensError)
     style_named(style)
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ot_lens.errors import NothingToDrawError, OtLensError
+from ot_lens.errors import NothingToDrawError, OtLensError, one_of
 from ot_lens.plots.description import Axis
-from ot_lens.plots.rows import checked, marked_methods, numbers
+from ot_lens.plots.rows import checked, finite, marked_methods, numbers
 from ot_lens.plots.style import Mark
 from ot_lens.tables import ALL, baseline_of, by_depth, measured, most_effective_layer, select, single_layers
 
@@ -64,8 +64,7 @@ PERPLEXITY = MEASURES["perplexity/harmless"]
 
 def measure_named(key: str) -> Measure:
     """The measure of a key such as `"kl/harmless"`."""
-    if key not in MEASURES:
-        raise OtLensError(f"Unknown measure {key!r}: choose from {', '.join(MEASURES)}.")
+    one_of("measure", key, list(MEASURES), OtLensError)
     return MEASURES[key]
 
 
@@ -128,8 +127,7 @@ def interval(found: Values, measure: Measure) -> tuple[float, float, float]:
 
 def present(sweep: pd.DataFrame, measure: Measure) -> bool:
     """Whether the sweep holds a finite value of a measure."""
-    rows = measured(sweep, measure.name, measure.prompts)
-    return bool(np.isfinite(numbers(rows["value"])).any())
+    return bool(finite(measured(sweep, measure.name, measure.prompts), "value"))
 
 
 def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, step: float = 0.5) -> Axis:
@@ -155,9 +153,9 @@ def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, ste
 def _extent(sweep: pd.DataFrame, measure: Measure) -> tuple[float, float]:
     """The smallest and the largest end of an interval, or value; a NothingToDrawError without any."""
     rows = measured(sweep, measure.name, measure.prompts)
-    ends = np.concatenate([numbers(rows[name]) for name in ENDS if name in rows])
-    if not np.isfinite(ends).any():
+    ends = finite(rows, *ENDS)
+    if not ends:
         raise NothingToDrawError(
             f"The sweep has no value of {measure.label} on {measure.prompts} prompts for these methods."
         )
-    return float(np.nanmin(ends)), float(np.nanmax(ends))
+    return min(ends), max(ends)

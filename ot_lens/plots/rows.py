@@ -50,6 +50,12 @@ def numbers(column: pd.Series) -> Float[np.ndarray, " rows"]:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def finite(rows: pd.DataFrame, *columns: str) -> list[float]:
+    """The finite numbers of some columns, as far as the table has them."""
+    known = [value for name in columns if name in rows for value in numbers(rows[name]).tolist()]
+    return [value for value in known if np.isfinite(value)]
+
+
 def checked(table: pd.DataFrame, name: str, columns: Collection[str] = ()) -> pd.DataFrame:
     """The table, if it has rows and the columns (by default those of `COLUMNS`); else a TableError."""
     if table.empty:
@@ -64,7 +70,7 @@ def checked(table: pd.DataFrame, name: str, columns: Collection[str] = ()) -> pd
 
 def some(rows: pd.DataFrame, what: str, column: str = "value") -> pd.DataFrame:
     """The rows, if at least one of them is finite; else a NothingToDrawError."""
-    if not np.isfinite(numbers(rows[column])).any():
+    if not finite(rows, column):
         raise NothingToDrawError(f"The table holds no finite {what}.")
     return rows
 
@@ -98,7 +104,7 @@ def curve(
 
 def null_of(rows: pd.DataFrame, name: str, mark: Mark = NULL, x: str = "layer") -> tuple[Band, ...]:
     """The null band of rows that have one, else nothing."""
-    if "null_mean" not in rows or not np.isfinite(numbers(rows["null_mean"])).any():
+    if not finite(rows, "null_mean"):
         return ()
     return (Band(name, mark, curve(rows, x=x, value="null_mean", band=("null_low", "null_high"))),)
 
@@ -144,11 +150,10 @@ def marked_methods(table: pd.DataFrame) -> list[tuple[Mark, pd.DataFrame]]:
 
 def counts(rows: pd.DataFrame, column: str = "n") -> str:
     """The sample sizes in a caption: `"128"` or `"96-128"`."""
-    known = numbers(rows[column]) if column in rows else np.empty(0)
-    known = known[np.isfinite(known)]
-    if not known.size:
+    known = finite(rows, column)
+    if not known:
         return "unknown"
-    low, high = int(known.min()), int(known.max())
+    low, high = int(min(known)), int(max(known))
     return str(low) if low == high else f"{low}-{high}"
 
 

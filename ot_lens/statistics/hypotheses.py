@@ -28,14 +28,10 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def paired_bootstrap(differences: Float[np.ndarray, " n"], *, seed: int) -> float:
-    """Two-sided bootstrap test that the mean of paired differences is zero.
+    """Two-sided studentized bootstrap test that the mean of paired differences is zero.
 
-    Studentized: the mean over its standard error is compared with that of resamples, about the mean they
-    were drawn from (Efron & Tibshirani 1993, 16.4). Without the division the test is too lax for few
-    differences, because their resamples vary too little. The p-value is twice the smaller tail, or both tails
-    where that is larger: the first is too lax for long symmetric tails, the second for skewed ones (Hall
-    1992, 3.6). It remains too lax for few and very skewed differences: about 10 % of log-normal ones with
-    mean zero are called significant at n = 8 to 16. It is at least 2 / 2^n, all that n signs allow.
+    Too lax for few and very skewed differences: about 10 % of log-normal ones with mean zero are called
+    significant at n = 8 to 16.
     """
     d = np.asarray(differences, dtype=np.float64)
     if not len(d):
@@ -44,9 +40,12 @@ def paired_bootstrap(differences: Float[np.ndarray, " n"], *, seed: int) -> floa
     # Equal differences of the size of rounding are no evidence.
     if abs(observed.value) <= ROUNDING:
         return 1.0
+    # Studentized (Efron & Tibshirani 1993, 16.4): few differences have resamples that vary too little.
     t = observed.value / observed.error if observed.error > 0 else float(np.copysign(np.inf, observed.value))
     tail = min((observed.t >= t).sum(), (observed.t <= t).sum())
     beyond = (np.abs(observed.t) >= abs(t)).sum()
+    # Twice one tail is too lax for long symmetric tails, both tails for skewed ones (Hall 1992, 3.6); n signs
+    # allow no less than 2 / 2^n.
     p = max(2 * (tail + 1), beyond + 1) / (RESAMPLES + 1)
     return float(min(1.0, max(p, 2.0 ** (1 - len(d)))))
 

@@ -15,16 +15,13 @@ CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Resamples:
-    """R choices of the rows of both classes among the pooled samples (source first), and each row's fold.
-
-    The number of folds is even, so that even and odd folds are halves.
-    """
+    """R choices of the rows of both classes among the pooled samples (source first), and each row's fold."""
 
     source: Int64[Tensor, "R n_H"]
     target: Int64[Tensor, "R n_S"]
     source_fold: Int64[Tensor, "R n_H"]
     target_fold: Int64[Tensor, "R n_S"]
-    folds: int
+    folds: int  # even, so that even and odd folds are halves
 
     @property
     def count(self) -> int:

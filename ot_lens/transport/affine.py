@@ -11,13 +11,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
+from ot_lens.samples import Edit
 from ot_lens.transport import storage
 from ot_lens.transport.algebra import compressed, woodbury_inverse
 from ot_lens.transport.info import FitInfo, map_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AffineMap:
+class AffineMap(Edit):
     """A frozen affine map of activations, kept as a diagonal plus a rank-k change; never a d x d matrix.
 
     Attributes:
@@ -102,10 +103,6 @@ class AffineMap:
         coefficients = torch.nn.functional.pad(rows @ V, (0, 1), value=1.0)
         moved = torch.addmm(rows if scale is None else rows * scale, coefficients, extended)
         return _cast_back(moved, x)
-
-    def __call__(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """T(x): the same as `map`."""
-        return self.map(x)
 
     def _check_input(self, x: Tensor) -> None:
         if not x.dtype.is_floating_point:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError, FitError
 from ot_lens.linalg import all_equal, checks_samples
+from ot_lens.samples import Edit
 from ot_lens.transport.info import FitInfo, warn_of
 
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class EntropicMap:
+class EntropicMap(Edit):
     """Barycentric projection of the Sinkhorn plan, T(x) = sum_j y_j w_j(x).
 
     w(x) is the softmax of (potential_j - ||x - y_j||^2) / epsilon. On the samples it was fitted to this is
@@ -66,10 +67,6 @@ class EntropicMap:
         )
         moved = rows + self.strength * (weights @ self.targets - rows)
         return moved.to(x.dtype).reshape(x.shape)
-
-    def __call__(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The same as `map`."""
-        return self.map(x)
 
     def at(self, strength: float) -> "EntropicMap":
         """X + t (T(x) - x).

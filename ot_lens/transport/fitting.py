@@ -137,15 +137,13 @@ def defines_method(
             warn_if_poor([fitted.info])
             return fitted
 
-        vars(fit_layer)["__signature__"] = _of_one_layer(signature(batch))
+        first, second, *others = signature(batch).parameters.values()
+        one = (
+            first.replace(annotation=Float64[Tensor, "n_H d"]),
+            second.replace(annotation=Float64[Tensor, "n_S d"]),
+        )
+        vars(fit_layer)["__signature__"] = Signature([*one, *others], return_annotation=AffineMap)
         register(Method(name, label, family, fit_layer, fit_layers, **fields))
         return cast(OfOneLayer[P], fit_layer)
 
     return decorate
-
-
-def _of_one_layer(batched: Signature) -> Signature:
-    """The signature of a batched fit with the shapes of one layer."""
-    H, S, *others = batched.parameters.values()
-    H, S = H.replace(annotation=Float64[Tensor, "n_H d"]), S.replace(annotation=Float64[Tensor, "n_S d"])
-    return Signature([H, S, *others], return_annotation=AffineMap)

@@ -1,7 +1,7 @@
 """PCA-OT: Gaussian transport within the leading pooled components (arXiv 2603.04355)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float64, Int64
@@ -14,7 +14,7 @@ from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo, diagnosed
 from ot_lens.transport.methods import TRANSPORT
-from ot_lens.transport.ranks import auto_ranks, check_variance, ranks_of, validate_rank
+from ot_lens.transport.ranks import auto_ranks, ranks_of, validate_rank
 
 RELATIVE_RIDGE = 1e-6
 
@@ -30,11 +30,6 @@ class SubspaceTransport:
     ridge: Float64[Tensor, " L"]
     condition: Float64[Tensor, " L"]
     clipped: Int64[Tensor, " L"]
-
-    def push(self, X: Float64[Tensor, "L n d"]) -> Float64[Tensor, "L n d"]:
-        """Move samples of every layer."""
-        coordinates = (X - self.source_mean.unsqueeze(1)) @ self.axes
-        return X + self.shift.unsqueeze(1) + (coordinates @ self.A - coordinates) @ self.axes.mT
 
 
 def subspace_transport(
@@ -134,12 +129,17 @@ def fit_pca_ot(
     if ridge is not None:
         checked_ridge(ridge)
     one_of("mean_shift", mean_shift, ("full", "subspace"), FitError)
-    pca, n_H = PooledPCA.of(H, S), H.shape[1]
-    check_variance(pca.rank, (n_H, S.shape[1]))
+    pca, n_H, n_S = PooledPCA.of(H, S), H.shape[1], S.shape[1]
+    if int(pca.rank.min()) == 0:
+        raise FitError(
+            f"The rank of the pooled samples (n = {n_H} + {n_S}) is 0: all of them are identical; "
+            "choose another layer or position."
+        )
     if isinstance(k, str):
-        ranks = auto_ranks(pca.scores(), n_H, pca.rank, _pusher(ridge, mean_shift), seed)
+        held_out = partial(_pushed, ridge=ridge, mean_shift=mean_shift)
+        ranks = auto_ranks(pca.scores(), n_H, pca.rank, held_out, seed)
     else:
-        ranks = ranks_of(k, pca.eigenvalues, pca.rank, (n_H, S.shape[1]))
+        ranks = ranks_of(k, pca.eigenvalues, pca.rank, (n_H, n_S))
     maps: dict[int, AffineMap] = {}
     for size in sorted(set(ranks)):
         layers = [layer for layer, rank in enumerate(ranks) if rank == size]
@@ -148,15 +148,15 @@ def fit_pca_ot(
     return [maps[layer].labelled(seed=recorded) for layer in range(len(ranks))]
 
 
-def _pusher(ridge: float | None, mean_shift: str) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-    """The callback of `auto_ranks`: fit on the training folds, move the held-out one."""
-
-    def push(train_H: Tensor, train_S: Tensor, held_out: Tensor, k: int) -> Tensor:
-        pca = PooledPCA.of(train_H, train_S)
-        transport = subspace_transport(pca, train_H.shape[1], k, ridge, mean_shift)
-        return transport.push(held_out - pca.mean.unsqueeze(1)) + pca.mean.unsqueeze(1)
-
-    return push
+def _pushed(
+    train_H: Tensor, train_S: Tensor, held_out: Tensor, k: int, *, ridge: float | None, mean_shift: str
+) -> Tensor:
+    """The held-out samples, moved by a fit of k components to the training folds."""
+    pca = PooledPCA.of(train_H, train_S)
+    fitted, centre = subspace_transport(pca, train_H.shape[1], k, ridge, mean_shift), pca.mean.unsqueeze(1)
+    X = held_out - centre
+    coordinates = (X - fitted.source_mean.unsqueeze(1)) @ fitted.axes
+    return X + fitted.shift.unsqueeze(1) + (coordinates @ fitted.A - coordinates) @ fitted.axes.mT + centre
 
 
 def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str) -> list[AffineMap]:

@@ -24,15 +24,6 @@ def validate_rank(k: int | float | str) -> None:
         raise FitError(f"k = {k} components cannot be kept: {remedy}.")
 
 
-def check_variance(rank: Int64[Tensor, " L"], sizes: tuple[int, int]) -> None:
-    """Raise FitError where all samples are identical."""
-    if int(rank.min()) == 0:
-        raise FitError(
-            f"The rank of the pooled samples (n = {sizes[0]} + {sizes[1]}) is 0: all of them are identical; "
-            "choose another layer or position."
-        )
-
-
 def ranks_of(
     k: int | float, eigenvalues: Float64[Tensor, "L m"], rank: Int64[Tensor, " L"], sizes: tuple[int, int]
 ) -> list[int]:
@@ -55,10 +46,7 @@ def auto_ranks(
     push: Callable[[Tensor, Tensor, Tensor, int], Tensor],
     seed: int,
 ) -> list[int]:
-    """The power of two with the smallest held-out W2^2 between moved and target samples, for each layer.
-
-    `push` takes (train_H, train_S, held-out H, k) and returns the moved held-out H.
-    """
+    """The power of two with the smallest held-out W2^2 between moved and target samples, for each layer."""
     H, S = scores[:, :n_H], scores[:, n_H:]
     folds = _folds(n_H, S.shape[1], seed)
     smallest = min(min(n_H, S.shape[1]) - math.ceil(min(n_H, S.shape[1]) / len(folds)) - 1, int(rank.min()))

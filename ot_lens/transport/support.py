@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ot_lens.errors import FitError
 from ot_lens.linalg import check_samples
+from ot_lens.samples import Edit
 from ot_lens.transport import storage
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
 
 
 @dataclass(frozen=True, eq=False)
-class SupportMask:
+class SupportMask(Edit):
     """Coordinate by coordinate: T(x) where low <= x <= high, x elsewhere (arXiv 2410.23054, section 3).
 
     Attributes:
@@ -58,10 +59,6 @@ class SupportMask:
         moved = self.affine.map(x)
         inside = (x >= self.low.to(x.dtype)) & (x <= self.high.to(x.dtype))
         return torch.where(inside, moved, x)
-
-    def __call__(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The same as `map`."""
-        return self.map(x)
 
     def at(self, strength: float) -> "SupportMask":
         """T_t(x) = x + t (T(x) - x) within the support.

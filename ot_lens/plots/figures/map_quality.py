@@ -1,10 +1,9 @@
 """How well fitted maps do on prompts they were not fitted on."""
 
-import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, Reference, described
-from ot_lens.plots.rows import by_label, counts, curve, null_of, numbers, rows_of
+from ot_lens.plots.rows import by_label, counts, curve, finite, null_of, rows_of
 from ot_lens.plots.style import BASELINE, Mark, method_mark
 from ot_lens.tables import select
 
@@ -40,14 +39,8 @@ def _panel(rows: pd.DataFrame, quantity: str) -> Panel:
         lines.insert(0, Line("w2_before", BEFORE, curve(before)))
     bands = [b for label, own in edits.items() for b in null_of(own, f"{quantity}/{label}") if with_null]
     if quantity == "cost_over_bound" and limits is not None:
-        limits = (limits[0], max([limits[1], *map(_top, edits.values())]))
+        limits = (limits[0], max([limits[1], *finite(select(rows, quantity=quantity), "value", "high")]))
     return Panel(title, LAYER, Axis(unit, limits=limits), (*bands, *references, *lines))
-
-
-def _top(rows: pd.DataFrame) -> float:
-    """The largest value or upper end of an interval; 0 where there is none."""
-    ends = np.concatenate([numbers(rows[name]) for name in ("value", "high") if name in rows])
-    return float(np.nanmax(ends)) if np.isfinite(ends).any() else 0.0
 
 
 def caption(map_quality: pd.DataFrame, **_: object) -> str:

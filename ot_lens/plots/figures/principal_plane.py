@@ -87,9 +87,9 @@ def plane_panels(
 ) -> list[Panel]:
     """One panel per edit at a layer, or one without an edit; `shape` to 1 times as high as wide."""
     here, outlines = select(points, layer=layer), select(ellipses, layer=layer)
-    drawn: dict[str, list[Any]] = {"activations": _classes(here, outlines, faint=bool(edits))}
-    if edits:
-        drawn = {edit: drawn["activations"] + _edit(here, outlines, edit, arrows) for edit in edits}
+    clouds = (_cloud(here, outlines, k, BEFORE, mark, faint=bool(edits)) for k, mark in CLASSES.items())
+    classes = [element for cloud in clouds for element in cloud]
+    drawn = {edit: classes + _edit(here, outlines, edit, arrows) for edit in edits} or {"activations": classes}
     limits = _limits([element for elements in drawn.values() for element in elements], shape)
     x, y = (Axis(f"PC {n + 1}{_share(outlines, n + 1)}", limits=limits[n]) for n in (0, 1))
     marks = {edit: method_mark(edit) if edits else Mark(edit, "", "") for edit in drawn}
@@ -97,12 +97,6 @@ def plane_panels(
         Panel(marks[edit].label, x, y, tuple(elements), frame=layer, color=marks[edit].color, equal=True)
         for edit, elements in drawn.items()
     ]
-
-
-def _classes(points: pd.DataFrame, outlines: pd.DataFrame, *, faint: bool) -> list[Any]:
-    """Both classes as they are."""
-    clouds = (_cloud(points, outlines, label, BEFORE, mark, faint=faint) for label, mark in CLASSES.items())
-    return [element for cloud in clouds for element in cloud]
 
 
 def _edit(points: pd.DataFrame, outlines: pd.DataFrame, state: str, arrows: int) -> list[Any]:
@@ -137,11 +131,11 @@ def _outline(
     outlines: pd.DataFrame, label: str, state: str, color: str, dash: str, group: str
 ) -> list[Ellipse]:
     """The ellipse of one class in one state, if it has a covariance."""
-    ellipses = []
-    columns = ["mean1", "mean2", "cov11", "cov12", "cov22"]
-    for mean1, mean2, a, b, c in select(outlines, **{"class": label}, state=state)[columns].dropna().to_numpy(float):
-        ellipses.append(Ellipse(f"ellipse:{label}/{state}", color, (mean1, mean2), ((a, b), (b, c)), dash, group))
-    return ellipses
+    rows, name = select(outlines, **{"class": label}, state=state), f"ellipse:{label}/{state}"
+    moments = rows[["mean1", "mean2", "cov11", "cov12", "cov22"]].dropna().to_numpy(float)
+    return [
+        Ellipse(name, color, (mean1, mean2), ((a, b), (b, c)), dash, group) for mean1, mean2, a, b, c in moments
+    ]
 
 
 def _mean_arrow(outlines: pd.DataFrame, state: str, group: str) -> list[Arrows]:

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from ot_lens.plots.description import LAYER, Axis, Description, Line, Panel, described
-from ot_lens.plots.rows import by_label, counts, curve, layers_of, null_of, numbers, rows_of
+from ot_lens.plots.rows import by_label, counts, curve, finite, layers_of, null_of, rows_of
 from ot_lens.plots.style import BASELINE, NULL, method_mark
 from ot_lens.tables import UNEDITED, baseline_of, edits_of, select
 
@@ -46,14 +45,8 @@ def _panel(rows: pd.DataFrame, quantity: str, title: str, unit: str) -> Panel:
         for label, part in edited.items()
         for band in null_of(part, f"{quantity}/{label}", UNSEEN, "edited_layer")
     ]
-    limits = (_floor(own), 1.0) if quantity.endswith("auc") else None
+    limits = (min([0.4, *finite(own, "value", "low", "null_low")]), 1.0) if quantity.endswith("auc") else None
     return Panel(title, replace(LAYER, title="edited layer"), Axis(unit, limits=limits), (*bands, *lines))
-
-
-def _floor(rows: pd.DataFrame) -> float:
-    """Where an axis of AUC begins: 0.4, or below the lowest value."""
-    ends = np.concatenate([numbers(rows[name]) for name in ("value", "low", "null_low") if name in rows])
-    return min(0.4, float(np.nanmin(ends))) if np.isfinite(ends).any() else 0.4
 
 
 def caption(visibility: pd.DataFrame, **_: object) -> str:

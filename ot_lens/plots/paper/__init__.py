@@ -1,6 +1,6 @@
 """Descriptions on paper, with matplotlib."""
 
 from ot_lens.plots.paper.canvas import STYLES, Style, canvas, rc, style_named, styled
-from ot_lens.plots.paper.render import AnyAxes, draw, drawing
+from ot_lens.plots.paper.render import draw, drawing
 
-__all__ = ["STYLES", "AnyAxes", "Style", "canvas", "draw", "drawing", "rc", "style_named", "styled"]
+__all__ = ["STYLES", "Style", "canvas", "draw", "drawing", "rc", "style_named", "styled"]

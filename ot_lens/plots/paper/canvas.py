@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ot_lens.errors import OtLensError
+from ot_lens.errors import OtLensError, one_of
 
 SCREEN_DPI = 150
 # what all styles share
@@ -52,8 +52,7 @@ STYLES = {
 
 def style_named(name: str) -> Style:
     """The style of a venue; an OtLensError for any other name."""
-    if name not in STYLES:
-        raise OtLensError(f"Unknown figure style {name!r}: choose one of {', '.join(STYLES)}.")
+    one_of("figure style", name, list(STYLES), OtLensError)
     return STYLES[name]
 
 

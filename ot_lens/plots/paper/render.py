@@ -37,16 +37,7 @@ AnyAxes = Axes | Sequence[Axes] | np.ndarray | None
 
 
 def draw(description: Description, *, style: str = "icml", axes: AnyAxes = None) -> Figure:
-    """Draw a description with matplotlib.
-
-    Args:
-        description: What to draw.
-        style: "icml", "neurips" or "wide".
-        axes: One axes per panel, to draw into a layout of your own; no legend is drawn then.
-
-    Raises:
-        OtLensError: If the style is unknown or the number of axes is wrong.
-    """
+    """Draw a description with matplotlib; without a legend into `axes` of your own, one per panel."""
     panels = description.on_paper
     columns = min(description.columns, len(panels))
     shape = (-(-len(panels) // columns), columns)
