@@ -43,8 +43,9 @@ def category_directions(
         # As if every category had as few prompts as the smallest, whose mean is the least certain.
         least = len(names) * int(code.bincount().min())
         quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
-        band = bootstrap_interval(float(value[0]), drawn, least, quantity.bounds)
-        rows.append({**row(keys, quantity, float(value[0]), len(H) + len(S), null), **band})
+        band = bootstrap_interval(float(value), drawn, least, quantity.bounds)
+        measured = {quantity.name: value}, {quantity.name: null}, {}
+        rows.append({**row(keys, quantity, len(H) + len(S), measured), **band})
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 

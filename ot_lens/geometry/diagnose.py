@@ -13,7 +13,7 @@ from torch import Tensor
 from ot_lens.geometry.distances import bures, empirical, sliced, wasserstein
 from ot_lens.geometry.gaussianity import gaussian_null, gaussianity, leading_scores
 from ot_lens.geometry.held_out import held_out, location_share
-from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, NO_DRAWS, registered, row
+from ot_lens.geometry.quantities import BUILT_IN, COLUMNS, registered, row
 from ot_lens.geometry.resampled_moments import (
     DrawnClasses,
     DrawnShapes,
@@ -77,15 +77,13 @@ def _rows(
     labels = plan.observed(len(H), len(S))
     layer = _Layer.of(H, S, plan.seed)
     value, null = layer.measure(labels), layer.null(labels, plan)
-    resampled = layer.measure(plan.resampled(labels), of=labels)
+    measured = value, null, layer.measure(plan.resampled(labels), of=labels)
     for quantity in BUILT_IN:
-        name = quantity.name
-        n, draws = quantity.samples(labels.sizes), (null.get(name, NO_DRAWS), resampled[name])
-        yield row(keys, quantity, float(value[name]), n, *draws, labels=labels)
+        yield row(keys, quantity, quantity.samples(labels.sizes), measured, labels=labels)
     samples = torch.cat([H, S]).cpu()
     for quantity in registered():
-        measured, of_null, drawn = plan.measure(labels, partial(quantity.under, samples))
-        yield row(keys, quantity, float(measured), quantity.samples(labels.sizes), of_null, drawn)
+        own = plan.measure(labels, partial(quantity.under, samples))
+        yield row(keys, quantity, quantity.samples(labels.sizes), ({quantity.name: draws} for draws in own))
 
 
 @dataclass(frozen=True)

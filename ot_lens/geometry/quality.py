@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ot_lens.errors import ActivationError
 from ot_lens.geometry.distances import wasserstein
-from ot_lens.geometry.quantities import COLUMNS, NO_DRAWS, SHARE, Quantity, row
+from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
 from ot_lens.geometry.resampled_moments import DrawnClasses, DrawnShapes, PooledGram, Values, by_chunks
 from ot_lens.linalg import Pooled, PooledPCA, mapped
 from ot_lens.samples import Edit, LayerSamples, each_layer, resolve_position
@@ -185,11 +185,8 @@ def _rows(keys: dict[str, Any], layer: _Moved, plan: ResamplingPlan) -> Iterator
     value, null = by_chunks(measure, labels) | layer.outside(), layer.null(labels, plan)
     drawn = by_chunks(measure, plan.resampled(labels))
     for quantity in QUANTITIES:
-        name = quantity.name
-        n = layer.sizes[0] if name in OF_SOURCE else sum(layer.sizes)
-        entry = row(
-            keys, quantity, float(value[name]), n, null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS)
-        )
+        n = layer.sizes[0] if quantity.name in OF_SOURCE else sum(layer.sizes)
+        entry = row(keys, quantity, n, (value, null, drawn))
         if quantity.unit == "share" and plan.bootstrap:
             # Over other held-out prompts, for this training range.
             over_prompts = share(round(entry["value"] * n), n)

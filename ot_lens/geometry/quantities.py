@@ -1,6 +1,6 @@
 """Every quantity that `diagnose` measures per layer, and its row in a tidy table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import OtLensError, OtLensTypeError, one_of
-from ot_lens.geometry.resampled_moments import LABELS
+from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.statistics.intervals import UNBOUNDED, auc_interval, bootstrap_interval, null_band
 from ot_lens.statistics.resampling import Resamples
 
@@ -153,15 +153,15 @@ def estimate(
 def row(
     keys: Mapping[str, Any],
     quantity: Quantity,
-    value: float,
     n: int,
-    null: Float64[Tensor, " R"] = NO_DRAWS,
-    resampled: Float64[Tensor, " B"] = NO_DRAWS,
+    measured: Iterable[Values],
     *,
     labels: Resamples | None = None,
     retrained: bool = True,
 ) -> dict[str, Any]:
-    """One measured quantity at one layer and position; an AUC is cross-fitted over the folds of `labels`."""
+    """One of the quantities whose values, nulls and resamples are `measured`; an AUC has the folds of `labels`."""
+    observed, null, resampled = (values.get(quantity.name, NO_DRAWS) for values in measured)
+    value = float(observed)
     known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)
     if quantity.unit == "AUC" and labels is not None and len(resampled) and not np.isnan(value):
         # Resamples of classes that do not overlap never overlap, however few prompts there are: the interval

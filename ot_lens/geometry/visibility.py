@@ -11,7 +11,7 @@ from torch import Tensor
 from ot_lens.errors import ActivationError, one_of
 from ot_lens.gaussian import Gaussian
 from ot_lens.geometry.held_out import auc
-from ot_lens.geometry.quantities import COLUMNS, NO_DRAWS, SHARE, Quantity, row
+from ot_lens.geometry.quantities import COLUMNS, SHARE, Quantity, row
 from ot_lens.geometry.resampled_moments import LABELS, Values
 from ot_lens.linalg import Pooled, centring_rounding, check_pair
 from ot_lens.samples import LayerSamples, resolve_position
@@ -112,9 +112,8 @@ def _rows(
     if not bool(Z.any()):
         value, null, drawn = {quantity.name: torch.tensor([torch.nan]) for quantity in QUANTITIES}, {}, {}
     for quantity in QUANTITIES:
-        name = quantity.name
-        numbers = float(value[name]), len(X) + len(R), null.get(name, NO_DRAWS), drawn.get(name, NO_DRAWS)
-        yield row(keys, quantity, *numbers, labels=labels, retrained=name != "classifier_auc")
+        retrained = quantity.name != "classifier_auc"
+        yield row(keys, quantity, len(X) + len(R), (value, null, drawn), labels=labels, retrained=retrained)
 
 
 def _distances(
