@@ -204,10 +204,7 @@ def cosine_rows(
     names: tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]],
     plan: ResamplingPlan,
 ) -> list[dict[str, Any]]:
-    """Rows of the cosines of all pairs of sites of two captures, whose columns `names` holds.
-
-    Classes of equal size are taken to be the same prompts and are drawn together.
-    """
+    """Rows of the cosines of all pairs of sites of two captures, whose columns `names` holds."""
     if first.width != second.width:
         raise ActivationError(f"Directions of widths {first.width} and {second.width} cannot be compared.")
     labels = plan.observed(*first.sizes), plan.observed(*second.sizes)

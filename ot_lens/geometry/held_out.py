@@ -88,10 +88,7 @@ def _by_fold(
 
 
 def location_share(classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
-    """Share of the location term of one half of the prompts along the direction of the other half.
-
-    It is the squared cosine of both halves' differences in means d_1 and d_2, biased downward by their noise.
-    """
+    """Squared cosine of the differences in means of both halves of the prompts; noise makes it smaller."""
     products, norms = _between_halves(classes)
     # Repeated prompts inflate a resample's own ||d_1||^2 ||d_2||^2, which would make its spread too small.
     if sample is not None:

@@ -159,7 +159,7 @@ def row(
     labels: Resamples | None = None,
     retrained: bool = True,
 ) -> dict[str, Any]:
-    """One of the quantities whose values, nulls and resamples are `measured`; an AUC has the folds of `labels`."""
+    """One of the `measured` values with its null and its resamples; `labels` has the folds of an AUC."""
     observed, null, resampled = (values.get(quantity.name, NO_DRAWS) for values in measured)
     value = float(observed)
     known = estimate(value, n, null, resampled, bounds=quantity.bounds, scale=quantity.scale)

@@ -38,15 +38,13 @@ def numerical_rank(
 def principal_axes(
     Z: Float64[Tensor, "*L n d"], eigenvectors: Float64[Tensor, "*L n m"], k: int
 ) -> Float64[Tensor, "*L d k"]:
-    """Orthonormal top-k right singular vectors of Z, from the eigenvectors of Z Z^T.
-
-    The sign of each axis is fixed by its largest coordinate, so that equal samples give equal axes.
-    """
+    """Orthonormal top-k right singular vectors of Z, from the eigenvectors of Z Z^T."""
     # (v^T Z)^T rather than Z^T v: reading rows of Z in order is five times as fast.
     leading = eigenvectors[..., :k].mT @ Z
     # Z^T v / sqrt(lambda) loses orthogonality as lambda_1 / lambda_k grows, hence the QR.
     with one_thread():
         Q = torch.linalg.qr(leading.mT).Q
+    # Equal samples give equal axes, signs included.
     largest = Q.gather(-2, Q.abs().argmax(-2, keepdim=True))
     return torch.where(largest < 0, -Q, Q)
 

@@ -34,11 +34,7 @@ Frame = tuple[str, Mapping[str, Any], Mapping[str, Any]]
 
 
 def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int) -> go.Figure:
-    """A figure without traces; they go to axes `x1`, `y1`, `x2`, `y2` and so on.
-
-    Frames of a height of `row` are in columns on a wide screen, with gaps measured against a `width`; on a
-    phone they are stacked, see `stacked`.
-    """
+    """A figure without traces, with axes `x1`, `y1`, `x2` and so on; its frames are `row` pixels high."""
     layout = _placed(len(frames), columns, row, width)
     for number, (title, x, y) in enumerate(frames, start=1):
         suffix = "" if number == 1 else str(number)
