@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ot_lens.errors import ActivationError
-from ot_lens.geometry.quantities import COLUMNS, Quantity, row
+from ot_lens.geometry.quantities import COLUMNS, NO_DRAWS, Quantity, row
 from ot_lens.geometry.resampled_moments import PooledGram
 from ot_lens.linalg import Pooled
 from ot_lens.samples import LayerSamples, each_layer, resolve_position
@@ -44,7 +44,7 @@ def category_directions(
         least = len(names) * int(code.bincount().min())
         quantity = Quantity("refusal_directions", "directions", (1.0, float(len(names))))
         band = bootstrap_interval(float(value), drawn, least, quantity.bounds)
-        measured = {quantity.name: value}, {quantity.name: null}, {}
+        measured = ({quantity.name: found} for found in (value, null, NO_DRAWS))
         rows.append({**row(keys, quantity, len(H) + len(S), measured), **band})
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
