@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ot_lens.errors import FitError
-from ot_lens.transport.ranks import auto_ranks, ranks_of, validate_rank
+from ot_lens.transport.pca_ot import auto_ranks, ranks_of, validate_rank
 from tests.generators import naive
 from tests.generators.gaussians import normal
 
