@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import OtLensError, OtLensTypeError, one_of
-from ot_lens.geometry.resampled_moments import LABELS, Values
+from ot_lens.geometry.resampled_moments import LABELS
 from ot_lens.statistics.intervals import UNBOUNDED, auc_interval, bootstrap_interval, null_band
 from ot_lens.statistics.resampling import Resamples
 
@@ -154,7 +154,7 @@ def row(
     keys: Mapping[str, Any],
     quantity: Quantity,
     n: int,
-    measured: Iterable[Values],
+    measured: Iterable[Mapping[str, Tensor]],
     *,
     labels: Resamples | None = None,
     retrained: bool = True,
