@@ -22,6 +22,13 @@ MIN_SAMPLES = 2
 
 def check_samples(x: object, name: str = "x", *, least: int = MIN_SAMPLES) -> Float64[Tensor, "n d"]:
     """The samples as detached float64 `[n, d]`, if they are real and finite and there are enough of them."""
+    form = _check_form(x, name, least).detach()
+    checked = float64(form)
+    _check_finite(form if checked.device == form.device else checked, name)
+    return checked
+
+
+def _check_form(x: object, name: str, least: int) -> Tensor:
     if not isinstance(x, Tensor):
         raise OtLensTypeError(
             f"{name} is a {type(x).__name__}, not a torch.Tensor: convert it with torch.as_tensor."
@@ -41,9 +48,7 @@ def check_samples(x: object, name: str = "x", *, least: int = MIN_SAMPLES) -> Fl
         )
     if x.shape[1] == 0:
         raise ActivationError(f"{name} has shape {list(x.shape)}: the samples have no coordinates.")
-    checked = float64(x.detach())
-    _check_finite(checked, name)
-    return checked
+    return x
 
 
 def _check_finite(x: Tensor, name: str) -> None:
@@ -63,7 +68,7 @@ def check_pair(
     H: object, S: object, *, names: tuple[str, str] = ("H", "S"), least: int = MIN_SAMPLES
 ) -> tuple[Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]:
     """Both classes checked; they must have one width and one device."""
-    source, target = (check_samples(X, name, least=least) for X, name in zip((H, S), names, strict=True))
+    source, target = _check_form(H, names[0], least), _check_form(S, names[1], least)
     if source.shape[1] != target.shape[1]:
         raise ActivationError(
             f"The classes differ in width: {names[0]} has d = {source.shape[1]}, {names[1]} d = "
@@ -73,7 +78,7 @@ def check_pair(
         raise ActivationError(
             f"{names[0]} is on {source.device} and {names[1]} on {target.device}: move both to one device."
         )
-    return source, target
+    return check_samples(source, names[0], least=least), check_samples(target, names[1], least=least)
 
 
 def checks_samples(
