@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ot_lens.errors import PromptError
-from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
+from ot_lens.models import Backend, TokenBatch, backend, batches, by_row, read_answer
 from ot_lens.models.overflow import no_nan
 from ot_lens.prompts import Prompt
 
@@ -18,16 +18,18 @@ class Completion:
     """One answer.
 
     Attributes:
-        text: The answer, without special tokens.
+        text: The answer, without special tokens and without the thought before it; "" if that never ended.
         n_tokens: Number of tokens generated, without the end-of-sequence token.
         truncated: Whether the token budget ended the answer rather than the model.
         tokens: Ids of the generated tokens with the one that ended the answer; empty for saved answers.
+        thought: What a thinking model wrote before its answer; None if it did not think. Never judged.
     """
 
     text: str
     n_tokens: int
     truncated: bool
     tokens: tuple[int, ...] = field(default=(), repr=False, compare=False)
+    thought: str | None = field(default=None, repr=False)
 
 
 def complete(
@@ -75,15 +77,15 @@ def answers(
 
     def generate(batch: TokenBatch) -> list[Completion]:
         new = served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache)
-        return [_completion(served.tokenizer, row, stops) for row in new]
+        return [_completion(served, row, stops) for row in new]
 
     with no_nan(served.hf_model or served.model, last_only=True):
         return by_row(served, whole_batches, generate, progress)
 
 
-def _completion(tokenizer: Any, row: Int[Tensor, " new"], stops: Sequence[int]) -> Completion:
+def _completion(served: Backend, row: Int[Tensor, " new"], stops: Sequence[int]) -> Completion:
     ids = row.tolist()
     end = next((i for i, token in enumerate(ids) if token in stops), None)
     given = tuple(ids if end is None else ids[: end + 1])
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-    return Completion(text, len(ids[:end]), end is None, given)
+    answer = read_answer(served, ids[:end])
+    return Completion(answer.text, len(ids[:end]), end is None, given, answer.thought)

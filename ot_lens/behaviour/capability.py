@@ -107,11 +107,12 @@ def _rendering(adapter: type[Any], served: Backend) -> type[Any]:
                 # The task's description follows the model's system prompt: templates take one system turn.
                 texts = (settings.system, turns.pop(0)["content"])
                 settings = replace(settings, system="\n\n".join(text for text in texts if text))
-            goes_on = {
-                "to_answer": add_generation_prompt,
-                "continue_final_message": not add_generation_prompt,
-            }
-            return chat_template(served.tokenizer, settings).render(served.tokenizer, turns, **goes_on)
+            return chat_template(served.tokenizer, settings).render(
+                served.tokenizer,
+                turns,
+                to_answer=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
 
     return Adapter
 

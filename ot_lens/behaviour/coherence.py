@@ -17,7 +17,7 @@ from ot_lens.behaviour.losses import token_losses
 from ot_lens.behaviour.refusal import PhraseList, model_phrases, phrase_list, refuses
 from ot_lens.errors import PromptError
 from ot_lens.generation import Completion
-from ot_lens.models import backend, end_of_turn
+from ot_lens.models import backend, end_of_turn, read_answer
 from ot_lens.prompts import Prompt
 from ot_lens.statistics import rate
 
@@ -135,7 +135,7 @@ def lengths_below(budget: int) -> list[int]:
 
 
 def within(model: Any, completions: Sequence[Completion], length: int) -> list[str]:
-    """The texts of the first tokens of answers."""
-    tokenizer = backend(model).tokenizer
+    """The answers in the first tokens, apart from thoughts."""
+    served = backend(model)
     cut = [_tokens(model, answer)[: min(length, answer.n_tokens)] for answer in completions]
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in cut]
+    return [read_answer(served, list(ids)).text for ids in cut]

@@ -86,7 +86,8 @@ def without_wrapper(model: Any) -> Any:
         return model
     for adapter, config in configs.items():
         _check_kind(config, adapter)
-    return model.get_base_model()
+    base: Any = model
+    return base.get_base_model()
 
 
 def adapters_record(hf_model: Any) -> list[dict[str, Any]] | None:

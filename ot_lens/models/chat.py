@@ -105,13 +105,6 @@ def render_turns(served: Backend, turns: Sequence[Turn], *, to_answer: bool = Tr
     return template_of(served).render(served.tokenizer, turns, to_answer=to_answer, **other)
 
 
-def apply_template(tokenizer: Any, turns: Sequence[Turn], **variables: Any) -> str:
-    """Turns in a tokenizer's chat template as `render_turns` writes them, without a model's settings."""
-    to_answer = variables.pop("add_generation_prompt", True)
-    template = chat_template(tokenizer, ChatSettings())
-    return template.render(tokenizer, turns, to_answer=to_answer, **variables)
-
-
 def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
     """Token ids of every rendered prompt, unpadded; the template writes the BOS, so none is added.
 

@@ -2,17 +2,21 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 import ot_lens as otl
+from ot_lens.behaviour.coherence import delayed_refusals
 from ot_lens.errors import PromptError, PromptWarning
 from ot_lens.models import (
     Answer,
+    HFBackend,
     backend,
     control_tokens,
     encode,
@@ -245,3 +249,15 @@ def test_generated_tokens_are_read_without_special_tokens(load):
     plain = load("llama31")
     ids = plain.tokenizer("Yes.<|eot_id|>", add_special_tokens=False)["input_ids"]
     assert read_answer(plain, ids) == Answer("Yes.")
+
+
+def test_refusal_words_inside_a_thought_are_no_refusal(load, monkeypatch):
+    served = load("gpt_oss", thinking="forced")
+    served.model.cfg = replace(served.model.cfg, d_vocab=len(served.tokenizer))
+    text = "I cannot.<|end|><|start|>assistant<|channel|>final<|message|>Sure.<|return|>"
+    ids = served.tokenizer(text, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(HFBackend, "generate", lambda *_: torch.tensor([ids]))
+    answers = otl.complete(served.model, ["Hello"])
+    assert (answers[0].text, answers[0].thought) == ("Sure.", "I cannot.")
+    assert delayed_refusals(served.model, answers, ["I cannot"])["value"].eq(0).all()
+    assert delayed_refusals(served.model, answers, ["Sure"])["value"].tolist()[-1] == 1

@@ -53,10 +53,11 @@ def numbers_of(model: Any, *, batch_size: int = 64) -> dict[str, Any]:
     scores = otl.refusal_score(model, requests, batch_size=batch_size).numpy()
     table = otl.localize(
         model, prompts, METHODS, layers=list(LAYERS), sets=("single",), acts=acts, batch_size=batch_size,
-        measures=["refusal_score", "kl"], controls=["random_subspace"], control_draws=3,
+        measures=["refusal_score", "kl"], controls=["random_subspace"], control_draws=3, tokens="all",
     )  # fmt: skip
     keys = ["set", "layers", "method", "k", "control", "draw", "measure", "prompts"]
-    rows = table.sort_values(keys, kind="stable")[["value", "low", "high"]]
+    measured = table[table["measure"].isin(["refusal_score", "kl"])]
+    rows = measured.sort_values(keys, kind="stable")[["value", "low", "high"]]
     seen = np.random.default_rng(0).standard_normal((pairs[0][0].shape[1], 2)) / np.sqrt(pairs[0][0].shape[1])
     numbers = {
         "activations": torch.stack([torch.cat(pair) for pair in pairs]).numpy() @ seen,
