@@ -56,7 +56,7 @@ def numbers_of(model: Any, *, batch_size: int = 64) -> dict[str, Any]:
         measures=["refusal_score", "kl"], controls=["random_subspace"], control_draws=3, tokens="all",
     )  # fmt: skip
     keys = ["set", "layers", "method", "k", "control", "draw", "measure", "prompts"]
-    measured = table[table["measure"].isin(["refusal_score", "kl"])]
+    measured = table[table["measure"] != "out_of_domain_share"]
     rows = measured.sort_values(keys, kind="stable")[["value", "low", "high"]]
     seen = np.random.default_rng(0).standard_normal((pairs[0][0].shape[1], 2)) / np.sqrt(pairs[0][0].shape[1])
     numbers = {
