@@ -83,8 +83,8 @@ def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(p
     generator = torch.Generator().manual_seed(0)
     U, V = (torch.randn(96, 2, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     maps = {layer: AffineMap(U * (layer + 1), V, torch.zeros(96, dtype=torch.float64)) for layer in range(6)}
-    found = candidates({MethodSpec("pca_ot", {"k": 2}): maps}, 8, ["single", "pair"])
     settings = sweep_settings(model, ["refusal_score", "kl", "refusal_rate"], batch_size=4, max_new_tokens=4)
+    found = candidates({MethodSpec("pca_ot", {"k": 2}): maps}, settings, ["single", "pair"])
     runner = as_runner(model)
     whole = measure_sweep(runner, prompts.test, found, settings)
     assert list(whole)[1:] == [candidate.key for candidate in found]
