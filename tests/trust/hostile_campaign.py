@@ -1,9 +1,11 @@
 """Readers on hostile files: they succeed or say what is wrong in one named error, and do nothing else.
 
+`python -m tests.trust.hostile_campaign file|model RUN FOLDER CASES` prints the outcomes of every reader.
 A case is watched by an audit hook (no file opened for writing, nothing removed, no process, no socket, no
 pickled class), by alarms, and by a limit on the address space.
 """
 
+import json
 import os
 import random
 import resource
@@ -16,8 +18,11 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
+import pyarrow as pa
+
 from ot_lens.errors import OtLensError
 from tests.trust import hostile_cases as cases
+from tests.trust import hostile_readers as readers
 from tests.trust.hostile_readers import Files, Reader
 
 SECONDS = 10
@@ -140,3 +145,12 @@ def _changed(reader: Reader, i: int, draw: random.Random) -> Files:
         return reader.structures(draw)
     target = reader.hostile[i // 2 % len(reader.hostile)]
     return {target: cases.mutated(reader.files[target], list(reader.files.values()), draw)}
+
+
+if __name__ == "__main__":
+    kind, run, folder, cases_each = sys.argv[1:]
+    pa.set_memory_pool(pa.system_memory_pool())  # the default one reserves address space, which is limited
+    every, watch = getattr(readers, f"{kind}_readers")(Path(run)), Watch()
+    with limits():
+        ended = {r.name: outcomes(r, Path(folder), int(cases_each), watch) for r in every}
+    print(json.dumps(ended))
