@@ -23,7 +23,7 @@ from ot_lens.behaviour import (
 from ot_lens.behaviour.panel import PanelSettings, estimates, measure, read_next_token, with_nll
 from ot_lens.errors import ActivationError, PromptError
 from ot_lens.interventions import TOKEN_SCOPES
-from ot_lens.models import backend, encode
+from ot_lens.models import backend, encode, end_of_turn
 from ot_lens.prompts import Prompt
 from ot_lens.statistics import mean, perplexity, rate
 from ot_lens.transport import AffineMap
@@ -72,13 +72,14 @@ def test_logprobs_are_the_model_s_in_the_order_of_the_prompts(model):
 @pytest.mark.parametrize(("tokens", "size"), [("all", 0.0), *((t, 0.7) for t in TOKEN_SCOPES)])
 def test_answers_in_a_batch_are_scored_as_one_at_a_time_under_each_token_scope(model, tokens, size):
     """By Hugging Face's own loss, with the prompt's length given by hand."""
+    end = end_of_turn(backend(model))
     prompts = [Prompt("w1 w2 w3", answer="w4 w5"), Prompt("w6", answer="w7 w8 w9")]
     with otl.intervene(model, {1: shift(size)}, tokens):
         together = answer_loss(model, prompts)
     for i, prompt in enumerate(prompts):
         prompt_ids = encode(backend(model), [prompt])[0]
         answer = model.tokenizer(prompt.answer, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*prompt_ids, *answer, model.tokenizer.eos_token_id]])
+        ids = torch.tensor([[*prompt_ids, *answer, end]])
         labels = ids.clone()
         labels[0, : len(prompt_ids)] = -100
         with otl.intervene(model, {1: shift(size)}, tokens, prompt_length=len(prompt_ids)), torch.no_grad():

@@ -60,10 +60,11 @@ def test_the_paper_s_study_is_a_preset_with_overrides(command, mistake, tmp_path
     assert "x.yaml" in mistake(*arguments)
 
 
-def test_a_folder_without_a_tokenizer_is_named(mistake, tmp_path, tmp_path_factory):
+def test_a_folder_without_a_tokenizer_is_named(mistake, tmp_path, tmp_path_factory, capsys):
     tiny = checkpoints.write(tmp_path_factory.mktemp("tiny") / "llama", "llama")
     (tiny / "tokenizer.json").unlink()
     (tiny / "tokenizer_config.json").unlink()
+    capsys.readouterr()  # the progress bar of saving
     settings = ("--set", "judge=null", "--set", "prompts=organism")
     assert "tokenizer" in mistake("study", "paper", "--model", tiny, *settings, "--out", "run")
     assert not (tmp_path / "run").exists()

@@ -174,6 +174,7 @@ def test_callbacks_of_other_shapes_names_and_states_are_refused_or_fall_back(por
         assert send(port, json.dumps(asked("plane", data=data))) == 200, str(data)[:40]
 
 
+@pytest.mark.filterwarnings("ignore::ot_lens.errors.PromptWarning")
 @pytest.mark.parametrize("what", ["tokens", "answers"])
 def test_prompts_of_any_kind_are_answered(port, what):
     texts = [

@@ -88,7 +88,7 @@ def test_runs_of_the_same_name_are_told_apart(finished_run, tmp_path):
     other = shutil.copytree(finished_run, tmp_path / finished_run.name)
     server = start.make_server(finished_run, other)
     server.close()
-    assert str(other) in get(server.app.test_client(), "/_dash-layout").text
+    assert str(other) in str(get(server.app.test_client(), "/_dash-layout").json)
 
 
 def test_only_loopback_addresses_need_no_warning(finished_run, monkeypatch):

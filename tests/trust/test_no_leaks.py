@@ -426,10 +426,10 @@ class _Layer(nn.Module):
 
 
 def test_a_hook_added_after_compilation_takes_effect_and_can_be_removed():
-    from ot_lens.models.hooked import _attach, _BlockHooks
+    from ot_lens.models.hooked import _BlockHooks
 
-    layer, hooks = _Layer(), _BlockHooks()
-    _attach(layer, hooks)
+    layer = _Layer()
+    hooks = _BlockHooks(layer)
     compiled = torch.compile(layer, backend="eager")
     x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
