@@ -1,16 +1,14 @@
 """A model that overflows gives NaN logits, and the argmax of NaN is some token: an error, not an answer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from ot_lens.errors import nan_logits
+from ot_lens.models.reversible import Reversible
 
 
-@contextmanager
-def no_nan(network: nn.Module, *, last_only: bool) -> Iterator[None]:
+def no_nan(network: nn.Module, *, last_only: bool) -> Reversible[None]:
     """Raise an ActivationError for NaN logits of any call inside, or of its last position.
 
     With left padding only the last position is one of a real token in every row.
@@ -22,8 +20,4 @@ def no_nan(network: nn.Module, *, last_only: bool) -> Iterator[None]:
         if bad:
             raise nan_logits(bad, len(logits))
 
-    handle = network.register_forward_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return Reversible(lambda changes: changes.after(network, check))
