@@ -93,15 +93,18 @@ def with_domains(
         OutOfDomainWarning: If it is more than 5 % for a map that moves a distribution.
     """
     groups = dict(prompts)
+    domains: dict[str, dict[int, Domain]] = {}
     known: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
     for candidate in candidates:
-        case = (_source(candidate), candidate.tokens)
-        if candidate.control == NOT_A_CONTROL and case not in known:
-            domains = {
-                layer: Domain.of(getattr(acts, case[0])(layer, settings.position))
-                for layer in settings.layers
+        source, tokens = case = (_source(candidate), candidate.tokens)
+        if candidate.control != NOT_A_CONTROL or case in known:
+            continue
+        if source not in domains:
+            samples = getattr(acts, source)
+            domains[source] = {
+                layer: Domain.of(samples(layer, settings.position)) for layer in settings.layers
             }
-            known[case] = runner.call(counted, groups[case[0]], domains, candidate.tokens, settings)
+        known[case] = runner.call(counted, groups[source], domains[source], tokens, settings)
     placed = [
         candidate
         if candidate.control != NOT_A_CONTROL
