@@ -62,11 +62,7 @@ def candidate_rows(
                 "unit": unit_of(measure),
                 **vars(estimate),
             }
-            if measure.removesuffix("_shift") not in (
-                *NEXT_TOKEN_MEASURES,
-                "choice_price",
-                "out_of_domain_share",
-            ):
+            if measure.removesuffix("_shift") not in (*NEXT_TOKEN_MEASURES, *OF_THE_EDIT):
                 row["engine"] = "hooks"
             if measure == "judged_success_rate" and panel.judgement is not None:
                 row["note"] = panel.judgement.note
