@@ -186,7 +186,8 @@ def _in_task(model: Any, batch: Any, error: type[BaseException]) -> None:
             await asyncio.sleep(0)
             raise error
 
-    asyncio.run(work())
+    # In a thread of its own: Playwright leaves an event loop running in the main thread.
+    raise type(_meanwhile(lambda: asyncio.run(work())))
 
 
 def _meanwhile(task: Callable[[], Any]) -> Any:
