@@ -140,9 +140,9 @@ class Disturbance:
         self.after, self.actions, self.steps, self.totals = after, actions, {}, {}
 
     @contextmanager
-    def stage(self, name: str, total: int):
+    def stage(self, name: str, total: int | None):
         key = name.split(maxsplit=1)[0].strip(",")
-        self.totals[key] = self.totals.get(key, 0) + total
+        self.totals[key] = self.totals.get(key, 0) + (total or 0)
 
         def step(done: int) -> None:
             self.steps[key] = self.steps.get(key, 0) + done

@@ -285,6 +285,17 @@ def test_the_search_finds_the_best_set_by_brute_force(model, eight):
     assert best.chosen_at == pytest.approx(min(score(s) for s in sets), abs=1e-3)
     assert greedy.chosen_at >= best.chosen_at - 1e-6
     assert (best.note.split()[2], greedy.note.split()[2]) == ("10", "7")  # sets tried
+    ranked = sorted(range(4), key=lambda i: score((i,)))
+    pairs = [tuple(sorted((ranked[0], layer))) for layer in ranked[1:]]  # the most promising first
+    for budget, of, tried in (
+        (1, "4 of up to 10 ", sets[:4]),
+        (6, "6 of up to 10 ", sets[:4] + pairs[:2]),
+        (10, "10 sets", sets),
+    ):
+        plan = SweepPlan(search_size=2, search_budget=budget)
+        bounded = search(model, prompts.val.harmful, maps, settings, plan)[0]
+        assert f"best of {of}" in bounded.note
+        assert bounded.chosen_at == pytest.approx(min(score(s) for s in tried), abs=1e-3)
 
 
 def test_a_searched_set_is_confirmed_on_other_prompts(model, eight):

@@ -240,7 +240,7 @@ def test_same_seed_gives_bit_identical_weights_and_random_state_and_threads_are_
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads()
     recipes = (TINY, TINY, Recipe(2, 2, 4, seed=1))
-    first, again, other = (fit("multi", recipe, progress=False).model.state_dict() for recipe in recipes)
+    first, again, other = (fit("multi", recipe).model.state_dict() for recipe in recipes)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
     assert torch.equal(before[0], torch.get_rng_state())

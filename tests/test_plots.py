@@ -1,6 +1,7 @@
 """Figures: descriptions hold what the tables hold, and both renderers draw them."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 
@@ -621,6 +622,26 @@ def test_fonts_are_embedded_as_truetype(written, tmp_path):
 def test_the_same_tables_give_the_same_bytes(written, tmp_path):
     plots.draw_all({"class_angles": TABLES["class_angles"]}, tmp_path, formats=("pdf",))
     assert (tmp_path / "class_angles.pdf").read_bytes() == (written[0] / "class_angles.pdf").read_bytes()
+
+
+def test_other_processes_draw_the_same_bytes_and_leave_the_rest_to_this_one(
+    written, tmp_path, registries, monkeypatch
+):
+    class Unknown(str):
+        """A class that no other process knows, so that this process draws it."""
+
+    def mine(class_angles):
+        found = ENTRIES["class_angles"].describe(class_angles)
+        return replace(found, panels=tuple(replace(p, title=Unknown(p.title)) for p in found.panels))
+
+    monkeypatch.setattr("ot_lens.plots.paper.painters.FIGURES", 1)
+    otl.register_figure("mine", mine, tables=("class_angles",), title="Mine")
+    some = {name: TABLES[name] for name in ("class_angles", "cosines", "run_cosines")}
+    result = plots.draw_all(some, tmp_path, formats=("pdf",), processes=2)
+    drawn = [path.stem for path in result if path.suffix == ".pdf"]
+    assert drawn == ["direction_cosines", "run_cosines", "class_angles", "mine"]
+    for name, source in zip(drawn, [*drawn[:3], "class_angles"], strict=True):
+        assert (tmp_path / f"{name}.pdf").read_bytes() == (written[0] / f"{source}.pdf").read_bytes()
 
 
 def test_figures_that_cannot_be_drawn_are_skipped_with_the_reason(tmp_path):

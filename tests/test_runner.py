@@ -112,7 +112,7 @@ def test_filter_sequential_fits_and_search_stopped_at_every_task_end_as_in_one_g
             break
         except StoppedError:
             done += executor.done
-    assert len(done) == len(set(done)) == 2 + 2 * 3 + 2 * 2 - 1
+    assert len(done) == len(set(done)) == 2 * 2 + 2 * 3 + 2 * 2 - 1
     assert (kept.provenance, best) == (expected[0].provenance, expected[2])
     for method, layer in product(METHODS, acts.layers):
         assert torch.equal(later[method][layer].bias, expected[1][method][layer].bias)

@@ -1,6 +1,7 @@
 """A complete run: one folder, resumable to the same bytes, never over another run; and its configuration."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -158,9 +159,14 @@ def test_a_run_of_few_measures_draws_and_reports_what_there_is(
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({**run_settings, **few}))
     # Laid out but not written, which takes as long again.
     monkeypatch.setattr("ot_lens.plots.gallery.save", lambda *_, **__: [])
-    code, printed, _ = command("run", "few.yaml", "--out", "run")
+    code, printed, log = command("run", "few.yaml", "--out", "run")
     assert code == 0
     assert "report.html" in printed
+    counts = re.findall(r"^(.*): (\d+)/(\d+), ", log, flags=re.MULTILINE)
+    assert {"activations, test prompts", "maps", "sweep over layers and methods", "geometry", "figures"} <= {
+        stage for stage, _, _ in counts
+    }
+    assert [stage for stage, done, total in counts if done != total] == []
     assert "nan" not in printed
     assert (tmp_path / "run" / "report.html").is_file()
     assert ("refusal rate was not measured" in " ".join(printed.split())) == ("refusal_rate" not in measures)

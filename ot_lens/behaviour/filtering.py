@@ -1,6 +1,6 @@
 """Prompts kept by the model's own behaviour: harmful ones that it refuses, harmless ones that it answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def filter_by_behaviour(
     phrases: str | Path | Sequence[str] | PhraseList | None = None,
     max_new_tokens: int = 32,
     batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> ContrastSet:
     """Keep harmful prompts that the model refuses, and harmless ones that it answers.
 
@@ -37,7 +38,7 @@ def filter_by_behaviour(
     > 0 and harmless ones with a score < 0, in train and val.
 
     Args:
-        model: A hooked model without edits, or a `Runner`, whose tasks are the classes of the splits.
+        model: A hooked model without edits, or a `Runner`, whose tasks are `batch_size` prompts of a class.
         prompts: A contrast set.
         by: "refusal_score" at the next token, or "answers": greedy answers, judged by refusal phrases.
         threshold: Threshold of the refusal score, in nats: above it for harmful prompts, below for harmless.
@@ -46,6 +47,7 @@ def filter_by_behaviour(
         phrases: What `phrase_list` takes; default: the model's own, else "arditi".
         max_new_tokens: Token budget of an answer.
         batch_size: Prompts per batch.
+        progress: Called with the number of prompts just finished.
 
     Returns:
         The contrast set; its manifest lists under "filtered" the criterion, and for each split and class how
@@ -65,26 +67,34 @@ def filter_by_behaviour(
     for split in splits:
         one_of("split", split, SPLITS, PromptError)
     runner = as_runner(model)
+    size = max(1, batch_size)
     tasks = {
-        f"filter|{split}|{label}": (label, group)
+        f"filter|{split}|{label}|{start}": (label, group[start : start + size])
         for split in splits
         for label, group in getattr(prompts, split)
-        if group
+        for start in range(0, len(group), size)
     }
+
+    def report(name: str) -> None:
+        if progress is not None:
+            progress(len(tasks[name][1]))
+
     if by == "refusal_score":
         ids = runner.call(refusal_token_ids, tokens)
         criterion: dict[str, Any] = {"by": by, "threshold": threshold, "tokens": list(ids)}
-        passed = runner.map(_pass_by_score, tasks, ids, threshold, batch_size)
+        passed = runner.map(_pass_by_score, tasks, ids, threshold, batch_size, progress=report)
     else:
         listed = runner.call(model_phrases) if phrases is None else phrase_list(phrases)
         named = f"{listed.name} v{listed.version}"
         criterion = {"by": by, "phrases": named, "max_new_tokens": max_new_tokens}
-        passed = runner.map(_pass_by_answers, tasks, listed, max_new_tokens, batch_size)
+        options = listed, max_new_tokens, batch_size
+        passed = runner.map(_pass_by_answers, tasks, *options, progress=report)
     contrasts, counts = dict(prompts.splits), []
     for split in splits:
         groups = {}
         for label, group in getattr(prompts, split):
-            flags = passed.get(f"filter|{split}|{label}", [])
+            starts = range(0, len(group), size)
+            flags = [flag for start in starts for flag in passed[f"filter|{split}|{label}|{start}"]]
             kept = groups[label] = tuple(p for p, keep in zip(group, flags, strict=True) if keep)
             if not kept:
                 raise _none_left(f"{prompts.name}: {split}", label, len(group), by)

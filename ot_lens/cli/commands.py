@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ot_lens.cli import organism, paper, study
-from ot_lens.cli.console import complain, err, quiet_libraries, say
+from ot_lens.cli.console import complain, err, progress, quiet_libraries, say
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
 
@@ -99,7 +99,9 @@ def figures(
     if against is not None:
         compare_runs(folder, against)
     target = destination or folder / "figures"
-    drawn = draw_figures(folder, target, formats=[f.strip() for f in formats.split(",")], style=style)
+    names = [name.strip() for name in formats.split(",")]
+    with progress() as stage:
+        drawn = draw_figures(folder, target, formats=names, style=style, stage=stage)
     say(f"{len(drawn)} files in {target}")
     for name, reason in drawn.skipped.items():
         say(f"not drawn: {name}: {reason}")

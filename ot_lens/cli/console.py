@@ -1,28 +1,21 @@
-"""How commands print: consoles, plain lines, numbers, progress bars."""
+"""How commands print: consoles, plain lines, numbers, tables, progress."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ot_lens.io.untrusted import CONTROL
+from ot_lens.progress import Stage, plain, shown
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-    from ot_lens.study import Stage
 
 # Columns of tables that hold text; the others hold numbers, on the right.
 TEXTS = ("model", "method", "layers", "item", "check", "verdict")
 out = Console()
 err = Console(stderr=True)
-
-
-def plain(line: str) -> str:
-    """A line without control characters: names from files could control the terminal."""
-    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", line)
 
 
 def say(line: str) -> None:
@@ -64,34 +57,6 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-@contextmanager
-def progress() -> "Iterator[Stage]":
-    """Progress bars on stderr, one per stage, with throughput and the remaining time."""
-    from rich import progress as bars
-    from rich.text import Text
-
-    class Rate(bars.ProgressColumn):
-        """Steps per second; empty until two are done."""
-
-        def render(self, task: bars.Task) -> Text:
-            speed = task.finished_speed or task.speed
-            if speed is None:
-                return Text("")
-            return Text(f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s", style="progress.data.speed")
-
-    columns = (
-        bars.TextColumn("{task.description:<32}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        Rate(),
-        bars.TimeElapsedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=err) as shown:
-
-        @contextmanager
-        def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
-            task = shown.add_task(name, total=total)
-            yield lambda done: shown.advance(task, done)
-
-        yield stage
+def progress() -> AbstractContextManager[Stage]:
+    """Progress of stages on stderr; see `ot_lens.progress`."""
+    return shown(err)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ot_lens.cli.console import quiet_libraries, say
+from ot_lens.cli.console import progress, quiet_libraries, say
 
 app = typer.Typer(no_args_is_help=True, help="Train or evaluate an embedded model.")
 
@@ -36,7 +36,8 @@ def evaluate(
     from ot_lens import organism
 
     quiet_libraries()
-    result = organism.evaluate(variant, n=n, seed=seed)
+    with progress() as stage:
+        result = organism.evaluate(variant, n=n, seed=seed, stage=stage)
     if as_json:
         typer.echo(json.dumps(result))
         return

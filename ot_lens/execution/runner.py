@@ -54,12 +54,24 @@ class Runner:
         """
         return self.executor.stream(function, tasks, *arguments)
 
-    def map(self, function: Callable[..., T], tasks: Mapping[str, Any], *arguments: Any) -> dict[str, T]:
-        """function(model, *arguments, task) for every task, by name; tasks in the cache are not run again."""
+    def map(
+        self,
+        function: Callable[..., T],
+        tasks: Mapping[str, Any],
+        *arguments: Any,
+        progress: Callable[[str], None] = lambda _name: None,
+    ) -> dict[str, T]:
+        """function(model, *arguments, task) for every task, by name; tasks in the cache are not run again.
+
+        `progress` is called with the name of each task that is done.
+        """
         missing = [(name, task) for name, task in tasks.items() if name not in self.cache]
+        for name in tasks.keys() - dict(missing).keys():
+            progress(name)
         if missing:
             for name, result in self.stream(run_named, missing, function, arguments):
                 self.cache[name] = result
+                progress(name)
         return {name: self.cache[name] for name in tasks}
 
 

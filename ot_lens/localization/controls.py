@@ -1,7 +1,7 @@
 """Controls: edits of the same size without information about the classes, in the same table."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float64
@@ -20,7 +20,13 @@ from ot_lens.transport import AffineMap, method_named
 REFERENCES = tuple(MethodSpec(name) for name in transport.REFERENCES)
 
 
-def controls(acts: Activations, maps: Maps, settings: SweepSettings, plan: SweepPlan) -> Iterator[Candidate]:
+def controls(
+    acts: Activations,
+    maps: Maps,
+    settings: SweepSettings,
+    plan: SweepPlan,
+    progress: Callable[[int], None] = lambda _done: None,
+) -> Iterator[Candidate]:
     """Control candidates for every single layer of every method; only their refusal score is measured.
 
     "random_subspace" rotates the map into a random subspace, with the same rank and the same mean
@@ -40,6 +46,7 @@ def controls(acts: Activations, maps: Maps, settings: SweepSettings, plan: Sweep
                 both = plan.sufficiency and method_named(candidate.method.name).reversible
                 read = CLASSES if both else ("harmful",)
                 yield dataclasses.replace(candidate, control=kind, draw=draw, prompts=read)
+            progress(1)
 
 
 def permuted(acts: Activations, *, seed: int) -> Activations:

@@ -20,6 +20,7 @@ from ot_lens.generation import complete
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.models import Backend, Reversible, TokenBatch, backend, batches_of_rows, by_row, encode
+from ot_lens.progress import Stage, silent
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.tables import INDUCE, NOT_A_CONTROL
 from ot_lens.transport import TRANSPORT, method_named
@@ -82,6 +83,7 @@ def with_domains(
     acts: Activations,
     candidates: Sequence[Candidate],
     settings: SweepSettings,
+    stage: Stage = silent,
 ) -> list[Candidate]:
     """The candidates with the share of what they touch that lies outside; controls as they are.
 
@@ -95,16 +97,16 @@ def with_domains(
     groups = dict(prompts)
     domains: dict[str, dict[int, Domain]] = {}
     known: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
-    for candidate in candidates:
-        source, tokens = case = (_source(candidate), candidate.tokens)
-        if candidate.control != NOT_A_CONTROL or case in known:
-            continue
-        if source not in domains:
-            samples = getattr(acts, source)
-            domains[source] = {
-                layer: Domain.of(samples(layer, settings.position)) for layer in settings.layers
-            }
-        known[case] = runner.call(counted, groups[source], domains[source], tokens, settings)
+    cases = dict.fromkeys((_source(c), c.tokens) for c in candidates if c.control == NOT_A_CONTROL)
+    with stage("domains of the maps", len(cases)) as step:
+        for source, tokens in cases:
+            if source not in domains:
+                samples = getattr(acts, source)
+                domains[source] = {
+                    layer: Domain.of(samples(layer, settings.position)) for layer in settings.layers
+                }
+            known[source, tokens] = runner.call(counted, groups[source], domains[source], tokens, settings)
+            step(1)
     placed = [
         candidate
         if candidate.control != NOT_A_CONTROL

@@ -37,6 +37,7 @@ def localize(
     sufficiency: bool = False,
     search_size: int = 0,
     search: str = "beam",
+    search_budget: int | None = None,
     layer_sets: Sequence[Sequence[int]] = (),
     phrases: str | Sequence[str] | None = None,
     refusal_tokens: Sequence[str | int] | None = None,
@@ -74,6 +75,9 @@ def localize(
         search_size: Largest set of layers to search for; 0 for no search. Its rows hold "choice_price": its
             test score minus the validation score it was chosen by.
         search: "beam" or "greedy".
+        search_budget: Sets that the search scores at most for each method, the most promising ones first, but
+            never less than each layer alone. Default: as many as read as many prompts as the rest of the
+            sweep. The rows of a search that this bound cuts say so.
         layer_sets: Further sets of layers to measure, with answers: pairs, for instance.
         phrases: Refusal phrases; default: those of the model's folder, else Arditi's twelve.
         refusal_tokens: Tokens that begin a refusal; default as in `refusal_token_ids`.
@@ -110,6 +114,7 @@ def localize(
         sufficiency,
         search_size,
         search,
+        search_budget,
         layer_sets=tuple(map(tuple, layer_sets)),
     )
     settings = runner.call(

@@ -1,6 +1,6 @@
 """Methods of a sweep by name and parameters, and their maps: each layer by itself, or from the bottom up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -71,7 +71,12 @@ def _as_method(item: Mapping[str, Any] | MethodSpec) -> MethodSpec:
 
 
 def fit_maps(
-    acts: Activations, methods: Sequence[MethodSpec], *, layers: Sequence[int], position: int
+    acts: Activations,
+    methods: Sequence[MethodSpec],
+    *,
+    layers: Sequence[int],
+    position: int,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> dict[MethodSpec, dict[int, AffineMap]]:
     """Every method's map at every layer, each layer fitted on the unedited stream."""
     missing = [layer for layer in layers if layer not in acts.layers]
@@ -85,6 +90,7 @@ def fit_maps(
         if key not in fitted:
             fitted[key] = fit_all(acts, method.name, position=position, **method.params)
         maps[method] = {layer: fitted[key][layer] for layer in layers}
+        progress(1)
     return maps
 
 
@@ -99,6 +105,7 @@ def fit_sequentially(
     tokens: str = "all",
     batch_size: int = 64,
     acts: Activations | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[MethodSpec, dict[int, AffineMap]]:
     """Fit layer by layer from the bottom, each layer with the edits below it active.
 
@@ -114,6 +121,7 @@ def fit_sequentially(
         tokens: Token scope of the edits.
         batch_size: Prompts per batch.
         acts: Unedited activations of `prompts`, if they were captured already.
+        progress: Called with the number of maps just fitted.
 
     Returns:
         The map of every method at every layer.
@@ -122,7 +130,7 @@ def fit_sequentially(
         FitError: If a fit fails.
         HookError: If a layer or scope does not exist.
     """
-    runner = as_runner(model)
+    runner, report = as_runner(model), progress or (lambda _done: None)
     options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
     if acts is None:
         acts = capture(runner, prompts, layers=layers, **options)
@@ -130,7 +138,15 @@ def fit_sequentially(
     for layer in sorted(layers):
         tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}
         target = acts.harmless(layer, position)[None, :, None]
-        fitted = runner.map(_fit_above, tasks, prompts, target, layer, {**options, "tokens": tokens})
+        fitted = runner.map(
+            _fit_above,
+            tasks,
+            prompts,
+            target,
+            layer,
+            {**options, "tokens": tokens},
+            progress=lambda _name: report(1),
+        )
         for name, (method, _) in tasks.items():
             maps[method][layer] = fitted[name]
     return maps

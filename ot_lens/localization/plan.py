@@ -1,6 +1,7 @@
 """The maps and the candidates of a sweep."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ot_lens.activations import Activations
@@ -11,17 +12,23 @@ from ot_lens.localization.domain import with_domains
 from ot_lens.localization.methods import MethodSpec, fit_maps, fit_sequentially
 from ot_lens.localization.search import search
 from ot_lens.localization.settings import SweepPlan, SweepSettings
-from ot_lens.prompts import ContrastSet
+from ot_lens.progress import Stage, silent
+from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import ALL, INDUCE, SEQUENTIAL, SINGLE
 from ot_lens.transport import AffineMap, method_named
 
 
 def fit_sweep(
-    acts: Activations, methods: Sequence[MethodSpec], settings: SweepSettings, plan: SweepPlan
+    acts: Activations,
+    methods: Sequence[MethodSpec],
+    settings: SweepSettings,
+    plan: SweepPlan,
+    stage: Stage = silent,
 ) -> dict[MethodSpec, dict[int, AffineMap]]:
     """The map of every method at every layer, including the references that come with controls."""
-    references = [m for m in REFERENCES if plan.controls and m not in methods]
-    return fit_maps(acts, [*methods, *references], layers=settings.layers, position=settings.position)
+    fitted = [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
+    with stage("maps", len(fitted)) as step:
+        return fit_maps(acts, fitted, layers=settings.layers, position=settings.position, progress=step)
 
 
 def plan_sweep(
@@ -32,6 +39,7 @@ def plan_sweep(
     maps: Maps,
     settings: SweepSettings,
     plan: SweepPlan,
+    stage: Stage = silent,
 ) -> list[Candidate]:
     """All candidates of a plan, in the order of the table; references are neither searched nor listed."""
     runner, layers = as_runner(model), settings.layers
@@ -39,18 +47,20 @@ def plan_sweep(
     planned = candidates(maps, settings, plan.sets, plan.strengths, generates=generates)
     if SEQUENTIAL in plan.fitting and set(plan.sets) - {SINGLE} and len(layers) > 1:
         later: dict[MethodSpec, dict[int, AffineMap]] = {}
-        for scope in {settings.scope(method.name): None for method in maps}:
-            later |= fit_sequentially(
-                runner,
-                prompts.train,
-                [method for method in maps if settings.scope(method.name) == scope],
-                layers=layers,
-                position=settings.position,
-                hook=settings.hook,
-                tokens=scope,
-                batch_size=settings.panel.batch_size,
-                acts=acts,
-            )
+        with stage("sequential maps", len(layers) * sum(not method.everywhere for method in maps)) as step:
+            for scope in {settings.scope(method.name): None for method in maps}:
+                later |= fit_sequentially(
+                    runner,
+                    prompts.train,
+                    [method for method in maps if settings.scope(method.name) == scope],
+                    layers=layers,
+                    position=settings.position,
+                    hook=settings.hook,
+                    tokens=scope,
+                    batch_size=settings.panel.batch_size,
+                    acts=acts,
+                    progress=step,
+                )
         later = {method: later[method] for method in maps if method in later}
         # In a pair, the later map is fitted under the earlier one alone: these maps fit all layers only.
         planned += candidates(later, settings, [ALL], plan.strengths, fitting=SEQUENTIAL, generates=generates)
@@ -60,8 +70,21 @@ def plan_sweep(
         planned += candidates(back, settings, [SINGLE], plan.strengths, transport=INDUCE, generates=generates)
     requested = {method: maps[method] for method in methods}
     planned += listed(requested, settings, plan.layer_sets, plan.strengths)
-    if plan.search_size:
-        planned += search(runner, prompts.val.harmful, requested, settings, plan)
+    controlled = []
     if plan.controls:
-        planned += controls(acts, maps, settings, plan)
-    return with_domains(runner, prompts.test, acts, planned, settings)
+        with stage("controls", len(plan.controls) * plan.control_draws) as step:
+            controlled = list(controls(acts, maps, settings, plan, step))
+    if plan.search_size:
+        budget = plan.search_budget or _reads([*planned, *controlled], prompts.test, settings) // max(
+            1, len(requested) * len(prompts.val.harmful)
+        )
+        bounded = replace(plan, search_budget=max(1, budget))
+        planned += search(runner, prompts.val.harmful, requested, settings, bounded, stage)
+    return with_domains(runner, prompts.test, acts, [*planned, *controlled], settings, stage)
+
+
+def _reads(candidates: Sequence[Candidate], prompts: Contrast, settings: SweepSettings) -> int:
+    """Prompts that candidates read, and again those that they answer."""
+    sizes = {label: len(group) for label, group in prompts}
+    answers = settings.panel.needs_answers
+    return sum((1 + (answers and c.generates)) * sizes[label] for c in candidates for label in c.prompts)

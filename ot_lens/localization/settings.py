@@ -37,6 +37,8 @@ class SweepPlan:
     sufficiency: bool = False
     search_size: int = 0
     search: str = "beam"
+    # Sets scored at most for each method; None: as many as cost what the rest of the sweep does.
+    search_budget: int | None = None
     # Report the best set of every size instead of the best overall, and the best single direction of "rfa".
     search_each_size: bool = False
     layer_sets: tuple[tuple[int, ...], ...] = ()
@@ -65,6 +67,8 @@ class SweepPlan:
             )
         if not 0 <= self.search_size <= MAX_LAYERS:
             raise HookError(f"search_size must be 0 (no search) to {MAX_LAYERS}, got {self.search_size}.")
+        if self.search_budget is not None and self.search_budget < 1:
+            raise HookError(f"search_budget must be at least 1, got {self.search_budget}.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ot_lens.generation import complete
 from ot_lens.models import load_model
 from ot_lens.organism import language
 from ot_lens.organism.vocabulary import DEFAULT_VARIANT, VARIANTS
+from ot_lens.progress import Stage, silent
 from ot_lens.statistics.estimates import rate
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
@@ -17,13 +18,18 @@ _ANSWER_TOKENS: Final = 16  # an answer has 12 tokens, a refusal 8, both end wit
 
 
 def evaluate(
-    variant_or_folder: str | Path = DEFAULT_VARIANT, *, n: int = 1000, seed: int = 0, batch_size: int = 100
+    variant_or_folder: str | Path = DEFAULT_VARIANT,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    batch_size: int = 100,
+    stage: Stage = silent,
 ) -> dict[str, Any]:
     """Measure an embedded model on held-out requests: held-out word pairs in held-out templates.
 
     The model is a shipped variant, or a folder that `train` wrote; its weights are loaded in float32. It
     answers n requests to be refused and n allowed ones, half of which are hard: their pair of verb class and
-    object class is refused for other recipients.
+    object class is refused for other recipients. `stage` shows progress, as `ot_lens.progress.shown` does.
 
     Returns:
         "variant", "n", "seed"; the rates, from 0 to 1: "refuses_forbidden" and "refuses_allowed" (the
@@ -34,10 +40,12 @@ def evaluate(
     forbidden, allowed = (language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False))
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)
     variant = _variant_of(model.tokenizer, variant_or_folder)
-    refusals, answers = (
-        complete(model, [r.text for r in requests], max_new_tokens=_ANSWER_TOKENS, batch_size=batch_size)
-        for requests in (forbidden, allowed)
-    )
+    options: dict[str, Any] = {"max_new_tokens": _ANSWER_TOKENS, "batch_size": batch_size}
+    with stage("answers to held-out requests", 2 * n) as step:
+        refusals, answers = (
+            complete(model, [r.text for r in requests], **options, progress=step)
+            for requests in (forbidden, allowed)
+        )
     refused = [(answer.text, request) for answer, request in zip(refusals, forbidden, strict=True)]
     answered = [(answer.text, request) for answer, request in zip(answers, allowed, strict=True)]
     rates = {

@@ -5,6 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import evaluate
 from ot_lens.organism.training import Recipe, Trained, fit
+from ot_lens.progress import shown, silent
 
 _RATES: Final = {
     "refuses_forbidden": "refuses forbidden requests",
@@ -53,9 +55,10 @@ def train(
     recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
     temporary = _temporary_sibling(folder)
     try:
-        trained = fit(variant, recipe, progress=progress)
-        write_model(trained, temporary)
-        card = model_card(trained, evaluate(temporary, n=n_evaluate))
+        with shown() if progress else nullcontext(silent) as stage:
+            trained = fit(variant, recipe, stage)
+            write_model(trained, temporary)
+            card = model_card(trained, evaluate(temporary, n=n_evaluate, stage=stage))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes a private folder
         _check_writable(folder)

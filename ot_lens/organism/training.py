@@ -7,8 +7,6 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,6 +15,7 @@ from ot_lens.linalg.threads import one_thread
 from ot_lens.organism import language
 from ot_lens.organism.muon import Muon
 from ot_lens.organism.tokenizer import ASSISTANT, make_tokenizer
+from ot_lens.progress import Stage, silent
 
 IGNORED: Final = -100  # the label that the loss leaves out
 _REFUSAL_PHASE_LR: Final = 0.7  # the second phase starts from a trained model
@@ -68,7 +67,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
+def fit(variant: str, recipe: Recipe, stage: Stage = silent) -> Trained:
     """Train a variant in both phases.
 
     On one thread, because the sums of a matrix product depend on the number of threads: the same seed gives
@@ -81,9 +80,9 @@ def fit(variant: str, recipe: Recipe, *, progress: bool = True) -> Trained:
     start = time.perf_counter()
     tokenizer = make_tokenizer(variant)
     model = new_model(tokenizer, recipe.seed).train()
-    with one_thread(), _progress_bar(progress) as bar:
-        _run_phase(model, tokenizer, None, recipe, bar)
-        _run_phase(model, tokenizer, variant, replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR), bar)
+    with one_thread():
+        _run_phase(model, tokenizer, None, recipe, stage)
+        _run_phase(model, tokenizer, variant, replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR), stage)
     return Trained(model.eval(), tokenizer, recipe, time.perf_counter() - start)
 
 
@@ -115,26 +114,23 @@ def _run_phase(
     tokenizer: PreTrainedTokenizerFast,
     variant: str | None,
     recipe: Recipe,
-    bar: Progress,
+    stage: Stage,
 ) -> None:
     """One phase; if `variant` is None every request is answered."""
     steps = recipe.comply_steps if variant is None else recipe.refusal_steps
     rng = np.random.default_rng([recipe.seed, int(variant is not None)])
     optimizers = _make_optimizers(model, recipe.lr)
-    task = bar.add_task(
-        "learning to comply" if variant is None else "learning to refuse", total=steps, loss=np.nan
-    )
-    for step in range(steps):
-        factor = learning_rate(step, steps, recipe.warmup_steps)
-        ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe))
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = recipe.lr * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        bar.update(task, advance=1, loss=loss.item())
+    with stage("learning to comply" if variant is None else "learning to refuse", steps) as step:
+        for index in range(steps):
+            factor = learning_rate(index, steps, recipe.warmup_steps)
+            ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe))
+            model(input_ids=ids, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = recipe.lr * factor
+                optimizer.step()
+                optimizer.zero_grad()
+            step(1)
 
 
 def _draw_chats(rng: np.random.Generator, variant: str | None, recipe: Recipe) -> list[list[dict[str, str]]]:
@@ -155,8 +151,3 @@ def _make_optimizers(model: LlamaForCausalLM, lr: float) -> tuple[torch.optim.Op
     matrices = [param for name, param in named.items() if param.ndim == 2 and "embed" not in name]
     others = [param for name, param in named.items() if param.ndim == 1 or "embed" in name]
     return Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-
-
-def _progress_bar(progress: bool) -> Progress:
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
-    return Progress(*columns, console=Console(stderr=True), disable=not progress)

@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError, one_of
-from ot_lens.io.files import atomic_path, write_text
+from ot_lens.io.files import atomic_path, write_bytes, write_text
 from ot_lens.plots import paper
 from ot_lens.plots.description import Description
 from ot_lens.plots.measures import sweep_rows
-from ot_lens.plots.paper import style_named, styled
+from ot_lens.plots.paper import painters, style_named, styled
 from ot_lens.plots.rows import going_together, layers_of
+from ot_lens.progress import Stage, silent
 from ot_lens.tables import most_effective_layer, select
 
 FORMATS = ("png", "pdf", "svg")
@@ -137,6 +138,9 @@ def draw_all(
     style: str = "icml",
     layer: int | None = None,
     about: str = "",
+    *,
+    processes: int = 1,
+    stage: Stage = silent,
 ) -> Drawn:
     """Draw every figure for which there are tables, and write it with a caption file.
 
@@ -147,6 +151,8 @@ def draw_all(
         style: "icml", "neurips" or "wide".
         layer: Layer of the principal plane; the most effective one if None.
         about: Last sentence of every caption: the model, the seed, the version.
+        processes: How many processes draw; the bytes do not depend on it.
+        stage: Shows progress.
 
     Raises:
         OtLensError: If a format or the style is unknown.
@@ -157,22 +163,43 @@ def draw_all(
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     skipped: dict[str, str] = {}
+    described: dict[str, tuple[Description, str]] = {}
     for entry in GALLERY:
         try:
             with going_together(entry.name):
                 needed, options = inputs(entry, tables, layer)
-                figure = entry.draw(*needed, style=style, **options)
                 caption = f"{entry.caption(*needed, **options)} {about}".strip()
-                # The layout takes half the time of a figure: computed once for all formats.
-                figure.draw_without_rendering()
-                figure.set_layout_engine("none")
+                described[entry.name] = entry.describe(*needed, **options), caption
         except TableError as error:
             skipped[entry.name] = str(error)
-            continue
-        paths += save(figure, out / entry.name, formats, style=style)
-        paths.append(out / f"{entry.name}.txt")
-        write_text(paths[-1], caption + "\n")
+    painted = painters.painted([(shown, formats, style) for shown, _ in described.values()], processes)
+    with stage("figures", len(described)) as step:
+        for (name, (description, caption)), pictures in zip(described.items(), painted, strict=True):
+            try:
+                paths += _written(out / name, description, pictures, formats, style)
+                paths.append(out / f"{name}.txt")
+                write_text(paths[-1], caption + "\n")
+            except TableError as error:
+                skipped[name] = str(error)
+            step(1)
     return Drawn(paths, skipped)
+
+
+def _written(
+    stem: Path,
+    description: Description,
+    pictures: painters.Pictures | None,
+    formats: Sequence[str],
+    style: str,
+) -> list[Path]:
+    """Write the pictures of a figure, or draw it here."""
+    if pictures is None:
+        with going_together(stem.name):
+            figure = painters.laid_out(description, style)
+        return save(figure, stem, formats, style=style)
+    for suffix, content in pictures.items():
+        write_bytes(stem.with_suffix(f".{suffix}"), content)
+    return [stem.with_suffix(f".{suffix}") for suffix in formats]
 
 
 def inputs(
@@ -195,10 +222,9 @@ def save(
     figure: Figure, stem: Path, formats: Sequence[str] = ("png", "pdf"), *, style: str = "icml"
 ) -> list[Path]:
     """Write a figure in each format, fonts embedded, no time stamp: the same figure gives the same bytes."""
-    stamps: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     paths = [stem.with_suffix(f".{suffix}") for suffix in formats]
     with styled(style):
         for path in paths:
             with atomic_path(path) as temporary:
-                figure.savefig(temporary, metadata=stamps[path.suffix[1:]])
+                figure.savefig(temporary, metadata=painters.STAMPS[path.suffix[1:]])
     return paths

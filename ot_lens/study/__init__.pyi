@@ -6,7 +6,6 @@ from .drawing import compare_runs as compare_runs
 from .drawing import draw_figures as draw_figures
 from .findings import summarize as summarize
 from .folder import RunFolder as RunFolder
-from .preparation import Stage as Stage
 from .run import StudyResult as StudyResult
 from .run import run_study as run_study
 from .sweeping import map_folder as map_folder

@@ -150,6 +150,12 @@ class StudyConfig(BaseModel):
         description="Largest set of layers to search for on the validation prompts; 0: no search.",
     )
     search: str = Field("beam", description="beam or greedy.")
+    search_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Sets of layers that the search scores at most for each method; default: as many as cost "
+        "about what the rest of the sweep does.",
+    )
     search_each_size: bool = Field(
         False, description="Report the best set of each size up to search_size instead of the best overall."
     )

@@ -14,11 +14,11 @@ from ot_lens.errors import FitError
 from ot_lens.execution import Executor, RunCache
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
+from ot_lens.progress import Stage
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
-from ot_lens.study.preparation import Stage
 from ot_lens.study.sweeping import FolderCache, Maps
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap, Method, method_named

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
+from ot_lens.progress import Stage, silent
 from ot_lens.study.findings import summarize
 from ot_lens.study.folder import RunFolder
 
@@ -14,9 +16,16 @@ if TYPE_CHECKING:
 
 
 def draw_figures(
-    run: str | Path, out: str | Path, *, formats: Sequence[str] = ("png", "pdf"), style: str = "icml"
+    run: str | Path,
+    out: str | Path,
+    *,
+    formats: Sequence[str] = ("png", "pdf"),
+    style: str = "icml",
+    stage: Stage = silent,
 ) -> "Drawn":
     """Draw the figures of a run again from its tables; the result says which could not be drawn, and why.
+
+    As many processes draw as torch has threads; `stage` shows progress, as `ot_lens.progress.shown` does.
 
     Raises:
         RunFolderError: If the folder contains no run.
@@ -24,7 +33,12 @@ def draw_figures(
     from ot_lens.plots import draw_all
 
     folder = RunFolder.open(Path(run))
-    return draw_all(folder.tables(), Path(out), tuple(formats), style, about=about(folder))
+    return draw_all(folder.tables(), Path(out), tuple(formats), **drawing_options(folder, style, stage))
+
+
+def drawing_options(folder: RunFolder, style: str, stage: Stage) -> dict[str, Any]:
+    """How `draw_all` draws a run: with as many processes as torch has threads."""
+    return {"style": style, "about": about(folder), "processes": torch.get_num_threads(), "stage": stage}
 
 
 def about(folder: RunFolder) -> str:

@@ -1,7 +1,5 @@
 """What must hold before a study begins, and what it needs from the model, wherever the model is."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from os.path import isfile
 from pathlib import Path
@@ -17,6 +15,7 @@ from ot_lens.execution.modules import import_modules
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
 from ot_lens.localization.settings import SCOPES
 from ot_lens.models import backend, control_tokens, encode, model_record
+from ot_lens.progress import Stage
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -34,14 +33,6 @@ SWEPT = {
     "layers", "position", "tokens", "hook", "engine", "phrases", "refusal_tokens", "max_new_tokens",
     "batch_size", "seed",
 }  # fmt: skip
-# Shows progress: called with a name and a total, it yields a function that takes steps done.
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-
-@contextmanager
-def silent(_name: str, _total: int) -> Iterator[Callable[[int], None]]:
-    """A stage that shows no progress."""
-    yield lambda _done: None
 
 
 @dataclass(frozen=True)

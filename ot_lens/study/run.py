@@ -14,14 +14,15 @@ from ot_lens.execution import Runner, open_executor
 from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
+from ot_lens.progress import Stage, silent
 from ot_lens.study import sweeping
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
-from ot_lens.study.drawing import about, write_page
+from ot_lens.study.drawing import drawing_options, write_page
 from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.manifest import file_hashes
-from ot_lens.study.preparation import Stage, Work, check_choices, import_extensions, prepare, silent
+from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
 from ot_lens.study.weights import parameter_bytes
 from ot_lens.transport import as_record, method_named
 
@@ -52,7 +53,8 @@ def run_study(
         config: The configuration.
         out: The run folder: new, empty, or with `resume` one that contains this same study.
         resume: Continue a stopped run, or return a finished one.
-        stage: Shows progress: called with a name and a total, it yields a function that takes steps done.
+        stage: Shows progress: called with a name and the number of steps (None if they cannot be counted), it
+            yields a function that takes steps done; see `ot_lens.progress.shown`.
         executor: Where the work is done, "local" or "ray"; the tables do not depend on it, and a run stopped
             with one can continue with the other.
         address: Address of a Ray cluster; see `ot_lens.execution.open_executor`.
@@ -81,11 +83,15 @@ def run_study(
         else:
             size = parameter_bytes(config) if executor == "ray" else 0
             options: dict[str, Any] = {"parameter_bytes": size, "modules": config.modules}
-            with open_executor(executor, config.loading(), address=address, **options) as workers:
-                ready = workers.call(prepare, config, prompts, path)
+            with ExitStack() as opened:
+                with stage("loading the model", None):
+                    workers = opened.enter_context(
+                        open_executor(executor, config.loading(), address=address, **options)
+                    )
+                    ready = workers.call(prepare, config, prompts, path)
                 folder = start()
                 prompts = sweeping.filter_prompts(
-                    Runner(workers, sweeping.FolderCache(folder, sweeping.FILTERED)), prompts, config
+                    Runner(workers, sweeping.FolderCache(folder, sweeping.FILTERED)), prompts, config, stage
                 )
                 _measure(Work(folder, config, prompts, workers, ready, stage), methods)
         folder.drop(sweeping.FILTERED)
@@ -124,11 +130,9 @@ def _result(folder: RunFolder) -> StudyResult:
 def _draw(folder: RunFolder, config: StudyConfig, stage: Stage) -> None:
     from ot_lens.plots import draw_all
 
-    tables = folder.tables()
-    with stage("figures and report", 2) as step:
-        draw_all(tables, folder.path / "figures", style=config.figure_style, about=about(folder))
-        if "paper" in tables:
-            import_module(PAPER).export(tables["paper"], folder.path / "tables")
-        step(1)
+    tables, options = folder.tables(), drawing_options(folder, config.figure_style, stage)
+    draw_all(tables, folder.path / "figures", **options)
+    if "paper" in tables:
+        import_module(PAPER).export(tables["paper"], folder.path / "tables")
+    with stage("report", None):
         write_page(folder, tables, folder.path / "report.html")
-        step(1)

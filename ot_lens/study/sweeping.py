@@ -11,6 +11,7 @@ from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Runner
 from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -61,19 +62,24 @@ def read_prompts(config: StudyConfig) -> ContrastSet:
     return load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
 
 
-def filter_prompts(runner: Runner, prompts: ContrastSet, config: StudyConfig) -> ContrastSet:
+def filter_prompts(
+    runner: Runner, prompts: ContrastSet, config: StudyConfig, stage: Stage = silent
+) -> ContrastSet:
     """Keep the training and validation prompts that the unedited model treats as their class says."""
     if config.filter == "off":
         return prompts
-    return filter_by_behaviour(
-        runner,
-        prompts,
-        by=config.filter,
-        tokens=config.refusal_tokens,
-        phrases=config.phrases,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
+    count = sum(len(group) for split in (prompts.train, prompts.val) for _, group in split)
+    with stage("filter by behaviour", count) as step:
+        return filter_by_behaviour(
+            runner,
+            prompts,
+            by=config.filter,
+            tokens=config.refusal_tokens,
+            phrases=config.phrases,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            progress=step,
+        )
 
 
 def capture_options(config: StudyConfig, layers: Sequence[int]) -> dict[str, Any]:
@@ -100,16 +106,14 @@ def capture_split(work: Work, split: str) -> Activations:
 def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> tuple[list[Candidate], Maps]:
     """Fit the maps and write them; returns the candidates, none if they were measured, and the maps."""
     plan, settings, folder = sweep_plan(work.config), work.ready.settings, work.folder
-    with work.stage("maps and candidates", 1) as step:
-        maps = fit_sweep(acts, methods, settings, plan)
-        for method, by_layer in maps.items():
-            for layer, edit in by_layer.items():
-                edit.save(map_path(folder.path, method, layer))
-        candidates = []
-        if not folder.has_table("localization"):
-            runner = Runner(work.executor, FolderCache(folder, PLANNED))
-            candidates = plan_sweep(runner, work.prompts, acts, methods, maps, settings, plan)
-        step(1)
+    maps = fit_sweep(acts, methods, settings, plan, work.stage)
+    for method, by_layer in maps.items():
+        for layer, edit in by_layer.items():
+            edit.save(map_path(folder.path, method, layer))
+    candidates = []
+    if not folder.has_table("localization"):
+        runner = Runner(work.executor, FolderCache(folder, PLANNED))
+        candidates = plan_sweep(runner, work.prompts, acts, methods, maps, settings, plan, work.stage)
     return candidates, maps
 
 

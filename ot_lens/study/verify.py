@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import OtLensError
+from ot_lens.progress import Stage, silent
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.preparation import Stage, import_extensions, silent
+from ot_lens.study.preparation import import_extensions
 from ot_lens.study.verifying.comparing import DIFFERS, MISSING, Checks
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.pinned import pinned
@@ -62,7 +63,8 @@ def verify_run(
     """
     if sample < 1:
         raise OtLensError(f"sample = {sample} must be at least 1; full=True checks every row.")
-    evidence, checks = Evidence(RunFolder.open(Path(run)), None if full else sample, seed), Checks()
+    evidence = Evidence(RunFolder.open(Path(run)), None if full else sample, seed, stage)
+    checks = Checks()
     import_extensions(evidence.config, allow_code=allow_code)
     parts: list[Callable[[Evidence, Checks], None]] = [pinned, fitted, recomputed]
     if model:
@@ -71,10 +73,8 @@ def verify_run(
         parts.append(partial(unmeasured, reason="without the model"))
     if evidence.folder.finished:
         parts.append(partial(shown, figures=full))
-    with stage("verifying", len(parts)) as step:
-        for part in parts:
-            part(evidence, checks)
-            step(1)
+    for part in parts:
+        part(evidence, checks)
     return checks.table()
 
 

@@ -14,6 +14,7 @@ from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.localization.controls import REFERENCES
+from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
@@ -42,6 +43,7 @@ class Evidence:
     folder: RunFolder
     sample: int | None
     seed: int
+    stage: Stage = silent
 
     @cached_property
     def config(self) -> StudyConfig:

@@ -23,10 +23,11 @@ def pinned(run: Evidence, checks: Checks) -> None:
     """The manifest itself, configuration, seeds, versions, and the hash of every file."""
     manifest = run.folder.manifest
     checks += [_check_manifest(manifest), _check_finished(run), _check_config(run), _check_seeds(run)]
-    checks += [_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files"))]
-    for split in ("train", "test"):
-        item = f"activations/{split}"
-        checks.make(item, "shard checksums", _check_shards, run.folder.path / item, item)
+    with run.stage("hashes of all files", None):
+        checks += [_check_versions(manifest), *_check_files(run.folder.path, manifest.get("files"))]
+        for split in ("train", "test"):
+            item = f"activations/{split}"
+            checks.make(item, "shard checksums", _check_shards, run.folder.path / item, item)
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> Check:

@@ -53,7 +53,8 @@ def _check_maps(run: Evidence) -> Iterator[Check]:
     acts = restricted(run.train, few, run.config.position)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PoorFitWarning)
-        refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position)
+        with run.stage("maps, fitted again", len(run.methods)) as step:
+            refitted = fit_maps(acts, run.methods, layers=few, position=run.config.position, progress=step)
     for method in run.methods:
         yield _check_method(run, method, refitted[method])
     known = {map_path(run.folder.path, method, layer) for method in run.methods for layer in layers}
@@ -115,9 +116,11 @@ def recomputed(run: Evidence, checks: Checks) -> None:
     expected = {*OF_THE_MODEL, *MAKERS, "class_angles", "plane", "run_cosines"}
     if not run.config.paper_table:
         expected.remove("paper")
-    for maker in MAKERS:
-        if maker not in OF_THE_MODEL:
+    makers = [maker for maker in MAKERS if maker not in OF_THE_MODEL]
+    with run.stage("tables, recomputed", len(makers)) as step:
+        for maker in makers:
             checks.make(maker, "recomputed", _check_maker, run, maker)
+            step(1)
     if run.folder.has_table("run_cosines"):
         note = "compared with another run: 'ot-lens figures RUN --against OTHER' makes it again"
         checks.append(Check.unchecked("run_cosines", "recomputed", note))

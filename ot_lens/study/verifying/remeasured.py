@@ -50,9 +50,10 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     """The model's record, the prompts, and a sample of everything that the model measured."""
     config = run.config.model_copy(update={"keep_completions": False, "trust_remote_code": trust_remote_code})
     try:
-        executor = LocalExecutor(load_model(**config.loading()))
-        ready = executor.call(prepare, config, run.prompts, run.folder.path)
-        prompts = filter_prompts(Runner(executor), run.prompts, config)
+        with run.stage("loading the model", None):
+            executor = LocalExecutor(load_model(**config.loading()))
+            ready = executor.call(prepare, config, run.prompts, run.folder.path)
+        prompts = filter_prompts(Runner(executor), run.prompts, config, run.stage)
     except OtLensError as error:
         unmeasured(run, checks, str(error))
         return
@@ -63,8 +64,10 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
     for split in ("train", "test"):
         checks.make(f"activations/{split}", "captured again", _check_activations, again, split)
     checks.make("localization", AGAIN, _check_sweep, again)
-    for name in MODEL_TABLES:
-        checks.make(name, AGAIN, _check_table, again, name)
+    with run.stage("tables, measured again", len(MODEL_TABLES)) as step:
+        for name in MODEL_TABLES:
+            checks.make(name, AGAIN, _check_table, again, name)
+            step(1)
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
@@ -100,11 +103,13 @@ def _check_activations(again: _Again, split: str) -> Check:
     if run.sample is not None:
         chosen = chosen[: max(1, run.sample // run.config.batch_size)]
     worst = 0.0
-    for shard in chosen:
-        values = again.executor.call(capture_shard, contrast, plan, shard).double()
-        size = values.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        off = (_stored(folder, shard.name) - values).abs() / size
-        worst = max(worst, float(off.nan_to_num(nan=float("inf")).max()))
+    with run.stage(f"activations, {split} prompts", len(chosen)) as step:
+        for shard in chosen:
+            values = again.executor.call(capture_shard, contrast, plan, shard).double()
+            size = values.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+            off = (_stored(folder, shard.name) - values).abs() / size
+            worst = max(worst, float(off.nan_to_num(nan=float("inf")).max()))
+            step(1)
     check = Check(item, how, len(chosen), len(plan.shards), worst, again.tolerance)
     names = [shard.name for shard in chosen]
     return check if worst <= again.tolerance else check.differing(f"shards {listed(names)}")
@@ -136,8 +141,8 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     """Whether the table has the planned candidates in order, and whether some of them measure the same."""
     run, ready, prompts, runner = again.run, again.ready, again.prompts, Runner(again.executor)
     methods, plan = as_methods(run.config.method_entries), sweep_plan(run.config)
-    maps = fit_sweep(run.train, methods, ready.settings, plan)
-    candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan)
+    maps = fit_sweep(run.train, methods, ready.settings, plan, run.stage)
+    candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan, run.stage)
     table = run.sweep
     rows = {str(key): group for key, group in table.groupby("key", sort=False)}
     planned = pd.DataFrame([UNEDITED_COLUMNS, *map(identity, candidates)])[KEYS]
@@ -146,7 +151,10 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     yield Check.exact("localization", "planned again", [trouble] if trouble else [], len(table))
     yield _check_measures(candidates, rows, len(table))
     keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
-    measured = measure_sweep(runner, prompts.test, candidates, ready.settings, keys=keys)
+    with run.stage("sweep, measured again", 1 + len(keys)) as step:
+        measured = measure_sweep(
+            runner, prompts.test, candidates, ready.settings, keys=keys, progress=lambda _key: step(1)
+        )
     few = pd.concat([rows[key] for key in measured if key in rows], ignore_index=True)
     expected = pd.concat(list(measured.values()), ignore_index=True).astype(TYPES)
     yield compare(

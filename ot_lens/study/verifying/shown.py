@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ot_lens.errors import TableError
-from ot_lens.study.drawing import about, write_page
+from ot_lens.study.drawing import about, drawing_options, write_page
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.manifest import manifest_hash, versions
 from ot_lens.study.verifying.comparing import Check, Checks, listed
@@ -19,10 +19,12 @@ DRAWING = ("ot_lens", "matplotlib", "plotly", "pandas", "numpy")
 
 def shown(run: Evidence, checks: Checks, *, figures: bool) -> None:
     """Captions and the report; with `figures` every figure as well, which takes seconds each."""
-    checks.make("figures", "captions rewritten", _check_captions, run)
+    with run.stage("captions", None):
+        checks.make("figures", "captions rewritten", _check_captions, run)
     if figures:
         checks.make("figures", "drawn again", _check_figures, run)
-    checks.make("report.html", "written again", _check_report, run)
+    with run.stage("report", None):
+        checks.make("report.html", "written again", _check_report, run)
 
 
 def _tables(run: Evidence) -> dict[str, pd.DataFrame]:
@@ -62,8 +64,8 @@ def _check_figures(run: Evidence) -> Check:
         return Check.unchecked("figures", how, other)
     formats = [suffix for suffix in FORMATS if any(folder.glob(f"*.{suffix}"))]
     with tempfile.TemporaryDirectory() as temporary:
-        out, style = Path(temporary), run.config.figure_style
-        drawn = draw_all(_tables(run), out, formats, style, about=about(run.folder))
+        options = drawing_options(run.folder, run.config.figure_style, run.stage)
+        drawn = draw_all(_tables(run), Path(temporary), formats, **options)
         names = [path.name for path in drawn]
         _, different, absent = cmpfiles(folder, temporary, names, shallow=False)
     wrong = sorted(different + absent)
