@@ -42,6 +42,7 @@ from .gaussian import Gaussian as Gaussian
 from .gaussian import bures_wasserstein as bures_wasserstein
 from .generation import Completion as Completion
 from .generation import complete as complete
+from .generation import think as think
 from .geometry import Quantity as Quantity
 from .geometry import class_angles as class_angles
 from .geometry import diagnose as diagnose

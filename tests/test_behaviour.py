@@ -117,6 +117,8 @@ def test_a_model_s_folder_declares_its_phrases_and_tokens(model):
         (lambda m: otl.complete(m, ["w1"], max_new_tokens=0), "max_new_tokens .*0"),
         (lambda m: otl.complete(m, ["w1"], batch_size=0), "batch_size .*0"),
         (lambda m: otl.complete(m, ["w1 " * 200]), "more than the model's context of 128"),
+        (lambda m: otl.complete(m, ["w1 " * 90]), "Prompt 0 of 1 .*context of 128 .*at most 3. new tokens"),
+        (lambda m: answer_loss(m, [Prompt("w1", "w2 " * 128)]), "Prompt 0 .*context of 128"),
         (lambda m: answer_loss(m, [Prompt("w1")]), "Prompt 0"),
         (lambda m: PanelSettings(("asr",), phrase_list("arditi"), (1,)), "'asr'"),
     ],

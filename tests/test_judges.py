@@ -305,7 +305,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("form", ["user", "text", "dialogue"])
-def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
+def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form, monkeypatch):
+    if form == "text":  # as the HarmBench classifier's tokenizer
+        monkeypatch.setattr(llama.tokenizer, "chat_template", None)
     template = None if form == "dialogue" else "w9 {prompt} w3 {completion}"
     words = {"yes": YES, "no": NO, "max_new_tokens": 3}
     judge = YesNoJudge(llama, template, form=form, question="harmful", **words, batch_size=5)
@@ -315,8 +317,9 @@ def test_a_yes_no_judge_reads_the_model_s_greedy_answer(llama, form):
         turns = [{"role": "user", "content": text}]
         if form == "dialogue":
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        rendered = llama.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = llama.tokenizer(text if form == "text" else rendered, add_special_tokens=form == "text")
+        if form != "text":
+            text = llama.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = llama.tokenizer(text, add_special_tokens=form == "text")
         assert verdict.answer == greedy_answer(llama, ids["input_ids"])
         assert verdict.value == expected_verdict(verdict.answer)
     assert len(set(found.values)) > 1

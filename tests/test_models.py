@@ -22,14 +22,14 @@ from ot_lens.models import (
     TokenBatch,
     backend,
     batches,
+    chat_settings,
     encode,
     end_of_turn,
     in_memory,
     model_record,
     post_instruction_tokens,
     render,
-    set_system_prompt,
-    system_prompt,
+    set_chat,
 )
 from ot_lens.models import pretrained as pretrained_module
 from ot_lens.models.batching import groups_by_length
@@ -224,9 +224,9 @@ def test_thinking_is_switched_off(tmp_path):
 def test_a_system_prompt_of_each_kind_of_model(llama_folder):
     for hooks in ("residual", "full"):
         model = otl.load_model(llama_folder, hooks=hooks, system_prompt="w5 w6")
-        assert system_prompt(model) == "w5 w6"
+        assert chat_settings(model).system == "w5 w6"
         assert "w5 w6" in render(backend(model), ["w1"])[0]
-        assert system_prompt(otl.load_model(model)) == "w5 w6"
+        assert chat_settings(otl.load_model(model)).system == "w5 w6"
         otl.load_model(model, system_prompt="")
         assert render(backend(model), ["w1"]) != render(backend(otl.load_model(llama_folder)), ["w1"])
 
@@ -234,7 +234,7 @@ def test_a_system_prompt_of_each_kind_of_model(llama_folder):
 def test_a_template_that_ignores_the_system_prompt_is_refused():
     served = served_with("{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %} A:")
     assert render(served, ["w1"]) == ["w1 A:"]
-    set_system_prompt(served.model, "be kind")
+    set_chat(served.model, system="be kind")
     with pytest.raises(PromptError, match="ignores the system prompt"):
         encode(served, ["w1"])
 

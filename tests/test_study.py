@@ -237,6 +237,7 @@ def test_bad_configurations_name_the_field(tmp_path, content, value):
         ("plane_layer", 99, "99 .*0, 1"),
         ("figure_style", "nature", "nature"),
         ("position", -99, "-99"),
+        ("max_new_tokens", 250, "harmful test prompts: .*context of 256"),
     ],
 )
 def test_bad_runs_name_the_value_in_one_line_and_leave_nothing(tmp_path, field, value, named):

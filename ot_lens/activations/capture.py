@@ -42,8 +42,10 @@ def capture(
         prompts: One split, such as `prompts.train`; the chat template is applied here.
         layers: "all" or layer numbers.
         hook: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
-        positions: Token positions counted from each prompt's end, -1 being its last token; "last"; or
-            "post_instruction", all positions of the chat template after the instruction.
+        positions: Token positions counted from each prompt's end, -1 being its last token; "last";
+            "post_instruction", all positions of the chat template after the instruction; or "thought_end",
+            also among integers: where the answer of a thinking model begins. The model first thinks without
+            `edits`, as `think` has it.
         reduce: "mean" for the mean over those positions, as the one position "mean".
         dtype: "float32", "bfloat16", "float16" or "float64", in memory and on disk. Default: what the model
             computes in.
@@ -60,7 +62,7 @@ def capture(
 
     Raises:
         HookError: If a layer, hook point or position does not exist.
-        PromptError: If prompts cannot be rendered.
+        PromptError: If prompts cannot be rendered, or a thought is asked for that does not come or end.
         ActivationError: If the dtype is unknown, or a finite value overflows it.
         RunFolderError: If `store` holds another capture, is in use, or cannot be written; its contents stay.
     """

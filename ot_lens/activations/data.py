@@ -10,7 +10,15 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
-from ot_lens.activations.positions import Positions, captured_index, columns, gather, indices, labels
+from ot_lens.activations.positions import (
+    THOUGHT_END,
+    Positions,
+    captured_index,
+    columns,
+    gather,
+    indices,
+    labels,
+)
 from ot_lens.activations.stored import StoredActivations
 from ot_lens.errors import ActivationError, HookError
 from ot_lens.linalg import float64
@@ -25,7 +33,8 @@ class Activations:
         data: For each class a tensor [layer, prompt, position, d_model] in its dtype; for a store a mapping
             that reads a class on access.
         layers: The layers, in the order of the first axis.
-        positions: Token positions counted from the prompt's end (-1 is the last real token), or "mean".
+        positions: Token positions counted from the prompt's end (-1 is the last real token), "thought_end"
+            (where the answer begins), or "mean".
         hook: The hook point ("resid_pre", ...).
         info: Their origin: model, prompt hashes, active edits.
     """
@@ -181,6 +190,11 @@ class Activations:
             ActivationError: If a mask does not match its cache, or a finite value overflows the dtype.
         """
         at, kind = indices(positions), resolve_dtype(dtype)
+        if THOUGHT_END in at:
+            raise HookError(
+                f"Caches do not show where a thought begins: run think(model, prompts) and pass positions=-1 "
+                f"instead of {THOUGHT_END!r}."
+            )
         caches = {"harmful": (harmful, harmful_mask), "harmless": (harmless, harmless_mask)}
         layers, data = _both_caches(caches, hook, at, reduce, kind)
         return cls(data, layers, labels(at, reduce), hook, {"source": "caches"})
@@ -194,7 +208,7 @@ def _span(layers: Sequence[int]) -> str:
 def _both_caches(
     caches: Mapping[str, tuple[Any, Any]],
     hook: str,
-    positions: Sequence[int],
+    positions: Sequence[int | str],
     reduce: str | None,
     dtype: torch.dtype | None,
 ) -> tuple[tuple[int, ...], dict[str, Float[Tensor, "layer _ position d"]]]:
@@ -237,7 +251,7 @@ def _common_layers(caches: Sequence[Any], hook: str) -> tuple[int, ...]:
 
 
 def _read(
-    x: Any, mask: Any, positions: Sequence[int], reduce: str | None
+    x: Any, mask: Any, positions: Sequence[int | str], reduce: str | None
 ) -> Float[Tensor, "batch position d"]:
     x = _tensor(x, "a cache")
     x = x if x.ndim == 3 else x[None]

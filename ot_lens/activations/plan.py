@@ -1,6 +1,7 @@
 """The plan of a capture: its options, what its numbers depend on, and its division into shards."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ot_lens.activations.numbers import resolve_dtype
-from ot_lens.activations.positions import Positions, check_length, labels, resolve_positions
+from ot_lens.activations.positions import THOUGHT_END, Positions, check_length, labels, resolve_positions
 from ot_lens.errors import HookError, OtLensTypeError, PromptError
+from ot_lens.generation import think
 from ot_lens.interventions import Edits
 from ot_lens.models import TOKEN_BUDGET, Backend, backend, check_layer, encode, model_record
 from ot_lens.models.batching import groups_by_length
@@ -68,14 +70,19 @@ class CapturePlan:
     key: Mapping[str, Any]  # what the activations depend on, as JSON values
     shards: tuple[Shard, ...]  # harmful before harmless, long prompts first
     layers: tuple[int, ...]
-    positions: tuple[int, ...]  # indices from each prompt's end
+    positions: tuple[int | str, ...]  # indices from each prompt's end, or THOUGHT_END
     dtype: torch.dtype | None  # None for what the model computes in
     settings: CaptureSettings
+    thoughts: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)  # read after each prompt
 
     @property
     def labels(self) -> tuple[int | str, ...]:
         """Labels of the position axis."""
         return labels(self.positions, self.settings.reduce)
+
+    def thoughts_of(self, shard: Shard, indices: Sequence[int]) -> list[tuple[int, ...]]:
+        """Tokens that are read after some prompts of a shard's class."""
+        return [self.thoughts[shard.label][i] if self.thoughts else () for i in indices]
 
     def count(self, label: str) -> int:
         """Number of prompts of a class."""
@@ -90,14 +97,33 @@ def plan_shards(model: Any, prompts: Contrast, settings: CaptureSettings) -> Cap
     layers = resolve_layers(settings.layers, served.n_layers)
     served.hook_point(layers[-1], settings.hook)
     positions, dtype = resolve_positions(model, settings.positions), resolve_dtype(settings.dtype)
+    if settings.positions == "post_instruction" and any(p.thought for _, group in prompts for p in group):
+        raise HookError("Thoughts follow these prompts: capture 'post_instruction' before `think`.")
     key = capture_key(model, prompts, settings, layers, positions, dtype)
+    thoughts = _thoughts(model, prompts, settings) if THOUGHT_END in positions else {}
+    if thoughts:
+        key["thoughts_sha256"] = hashlib.sha256(json.dumps(thoughts).encode()).hexdigest()
     shards: list[Shard] = []
     for label, group in prompts:
         lengths = _lengths(served, group)
         check_length(min(lengths), positions)
+        if thoughts:
+            lengths = [n + len(thought) for n, thought in zip(lengths, thoughts[label], strict=True)]
         groups = groups_by_length(lengths, settings.batch_size, settings.token_budget, padded=served.pads)
         shards += (Shard(f"{label}-{i:05d}", label, tuple(members)) for i, members in enumerate(groups))
-    return CapturePlan(key, tuple(shards), layers, positions, dtype, settings)
+    return CapturePlan(key, tuple(shards), layers, positions, dtype, settings, thoughts)
+
+
+def _thoughts(
+    model: Any, prompts: Contrast, settings: CaptureSettings
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """What the unedited model thinks, by class; nothing after prompts that have their thoughts already."""
+    thoughts = {}
+    for label, group in prompts:
+        after = think(model, group, batch_size=settings.batch_size)
+        pairs = zip(group, after, strict=True)
+        thoughts[label] = tuple((p.thought or ()) if given.thought is None else () for given, p in pairs)
+    return thoughts
 
 
 def _lengths(served: Backend, prompts: Sequence[Prompt]) -> list[int]:
@@ -117,7 +143,7 @@ def capture_key(
     prompts: Contrast,
     settings: CaptureSettings,
     layers: tuple[int, ...],
-    positions: tuple[int, ...],
+    positions: tuple[int | str, ...],
     dtype: torch.dtype | None,
 ) -> dict[str, Any]:
     """The key of a capture; with its batching, because shards are batches and sums depend on padding."""

@@ -10,19 +10,20 @@ from torch import Tensor
 from ot_lens.errors import HookError, one_of
 from ot_lens.models import backend, post_instruction_tokens
 
-NAMED = ("last", "post_instruction")
+THOUGHT_END = "thought_end"
+NAMED = ("last", "post_instruction", THOUGHT_END)
 REDUCTIONS = ("mean",)
 
-Positions = str | int | Sequence[int]
+Positions = str | int | Sequence[int | str]
 
 
-def resolve_positions(model: Any, positions: Positions) -> tuple[int, ...]:
-    """Positions as indices from a prompt's end.
+def resolve_positions(model: Any, positions: Positions) -> tuple[int | str, ...]:
+    """Positions as indices from a prompt's end, or "thought_end", which has none.
 
     Args:
         model: A hooked model, whose chat template determines which positions follow the instruction.
         positions: "last" (-1), "post_instruction" (-m, ..., -1: the m tokens of the template after the
-            instruction), one negative integer, or several.
+            instruction), one negative integer, "thought_end", or several of these two.
 
     Raises:
         HookError: If a name is unknown, an index is not negative, or nothing follows the instruction.
@@ -37,9 +38,9 @@ def resolve_positions(model: Any, positions: Positions) -> tuple[int, ...]:
     return tuple(range(-count, 0))
 
 
-def indices(positions: Positions) -> tuple[int, ...]:
-    """Positions that do not depend on a model, as indices from a prompt's end."""
-    if isinstance(positions, str):
+def indices(positions: Positions) -> tuple[int | str, ...]:
+    """Positions that do not depend on a model's template, as indices from a prompt's end."""
+    if isinstance(positions, str) and positions != THOUGHT_END:
         one_of("named position", positions, NAMED, HookError)
         if positions != "last":
             raise HookError(
@@ -47,17 +48,22 @@ def indices(positions: Positions) -> tuple[int, ...]:
                 f"pass resolve_positions(model, {positions!r})."
             )
         return (-1,)
-    chosen = (positions,) if isinstance(positions, int) else tuple(positions)
-    if not chosen or any(isinstance(p, bool) or not isinstance(p, int) or p >= 0 for p in chosen):
+    chosen = (positions,) if isinstance(positions, int | str) else tuple(positions)
+    if not chosen or any(not _is_position(p) for p in chosen):
         raise HookError(
-            f"positions must be negative integers (-1 is the prompt's last token), got {list(chosen)}."
+            f"positions must be negative integers (-1 is the prompt's last token) or {THOUGHT_END!r}, got "
+            f"{list(chosen)}."
         )
     if len(set(chosen)) < len(chosen):
         raise HookError(f"positions must be distinct, got {list(chosen)}.")
     return chosen
 
 
-def labels(positions: Sequence[int], reduce: str | None) -> tuple[int | str, ...]:
+def _is_position(value: Any) -> bool:
+    return value == THOUGHT_END or (isinstance(value, int) and not isinstance(value, bool) and value < 0)
+
+
+def labels(positions: Sequence[int | str], reduce: str | None) -> tuple[int | str, ...]:
     """Labels of the position axis: the indices, or the name of the reduction."""
     if reduce is None:
         return tuple(positions)
@@ -78,9 +84,16 @@ def captured_index(captured: Sequence[int | str], position: int | str | None) ->
 
 
 def columns(
-    batch: int, width: int, mask: Int[Tensor, "batch pos"] | None, positions: Sequence[int]
+    batch: int,
+    width: int,
+    mask: Int[Tensor, "batch pos"] | None,
+    positions: Sequence[int | str],
+    thoughts: Sequence[int] = (),
 ) -> Int[Tensor, "batch position"]:
-    """Columns of positions counted from each row's last real token; without a mask every token is real."""
+    """Columns of positions counted from each prompt's last real token; without a mask every token is real.
+
+    Behind each prompt there may be a thought of some length; `THOUGHT_END` is its last token.
+    """
     if mask is None:
         last = torch.full((batch,), width - 1)
         first = torch.zeros(batch, dtype=torch.long)
@@ -88,15 +101,17 @@ def columns(
         real = mask.bool()
         last = width - 1 - real.flip(1).int().argmax(1)
         first = real.int().argmax(1)
-    check_length(int((last - first).min()) + 1, positions)
-    return last[:, None] + 1 + torch.tensor(list(positions), device=last.device)
+    end = last - torch.tensor(list(thoughts) or 0, device=last.device)
+    check_length(int((end - first).min()) + 1, positions)
+    return torch.stack([last if isinstance(p, str) else end + 1 + p for p in positions], dim=1)
 
 
-def check_length(shortest: int, positions: Sequence[int]) -> None:
+def check_length(shortest: int, positions: Sequence[int | str]) -> None:
     """Check that the shortest prompt has every position."""
-    if -min(positions) > shortest:
+    earliest = min((p for p in positions if isinstance(p, int)), default=-1)
+    if -earliest > shortest:
         raise HookError(
-            f"Position {min(positions)} lies before the first token of a prompt: the shortest has "
+            f"Position {earliest} lies before the first token of a prompt: the shortest has "
             f"{shortest} tokens."
         )
 

@@ -35,9 +35,12 @@ def capture_shard(
     """The activations of one shard, on the CPU: computed again, they have the same bytes."""
     served, settings = backend(model), plan.settings
     group = dict(prompts)[shard.label]
-    batch = token_batch(served, encode(served, [group[i] for i in shard.indices]), shard.indices)
+    rows = encode(served, [group[i] for i in shard.indices])
+    thoughts = plan.thoughts_of(shard, shard.indices)
+    rows = [[*row, *thought] for row, thought in zip(rows, thoughts, strict=True)]
+    batch = token_batch(served, rows, shard.indices)
     with evaluating(served.model), intervene(model, settings.edits, settings.tokens):
-        parts = [values for _, values in in_memory(lambda part: _read(served, part, plan), batch)]
+        parts = [values for _, values in in_memory(lambda part: _read(served, part, plan, shard), batch)]
     values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return as_dtype(values, plan.dtype, plan.layers)
 
@@ -50,12 +53,15 @@ def captured(
         yield shard, capture_shard(model, prompts, plan, shard)
 
 
-def _read(served: Backend, batch: TokenBatch, plan: CapturePlan) -> Float[Tensor, "layer batch position d"]:
+def _read(
+    served: Backend, batch: TokenBatch, plan: CapturePlan, shard: Shard
+) -> Float[Tensor, "layer batch position d"]:
     """One forward pass, which ends at the highest layer that is read."""
     seen: dict[int, Tensor] = {}
     rows, width = batch.mask.shape
+    thoughts = list(map(len, plan.thoughts_of(shard, batch.indices)))
     # Computed once and sent once to each device: a layer that waits for the device costs more than its read.
-    at = {torch.device("cpu"): columns(rows, width, batch.mask.cpu(), plan.positions)}
+    at = {torch.device("cpu"): columns(rows, width, batch.mask.cpu(), plan.positions, thoughts)}
 
     def listen(changes: Reversible[None]) -> None:
         for layer in plan.layers:

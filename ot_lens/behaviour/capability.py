@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import ModelError, OtLensError
-from ot_lens.models import Backend, backend, evaluating
-from ot_lens.models.chat import chat_settings
+from ot_lens.models import Backend, backend, chat_settings, evaluating
 from ot_lens.models.overflow import no_nan
 from ot_lens.models.templates import chat_template
 

@@ -137,5 +137,5 @@ def lengths_below(budget: int) -> list[int]:
 def within(model: Any, completions: Sequence[Completion], length: int) -> list[str]:
     """The answers in the first tokens, apart from thoughts."""
     served = backend(model)
-    cut = [_tokens(model, answer)[: min(length, answer.n_tokens)] for answer in completions]
-    return [read_answer(served, list(ids)).text for ids in cut]
+    cut = [(_tokens(model, answer)[: min(length, answer.n_tokens)], answer.opened) for answer in completions]
+    return [read_answer(served, ids, opened=opened).text for ids, opened in cut]

@@ -20,9 +20,10 @@ from ot_lens.models import (
     Backend,
     TokenBatch,
     backend,
-    batches,
     batches_of_rows,
     by_row,
+    check_room,
+    encode,
     end_of_turn,
     prompt_width,
 )
@@ -72,7 +73,7 @@ def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) 
     scopes of `intervene` are told.
 
     Raises:
-        PromptError: If a prompt has no reference answer.
+        PromptError: If a prompt has no reference answer, or is longer with it than the model's context.
     """
     missing = [i for i, p in enumerate(prompts) if not isinstance(p, Prompt) or not p.answer]
     if missing:
@@ -91,10 +92,12 @@ def token_losses(
     """Loss of every token of answers that are given as tokens; see `answer_loss`."""
     served = backend(model)
     logits = LOGIT_BYTES * served.d_vocab * max(len(answer) for answer in answers)
-    whole = batches(served, prompts, max(1, min(batch_size, LOGIT_BUDGET // logits)))
-    rows = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
-    _checked(torch.stack([row.sum() for row in rows]))
-    return rows
+    rows = encode(served, prompts)
+    check_room(served, [[*row, *answer] for row, answer in zip(rows, answers, strict=True)])
+    whole = batches_of_rows(served, rows, max(1, min(batch_size, LOGIT_BUDGET // logits)))
+    losses = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
+    _checked(torch.stack([row.sum() for row in losses]))
+    return losses
 
 
 def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:

@@ -17,6 +17,7 @@ from ot_lens.models import (
     load_model,
     model_name,
     render_turns,
+    template_of,
 )
 from ot_lens.prompts import Prompt
 
@@ -109,7 +110,8 @@ class YesNoJudge:
             for i, row in enumerate(rows)
         }
         whole = batches_of_rows(self._served, [rows[i] for i in fitting], self._batch_size)
-        given = answers(self._served, whole, self._max_new_tokens)
+        opened = self._form != "text" and template_of(self._served).opened
+        given = answers(self._served, whole, self._max_new_tokens, [opened] * len(fitting))
         verdicts.update((i, self.read(answer.text)) for i, answer in zip(fitting, given, strict=True))
         return [verdicts[i] for i in range(len(rows))]
 

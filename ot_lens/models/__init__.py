@@ -12,6 +12,8 @@ from ot_lens.models.batching import (
     token_batch,
 )
 from ot_lens.models.chat import (
+    chat_settings,
+    check_room,
     control_tokens,
     encode,
     end_of_turn,
@@ -19,15 +21,21 @@ from ot_lens.models.chat import (
     render,
     render_turns,
     set_chat,
-    set_system_prompt,
-    system_prompt,
     template_of,
 )
+from ot_lens.models.files import VARIANTS
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, pad_left
-from ot_lens.models.loading import VARIANTS, load_model, model_name
+from ot_lens.models.loading import load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release
-from ot_lens.models.thoughts import Answer, read_answer, split_thought
+from ot_lens.models.thoughts import (
+    Answer,
+    read_answer,
+    separates,
+    split_thought,
+    thought_ends,
+    thought_length,
+)
 
 __all__ = [
     "HOOKS",
@@ -45,7 +53,9 @@ __all__ = [
     "batches",
     "batches_of_rows",
     "by_row",
+    "chat_settings",
     "check_layer",
+    "check_room",
     "claim",
     "control_tokens",
     "encode",
@@ -63,10 +73,11 @@ __all__ = [
     "release",
     "render",
     "render_turns",
+    "separates",
     "set_chat",
-    "set_system_prompt",
     "split_thought",
-    "system_prompt",
     "template_of",
+    "thought_ends",
+    "thought_length",
     "token_batch",
 ]

@@ -54,20 +54,6 @@ def set_chat(model: nn.Module, **settings: Any) -> None:
         _SETTINGS[model] = changed
 
 
-def set_system_prompt(model: nn.Module, text: str) -> None:
-    """Put a system message in front of every prompt that ot_lens renders for this model.
-
-    Raises:
-        OtLensTypeError: If the text is not a string.
-    """
-    set_chat(model, system=text)
-
-
-def system_prompt(model: nn.Module) -> str | None:
-    """The system message of a model's prompts; None if that is left to its chat template."""
-    return chat_settings(model).system
-
-
 def chat_settings(model: nn.Module) -> ChatSettings:
     """What the user wants of a model's prompts."""
     if isinstance(model, HookedCausalLM):
@@ -105,11 +91,11 @@ def render_turns(served: Backend, turns: Sequence[Turn], *, to_answer: bool = Tr
     return template_of(served).render(served.tokenizer, turns, to_answer=to_answer, **other)
 
 
-def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
-    """Token ids of every rendered prompt, unpadded; the template writes the BOS, so none is added.
+def encode(served: Backend, prompts: Sequence[Prompt | str], *, room: int = 0) -> list[list[int]]:
+    """Token ids of every rendered prompt with its thought, unpadded; the template writes the BOS.
 
     Raises:
-        PromptError: If a prompt is longer than the model's context.
+        PromptError: If a prompt, with `room` tokens after it, is longer than the model's context.
     """
     ids = served.tokenizer(render(served, prompts), add_special_tokens=False, verbose=False)["input_ids"]
     empty = next((i for i, row in enumerate(ids) if not row), None)
@@ -117,15 +103,30 @@ def encode(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[int]]:
         raise PromptError(
             f"Prompt {empty} renders to no tokens: the tokenizer does not match its chat template."
         )
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if served.n_ctx and len(ids[longest]) > served.n_ctx:
-        raise PromptError(
-            f"Prompt {longest} has {len(ids[longest])} tokens, more than the model's context of "
-            f"{served.n_ctx}: shorten or drop it."
-        )
     if max(map(max, ids)) < served.d_vocab:  # else the batches refuse them
         _warn_of_control_tokens(served, prompts)
-    return [list(row) for row in ids]
+    rows = [[*row, *(getattr(p, "thought", None) or ())] for row, p in zip(ids, prompts, strict=True)]
+    check_room(served, rows, room)
+    return rows
+
+
+def check_room(served: Backend, rows: Sequence[Sequence[int]], room: int = 0) -> None:
+    """Raise a PromptError if the model's context is too short for a row and `room` tokens after it."""
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    length, left = len(rows[longest]), served.n_ctx - len(rows[longest])
+    if not served.n_ctx or left >= room:
+        return
+    over = sum(len(row) + room > served.n_ctx for row in rows)
+    what = f"Prompt {longest} of {len(rows)} has {length} tokens"
+    if left < 0:
+        raise PromptError(
+            f"{what}, more than the model's context of {served.n_ctx} ({over} such prompts): shorten or drop "
+            "them."
+        )
+    raise PromptError(
+        f"{what} and up to {room} follow, more than the model's context of {served.n_ctx} ({over} such "
+        f"prompts): allow at most {left} new tokens, or shorten or drop them."
+    )
 
 
 def control_tokens(served: Backend, prompts: Sequence[Prompt | str]) -> list[list[str]]:
@@ -168,7 +169,7 @@ def end_of_turn(served: Backend) -> int:
     """
     answer, user = "Certainly.", {"role": "user", "content": "Hello"}
     turns = [user, {"role": "assistant", "content": answer}]
-    special = _special_ids(served.tokenizer)
+    special = special_ids(served.tokenizer)
     for conversation in (turns, [*turns, user]):
         try:
             written = render_turns(served, conversation, to_answer=False)
@@ -187,7 +188,8 @@ def end_of_turn(served: Backend) -> int:
     return int(served.tokenizer.eos_token_id)
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of control tokens."""
     added = tokenizer.added_tokens_decoder
     return {token for token in added if added[token].special} | set(tokenizer.all_special_ids)
 

@@ -1,8 +1,34 @@
 """Files of a model folder or hub repository."""
 
 from contextlib import suppress
+from importlib.resources import files
+from os.path import isdir
+from pathlib import Path
 
 from transformers.utils import cached_file
+
+from ot_lens.errors import ModelError
+
+VARIANTS = ("single", "multi", "shared")
+
+
+def locate(name: str) -> str:
+    """Where the files of a model are: a folder, or a hub name as given."""
+    if name == "organism" or name.startswith("organism:"):
+        variant = name.partition(":")[2] or "multi"
+        if variant not in VARIANTS:
+            raise ModelError(f"No embedded model {name!r}: choose organism:{', organism:'.join(VARIANTS)}.")
+        return str(files("ot_lens") / "organism" / "weights" / variant)
+    if isdir(name):
+        if not (Path(name) / "config.json").is_file():
+            packed = next(iter(sorted(Path(name).glob("*.gguf"))), None)
+            remedy = f" To load its GGUF file, pass gguf_file={packed.name!r}." if packed else ""
+            raise ModelError(
+                f"The folder {name} has no config.json: it is not a Hugging Face model folder.{remedy}"
+            )
+    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise ModelError(f"No model folder {name!r}: check the path.")
+    return name
 
 
 def held_file(place: str, file: str, revision: str | None = None) -> str | None:

@@ -2,8 +2,7 @@
 
 from contextlib import nullcontext
 from copy import copy
-from importlib.resources import files
-from os.path import exists, isdir
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,13 @@ from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.adapters import apply_adapter, check_unadapted, without_wrapper
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
-from ot_lens.models.files import held_file
+from ot_lens.models.files import held_file, locate
 from ot_lens.models.gguf import alone, gguf_path, gguf_record
 from ot_lens.models.hooked import HookedCausalLM
-from ot_lens.models.pretrained import DeviceMap, load_hf, load_tokenizer
+from ot_lens.models.pretrained import load_hf, load_tokenizer
+from ot_lens.models.settings import DeviceMap, LoadSettings
 from ot_lens.models.stream import check_stream
 
-VARIANTS = ("single", "multi", "shared")
 HOOK_SETS = ("residual", "full")
 
 
@@ -87,24 +86,22 @@ def load_model(
         UnusedWeightsWarning: If the checkpoint holds weights that the model has no place for.
     """
     one_of("set of hooks", hooks, HOOK_SETS, ModelError)
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "revision": revision,
-        "quantization": quantization,
-        "gguf_file": gguf_file,
-        "adapter": adapter,
-        "merge_adapter": merge_adapter or None,
-    }
+    settings = LoadSettings(
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        quantization=quantization,
+        gguf_file=gguf_file,
+        adapter=adapter,
+        merge_adapter=merge_adapter,
+        trust_remote_code=trust_remote_code,
+    )
     if isinstance(model, str | Path):
-        name = str(model)
-        if revision is not None and (name.startswith("organism") or exists(name)):
-            raise ModelError(f"revision = {revision!r}: {name} is a folder or file, not a hub model.")
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        loaded = _load(name, tokenizer, hooks, loading, options)
+        loaded = _load(str(model), tokenizer, hooks, settings)
     else:
-        loaded = _already_loaded(model, tokenizer, loading)
+        settings.check_unused(type(model).__name__)
+        loaded = _already_loaded(model, tokenizer)
     if system_prompt is not None:
         set_chat(loaded, system=system_prompt)
     if thinking is not None:
@@ -118,13 +115,7 @@ def model_name(model: Any) -> str:
     return str(getattr(model.cfg, "model_name", type(model).__name__))
 
 
-def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None, loading: dict[str, Any]) -> Any:
-    for name, value in loading.items():
-        if value is not None:
-            raise ModelError(
-                f"{name} = {value!r} applies to models that are loaded by name; this {type(model).__name__} "
-                "is already loaded."
-            )
+def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     model = without_wrapper(model)
     if not isinstance(model, PreTrainedModel):
         backend(model)
@@ -134,28 +125,34 @@ def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None, loadi
     return _served(HookedCausalLM(model, tokenizer, model.config._name_or_path or type(model).__name__))
 
 
-def _load(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase | None,
-    hooks: str,
-    loading: dict[str, Any],
-    options: dict[str, Any],
-) -> Any:
-    _check_packing(loading)
-    gguf = gguf_path(name, loading["gguf_file"], options["revision"])
-    if gguf is None and loading["adapter"] is None and not name.startswith("organism"):
-        check_unadapted(name, options["revision"])
+def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, settings: LoadSettings) -> Any:
+    settings.check()
+    embedded, revision = name.startswith("organism"), settings.revision
+    if revision is not None and (embedded or exists(name)):
+        raise ModelError(f"revision = {revision!r}: {name} is a folder or file, not a hub model.")
+    gguf = gguf_path(name, settings.gguf_file, revision)
+    if gguf is None and settings.adapter is None and not embedded:
+        check_unadapted(name, revision)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
     with alone(gguf) if gguf is not None else nullcontext(locate(name)) as place:
         if gguf is not None:
-            options = {**options, "revision": None, "gguf_file": gguf.name}
+            options |= {"revision": None, "gguf_file": gguf.name}
         if tokenizer is None:
-            tokenizer = _adapter_tokenizer(loading["adapter"]) or load_tokenizer(name, place, options)
-        hf_model = _hf_model(name, place, tokenizer, loading, options)
+            tokenizer = _adapter_tokenizer(settings) or load_tokenizer(name, place, options)
+        hf_model = load_hf(
+            name,
+            place,
+            dtype=settings.resolved_dtype(torch.float32 if embedded else None),
+            place_on=settings.place(),
+            quantization=settings.quantization,
+            options=options,
+        )
+        hf_model = _adapted(hf_model, len(tokenizer), settings, name)
         # Kept for `model_record`: the weights alone do not say where they come from.
-        hf_model.ot_lens_source = _source(gguf, loading)
+        hf_model.ot_lens_source = _source(gguf, settings)
         if hooks == "full":
             return _served(_bridge(name, place, hf_model, tokenizer))
-    full_name = f"{name}/{loading['gguf_file']}" if loading["gguf_file"] else name
+    full_name = f"{name}/{settings.gguf_file}" if settings.gguf_file else name
     return _served(HookedCausalLM(hf_model, tokenizer, full_name))
 
 
@@ -164,112 +161,27 @@ def _served(model: Any) -> Any:
     return model
 
 
-def _hf_model(
-    name: str,
-    place: str,
-    tokenizer: PreTrainedTokenizerBase,
-    loading: dict[str, Any],
-    options: dict[str, Any],
-) -> PreTrainedModel:
-    """The model with its adapter."""
-    model = load_hf(
-        name,
-        place,
-        dtype=_dtype(loading["dtype"], default=torch.float32 if name.startswith("organism") else None),
-        place_on=_place_on(loading["device"], loading["device_map"]),
-        quantization=loading["quantization"],
-        options=options,
-    )
-    if not loading["adapter"]:
+def _adapted(model: PreTrainedModel, n_tokens: int, settings: LoadSettings, name: str) -> PreTrainedModel:
+    """The model with its adapter, which may add tokens."""
+    if not settings.adapter:
         return model
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return apply_adapter(model, str(loading["adapter"]), bool(loading["merge_adapter"]), name)
+    if n_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(n_tokens, mean_resizing=False)
+    return apply_adapter(model, str(settings.adapter), settings.merge_adapter, name)
 
 
-def _adapter_tokenizer(adapter: str | Path | bool | None) -> PreTrainedTokenizerBase | None:
+def _adapter_tokenizer(settings: LoadSettings) -> PreTrainedTokenizerBase | None:
     """The tokenizer with which an adapter was trained, if it brings one with a chat template."""
-    if not adapter or held_file(str(adapter), "tokenizer_config.json") is None:
+    adapter = str(settings.adapter)
+    if not settings.adapter or held_file(adapter, "tokenizer_config.json") is None:
         return None
-    tokenizer = load_tokenizer(str(adapter), str(adapter), {})
+    tokenizer = load_tokenizer(adapter, adapter, {})
     return tokenizer if tokenizer.chat_template else None
 
 
-def _source(gguf: Path | None, loading: dict[str, Any]) -> dict[str, Any]:
-    adapter = {"source": str(loading["adapter"]), "merged": bool(loading["merge_adapter"])}
-    return {"gguf": gguf and gguf_record(gguf), "adapter": adapter if loading["adapter"] else None}
-
-
-def _check_packing(loading: dict[str, Any]) -> None:
-    """Refuse options that contradict each other."""
-    if loading["merge_adapter"] and not loading["adapter"]:
-        raise ModelError("merge_adapter=True needs an adapter: pass adapter=FOLDER.")
-    if loading["merge_adapter"] and loading["quantization"]:
-        raise ModelError(
-            f"An adapter cannot be merged exactly into {loading['quantization']} weights: leave out "
-            "merge_adapter or quantization."
-        )
-    if loading["gguf_file"] and loading["quantization"]:
-        raise ModelError(
-            f"quantization = {loading['quantization']!r}: the weights of a GGUF file are unpacked, not "
-            "quantized again; leave out quantization."
-        )
-
-
-def locate(name: str) -> str:
-    """Where the files of a model are: a folder, or a hub name as given."""
-    if name == "organism" or name.startswith("organism:"):
-        variant = name.partition(":")[2] or "multi"
-        if variant not in VARIANTS:
-            raise ModelError(f"No embedded model {name!r}: choose organism:{', organism:'.join(VARIANTS)}.")
-        return str(files("ot_lens") / "organism" / "weights" / variant)
-    if isdir(name):
-        if not (Path(name) / "config.json").is_file():
-            packed = next(iter(sorted(Path(name).glob("*.gguf"))), None)
-            remedy = f" To load its GGUF file, pass gguf_file={packed.name!r}." if packed else ""
-            raise ModelError(
-                f"The folder {name} has no config.json: it is not a Hugging Face model folder.{remedy}"
-            )
-    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise ModelError(f"No model folder {name!r}: check the path.")
-    return name
-
-
-def _dtype(dtype: torch.dtype | str | None, default: torch.dtype | None) -> torch.dtype | None:
-    if dtype is None:
-        return default
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ModelError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.")
-    return resolved
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        available = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-        return torch.device(next((kind for kind, there in available if there), "cpu"))
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"device must be cpu, cuda, cuda:NUMBER or mps, got {device!r}.") from error
-    if resolved.type == "meta":
-        raise ModelError("device = 'meta' holds no weights: choose cpu, cuda or mps.")
-    try:
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ModelError(
-            f"The device {str(device)!r} does not exist here: torch sees {torch.cuda.device_count()} CUDA "
-            f"devices and {'an' if torch.backends.mps.is_available() else 'no'} MPS device."
-        ) from error
-    return resolved
-
-
-def _place_on(device: str | torch.device | None, device_map: DeviceMap | None) -> torch.device | DeviceMap:
-    if device_map is None:
-        return _device(device)
-    if device is not None:
-        raise ModelError(f"Give device = {str(device)!r} or device_map = {device_map!r}, not both.")
-    return device_map
+def _source(gguf: Path | None, settings: LoadSettings) -> dict[str, Any]:
+    adapter = {"source": str(settings.adapter), "merged": settings.merge_adapter}
+    return {"gguf": gguf and gguf_record(gguf), "adapter": adapter if settings.adapter else None}
 
 
 def _bridge(name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:

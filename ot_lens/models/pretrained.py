@@ -30,6 +30,7 @@ from ot_lens.errors import ModelError, UnusedWeightsWarning, one_of
 from ot_lens.io.untrusted import MIB, abbreviated, check_size, quoted
 from ot_lens.models.adapters import UNADAPTED
 from ot_lens.models.architectures import CONFIG_COUNTS, CONFIG_WIDTHS
+from ot_lens.models.settings import DeviceMap
 
 try:
     from transformers import GgufConfig
@@ -38,7 +39,6 @@ except ImportError:  # older releases always unpack
 
 QUANTIZATIONS = ("int8", "nf4")
 SHOWN = 5  # names of weights in a warning
-DeviceMap = str | dict[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 MOST_LAYERS, WIDEST = 4_096, 2**20
 TEXTS, MOST_TEXT = (".json", ".jinja", ".txt", ".model"), 256 * MIB

@@ -8,8 +8,8 @@ from typing import Any
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.models.files import locate
 from ot_lens.models.gguf import gguf_path
-from ot_lens.models.loading import locate
 from ot_lens.models.pretrained import auto_class, check_folder, check_sizes
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}

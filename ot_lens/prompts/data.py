@@ -25,12 +25,15 @@ class Prompt:
         answer: One correct, compliant answer (perplexity is measured on it), or None if none is known.
         answers: Every answer that counts as correct; empty if none is known.
         category: The category of the request, or None.
+        thought: Tokens that follow the rendered request, up to where the answer begins (see `think`). Every
+            measure reads them as part of the prompt. None: the model has not thought.
     """
 
     text: str
     answer: str | None = None
     answers: tuple[str, ...] = ()
     category: str | None = None
+    thought: tuple[int, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,12 @@ class Contrast:
 
     @property
     def sha256(self) -> str:
-        """Hash of the texts and answers of both classes, in order."""
-        rows = [(name, p.text, p.answer) for name, prompts in self for p in prompts]
+        """Hash of the texts, answers and thoughts of both classes, in order."""
+        rows = [
+            (name, p.text, p.answer, *(() if p.thought is None else (p.thought,)))
+            for name, prompts in self
+            for p in prompts
+        ]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ot_lens.behaviour import FILTERS, LazyJudge
 from ot_lens.behaviour.panel import PanelSettings
-from ot_lens.errors import ConfigError, one_of
+from ot_lens.errors import ConfigError, PromptError, one_of
 from ot_lens.execution import Executor
 from ot_lens.execution.modules import import_modules
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
@@ -67,7 +67,7 @@ def prepare(model: Any, config: StudyConfig, prompts: ContrastSet, run: Path) ->
         text=None if config.perplexity_text is None else Path(config.perplexity_text),
         completions=run / "completions" if config.keep_completions else None,
     )
-    check_study(config, model, prompts, settings.layers)
+    check_study(config, model, prompts, settings)
     panel = settings.panel
     if panel.judge is not None:
         with panel.judge.in_place_of(backend(model).model, swap=panel.swap):
@@ -115,11 +115,11 @@ def check_choices(config: StudyConfig) -> None:
         raise ConfigError(f"perplexity_text = {text!r}: there is no such file.")
 
 
-def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: tuple[int, ...]) -> None:
+def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, settings: SweepSettings) -> None:
     """Check the configuration against model and prompts, before the run folder is made."""
     from ot_lens.plots.paper import style_named
 
-    served = backend(model)
+    served, layers = backend(model), settings.layers
     served.hook_point(layers[0], config.hook)
     style_named(config.figure_style)
     for layers_of in config.layer_sets:
@@ -128,9 +128,14 @@ def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, layers: t
             raise ConfigError(f"layer_sets contains {layers_of}, but layer {outside[0]} is not in layers.")
     if config.plane_layer not in (None, *layers):
         raise ConfigError(f"plane_layer = {config.plane_layer} is not in layers, {list(layers)}.")
-    for split in ("train", "test"):
-        for label, group in getattr(prompts, split):
-            shortest = min(len(ids) for ids in encode(served, group))
+    for split, contrast in prompts.splits:
+        answered = settings.panel.needs_answers if split == "test" else config.filter == "answers"
+        for label, group in contrast:
+            try:
+                rows = encode(served, group, room=config.max_new_tokens if answered else 0)
+            except PromptError as error:
+                raise PromptError(f"The {label} {split} prompts: {error}") from error
+            shortest = min(map(len, rows))
             if shortest < -config.position:
                 raise ConfigError(
                     f"position = {config.position} is before the first token: the shortest of the {label} "

@@ -27,6 +27,7 @@ from ot_lens.models import (
     render_turns,
     split_thought,
     template_of,
+    thought_length,
 )
 from tests import families
 
@@ -245,7 +246,7 @@ def test_generated_tokens_are_read_without_special_tokens(load):
     served = load("gpt_oss", thinking="forced")
     text = "Refuse?<|end|><|start|>assistant<|channel|>final<|message|>No, I will not.<|return|>"
     ids = served.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert read_answer(served, ids) == Answer("No, I will not.", "Refuse?")
+    assert read_answer(served, ids, opened=True) == Answer("No, I will not.", "Refuse?")
     plain = load("llama31")
     ids = plain.tokenizer("Yes.<|eot_id|>", add_special_tokens=False)["input_ids"]
     assert read_answer(plain, ids) == Answer("Yes.")
@@ -261,3 +262,24 @@ def test_refusal_words_inside_a_thought_are_no_refusal(load, monkeypatch):
     assert (answers[0].text, answers[0].thought) == ("Sure.", "I cannot.")
     assert delayed_refusals(served.model, answers, ["I cannot"])["value"].eq(0).all()
     assert delayed_refusals(served.model, answers, ["Sure"])["value"].tolist()[-1] == 1
+    saved = [replace(answers[0], tokens=(), opened=False)]  # their thoughts are not stored
+    assert delayed_refusals(served.model, saved, ["Sure"])["value"].tolist()[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("deepseek_r1", "Hm.\n</think>\n\nSure. </think>", "\n\nSure. </think>"),
+        ("deepseek_r1", "Hm.", None),
+        ("qwen3", "<think>\nHm.\n</think>Sure.", "Sure."),
+        ("qwen3", "Sure.", "Sure."),
+        ("qwen3", "<think>Hm.", None),
+        ("gpt_oss", "Hm.<|end|><|start|>assistant<|channel|>final<|message|>Sure.", "Sure."),
+        ("gpt_oss", "Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Call.", None),
+    ],
+)
+def test_a_thought_ends_with_what_closes_it(load, name, text, answer):
+    served = load(name, thinking=True if name == "qwen3" else "forced")
+    ids = served.tokenizer(text, add_special_tokens=False)["input_ids"]
+    length = thought_length(served, ids, opened=template_of(served).opened)
+    assert (None if length is None else served.tokenizer.decode(ids[length:])) == answer
