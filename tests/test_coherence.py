@@ -9,9 +9,12 @@ import torch
 import ot_lens as otl
 from ot_lens.behaviour.coherence import answer_nll, coherence_limit, degenerate, delayed_refusals
 from ot_lens.errors import ActivationError, OutOfDomainWarning, PromptError
+from ot_lens.execution import LocalExecutor, Runner
 from ot_lens.generation import Completion
-from ot_lens.localization import sweep_settings
+from ot_lens.localization import MethodSpec, domain, sweep_settings
+from ot_lens.localization.candidates import candidates
 from ot_lens.localization.domain import Domain
+from ot_lens.localization.methods import fit_maps
 from ot_lens.localization.walking import next_token_readings
 from ot_lens.models import backend, encode, end_of_turn
 from ot_lens.prompts import Prompt
@@ -150,11 +153,29 @@ def test_a_domain_holds_its_own_distribution_and_nothing_far_away():
     scales = torch.linspace(0.1, 3, 40, dtype=torch.float64)
     drawn = torch.randn(600, 40, generator=generator, dtype=torch.float64) * scales
     samples, others = drawn[:100], drawn[100:]
-    domain = Domain.of(samples)
-    assert domain.outside(others).double().mean() < 0.05
-    assert domain.outside(others + 5).double().mean() > 0.95
+    own = Domain.of(samples)
+    assert own.outside(others).double().mean() < 0.05
+    assert own.outside(others + 5).double().mean() > 0.95
     same = torch.ones(8, 40, dtype=torch.float64)  # all prompts end in the same token: no spread
     assert Domain.of(same).outside(torch.cat([same, same + 1])).tolist() == [False] * 8 + [True] * 8
+
+
+def test_what_lies_outside_is_counted_once_in_the_life_of_a_cache(organism, monkeypatch):
+    prompts = otl.load_prompts("organism", sample=(32, 8, 16))
+    acts = otl.capture(organism, prompts.train, layers=[6, 7])
+    settings = sweep_settings(organism, ["refusal_score"], layers=[6, 7], tokens="all")
+    maps = fit_maps(acts, [MethodSpec("mean_shift")], layers=[6, 7], position=-1)
+    planned = candidates(maps, settings, ["single"], [1.0])
+    runner = Runner(LocalExecutor(organism), {})
+    arguments = (runner, prompts.test, acts, planned, settings)
+    with pytest.warns(OutOfDomainWarning):
+        first = domain.with_domains(*arguments)
+    assert all(isinstance(n, int) for n in runner.cache["domain|harmful|all"])
+    monkeypatch.setattr(Domain, "of", None)
+    monkeypatch.setattr(domain, "counted", lambda *_: pytest.fail("counted again"))
+    again = domain.with_domains(*arguments)
+    assert [c.outside for c in again] == [c.outside for c in first]
+    assert {c.outside[0] > 0 for c in first} == {True}
 
 
 # ------------------------------------------------------------------------------------------- overflow

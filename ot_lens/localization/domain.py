@@ -95,22 +95,20 @@ def with_domains(
         OutOfDomainWarning: If it is more than 5 % for a map that moves a distribution.
     """
     groups = dict(prompts)
-    domains: dict[str, dict[int, Domain]] = {}
-    known: dict[tuple[str, str], dict[int, tuple[int, int]]] = {}
-    cases = dict.fromkeys((_source(c), c.tokens) for c in candidates if c.control == NOT_A_CONTROL)
-    with stage("domains of the maps", len(cases)) as step:
-        for source, tokens in cases:
-            if source not in domains:
-                samples = getattr(acts, source)
-                domains[source] = {
-                    layer: Domain.of(samples(layer, settings.position)) for layer in settings.layers
-                }
-            known[source, tokens] = runner.call(counted, groups[source], domains[source], tokens, settings)
-            step(1)
+    cases = {_case(c): (_source(c), c.tokens) for c in candidates if c.control == NOT_A_CONTROL}
+    domains = {
+        source: {
+            layer: Domain.of(getattr(acts, source)(layer, settings.position)) for layer in settings.layers
+        }
+        for source in {source for case, (source, _) in cases.items() if case not in runner.cache}
+    }
+    tasks = {case: (groups[source], domains.get(source), tokens) for case, (source, tokens) in cases.items()}
+    with stage("domains of the maps", len(tasks)) as step:
+        counts = runner.map(counted, tasks, settings, progress=lambda _case: step(1))
     placed = [
         candidate
         if candidate.control != NOT_A_CONTROL
-        else replace(candidate, outside=_total(candidate, known[_source(candidate), candidate.tokens]))
+        else replace(candidate, outside=_total(candidate, counts[_case(candidate)], settings.layers))
         for candidate in candidates
     ]
     _warn(placed)
@@ -121,11 +119,15 @@ def _source(candidate: Candidate) -> str:
     return "harmless" if candidate.transport == INDUCE else "harmful"
 
 
-def _total(candidate: Candidate, counts: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+def _case(candidate: Candidate) -> str:
+    return f"domain|{_source(candidate)}|{candidate.tokens}"
+
+
+def _total(candidate: Candidate, counts: Sequence[int], layers: Sequence[int]) -> tuple[int, int]:
     """How many activations lie outside, of how many; an edit that changes nothing leaves none outside."""
-    outside = sum(counts[layer][0] for layer in candidate.layers)
-    touched = sum(counts[layer][1] for layer in candidate.layers)
-    return (0 if candidate.unedited else outside), touched
+    *outside, touched = counts
+    far = sum(outside[layers.index(layer)] for layer in candidate.layers)
+    return (0 if candidate.unedited else far), touched * len(candidate.layers)
 
 
 def _warn(candidates: Sequence[Candidate]) -> None:
@@ -149,12 +151,11 @@ def _warn(candidates: Sequence[Candidate]) -> None:
 
 def counted(
     model: Any,
-    prompts: Sequence[Prompt],
-    domains: Mapping[int, Domain],
-    tokens: str,
     settings: SweepSettings,
-) -> dict[int, tuple[int, int]]:
-    """By layer, how many of the activations that a token scope touches lie outside, of how many."""
+    task: tuple[Sequence[Prompt], Mapping[int, Domain], str],
+) -> list[int]:
+    """Of the activations that a token scope touches: how many lie outside at each layer, then how many."""
+    prompts, domains, tokens = task
     served = backend(model)
     rows = encode(served, prompts)
     touched = [1 if tokens == "last" else len(row) for row in rows]
@@ -167,10 +168,7 @@ def counted(
     counts = torch.stack(
         by_row(served, whole, lambda batch: _outside(served, batch, domains, touched, settings))
     )
-    return {
-        layer: (int(outside), sum(touched))
-        for layer, outside in zip(domains, counts.sum(dim=0).tolist(), strict=True)
-    }
+    return [*map(int, counts.sum(dim=0).tolist()), sum(touched)]
 
 
 def _outside(
