@@ -127,9 +127,9 @@ def test_work_by_hand():
     found = estimate(config, Hardware("x", 100.0, 1.0, low=0.5, high=1.0), counts)
     read = 10 + 2 * 32 + 2 * 32  # capture; the unedited model; each method alone at layer 20
     answers = 3 * 32
-    assert found.tokens == read * 64 + answers * (64 + 100)
+    assert found.tokens == read * 64 + 2 * answers * (64 + 100)  # written, then read for its likelihood
     assert (found.judge, found.judged_tokens) == (0, 0)
-    prefill = 2 * TOTALS[LLAMA_13B] * (read + answers) * 64 / 50e12
+    prefill = 2 * TOTALS[LLAMA_13B] * ((read + 2 * answers) * 64 + answers * 100) / 50e12
     cache = 2 * 40 * 5120 * 2 * 16 * 100
     decode = answers / 16 * 100 * (found.weights + cache) / 0.5e12
     assert found.hours[1] == pytest.approx((prefill + decode) / 3600)

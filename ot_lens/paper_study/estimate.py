@@ -75,6 +75,8 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
     layers = size.n_layers if isinstance(config.layers, str) else len(config.layers)
     read, edits = _prompts_read_and_edits(config, layers, counts)
     answers = edits * tested
+    # The unedited model reads each answer once more, for `answer_nll`.
+    reread = answers if "refusal_rate" in config.measures else 0.0
     judged = (
         edits * counts.test["harmful"] * (JUDGE_TOKENS + config.max_new_tokens) if judge_parameters else 0.0
     )
@@ -86,11 +88,12 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
         batch, tokens = config.batch_size, config.max_new_tokens * length
         flops, bandwidth = hardware.tflops * 1e12 * share, hardware.bandwidth * 1e12 * share
         per_token = 2 * size.n_parameters
-        prefill = per_token * (read + answers) * PROMPT_TOKENS / flops
+        prefill = per_token * (read + answers + reread) * PROMPT_TOKENS / flops
+        rereading = per_token * reread * tokens / flops
         read_each_step = weights + 2 * _cache_values(size, batch * tokens)
         step = max(per_token * batch / flops, read_each_step / bandwidth)
         judging = 2 * judge_parameters * judged / flops
-        return (prefill + answers / batch * tokens * step + judging) / 3600
+        return (prefill + answers / batch * tokens * step + rereading + judging) / 3600
 
     return Estimate(
         model=config.model,
@@ -101,7 +104,7 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
         judge=judge_weights,
         memory=together((running, judge_weights)),
         disk=layers * (counts.train + tested) * size.d_model * BYTES[stored],
-        tokens=read * PROMPT_TOKENS + answers * longest,
+        tokens=read * PROMPT_TOKENS + (answers + reread) * longest,
         judged_tokens=judged,
         hours=(hours(hardware.high, 0.25), hours(hardware.low, 1.0)),
     )
@@ -114,10 +117,10 @@ def assumptions(config: StudyConfig, hardware: Hardware) -> str:
     return (
         f"Assumes {counts.train} training, {counts.validation} harmful validation and {tested} test prompts "
         f"of {PROMPT_TOKENS} tokens; answers of {config.max_new_tokens // 4} to {config.max_new_tokens} "
-        f"tokens in batches of {config.batch_size}; 2 x parameters x tokens floating-point operations; "
-        f"every generated token reads all weights and the cache once; {hardware.name} ({hardware.tflops:g} "
-        f"TFLOP/s, {hardware.bandwidth:g} TB/s) at {hardware.low:.0%} to {hardware.high:.0%} of its peak. "
-        "Excludes downloads, the perplexity of a text and figures."
+        f"tokens in batches of {config.batch_size}, each read once more for its likelihood; 2 x parameters x "
+        f"tokens floating-point operations; every generated token reads all weights and the cache once; "
+        f"{hardware.name} ({hardware.tflops:g} TFLOP/s, {hardware.bandwidth:g} TB/s) at {hardware.low:.0%} "
+        f"to {hardware.high:.0%} of its peak. Excludes downloads, the perplexity of a text and figures."
     )
 
 
