@@ -36,10 +36,10 @@ VENV_NEWEST := $(call stamp,.venv-newest,ready,constraints-newest.txt)
 
 # Tested at both ends of the version ranges in pyproject.toml: the users' extras, and the tests that need nothing else.
 comma := ,
-BOUNDED := test page hub capability ray quantization notebooks
+BOUNDED := test page hub capability ray gguf peft quantization notebooks
 BOUNDED_EXTRAS := $(subst $() $(),$(comma),$(BOUNDED))
 BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_behaviour.py test_capability.py test_cli.py \
-    test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
+    test_formats.py test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
     test_selection.py test_single_pass.py trust/test_release.py)
 
 # Kept apart from the packages it examines: pip-audit brings its own pip.
@@ -107,7 +107,8 @@ release-check: wheel-check test-lowest test-newest audit ## everything a release
 lock-lowest: $(VENV_RELEASE) ## rewrite constraints-lowest.txt after a lower bound has changed
 	@$(wheels); .venv-release/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 $$wheels \
 	    --resolution lowest-direct --override constraints-newest.txt $(addprefix --extra ,$(BOUNDED)) pyproject.toml \
-	    | sed -E '/^(nvidia|cuda|triton)-?/d; s/\[.*\]//; s/ *;.*//' \
+	    | sed -E -e '/^(nvidia|cuda|triton)-?/d; s/\[.*\]//; s/ *;.*//' \
+	        -e '/^torch==/r '<(grep '^torch==' constraints-newest.txt) -e '/^torch==/d' \
 	    | cat <(grep '^#' constraints-lowest.txt) - > constraints-lowest.new
 	@mv constraints-lowest.new constraints-lowest.txt
 
