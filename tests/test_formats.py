@@ -52,11 +52,11 @@ def write_gguf(path, weights, config):
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    letters = [chr(c) for c in range(65, 65 + config["vocab_size"] - 4)]
+    letters = [chr(c) for c in range(65, 65 + config["vocab_size"] - 5)]
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<pad>", "<s>", "</s>", *letters, "ab"])
-    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(letters) + 1))
-    writer.add_token_merges(["a b"])
+    writer.add_token_list(["<pad>", "<s>", "</s>", *letters, "ab", "cd"])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(letters) + 2))
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)

@@ -1,6 +1,7 @@
 """PEFT adapters (LoRA and its relatives): applied to a model, merged or not, and described."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from transformers import PreTrainedModel
 
 from ot_lens.errors import ModelError
 from ot_lens.io.untrusted import MIB, abbreviated, parse_json, quoted, read_text
-from ot_lens.models.files import held_file
+from ot_lens.models.files import held_file, linked
 
 ADAPTER_CONFIG = "adapter_config.json"
 # A subfolder that no repository has: transformers looks for an adapter there and so applies none by itself.
+# Its older releases look into the folder itself: they are shown one without the adapter.
 UNADAPTED = {"subfolder": "ot_lens-applies-adapters-itself"}
 
 
@@ -35,6 +37,13 @@ def check_unadapted(name: str, revision: str | None) -> None:
     raise ModelError(
         f"{name} is an adapter of {quoted(base)}, not a complete model: load its base with adapter={name!r}."
     )
+
+
+def unadapted(place: str) -> AbstractContextManager[str]:
+    """A model's folder as if it held no adapter; a hub name as it is."""
+    if not (Path(place) / ADAPTER_CONFIG).is_file():
+        return nullcontext(place)
+    return linked(path for path in Path(place).iterdir() if not path.name.startswith("adapter_"))
 
 
 def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) -> PreTrainedModel:

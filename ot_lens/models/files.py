@@ -1,9 +1,11 @@
 """Files of a model folder or hub repository."""
 
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from os.path import isdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from transformers.utils import cached_file
 
@@ -44,3 +46,12 @@ def held_file(place: str, file: str, revision: str | None = None) -> str | None:
         )
         return found
     return None
+
+
+@contextmanager
+def linked(paths: Iterable[Path]) -> Iterator[str]:
+    """A folder with these files only, so that none of their neighbours is mixed in."""
+    with TemporaryDirectory(prefix="ot_lens-") as folder:
+        for path in paths:
+            (Path(folder) / path.name).symlink_to(path.absolute())
+        yield folder

@@ -2,11 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ot_lens.errors import ModelError
 from ot_lens.models.files import held_file
@@ -43,14 +40,6 @@ def gguf_path(name: str, gguf_file: str | None, revision: str | None) -> Path | 
     if find_spec("gguf") is None:
         raise ModelError(f"Reading {path.name} needs gguf: pip install 'ot-lens[gguf]'.")
     return path.absolute()
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[str]:
-    """A folder with this file only, so that no tokenizer or template of a neighbour is mixed in."""
-    with TemporaryDirectory(prefix="ot_lens-gguf-") as folder:
-        (Path(folder) / path.name).symlink_to(path)
-        yield folder
 
 
 def gguf_record(path: Path) -> dict[str, str]:

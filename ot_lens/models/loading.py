@@ -1,6 +1,5 @@
 """Loading a model: a hub name, a local folder, an embedded model, or one already in memory."""
 
-from contextlib import nullcontext
 from copy import copy
 from os.path import exists
 from pathlib import Path
@@ -11,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
-from ot_lens.models.adapters import apply_adapter, check_unadapted, without_wrapper
+from ot_lens.models.adapters import apply_adapter, check_unadapted, unadapted, without_wrapper
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
-from ot_lens.models.files import held_file, locate
-from ot_lens.models.gguf import alone, gguf_path, gguf_record
+from ot_lens.models.files import held_file, linked, locate
+from ot_lens.models.gguf import gguf_path, gguf_record
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.pretrained import load_hf, load_tokenizer
 from ot_lens.models.settings import DeviceMap, LoadSettings
@@ -134,7 +133,7 @@ def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, sett
     if gguf is None and settings.adapter is None and not embedded:
         check_unadapted(name, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
-    with alone(gguf) if gguf is not None else nullcontext(locate(name)) as place:
+    with linked([gguf]) if gguf is not None else unadapted(locate(name)) as place:
         if gguf is not None:
             options |= {"revision": None, "gguf_file": gguf.name}
         if tokenizer is None:
