@@ -62,14 +62,12 @@ def _measured(method, refuses, cost, n, rng):
 
 def localization(layers=8, methods=METHODS, n=64, seed=0):
     rng = np.random.default_rng(seed)
-    frames = []
+    rows: list[tuple] = []
 
     def add(kind, chosen, layer, method, k, refuses, cost):
-        columns = ["measure", "prompts", "value", "low", "high", "unit", "interval"]
-        rows = pd.DataFrame(_measured(method, refuses, cost, n, rng), columns=columns)
         key = "none" if kind == "none" else f"{kind}|{chosen}|{method}|{k}"
-        edit = {"key": key, "set": kind, "layers": chosen, "layer": layer, "method": method, "k": k}
-        frames.append(rows.assign(**edit))
+        edit = (key, kind, chosen, layer, method, k)
+        rows.extend((*measured, *edit) for measured in _measured(method, refuses, cost, n, rng))
 
     add("none", "", pd.NA, "none", pd.NA, 1.0, 0.0)
     for method, k, flip in methods:
@@ -79,7 +77,9 @@ def localization(layers=8, methods=METHODS, n=64, seed=0):
             refuses = 1 / (1 + np.exp(2.2 * (depth - flip)))
             add("single", str(layer), layer, method, rank, refuses, 0.2 + 0.08 * depth)
         add("all", f"0-{layers - 1}", pd.NA, method, rank, 0.02, 0.9)
-    table = pd.concat(frames, ignore_index=True).astype({"layer": "Int64", "k": "Int64"})
+    columns = ["measure", "prompts", "value", "low", "high", "unit", "interval"]
+    columns += ["key", "set", "layers", "layer", "method", "k"]
+    table = pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "k": "Int64"})
     edited = table["set"] != "none"
     settings = {"tokens": "all", "hook": "resid_pre", "control": "", "n": n, "seed": seed, "engine": "bridge"}
     return table.assign(

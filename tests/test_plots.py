@@ -470,6 +470,7 @@ def test_a_figure_is_drawn_into_axes_of_the_user(name, shape):
 
 
 # ------------------------------------------------------------------ every kind of run
+# Of eighty layers: test_plots_on_paper.py, and test_report.py on a screen.
 
 
 def ruined(tables, share=0.3):
@@ -485,12 +486,18 @@ def ruined(tables, share=0.3):
 
 
 SHAPES = {
-    "one layer": tables_of.tables(layers=1),
-    "one method": tables_of.tables(methods=tables_of.METHODS[:1]),
-    "a registered method": tables_of.tables(methods=(*tables_of.METHODS[:2], ("my_map", None, 5.0))),
-    "NaN rows": ruined(TABLES),
-    "eighty layers": tables_of.tables(layers=80),
+    "one layer": lambda: tables_of.tables(layers=1),
+    "one method": lambda: tables_of.tables(methods=tables_of.METHODS[:1]),
+    "a registered method": lambda: tables_of.tables(methods=(*tables_of.METHODS[:2], ("my_map", None, 5.0))),
+    "NaN rows": lambda: ruined(tables_of.tables(layers=4)),
 }
+
+
+@cache
+def shaped(shape):
+    return SHAPES[shape]()
+
+
 # What such a run cannot show.
 BEYOND = {
     "one layer": {"pair_matrix"},
@@ -505,14 +512,14 @@ OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("local
     [(name, shape) for shape in SHAPES for name in (OF_THE_SWEEP if "method" in shape else ENTRIES)],
 )
 def test_every_kind_of_run_is_drawn(name, shape):
+    tables = shaped(shape)
     if name in BEYOND.get(shape, ()):
         with pytest.raises(NothingToDrawError):
-            describe(name, SHAPES[shape])
+            describe(name, tables)
         return
-    if shape != "eighty layers":  # drawn in test_plots_on_paper.py
-        assert any(ax.has_data() for ax in draw(name, SHAPES[shape]).axes)
+    assert any(ax.has_data() for ax in draw(name, tables).axes)
     if shape != "NaN rows":
-        assert len(screen.showing(ENTRIES[name])(*gallery.inputs(ENTRIES[name], SHAPES[shape])[0]).data) > 0
+        assert len(screen.showing(ENTRIES[name])(*gallery.inputs(ENTRIES[name], tables)[0]).data) > 0
 
 
 def test_a_point_between_missing_ones_has_a_bar():
@@ -587,7 +594,10 @@ def test_a_figure_of_a_taken_or_impossible_name_is_refused(name, registries):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    return folder, plots.draw_all(TABLES, folder, formats=("pdf",))
+    drawn = map(on_paper, ENTRIES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ot_lens.plots.paper.painters.draw", lambda *_, **__: next(drawn))
+        return folder, plots.draw_all(TABLES, folder, formats=("pdf",))
 
 
 def test_every_figure_is_written_with_its_caption(written):

@@ -104,16 +104,15 @@ def single_layers(table: pd.DataFrame) -> pd.DataFrame:
 def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of one setting per method, rank and kind of layer set; see `SETTINGS`."""
     keep = pd.Series(data=True, index=table.index)
-    edit = [name for name in ("method", "k", "set") if name in table]
+    edit = table.groupby([c for c in ("method", "k", "set") if c in table], dropna=False, sort=False).ngroup()
     for column, preferred in SETTINGS.items():
-        if column not in table or table.loc[keep, column].nunique() < 2:
+        if column not in table or (values := table.loc[keep, column]).nunique() < 2:
             continue
-        for _, values in table[keep].groupby(edit, dropna=False, sort=False)[column]:
-            known = values.dropna()
-            if len(known):
-                other = known.max() if column == "strength" else known.iloc[0]
-                chosen = preferred if preferred in set(known) else other
-                keep[values.index] = values.isna() | (values == chosen)
+        by_edit = values.groupby(edit[keep])
+        chosen = by_edit.transform("max" if column == "strength" else "first")
+        if preferred is not None:
+            chosen = chosen.mask((values == preferred).groupby(edit[keep]).transform("any"), preferred)
+        keep[values.index] = values.isna() | (values == chosen)
     return table[keep]
 
 

@@ -36,7 +36,8 @@ def laid_out(description: Description, style: str) -> Figure:
     """A figure whose layout, half of the time of drawing, is computed once for all formats."""
     figure = draw(description, style=style)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    with styled(style):  # "none" would leave an engine that has every figure drawn twice
+        figure.set_layout_engine(None)
     return figure
 
 
