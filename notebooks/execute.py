@@ -41,19 +41,22 @@ plots.draw_all = lambda *_, **__: plots.Drawn(())
 """
 
 
-def executed(path: Path, *, timeout: int = 300) -> nbformat.NotebookNode:
-    """A notebook run from top to bottom in a kernel of its own, beside the notebook; a warning is an error.
+def executed(*paths: Path, preparation: str = PREPARATION, timeout: int = 300) -> list[nbformat.NotebookNode]:
+    """Notebooks run from top to bottom, in one kernel that forgets in between; a warning is an error.
 
     Raises:
         nbclient.exceptions.CellExecutionError: If a cell fails.
         ValueError: If a control's function fails, which leaves its cell running.
     """
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(PREPARATION))
-    client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(path.parent)}})
+    notebooks = [nbformat.read(path, as_version=4) for path in paths]
+    whole = nbformat.v4.new_notebook()
+    for notebook in notebooks:
+        whole.cells += [nbformat.v4.new_code_cell("%reset -f\n" + preparation), *notebook.cells]
+    client = NotebookClient(whole, timeout=timeout, resources={"metadata": {"path": str(paths[0].parent)}})
     client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    del notebook.cells[0]
-    return normalized(notebook)
+    for notebook in notebooks:  # the cells are the same objects
+        notebook.metadata = whole.metadata
+    return [normalized(notebook) for notebook in notebooks]
 
 
 def normalized(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -145,7 +148,8 @@ def _pictures(figures: list[Any]) -> Iterator[bytes]:
 def main() -> None:
     """Run the notebooks named on the command line, or all of them, in place."""
     for path in [Path(name) for name in sys.argv[1:]] or sorted(HERE.glob("*.ipynb")):
-        nbformat.write(with_pictures(executed(path)), path)
+        [notebook] = executed(path)
+        nbformat.write(with_pictures(notebook), path)
         sys.stdout.write(f"{path.name}: {path.stat().st_size / 1024:.0f} KB\n")
 
 

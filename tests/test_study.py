@@ -72,12 +72,13 @@ def test_a_run_stores_scores_but_no_answers_and_sums_them_up(finished_run):
     assert "nan" not in text
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(
-    config_file, run_settings, finished_run, tmp_path, without_figures
-):
+def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, without_figures):
     """Ctrl-C in a process of its own, resumed in this one."""
-    run = tmp_path / "stopped"
-    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config_file), "--out", str(run)]
+    few = {"layers": [5, 7], "methods": ["mean_shift"], "max_new_tokens": 4, "sufficiency": False}
+    settings = {**run_settings, **few, "search_size": 0, "paper_table": False}
+    config, run, whole = tmp_path / "few.yaml", tmp_path / "stopped", tmp_path / "whole"
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while cached_parts(run) < 3:
@@ -90,15 +91,16 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert time.monotonic() - sent < 2
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert f"ot-lens run {config_file} --out {run} --resume" in errors.strip().splitlines()[-1]
+    assert f"ot-lens run {config} --out {run} --resume" in errors.strip().splitlines()[-1]
     assert cached_parts(run) >= 3
     with pytest.raises(RunFolderError, match=r"unfinished.*--resume"):
-        run_study(parse_config(run_settings), run)
+        run_study(parse_config(settings), run)
     with without_figures():
-        assert run_study(parse_config(run_settings), run, resume=True).report.is_file()
+        assert run_study(parse_config(settings), run, resume=True).report.is_file()
+        run_study(parse_config(settings), whole)
     for name in TABLES:
         path = f"tables/{name}.parquet"
-        assert (run / path).read_bytes() == (finished_run / path).read_bytes()
+        assert (run / path).read_bytes() == (whole / path).read_bytes()
 
 
 def test_a_finished_run_is_shown_again_and_not_modified(command, config_file, run_settings, finished_run):

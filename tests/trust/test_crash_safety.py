@@ -151,10 +151,11 @@ def kill(study: Study, moment: dict[str, Any], hits: Counter[str]) -> bool:
 def test_killed_runs_end_as_if_they_had_not_been(zygote, config, whole, tmp_path, full_size, record_property):
     chance = random.Random(0)
     hits: Counter[str] = Counter()
-    while hits.total() < (48 if full_size else len(KILLED)) or set(hits) != set(STAGES):
+    wanted, order = (48, KILLED) if full_size else (len(STAGES), STAGES)
+    while hits.total() < wanted or set(hits) != set(STAGES):
         study = Study(zygote, config, tmp_path / "run")
         here: Counter[str] = Counter()
-        for stage in KILLED:
+        for stage in order:
             shrink = 0.5 if stage in ("capture", "sweep") else 1.0
             if not kill(study, whole.moment(chance, stage, shrink), here):
                 break
