@@ -161,9 +161,27 @@ def draw_all(
         one_of("figure format", suffix, FORMATS, OtLensError)
     style_named(style)
     out.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    skipped: dict[str, str] = {}
-    described: dict[str, tuple[Description, str]] = {}
+    with painters.painters(processes, len(GALLERY)) as helpers:
+        described, skipped = _described(tables, layer, about)
+        jobs = [(description, formats, style) for description, _ in described.values()]
+        painted, paths = painters.painted(helpers, jobs), []
+        with stage("figures", len(jobs)) as step:
+            for (name, (description, caption)), pictures in zip(described.items(), painted, strict=True):
+                try:
+                    paths += _written(out / name, description, pictures, formats, style)
+                    paths.append(out / f"{name}.txt")
+                    write_text(paths[-1], caption + "\n")
+                except TableError as error:
+                    skipped[name] = str(error)
+                step(1)
+    return Drawn(paths, skipped)
+
+
+def _described(
+    tables: Mapping[str, pd.DataFrame], layer: int | None, about: str
+) -> tuple[dict[str, tuple[Description, str]], dict[str, str]]:
+    """Description and caption of each figure that there are tables for, and why others cannot be drawn."""
+    described, skipped = {}, {}
     for entry in GALLERY:
         try:
             with going_together(entry.name):
@@ -172,17 +190,7 @@ def draw_all(
                 described[entry.name] = entry.describe(*needed, **options), caption
         except TableError as error:
             skipped[entry.name] = str(error)
-    painted = painters.painted([(shown, formats, style) for shown, _ in described.values()], processes)
-    with stage("figures", len(described)) as step:
-        for (name, (description, caption)), pictures in zip(described.items(), painted, strict=True):
-            try:
-                paths += _written(out / name, description, pictures, formats, style)
-                paths.append(out / f"{name}.txt")
-                write_text(paths[-1], caption + "\n")
-            except TableError as error:
-                skipped[name] = str(error)
-            step(1)
-    return Drawn(paths, skipped)
+    return described, skipped
 
 
 def _written(

@@ -1,4 +1,4 @@
-"""Figures drawn by several processes at a time.
+"""Figures drawn by other processes while this one draws as well.
 
 Each is a fresh interpreter that reads descriptions and answers with the bytes of files: `multiprocessing`
 would run the caller's script again, and a fork would copy its threads. They write nothing, and end with
@@ -11,10 +11,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,68 +23,82 @@ from ot_lens.plots.description import Description
 from ot_lens.plots.paper.canvas import styled
 from ot_lens.plots.paper.render import draw
 
-# Starting a process costs as much as drawing a few figures.
+# For fewer figures a process is not worth starting.
 FIGURES = 4
 # No time stamps: the same figure gives the same bytes.
 STAMPS: Mapping[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 START = "from ot_lens.plots.paper.painters import serve; serve()"
 Job = tuple[Description, Sequence[str], str]  # what to draw, formats, style
 Pictures = Mapping[str, bytes]  # by format
+Painter = subprocess.Popen[bytes]
 
 
 def laid_out(description: Description, style: str) -> Figure:
-    """A figure whose layout, half of the time of drawing, is computed once for all formats."""
+    """A figure whose layout, a third of the time of drawing, is computed once for all formats."""
     figure = draw(description, style=style)
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     with styled(style):  # "none" would leave an engine that has every figure drawn twice
         figure.set_layout_engine(None)
     return figure
 
 
-def painted(jobs: Sequence[Job], processes: int) -> Iterator[Pictures | None]:
-    """The pictures of each job in order; None where the caller has to draw by itself."""
-    count = min(processes, len(jobs) // FIGURES)
-    if count < 2:
-        yield from [None] * len(jobs)
-        return
-    idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-    painters = [_start() for _ in range(count)]
-    for painter in painters:
-        idle.put(painter)
-
-    def paint(job: Job) -> Pictures | None:
-        painter = idle.get()
-        try:
-            return _ask(painter, job)
-        finally:
-            idle.put(painter)
-
+@contextmanager
+def painters(processes: int, figures: int) -> Iterator[Sequence[Painter]]:
+    """The processes that help this one to draw some figures; none for few of them."""
+    started = [_start() for _ in range(min(processes - 1, figures // FIGURES))]
     try:
-        with ThreadPoolExecutor(count) as pool:
-            yield from pool.map(paint, jobs)
+        yield started
     finally:
-        for painter in painters:
+        for painter in started:
             painter.kill()
             painter.communicate()
 
 
-def _start() -> subprocess.Popen[bytes]:
+def painted(helpers: Sequence[Painter], jobs: Sequence[Job]) -> Iterator[Pictures | None]:
+    """The pictures of each job in order; None where the caller has to draw by itself.
+
+    Helpers begin with the last job, so that the caller, who begins with the first, draws as much as they do.
+    """
+    waiting, lock = list(range(len(jobs))), Lock()
+    found: list[Future[Pictures | None]] = [Future() for _ in jobs]
+
+    def take(which: int) -> int | None:
+        with lock:
+            return waiting.pop(which) if waiting else None
+
+    def help_drawing(helper: Painter) -> None:
+        while (last := take(-1)) is not None:
+            pictures = None
+            try:
+                pictures = _ask(helper, jobs[last])
+            finally:  # whatever fails, even unpickling, leaves the figure to the caller
+                found[last].set_result(pictures)
+
+    with ThreadPoolExecutor(max(1, len(helpers))) as pool:
+        for helper in helpers:
+            pool.submit(help_drawing, helper)
+        try:
+            for index in range(len(jobs)):
+                yield None if take(0) == index else found[index].result()
+        finally:
+            waiting.clear()
+
+
+def _start() -> Painter:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MPLBACKEND": "Agg"}
     command = [sys.executable, "-P", "-c", START]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # noqa: S603
 
 
-def _ask(painter: "subprocess.Popen[bytes]", job: Job) -> Pictures | None:
-    """None if the process could not draw it, or is gone."""
+def _ask(painter: Painter, job: Job) -> Pictures | None:
+    """None if the process could not draw it."""
     assert painter.stdin is not None
     assert painter.stdout is not None
-    try:
-        content = pickle.dumps(job)
-        painter.stdin.write(content)
-        painter.stdin.flush()
-        pictures: Pictures | None = pickle.load(painter.stdout)  # noqa: S301  of a process of our own
-    except (OSError, EOFError, pickle.PickleError, AttributeError, TypeError):
-        return None
+    painter.stdin.write(pickle.dumps(job))
+    painter.stdin.flush()
+    pictures: Pictures | None = pickle.load(painter.stdout)  # noqa: S301  of a process of our own
     return pictures
 
 
