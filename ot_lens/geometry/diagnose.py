@@ -1,6 +1,6 @@
 """Diagnostics of every layer and position, each with its null and its interval, as one tidy table."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ def diagnose(
     permutations: int = 200,
     bootstrap: int = 200,
     seed: int = 0,
+    progress: Callable[[int], None] = lambda _done: None,
 ) -> pd.DataFrame:
     """Where and how the classes differ, layer by layer.
 
@@ -54,6 +55,7 @@ def diagnose(
         permutations: relabellings of the null; 0 for none.
         bootstrap: resamples of the interval; 0 for none.
         seed: seed of folds, relabellings, resamples and slices.
+        progress: called with 1 after each layer and position.
 
     Returns:
         Columns layer, position, quantity, value, n, null_mean, null_low, null_high, low, high, unit. A ratio
@@ -64,7 +66,10 @@ def diagnose(
         OtLensError: a negative number of draws.
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
-    rows = [entry for keys, H, S in each_layer(acts, position) for entry in _rows(keys, H, S, plan)]
+    rows: list[dict[str, Any]] = []
+    for keys, H, S in each_layer(acts, position):
+        rows += _rows(keys, H, S, plan)
+        progress(1)
     return pd.DataFrame(rows, columns=["layer", "position", *COLUMNS])
 
 
@@ -116,14 +121,15 @@ class _Layer:
         """Every quantity under its null: permuted labels, contrasts for shapes, Gaussians for normality."""
         draws, sizes = plan.relabelled(labels), labels.sizes
         shapes = self.pooled.relabelled_shapes(sizes, plan.permutations, plan.seed)
-        placed = by_chunks(lambda chunk: self._placed(self.pooled.under(chunk)), draws)
+        placed = by_chunks(lambda chunk: self._distances(self.pooled.under(chunk)), draws)
         gaussian = gaussian_null(sizes, self.scores.shape[1], plan.permutations, plan.seed)
         return placed | by_chunks(self._shapes, shapes) | gaussian
 
     def _all(self, classes: DrawnClasses, sample: DrawnClasses | None) -> Values:
-        return self._placed(classes, sample) | dimensions(classes, self.d)
+        normality = gaussianity(self.scores, classes.draws, self.rounding)
+        return self._distances(classes, sample) | normality | dimensions(classes, self.d)
 
-    def _placed(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
+    def _distances(self, classes: DrawnClasses, sample: DrawnClasses | None = None) -> Values:
         draws = classes.draws
         return {
             **wasserstein(classes, fast=draws.count > 1),
@@ -131,7 +137,6 @@ class _Layer:
             **location_share(classes, sample),
             **sliced(self.projected, draws),
             **empirical(classes.gram, draws),
-            **gaussianity(self.scores, draws, self.rounding),
         }
 
     def _shapes(self, classes: DrawnShapes) -> Values:

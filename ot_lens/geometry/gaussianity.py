@@ -1,6 +1,7 @@
 """Tests of normality of the projections, which the closed forms of transport assume."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float64
@@ -19,6 +20,7 @@ def gaussianity(scores: Float64[Tensor, "N k"], draws: Resamples, rounding: Tens
     return _named(normality(scores[rows], rounding) for rows in (draws.source, draws.target))
 
 
+@lru_cache(maxsize=4)  # the same for every layer
 def gaussian_null(sizes: tuple[int, int], k: int, count: int, seed: int) -> Values:
     """The statistics of Gaussian samples: they are affine invariant, so N(0, I) covers all."""
     samples = (

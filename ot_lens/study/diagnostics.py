@@ -14,8 +14,8 @@ from ot_lens.errors import FitError
 from ot_lens.execution import Executor, RunCache
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
-from ot_lens.progress import Stage
-from ot_lens.prompts import CLASSES, ContrastSet
+from ot_lens.progress import Stage, silent
+from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
@@ -53,6 +53,7 @@ class Study:
     executor: Executor | None = None
     prompts: ContrastSet | None = None
     cache: RunCache = field(default_factory=dict[str, Any])
+    stage: Stage = silent
 
     @property
     def resamples(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Study:
 def geometry_tables(study: Study, stage: Stage) -> None:
     """Write the tables that a run folder does not have yet."""
     folder = study.folder
-    study = replace(study, cache=FolderCache(folder, PARTS))
+    study = replace(study, cache=FolderCache(folder, PARTS), stage=stage)
     with stage("geometry", len(MAKERS)) as step:
         for name, make in MAKERS.items():
             if not folder.has_table(name):
@@ -92,7 +93,9 @@ def geometry_tables(study: Study, stage: Stage) -> None:
 
 def _geometry(study: Study) -> Tables:
     """Built-in diagnostics, and those that were registered when the study ran."""
-    table = geometry.diagnose(study.acts["train"], **study.resamples)
+    train = study.acts["train"]
+    with study.stage("diagnostics by layer", len(train.layers)) as step:
+        table = geometry.diagnose(train, **study.resamples, progress=step)
     names = {quantity.name for quantity in BUILT_IN} | set(study.folder.manifest.get("diagnostics", ()))
     return {"geometry": table[table["quantity"].isin(names)].reset_index(drop=True)}
 
@@ -121,17 +124,13 @@ def _angles(study: Study) -> Tables:
 
 
 def _map_quality(study: Study) -> Tables:
-    layers = spread(study.acts["test"].layers, MAX_MEASURED)
-    parts = [
-        geometry.map_quality(
-            {layer: edit for layer, edit in by_layer.items() if layer in layers},
-            study.acts["test"],
-            study.acts["train"],
-            method=label,
-            **study.few_resamples,
-        )
-        for label, by_layer in study.compared.items()
-    ]
+    layers, parts = spread(study.acts["test"].layers, MAX_MEASURED), []
+    with study.stage("quality of the maps", len(study.compared)) as step:
+        for label, by_layer in study.compared.items():
+            maps = {layer: edit for layer, edit in by_layer.items() if layer in layers}
+            acts = study.acts["test"], study.acts["train"]
+            parts.append(geometry.map_quality(maps, *acts, method=label, **study.few_resamples))
+            step(1)
     return {"map_quality": pd.concat(parts, ignore_index=True)}
 
 
@@ -173,11 +172,13 @@ def _visibility(study: Study) -> Tables:
     edits: list[tuple[str, int | None]] = [(UNEDITED, None)]
     edits += [(label, layer) for label in study.compared for layer in spread(test.layers, MAX_EDITED)]
     parts = []
-    for label, layer in edits:
-        name = f"{label}, {layer}"
-        if name not in study.cache:
-            study.cache[name] = _monitored(study, label, layer)
-        parts.append(study.cache[name])
+    with study.stage("visibility of edits", len(edits)) as step:
+        for label, layer in edits:
+            name = f"{label}, {layer}"
+            if name not in study.cache:
+                study.cache[name] = _monitored(study, label, layer)
+            parts.append(study.cache[name])
+            step(1)
     return {"visibility": pd.concat(parts, ignore_index=True)}
 
 
@@ -187,9 +188,10 @@ def _monitored(study: Study, label: str, layer: int | None) -> pd.DataFrame:
     if layer is None or study.executor is None or study.prompts is None:
         edited = test
     else:
+        harmful, harmless = study.prompts.test.harmful, study.prompts.test.harmless
         edited = study.executor.call(
             capture,
-            study.prompts.test,
+            Contrast(harmful, harmless[:1]),  # of the edited model, only the harmful class is read
             layers=sorted({layer, test.layers[-1]}),
             hook=config.hook,
             positions=[config.position],
