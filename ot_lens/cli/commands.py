@@ -40,11 +40,12 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/demo"),
     variant: Annotated[str, typer.Option(help="Embedded model: single, multi or shared.")] = "multi",
     resume: study.Resume = False,
+    estimate: study.Estimate = False,
 ) -> None:
     """Run the complete study on the embedded model: sweep, geometry, figures, report."""
     # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
     fields = {"model": f"organism:{variant}", "max_new_tokens": 16, "control_draws": 4}
-    study.study_into(lambda package: package.StudyConfig(**fields), folder, resume=resume)
+    study.study_into(lambda package: package.StudyConfig(**fields), folder, resume=resume, estimate=estimate)
 
 
 @app.command()
@@ -53,10 +54,12 @@ def run(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/CONFIG_NAME.")
     ] = None,
+    *,
     settings: study.Settings = None,
     executor: study.Executor = "local",
     address: study.Address = None,
     resume: study.Resume = False,
+    estimate: study.Estimate = False,
     trust_remote_code: study.TrustRemoteCode = False,
     allow_code: study.AllowCode = False,
 ) -> None:
@@ -65,6 +68,7 @@ def run(
     study.study_into(
         lambda package: package.read_config(config, overrides=overrides, trust_remote_code=trust_remote_code),
         folder or Path("runs") / config.stem,
+        estimate=estimate,
         resume=resume,
         executor=executor,
         address=address,

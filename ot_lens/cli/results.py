@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING
 
 from ot_lens.cli.console import number, out, print_table, say
+from ot_lens.progress import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
-    from ot_lens.study import StudyResult
+    from ot_lens.study import Cost, StudyResult
 
 
 def print_result(result: "StudyResult") -> None:
@@ -22,6 +25,32 @@ def print_result(result: "StudyResult") -> None:
     say(f"tables, figures and report: {result.path}")
     say(f"open {result.report}")
     say(f"explore it: ot-lens explore {result.path}")
+
+
+def print_estimate(costs: "Sequence[Cost]") -> None:
+    """Print what each stage of a study will take."""
+    rows = [
+        (cost.stage, f"{cost.count:,}", cost.unit, _price(cost.price), duration(cost.seconds))
+        for cost in costs
+    ]
+    total = duration(sum(cost.seconds for cost in costs))
+    print_table(
+        ("stage", "n", "of", "each", "time"),
+        rows,
+        [("total", "", "", "", total)],
+        title="What each stage will take",
+        caption="measured now, in this process, on a sample of each stage: few prompts, edits and layers",
+    )
+
+
+def _price(seconds: float) -> str:
+    return (
+        f"{1000 * seconds:.2g} ms"
+        if seconds < 0.1
+        else f"{seconds:.2g} s"
+        if seconds < 10
+        else duration(seconds)
+    )
 
 
 def _print_table(measured: "pd.DataFrame") -> None:

@@ -10,7 +10,7 @@ import typer
 
 from ot_lens.cli.console import err, progress, quiet_libraries, say
 from ot_lens.cli.interruption import interruptible, same_command
-from ot_lens.cli.results import print_result
+from ot_lens.cli.results import print_estimate, print_result
 from ot_lens.errors import CannotWriteError, ConfigError, RunFolderError
 from ot_lens.io.untrusted import parse_yaml
 
@@ -26,6 +26,9 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster: ray://HOST:10001 or auto; default: a cluster on this machine."),
 ]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Measure for some seconds what each stage will take, and stop.")
+]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Import the modules that the configuration names.")
 ]
@@ -40,11 +43,13 @@ Settings = Annotated[
 ]
 
 
-def study_into(configure: "Callable[[Any], StudyConfig]", folder: Path, **options: Any) -> None:
+def study_into(
+    configure: "Callable[[Any], StudyConfig]", folder: Path, *, estimate: bool = False, **options: Any
+) -> None:
     """Run a study and print its findings; on interruption or a full disk, one line says how to continue.
 
     `configure(ot_lens.study)` is called inside, so that an interruption of it is handled too; `options` are
-    those of `run_study`.
+    those of `run_study`. With `estimate`, print what it will take instead.
     """
     with interruptible(lambda: _interrupted(folder)):
         with err.status("loading"):
@@ -53,6 +58,11 @@ def study_into(configure: "Callable[[Any], StudyConfig]", folder: Path, **option
 
             config = configure(study)
             quiet_libraries()
+        if estimate:
+            with progress() as stage, stage("estimating", None):
+                costs = study.estimate_run(config, allow_code=options.get("allow_code", False))
+            print_estimate(costs)
+            return
         try:
             with progress() as stage:
                 result = study.run_study(config, folder, stage=stage, **options)

@@ -13,7 +13,7 @@ from ot_lens.localization.methods import MethodSpec, fit_maps, fit_sequentially
 from ot_lens.localization.search import search
 from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.progress import Stage, silent
-from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.prompts import ContrastSet
 from ot_lens.tables import ALL, INDUCE, SEQUENTIAL, SINGLE
 from ot_lens.transport import AffineMap, method_named
 
@@ -75,16 +75,23 @@ def plan_sweep(
         with stage("controls", len(plan.controls) * plan.control_draws) as step:
             controlled = list(controls(acts, maps, settings, plan, step))
     if plan.search_size:
-        budget = plan.search_budget or _reads([*planned, *controlled], prompts.test, settings) // max(
-            1, len(requested) * len(prompts.val.harmful)
-        )
-        bounded = replace(plan, search_budget=max(1, budget))
+        budget = search_budget([*planned, *controlled], prompts, len(requested), settings, plan)
+        bounded = replace(plan, search_budget=budget)
         planned += search(runner, prompts.val.harmful, requested, settings, bounded, stage)
     return with_domains(runner, prompts.test, acts, [*planned, *controlled], settings, stage)
 
 
-def _reads(candidates: Sequence[Candidate], prompts: Contrast, settings: SweepSettings) -> int:
-    """Prompts that candidates read, and again those that they answer."""
-    sizes = {label: len(group) for label, group in prompts}
-    answers = settings.panel.needs_answers
-    return sum((1 + (answers and c.generates)) * sizes[label] for c in candidates for label in c.prompts)
+def search_budget(
+    candidates: Sequence[Candidate],
+    prompts: ContrastSet,
+    n_methods: int,
+    settings: SweepSettings,
+    plan: SweepPlan,
+) -> int:
+    """Sets that the search scores at most for each method.
+
+    By default it reads as many prompts as the candidates do; those that they answer count twice.
+    """
+    sizes, answers = {label: len(group) for label, group in prompts.test}, settings.panel.needs_answers
+    read = sum((1 + (answers and c.generates)) * sizes[label] for c in candidates for label in c.prompts)
+    return plan.search_budget or max(1, read // max(1, n_methods * len(prompts.val.harmful)))

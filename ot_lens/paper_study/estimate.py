@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.files import read_json
+from ot_lens.localization.search import sets_by_size
 from ot_lens.models.sizes import BYTES, ModelSize, model_size
 from ot_lens.prompts import CLASSES
 from ot_lens.study.config import StudyConfig
@@ -16,7 +17,6 @@ from ot_lens.study.weights import judge_model, judge_size, size_of
 GB = 1e9
 # A rendered request, and the judge's template around request and answer.
 PROMPT_TOKENS, JUDGE_TOKENS = 64, 330
-BEAM = 4
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _prompts_read_and_edits(config: StudyConfig, n_layers: int, counts: Counts) 
     read = counts.train + 2 * tested + sets * tested
     edits = 1 + methods * len(config.layer_sets)
     if config.search_size:
-        tried = n_layers + (config.search_size - 1) * BEAM * max(0, n_layers - 1)
+        tried = sum(sets_by_size(n_layers, config.search_size, config.search).values())
         read += methods * tried * counts.validation
         edits += methods * (config.search_size if config.search_each_size else 1)
     if config.answers == "all":

@@ -4,6 +4,8 @@ from .config import parse_config as parse_config
 from .config import read_config as read_config
 from .drawing import compare_runs as compare_runs
 from .drawing import draw_figures as draw_figures
+from .estimate import Cost as Cost
+from .estimate import estimate_run as estimate_run
 from .findings import summarize as summarize
 from .folder import RunFolder as RunFolder
 from .run import StudyResult as StudyResult

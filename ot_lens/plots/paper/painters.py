@@ -108,20 +108,20 @@ def serve() -> None:
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     with suppress(EOFError, BrokenPipeError):
         while True:
-            pickle.dump(_pictures(*pickle.load(sys.stdin.buffer)), answers)  # noqa: S301  of our own caller
+            pickle.dump(pictures(*pickle.load(sys.stdin.buffer)), answers)  # noqa: S301  of our own caller
             answers.flush()
 
 
-def _pictures(description: Description, formats: Sequence[str], style: str) -> Pictures | None:
-    """None if it fails: the caller draws it again and reports the error."""
-    pictures = {}
+def pictures(description: Description, formats: Sequence[str], style: str) -> Pictures | None:
+    """A figure in each format; None if it fails, for the caller draws it again and reports the error."""
+    drawn = {}
     try:
         figure = laid_out(description, style)
         with styled(style):
             for suffix in formats:
                 file = BytesIO()
                 figure.savefig(file, format=suffix, metadata=STAMPS[suffix])
-                pictures[suffix] = file.getvalue()
+                drawn[suffix] = file.getvalue()
     except Exception:  # noqa: BLE001
         return None
-    return pictures
+    return drawn

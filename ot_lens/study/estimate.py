@@ -1,0 +1,267 @@
+"""What each stage of a study will take, from a few seconds of its own work on the model itself."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+
+from ot_lens import geometry
+from ot_lens.activations import Activations, capture
+from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
+from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
+from ot_lens.execution import as_runner
+from ot_lens.localization import Candidate, MethodSpec, as_methods, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization.plan import search_budget
+from ot_lens.localization.search import sets_by_size
+from ot_lens.localization.settings import SweepSettings
+from ot_lens.models import load_model
+from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.study.config import StudyConfig
+from ot_lens.study.diagnostics import FEW_RESAMPLES, FEWEST_SEEN, MAKERS, MAX_EDITED, Study, spread
+from ot_lens.study.folder import RunFolder
+from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
+from ot_lens.study.sweeping import Maps, capture_options, read_prompts
+from ot_lens.study.verifying.evidence import restricted
+from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SINGLE
+
+# Prompts of each class in the first round. Two rounds at least tell what is fixed from what grows with the
+# prompts; rounds grow until one takes `SECONDS`, and there is only one if it takes `MOST`.
+FIRST, GROWTH, SECONDS, MOST = 12, 4, 3.0, 20.0
+# Candidates that are measured with answers, and, in excess of the fewest, at the next token.
+ANSWERED, READ, FEWEST_READ = 4, 16, 4
+# Resamples for the geometry of two layers; tables whose resamples are capped, and others that take time.
+RESAMPLES = 39
+CAPPED, UNCAPPED = ("layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
+# A figure and its share of the report take this many times what the simplest one takes on paper.
+FIGURE = 2.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage will take: how many of what, and the measured price of one, in seconds."""
+
+    stage: str
+    count: int
+    unit: str
+    price: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole stage."""
+        return self.count * self.price
+
+
+def estimate_run(config: StudyConfig, *, allow_code: bool = False) -> list[Cost]:
+    """What each stage of a study will take in this process, in seconds, before it starts; writes nothing.
+
+    The model is loaded, and a sample of every stage is done with two growing numbers of prompts, for a few
+    seconds; what a stage takes beyond a fixed amount is in proportion to prompts, edits and layers. The first
+    edits of a sweep may cost more than the later ones, so that long sweeps end sooner.
+
+    Args:
+        config: The configuration.
+        allow_code: Import the modules with your own code that the configuration names.
+
+    Raises:
+        OtLensError: If the configuration cannot be carried out.
+    """
+    import_extensions(config, allow_code=allow_code)
+    check_choices(config)
+    prompts, methods = read_prompts(config), as_methods(config.method_entries)
+    loading, (model, settings) = _timed(lambda: _load(config, prompts))
+    n, most = FIRST, max(len(group) for _, contrast in prompts.splits for _, group in contrast)
+    samples: list[_Sample] = []
+    first_prompts = Contrast(prompts.test.harmful[:2], prompts.test.harmless[:2])
+    measure_sweep(model, first_prompts, [], settings)  # what is only done once is not measured
+    with warnings.catch_warnings():
+        for category in (OutOfDomainWarning, PoorFitWarning):
+            warnings.simplefilter("ignore", category)
+        while True:
+            seconds, sample = _timed(partial(_sample, model, config, prompts, settings, methods, n))
+            samples += [] if sample is None else [sample]
+            limit = MOST if len(samples) < 2 else SECONDS
+            if samples and (n >= most or seconds > limit):
+                break
+            n *= GROWTH
+        whole = _extrapolated(*samples[-2:])
+        costs = [*_of_model(config, prompts, settings, methods, whole), *_of_tables(config, prompts, whole)]
+    return [Cost("loading the model", 1, "model", loading), *(cost for cost in costs if cost.count)]
+
+
+def _extrapolated(*samples: "_Sample") -> "_Sample":
+    """What the last sample would take with all prompts."""
+    first, last = samples[0], samples[-1]
+
+    def whole(name: str) -> float:
+        before, after = first.seconds[name], last.seconds[name]
+        if first is last:
+            return after / last.share
+        slope = max(0.0, after - before) / (last.share - first.share)
+        return after + slope * (1 - last.share)
+
+    return replace(last, seconds={name: whole(name) for name in last.seconds})
+
+
+def _load(config: StudyConfig, prompts: ContrastSet) -> tuple[Any, SweepSettings]:
+    model = load_model(**config.loading())
+    settings = prepare(model, config, prompts, Path()).settings
+    return model, replace(settings, panel=replace(settings.panel, completions=None))
+
+
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that a function takes, and what it returns."""
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Every stage done in part: what was made, and the seconds that it took."""
+
+    acts: Activations
+    maps: Maps
+    answered: Sequence[Candidate]  # all that get answers, and all others
+    read: Sequence[Candidate]
+    share: float  # of the prompts of the study that were used
+    # By what was done: capture of the training prompts, fit of all maps, plan, the unedited model; answer and
+    # score of one candidate.
+    seconds: Mapping[str, float]
+
+
+def _sample(
+    model: Any,
+    config: StudyConfig,
+    prompts: ContrastSet,
+    settings: SweepSettings,
+    methods: Sequence[MethodSpec],
+    n: int,
+) -> _Sample | None:
+    """With n prompts of each class; None if they are too few to fit the maps."""
+    train, val, test = (Contrast(c.harmful[:n], c.harmless[:n]) for _, c in prompts.splits)
+    few, runner = replace(prompts, train=train, val=val, test=test), as_runner(model)
+    plan = replace(sweep_plan(config), search_size=0, fitting=(INDEPENDENT,))
+    capturing, acts = _timed(lambda: capture(runner, few.train, **capture_options(config, settings.layers)))
+    try:
+        fitting, maps = _timed(lambda: fit_sweep(acts, methods, settings, plan))
+        planning, candidates = _timed(lambda: plan_sweep(runner, few, acts, methods, maps, settings, plan))
+    except FitError:
+        if n >= _count(prompts.train):
+            raise
+        return None
+    answers = settings.panel.needs_answers
+    answered = [candidate for candidate in candidates if answers and candidate.generates]
+    read = [candidate for candidate in candidates if not (answers and candidate.generates)]
+
+    def measured(some: Sequence[Candidate], settings: SweepSettings = settings) -> float:
+        return _timed(lambda: measure_sweep(model, few.test, some, settings))[0]
+
+    panel = replace(settings.panel, measures=NEXT_TOKEN_MEASURES, judge=None, text=None)
+    reading = replace(settings, panel=panel)
+    some, unedited = _evenly(answered, ANSWERED), measured([])
+    many, fewest = (_evenly(candidates, count) for count in (READ, FEWEST_READ))
+    score = measured(many, reading) - measured(fewest, reading)
+    seconds = {
+        "capture": capturing,
+        "fit": fitting,
+        "plan": planning,
+        "unedited": unedited,
+        "answer": max(0.0, measured(some) - unedited) / len(some) if some else 0.0,
+        "score": max(0.0, score) / max(1, len(many) - len(fewest)),
+    }
+    share = _count(few.train, few.test) / _count(prompts.train, prompts.test)
+    return _Sample(acts, maps, answered, read, share, seconds)
+
+
+def _evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of some items, evenly spaced."""
+    return [items[index] for index in spread(tuple(range(len(items))), most)]
+
+
+def _count(*contrasts: Contrast) -> int:
+    return sum(len(group) for contrast in contrasts for _, group in contrast)
+
+
+def _of_model(
+    config: StudyConfig,
+    prompts: ContrastSet,
+    settings: SweepSettings,
+    methods: Sequence[MethodSpec],
+    sample: _Sample,
+) -> Iterator[Cost]:
+    """The stages that run the model, and the fits between them."""
+    n_layers, train, test = len(settings.layers), _count(prompts.train), _count(prompts.test)
+    placed = [method for method in sample.maps if not method.everywhere]
+    candidates, plan = [*sample.answered, *sample.read], sweep_plan(config)
+    later = SEQUENTIAL in plan.fitting and set(plan.sets) != {SINGLE} and n_layers > 1
+    by_size = sets_by_size(n_layers, plan.search_size, plan.search) if plan.search_size else {}
+    searching = [method for method in methods if not method.everywhere]
+    budget = search_budget(candidates, prompts, len(methods), settings, plan)
+    sets = len(searching) * min(sum(by_size.values()), max(n_layers, budget))
+    more = len(placed) * later + len(searching) * (len(by_size) if plan.search_each_size else bool(by_size))
+    if config.filter != "off":
+        yield Cost(
+            "filter by behaviour",
+            _count(prompts.train, prompts.val),
+            "prompts",
+            sample.seconds["unedited"] / test,
+        )
+    yield Cost("activations", train + test, "prompts", sample.seconds["capture"] / train)
+    count = len(sample.maps) * n_layers
+    yield Cost("maps", count, "maps", sample.seconds["fit"] / count)
+    yield Cost("sequential maps", len(placed) * n_layers * later, "maps", sample.seconds["capture"] / 2)
+    yield Cost("controls and domains", 1, "", sample.seconds["plan"])
+    yield Cost("search", sets, "sets", sample.seconds["score"] * len(prompts.val.harmful) / test)
+    yield Cost("unedited model", 1, "", sample.seconds["unedited"])
+    yield Cost("sweep, answers", len(sample.answered) + more, "edits", sample.seconds["answer"])
+    yield Cost("sweep, next token", len(sample.read), "edits", sample.seconds["score"])
+
+
+def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> Iterator[Cost]:
+    """Geometry, figures and report, from some layers and resamples of as many prompts as the study has."""
+    from ot_lens.plots.gallery import GALLERY, entry_named
+    from ot_lens.plots.paper.painters import pictures
+
+    layers = sample.acts.layers
+    few = sorted({layers[len(layers) // 2], layers[-1]})
+    read = restricted(sample.acts, few, config.position)
+    acts = {split: _repeated(read, getattr(prompts, split)) for split in ("train", "test")}
+    maps = {method: {layer: by_layer[layer] for layer in few} for method, by_layer in sample.maps.items()}
+    bare = config.model_copy(update={"permutations": RESAMPLES, "bootstrap": RESAMPLES})
+    study = Study(RunFolder(Path(), {}), acts, maps, bare, pd.DataFrame())
+    draws = config.permutations + config.bootstrap
+    capped = min(config.permutations, FEW_RESAMPLES) + min(config.bootstrap, FEW_RESAMPLES)
+    seconds = 0.0
+    for name in (*UNCAPPED, *CAPPED):
+        seconds += _timed(partial(MAKERS[name], study))[0] * (capped if name in CAPPED else draws)
+    yield Cost("geometry", len(layers), "layers", seconds / (2 * RESAMPLES) / len(few))
+    test = acts["test"]
+    if min(test.n_harmful, test.n_harmless) >= FEWEST_SEEN:
+        seen, _ = _timed(lambda: geometry.visibility(test, test, **study.few_resamples))
+        edits = 1 + len(study.compared) * min(len(layers), MAX_EDITED)
+        captured = sample.seconds["capture"] / _count(prompts.train) * len(prompts.test.harmful)
+        yield Cost("visibility", edits, "edits", captured + seen * capped / (2 * RESAMPLES))
+    shown = entry_named("w2_per_layer").describe(MAKERS["geometry"](study)["geometry"])
+    draw = partial(pictures, shown, ("png", "pdf"), config.figure_style)
+    drawing = min(_timed(draw)[0] for _ in range(2))
+    yield Cost("figures and report", len(GALLERY), "figures", FIGURE * drawing)
+
+
+def _repeated(acts: Activations, contrast: Contrast) -> Activations:
+    """As many activations of each class as there are prompts, from fewer; noise keeps them apart."""
+    generator, data = torch.Generator().manual_seed(0), {}
+    for label, group in contrast:
+        known = acts.data[label].double()
+        values = known[:, torch.arange(len(group)) % known.shape[1]]
+        noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+        data[label] = values + 0.1 * known.std(dim=1, keepdim=True, correction=0) * noise
+    return replace(acts, data=data)
