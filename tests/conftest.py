@@ -48,9 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # The longest files start first, so that no worker is left with one at the end; two that share `finished_run`
 # do not start together, so that no worker waits for it.
 LONGEST = (
-    "explorer/test_page.py", "test_execution.py", "trust/test_crash_safety.py", "test_study.py",
-    "test_notebooks.py", "test_memory.py", "explorer/test_views.py", "test_verify.py", "test_report_page.py",
-    "test_degenerate.py", "trust/test_hostile_files.py", "trust/test_explorer_load.py", "test_models.py",
+    "explorer/test_page.py", "test_notebooks.py", "integration/test_decoders.py",
+    "trust/test_crash_safety.py", "test_verify.py", "test_study.py", "test_execution.py",
+    "test_plots.py", "test_report_page.py", "test_report.py", "test_localization.py",
+    "test_plots_on_paper.py", "explorer/test_views.py", "trust/test_hostile_files.py",
+    "trust/test_coverage.py", "test_memory.py", "test_extensions.py", "test_docs.py",
+    "trust/test_no_leaks.py", "trust/test_no_leaks_interrupts.py",
 )  # fmt: skip
 
 
