@@ -14,8 +14,18 @@ import pytest
 import yaml
 
 import ot_lens as otl
+from ot_lens.cli import console
+from ot_lens.cli.results import print_result
 from ot_lens.errors import ConfigError, OtLensError, RunFolderError
-from ot_lens.study import StudyConfig, commented_yaml, parse_config, read_config, run_study, summarize
+from ot_lens.study import (
+    RunFolder,
+    StudyConfig,
+    commented_yaml,
+    parse_config,
+    read_config,
+    run_study,
+    summarize,
+)
 from ot_lens.tables import effects
 
 TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
@@ -148,6 +158,18 @@ def test_fields_that_were_added_later_had_their_defaults(run_settings, copied_ru
     assert len(resumed.tables) == len(list((copied_run / "tables").glob("*.parquet")))
     with pytest.raises(RunFolderError, match="filter"):
         run_study(parse_config({**run_settings, "filter": "answers"}), copied_run, resume=True)
+
+
+def test_printed_tables_fit_80_columns_and_nothing_is_cut(finished_run, capsys, monkeypatch):
+    monkeypatch.setattr(console.out, "width", 80)
+    print_result(run_study(RunFolder.open(finished_run).config, finished_run, resume=True))
+    printed = capsys.readouterr().out
+    tables = [line for line in printed.splitlines() if "/" not in line]
+    assert max(map(len, tables)) <= 80
+    assert "…" not in printed
+    assert {"Directional ablation", "PCA-OT (k = 2)"} <= set(
+        re.findall(r"Dir\w+ abl\w+|PCA-OT \(k = 2\)", printed)
+    )
 
 
 @pytest.mark.parametrize(
