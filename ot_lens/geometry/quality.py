@@ -79,12 +79,15 @@ def map_quality(
         raise ActivationError(f"Layers {missing} have a map but were not captured in both train and test.")
     at = resolve_position(test, position)
     fitted_on = {keys["layer"]: (H, S) for keys, H, S in each_layer(train, at)}
-    rows: list[dict[str, Any]] = []
-    for keys, H, S in each_layer(test, at):
-        edit = maps.get(keys["layer"])
-        if edit is not None:
-            moved = _Moved(H, S, edit.map(H), *fitted_on[keys["layer"]])
-            rows += _rows({**keys, "method": method or _name(edit)}, moved, plan)
+
+    def measure(layer: tuple[dict[str, Any], Tensor, Tensor]) -> list[dict[str, Any]]:
+        keys, H, S = layer
+        edit = maps[keys["layer"]]
+        moved = _Moved(H, S, edit.map(H), *fitted_on[keys["layer"]])
+        return list(_rows({**keys, "method": method or _name(edit)}, moved, plan))
+
+    layers = [layer for layer in each_layer(test, at) if layer[0]["layer"] in maps]
+    rows = [row for measured in mapped(measure, layers) for row in measured]
     return pd.DataFrame(rows, columns=["layer", "position", "method", *COLUMNS])
 
 
