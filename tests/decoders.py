@@ -73,22 +73,44 @@ SIZES = {
 
 # Families that the common sizes suffice for, and what the others need beside them.
 PLAIN = (
-    "afmoe", "apertus", "arcee", "aria_text", "bitnet", "bloom", "cohere", "cohere2", "cohere2_moe",
-    "cwm", "diffllama", "doge", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
-    "falcon_h1", "falcon_mamba", "flex_olmo", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
-    "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granite", "granite_swa", "granitemoe",
-    "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
-    "internlm3", "jais2", "jetmoe", "laguna", "llama", "llama4_text", "mamba", "mellum",
-    "mimo_v2_flash", "minimax", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "bloom", "codegen", "cohere",
+    "cohere2", "cohere2_moe", "cwm", "diffllama", "doge", "dots1", "ernie4_5", "ernie4_5_moe",
+    "exaone4", "exaone_moe", "falcon_h1", "falcon_mamba", "flex_olmo", "flint", "gemma", "gemma2",
+    "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
+    "gpt_neox", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
+    "hyperclovax", "inkling2_text", "inkling_text", "internlm3", "jais2", "jetmoe", "kolibri1",
+    "laguna", "lfm3", "llama", "llama4_text", "mamba", "mellum", "mimo_v2_flash", "minimax",
+    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt",
     "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "persimmon", "phi",
-    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen4_exp_text", "recurrent_gemma",
-    "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "phi3", "phi4_multimodal", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen4_exp_text",
+    "recurrent_gemma", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "xglm", "zamba",
 )  # fmt: skip
+INDEXED = {
+    "q_lora_rank": 16,
+    "head_dim": LEAVE,
+    "num_key_value_heads": 4,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+}
+KIMI = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": LEAVE,
+    "num_key_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
+    "axk1": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
+    "axk2": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
+    "bailing_hybrid": {"num_nextn_predict_layers": 0, **KIMI},
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": LEAVE, "num_key_value_heads": 4},
+    "deepseek_v32": INDEXED,
     "deepseek_v4": {"q_lora_rank": 16},
+    "dots3_note_text": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
     "falcon": {"head_dim": LEAVE, "num_kv_heads": 2},
     "gemma3n_text": {
         "hidden_size_per_layer_input": 8,
@@ -99,13 +121,16 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     },
     "gemma4_text": {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "global_head_dim": 8},
     "glm4_moe_lite": {"head_dim": LEAVE, "num_key_value_heads": 4},
+    "glm_moe_dsa": INDEXED,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_hidden_layers": 2, "num_layers": 2},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "hy_v4": {"q_lora_rank": 16},
     "jamba": {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "mamba_dt_rank": 4},
+    "kimi_linear": KIMI,
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "longcat_flash": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "minicpm3": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "nemotron_h": {"n_groups": 1, "chunk_size": 8},
@@ -114,6 +139,15 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "youtu": {"head_dim": LEAVE, "num_key_value_heads": 4},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
+        "hybrid_layer_ids": [1],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 16,
+    },
+    "zaya": {"num_experts_per_tok": 1},
 }
 
 SEEING = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

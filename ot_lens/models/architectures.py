@@ -42,8 +42,12 @@ BRANCHES = (
     Branches(("post_attention_layernorm",), ("post_feedforward_layernorm",), "pre_feedforward_layernorm|mlp"),
     # GLM 4: as Gemma, under other names
     Branches(("post_self_attn_layernorm",), ("post_mlp_layernorm",), "post_attention_layernorm"),
-    # AFMoE: likewise
+    # AFMoE, HyperCLOVA X, LFM 3: likewise
     Branches(("post_attention_layernorm",), ("post_mlp_layernorm",), "pre_mlp_layernorm"),
+    Branches(("post_norm1",), ("post_norm2",), "post_attention_layernorm"),
+    Branches(("post_operator_norm",), ("post_ffn_norm",), "ffn_norm"),
+    # Inkling: a short convolution after each branch
+    Branches(("attn_sconv",), ("mlp_sconv",), "post_attention_layernorm"),
     # Falcon-H1: attention and a state space model side by side
     Branches(("mamba", "self_attn"), ("feed_forward",), "pre_ff_layernorm"),
     # Granite: experts, and an MLP that they share
