@@ -1,6 +1,7 @@
 """Greedy completions of chat prompts in batches, token for token the same as one prompt at a time."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
@@ -94,24 +95,26 @@ def answers(
 ) -> list[Completion]:
     """Answer tokens of rendered prompts greedily; `opened` says of each whether it ends inside a thought."""
     stops = served.terminators
-    rows = _generated(served, whole_batches, max_new_tokens, stops, use_cache, progress)
-    return [_completion(served, ids, stops, inside) for ids, inside in zip(rows, opened, strict=True)]
+    rows = generated(served, whole_batches, max_new_tokens, stops, use_cache, progress)
+    return [completion(served, ids, inside) for ids, inside in zip(rows, opened, strict=True)]
 
 
-def _generated(
+def generated(
     served: Backend,
     whole_batches: Iterable[TokenBatch],
     max_new_tokens: int,
     stops: Sequence[int],
     use_cache: bool = True,
     progress: Callable[[int], None] | None = None,
+    editing: Callable[[TokenBatch], AbstractContextManager[Any]] = lambda _: nullcontext(),
 ) -> list[list[int]]:
-    """The new tokens of each row, up to the one that stopped it."""
+    """The new tokens of each row, up to the one that stopped it; `editing` surrounds each batch."""
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
 
     def generate(batch: TokenBatch) -> list[list[int]]:
-        return served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache).tolist()
+        with editing(batch):
+            return served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache).tolist()
 
     with no_nan(served.hf_model or served.model, last_only=True):
         rows = by_row(served, whole_batches, generate, progress)
@@ -119,8 +122,9 @@ def _generated(
     return [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
 
 
-def _completion(served: Backend, given: Sequence[int], stops: Sequence[int], opened: bool) -> Completion:
-    truncated = not given or given[-1] not in stops
+def completion(served: Backend, given: Sequence[int], opened: bool) -> Completion:
+    """The answer that generated tokens say; `opened`: they begin inside a thought."""
+    truncated = not given or given[-1] not in served.terminators
     ids = given if truncated else given[:-1]
     answer = read_answer(served, ids, opened=opened)
     return Completion(answer.text, len(ids), truncated, tuple(given), answer.thought, opened)
@@ -179,7 +183,7 @@ def _thoughts(
     check_room(served, rows, budget + SEPARATORS)
 
     def continued(rows: Sequence[Sequence[int]], most: int, stops: Sequence[int]) -> list[list[int]]:
-        return _generated(served, batches_of_rows(served, rows, batch_size), most, stops)
+        return generated(served, batches_of_rows(served, rows, batch_size), most, stops)
 
     opened = template_of(served).opened
     written = continued(rows, budget, (*served.terminators, *thought_ends(served)))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,35 @@ from ot_lens.transport import AffineMap, EntropicMap, SupportMask
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
 
 Site = int | tuple[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class RowMaps:
+    """Maps of some rows of a batch each, at some positions, so that one batch holds many candidates."""
+
+    parts: "tuple[tuple[Int[Tensor, ' rows'], ActivationMap], ...]"
+    positions: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations."""
+        return self.parts[0][1].d_model
+
+    def to(self, *args: Any, **kwargs: Any) -> "RowMaps":
+        """The same on a device or in a dtype (see `AffineMap.to`)."""
+        return replace(self, parts=tuple((rows, edit.to(*args, **kwargs)) for rows, edit in self.parts))
+
+    def __call__(self, x: Float[Tensor, "batch *pos d"]) -> Float[Tensor, "batch *pos d"]:
+        """Every row moved by its own map."""
+        edited = x.clone()
+        for rows, edit in self.parts:
+            own = rows.to(x.device)
+            edited[own, self.positions] = edit(x[own, self.positions])
+        return edited
+
+
 # The maps that can be applied in a model.
-ActivationMap = AffineMap | SupportMask | EntropicMap
+ActivationMap = AffineMap | SupportMask | EntropicMap | RowMaps
 # Mapping is invariant in its key, and plain {layer: map} is the common case.
 Edits = Mapping[int, ActivationMap] | Mapping[tuple[int, str], ActivationMap] | Mapping[Site, ActivationMap]
 

@@ -75,15 +75,19 @@ def answer_loss(model: Any, prompts: Sequence[Prompt], *, batch_size: int = 64) 
     Raises:
         PromptError: If a prompt has no reference answer, or is longer with it than the model's context.
     """
+    answers = reference_answers(model, prompts)
+    nll = torch.stack([row.sum() for row in token_losses(model, prompts, answers, batch_size=batch_size)])
+    return TokenLoss(nll, torch.tensor([len(answer) for answer in answers]))
+
+
+def reference_answers(model: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Tokens of each prompt's reference answer and of its end."""
     missing = [i for i, p in enumerate(prompts) if not isinstance(p, Prompt) or not p.answer]
     if missing:
         raise PromptError(f"Prompt {missing[0]} has no reference answer, which perplexity needs.")
     served = backend(model)
     end = end_of_turn(served)
-    texts = [served.tokenizer(p.answer, add_special_tokens=False)["input_ids"] for p in prompts]
-    answers = [[*ids, end] for ids in texts]
-    nll = torch.stack([row.sum() for row in token_losses(model, prompts, answers, batch_size=batch_size)])
-    return TokenLoss(nll, torch.tensor([len(answer) for answer in answers]))
+    return [[*served.tokenizer(p.answer, add_special_tokens=False)["input_ids"], end] for p in prompts]
 
 
 def token_losses(

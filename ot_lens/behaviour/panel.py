@@ -103,6 +103,7 @@ class Panel:
     loss: TokenLoss | None = None
     judgement: Judgement | None = None
     completions: tuple[Completion, ...] = field(default=(), repr=False)
+    verified: float | None = None  # share of the answers' tokens, where known answers were verified
 
     def coherent(self, limit: float) -> tuple[bool, ...]:
         """Whether each answer is neither refused nor degenerate, and likely enough after its first token."""
@@ -141,14 +142,17 @@ def measure(
     settings: PanelSettings,
     reading: NextToken | None = None,
     label: str = "",
+    answers: Sequence[Completion] | None = None,
+    loss: TokenLoss | None = None,
 ) -> Panel:
-    """Measure one class of prompts under the active interventions; `reading` are its next-token measures.
+    """Measure one class of prompts under the active interventions; what is given is not measured again.
 
     The judge reads answers to harmful prompts; perplexity needs known answers, of harmless ones.
     """
     size, panel = settings.batch_size, Panel(len(prompts), reading)
     if settings.needs_answers:
-        answers = complete(model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=size)
+        if answers is None:
+            answers = complete(model, prompts, max_new_tokens=settings.max_new_tokens, batch_size=size)
         lengths = lengths_below(settings.max_new_tokens)
         panel = replace(
             panel,
@@ -164,7 +168,7 @@ def measure(
             correct = tuple(a.text in p.answers for a, p in zip(answers, prompts, strict=True))
             panel = replace(panel, correct=correct)
     if "perplexity" in settings.measures and label != "harmful" and all(p.answer for p in prompts):
-        panel = replace(panel, loss=answer_loss(model, prompts, batch_size=size))
+        panel = replace(panel, loss=loss or answer_loss(model, prompts, batch_size=size))
     return panel
 
 
@@ -173,7 +177,7 @@ def with_nll(model: Any, prompts: Sequence[Prompt], panel: Panel, settings: Pane
 
     To be called without interventions: only the unedited model knows what an answer looks like.
     """
-    if "refusal_rate" in settings.measures and panel.completions:
+    if "refusal_rate" in settings.measures and panel.completions and panel.nll is None:
         nll, later = likelihoods(model, prompts, panel.completions, settings.batch_size)
         panel = replace(panel, nll=nll, later_nll=later)
     return panel if settings.completions is not None else replace(panel, completions=())

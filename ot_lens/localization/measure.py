@@ -1,4 +1,4 @@
-"""Measuring the candidates: next-token readings in one walk where possible, answers one by one."""
+"""Measuring the candidates: next tokens and answers in one walk where possible, else one by one."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,11 +14,12 @@ from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, re
 from ot_lens.execution import Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
+from ot_lens.localization.answering import Given, answered_by_walk
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import AUTO, SweepSettings
 from ot_lens.localization.walking import CandidateBatch, candidate_batches, walk_batches
-from ot_lens.prompts import Contrast
+from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import why_not, why_not_replayed
 from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
 
@@ -32,6 +33,7 @@ class Baseline:
 
     panels: Mapping[str, Panel]
     logprobs: Mapping[str, Tensor]  # of the next token, where a measure needs them
+    answers: Mapping[str, Sequence[tuple[int, ...]]]  # as tokens, where a measure needs them
     obstacle: str | None  # why the single pass cannot replay the model; None if it can or is not used
 
 
@@ -91,12 +93,14 @@ def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> 
     """Measure the unedited model, and find out whether the single pass can replay it."""
     panel = settings.panel
     logprobs: dict[str, Tensor] = {}
-    panels = {}
+    panels, answers = {}, {}
     for label, group in prompts:
         reading = None
         if panel.reads_next_token:
             reading, logprobs[label] = read_next_token(model, group, panel)
-        panels[label] = with_nll(model, group, measure(model, group, panel, reading, label), panel)
+        measured = measure(model, group, panel, reading, label)
+        answers[label] = [answer.tokens for answer in measured.completions]
+        panels[label] = with_nll(model, group, measured, panel)
     obstacle = None
     if settings.walks and why_not(model, {}, settings.hook) is None:
         scopes = ("all", "last") if settings.tokens == AUTO else (settings.tokens,)
@@ -106,7 +110,7 @@ def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> 
             for scope in scopes
         ]
         obstacle = next((reason for reason in reasons if reason is not None), None)
-    return Baseline(panels | _on_text(model, panel), logprobs, obstacle)
+    return Baseline(panels | _on_text(model, panel), logprobs, answers, obstacle)
 
 
 def measure_batches(
@@ -117,17 +121,33 @@ def measure_batches(
     keys: Collection[str],
     batches: Sequence[CandidateBatch],
 ) -> Iterator[Measured]:
-    """Measure some batches, one candidate after the other; candidates not in `keys` are only walked.
+    """Measure some batches; candidates not in `keys` only take part in what their batch does together.
 
     What it yields for a batch does not depend on the other batches: their walks only share the forward pass
     that they start from.
     """
     readings, walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
-    for candidate in (candidate for batch in batches for candidate in batch if candidate.key in keys):
-        panels = _panels(model, prompts, candidate, readings, baseline, settings)
-        columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
-        rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate)
-        yield candidate.key, rows, _answers(panels)
+    for batch in batches:
+        for candidate, given in _with_answers(model, prompts, batch, baseline, settings):
+            if candidate.key not in keys:
+                continue
+            panels = _panels(model, prompts, candidate, readings, baseline, settings, given)
+            columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
+            rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate)
+            yield candidate.key, rows, _answers(panels)
+
+
+def _with_answers(
+    model: Any, prompts: Contrast, batch: CandidateBatch, baseline: Baseline, settings: SweepSettings
+) -> Iterator[tuple[Candidate, Mapping[str, Given]]]:
+    """Each candidate with the answers that the single pass gives; plain hooks are left for the others."""
+    answered = set()
+    if baseline.obstacle is None:
+        panels, answers = baseline.panels, baseline.answers
+        for candidate, given in answered_by_walk(model, prompts, batch, panels, answers, settings):
+            answered.add(candidate.key)
+            yield candidate, given
+    yield from ((candidate, {}) for candidate in batch if candidate.key not in answered)
 
 
 def _answers(panels: Mapping[str, Panel]) -> dict[str, Sequence[Completion]]:
@@ -150,6 +170,7 @@ def _panels(
     readings: Mapping[str, Mapping[str, NextToken]],
     baseline: Baseline,
     settings: SweepSettings,
+    given: Mapping[str, Given],
 ) -> dict[str, Panel]:
     if candidate.unedited:
         return _of_baseline(candidate, baseline)
@@ -161,7 +182,9 @@ def _panels(
             reading = readings[label].get(candidate.key)
             if reading is None and settings.panel.reads_next_token:
                 reading, _ = read_next_token(model, group, settings.panel, baseline.logprobs[label])
-            if candidate.generates:
+            if label in given:
+                panels[label] = _of_given(model, group, label, given[label], reading, settings)
+            elif candidate.generates:
                 panels[label] = measure(model, group, settings.panel, reading, label)
             else:
                 panels[label] = Panel(len(group), reading)
@@ -171,6 +194,19 @@ def _panels(
         if label in panels:
             panels[label] = with_nll(model, group, panels[label], settings.panel)
     return panels
+
+
+def _of_given(
+    model: Any,
+    group: Sequence[Prompt],
+    label: str,
+    given: Given,
+    reading: NextToken | None,
+    settings: SweepSettings,
+) -> Panel:
+    """The panel of answers that the single pass gave."""
+    panel = measure(model, group, settings.panel, reading, label, given.completions, given.loss)
+    return replace(panel, nll=given.nll, later_nll=given.later_nll, verified=given.verified)
 
 
 def _of_baseline(candidate: Candidate, baseline: Baseline) -> dict[str, Panel]:

@@ -63,7 +63,8 @@ def candidate_rows(
                 **vars(estimate),
             }
             if measure.removesuffix("_shift") not in (*NEXT_TOKEN_MEASURES, *OF_THE_EDIT):
-                row["engine"] = "hooks"
+                row["engine"] = "hooks" if panel.verified is None else "single_pass"
+                row["verified"] = None if measure == "perplexity" else panel.verified
             if measure == "judged_success_rate" and panel.judgement is not None:
                 row["note"] = panel.judgement.note
             if measure == "coherent_success_rate":

@@ -15,7 +15,7 @@ from ot_lens.single_pass import next_token_sweep, why_not
 
 # Candidates per batch. Generating answers costs far more than the walk of the single pass, which is repeated
 # for each batch; where only the next token is read, a batch must outweigh the forward pass of its walk.
-ANSWERED, READ = 4, 128
+ANSWERED, READ = 32, 128
 
 CandidateBatch = tuple[Candidate, ...]
 

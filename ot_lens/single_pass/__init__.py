@@ -3,8 +3,11 @@
 The prompts are run once. Then one walk goes up the blocks with a growing set of rows: each candidate's row
 starts at the layer it edits. With scope "last" only the last position is recomputed; it attends to the cached
 keys and values of the earlier ones.
+
+Answers of every candidate come the same way: known answers are verified in one pass, and few are generated.
 """
 
-from ot_lens.single_pass.engine import next_token_sweep, why_not, why_not_replayed
+from ot_lens.single_pass.answers import Answered, answer_sweep
+from ot_lens.single_pass.engine import next_token_sweep, why_not, why_not_answered, why_not_replayed
 
-__all__ = ["next_token_sweep", "why_not", "why_not_replayed"]
+__all__ = ["Answered", "answer_sweep", "next_token_sweep", "why_not", "why_not_answered", "why_not_replayed"]

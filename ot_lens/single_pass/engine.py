@@ -10,7 +10,7 @@ from torch import Tensor
 from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.linalg import float64
-from ot_lens.models import Backend, TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
 from ot_lens.transport import AffineMap
@@ -25,16 +25,30 @@ Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vo
 
 
 def why_not(model: Any, edits: Edits, hook: str = "resid_pre") -> str | None:
-    """Why the single pass does not support an edit; None if it does."""
-    for site in edits:
-        name = site[1] if isinstance(site, tuple) else hook
-        if name not in ("resid_pre", "resid_post"):
-            return f"an edit at {name} is inside a block"
+    """Why the single pass does not read the next token under an edit; None if it does."""
+    return _inside_a_block(edits, hook) or _hooked_by_the_user(backend(model))
+
+
+def why_not_answered(model: Any, edits: Edits, tokens: str, hook: str = "resid_pre") -> str | None:
+    """Why the single pass does not give the answers under an edit; None if it does."""
     served = backend(model)
-    points = [served.hook_point(layer, "resid_pre") for layer in range(served.n_layers)]
-    if any(point.fwd_hooks for point in points):
-        return "the model has hooks of the user"
-    return None
+    if not isinstance(served, HFBackend):
+        return "answers are replayed on Hugging Face models only"
+    # Edits inside the blocks, from the first one on, share nothing with each other, and a CPU reads many tokens
+    # at once no faster than one after the other.
+    shares_nothing = served.device.type == "cpu" and tokens in ("all", "prompt")
+    return _hooked_by_the_user(served) or (_inside_a_block(edits, hook) if shares_nothing else None)
+
+
+def _inside_a_block(edits: Edits, hook: str) -> str | None:
+    names = (site[1] if isinstance(site, tuple) else hook for site in edits)
+    inside = next((name for name in names if name not in ("resid_pre", "resid_post")), None)
+    return None if inside is None else f"an edit at {inside} is inside a block"
+
+
+def _hooked_by_the_user(served: Backend) -> str | None:
+    points = (served.hook_point(layer, "resid_pre") for layer in range(served.n_layers))
+    return "the model has hooks of the user" if any(point.fwd_hooks for point in points) else None
 
 
 def next_token_sweep(

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -21,10 +21,13 @@ class _Prefix:
     """A cache that gives a layer the keys and values of earlier positions, and stores nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self._keys, self._values = keys, values
+        self.keys, self.values = keys, values
+
+    def of(self, sequences: Int[Tensor, " row"]) -> "_Prefix":
+        return _Prefix(self.keys[sequences], self.values[sequences])
 
     def update(self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self._keys, keys], dim=2), torch.cat([self._values, values], dim=2)
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
 class HuggingFaceRecord:
@@ -33,12 +36,13 @@ class HuggingFaceRecord:
     own_logits: Float[Tensor, "batch d_vocab"]  # at the last position
     streams: list[Float[Tensor, "batch pos d"]]  # entering each block, and leaving the last
 
-    def __init__(self, hf_model: Any, batch: TokenBatch, *, last: bool) -> None:
-        self._hf_model, self._last = hf_model, last
+    def __init__(self, hf_model: Any, batch: TokenBatch, *, last: bool = False, start: int = 0) -> None:
+        """Rows cover the positions from `start` on, or the last one."""
+        self._hf_model, self._last, self._start = hf_model, last, batch.tokens.shape[1] - 1 if last else start
         self._layers = decoder_layers(hf_model)
         self._calls: list[dict[str, Any]] = []
         self._mask = batch.mask
-        cache = DynamicCache() if last else None
+        cache = DynamicCache() if self._start else None
         streams: list[Tensor] = []
         with Reversible(partial(self._listen, streams)):
             output = hf_model(
@@ -46,14 +50,16 @@ class HuggingFaceRecord:
                 attention_mask=batch.mask,
                 position_ids=position_ids(batch.mask),
                 past_key_values=cache,
-                use_cache=last,
+                use_cache=cache is not None,
                 logits_to_keep=1,
             )
         self.own_logits = output.logits[:, -1]
         if len(streams) != len(self._layers) + 1:
             raise SinglePassError("The model does not call each decoder layer once.")
-        self.streams = [stream[:, -1:] for stream in streams] if last else streams
-        self._prefixes = [_prefix(cache, i) for i in range(len(self._layers))] if cache is not None else []
+        # A slice would keep all of a stream alive.
+        self.streams = [stream[:, self._start :].clone() if self._start else stream for stream in streams]
+        layers = range(len(self._layers)) if cache is not None else ()
+        self._prefixes = [_prefix(cache, i, self._start) for i in layers]
 
     def _listen(self, streams: list[Tensor], changes: Reversible[None]) -> None:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -70,6 +76,12 @@ class HuggingFaceRecord:
         for layer in self._layers:
             changes.before(layer, before, with_kwargs=True)
         changes.after(self._layers[-1], lambda _module, _args, output: streams.append(_hidden(output)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the streams, and of the keys and values."""
+        kept = [x for prefix in self._prefixes for x in (prefix.keys, prefix.values)]
+        return sum(x.numel() * x.element_size() for x in [*self.streams, *kept])
 
     def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
         """Run a block on rows."""
@@ -125,14 +137,49 @@ class HuggingFaceRecord:
             )
         return _hidden(self._layers[layer](rows.flatten(0, 1), **kwargs)).unflatten(0, (count, batch))
 
+    def block_of(
+        self, layer: int, rows: Float[Tensor, "row pos d"], sequences: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row pos d"]:
+        """Run a block on rows, each of which belongs to one of the batch's sequences."""
+        kwargs = {**self._calls[layer], "attention_mask": self._mask_of(layer, sequences)}
+        kwargs["past_key_values"] = self._prefixes[layer].of(sequences) if self._start else None
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = _of_rows(kwargs["position_ids"], sequences, len(self._mask))[
+                :, self._start :
+            ]
+        if "position_embeddings" in kwargs:
+            embeddings = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = tuple(
+                _of_rows(p, sequences, len(self._mask))[..., self._start :, :] for p in embeddings
+            )
+        if "cache_position" in kwargs:
+            kwargs["cache_position"] = kwargs["cache_position"][self._start :]
+        return _hidden(self._layers[layer](rows, **kwargs))
+
+    def _mask_of(self, layer: int, sequences: Int[Tensor, " row"]) -> Tensor:
+        """The rows' part of the model's mask; where it passed none, every real earlier position is seen."""
+        mask = self._calls[layer].get("attention_mask")
+        if mask is not None and mask.ndim != 4:
+            raise SinglePassError(f"A decoder layer takes an attention mask of {mask.ndim} dimensions.")
+        if mask is not None:
+            return _of_rows(mask, sequences, len(self._mask))[:, :, self._start :]
+        width = self._mask.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=self._mask.device).tril()[self._start :]
+        return causal & self._mask.bool()[sequences][:, None, None, :]
+
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
         """Final norm and unembedding at the last position."""
         return unembed(self._hf_model, rows[:, :, -1])
 
+    def unembed(self, rows: Float[Tensor, "row pos d"]) -> Float[Tensor, "row pos d_vocab"]:
+        """Final norm and unembedding at every position."""
+        return unembed(self._hf_model, rows)
 
-def _prefix(cache: DynamicCache, layer: int) -> _Prefix:
+
+def _prefix(cache: DynamicCache | None, layer: int, end: int) -> _Prefix:
+    assert cache is not None
     cached = cache.layers[layer]
-    return _Prefix(cached.keys[:, :, :-1], cached.values[:, :, :-1])
+    return _Prefix(cached.keys[:, :, :end].clone(), cached.values[:, :, :end].clone())
 
 
 def _hidden(output: Any) -> Tensor:
@@ -145,6 +192,11 @@ def _last_column(x: Tensor, dim: int, count: int) -> Tensor:
     shape = list(last.shape)
     shape[dim] = count
     return last.expand(shape)
+
+
+def _of_rows(x: Tensor, sequences: Int[Tensor, " row"], batch: int) -> Tensor:
+    """The entry of each row's sequence, unless one entry serves the whole batch."""
+    return x[sequences] if x.shape[0] == batch else x
 
 
 def _repeat(x: Tensor, count: int, batch: int) -> Tensor:

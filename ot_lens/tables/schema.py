@@ -24,10 +24,10 @@ IDENTITY = (
 COLUMNS = (
     "key", "set", "layers", "layer", "method", "k", "strength", "tokens", "hook", "transport", "control",
     "draw", "fitting", "measure", "prompts", "value", "low", "high", "n", "unit", "interval", "p_value",
-    "p_holm", "test", "seed", "engine", "note",
+    "p_holm", "test", "seed", "engine", "verified", "note",
 )  # fmt: skip
 TYPES = {"layer": "Int64", "k": "Int64", "draw": "Int64", "n": "int64"} | dict.fromkeys(
-    ("value", "low", "high", "p_value", "p_holm", "strength"), "float64"
+    ("value", "low", "high", "p_value", "p_holm", "strength", "verified"), "float64"
 )
 UNEDITED_COLUMNS: dict[str, Any] = {
     "key": UNEDITED, "set": UNEDITED, "layers": "", "layer": None, "method": UNEDITED, "k": None,

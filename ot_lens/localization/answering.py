@@ -1,0 +1,162 @@
+"""Answers of a batch of candidates from the single pass, and what the unedited model thinks of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ot_lens.behaviour.coherence import likelihoods
+from ot_lens.behaviour.losses import TokenLoss, reference_answers
+from ot_lens.behaviour.panel import Panel, PanelSettings
+from ot_lens.errors import SinglePassError
+from ot_lens.generation import Completion
+from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.settings import SweepSettings
+from ot_lens.models import backend, end_of_turn
+from ot_lens.prompts import Contrast, Prompt
+from ot_lens.single_pass import Answered, answer_sweep, why_not_answered
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Answers to one class of prompts, their likelihood without edits; `verified` is a share of tokens."""
+
+    completions: tuple[Completion, ...]
+    verified: float
+    nll: Float64[Tensor, " prompt"] | None  # where the unedited model's is known
+    later_nll: Float64[Tensor, " prompt"] | None
+    loss: TokenLoss | None  # of the reference answers
+
+
+def answered_by_walk(
+    model: Any,
+    prompts: Contrast,
+    candidates: Sequence[Candidate],
+    unedited: Mapping[str, Panel],
+    answers: Mapping[str, Sequence[Tokens]],
+    settings: SweepSettings,
+) -> Iterator[tuple[Candidate, dict[str, Given]]]:
+    """Answers of the candidates that the single pass serves, by class of prompts; the others are left out.
+
+    All candidates share a token scope; `answers` are those of the unedited model. What it yields depends on
+    the whole batch.
+    """
+    wanted = [c for c in candidates if _is_served(model, c, settings)]
+    if not wanted:
+        return
+    book = _Book(model, prompts, unedited, answers, settings.panel)
+    waves = answer_sweep(
+        model,
+        book.prompts,
+        [candidate.edits for candidate in wanted],
+        [book.asked(candidate.prompts) for candidate in wanted],
+        book.known(),
+        references=book.references,
+        tokens=wanted[0].tokens,
+        hook=settings.hook,
+        max_new_tokens=settings.panel.max_new_tokens,
+        batch_size=settings.panel.batch_size,
+    )
+    try:
+        for wave in waves:
+            book.read(wave)
+            yield from ((wanted[answered.candidate], book.given(answered)) for answered in wave)
+    except SinglePassError:
+        return
+
+
+def _is_served(model: Any, candidate: Candidate, settings: SweepSettings) -> bool:
+    return (
+        settings.engine != "hooks"
+        and settings.panel.needs_answers
+        and candidate.generates
+        and not candidate.unedited
+        and why_not_answered(model, candidate.edits, candidate.tokens, settings.hook) is None
+    )
+
+
+class _Book:
+    """The prompts of all classes in one list, and what is known of answers to them."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Contrast,
+        unedited: Mapping[str, Panel],
+        answers: Mapping[str, Sequence[Tokens]],
+        settings: PanelSettings,
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._classes = {label: range(0) for label, _ in prompts}
+        self.prompts: list[Prompt] = []
+        self._nll: dict[tuple[int, Tokens], tuple[Tensor, Tensor]] = {}
+        self._unedited: list[Tokens] = []
+        self.references: dict[int, Tokens] = {}
+        for label, group in prompts:
+            numbers = range(len(self.prompts), len(self.prompts) + len(group))
+            self._classes[label] = numbers
+            self.prompts += group
+            panel, given = unedited[label], answers[label]
+            self._unedited += given
+            if panel.nll is not None and panel.later_nll is not None:
+                values = zip(panel.nll, panel.later_nll, strict=True)
+                self._nll |= dict(zip(zip(numbers, given, strict=True), values, strict=True))
+            if panel.loss is not None:
+                self.references |= zip(numbers, map(tuple, reference_answers(model, group)), strict=True)
+
+    def asked(self, labels: Sequence[str]) -> list[int]:
+        """Numbers of the prompts of some classes."""
+        return [number for label, numbers in self._classes.items() if label in labels for number in numbers]
+
+    def known(self) -> list[list[Tokens]]:
+        """Answers each prompt may be given: the unedited model's, and those that count as correct."""
+        served = backend(self._model)
+        end = end_of_turn(served)
+        return [
+            [
+                given,
+                *(
+                    (*served.tokenizer(text, add_special_tokens=False)["input_ids"], end)
+                    for text in p.answers
+                ),
+            ]
+            for given, p in zip(self._unedited, self.prompts, strict=True)
+        ]
+
+    def read(self, wave: Sequence[Answered]) -> None:
+        """Read the likelihood of the answers that are new."""
+        answers = {(n, c.tokens): c for a in wave for n, c in a.completions.items()}
+        new = [key for key in answers if key not in self._nll]
+        if new and self._nll:
+            prompts = [self.prompts[number] for number, _ in new]
+            pair = likelihoods(self._model, prompts, [answers[key] for key in new], self._settings.batch_size)
+            self._nll |= dict(zip(new, zip(*pair, strict=True), strict=True))
+
+    def given(self, answered: Answered) -> dict[str, Given]:
+        """A candidate's answers by class."""
+        return {
+            label: self._given(answered, numbers)
+            for label, numbers in self._classes.items()
+            if numbers[0] in answered.completions
+        }
+
+    def _given(self, answered: Answered, numbers: Sequence[int]) -> Given:
+        completions = tuple(answered.completions[number] for number in numbers)
+        both = [self._nll[n, c.tokens] for n, c in zip(numbers, completions, strict=True) if self._nll]
+        nll, later = (torch.stack(values) for values in zip(*both, strict=True)) if both else (None, None)
+        losses = [answered.nll[number] for number in numbers if number in answered.nll]
+        verified = sum(answered.verified[number] for number in numbers)
+        return Given(
+            completions,
+            verified / sum(len(c.tokens) for c in completions),
+            nll,
+            later,
+            TokenLoss(torch.stack([x.sum() for x in losses]), torch.tensor([len(x) for x in losses]))
+            if losses
+            else None,
+        )
