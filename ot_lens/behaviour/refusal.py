@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ class PhraseList:
     def matches(self, text: str) -> bool:
         """Whether a text contains one of the phrases."""
         plain = _plain(text, self.case_sensitive)
-        return any(_plain(phrase, self.case_sensitive) in plain for phrase in self.phrases)
+        return any(phrase in plain for phrase in self._plain_phrases)
+
+    @cached_property
+    def _plain_phrases(self) -> tuple[str, ...]:
+        return tuple(_plain(phrase, self.case_sensitive) for phrase in self.phrases)
 
 
 class _PhraseFile(BaseModel):

@@ -1,10 +1,11 @@
 """95 % intervals: Wilson for rates, studentized bootstrap over prompts for means and ratios."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 from ot_lens.errors import ActivationError
@@ -14,6 +15,7 @@ RESAMPLES = 999  # with 1 more, both tails are whole numbers of resamples
 TAIL = (1 - CONFIDENCE) / 2
 CANTELLI = float(np.sqrt((1 - TAIL) / TAIL))
 CHUNK = 2**18  # prompts drawn at a time: they stay in cache
+KEPT = 2**23  # prompts of all resamples of one size that are kept, 32 MiB
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ def rate(flags: Sequence[bool]) -> Estimate:
     return share(int(sum(flags)), len(flags))
 
 
+@lru_cache(maxsize=4096)
 def share(hits: int, n: int) -> Estimate:
     """`hits` of n with the Wilson score interval (Wilson 1927)."""
     if n == 0:
@@ -91,15 +94,27 @@ class BootstrapRatio:
 def _resampled_sums(
     columns: Float[np.ndarray, "n column"], count: int, seed: int
 ) -> Float[np.ndarray, "count column"]:
-    """Sums over prompts drawn with replacement, a few resamples at a time."""
-    n, generator = len(columns), np.random.default_rng(seed)
-    chunks = []
+    """Sums over prompts drawn with replacement."""
+    return np.concatenate([times.astype(np.float64) @ columns for times in _draws(len(columns), count, seed)])
+
+
+def _draws(n: int, count: int, seed: int) -> Iterable[Int[np.ndarray, "some n"]]:
+    """How often each resample holds each prompt; kept for the other candidates, unless it is large."""
+    return _kept_draws(n, count, seed) if n * count <= KEPT else _drawn(n, count, seed)
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(n: int, count: int, seed: int) -> tuple[Int[np.ndarray, "some n"], ...]:
+    return tuple(_drawn(n, count, seed))
+
+
+def _drawn(n: int, count: int, seed: int) -> Iterator[Int[np.ndarray, "some n"]]:
+    """A few resamples at a time."""
+    generator = np.random.default_rng(seed)
     for start in range(0, count, max(1, CHUNK // n)):
         rows = min(max(1, CHUNK // n), count - start)
         drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        chunks.append(times.astype(np.float64) @ columns)
-    return np.concatenate(chunks)
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.int32)
 
 
 def _estimate(resampled: BootstrapRatio, least: float) -> Estimate:

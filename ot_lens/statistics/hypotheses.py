@@ -1,6 +1,7 @@
 """Paired tests on the same prompts, and the correction of p-values for several tests."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -22,9 +23,12 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
         )
     gained = sum(b and not a for b, a in zip(before, after, strict=True))
     lost = sum(a and not b for b, a in zip(before, after, strict=True))
-    if gained + lost == 0:
-        return 1.0
-    return float(stats.binomtest(gained, gained + lost).pvalue)
+    return _sign_test(gained, gained + lost)
+
+
+@lru_cache(maxsize=4096)
+def _sign_test(gained: int, changed: int) -> float:
+    return float(stats.binomtest(gained, changed).pvalue) if changed else 1.0
 
 
 def paired_bootstrap(differences: Float[np.ndarray, " n"], *, seed: int) -> float:
