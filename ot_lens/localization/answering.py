@@ -11,13 +11,15 @@ from torch import Tensor
 from ot_lens.behaviour.coherence import likelihoods
 from ot_lens.behaviour.losses import TokenLoss, reference_answers
 from ot_lens.behaviour.panel import Panel, PanelSettings
-from ot_lens.errors import SinglePassError
 from ot_lens.generation import Completion
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.models import backend, end_of_turn
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import Answered, answer_sweep, why_not_answered
+
+# The first candidate is generated and verified, which measures the margin: too much for a few.
+LEAST = 4
 
 Tokens = tuple[int, ...]
 
@@ -44,10 +46,10 @@ def answered_by_walk(
     """Answers of the candidates that the single pass serves, by class of prompts; the others are left out.
 
     All candidates share a token scope; `answers` are those of the unedited model. What it yields depends on
-    the whole batch.
+    the whole batch. Raises a SinglePassError if the model cannot be replayed block by block.
     """
     wanted = [c for c in candidates if _is_served(model, c, settings)]
-    if not wanted:
+    if len(wanted) < LEAST:
         return
     book = _Book(model, prompts, unedited, answers, settings.panel)
     waves = answer_sweep(
@@ -62,12 +64,9 @@ def answered_by_walk(
         max_new_tokens=settings.panel.max_new_tokens,
         batch_size=settings.panel.batch_size,
     )
-    try:
-        for wave in waves:
-            book.read(wave)
-            yield from ((wanted[answered.candidate], book.given(answered)) for answered in wave)
-    except SinglePassError:
-        return
+    for wave in waves:
+        book.read(wave)
+        yield from ((wanted[answered.candidate], book.given(answered)) for answered in wave)
 
 
 def _is_served(model: Any, candidate: Candidate, settings: SweepSettings) -> bool:

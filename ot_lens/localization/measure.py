@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ot_lens.behaviour import save_completions, text_loss
 from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, read_next_token, with_nll
+from ot_lens.errors import SinglePassError
 from ot_lens.execution import Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
@@ -128,26 +129,30 @@ def measure_batches(
     """
     readings, walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
     for batch in batches:
-        for candidate, given in _with_answers(model, prompts, batch, baseline, settings):
+        for candidate, given, note in _with_answers(model, prompts, batch, baseline, settings):
             if candidate.key not in keys:
                 continue
             panels = _panels(model, prompts, candidate, readings, baseline, settings, given)
             columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
+            columns["note"] = columns["note"] or note
             rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate)
             yield candidate.key, rows, _answers(panels)
 
 
 def _with_answers(
     model: Any, prompts: Contrast, batch: CandidateBatch, baseline: Baseline, settings: SweepSettings
-) -> Iterator[tuple[Candidate, Mapping[str, Given]]]:
-    """Each candidate with the answers that the single pass gives; plain hooks are left for the others."""
-    answered = set()
+) -> Iterator[tuple[Candidate, Mapping[str, Given], str]]:
+    """Each candidate with the answers that the single pass gives; with none, and a note, where it cannot."""
+    answered, note = set(), ""
     if baseline.obstacle is None:
         panels, answers = baseline.panels, baseline.answers
-        for candidate, given in answered_by_walk(model, prompts, batch, panels, answers, settings):
-            answered.add(candidate.key)
-            yield candidate, given
-    yield from ((candidate, {}) for candidate in batch if candidate.key not in answered)
+        try:
+            for candidate, given in answered_by_walk(model, prompts, batch, panels, answers, settings):
+                answered.add(candidate.key)
+                yield candidate, given, ""
+        except SinglePassError as error:
+            note = f"plain hooks for answers: {error}"
+    yield from ((candidate, {}, note) for candidate in batch if candidate.key not in answered)
 
 
 def _answers(panels: Mapping[str, Panel]) -> dict[str, Sequence[Completion]]:

@@ -126,6 +126,8 @@ class _Sweep:
         self._given: list[dict[int, Tokens]] = [{} for _ in known]  # by prompt and candidate
         self._completions: dict[tuple[Tokens, bool], Completion] = {}
         self._margin: float | None = None
+        # Answers so far, and those that were verified; as if a whole candidate had been.
+        self._tried = self._verified = len(prompts)
 
     def answer(self, wave: Sequence[int], asked: Sequence[Sequence[int]]) -> list[Answered]:
         """Answers of some candidates."""
@@ -133,11 +135,12 @@ class _Sweep:
         nll: dict[Pair, Tensor] = {}
         verified: dict[Pair, Tokens] = {}
         if self._margin is None:
-            generated = self._first(pairs, nll)
+            made = self._first(pairs, nll)
         else:
             verified = self._verify(pairs, nll)
-            generated = self._generate([pair for pair in pairs if pair not in verified])
-        given = verified | generated
+            made = self._generate([pair for pair in pairs if pair not in verified])
+            self._tried, self._verified = self._tried + len(pairs), self._verified + len(verified)
+        given = verified | made
         for (candidate, prompt), answer in given.items():
             self._given[prompt][candidate] = answer
         return [self._answered(c, asked[c], given, set(verified), nll) for c in wave]
@@ -174,6 +177,10 @@ class _Sweep:
         """The answers that known ones, or beginnings of known ones, turn out to be."""
         found: dict[Pair, Tokens] = {}
         drafts = {pair: self._draft(*pair, ()) for pair in pairs}
+        if self._verified / self._tried < self._forcing.price(
+            [Row(*pair, draft) for pair, draft in drafts.items()]
+        ):
+            drafts = dict.fromkeys(pairs, ())
         rows = [row for row in self._scored(pairs) if row.answer != drafts[row.candidate, row.prompt]]
         rows += [
             Row(*pair, draft, scored=draft == self._references.get(pair[1]))
@@ -248,6 +255,7 @@ class _Sweep:
         stepwise = {
             pairs[index]: torch.stack(steps)[:, row]
             for indices, steps in recorded
+            if steps
             for row, index in enumerate(indices)
         }
         readings = self._forcing.read([Row(*pair, answer) for pair, answer in given.items()])

@@ -34,8 +34,8 @@ def why_not_answered(model: Any, edits: Edits, tokens: str, hook: str = "resid_p
     served = backend(model)
     if not isinstance(served, HFBackend):
         return "answers are replayed on Hugging Face models only"
-    # Edits inside the blocks, from the first one on, share nothing with each other, and a CPU reads many tokens
-    # at once no faster than one after the other.
+    # Edits inside all blocks share nothing with each other, and a CPU reads many tokens at once no faster
+    # than one after the other.
     shares_nothing = served.device.type == "cpu" and tokens in ("all", "prompt")
     return _hooked_by_the_user(served) or (_inside_a_block(edits, hook) if shares_nothing else None)
 

@@ -111,6 +111,19 @@ class Forcing:
                     readings |= some
         return [readings[number] for number in range(len(rows))]
 
+    def price(self, rows: Sequence[Row]) -> float:
+        """What reading rows costs, as a share of generating them.
+
+        A CPU takes as long for many tokens at once as for one after the other; elsewhere reading is one step.
+        """
+        n_layers, read, made = self.served.n_layers, 0, 0
+        for row in rows:
+            prompt, answer = len(self.prompts[row.prompt]), len(row.answer)
+            width = answer if self._rereads_only_answers else prompt + answer
+            read += width * (n_layers - self._first(row))
+            made += (prompt + answer) * n_layers
+        return read / made if self.served.device.type == "cpu" else 0.0
+
     def _add(self, sequences: Iterable[Sequence_]) -> None:
         """Put new sequences into batches, which stay as they are."""
         for group in _alike([sequence for sequence in sequences if sequence not in self._place]):
