@@ -82,7 +82,8 @@ class SweepSettings:
     tokens: str = AUTO
     hook: str = "resid_pre"
     # "single_pass" walks up the blocks once for the next-token measures of all candidates, "hooks" runs the
-    # model once per candidate, "auto" walks where possible, and the table says where not.
+    # model once per candidate, "auto" walks where possible, and the table says where not. Unless it is "hooks",
+    # answers that are known already are verified instead of generated.
     engine: str = "auto"
 
     def __post_init__(self) -> None:

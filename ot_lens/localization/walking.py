@@ -13,8 +13,8 @@ from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import next_token_sweep, why_not
 
-# Candidates per batch. Generating answers costs far more than the walk of the single pass, which is repeated
-# for each batch; where only the next token is read, a batch must outweigh the forward pass of its walk.
+# Candidates per batch. An answer becomes known to the others of its batch, and the walk of the single pass is
+# repeated for each batch: large ones cost less, but a stop repeats the last one.
 ANSWERED, READ = 32, 128
 
 CandidateBatch = tuple[Candidate, ...]

@@ -34,7 +34,7 @@ from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SINGLE
 # prompts; rounds grow until one takes `SECONDS`, and there is only one if it takes `MOST`.
 FIRST, GROWTH, SECONDS, MOST = 12, 4, 3.0, 20.0
 # Candidates that are measured with answers, and, in excess of the fewest, at the next token.
-ANSWERED, READ, FEWEST_READ = 4, 16, 4
+ANSWERED, READ, FEWEST_READ = 12, 16, 4
 # Resamples for the geometry of two layers; tables whose resamples are capped, and others that take time.
 RESAMPLES = 39
 CAPPED, UNCAPPED = ("layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
