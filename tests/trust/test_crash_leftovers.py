@@ -19,9 +19,10 @@ from ot_lens.explorer.runs import OpenRun
 from ot_lens.io.files import LOCK, locked, release, temporaries
 from ot_lens.localization import SweepSettings
 from ot_lens.plots.gallery import save
+from ot_lens.progress import silent
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
-from ot_lens.study.preparation import Prepared, Work, silent
+from ot_lens.study.preparation import Prepared, Work
 from ot_lens.study.sweeping import sweep_into
 
 

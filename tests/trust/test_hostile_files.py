@@ -193,7 +193,10 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path):
 
 
 def test_the_sources_never_load_a_pickle():
-    """torch.load only with weights_only; no unpickling of arrays, no YAML that makes objects."""
+    """torch.load only with weights_only; no unpickling of arrays, no YAML that makes objects.
+
+    The processes that draw figures speak in pickles with the process that started them, and read no file.
+    """
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
         text = path.read_text("utf-8")
