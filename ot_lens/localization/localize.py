@@ -92,8 +92,8 @@ def localize(
         One row per measured quantity: key (of the edit), set, layers, layer, method, k, strength, tokens,
         hook, transport, control, draw, fitting, measure, prompts, value, low, high (95 %), n, unit, interval,
         p_value and p_holm (paired test against the unedited model; Holm over layers), test, seed, engine,
-        verified (share of the answers' tokens that were verified, not generated), note. Rows of set "none" are
-        the unedited model.
+        verified (share of the answers' tokens that were verified, not generated), note. Rows of set "none"
+        are the unedited model.
 
     Raises:
         FitError: If a method is unknown or cannot be fitted.

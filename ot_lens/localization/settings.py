@@ -82,7 +82,7 @@ class SweepSettings:
     tokens: str = AUTO
     hook: str = "resid_pre"
     # "single_pass" walks up the blocks once for the next-token measures of all candidates, "hooks" runs the
-    # model once per candidate, "auto" walks where possible, and the table says where not. Unless it is "hooks",
+    # model once per candidate, "auto" walks where possible, and the table says where not. Except with "hooks",
     # answers that are known already are verified instead of generated.
     engine: str = "auto"
 
