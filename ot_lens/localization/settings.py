@@ -82,8 +82,8 @@ class SweepSettings:
     tokens: str = AUTO
     hook: str = "resid_pre"
     # "single_pass" walks up the blocks once for the next-token measures of all candidates, "hooks" runs the
-    # model once per candidate, "auto" walks where possible, and the table says where not. Except with "hooks",
-    # answers that are known already are verified instead of generated.
+    # model once per candidate, "auto" walks where possible, and the table says where not. Answers that are
+    # known already are verified instead of generated, except with "hooks".
     engine: str = "auto"
 
     def __post_init__(self) -> None:
