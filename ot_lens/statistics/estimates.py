@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
 
 from ot_lens.errors import ActivationError
@@ -15,7 +15,7 @@ RESAMPLES = 999  # with 1 more, both tails are whole numbers of resamples
 TAIL = (1 - CONFIDENCE) / 2
 CANTELLI = float(np.sqrt((1 - TAIL) / TAIL))
 CHUNK = 2**18  # prompts drawn at a time: they stay in cache
-KEPT = 2**23  # prompts of all resamples of one size that are kept, 32 MiB
+KEPT = 2**22  # prompts of all resamples of one size that are kept, 32 MiB
 
 
 @dataclass(frozen=True)
@@ -95,26 +95,26 @@ def _resampled_sums(
     columns: Float[np.ndarray, "n column"], count: int, seed: int
 ) -> Float[np.ndarray, "count column"]:
     """Sums over prompts drawn with replacement."""
-    return np.concatenate([times.astype(np.float64) @ columns for times in _draws(len(columns), count, seed)])
+    return np.concatenate([times @ columns for times in _draws(len(columns), count, seed)])
 
 
-def _draws(n: int, count: int, seed: int) -> Iterable[Int[np.ndarray, "some n"]]:
+def _draws(n: int, count: int, seed: int) -> Iterable[Float[np.ndarray, "some n"]]:
     """How often each resample holds each prompt; kept for the other candidates, unless it is large."""
     return _kept_draws(n, count, seed) if n * count <= KEPT else _drawn(n, count, seed)
 
 
 @lru_cache(maxsize=8)
-def _kept_draws(n: int, count: int, seed: int) -> tuple[Int[np.ndarray, "some n"], ...]:
+def _kept_draws(n: int, count: int, seed: int) -> tuple[Float[np.ndarray, "some n"], ...]:
     return tuple(_drawn(n, count, seed))
 
 
-def _drawn(n: int, count: int, seed: int) -> Iterator[Int[np.ndarray, "some n"]]:
+def _drawn(n: int, count: int, seed: int) -> Iterator[Float[np.ndarray, "some n"]]:
     """A few resamples at a time."""
     generator = np.random.default_rng(seed)
     for start in range(0, count, max(1, CHUNK // n)):
         rows = min(max(1, CHUNK // n), count - start)
         drawn = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.int32)
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
 def _estimate(resampled: BootstrapRatio, least: float) -> Estimate:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import ot_lens as otl
 from ot_lens.behaviour import next_token_logprobs
 from ot_lens.models import HookedCausalLM, backend
-from ot_lens.prompts import Contrast, Prompt
+from ot_lens.prompts import Contrast, ContrastSet, Prompt
 from ot_lens.single_pass import next_token_sweep
 from ot_lens.transport import AffineMap, fit_pca_ot
 from tests import checkpoints
@@ -48,6 +48,7 @@ class Shape:
 
 
 SWEPT = Shape(12, 512, 8, 8, 1376, 64, prompts=8, tokens=48)
+WHOLE = Shape(12, 512, 8, 8, 1376, 64, prompts=32, tokens=48)
 SMALL = Shape(12, 768, 12, 12, 2048, 64, prompts=4, tokens=32, repeats=7)
 LLAMA_31_8B = Shape(32, 4096, 32, 8, 14336, 128256, prompts=64, tokens=128, dtype=torch.bfloat16)
 
@@ -195,6 +196,33 @@ def single_pass_sweep() -> Iterator[Row]:
         yield faster(name, fast, peer, slow, bar, error < 1e-4, **SWEPT.sizes, maps=len(maps), **more)
 
 
+def whole_sweeps() -> Iterator[Row]:
+    """`localize` end to end, the single pass against plain hooks: next tokens alone, and with answers."""
+    both = Comparison(WHOLE)
+    text = {"measures": ["refusal_score", "kl"], "refusal_tokens": [5], "tokens": "last"}
+    methods = ["mean_shift", "linear_act", {"name": "pca_ot", "k": 1}, {"name": "pca_ot", "k": 2}]
+    splits = ContrastSet("random", both.prompts, both.prompts, both.prompts)
+    name = "localize, next token, scope last"
+    yield _engines(name, both.hooked, splits, 20.0, **text, methods=methods)
+    prompts = otl.load_prompts("organism", sample=(128, 16, 128))
+    answers = {"methods": [*methods, "ace", "directional_ablation"], "max_new_tokens": 16}
+    name = "localize with answers, embedded model"
+    yield _engines(name, otl.load_model("organism"), prompts, 5.0, **answers)
+
+
+def _engines(name: str, model: Any, prompts: ContrastSet, bar: float, **options: Any) -> Row:
+    tables, times = {}, {}
+    for engine in ("auto", "hooks"):
+
+        def run(engine: str = engine) -> None:
+            tables[engine] = otl.localize(model, prompts, engine=engine, **options)
+
+        times[engine] = seconds(run, 1, warm=engine == "auto")
+    apart = (tables["auto"]["value"] - tables["hooks"]["value"]).abs().max()
+    sizes = {"candidates": tables["auto"]["key"].nunique() - 1, "largest difference": f"{apart:.1e}"}
+    return faster(name, times["auto"], "plain hooks", times["hooks"], bar, apart < 1e-2, **sizes)
+
+
 def gpu_speed(shape: Shape = LLAMA_31_8B, device: str = "cuda") -> Iterator[Row]:
     """Capture, generation and sweep at a shape; only a printed line where there is no such device."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -252,4 +280,4 @@ def _facts(shape: Shape) -> dict[str, object]:
     return {"dtype": str(shape.dtype), "hardware": hardware(), "peak GiB": round(peak, 2)}
 
 
-BENCHES = (capture_speed, generation_speed, single_pass_sweep, gpu_speed)
+BENCHES = (capture_speed, generation_speed, single_pass_sweep, whole_sweeps, gpu_speed)
