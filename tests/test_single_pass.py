@@ -121,3 +121,12 @@ def test_half_precision_agrees_with_hooks(folders, name):
     found = next_token_sweep(model, PROMPTS, [{1: random_map(model, 1)}], logits, tokens="last")[0]
     expected = by_hooks(model, {1: random_map(model, 1)}, "last")
     assert (found - expected).abs().median() < 0.05
+
+
+def test_a_prompt_of_one_token_has_no_prefix(llama):
+    """As where a base model's template is the text alone."""
+    llama.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    prompts, edits = ["w10", "w3"], {1: random_map(llama, 0)}
+    found = next_token_sweep(llama, prompts, [edits], logits, tokens="last")[0]
+    with otl.intervene(llama, edits, "last"):
+        torch.testing.assert_close(found, next_token_logprobs(llama, prompts), rtol=1e-4, atol=1e-4)

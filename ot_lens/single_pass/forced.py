@@ -24,7 +24,7 @@ from ot_lens.transport import AffineMap
 STREAMS, LOGITS = 2**28, 2**27
 CPU_TOKENS = 1024
 
-Sequence_ = tuple[int, tuple[int, ...]]  # a prompt and an answer to it
+Exchange = tuple[int, tuple[int, ...]]  # a prompt and an answer to it
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Forcing:
     ) -> None:
         self.served, self.prompts, self.plans = served, prompts, plans
         self.tokens, self.batch_size = tokens, batch_size
-        self._batches: list[tuple[list[Sequence_], TokenBatch]] = []
-        self._place: dict[Sequence_, tuple[int, int]] = {}  # its batch, and where it is in it
+        self._batches: list[tuple[list[Exchange], TokenBatch]] = []
+        self._place: dict[Exchange, tuple[int, int]] = {}  # its batch, and where it is in it
         self._records: dict[tuple[int, tuple[int, ...]], HuggingFaceRecord] = {}
 
     def read(self, rows: Sequence[Row]) -> list[Reading]:
@@ -124,7 +124,7 @@ class Forcing:
             made += (prompt + answer) * n_layers
         return read / made if self.served.device.type == "cpu" else 0.0
 
-    def _add(self, sequences: Iterable[Sequence_]) -> None:
+    def _add(self, sequences: Iterable[Exchange]) -> None:
         """Put new sequences into batches, which stay as they are."""
         for group in _alike([sequence for sequence in sequences if sequence not in self._place]):
             size = self._size(group)
@@ -134,7 +134,7 @@ class Forcing:
                 numbered = TokenBatch(tuple(range(len(own))), batch.tokens, batch.mask)
                 self._batches.append((own, numbered))
 
-    def _size(self, group: Sequence[Sequence_]) -> int:
+    def _size(self, group: Sequence[Exchange]) -> int:
         """Sequences per batch, so that their streams fit."""
         width = max(len(answer) for _, answer in group)
         if not self._rereads_only_answers:
@@ -246,7 +246,7 @@ class Forcing:
             return replayed(record.block_of, layer, rows, own)
 
 
-def _alike(sequences: Sequence[Sequence_]) -> Iterator[list[Sequence_]]:
+def _alike(sequences: Sequence[Exchange]) -> Iterator[list[Exchange]]:
     """Sequences whose answers are about as long as each other's."""
     ordered = sorted(sequences, key=lambda sequence: len(sequence[1]).bit_length())
     for _, group in groupby(ordered, key=lambda sequence: len(sequence[1]).bit_length()):

@@ -42,7 +42,7 @@ class HuggingFaceRecord:
         self._layers = decoder_layers(hf_model)
         self._calls: list[dict[str, Any]] = []
         self._mask = batch.mask
-        cache = DynamicCache() if self._start else None
+        cache = DynamicCache() if last or start else None
         streams: list[Tensor] = []
         with Reversible(partial(self._listen, streams)):
             output = hf_model(
