@@ -79,9 +79,14 @@ def complete(
     """
     served = backend(model)
     whole = batches_of_rows(served, encode(served, prompts, room=max_new_tokens), batch_size)
-    opens = template_of(served).opened
-    opened = [opens and getattr(prompt, "thought", None) is None for prompt in prompts]
+    opened = opened_thoughts(served, prompts)
     return answers(served, whole, max_new_tokens, opened, use_cache=use_cache, progress=progress)
+
+
+def opened_thoughts(served: Backend, prompts: Sequence[Prompt | str]) -> list[bool]:
+    """Whether each prompt, as rendered, ends inside a thought."""
+    opens = template_of(served).opened
+    return [opens and getattr(prompt, "thought", None) is None for prompt in prompts]
 
 
 def answers(

@@ -85,9 +85,14 @@ def reference_answers(model: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     missing = [i for i, p in enumerate(prompts) if not isinstance(p, Prompt) or not p.answer]
     if missing:
         raise PromptError(f"Prompt {missing[0]} has no reference answer, which perplexity needs.")
+    return ended_tokens(model, [str(prompt.answer) for prompt in prompts])
+
+
+def ended_tokens(model: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of complete answers, each with its end."""
     served = backend(model)
     end = end_of_turn(served)
-    return [[*served.tokenizer(p.answer, add_special_tokens=False)["input_ids"], end] for p in prompts]
+    return [[*served.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
 
 
 def token_losses(

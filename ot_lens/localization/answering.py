@@ -9,12 +9,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.behaviour.coherence import likelihoods
-from ot_lens.behaviour.losses import TokenLoss, reference_answers
+from ot_lens.behaviour.losses import TokenLoss, ended_tokens, reference_answers
 from ot_lens.behaviour.panel import Panel, PanelSettings
 from ot_lens.generation import Completion
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
-from ot_lens.models import backend, end_of_turn
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import Answered, answer_sweep, why_not_answered
 
@@ -91,7 +90,7 @@ class _Book:
         settings: PanelSettings,
     ) -> None:
         self._model, self._settings = model, settings
-        self._classes = {label: range(0) for label, _ in prompts}
+        self._classes: dict[str, range] = {}
         self.prompts: list[Prompt] = []
         self._nll: dict[tuple[int, Tokens], tuple[Tensor, Tensor]] = {}
         self._unedited: list[Tokens] = []
@@ -114,17 +113,10 @@ class _Book:
 
     def known(self) -> list[list[Tokens]]:
         """Answers each prompt may be given: the unedited model's, and those that count as correct."""
-        served = backend(self._model)
-        end = end_of_turn(served)
+        correct = iter(ended_tokens(self._model, [text for p in self.prompts for text in p.answers]))
         return [
-            [
-                given,
-                *(
-                    (*served.tokenizer(text, add_special_tokens=False)["input_ids"], end)
-                    for text in p.answers
-                ),
-            ]
-            for given, p in zip(self._unedited, self.prompts, strict=True)
+            [given, *(tuple(next(correct)) for _ in prompt.answers)]
+            for given, prompt in zip(self._unedited, self.prompts, strict=True)
         ]
 
     def read(self, wave: Sequence[Answered]) -> None:

@@ -17,9 +17,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.generation import Completion, completion, generated
+from ot_lens.generation import Completion, completion, generated, opened_thoughts
 from ot_lens.interventions import ActivationMap, Edits, RowMaps, Site, intervene
-from ot_lens.models import HFBackend, Reversible, TokenBatch, backend, batches_of_rows, encode, template_of
+from ot_lens.models import HFBackend, Reversible, TokenBatch, backend, batches_of_rows, encode
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.engine import TOLERANCE
 from ot_lens.single_pass.forced import Forcing, Plan, Reading, Row, by_map
@@ -114,8 +114,7 @@ class _Sweep:
             raise SinglePassError("Answers are replayed on Hugging Face models only.")
         self._served, self._model = served, model
         self._prompts = encode(served, prompts, room=budget)
-        opens = template_of(served).opened
-        self._opened = [opens and getattr(prompt, "thought", None) is None for prompt in prompts]
+        self._opened = opened_thoughts(served, prompts)
         self._edits = [_by_site(edits, hook) for edits in candidates]
         self._tokens, self._budget, self._batch_size = tokens, budget, batch_size
         plans = [Plan.of(edits, hook) for edits in candidates]
@@ -143,7 +142,7 @@ class _Sweep:
         given = verified | made
         for (candidate, prompt), answer in given.items():
             self._given[prompt][candidate] = answer
-        return [self._answered(c, asked[c], given, set(verified), nll) for c in wave]
+        return [self._answered(c, asked[c], given, verified, nll) for c in wave]
 
     def _answered(
         self,
