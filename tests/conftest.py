@@ -10,6 +10,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if names[item].startswith("trust/"):
             item.add_marker(pytest.mark.trust)
     items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Full collections of garbage, as after each lack of memory, pass over the imported libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ PLAIN = (
     "laguna", "lfm3", "llama", "llama4_text", "mamba", "mellum", "mimo_v2_flash", "minimax",
     "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt",
     "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "persimmon", "phi",
-    "phi3", "phi4_multimodal", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen4_exp_text",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen4_exp_text",
     "recurrent_gemma", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
     "xglm", "zamba",
 )  # fmt: skip
@@ -110,7 +110,19 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "deepseek_v3": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "deepseek_v32": INDEXED,
     "deepseek_v4": {"q_lora_rank": 16},
-    "dots3_note_text": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
+    "dots3_note_text": {
+        "q_lora_rank": 16,
+        "head_dim": LEAVE,
+        "num_key_value_heads": 4,
+        "per_layer_config": {
+            "02": {
+                "kv_lora_rank": 16,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "qk_nope_head_dim": 248,
+            }
+        },
+    },
     "falcon": {"head_dim": LEAVE, "num_kv_heads": 2},
     "gemma3n_text": {
         "hidden_size_per_layer_input": 8,
@@ -135,6 +147,23 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "minicpm3": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "nemotron_h": {"n_groups": 1, "chunk_size": 8},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "phi4_multimodal": {
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "audio_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_blocks": 1,
+            "num_attention_heads": 2,
+            "ext_pw_out_channel": 16,
+            "depthwise_separable_out_channel": 16,
+            "nemo_conv_channels": 16,
+        },
+    },
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
@@ -229,13 +258,15 @@ def examine(family: str, folder: Path, hooks: str = "residual") -> list[str]:
         model = load(family, folder, hooks)
     except ModelError:
         return ["not served"]
-    captured(model, _kind(family).from_pretrained(folder).eval())
+    parts = captured(model, _kind(family).from_pretrained(folder).eval())
     answered(model)
-    return [summed(model), ablated(model), swept(model, "last"), swept(model, "all")]
+    return [
+        summed(parts), ablated(model, parts["resid_post"]), swept(model, "last"), swept(model, "all"),
+    ]  # fmt: skip
 
 
-def captured(model: Any, plain: PreTrainedModel) -> None:
-    """Hugging Face's logits and hidden states, whatever the padding."""
+def captured(model: Any, plain: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What each hook point gives; Hugging Face's logits and hidden states, whatever the padding."""
     prompts = checkpoints.contrast(2)
     read = {size: otl.capture(model, prompts, batch_size=size) for size in (1, 64)}
     torch.testing.assert_close(read[1].stacked("harmful"), read[64].stacked("harmful"), **CLOSE)
@@ -250,6 +281,11 @@ def captured(model: Any, plain: PreTrainedModel) -> None:
         for layer in read[1].layers[1:]:  # Mamba's states begin with the first layer's output
             state = states[layer if first else layer - 1][0, -1]
             torch.testing.assert_close(read[1].harmful(layer)[row], state.double(), **CLOSE)
+    parts = {"resid_pre": read[64].data["harmful"]}
+    for hook in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
+        with suppress(HookError):
+            parts[hook] = otl.capture(model, prompts, hook=hook).data["harmful"]
+    return parts
 
 
 def answered(model: Any) -> None:
@@ -261,12 +297,8 @@ def answered(model: Any) -> None:
     torch.testing.assert_close(otl.next_token_logprobs(model, PROMPTS), torch.stack(logits), **CLOSE)
 
 
-def summed(model: Any) -> str:
+def summed(parts: dict[str, torch.Tensor]) -> str:
     """The hook points inside a block, whose parts add up."""
-    prompts, parts = checkpoints.contrast(2), {}
-    for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"):
-        with suppress(HookError):
-            parts[hook] = otl.capture(model, prompts, hook=hook).data["harmful"]
     if "resid_mid" in parts and "attn_out" in parts:
         torch.testing.assert_close(parts["resid_pre"] + parts["attn_out"], parts["resid_mid"], **CLOSE)
     if "resid_mid" in parts and "mlp_out" in parts:
@@ -277,21 +309,21 @@ def summed(model: Any) -> str:
     return ", ".join(hook for hook in parts if hook not in ("resid_pre", "resid_post")) or "none"
 
 
-def ablated(model: Any) -> str:
+def ablated(model: Any, plain: torch.Tensor) -> str:
     """Ablation at every write leaves nothing of the direction anywhere."""
     direction = torch.nn.functional.normalize(
         torch.randn(WIDTH, 1, generator=torch.Generator().manual_seed(0)), dim=0
     )
     ablation = AffineMap(-direction, direction, torch.zeros(WIDTH))
     edits = otl.everywhere(ablation, range(backend(model).n_layers))
-    options = {"hook": "resid_post", "positions": [-1, -2]}
     try:
-        edited = otl.capture(model, checkpoints.contrast(2), edits=edits, **options)
+        edited = otl.capture(
+            model, checkpoints.contrast(2), hook="resid_post", positions=[-1, -2], edits=edits
+        )
     except HookError:
         return "no"
-    plain = otl.capture(model, checkpoints.contrast(2), **options)
     assert (edited.data["harmful"] @ direction).abs().max() < 1e-4
-    assert (plain.data["harmful"] @ direction).abs().max() > 1e-2
+    assert (plain @ direction).abs().max() > 1e-2
     return "yes"
 
 
