@@ -77,23 +77,10 @@ def desk(browser):
     context.close()
 
 
-@pytest.fixture
-def visit(browser, desk):
-    """Open a page, with options that of a new visitor; script errors and foreign hosts fail the test."""
-    contexts, pages, trouble = [], [], []
-
-    def open_page(url: str, **options):
-        if options:
-            contexts.append(browser.new_context(**options))
-        page = (contexts[-1] if options else desk).new_page()
-        pages.append(page)
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("console", told)
-        page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda asked: strange(asked.url))
-        page.goto(url)
-        return page
+@pytest.fixture(scope="module")
+def watched():
+    """Open pages, and what went wrong on them: script errors, messages of the console, foreign hosts."""
+    trouble: list[str] = []
 
     def told(said):
         if said.type in ("error", "warning", "trace"):
@@ -103,7 +90,46 @@ def visit(browser, desk):
         if url.startswith(("http:", "https:", "ws:", "wss:")) and not url.startswith("http://127.0.0.1:"):
             trouble.append(url)
 
-    yield open_page
+    def open_page(context, url: str):
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", told)
+        page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda asked: strange(asked.url))
+        page.goto(url)
+        return page
+
+    return open_page, trouble
+
+
+@pytest.fixture
+def visit(browser, desk, watched):
+    """Open a page, with options that of a new visitor; any trouble fails the test."""
+    contexts, pages = [], []
+    open_page, trouble = watched
+
+    def visited(url: str, **options):
+        if options:
+            contexts.append(browser.new_context(**options))
+        pages.append(open_page(contexts[-1] if options else desk, url))
+        return pages[-1]
+
+    yield visited
     for part in (*pages, *contexts):
         part.close()  # before the server stops
     assert trouble == []
+
+
+@pytest.fixture(scope="module")
+def only_page(desk, watched, address):
+    page = watched[0](desk, address)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def home(only_page, watched):
+    """The page of the finished run, opened once, as the test before left it; any trouble fails the test."""
+    yield only_page
+    assert watched[1] == []

@@ -1,6 +1,5 @@
 """The explorer in headless Chromium: what users do, and what must never happen."""
 
-import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +12,6 @@ from tests.explorer.conftest import LAYERS, served
 
 pytestmark = pytest.mark.browser
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-DESK = {"viewport": {"width": 1280, "height": 900}}
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 LINK = "<a href='javascript:window.hacked=1'>x</a><b>y</b>"
 
@@ -64,13 +62,27 @@ def harmless(page):
     return page.evaluate("window.hacked") is None and found.count() == 0
 
 
-def test_the_page_opens_with_every_view_and_its_code(visit, address):
-    started = time.perf_counter()
-    page = ready(visit(address))
-    print(f"first views drawn after {time.perf_counter() - started:.2f} s")
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    print(f"first contentful paint after {paint:.0f} ms")
-    assert paint < 10_000
+def test_the_page_is_reached_by_keyboard_with_labels(home):
+    page = ready(home)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('button, select, input, textarea, a[href]')]
+        .filter(e => e.offsetParent)
+        .filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+        .map(e => e.outerHTML)"""
+    )
+    assert unnamed == []
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    assert {"ruler", "measure", "ot", "k", "by", "strength", "tokens"} <= reached
+
+
+def test_the_page_opens_with_every_view_and_its_code(home):
+    page = ready(home)
+    assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 10_000
     for name in ("localization", "methods", "distances", "spectra", "cosines"):
         drawn(page, name)
     assert page.locator(".missing:visible").count() == 0
@@ -81,8 +93,8 @@ def test_the_page_opens_with_every_view_and_its_code(visit, address):
     assert card.get_by_role("button", name="Copy").is_visible()
 
 
-def test_layers_are_chosen_with_the_keyboard_and_the_back_button_undoes_it(visit, address):
-    page = ready(visit(address))
+def test_layers_are_chosen_with_the_keyboard_and_the_back_button_undoes_it(home):
+    page = ready(home)
     page.locator("#ruler").focus()
     page.keyboard.press("Home")
     assert asked_for(page)["layers"] == "2"
@@ -99,9 +111,8 @@ def test_layers_are_chosen_with_the_keyboard_and_the_back_button_undoes_it(visit
     assert page.locator("#ruler [aria-selected=true]").inner_text() == "2"
 
 
-@pytest.mark.trust
-def test_a_click_and_a_drag_on_the_row_and_on_the_strip_choose_layers(visit, address):
-    page = ready(visit(address))
+def test_a_click_and_a_drag_on_the_row_and_on_the_strip_choose_layers(home):
+    page = ready(home)
 
     def drag(start, end, y):
         page.mouse.move(start, y)
@@ -127,9 +138,71 @@ def test_a_click_and_a_drag_on_the_row_and_on_the_strip_choose_layers(visit, add
     wait_for_layers(page, "5,7")
 
 
-@pytest.mark.trust
-def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(visit, address):
-    page = ready(visit(address))
+def test_a_prompt_is_followed_through_both_panels(home, opened):
+    page = ready(home)
+    text = opened.run.texts["harmful"][3]
+    page.locator("#plane-prompt").fill("3")
+    assert page.locator("#plane-reader .prompt").inner_text() == text
+    rings = page.evaluate(
+        "document.querySelector('.of-run[data-view=plane] .js-plotly-plot')._fullData"
+        ".filter(t => t.meta == 'highlight').map(t => [...t.x])"
+    )
+    assert len(rings) == 2
+    assert rings[0][0] == pytest.approx(rings[1][0])
+    assert rings[0][1] != pytest.approx(rings[1][1])
+    box = page.locator(".of-run[data-view=plane] .points path.point").nth(2).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function(
+        "old => document.querySelector('#plane-reader .prompt').textContent != old", arg=text
+    )
+    known = {*opened.run.texts["harmful"], *opened.run.texts["harmless"]}
+    assert page.locator("#plane-reader .prompt").inner_text() in known
+
+
+def test_downloads_follow_the_state(home, opened):
+    page = ready(home)
+    page.locator("#layer-5").click()
+    table = opened.run.tables["spectra"]
+    rows = table[table["layer"] == 5].to_csv(index=False).encode()
+    for suffix, start in {"csv": rows, "png": b"\x89PNG", "svg": b"<?xml"}.items():
+        with page.expect_download() as caught:
+            page.locator(f"#view-spectra a.export[href*='.{suffix}']").click()
+        assert Path(caught.value.path()).read_bytes().startswith(start)
+        assert caught.value.suggested_filename == f"run-spectra.{suffix}"
+
+
+def live_answers(page):
+    return page.locator("#live-answers blockquote").all_inner_texts()
+
+
+def live_score(page, column):
+    return page.locator("#live-tokens tfoot tr").first.locator("td").nth(column).inner_text()
+
+
+def live_done(page):
+    page.locator("#view-live").scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => document.querySelector('#view-live').getAttribute('aria-busy') == 'false'"
+        " && document.querySelectorAll('#live-answers article').length == 3"
+    )
+
+
+def test_live_edits_change_with_the_slider_and_leave_the_model_as_it_was(home):
+    page = ready(home)
+    live_done(page)
+    before = live_score(page, 0), live_score(page, 1)
+    second = "document.querySelectorAll('#live-tokens tfoot tr td')[1].textContent"
+    page.locator("#live-strength").fill("0")
+    page.wait_for_function(f"old => {second} != old", arg=before[1])
+    live_done(page)
+    assert live_score(page, 0) == live_score(page, 1) == before[0]
+    assert len(set(live_answers(page))) == 1
+    page.locator("#live-strength").fill("1")
+    page.wait_for_function(f"old => {second} == old", arg=before[1])
+
+
+def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(visit, home, address):
+    page = ready(home)
     page.locator("#layer-5").click()
     page.locator("#k").select_option("pca_ot:1")
     page.locator("#by").select_option("rfa")
@@ -159,72 +232,7 @@ def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(v
     assert (fallen["strength"], fallen["tokens"]) == ("1", "auto")
 
 
-@pytest.mark.trust
-def test_a_prompt_is_followed_through_both_panels(visit, address, opened):
-    page = ready(visit(address))
-    text = opened.run.texts["harmful"][3]
-    page.locator("#plane-prompt").fill("3")
-    assert page.locator("#plane-reader .prompt").inner_text() == text
-    rings = page.evaluate(
-        "document.querySelector('.of-run[data-view=plane] .js-plotly-plot')._fullData"
-        ".filter(t => t.meta == 'highlight').map(t => [...t.x])"
-    )
-    assert len(rings) == 2
-    assert rings[0][0] == pytest.approx(rings[1][0])
-    assert rings[0][1] != pytest.approx(rings[1][1])
-    box = page.locator(".of-run[data-view=plane] .points path.point").nth(2).bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function(
-        "old => document.querySelector('#plane-reader .prompt').textContent != old", arg=text
-    )
-    known = {*opened.run.texts["harmful"], *opened.run.texts["harmless"]}
-    assert page.locator("#plane-reader .prompt").inner_text() in known
-
-
-def test_downloads_follow_the_state(visit, address, opened):
-    page = ready(visit(address))
-    page.locator("#layer-5").click()
-    table = opened.run.tables["spectra"]
-    rows = table[table["layer"] == 5].to_csv(index=False).encode()
-    for suffix, start in {"csv": rows, "png": b"\x89PNG", "svg": b"<?xml"}.items():
-        with page.expect_download() as caught:
-            page.locator(f"#view-spectra a.export[href*='.{suffix}']").click()
-        assert Path(caught.value.path()).read_bytes().startswith(start)
-        assert caught.value.suggested_filename == f"run-spectra.{suffix}"
-
-
-def live_answers(page):
-    return page.locator("#live-answers blockquote").all_inner_texts()
-
-
-def live_score(page, column):
-    return page.locator("#live-tokens tfoot tr").first.locator("td").nth(column).inner_text()
-
-
-def live_done(page):
-    page.locator("#view-live").scroll_into_view_if_needed()
-    page.wait_for_function(
-        "() => document.querySelector('#view-live').getAttribute('aria-busy') == 'false'"
-        " && document.querySelectorAll('#live-answers article').length == 3"
-    )
-
-
-def test_live_edits_change_with_the_slider_and_leave_the_model_as_it_was(visit, address):
-    page = ready(visit(address))
-    live_done(page)
-    before = live_score(page, 0), live_score(page, 1)
-    second = "document.querySelectorAll('#live-tokens tfoot tr td')[1].textContent"
-    page.locator("#live-strength").fill("0")
-    page.wait_for_function(f"old => {second} != old", arg=before[1])
-    live_done(page)
-    assert live_score(page, 0) == live_score(page, 1) == before[0]
-    assert len(set(live_answers(page))) == 1
-    page.locator("#live-strength").fill("1")
-    page.wait_for_function(f"old => {second} == old", arg=before[1])
-
-
-@pytest.mark.trust
-def test_script_in_a_prompt_in_an_answer_in_tokens_and_in_trouble_is_text(visit, finished_run, monkeypatch):
+def test_script_in_a_prompt_in_an_answer_in_tokens_and_in_trouble_is_text(home, monkeypatch):
     """Whatever a model says: its answer, its tokens, and errors that quote them."""
     said = HOSTILE + LINK
     column = NextToken((0.5,), 1.0, 0.0)
@@ -234,27 +242,30 @@ def test_script_in_a_prompt_in_an_answer_in_tokens_and_in_trouble_is_text(visit,
 
     monkeypatch.setattr(LiveModel, "answers", lambda *_: [Answer(said, True, False)] * 3)
     monkeypatch.setattr(LiveModel, "next_tokens", lambda *_: ([said], [True], [column] * 3))
-    with served(finished_run) as url:
-        page = ready(visit(url))
-        live_done(page)
-        assert live_answers(page) == [said] * 3
-        assert page.locator("#live-tokens tbody code").inner_text() == said
-        monkeypatch.setattr(LiveModel, "answers", fails)
-        page.locator("#live-prompt").fill(said)
-        page.locator("#live-answers .missing").wait_for()
-        assert page.locator("#live-answers .missing").inner_text() == said
-        assert harmless(page)
-        page.close()  # before the server stops
+    page = ready(home)
+    page.locator("#live-prompt").fill(LINK)
+    page.locator("#live-answers blockquote").get_by_text(said).first.wait_for()
+    live_done(page)
+    assert live_answers(page) == [said] * 3
+    assert page.locator("#live-tokens tbody code").inner_text() == said
+    monkeypatch.setattr(LiveModel, "answers", fails)
+    page.locator("#live-prompt").fill(said)
+    page.locator("#live-answers .missing").wait_for()
+    assert page.locator("#live-answers .missing").inner_text() == said
+    assert harmless(page)
 
 
-def test_hostile_methods_units_quantities_and_folders_are_text(visit, from_tables, tmp_path):
+def test_a_hostile_unfinished_run_without_model_is_text_and_says_what_is_missing(
+    visit, from_tables, tmp_path
+):
     """Plotly interprets some HTML in titles and hover labels, and Dash inserts the page title unescaped."""
     tables = generators_tables.tables()
     sweep, geometry = tables["localization"], tables["geometry"]
     sweep.loc[sweep["method"] == "ace", "method"] = HOSTILE
     geometry["unit"] = tables["spectra"]["unit"] = LINK
     geometry["quantity"] = geometry["quantity"].replace(geometry["quantity"].iloc[-1], LINK)
-    run = from_tables(tables).rename(tmp_path / "<title><script>window.hacked=1<")
+    del tables["cosines"]
+    run = from_tables(tables, finished=False).rename(tmp_path / "<title><script>window.hacked=1<")
     with served(run) as url:
         page = ready(visit(f"{url}?by={quote(HOSTILE)}&measure=geometry/{quote(LINK)}"))
         assert page.title() == f"ot_lens: {run.name}"
@@ -264,6 +275,12 @@ def test_hostile_methods_units_quantities_and_folders_are_text(visit, from_table
             figure = drawn(page, view).locator(".js-plotly-plot")
             assert figure.locator("a[*|href*=javascript], a[href]").count() == 0
             assert "<a href=" in figure.locator(".ytitle").first.text_content()
+        assert "unfinished" in page.locator(".warning").first.inner_text()
+        page.locator("#view-cosines").scroll_into_view_if_needed()
+        page.locator("#view-cosines .missing:visible").wait_for()
+        assert "cosines" in page.locator("#view-cosines .missing").inner_text()
+        assert "--model" in page.locator("#view-live").inner_text()
+        assert page.locator("#live-prompt").count() == 0
         assert harmless(page)
         page.close()  # before the server stops
 
@@ -281,19 +298,13 @@ def test_two_runs_are_shown_side_by_side(visit, finished_run, copied_run):
         page.close()  # before the server stops
 
 
-@pytest.mark.trust
-def test_a_phone_shows_one_column_without_sideways_scrolling(visit, address):
+def test_a_phone_shows_one_column_in_the_colours_of_the_system_or_of_the_button(visit, address):
     page = ready(visit(address, **PHONE, color_scheme="dark"))
     for name in ("localization", "spectra", "cosines"):
         drawn(page, name)
     live_done(page)
     assert overflow(page) == 0
     assert all(card.bounding_box()["width"] <= 390 for card in page.locator("main > section").all())
-
-
-@pytest.mark.trust
-def test_colours_follow_the_system_and_the_button(visit, address):
-    page = ready(visit(address, **DESK, color_scheme="dark"))
     ground = "getComputedStyle(document.body).backgroundColor"
     ink = "document.querySelector('.of-run[data-view=plane] .xtick text').style.fill"
     dark = page.evaluate(ground), page.evaluate(ink)
@@ -303,38 +314,3 @@ def test_colours_follow_the_system_and_the_button(visit, address):
     page.reload()
     ready(page)
     assert page.evaluate(ground) != dark[0]
-
-
-@pytest.mark.trust
-def test_the_page_is_reached_by_keyboard_with_labels(visit, address):
-    page = ready(visit(address))
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll('button, select, input, textarea, a[href]')]
-        .filter(e => e.offsetParent)
-        .filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
-        .map(e => e.outerHTML)"""
-    )
-    assert unnamed == []
-    reached = set()
-    for _ in range(20):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id"))
-    assert {"ruler", "measure", "ot", "k", "by", "strength", "tokens"} <= reached
-
-
-@pytest.mark.trust
-def test_a_run_without_model_activations_and_maps_says_so(visit, from_tables):
-    tables = generators_tables.tables()
-    del tables["spectra"]
-    with served(from_tables(tables, finished=False)) as url:
-        page = visit(url)
-        drawn(page, "depth")
-        assert "unfinished" in page.locator(".warning").first.inner_text()
-        page.locator("#view-spectra").scroll_into_view_if_needed()
-        page.locator("#view-spectra .missing:visible").wait_for()
-        assert "spectra" in page.locator("#view-spectra .missing").inner_text()
-        assert "--model" in page.locator("#view-live").inner_text()
-        assert page.locator("#live-prompt").count() == 0
-        page.close()  # before the server stops
