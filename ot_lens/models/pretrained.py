@@ -232,7 +232,7 @@ def _unreachable(name: str, error: Exception, revision: str | None) -> ModelErro
     reason = text.splitlines()[0][:300] if text else type(error).__name__
     return ModelError(
         f"Cannot load {name!r}: {reason} Give a folder in Hugging Face format, the name of a model on the "
-        "hub, or 'organism'."
+        "hub, 'smollm2' or 'organism'."
     )
 
 

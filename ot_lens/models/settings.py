@@ -1,6 +1,6 @@
 """How a model is loaded: the options of `load_model` in one record, with dtype and device resolved."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,12 @@ class LoadSettings:
             raise ModelError(
                 f"Give device = {str(self.device)!r} or device_map = {self.device_map!r}, not both."
             )
+
+    def with_adapter(self, adapter: str, name: str) -> "LoadSettings":
+        """The settings of a name that means an adapter."""
+        if self.adapter is not None:
+            raise ModelError(f"{name!r} has an adapter: leave out adapter = {str(self.adapter)!r}.")
+        return replace(self, adapter=adapter)
 
     def check_unused(self, kind: str) -> None:
         """Refuse what cannot apply to a model of some kind that is already loaded."""

@@ -10,6 +10,7 @@ from ot_lens.errors import ModelError, one_of
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.models.files import locate
 from ot_lens.models.gguf import gguf_path
+from ot_lens.models.named import named_weights
 from ot_lens.models.pretrained import auto_class, check_folder, check_sizes
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -71,11 +72,12 @@ def model_size(
     shape = published(model)
     if shape is not None:
         return _of_shape(model, shape)
-    gguf = gguf_path(model, gguf_file, revision)
+    weights, _ = named_weights(model)
+    gguf = gguf_path(weights, gguf_file, revision)
     if gguf is not None:
         return _of_config(model, str(gguf.parent), {"gguf_file": gguf.name})
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return _of_config(model, locate(model), options)
+    return _of_config(model, locate(weights), options)
 
 
 def _of_shape(name: str, shape: dict[str, Any]) -> ModelSize:

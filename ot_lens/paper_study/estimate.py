@@ -3,12 +3,13 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os.path import isdir
+from os.path import exists
 from pathlib import Path
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.files import read_json
 from ot_lens.localization.search import sets_by_size
+from ot_lens.models.named import named_weights
 from ot_lens.models.sizes import BYTES, ModelSize, model_size
 from ot_lens.prompts import CLASSES
 from ot_lens.study.config import StudyConfig
@@ -173,7 +174,8 @@ def available(config: StudyConfig, out: Path) -> Available:
 
 def is_local(name: str, revision: str | None = None) -> bool:
     """Whether a model's weights are on this machine: embedded, in a folder, or in the hub's cache."""
-    if name.partition(":")[0] == "organism" or isdir(name):
+    name, _ = named_weights(name)
+    if name.partition(":")[0] == "organism" or exists(name):
         return True
     from huggingface_hub import try_to_load_from_cache
 

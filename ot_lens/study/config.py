@@ -36,7 +36,7 @@ class StudyConfig(BaseModel):
 
     model: str = Field(
         "organism",
-        description="Hub name, local folder, GGUF file, or an embedded model: "
+        description="Hub name, local folder, GGUF file, smollm2[:ADAPTER], or an embedded model: "
         "organism[:single|multi|shared].",
     )
     revision: str | None = Field(None, description="Revision of a hub model.")

