@@ -11,6 +11,8 @@ from torch import Tensor
 from ot_lens.errors import ActivationError
 from ot_lens.linalg import check_pair
 
+# The position of a prompt's first token, which no index from the end has in prompts of unequal length.
+FIRST = "first"
 # On a CPU, batches that fit the cache: larger ones are three times as slow to centre (page faults).
 BATCH_BYTES = {"cpu": 32 * 2**20}
 BATCH_BYTES_ELSEWHERE = 2**30

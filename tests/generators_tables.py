@@ -159,6 +159,30 @@ def spectra(layers=8, components=95, n=128, position=-1):
     return table.assign(position=position, eigenvalue=value, share=share, n=n, **ends, unit="activation²")
 
 
+def massive(layers=8, n=128):
+    """At the first and the last token; coordinate 5 is rogue."""
+    of_class = {"norm": 60, "largest": 40, "median_ratio": 300, "norm_share": 0.5, "massive_share": 0.1}
+    of_both = {"w2_squared": 40, "w2_share": 0.6, "pc1_share": 0.5, "variance_share": 0.4}
+    tokens = grid(
+        layer=range(layers),
+        position=["first", "-1"],
+        robust=["none"],
+        **{"class": CLASSES},
+        quantity=of_class,
+    )
+    both = grid(
+        layer=range(layers), position=["-1"], robust=["none", "exclude", "scale"], **{"class": ["both"]},
+        quantity=of_both,
+    )  # fmt: skip
+    rogue = both.query("robust == 'exclude' and quantity == 'w2_share'").assign(quantity="rogue_ratio")
+    table = pd.concat([tokens, both, rogue], ignore_index=True)
+    value = table["quantity"].map(of_class | of_both | {"rogue_ratio": 200.0})
+    value *= (1 + table["layer"]) / layers / np.where(table["robust"] == "none", 1, 4)
+    null = (0.3 * value).where(table["quantity"].str.startswith("w2"))
+    found = _read(value, null, n, "share", 0.01)
+    return table.assign(coordinate=5, **found).astype({"coordinate": "Int64"})
+
+
 def cosines(layers=8, n=128, position=-1):
     table = grid(layer_a=range(layers), layer_b=range(layers))
     apart = (table["layer_a"] - table["layer_b"]).abs()
@@ -300,6 +324,7 @@ def tables(layers=8, methods=METHODS, seed=0):
         "ground_truth": ground_truth(layers),
         "geometry": geometry(layers, seed=seed),
         "spectra": spectra(layers),
+        "massive": massive(layers),
         "cosines": cosines(layers),
         "plane": points,
         "plane_ellipses": ellipses,

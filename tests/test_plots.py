@@ -84,6 +84,7 @@ def columns(curve):
 
 # ------------------------------------------------------------------ descriptions hold the tables
 
+WITHOUT_ROGUE = "quantity == 'w2_squared' and robust == 'exclude'"
 AT_THE_END = "quantity == 'mahalanobis' and layer == 7"
 
 
@@ -93,6 +94,7 @@ AT_THE_END = "quantity == 'mahalanobis' and layer == 7"
         ("w2_per_layer", "w2_bures", "geometry", "quantity == 'w2_bures'"),
         ("effective_rank", "effective_rank_harmful", "geometry", "quantity == 'effective_rank_harmful'"),
         ("diagnostics", "gap", "geometry", "quantity == 'gap'"),
+        ("massive_activations", "w2_squared/exclude", "massive", WITHOUT_ROGUE),
         ("class_angles", "class_angle_1", "class_angles", "component == 1"),
         ("map_quality", "w2_after/mean_shift", "map_quality", "quantity == 'w2_after'"),
         ("visibility_to_monitor", "mahalanobis/mean_shift", "visibility", AT_THE_END),

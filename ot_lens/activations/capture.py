@@ -43,9 +43,10 @@ def capture(
         layers: "all" or layer numbers.
         hook: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
         positions: Token positions counted from each prompt's end, -1 being its last token; "last";
-            "post_instruction", all positions of the chat template after the instruction; or "thought_end",
-            also among integers: where the answer of a thinking model begins. The model first thinks without
-            `edits`, as `think` has it.
+            "post_instruction", all positions of the chat template after the instruction; or, also among
+            integers, "first", the rendered prompt's first token (special tokens included), and "thought_end",
+            where the answer of a thinking model begins. The model first thinks without `edits`, as `think`
+            has it.
         reduce: "mean" for the mean over those positions, as the one position "mean".
         dtype: "float32", "bfloat16", "float16" or "float64", in memory and on disk. Default: what the model
             computes in.

@@ -33,8 +33,8 @@ class Activations:
         data: For each class a tensor [layer, prompt, position, d_model] in its dtype; for a store a mapping
             that reads a class on access.
         layers: The layers, in the order of the first axis.
-        positions: Token positions counted from the prompt's end (-1 is the last real token), "thought_end"
-            (where the answer begins), or "mean".
+        positions: Token positions counted from the prompt's end (-1 is the last real token), "first" (the
+            first token), "thought_end" (where the answer begins), or "mean".
         hook: The hook point ("resid_pre", ...).
         info: Their origin: model, prompt hashes, active edits.
     """

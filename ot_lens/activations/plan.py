@@ -70,7 +70,7 @@ class CapturePlan:
     key: Mapping[str, Any]  # what the activations depend on, as JSON values
     shards: tuple[Shard, ...]  # harmful before harmless, long prompts first
     layers: tuple[int, ...]
-    positions: tuple[int | str, ...]  # indices from each prompt's end, or THOUGHT_END
+    positions: tuple[int | str, ...]  # indices from each prompt's end, FIRST or THOUGHT_END
     dtype: torch.dtype | None  # None for what the model computes in
     settings: CaptureSettings
     thoughts: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)  # read after each prompt

@@ -9,21 +9,24 @@ from torch import Tensor
 
 from ot_lens.errors import HookError, one_of
 from ot_lens.models import backend, post_instruction_tokens
+from ot_lens.samples import FIRST
 
 THOUGHT_END = "thought_end"
-NAMED = ("last", "post_instruction", THOUGHT_END)
+NAMED = ("last", "post_instruction", FIRST, THOUGHT_END)
+UNCOUNTED = (FIRST, THOUGHT_END)  # tokens that no index from the end has in all prompts
 REDUCTIONS = ("mean",)
 
 Positions = str | int | Sequence[int | str]
 
 
 def resolve_positions(model: Any, positions: Positions) -> tuple[int | str, ...]:
-    """Positions as indices from a prompt's end, or "thought_end", which has none.
+    """Positions as indices from a prompt's end, or "first" or "thought_end", which have none.
 
     Args:
         model: A hooked model, whose chat template determines which positions follow the instruction.
         positions: "last" (-1), "post_instruction" (-m, ..., -1: the m tokens of the template after the
-            instruction), one negative integer, "thought_end", or several of these two.
+            instruction), one negative integer, "first" (of the rendered prompt, the special token that models
+            begin with included), "thought_end", or several of these three.
 
     Raises:
         HookError: If a name is unknown, an index is not negative, or nothing follows the instruction.
@@ -40,7 +43,7 @@ def resolve_positions(model: Any, positions: Positions) -> tuple[int | str, ...]
 
 def indices(positions: Positions) -> tuple[int | str, ...]:
     """Positions that do not depend on a model's template, as indices from a prompt's end."""
-    if isinstance(positions, str) and positions != THOUGHT_END:
+    if isinstance(positions, str) and positions not in UNCOUNTED:
         one_of("named position", positions, NAMED, HookError)
         if positions != "last":
             raise HookError(
@@ -51,8 +54,8 @@ def indices(positions: Positions) -> tuple[int | str, ...]:
     chosen = (positions,) if isinstance(positions, int | str) else tuple(positions)
     if not chosen or any(not _is_position(p) for p in chosen):
         raise HookError(
-            f"positions must be negative integers (-1 is the prompt's last token) or {THOUGHT_END!r}, got "
-            f"{list(chosen)}."
+            f"positions must be negative integers (-1 is the prompt's last token), {FIRST!r} or "
+            f"{THOUGHT_END!r}, got {list(chosen)}."
         )
     if len(set(chosen)) < len(chosen):
         raise HookError(f"positions must be distinct, got {list(chosen)}.")
@@ -60,7 +63,7 @@ def indices(positions: Positions) -> tuple[int | str, ...]:
 
 
 def _is_position(value: Any) -> bool:
-    return value == THOUGHT_END or (isinstance(value, int) and not isinstance(value, bool) and value < 0)
+    return value in UNCOUNTED or (isinstance(value, int) and not isinstance(value, bool) and value < 0)
 
 
 def labels(positions: Sequence[int | str], reduce: str | None) -> tuple[int | str, ...]:
@@ -103,7 +106,8 @@ def columns(
         first = real.int().argmax(1)
     end = last - torch.tensor(list(thoughts) or 0, device=last.device)
     check_length(int((end - first).min()) + 1, positions)
-    return torch.stack([last if isinstance(p, str) else end + 1 + p for p in positions], dim=1)
+    named = {FIRST: first, THOUGHT_END: last}
+    return torch.stack([named[p] if isinstance(p, str) else end + 1 + p for p in positions], dim=1)
 
 
 def check_length(shortest: int, positions: Sequence[int | str]) -> None:

@@ -144,7 +144,9 @@ class _Axes(BaseModel):
 
     model_config = ConfigDict(strict=True)
     layers: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
-    positions: Annotated[tuple[int | Literal["mean", "thought_end"], ...], Field(min_length=1, strict=False)]
+    positions: Annotated[
+        tuple[int | Literal["mean", "first", "thought_end"], ...], Field(min_length=1, strict=False)
+    ]
     hook: str
     d_model: int = Field(ge=1)
 

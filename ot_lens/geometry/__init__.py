@@ -8,6 +8,9 @@ from ot_lens.geometry.directions import direction_cosines as direction_cosines
 from ot_lens.geometry.directions import layer_cosines as layer_cosines
 from ot_lens.geometry.directions import position_cosines as position_cosines
 from ot_lens.geometry.directions import run_cosines as run_cosines
+from ot_lens.geometry.massive import RobustSamples as RobustSamples
+from ot_lens.geometry.massive import massive_activations as massive_activations
+from ot_lens.geometry.massive import robust_samples as robust_samples
 from ot_lens.geometry.plane import principal_plane as principal_plane
 from ot_lens.geometry.quality import map_quality as map_quality
 from ot_lens.geometry.quantities import DIAGNOSTICS as DIAGNOSTICS

@@ -63,6 +63,7 @@ GALLERY: list[Entry] = [
     _entry("visibility_to_monitor", "Visibility to a monitor", "visibility"),
     _entry("w2_per_layer", "Distance between the classes", "geometry"),
     _entry("effective_rank", "Dimensions of the classes", "geometry"),
+    _entry("massive_activations", "Massive activations", "massive"),
     _entry("covariance_spectra", "Covariance spectra", "spectra", slider=True),
     _entry("spectra_by_depth", "Covariance spectra over the depth", "spectra"),
     _entry("direction_cosines", "Refusal direction across layers", "cosines"),

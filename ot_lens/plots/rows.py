@@ -18,6 +18,7 @@ COLUMNS = {
     "localization": ("value", "set", "layer", "method", "k", "measure", "prompts"),
     "controls": ("value", "low", "high", "layer", "method", "k", "control"),
     "geometry": ("value", "layer", "quantity"),
+    "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),
     "run_cosines": ("cosine", "layer", "layer_other"),

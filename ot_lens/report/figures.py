@@ -22,8 +22,8 @@ SECTIONS = {
     "cost": ("method_comparison", "method_intervals"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
-        "w2_per_layer", "effective_rank", "direction_cosines", "run_cosines", "class_angles", "layer_angles",
-        "covariance_spectra", "spectra_by_depth", "ground_truth",
+        "w2_per_layer", "massive_activations", "effective_rank", "direction_cosines", "run_cosines",
+        "class_angles", "layer_angles", "covariance_spectra", "spectra_by_depth", "ground_truth",
     ),
 }  # fmt: skip
 # Formats that a run draws; svg is drawn on request.

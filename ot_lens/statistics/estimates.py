@@ -50,6 +50,18 @@ def mean(values: Float[np.ndarray, " n"], *, seed: int, least: float = -np.inf) 
     return _estimate(BootstrapRatio.of(values, np.ones_like(values), count=RESAMPLES, seed=seed), least)
 
 
+def ratio_of_sums(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
+    """Total of a over that of b, not negative, one pair per prompt; unknown if that of b is zero."""
+    if not b.sum():
+        return unknown(len(b))
+    return _estimate(BootstrapRatio.of(a, b, count=RESAMPLES, seed=seed), 0.0)
+
+
+def unknown(n: int) -> Estimate:
+    """What n prompts cannot tell."""
+    return Estimate(np.nan, np.nan, np.nan, n, "")
+
+
 def perplexity(nll: Float[np.ndarray, " n"], n_tokens: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
     """exp(total nll / total tokens), with the exponentiated interval of the loss per token."""
     per_token = BootstrapRatio.of(np.asarray(nll), np.asarray(n_tokens), count=RESAMPLES, seed=seed)

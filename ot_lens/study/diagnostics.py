@@ -16,10 +16,11 @@ from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
+from ot_lens.samples import FIRST
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
-from ot_lens.study.sweeping import FolderCache, Maps
+from ot_lens.study.sweeping import FolderCache, Maps, capture_options
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 from ot_lens.transport import AffineMap, Method, method_named
 
@@ -27,6 +28,8 @@ from ot_lens.transport import AffineMap, Method, method_named
 FEW_RESAMPLES = 60
 # A monitor is cross-fitted over four folds, so that it needs this many prompts of each class.
 FEWEST_SEEN = 8
+# Prompts of each class whose first token is read, which is the same token in most models.
+MOST_FIRST = 16
 # Edits that are compared in detail, next to the transport of the highest rank and the user's own methods.
 COMPARED = ("directional_ablation", "mean_shift")
 # Numbers of layers: of the plane figure, with edits for a monitor, and of map quality.
@@ -103,6 +106,18 @@ def _geometry(study: Study) -> Tables:
 def _spectra(study: Study) -> Tables:
     options = {name: value for name, value in study.resamples.items() if name != "permutations"}
     return {"spectra": geometry.spectra(study.acts["train"], **options)}
+
+
+def _massive(study: Study) -> Tables:
+    """Of the position of the study, and of the first token, which is captured here."""
+    train, config = study.acts["train"], study.config
+    parts = [geometry.massive_activations(train, **study.few_resamples)]
+    if study.executor is not None and study.prompts is not None:
+        few = Contrast(*(group[:MOST_FIRST] for _, group in study.prompts.train))
+        options = capture_options(config, train.layers) | {"positions": [FIRST]}
+        first = study.executor.call(capture, few, **options)
+        parts.insert(0, geometry.massive_activations(first, **study.few_resamples | {"position": FIRST}))
+    return {"massive": pd.concat(parts, ignore_index=True).astype({"position": str})}
 
 
 def _cosines(study: Study) -> Tables:
@@ -236,6 +251,7 @@ def spread(layers: tuple[int, ...], most: int) -> list[int]:
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "geometry": _geometry,
     "spectra": _spectra,
+    "massive": _massive,
     "cosines": _cosines,
     "layer_angles": _angles,
     "map_quality": _map_quality,

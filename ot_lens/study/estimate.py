@@ -37,7 +37,7 @@ FIRST, GROWTH, SECONDS, MOST = 12, 4, 3.0, 20.0
 ANSWERED, READ, FEWEST_READ = 12, 16, 4
 # Resamples for the geometry of two layers; tables whose resamples are capped, and others that take time.
 RESAMPLES = 39
-CAPPED, UNCAPPED = ("layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
+CAPPED, UNCAPPED = ("massive", "layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
 # A figure and its share of the report take this many times what the simplest one takes on paper.
 FIGURE = 2.0
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from ot_lens.study.config import StudyConfig, commented_yaml, parse_config
 from ot_lens.study.manifest import SCHEMA, machine, manifest_hash, read_manifest, seeds, source_hash, versions
 
 WHOLE = (
-    "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "component", "prompt", "k", "draw", "draws",
-    "n",
+    "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "component", "coordinate", "prompt", "k",
+    "draw", "draws", "n",
 )  # fmt: skip
 NUMBERS = (
     "value", "low", "high", "null_mean", "null_low", "null_high", "strength", "p_value", "p_holm", "cosine",
@@ -26,7 +26,7 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = (
     "set", "layers", "method", "tokens", "hook", "transport", "control", "fitting", "measure", "prompts",
-    "unit", "interval", "test", "engine", "note", "class", "state", "quantity", "other",
+    "unit", "interval", "test", "engine", "note", "class", "state", "quantity", "robust", "other",
 )  # fmt: skip
 LARGEST = 10**9
 LONGEST = 4_000

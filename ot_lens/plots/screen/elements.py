@@ -79,7 +79,7 @@ def _scatter(x: Any, y: Any, place: Place, group: str = "", **look: Any) -> go.S
 def _filled(curve: d.Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> go.Scatter:
     color = translucent(mark.color, alpha)
     style: dict[str, Any] = {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
-    x, y = band_outline(curve)
+    x, y = band_outline(curve).astype(np.float32)
     return _scatter(x, y, place, mark.label, **(style | look))
 
 
