@@ -19,6 +19,7 @@ from ot_lens.geometry import (
     direction_cosines,
     layer_angles,
     map_quality,
+    massive_activations,
     principal_plane,
     spectra,
 )
@@ -36,6 +37,7 @@ from tests.generators.gaussians import normal, one_layer, rng
 
 SCALES = (1e-6, 1.0, 1e6)
 OFFSETS = (0.0, 1e4, 1e8)
+SHARES = "quantity in ['w2_share', 'pc1_share', 'variance_share']"
 DRAWS = {"permutations": 4, "bootstrap": 4}
 # Even, odd and prime sizes: kernels treat the rows and columns that are left over differently.
 SHAPES = ((5, 6, 10), (11, 7, 67), (6, 5, 4))
@@ -108,6 +110,9 @@ def check_one_point(n_H: int, n_S: int, d: int, scale: float, offset: float, jit
     assert (
         category_directions(acts, ["a", "b"] * (n_H // 2) + ["a"] * (n_H % 2), **DRAWS)["value"].isna().all()
     )
+    shares = massive_activations(acts, **DRAWS).query(SHARES)["value"]
+    assert len(shares) == 8
+    assert shares.isna().all()
     table = diagnose(acts, **DRAWS).set_index("quantity")["value"]
     assert table["w2_squared"] <= 1e-20 * (scale + offset) ** 2
     for name in ("auc_direction", "fisher_ratio", "location_share_on_direction", "effective_rank_harmless"):
@@ -121,6 +126,7 @@ def check_small_spread(n_H: int, n_S: int, d: int, scale: float, offset: float) 
     assert PooledPCA.of(H[None], S[None]).rank.tolist() == [min(n_H + n_S - 1, d)]
     assert class_angles(acts, k=1, **DRAWS)["angle"].notna().all()
     assert not fit_all(acts, "mean_shift")[0].is_identity
+    assert massive_activations(acts, **DRAWS).query(SHARES)["value"].notna().all()
     table = diagnose(acts, **DRAWS).set_index("quantity")["value"]
     assert table.drop([name for name in table.index if "mardia" in name or "zirkler" in name]).notna().all()
 

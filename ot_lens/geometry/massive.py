@@ -118,14 +118,15 @@ def massive_activations(
     ("scale"): `w2_squared`, as in `diagnose`; `w2_share`, the largest share of it that one coordinate has
     (the optimal coupling's mean squared difference of that coordinate; over all coordinates they add to
     W2^2); `pc1_share` and `variance_share`, the shares of the pooled variance that the first principal
-    component and the coordinate that varies most have.
+    component and the coordinate that varies most have. The interval of a share is that of this coordinate or
+    component, as if it had been chosen beforehand.
 
     Args:
         acts: Activations of both classes.
         ratio: What makes a coordinate rogue, at least this many times the median magnitude.
         position: One token position; all captured ones when None.
-        permutations: Relabellings of the null of both quantities of W2; 0 for none.
-        bootstrap: Resamples of their interval; 0 for none.
+        permutations: Relabellings of the null of `w2_squared`; 0 for none.
+        bootstrap: Resamples of the intervals of `w2_squared` and `w2_share`; 0 for none.
         seed: Seed of the draws.
 
     Returns:
@@ -198,16 +199,19 @@ def _decided(
     j, widest, n = int(costs.argmax()), int(squares.sum(0).argmax()), len(squares)
     column = pooled.Z[:, j].cpu()
     draws = labels, plan.relabelled(labels), plan.resampled(labels)
-    value, *drawn = (by_chunks(lambda chunk: _coupled(gram.under(chunk), column), of) for of in draws)
+    value, null, resampled = (
+        by_chunks(lambda chunk: _coupled(gram.under(chunk), column), of) for of in draws
+    )
     value |= {"w2_squared": costs.sum()}  # from singular values, not their squares
-    yield row({**keys, "coordinate": None}, Quantity("w2_squared", UNITS[how]), n, (value, *drawn))
-    yield row({**keys, "coordinate": j}, Quantity("w2_share", "share", SHARE), n, (value, *drawn))
+    yield row({**keys, "coordinate": None}, Quantity("w2_squared", UNITS[how]), n, (value, null, resampled))
+    # No null: the labels chose the coordinate.
+    yield row({**keys, "coordinate": j}, Quantity("w2_share", "share", SHARE), n, (value, {}, resampled))
     eigenvalues, vectors = gram_spectrum(pooled.Z)
     leading = eigenvalues[0] * vectors[:, 0].square()
-    parts = [("pc1_share", None, leading), ("variance_share", widest, squares[:, widest])]
-    for name, of, part in (
-        parts[:1] if how == SCALE else parts
-    ):  # of scaled ones all coordinates have the same
+    parts = {"pc1_share": (None, leading), "variance_share": (widest, squares[:, widest])}
+    if how == SCALE:
+        del parts["variance_share"]  # all coordinates have the same
+    for name, (of, part) in parts.items():
         known = ratio_of_sums(part.cpu().numpy(), squares.sum(1).cpu().numpy(), seed=plan.seed)
         yield _estimated({**keys, "coordinate": of}, Quantity(name, "share", SHARE), known)
 
@@ -245,7 +249,7 @@ def _coupled(classes: DrawnClasses, column: Float64[Tensor, " N"]) -> Values:
 
 
 def _ratios(X: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    """Magnitudes over the median magnitude of the same hidden state; NaN where that is zero."""
+    """Magnitudes over the (lower) median magnitude of the same hidden state; NaN where that is zero."""
     median = X.abs().median(1, keepdim=True).values
     return X.abs() / median.masked_fill(median == 0, torch.nan)
 

@@ -15,6 +15,7 @@ from ot_lens.geometry import (
     diagnose,
     layer_angles,
     map_quality,
+    massive_activations,
     run_cosines,
     spectra,
     visibility,
@@ -134,6 +135,10 @@ def layers(H: Tensor, S: Tensor) -> Layers:
 
 def distances(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
     return diagnose(layers(H, S), **draws)
+
+
+def coordinates(H: Tensor, S: Tensor, **draws: int) -> pd.DataFrame:
+    return massive_activations(layers(H, S), **draws)
 
 
 def eigenvalues(H: Tensor, S: Tensor, permutations: int, **draws: int) -> pd.DataFrame:

@@ -24,6 +24,7 @@ NORMALITY = ("mardia", "henze")
 # name: table, keys, column of the value, quantities whose null holds under "means" and under "all"
 TABLES = {
     "diagnose": (tables.distances, ["quantity"], "value"),
+    "massive_activations": (tables.coordinates, ["robust", "class", "quantity"], "value"),
     "spectra": (tables.eigenvalues, ["class", "component"], "eigenvalue"),
     "class_angles": (tables.angles, ["component"], "angle"),
     "layer_angles": (tables.angles_of_layers, ["component"], "angle"),
