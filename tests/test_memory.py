@@ -40,6 +40,8 @@ def work(acts):
     geometry = ot_lens.geometry
     geometry.diagnose(acts, **few)
     geometry.spectra(acts, bootstrap=4)
+    geometry.massive_activations(acts, **few)
+    geometry.diagnose(geometry.robust_samples(acts), **few)
     geometry.direction_cosines(acts, **few)
     geometry.class_angles(acts, **few)
     geometry.layer_angles(acts, **few)
