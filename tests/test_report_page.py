@@ -19,106 +19,99 @@ def report(tmp_path_factory):
     return write_report(folder, tables, tables_of.MANIFEST, ["A finding.", HOSTILE], folder / "report.html")
 
 
+@pytest.fixture(scope="module")
+def shown(browser, report):
+    """The report with every figure drawn, and what went wrong: errors, messages, requests, dialogs."""
+    context = browser.new_context(offline=True, viewport=DESK)
+    page, trouble = context.new_page(), []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda asked: trouble.append(asked.url) if asked.url.startswith("http") else None)
+    page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+    page.on("dialog", lambda dialog: (trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.emulate_media(color_scheme="light")
+    page.goto(report.as_uri())
+    yield page, trouble
+    context.close()
+
+
 @pytest.fixture
-def opened(page, report):
-    """Open the report, draw some of its figures by scrolling to them, and collect console messages."""
-    messages = []
-    page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-    page.on("dialog", lambda dialog: (messages.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+def page(shown):
+    """The report, opened once, on a desk's screen; any trouble fails the test."""
+    shown[0].set_viewport_size(DESK)
+    yield shown[0]
+    assert shown[1] == []
 
-    def go(size, *figures, scheme="light"):
-        page.set_viewport_size(size)
-        page.emulate_media(color_scheme=scheme)
-        page.goto(report.as_uri())
-        for figure in figures:
-            plot = page.locator(f"[data-figure={figure}]")
-            plot.scroll_into_view_if_needed()
-            plot.locator(".main-svg").first.wait_for(state="attached")
-        return page
 
-    yield go
-    assert messages == []
+def drawn(page, *figures):
+    """Draw figures by scrolling to them."""
+    for figure in figures:
+        plot = page.locator(f"[data-figure={figure}]")
+        plot.scroll_into_view_if_needed()
+        plot.locator(".main-svg").first.wait_for(state="attached")
+    return page
 
 
 def overflow(page):
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["1280 px", "390 px"])
-def test_every_figure_is_drawn_and_nothing_scrolls_sideways(opened, size, scheme):
-    page = opened(size, *(entry.name for entry in GALLERY), scheme=scheme)
+def check_figures(page, width):
+    drawn(page, *(entry.name for entry in GALLERY))
     for entry in GALLERY:
         plot = page.locator(f"[data-figure={entry.name}]")
         assert plot.locator(".main-svg").count() >= 2
         shapes = plot.locator(".scatterlayer path, .heatmaplayer image").count()
         assert shapes > 0, entry.name
         box = plot.bounding_box()
-        assert box["width"] <= size["width"]
+        assert box["width"] <= width
         assert box["height"] > 200
     assert overflow(page) == 0
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     assert overflow(page) == 0
 
 
-@pytest.mark.trust
-def test_the_page_follows_the_colour_scheme(opened):
-    def colours(page):
-        text = page.locator("[data-figure=w2_per_layer] .xtick text").first.evaluate("e => e.style.fill")
-        return page.evaluate("getComputedStyle(document.body).backgroundColor"), text
-
-    light, dark = (colours(opened(DESK, "w2_per_layer", scheme=scheme)) for scheme in ("light", "dark"))
-    assert light[0] == "rgb(255, 255, 255)"
-    assert all(one != other for one, other in zip(light, dark, strict=True))
+def test_every_figure_is_drawn_and_nothing_scrolls_sideways(page):
+    check_figures(page, DESK["width"])
 
 
-@pytest.mark.trust
-def test_figures_are_rearranged_when_the_window_narrows(opened):
-    page = opened(DESK, "localization_curves")
-    before = page.locator("[data-figure=localization_curves]").bounding_box()["height"]
-    page.set_viewport_size(PHONE)
-    height = "document.querySelector('[data-figure=localization_curves]').offsetHeight"
-    page.wait_for_function(f"before => {height} > 1.5 * before", arg=before)
-    assert overflow(page) == 0
-
-
-@pytest.mark.trust
-def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(opened):
-    page = opened(DESK, "localization_curves")
-    figure = page.locator("#figure-localization_curves")
+def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(page):
+    figure = drawn(page, "localization_curves").locator("#figure-localization_curves")
     button = figure.get_by_role("button", name="Mean shift")
     lines = figure.locator(".scatterlayer .trace.scatter")
     before = lines.count()
     button.focus()
-    for pressed, drawn in (("false", "< n"), ("true", "== n")):
+    for pressed, shown in (("false", "< n"), ("true", "== n")):
         page.keyboard.press("Enter")
         assert button.get_attribute("aria-pressed") == pressed
         count = "document.querySelectorAll('#figure-localization_curves .trace').length"
-        page.wait_for_function(f"n => {count} {drawn}", arg=before)
+        page.wait_for_function(f"n => {count} {shown}", arg=before)
 
 
-def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidden(opened):
-    page = opened(DESK, "covariance_spectra")
-    figure = page.locator("#figure-covariance_spectra")
+def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidden(page):
+    figure = drawn(page, "covariance_spectra").locator("#figure-covariance_spectra")
     slider, layer = figure.get_by_role("slider"), figure.locator("output")
     data = "document.querySelector('[data-figure=covariance_spectra]').data"
-    drawn = f"() => {data}.filter(t => t.visible === true && t.mode)"
+    visible = f"() => {data}.filter(t => t.visible === true && t.mode)"
     start = int(layer.inner_text())
     figure.get_by_role("button", name="harmless").click()
     slider.focus()
     page.keyboard.press("ArrowRight")
     assert layer.inner_text() == str(start + 1)
     assert slider.get_attribute("aria-valuetext") == f"layer {start + 1}"
-    assert page.evaluate(f"({drawn})().map(t => t.legendgroup)") == ["harmful", "harmful"]
+    assert page.evaluate(f"({visible})().map(t => t.legendgroup)") == ["harmful", "harmful"]
 
 
-def test_hostile_names_are_shown_as_text(opened):
-    page = opened(DESK)
+def test_hostile_names_are_shown_as_text(page):
     assert page.get_by_text(HOSTILE).first.is_visible()
     assert page.locator("img[onerror]").count() == 0
 
 
-def test_the_table_of_contents_leads_to_its_sections(opened):
-    page = opened(PHONE)
+def test_figures_are_rearranged_when_the_window_narrows_to_a_phone(page):
+    before = drawn(page, "localization_curves").locator("[data-figure=localization_curves]").bounding_box()
+    page.set_viewport_size(PHONE)
+    height = "document.querySelector('[data-figure=localization_curves]').offsetHeight"
+    page.wait_for_function(f"before => {height} > 1.5 * before", arg=before["height"])
+    assert overflow(page) == 0
     links = page.locator("nav.contents a")
     assert links.count() > 5
     links.nth(3).focus()
@@ -127,3 +120,20 @@ def test_the_table_of_contents_leads_to_its_sections(opened):
     page.wait_for_function(
         "() => Math.abs(document.querySelector('#plane').getBoundingClientRect().top) < 60"
     )
+
+
+@pytest.mark.trust
+def test_a_phone_in_dark_colours_draws_every_figure(page):
+    def colours():
+        text = drawn(page, "w2_per_layer").locator("[data-figure=w2_per_layer] .xtick text").first
+        return page.evaluate("getComputedStyle(document.body).backgroundColor"), text.evaluate(
+            "e => e.style.fill"
+        )
+
+    light = colours()
+    assert light[0] == "rgb(255, 255, 255)"
+    page.set_viewport_size(PHONE)
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    check_figures(page, PHONE["width"])
+    assert all(one != other for one, other in zip(light, colours(), strict=True))
