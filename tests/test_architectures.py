@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 import ot_lens as otl
-from ot_lens.errors import HookError, ModelError, PromptError
+from ot_lens.errors import HookError, ModelError, PromptError, SinglePassError
 from ot_lens.models import architectures, backend
-from ot_lens.single_pass import hugging_face, next_token_sweep, why_not_replayed
+from ot_lens.single_pass import hugging_face, next_token_sweep
 from ot_lens.transport import AffineMap
 from tests import checkpoints, decoders
 from tests.decoders import PROMPTS, WIDTH
@@ -141,7 +141,8 @@ def test_arguments_that_may_carry_a_state_are_not_replayed(load):
     model = load("llama")
     layer = model.hf_model.model.layers[1]
     layer.register_forward_pre_hook(lambda _, args, given: (args, {**given, "shared": {}}), with_kwargs=True)
-    assert "shared" in (why_not_replayed(model, PROMPTS, tokens="all") or "")
+    with pytest.raises(SinglePassError, match="shared"):
+        next_token_sweep(model, PROMPTS, [{1: SHIFT}], lambda rows, _: rows, tokens="all")
 
 
 def test_a_sweep_says_that_a_model_cannot_be_replayed(load):

@@ -18,10 +18,9 @@ from ot_lens.interventions import intervene
 from ot_lens.localization.answering import Given, answered_by_walk
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.rows import candidate_rows, identity
-from ot_lens.localization.settings import AUTO, SweepSettings
-from ot_lens.localization.walking import CandidateBatch, candidate_batches, walk_batches
+from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.walking import CandidateBatch, Walked, candidate_batches, walk_batch
 from ot_lens.prompts import Contrast, Prompt
-from ot_lens.single_pass import why_not, why_not_replayed
 from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
 
 # Key of a candidate or of the unedited model, its rows, and its answers where the settings ask for them.
@@ -32,10 +31,8 @@ Measured = tuple[str, pd.DataFrame, Mapping[str, Sequence[Completion]]]
 class Baseline:
     """The unedited model, which every candidate is compared with."""
 
-    panels: Mapping[str, Panel]
-    logprobs: Mapping[str, Tensor]  # of the next token, where a measure needs them
+    panels: Mapping[str, Panel]  # without the next token, which is read with each batch of candidates
     answers: Mapping[str, Sequence[tuple[int, ...]]]  # as tokens, where a measure needs them
-    obstacle: str | None  # why the single pass cannot replay the model; None if it can or is not used
 
 
 def measure_sweep(
@@ -77,41 +74,22 @@ def _measured(
     if not missing:
         return
     baseline = runner.call(measure_baseline, prompts, settings)
-    if UNEDITED in missing:
-        rows = candidate_rows(baseline.panels, {}, settings.panel, {**settings.columns, **UNEDITED_COLUMNS})
-        yield UNEDITED, rows, _answers(baseline.panels)
-    bare = {label: replace(panel, completions=()) for label, panel in baseline.panels.items()}
     batches = [
         batch
         for batch in candidate_batches(candidates, settings.panel)
-        if any(candidate.key in missing for candidate in batch)
+        if (batch.unedited and UNEDITED in missing) or any(c.key in missing for c in batch.candidates)
     ]
-    arguments = prompts, replace(baseline, panels=bare), settings, missing
-    yield from runner.stream(measure_batches, batches, *arguments)
+    yield from runner.stream(measure_batches, batches, prompts, baseline, settings, missing)
 
 
 def measure_baseline(model: Any, prompts: Contrast, settings: SweepSettings) -> Baseline:
-    """Measure the unedited model, and find out whether the single pass can replay it."""
-    panel = settings.panel
-    logprobs: dict[str, Tensor] = {}
+    """The unedited model's answers and losses."""
     panels, answers = {}, {}
     for label, group in prompts:
-        reading = None
-        if panel.reads_next_token:
-            reading, logprobs[label] = read_next_token(model, group, panel)
-        measured = measure(model, group, panel, reading, label)
+        measured = measure(model, group, settings.panel, None, label)
         answers[label] = [answer.tokens for answer in measured.completions]
-        panels[label] = with_nll(model, group, measured, panel)
-    obstacle = None
-    if settings.walks and why_not(model, {}, settings.hook) is None:
-        scopes = ("all", "last") if settings.tokens == AUTO else (settings.tokens,)
-        reasons = [
-            why_not_replayed(model, group, tokens=scope, batch_size=panel.batch_size)
-            for _, group in prompts
-            for scope in scopes
-        ]
-        obstacle = next((reason for reason in reasons if reason is not None), None)
-    return Baseline(panels | _on_text(model, panel), logprobs, answers, obstacle)
+        panels[label] = with_nll(model, group, measured, settings.panel)
+    return Baseline(panels | _on_text(model, settings.panel), answers)
 
 
 def measure_batches(
@@ -122,37 +100,81 @@ def measure_batches(
     keys: Collection[str],
     batches: Sequence[CandidateBatch],
 ) -> Iterator[Measured]:
-    """Measure some batches; candidates not in `keys` only take part in what their batch does together.
-
-    What it yields for a batch does not depend on the other batches: their walks only share the forward pass
-    that they start from.
-    """
-    readings, walked = walk_batches(model, prompts, batches, settings, baseline.obstacle)
+    """Measure some batches; candidates not in `keys` only take part in what their batch does together."""
     for batch in batches:
-        for candidate, given, note in _with_answers(model, prompts, batch, baseline, settings):
+        walked = walk_batch(model, prompts, batch, settings)
+        unedited = _Unedited(model, prompts, baseline, walked, settings)
+        if batch.unedited and UNEDITED in keys:
+            columns = {**settings.columns, **UNEDITED_COLUMNS}
+            rows = candidate_rows(unedited.panels(), {}, settings.panel, columns)
+            yield UNEDITED, rows, _answers(baseline.panels)
+        for candidate, given, note in _with_answers(model, prompts, batch, baseline, walked, settings):
             if candidate.key not in keys:
                 continue
-            panels = _panels(model, prompts, candidate, readings, baseline, settings, given)
-            columns = {**settings.columns, **identity(candidate), **walked[candidate.key]}
+            before = unedited.panels(candidate)
+            panels = _panels(model, prompts, candidate, walked, unedited, settings, given)
+            columns = {**settings.columns, **identity(candidate), **walked.columns[candidate.key]}
             columns["note"] = columns["note"] or note
-            rows = candidate_rows(panels, baseline.panels, settings.panel, columns, candidate)
+            rows = candidate_rows(panels, before, settings.panel, columns, candidate)
             yield candidate.key, rows, _answers(panels)
 
 
+class _Unedited:
+    """The unedited model beside a batch. Where hooks read the next token, they read it without edits too."""
+
+    def __init__(
+        self, model: Any, prompts: Contrast, baseline: Baseline, walked: Walked, settings: SweepSettings
+    ) -> None:
+        self._model, self._prompts, self._settings = model, dict(prompts), settings.panel
+        self._panels, self._walked = baseline.panels, walked
+        self._hooked: dict[str, tuple[NextToken, Tensor]] = {}
+
+    def logprobs(self, label: str) -> Tensor:
+        """Of the next token after each prompt of a class; to be called without interventions."""
+        return self._read(label)[1]
+
+    def panels(self, candidate: Candidate | None = None) -> dict[str, Panel]:
+        """The panels that a candidate is compared with, read as its own are."""
+        return {
+            label: panel
+            if label not in self._prompts
+            else replace(panel, next_token=self._next(label, candidate))
+            for label, panel in self._panels.items()
+        }
+
+    def _next(self, label: str, candidate: Candidate | None) -> NextToken | None:
+        if not self._settings.reads_next_token or (candidate and label not in candidate.prompts):
+            return None
+        walked = self._walked.readings.get(label, {})
+        if walked and (candidate is None or candidate.key in walked):
+            return self._walked.unedited[label]
+        return self._read(label)[0]
+
+    def _read(self, label: str) -> tuple[NextToken, Tensor]:
+        if label not in self._hooked:
+            self._hooked[label] = read_next_token(self._model, self._prompts[label], self._settings)
+        return self._hooked[label]
+
+
 def _with_answers(
-    model: Any, prompts: Contrast, batch: CandidateBatch, baseline: Baseline, settings: SweepSettings
+    model: Any,
+    prompts: Contrast,
+    batch: CandidateBatch,
+    baseline: Baseline,
+    walked: Walked,
+    settings: SweepSettings,
 ) -> Iterator[tuple[Candidate, Mapping[str, Given], str]]:
     """Each candidate with the answers that the single pass gives; with none, and a note, where it cannot."""
     answered, note = set(), ""
-    if baseline.obstacle is None:
-        panels, answers = baseline.panels, baseline.answers
+    if walked.obstacle is None:
+        arguments = batch.candidates, baseline.panels, baseline.answers, settings
         try:
-            for candidate, given in answered_by_walk(model, prompts, batch, panels, answers, settings):
+            for candidate, given in answered_by_walk(model, prompts, *arguments):
                 answered.add(candidate.key)
                 yield candidate, given, ""
         except SinglePassError as error:
             note = f"plain hooks for answers: {error}"
-    yield from ((candidate, {}, note) for candidate in batch if candidate.key not in answered)
+    yield from ((candidate, {}, note) for candidate in batch.candidates if candidate.key not in answered)
 
 
 def _answers(panels: Mapping[str, Panel]) -> dict[str, Sequence[Completion]]:
@@ -172,21 +194,23 @@ def _panels(
     model: Any,
     prompts: Contrast,
     candidate: Candidate,
-    readings: Mapping[str, Mapping[str, NextToken]],
-    baseline: Baseline,
+    walked: Walked,
+    unedited: _Unedited,
     settings: SweepSettings,
     given: Mapping[str, Given],
 ) -> dict[str, Panel]:
     if candidate.unedited:
-        return _of_baseline(candidate, baseline)
+        return _of_baseline(candidate, unedited.panels(candidate))
+    groups = {label: group for label, group in prompts if label in candidate.prompts}
+    readings = {label: walked.readings.get(label, {}).get(candidate.key) for label in groups}
+    hooked = [label for label in groups if readings[label] is None and settings.panel.reads_next_token]
+    logprobs = {label: unedited.logprobs(label) for label in hooked}
     panels = {}
     with intervene(model, candidate.edits, candidate.tokens, hook=settings.hook):
-        for label, group in prompts:
-            if label not in candidate.prompts:
-                continue
-            reading = readings[label].get(candidate.key)
-            if reading is None and settings.panel.reads_next_token:
-                reading, _ = read_next_token(model, group, settings.panel, baseline.logprobs[label])
+        for label, group in groups.items():
+            reading = readings[label]
+            if label in logprobs:
+                reading, _ = read_next_token(model, group, settings.panel, logprobs[label])
             if label in given:
                 panels[label] = _of_given(model, group, label, given[label], reading, settings)
             elif candidate.generates:
@@ -195,9 +219,8 @@ def _panels(
                 panels[label] = Panel(len(group), reading)
         if candidate.generates and candidate.transport == REMOVE:
             panels |= _on_text(model, settings.panel)
-    for label, group in prompts:
-        if label in panels:
-            panels[label] = with_nll(model, group, panels[label], settings.panel)
+    for label, group in groups.items():
+        panels[label] = with_nll(model, group, panels[label], settings.panel)
     return panels
 
 
@@ -214,13 +237,13 @@ def _of_given(
     return replace(panel, nll=given.nll, later_nll=given.later_nll, verified=given.verified)
 
 
-def _of_baseline(candidate: Candidate, baseline: Baseline) -> dict[str, Panel]:
+def _of_baseline(candidate: Candidate, unedited: Mapping[str, Panel]) -> dict[str, Panel]:
     """The panels of an edit that changes nothing."""
-    panels = {label: panel for label, panel in baseline.panels.items() if label in candidate.prompts}
+    panels = {label: panel for label, panel in unedited.items() if label in candidate.prompts}
     if not candidate.generates:
         return {label: Panel(panel.n, panel.next_token) for label, panel in panels.items()}
-    if candidate.transport == REMOVE and "text" in baseline.panels:
-        panels["text"] = baseline.panels["text"]
+    if candidate.transport == REMOVE and "text" in unedited:
+        panels["text"] = unedited["text"]
     return panels
 
 

@@ -1,6 +1,7 @@
 """Which candidates are measured together, and their next-token readings in one walk up the blocks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float, Float64
@@ -17,47 +18,56 @@ from ot_lens.single_pass import next_token_sweep, why_not
 # repeated for each batch: large ones cost less, but a stop repeats the last one.
 ANSWERED, READ = 32, 128
 
-CandidateBatch = tuple[Candidate, ...]
+
+@dataclass(frozen=True, eq=False)
+class CandidateBatch:
+    """Candidates that are measured together; the first batch of a sweep measures the unedited model too."""
+
+    candidates: tuple[Candidate, ...]
+    unedited: bool = False
 
 
-def walk_batches(
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """What a walk read of the next token."""
+
+    readings: Mapping[str, Mapping[str, NextToken]]  # by class, then by the candidate's key
+    unedited: Mapping[str, NextToken]  # by class, from the same forward pass
+    columns: Mapping[str, Mapping[str, str]] = field(repr=False)  # engine and note, by key
+    obstacle: str | None  # why the model cannot be walked; None if it can, or was not to be
+
+
+def walk_batch(
     model: Any,
     prompts: Contrast,
-    batches: Sequence[CandidateBatch],
+    batch: CandidateBatch,
     settings: SweepSettings,
-    obstacle: str | None,
-) -> tuple[dict[str, dict[str, NextToken]], dict[str, dict[str, str]]]:
-    """Read the next token under every candidate that can be walked; `obstacle` says why none can.
-
-    Returns the readings by class and key, and by key the engine and the note for the table.
-    """
-    candidates = [candidate for batch in batches for candidate in batch]
-    reasons: dict[str, str | None] = {c.key: None for c in candidates}
+    obstacle: str | None = None,
+) -> Walked:
+    """Read the next token under every candidate that can be walked, and without edits, in one pass."""
+    reasons: dict[str, str | None] = dict.fromkeys([c.key for c in batch.candidates])
     if settings.walks:
-        reasons = {c.key: why_not(model, c.edits, settings.hook) or obstacle for c in candidates}
+        reasons = {c.key: why_not(model, c.edits, settings.hook) or obstacle for c in batch.candidates}
     reason = next((reason for reason in reasons.values() if reason), None)
     if settings.engine == "single_pass" and reason is not None:
         raise HookError(f"engine 'single_pass' cannot serve this sweep: {reason}; choose 'auto' or 'hooks'.")
-    readings: dict[str, dict[str, NextToken]] = {}
+    readings, unedited = {}, {}
     for label, group in prompts:
-        walked = [
-            [c for c in batch if settings.walks and reasons[c.key] is None and label in c.prompts]
-            for batch in batches
-        ]
-        readings[label] = {}
+        walked = [c for c in batch.candidates if reasons[c.key] is None and label in c.prompts]
+        if not settings.walks or not walked:
+            continue
         try:
-            for scope in _by_scope(candidates):
-                at_scope = [batch for batch in walked if batch and batch[0].tokens == scope]
-                readings[label] |= _read(model, group, at_scope, settings)
+            *edited, unedited[label] = _read(model, group, walked, settings)
         except SinglePassError as error:
-            return walk_batches(model, prompts, batches, settings, str(error))
+            return walk_batch(model, prompts, batch, settings, str(error))
+        readings[label] = {c.key: reading for c, reading in zip(walked, edited, strict=True)}
     columns = {}
-    for candidate in candidates:
+    for candidate in batch.candidates:
         reason = reasons[candidate.key]
         note = candidate.note or ("" if reason is None else f"plain hooks: {reason}")
         engine = "single_pass" if settings.walks and reason is None else "hooks"
         columns[candidate.key] = {"engine": engine, "note": note}
-    return readings, columns
+    return Walked(readings, unedited, columns, obstacle)
 
 
 def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:
@@ -69,12 +79,13 @@ def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> 
     answers = panel.needs_answers or bool(set(panel.measures) - set(NEXT_TOKEN_MEASURES))
     answered = [candidate for candidate in candidates if answers and candidate.generates]
     read = [candidate for candidate in candidates if not (answers and candidate.generates)]
-    return [
+    groups = [
         tuple(group[start : start + size])
         for together, size in ((answered, ANSWERED), (read, READ))
         for group in _by_scope(together).values()
         for start in range(0, len(group), size)
     ]
+    return [CandidateBatch(group, unedited=number == 0) for number, group in enumerate(groups or [()])]
 
 
 def _by_scope(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
@@ -85,17 +96,12 @@ def _by_scope(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def _read(
-    model: Any, prompts: Sequence[Prompt], batches: Sequence[Sequence[Candidate]], settings: SweepSettings
-) -> dict[str, NextToken]:
-    candidates = [candidate for batch in batches for candidate in batch]
-    if not candidates:
-        return {}
-    edits = [candidate.edits for candidate in candidates]
-    numbers = iter(range(len(candidates)))
-    groups = [[next(numbers) for _ in batch] for batch in batches]
-    scope = candidates[0].tokens
-    values = next_token_readings(model, prompts, edits, settings, scope, groups=groups, checked=True)
-    return {c.key: NextToken(value[:, 0], value[:, 1]) for c, value in zip(candidates, values, strict=True)}
+    model: Any, prompts: Sequence[Prompt], candidates: Sequence[Candidate], settings: SweepSettings
+) -> list[NextToken]:
+    """The reading under every candidate, all of one token scope, then that without edits."""
+    edits = [*(candidate.edits for candidate in candidates), {}]
+    values = next_token_readings(model, prompts, edits, settings, candidates[0].tokens)
+    return [NextToken(value[:, 0], value[:, 1]) for value in values]
 
 
 def next_token_readings(
@@ -104,7 +110,6 @@ def next_token_readings(
     edits: Sequence[Any],
     settings: SweepSettings,
     tokens: str,
-    **options: Any,
 ) -> Float64[Tensor, "candidate prompt two"]:
     """Refusal score and KL of every prompt under every edit, in one walk."""
 
@@ -121,7 +126,6 @@ def next_token_readings(
         tokens=tokens,
         hook=settings.hook,
         batch_size=settings.panel.batch_size,
-        **options,
     )
     bad = int(values.isnan().any(dim=-1).any(dim=0).sum())
     if bad:

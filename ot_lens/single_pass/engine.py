@@ -61,8 +61,6 @@ def next_token_sweep(
     hook: str = "resid_pre",
     batch_size: int = 64,
     memory_budget: int = MEMORY_BUDGET,
-    groups: Sequence[Sequence[int]] | None = None,
-    checked: bool = False,
 ) -> Float64[Tensor, "candidate prompt value"]:
     """Reduced next-token logits of every candidate, in one walk per batch.
 
@@ -77,9 +75,6 @@ def next_token_sweep(
         hook: Hook point of sites given by layer only.
         batch_size: Prompts per batch.
         memory_budget: Bytes available to the rows of a walk.
-        groups: Numbers of candidates that are walked together: the last digits of a value depend on its group
-            only. Default: one group.
-        checked: Whether `why_not_replayed` returned None for these prompts.
 
     Returns:
         Numbers [candidate, prompt, value], float64 on the CPU.
@@ -90,44 +85,21 @@ def next_token_sweep(
     """
     served = backend(model)
     plans = [() if tokens == "generated" else _plan(served, edits, hook) for edits in candidates]
-    together = [range(len(plans))] if groups is None else groups
     parts: list[tuple[tuple[int, ...], Tensor]] = []
-    seen: set[bool] = {True, False} if checked else set()
+    checked: set[bool] = set()
 
     def sweep(batch: TokenBatch) -> Float64[Tensor, "candidate batch value"]:
         record = run(served, batch, last=tokens == "last")
-        if _is_padded(batch) not in seen:
+        if _is_padded(batch) not in checked:
             _check(record)
-            seen.add(_is_padded(batch))
-        return _sweep_batch(record, plans, together, reduce, memory_budget)
+            checked.add(_is_padded(batch))
+        return _sweep_batch(record, plans, reduce, memory_budget)
 
     with evaluating(served.model):
         for whole in batches(served, prompts, batch_size):
             parts += [(batch.indices, values) for batch, values in in_memory(sweep, whole)]
     order = torch.tensor([index for indices, _ in parts for index in indices]).argsort()
     return torch.cat([values for _, values in parts], dim=1)[:, order]
-
-
-def why_not_replayed(
-    model: Any, prompts: Sequence[Prompt | str], *, tokens: str = "last", batch_size: int = 64
-) -> str | None:
-    """Why the model cannot be replayed block by block; None if it can, with padding and without."""
-    served = backend(model)
-
-    def check(batch: TokenBatch) -> None:
-        _check(run(served, batch, last=tokens == "last"))
-
-    checked: set[bool] = set()
-    with evaluating(served.model):
-        for batch in batches(served, prompts, batch_size):
-            if _is_padded(batch) in checked:
-                continue
-            checked.add(_is_padded(batch))
-            try:
-                list(in_memory(check, batch))
-            except SinglePassError as error:
-                return str(error)
-    return None
 
 
 def _is_padded(batch: TokenBatch) -> bool:
@@ -160,7 +132,6 @@ def _check(record: Record) -> None:
 def _sweep_batch(
     record: Record,
     plans: Sequence[Plan],
-    groups: Sequence[Sequence[int]],
     reduce: Reduce,
     memory_budget: int,
 ) -> Float64[Tensor, "candidate batch value"]:
@@ -186,11 +157,10 @@ def _sweep_batch(
 
     rows_in_budget = max(1, memory_budget // (4 * stream.numel() * stream.element_size()))
     prepared = _on_device(plans, record.streams)
-    for group in groups:
-        edited = sorted((n for n in group if plans[n]), key=lambda n: [s for s, _ in plans[n]])
-        for start in range(0, len(edited), rows_in_budget):
-            numbers = edited[start : start + rows_in_budget]
-            walk(record, [prepared[n] for n in numbers], finisher(numbers), chunk=chunk)
+    edited = sorted((n for n, plan in enumerate(plans) if plan), key=lambda n: [s for s, _ in plans[n]])
+    for start in range(0, len(edited), rows_in_budget):
+        numbers = edited[start : start + rows_in_budget]
+        walk(record, [prepared[n] for n in numbers], finisher(numbers), chunk=chunk)
     return torch.stack(results)
 
 

@@ -36,9 +36,9 @@ def batches(log: str, *arguments: Any) -> Iterator[Any]:
         note(log, f"candidate {candidate.key}")
         return panels(model, prompts, candidate, *rest)
 
-    def noted_walk(*given: Any, **options: Any) -> Any:
-        note(log, f"walk {sum(map(len, options['groups']))}")
-        return walk(*given, **options)
+    def noted_walk(model: Any, prompts: Any, edits: Any, *given: Any, **options: Any) -> Any:
+        note(log, f"walk {len(edits)}")
+        return walk(model, prompts, edits, *given, **options)
 
     with (
         patch.object(measure, "_panels", noted_panels),
