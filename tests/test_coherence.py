@@ -1,6 +1,7 @@
 """Whether an answer is an answer, refusals against length, domains of maps, and overflowing models."""
 
 import math
+import warnings
 
 import pandas as pd
 import pytest
@@ -9,12 +10,9 @@ import torch
 import ot_lens as otl
 from ot_lens.behaviour.coherence import answer_nll, coherence_limit, degenerate, delayed_refusals
 from ot_lens.errors import ActivationError, OutOfDomainWarning, PromptError
-from ot_lens.execution import LocalExecutor, Runner
 from ot_lens.generation import Completion
-from ot_lens.localization import MethodSpec, domain, sweep_settings
-from ot_lens.localization.candidates import candidates
+from ot_lens.localization import sweep_settings
 from ot_lens.localization.domain import Domain
-from ot_lens.localization.methods import fit_maps
 from ot_lens.localization.walking import next_token_readings
 from ot_lens.models import backend, encode, end_of_turn
 from ot_lens.prompts import Prompt
@@ -95,7 +93,7 @@ def sweeps(organism):
     options = {"layers": [7], "sets": ["single"], "measures": ["refusal_rate"], "max_new_tokens": 20}
     methods = ["rfa", "pca_ot"]
     own = otl.localize(organism, prompts, methods, **options)
-    with pytest.warns(OutOfDomainWarning, match=r"pca_ot \(\d+%\)"):
+    with pytest.warns(OutOfDomainWarning, match=r"PCA-OT \(k = 2\) \(\d+%\)"):
         everywhere = otl.localize(organism, prompts, methods, tokens="all", **options)
     return own, everywhere
 
@@ -160,22 +158,20 @@ def test_a_domain_holds_its_own_distribution_and_nothing_far_away():
     assert Domain.of(same).outside(torch.cat([same, same + 1])).tolist() == [False] * 8 + [True] * 8
 
 
-def test_what_lies_outside_is_counted_once_in_the_life_of_a_cache(organism, monkeypatch):
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_what_lies_outside_is_the_same_from_the_walk_and_from_hooks(organism, tokens):
     prompts = otl.load_prompts("organism", sample=(32, 8, 16))
-    acts = otl.capture(organism, prompts.train, layers=[6, 7])
-    settings = sweep_settings(organism, ["refusal_score"], layers=[6, 7], tokens="all")
-    maps = fit_maps(acts, [MethodSpec("mean_shift")], layers=[6, 7], position=-1)
-    planned = candidates(maps, settings, ["single"], [1.0])
-    runner = Runner(LocalExecutor(organism), {})
-    arguments = (runner, prompts.test, acts, planned, settings)
-    with pytest.warns(OutOfDomainWarning):
-        first = domain.with_domains(*arguments)
-    assert all(isinstance(n, int) for n in runner.cache["domain|harmful|all"])
-    monkeypatch.setattr(Domain, "of", None)
-    monkeypatch.setattr(domain, "counted", lambda *_: pytest.fail("counted again"))
-    again = domain.with_domains(*arguments)
-    assert [c.outside for c in again] == [c.outside for c in first]
-    assert {c.outside[0] > 0 for c in first} == {True}
+    options = {"layers": [6, 7], "tokens": tokens, "measures": ["refusal_score"], "sets": ["single"]}
+    tables = []
+    for engine in ("single_pass", "hooks"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tables.append(otl.localize(organism, prompts, ["mean_shift"], engine=engine, **options))
+        # At the last token, where it was fitted, the map is at home.
+        assert [w.category for w in caught] == [OutOfDomainWarning] * (tokens == "all")
+    walked, hooked = (select(table, measure="out_of_domain_share") for table in tables)
+    assert walked[["value", "n"]].equals(hooked[["value", "n"]])
+    assert (walked["value"] > 0.05).any() == (tokens == "all")
 
 
 # ------------------------------------------------------------------------------------------- overflow

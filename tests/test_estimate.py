@@ -42,7 +42,7 @@ def test_twice_the_prompts_take_longer():
 def test_the_command_prints_80_columns_and_writes_nothing(command, tmp_path, monkeypatch):
     costs = [
         Cost("loading the model", 1, "model", 141.0),
-        Cost("controls and domains", 1, "", 7000.0),
+        Cost("controls", 1, "", 7000.0),
         Cost("sweep, next token", 123_456, "edits", 0.012),
     ]
     monkeypatch.setattr("ot_lens.study.estimate.estimate_run", lambda *_, **__: costs)

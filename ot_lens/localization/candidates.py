@@ -1,12 +1,13 @@
 """The interventions of a sweep: single layers, pairs, all layers, both directions, and controls."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from ot_lens.errors import HookError
 from ot_lens.interventions import Edits, everywhere
+from ot_lens.localization.domain import Domain
 from ot_lens.localization.methods import MethodSpec
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import CLASSES
@@ -46,7 +47,7 @@ class Candidate:
     generates: bool = True  # whether answers are generated, or only the next token is read
     chosen_at: float | None = None  # mean refusal score of a searched set on the validation prompts, in nats
     note: str = ""
-    outside: tuple[int, int] | None = None  # touched activations outside the source, of how many
+    domains: Mapping[int, Domain] = field(default_factory=dict)  # what the maps of each layer were fitted on
 
     @property
     def unedited(self) -> bool:

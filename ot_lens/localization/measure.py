@@ -17,6 +17,7 @@ from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
 from ot_lens.localization.answering import Given, answered_by_walk
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.outside import counted, out_of_domain, warn_of_domains
 from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.localization.walking import CandidateBatch, Walked, candidate_batches, walk_batch
@@ -48,6 +49,9 @@ def measure_sweep(
 
     Those in the runner's cache are not measured again. Given `keys`, only these candidates are measured, with
     the same values as in the whole sweep. Answers are written where the settings say, and nowhere else.
+
+    Warns:
+        OutOfDomainWarning: If maps that move a distribution act where they were not fitted.
     """
     runner = as_runner(model)
     wanted = [UNEDITED, *(c.key for c in candidates if keys is None or c.key in keys)]
@@ -61,7 +65,9 @@ def measure_sweep(
             _save_answers(settings.panel.completions, key, answers, prompts)
         runner.cache[key] = table
         report(key)
-    return {key: runner.cache[key] for key in wanted}
+    tables = {key: runner.cache[key] for key in wanted}
+    warn_of_domains(pd.concat(tables.values()))
+    return tables
 
 
 def _measured(
@@ -115,7 +121,8 @@ def measure_batches(
             panels = _panels(model, prompts, candidate, walked, unedited, settings, given)
             columns = {**settings.columns, **identity(candidate), **walked.columns[candidate.key]}
             columns["note"] = columns["note"] or note
-            rows = candidate_rows(panels, before, settings.panel, columns, candidate)
+            outside = unedited.outside(candidate)
+            rows = candidate_rows(panels, before, settings.panel, columns, candidate, outside)
             yield candidate.key, rows, _answers(panels)
 
 
@@ -125,9 +132,10 @@ class _Unedited:
     def __init__(
         self, model: Any, prompts: Contrast, baseline: Baseline, walked: Walked, settings: SweepSettings
     ) -> None:
-        self._model, self._prompts, self._settings = model, dict(prompts), settings.panel
+        self._model, self._prompts, self._settings = model, dict(prompts), settings
         self._panels, self._walked = baseline.panels, walked
         self._hooked: dict[str, tuple[NextToken, Tensor]] = {}
+        self._outside: dict[str, Tensor] = {}
 
     def logprobs(self, label: str) -> Tensor:
         """Of the next token after each prompt of a class; to be called without interventions."""
@@ -142,8 +150,20 @@ class _Unedited:
             for label, panel in self._panels.items()
         }
 
+    def outside(self, candidate: Candidate) -> tuple[int, int] | None:
+        """How many of the activations that a candidate touches lie outside, of how many."""
+        if not candidate.domains:
+            return None
+        label = candidate.prompts[0]
+        if candidate.key in self._walked.readings.get(label, {}) and candidate.tokens != "generated":
+            return out_of_domain(candidate, self._walked.outside[label])
+        if label not in self._outside:
+            arguments = self._prompts[label], candidate.domains, candidate.tokens, self._settings
+            self._outside[label] = counted(self._model, *arguments)
+        return out_of_domain(candidate, self._outside[label])
+
     def _next(self, label: str, candidate: Candidate | None) -> NextToken | None:
-        if not self._settings.reads_next_token or (candidate and label not in candidate.prompts):
+        if not self._settings.panel.reads_next_token or (candidate and label not in candidate.prompts):
             return None
         walked = self._walked.readings.get(label, {})
         if walked and (candidate is None or candidate.key in walked):
@@ -152,7 +172,7 @@ class _Unedited:
 
     def _read(self, label: str) -> tuple[NextToken, Tensor]:
         if label not in self._hooked:
-            self._hooked[label] = read_next_token(self._model, self._prompts[label], self._settings)
+            self._hooked[label] = read_next_token(self._model, self._prompts[label], self._settings.panel)
         return self._hooked[label]
 
 

@@ -8,8 +8,8 @@ from ot_lens.activations import Activations
 from ot_lens.execution import as_runner
 from ot_lens.localization.candidates import Candidate, Maps, candidates, listed
 from ot_lens.localization.controls import REFERENCES, controls, swapped
-from ot_lens.localization.domain import with_domains
 from ot_lens.localization.methods import MethodSpec, fit_maps, fit_sequentially
+from ot_lens.localization.outside import with_domains
 from ot_lens.localization.search import search
 from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.progress import Stage, silent
@@ -78,7 +78,7 @@ def plan_sweep(
         budget = search_budget([*planned, *controlled], prompts, len(requested), settings, plan)
         bounded = replace(plan, search_budget=budget)
         planned += search(runner, prompts.val.harmful, requested, settings, bounded, stage)
-    return with_domains(runner, prompts.test, acts, [*planned, *controlled], settings, stage)
+    return with_domains(acts, [*planned, *controlled], settings)
 
 
 def search_budget(

@@ -42,8 +42,12 @@ def candidate_rows(
     settings: PanelSettings,
     columns: Mapping[str, Any],
     candidate: Candidate | None = None,
+    outside: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
-    """One row per measured quantity of a candidate or the unedited model (None); all have `columns`."""
+    """One row per measured quantity of a candidate or the unedited model (None); all have `columns`.
+
+    `outside` is how many of the activations that the candidate touches lie outside, of how many.
+    """
     if columns["control"]:
         settings = replace(settings, measures=CONTROL_MEASURES)
     reference = (baseline or panels).get("harmless")
@@ -53,7 +57,7 @@ def candidate_rows(
         before = baseline.get(prompts)
         quantities = estimates(panel, settings, before, limit)
         if candidate is not None:
-            quantities |= _of_candidate(candidate, prompts, quantities)
+            quantities |= _of_candidate(candidate, prompts, quantities, outside)
         for measure, estimate in quantities.items():
             row = {
                 **columns,
@@ -78,12 +82,12 @@ def candidate_rows(
 
 
 def _of_candidate(
-    candidate: Candidate, prompts: str, quantities: Mapping[str, Estimate]
+    candidate: Candidate, prompts: str, quantities: Mapping[str, Estimate], outside: tuple[int, int] | None
 ) -> dict[str, Estimate]:
     """What is known of an edit itself, on the class of prompts that it moves."""
     more = {}
-    if candidate.outside is not None and prompts == candidate.prompts[0]:
-        more["out_of_domain_share"] = share(*candidate.outside)
+    if outside is not None and prompts == candidate.prompts[0]:
+        more["out_of_domain_share"] = share(*outside)
     if candidate.chosen_at is not None and prompts == "harmful" and "refusal_score" in quantities:
         more["choice_price"] = _price(quantities["refusal_score"], candidate.chosen_at)
     return more

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Float64
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
 from ot_lens.errors import HookError, SinglePassError, nan_logits
+from ot_lens.interventions import Edits
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.outside import domains_of, observer
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
-from ot_lens.single_pass import next_token_sweep, why_not
+from ot_lens.single_pass import Observe, next_token_sweep, observed_sweep, why_not
 
 # Candidates per batch. An answer becomes known to the others of its batch, and the walk of the single pass is
 # repeated for each batch: large ones cost less, but a stop repeats the last one.
@@ -33,6 +36,7 @@ class Walked:
 
     readings: Mapping[str, Mapping[str, NextToken]]  # by class, then by the candidate's key
     unedited: Mapping[str, NextToken]  # by class, from the same forward pass
+    outside: Mapping[str, Float64[Tensor, "prompt column"]]  # see `observer`; by class, from that pass too
     columns: Mapping[str, Mapping[str, str]] = field(repr=False)  # engine and note, by key
     obstacle: str | None  # why the model cannot be walked; None if it can, or was not to be
 
@@ -51,13 +55,14 @@ def walk_batch(
     reason = next((reason for reason in reasons.values() if reason), None)
     if settings.engine == "single_pass" and reason is not None:
         raise HookError(f"engine 'single_pass' cannot serve this sweep: {reason}; choose 'auto' or 'hooks'.")
-    readings, unedited = {}, {}
+    readings, unedited, outside = {}, {}, {}
     for label, group in prompts:
         walked = [c for c in batch.candidates if reasons[c.key] is None and label in c.prompts]
         if not settings.walks or not walked:
             continue
         try:
-            *edited, unedited[label] = _read(model, group, walked, settings)
+            observe = observer(domains_of(walked, label), settings.hook, walked[0].tokens)
+            (*edited, unedited[label]), outside[label] = _read(model, group, walked, settings, observe)
         except SinglePassError as error:
             return walk_batch(model, prompts, batch, settings, str(error))
         readings[label] = {c.key: reading for c, reading in zip(walked, edited, strict=True)}
@@ -67,7 +72,7 @@ def walk_batch(
         note = candidate.note or ("" if reason is None else f"plain hooks: {reason}")
         engine = "single_pass" if settings.walks and reason is None else "hooks"
         columns[candidate.key] = {"engine": engine, "note": note}
-    return Walked(readings, unedited, columns, obstacle)
+    return Walked(readings, unedited, outside, columns, obstacle)
 
 
 def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:
@@ -96,38 +101,47 @@ def _by_scope(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def _read(
-    model: Any, prompts: Sequence[Prompt], candidates: Sequence[Candidate], settings: SweepSettings
-) -> list[NextToken]:
-    """The reading under every candidate, all of one token scope, then that without edits."""
-    edits = [*(candidate.edits for candidate in candidates), {}]
-    values = next_token_readings(model, prompts, edits, settings, candidates[0].tokens)
-    return [NextToken(value[:, 0], value[:, 1]) for value in values]
-
-
-def next_token_readings(
     model: Any,
     prompts: Sequence[Prompt],
-    edits: Sequence[Any],
+    candidates: Sequence[Candidate],
     settings: SweepSettings,
-    tokens: str,
-) -> Float64[Tensor, "candidate prompt two"]:
-    """Refusal score and KL of every prompt under every edit, in one walk."""
-
-    def reduce(
-        rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]
-    ) -> Float64[Tensor, "row batch two"]:
-        return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), settings.panel)
-
-    values = next_token_sweep(
+    observe: Observe,
+) -> tuple[list[NextToken], Float64[Tensor, "prompt column"]]:
+    """The reading under every candidate, all of one token scope, then that without edits."""
+    edits, scope = [*(candidate.edits for candidate in candidates), {}], candidates[0].tokens
+    values, observed = observed_sweep(
         model,
         prompts,
         edits,
-        reduce,
-        tokens=tokens,
+        partial(_reduced, settings.panel),
+        observe,
+        tokens=scope,
         hook=settings.hook,
         batch_size=settings.panel.batch_size,
     )
+    _no_nan(values)
+    return [NextToken(value[:, 0], value[:, 1]) for value in values], observed
+
+
+def next_token_readings(
+    model: Any, prompts: Sequence[Prompt], edits: Sequence[Edits], settings: SweepSettings, tokens: str
+) -> Float64[Tensor, "candidate prompt two"]:
+    """Refusal score and KL of every prompt under every edit, in one walk."""
+    reduce, size = partial(_reduced, settings.panel), settings.panel.batch_size
+    values = next_token_sweep(
+        model, prompts, edits, reduce, tokens=tokens, hook=settings.hook, batch_size=size
+    )
+    _no_nan(values)
+    return values
+
+
+def _reduced(
+    panel: PanelSettings, rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]
+) -> Float64[Tensor, "row batch two"]:
+    return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), panel)
+
+
+def _no_nan(values: Float64[Tensor, "candidate prompt two"]) -> None:
     bad = int(values.isnan().any(dim=-1).any(dim=0).sum())
     if bad:
-        raise nan_logits(bad, len(prompts))
-    return values
+        raise nan_logits(bad, values.shape[1])

@@ -8,6 +8,14 @@ Answers of every candidate come the same way: known answers are verified in one 
 """
 
 from ot_lens.single_pass.answers import Answered, answer_sweep
-from ot_lens.single_pass.engine import next_token_sweep, why_not, why_not_answered
+from ot_lens.single_pass.engine import Observe, next_token_sweep, observed_sweep, why_not, why_not_answered
 
-__all__ = ["Answered", "answer_sweep", "next_token_sweep", "why_not", "why_not_answered"]
+__all__ = [
+    "Answered",
+    "Observe",
+    "answer_sweep",
+    "next_token_sweep",
+    "observed_sweep",
+    "why_not",
+    "why_not_answered",
+]

@@ -22,6 +22,8 @@ CPU_TOKENS = 1024
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vocab"]], Tensor]
+# Of the unedited stream entering each block and leaving the last one.
+Observe = Callable[[TokenBatch, Sequence[Float[Tensor, "batch pos d"]]], Float64[Tensor, "batch column"]]
 
 
 def why_not(model: Any, edits: Edits, hook: str = "resid_pre") -> str | None:
@@ -83,23 +85,54 @@ def next_token_sweep(
         SinglePassError: If the model cannot be replayed block by block. The first batches, with padding
             and without, are checked: rows without edits must reproduce the model's logits.
     """
+    return observed_sweep(
+        model,
+        prompts,
+        candidates,
+        reduce,
+        _nothing,
+        tokens=tokens,
+        hook=hook,
+        batch_size=batch_size,
+        memory_budget=memory_budget,
+    )[0]
+
+
+def _nothing(batch: TokenBatch, _streams: Sequence[Tensor]) -> Float64[Tensor, "batch column"]:
+    return torch.zeros(len(batch.indices), 0, dtype=torch.float64)
+
+
+def observed_sweep(
+    model: Any,
+    prompts: Sequence[Prompt | str],
+    candidates: Sequence[Edits],
+    reduce: Reduce,
+    observe: Observe,
+    *,
+    tokens: str,
+    hook: str,
+    batch_size: int = 64,
+    memory_budget: int = MEMORY_BUDGET,
+) -> tuple[Float64[Tensor, "candidate prompt value"], Float64[Tensor, "prompt column"]]:
+    """`next_token_sweep`, and what is observed of each prompt's unedited stream in the same pass."""
     served = backend(model)
     plans = [() if tokens == "generated" else _plan(served, edits, hook) for edits in candidates]
-    parts: list[tuple[tuple[int, ...], Tensor]] = []
+    parts: list[tuple[tuple[int, ...], tuple[Tensor, Tensor]]] = []
     checked: set[bool] = set()
 
-    def sweep(batch: TokenBatch) -> Float64[Tensor, "candidate batch value"]:
+    def sweep(batch: TokenBatch) -> tuple[Tensor, Tensor]:
         record = run(served, batch, last=tokens == "last")
         if _is_padded(batch) not in checked:
             _check(record)
             checked.add(_is_padded(batch))
-        return _sweep_batch(record, plans, reduce, memory_budget)
+        return _sweep_batch(record, plans, reduce, memory_budget), observe(batch, record.streams)
 
     with evaluating(served.model):
         for whole in batches(served, prompts, batch_size):
-            parts += [(batch.indices, values) for batch, values in in_memory(sweep, whole)]
+            parts += [(batch.indices, found) for batch, found in in_memory(sweep, whole)]
     order = torch.tensor([index for indices, _ in parts for index in indices]).argsort()
-    return torch.cat([values for _, values in parts], dim=1)[:, order]
+    values, columns = zip(*(found for _, found in parts), strict=True)
+    return torch.cat(values, dim=1)[:, order], torch.cat(columns)[order]
 
 
 def _is_padded(batch: TokenBatch) -> bool:

@@ -219,7 +219,7 @@ def _of_model(
     count = len(sample.maps) * n_layers
     yield Cost("maps", count, "maps", sample.seconds["fit"] / count)
     yield Cost("sequential maps", len(placed) * n_layers * later, "maps", sample.seconds["capture"] / 2)
-    yield Cost("controls and domains", 1, "", sample.seconds["plan"])
+    yield Cost("controls", 1, "", sample.seconds["plan"])
     yield Cost("search", sets, "sets", sample.seconds["score"] * len(prompts.val.harmful) / test)
     yield Cost("unedited model", 1, "", sample.seconds["unedited"])
     yield Cost("sweep, answers", len(sample.answered) + more, "edits", sample.seconds["answer"])
