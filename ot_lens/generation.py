@@ -112,14 +112,20 @@ def generated(
     use_cache: bool = True,
     progress: Callable[[int], None] | None = None,
     editing: Callable[[TokenBatch], AbstractContextManager[Any]] = lambda _: nullcontext(),
+    read: Callable[[TokenBatch], Any] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each row, up to the one that stopped it; `editing` surrounds each batch."""
+    """The new tokens of each row, up to the one that stopped it.
+
+    `editing` surrounds each batch; `read` gives what a Hugging Face model has read of it already.
+    """
     if max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
 
     def generate(batch: TokenBatch) -> list[list[int]]:
+        known = {"read": read(batch)} if read is not None else {}
         with editing(batch):
-            return served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache).tolist()
+            new = served.generate(batch.tokens, batch.mask, max_new_tokens, stops, use_cache, **known)
+            return new.tolist()
 
     with no_nan(served.hf_model or served.model, last_only=True):
         rows = by_row(served, whole_batches, generate, progress)

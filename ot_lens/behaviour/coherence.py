@@ -59,7 +59,13 @@ def likelihoods(
     the answer is one shows in what follows.
     """
     answers = [_tokens(model, answer) for answer in completions]
-    losses = token_losses(model, prompts, answers, batch_size=batch_size)
+    return per_token(token_losses(model, prompts, answers, batch_size=batch_size))
+
+
+def per_token(
+    losses: Sequence[Float64[Tensor, " token"]],
+) -> tuple[Float64[Tensor, " prompt"], Float64[Tensor, " prompt"]]:
+    """The mean loss of each answer, and that of what follows its first token."""
     rest = [row[1:] if len(row) > 1 else row for row in losses]
     return torch.stack([row.mean() for row in losses]), torch.stack([row.mean() for row in rest])
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.behaviour.coherence import likelihoods
+from ot_lens.behaviour.coherence import per_token
 from ot_lens.behaviour.losses import TokenLoss, ended_tokens, reference_answers
-from ot_lens.behaviour.panel import Panel, PanelSettings
+from ot_lens.behaviour.panel import Panel
 from ot_lens.generation import Completion
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.settings import SweepSettings
@@ -29,8 +29,8 @@ class Given:
 
     completions: tuple[Completion, ...]
     verified: float
-    nll: Float64[Tensor, " prompt"] | None  # where the unedited model's is known
-    later_nll: Float64[Tensor, " prompt"] | None
+    nll: Float64[Tensor, " prompt"]
+    later_nll: Float64[Tensor, " prompt"]
     loss: TokenLoss | None  # of the reference answers
 
 
@@ -50,7 +50,7 @@ def answered_by_walk(
     wanted = [c for c in candidates if _is_served(model, c, settings)]
     if len(wanted) < LEAST:
         return
-    book = _Book(model, prompts, unedited, answers, settings.panel)
+    book = _Book(model, prompts, unedited, answers)
     waves = answer_sweep(
         model,
         book.prompts,
@@ -63,9 +63,7 @@ def answered_by_walk(
         max_new_tokens=settings.panel.max_new_tokens,
         batch_size=settings.panel.batch_size,
     )
-    for wave in waves:
-        book.read(wave)
-        yield from ((wanted[answered.candidate], book.given(answered)) for answered in wave)
+    yield from ((wanted[answered.candidate], book.given(answered)) for wave in waves for answered in wave)
 
 
 def _is_served(model: Any, candidate: Candidate, settings: SweepSettings) -> bool:
@@ -87,24 +85,18 @@ class _Book:
         prompts: Contrast,
         unedited: Mapping[str, Panel],
         answers: Mapping[str, Sequence[Tokens]],
-        settings: PanelSettings,
     ) -> None:
-        self._model, self._settings = model, settings
+        self._model = model
         self._classes: dict[str, range] = {}
         self.prompts: list[Prompt] = []
-        self._nll: dict[tuple[int, Tokens], tuple[Tensor, Tensor]] = {}
         self._unedited: list[Tokens] = []
         self.references: dict[int, Tokens] = {}
         for label, group in prompts:
             numbers = range(len(self.prompts), len(self.prompts) + len(group))
             self._classes[label] = numbers
             self.prompts += group
-            panel, given = unedited[label], answers[label]
-            self._unedited += given
-            if panel.nll is not None and panel.later_nll is not None:
-                values = zip(panel.nll, panel.later_nll, strict=True)
-                self._nll |= dict(zip(zip(numbers, given, strict=True), values, strict=True))
-            if panel.loss is not None:
+            self._unedited += answers[label]
+            if unedited[label].loss is not None:
                 self.references |= zip(numbers, map(tuple, reference_answers(model, group)), strict=True)
 
     def asked(self, labels: Sequence[str]) -> list[int]:
@@ -119,15 +111,6 @@ class _Book:
             for given, prompt in zip(self._unedited, self.prompts, strict=True)
         ]
 
-    def read(self, wave: Sequence[Answered]) -> None:
-        """Read the likelihood of the answers that are new."""
-        answers = {(n, c.tokens): c for a in wave for n, c in a.completions.items()}
-        new = [key for key in answers if key not in self._nll]
-        if new and self._nll:
-            prompts = [self.prompts[number] for number, _ in new]
-            pair = likelihoods(self._model, prompts, [answers[key] for key in new], self._settings.batch_size)
-            self._nll |= dict(zip(new, zip(*pair, strict=True), strict=True))
-
     def given(self, answered: Answered) -> dict[str, Given]:
         """A candidate's answers by class."""
         return {
@@ -138,8 +121,7 @@ class _Book:
 
     def _given(self, answered: Answered, numbers: Sequence[int]) -> Given:
         completions = tuple(answered.completions[number] for number in numbers)
-        both = [self._nll[n, c.tokens] for n, c in zip(numbers, completions, strict=True) if self._nll]
-        nll, later = (torch.stack(values) for values in zip(*both, strict=True)) if both else (None, None)
+        nll, later = per_token([answered.unedited[number] for number in numbers])
         losses = [answered.nll[number] for number in numbers if number in answered.nll]
         verified = sum(answered.verified[number] for number in numbers)
         return Given(

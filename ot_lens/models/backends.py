@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, terminators
@@ -124,8 +124,12 @@ class HFBackend(_HookedModel):
         max_new_tokens: int,
         eos: Sequence[int],
         use_cache: bool = True,
+        read: Cache | None = None,
     ) -> Int[Tensor, "batch new"]:
-        """Greedy continuation, new tokens only; after an end-of-sequence token the rest is padding."""
+        """Greedy continuation, new tokens only; after an end-of-sequence token the rest is padding.
+
+        `read` is what the model has read of the tokens already, all but the last.
+        """
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -137,7 +141,9 @@ class HFBackend(_HookedModel):
         # copy, which shares weights and hooks, has none.
         plain = copy(self.hf_model)
         plain.generation_config = GenerationConfig()
-        sequences = plain.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+        sequences = plain.generate(
+            input_ids=tokens, attention_mask=mask, generation_config=settings, past_key_values=read
+        )
         return sequences[:, tokens.shape[1] :]
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:

@@ -7,7 +7,7 @@ round differently: a row whose two best logits are ever closer than a measured m
 answer that nobody knows.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,8 @@ class Answered:
     candidate: int
     completions: Mapping[int, Completion]
     verified: Mapping[int, int]
-    nll: Mapping[int, Float64[Tensor, " token"]]  # of the reference answers
+    nll: Mapping[int, Float64[Tensor, " _"]]  # of the reference answers
+    unedited: Mapping[int, Float64[Tensor, " _"]]  # of these answers, without edits
 
 
 def answer_sweep(
@@ -117,13 +118,15 @@ class _Sweep:
         self._opened = opened_thoughts(served, prompts)
         self._edits = [_by_site(edits, hook) for edits in candidates]
         self._tokens, self._budget, self._batch_size = tokens, budget, batch_size
-        plans = [Plan.of(edits, hook) for edits in candidates]
+        plans = [Plan.of(edits, hook) for edits in (*candidates, {})]
+        self._no_edits = len(candidates)
         self._forcing = Forcing(served, self._prompts, plans, tokens, batch_size)
         self._stops = set(served.terminators)
         self._references = references
         self._known = [[cut for answer in likely if (cut := self._cut(answer))] for likely in known]
         self._given: list[dict[int, Tokens]] = [{} for _ in known]  # by prompt and candidate
         self._completions: dict[tuple[Tokens, bool], Completion] = {}
+        self._unedited: dict[tuple[int, Tokens], Tensor] = {}  # NLL of an answer to a prompt
         self._margin: float | None = None
         # Answers so far, and those that were verified; as if a whole candidate had been.
         self._tried = self._verified = len(prompts)
@@ -142,6 +145,7 @@ class _Sweep:
         given = verified | made
         for (candidate, prompt), answer in given.items():
             self._given[prompt][candidate] = answer
+        self._read_unedited(dict.fromkeys((prompt, answer) for (_, prompt), answer in given.items()))
         return [self._answered(c, asked[c], given, verified, nll) for c in wave]
 
     def _answered(
@@ -157,7 +161,15 @@ class _Sweep:
             {prompt: self._completion(given[candidate, prompt], self._opened[prompt]) for prompt in asked},
             {p: len(given[candidate, p]) if (candidate, p) in verified else 0 for p in asked},
             {prompt: nll[candidate, prompt] for prompt in asked if (candidate, prompt) in nll},
+            {prompt: self._unedited[prompt, given[candidate, prompt]] for prompt in asked},
         )
+
+    def _read_unedited(self, given: Iterable[tuple[int, Tokens]]) -> None:
+        """The likelihood of new answers without edits."""
+        new = [Row(self._no_edits, *pair, scored=True) for pair in given if pair not in self._unedited]
+        for row, reading in zip(new, self._forcing.read(new), strict=True):
+            assert reading.nll is not None
+            self._unedited[row.prompt, row.answer] = reading.nll
 
     def _completion(self, answer: Tokens, opened: bool) -> Completion:
         if (answer, opened) not in self._completions:
@@ -236,9 +248,14 @@ class _Sweep:
             if recorded is not None:
                 recorded.append((batch.indices, []))
             by_row = [self._edits[pairs[index][0]] for index in batch.indices]
-            return intervene(self._model, _rowwise(by_row), self._tokens)
+            width = batch.tokens.shape[1]
+            return intervene(self._model, _rowwise(by_row), self._tokens, prompt_length=width)
 
-        rows = generated(self._served, whole, self._budget, self._served.terminators, editing=editing)
+        def read(batch: TokenBatch) -> Any:
+            return self._forcing.prefix([pairs[i][1] for i in batch.indices], batch.tokens.shape[1])
+
+        stops = self._served.terminators
+        rows = generated(self._served, whole, self._budget, stops, editing=editing, read=read)
         return {pair: tuple(answer) for pair, answer in zip(pairs, rows, strict=True)}
 
     def _first(self, pairs: Sequence[Pair], nll: dict[Pair, Tensor]) -> dict[Pair, Tokens]:

@@ -12,11 +12,13 @@ from itertools import groupby
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from ot_lens.errors import nan_logits
 from ot_lens.interventions import ActivationMap, Edits, RowMaps, intervene
 from ot_lens.models import HFBackend, TokenBatch, batches_of_rows, evaluating, in_memory
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
+from ot_lens.single_pass.prefixes import Prefixes
 from ot_lens.single_pass.walk import replayed
 from ot_lens.transport import AffineMap
 
@@ -87,6 +89,7 @@ class Forcing:
     ) -> None:
         self.served, self.prompts, self.plans = served, prompts, plans
         self.tokens, self.batch_size = tokens, batch_size
+        self._prefixes = Prefixes(served, prompts, batch_size) if self._rereads_only_answers else None
         self._batches: list[tuple[list[Exchange], TokenBatch]] = []
         self._place: dict[Exchange, tuple[int, int]] = {}  # its batch, and where it is in it
         self._records: dict[tuple[int, tuple[int, ...]], HuggingFaceRecord] = {}
@@ -111,6 +114,10 @@ class Forcing:
                     readings |= some
         return [readings[number] for number in range(len(rows))]
 
+    def prefix(self, numbers: Sequence[int], width: int) -> DynamicCache | None:
+        """What the model has read of some prompts before their last tokens, if no edit changes that."""
+        return None if self._prefixes is None else self._prefixes.cache(numbers, width)
+
     def price(self, rows: Sequence[Row]) -> float:
         """What reading rows costs, as a share of generating them.
 
@@ -121,7 +128,7 @@ class Forcing:
             prompt, answer = len(self.prompts[row.prompt]), len(row.answer)
             width = answer if self._rereads_only_answers else prompt + answer
             read += width * (n_layers - self._first(row))
-            made += (prompt + answer) * n_layers
+            made += width * n_layers
         return read / made if self.served.device.type == "cpu" else 0.0
 
     def _add(self, sequences: Iterable[Exchange]) -> None:
@@ -174,24 +181,25 @@ class Forcing:
         key = number, batch.indices
         record = self._records.pop(key, None)
         if record is None:
-            record = self._record(batch, [self._batches[number][0][index][1] for index in batch.indices])
+            record = self._record(batch, [self._batches[number][0][index] for index in batch.indices])
         self._records[key] = record
         while len(self._records) > 1 and sum(r.nbytes for r in self._records.values()) > STREAMS:
             del self._records[next(iter(self._records))]
         return record
 
-    def _record(self, batch: TokenBatch, answers: Sequence[tuple[int, ...]]) -> HuggingFaceRecord:
+    def _record(self, batch: TokenBatch, exchanges: Sequence[Exchange]) -> HuggingFaceRecord:
         """Prompts and answers, except an answer's last token, run without edits."""
-        longest = max(len(answer) for answer in answers)
+        longest = max(len(answer) for _, answer in exchanges)
         # What follows an answer is never read by what comes before it.
-        padded = [[*answer, *[answer[-1]] * (longest - len(answer))][:-1] for answer in answers]
-        given = torch.tensor(padded, dtype=torch.long, device=batch.tokens.device).reshape(len(answers), -1)
+        padded = [[*answer, *[answer[-1]] * (longest - len(answer))][:-1] for _, answer in exchanges]
+        given = torch.tensor(padded, dtype=torch.long, device=batch.tokens.device).reshape(len(exchanges), -1)
         tokens = torch.cat([batch.tokens, given], dim=1)
         mask = torch.cat([batch.mask, torch.ones_like(given)], dim=1)
-        start = batch.tokens.shape[1] - 1 if self._rereads_only_answers else 0
-        return replayed(
-            HuggingFaceRecord, self.served.hf_model, TokenBatch(batch.indices, tokens, mask), start=start
-        )
+        width = batch.tokens.shape[1]
+        start = width - 1 if self._rereads_only_answers else 0
+        read = self.prefix([prompt for prompt, _ in exchanges], width)
+        whole = TokenBatch(batch.indices, tokens, mask)
+        return replayed(HuggingFaceRecord, self.served.hf_model, whole, start=start, read=read)
 
     def _first(self, row: Row) -> int:
         first = self.plans[row.candidate].first

@@ -36,19 +36,32 @@ class HuggingFaceRecord:
     own_logits: Float[Tensor, "batch d_vocab"]  # at the last position
     streams: list[Float[Tensor, "batch pos d"]]  # entering each block, and leaving the last
 
-    def __init__(self, hf_model: Any, batch: TokenBatch, *, last: bool = False, start: int = 0) -> None:
-        """Rows cover the positions from `start` on, or the last one."""
+    def __init__(
+        self,
+        hf_model: Any,
+        batch: TokenBatch,
+        *,
+        last: bool = False,
+        start: int = 0,
+        read: DynamicCache | None = None,
+    ) -> None:
+        """Rows cover the positions from `start` on, or the last one; `read` holds those before, if given."""
         self._hf_model, self._last, self._start = hf_model, last, batch.tokens.shape[1] - 1 if last else start
         self._layers = decoder_layers(hf_model)
         self._calls: list[dict[str, Any]] = []
         self._mask = batch.mask
-        cache = DynamicCache() if last or start else None
+        # How many of the positions that the model is called with come before the rows.
+        skipped = self._start if read is None else 0
+        self._own = slice(skipped, None)
+        earlier = None if read is None else [_Prefix(layer.keys, layer.values) for layer in read.layers]
+        cache = read or (DynamicCache() if self._start or last else None)
         streams: list[Tensor] = []
+        called = slice(self._start - skipped, None)
         with Reversible(partial(self._listen, streams)):
             output = hf_model(
-                input_ids=batch.tokens,
+                input_ids=batch.tokens[:, called],
                 attention_mask=batch.mask,
-                position_ids=position_ids(batch.mask),
+                position_ids=position_ids(batch.mask)[:, called],
                 past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=1,
@@ -57,9 +70,9 @@ class HuggingFaceRecord:
         if len(streams) != len(self._layers) + 1:
             raise SinglePassError("The model does not call each decoder layer once.")
         # A slice would keep all of a stream alive.
-        self.streams = [stream[:, self._start :].clone() if self._start else stream for stream in streams]
+        self.streams = [stream[:, self._own].clone() if skipped else stream for stream in streams]
         layers = range(len(self._layers)) if cache is not None else ()
-        self._prefixes = [_prefix(cache, i, self._start) for i in layers]
+        self._prefixes = earlier or [_prefix(cache, i, self._start) for i in layers]
 
     def _listen(self, streams: list[Tensor], changes: Reversible[None]) -> None:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,6 +95,14 @@ class HuggingFaceRecord:
         """Bytes of the streams, and of the keys and values."""
         kept = [x for prefix in self._prefixes for x in (prefix.keys, prefix.values)]
         return sum(x.numel() * x.element_size() for x in [*self.streams, *kept])
+
+    def prefixes(self, index: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a sequence before the rows, without padding, by layer."""
+        padding = int((self._mask[index] == 0).sum())
+        return [
+            (prefix.keys[index, :, padding:].clone(), prefix.values[index, :, padding:].clone())
+            for prefix in self._prefixes
+        ]
 
     def block(self, layer: int, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch pos d"]:
         """Run a block on rows."""
@@ -144,16 +165,15 @@ class HuggingFaceRecord:
         kwargs = {**self._calls[layer], "attention_mask": self._mask_of(layer, sequences)}
         kwargs["past_key_values"] = self._prefixes[layer].of(sequences) if self._start else None
         if "position_ids" in kwargs:
-            kwargs["position_ids"] = _of_rows(kwargs["position_ids"], sequences, len(self._mask))[
-                :, self._start :
-            ]
+            position_ids = _of_rows(kwargs["position_ids"], sequences, len(self._mask))
+            kwargs["position_ids"] = position_ids[:, self._own]
         if "position_embeddings" in kwargs:
             embeddings = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = tuple(
-                _of_rows(p, sequences, len(self._mask))[..., self._start :, :] for p in embeddings
+                _of_rows(p, sequences, len(self._mask))[..., self._own, :] for p in embeddings
             )
         if "cache_position" in kwargs:
-            kwargs["cache_position"] = kwargs["cache_position"][self._start :]
+            kwargs["cache_position"] = kwargs["cache_position"][self._own]
         return _hidden(self._layers[layer](rows, **kwargs))
 
     def _mask_of(self, layer: int, sequences: Int[Tensor, " row"]) -> Tensor:
@@ -162,7 +182,7 @@ class HuggingFaceRecord:
         if mask is not None and mask.ndim != 4:
             raise SinglePassError(f"A decoder layer takes an attention mask of {mask.ndim} dimensions.")
         if mask is not None:
-            return _of_rows(mask, sequences, len(self._mask))[:, :, self._start :]
+            return _of_rows(mask, sequences, len(self._mask))[:, :, self._own]
         width = self._mask.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=self._mask.device).tril()[self._start :]
         return causal & self._mask.bool()[sequences][:, None, None, :]
