@@ -1,5 +1,6 @@
 """Answers from the single pass are those of plain generation, token for token, whatever was known before."""
 
+from functools import wraps
 from pathlib import Path
 
 import pandas as pd
@@ -152,6 +153,7 @@ def test_a_full_device_halves_batches_and_changes_no_answer(llama, monkeypatch):
     expected = swept(llama, edits, "last")[0]
     forward = llama.hf_model.forward
 
+    @wraps(forward)
     def full(*args, input_ids=None, **options):
         if len(input_ids) > 1:
             raise torch.OutOfMemoryError("full")

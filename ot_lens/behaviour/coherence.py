@@ -63,7 +63,7 @@ def likelihoods(
 
 
 def per_token(
-    losses: Sequence[Float64[Tensor, " token"]],
+    losses: Sequence[Float64[Tensor, " _"]],
 ) -> tuple[Float64[Tensor, " prompt"], Float64[Tensor, " prompt"]]:
     """The mean loss of each answer, and that of what follows its first token."""
     rest = [row[1:] if len(row) > 1 else row for row in losses]

@@ -128,8 +128,7 @@ class _Sweep:
         self._completions: dict[tuple[Tokens, bool], Completion] = {}
         self._unedited: dict[tuple[int, Tokens], Tensor] = {}  # NLL of an answer to a prompt
         self._margin: float | None = None
-        # Answers so far, and those that were verified; as if a whole candidate had been.
-        self._tried = self._verified = len(prompts)
+        self._foreseen = 1.0  # share of the last wave's answers that were known
 
     def answer(self, wave: Sequence[int], asked: Sequence[Sequence[int]]) -> list[Answered]:
         """Answers of some candidates."""
@@ -139,9 +138,11 @@ class _Sweep:
         if self._margin is None:
             made = self._first(pairs, nll)
         else:
-            verified = self._verify(pairs, nll)
+            drafts = {pair: self._draft(*pair, ()) for pair in pairs}
+            verified = self._verify(drafts, nll)
             made = self._generate([pair for pair in pairs if pair not in verified])
-            self._tried, self._verified = self._tried + len(pairs), self._verified + len(verified)
+            hits = sum(made[pair] == drafts[pair] for pair in made)
+            self._foreseen = (len(verified) + hits) / len(pairs)
         given = verified | made
         for (candidate, prompt), answer in given.items():
             self._given[prompt][candidate] = answer
@@ -184,15 +185,14 @@ class _Sweep:
             return cut if len(cut) == self._budget else ()
         return cut[: end + 1]
 
-    def _verify(self, pairs: Sequence[Pair], nll: dict[Pair, Tensor]) -> dict[Pair, Tokens]:
-        """The answers that known ones, or beginnings of known ones, turn out to be."""
+    def _verify(self, likely: Mapping[Pair, Tokens], nll: dict[Pair, Tensor]) -> dict[Pair, Tokens]:
+        """The answers that known ones, or beginnings of known ones, turn out to be, where that pays."""
         found: dict[Pair, Tokens] = {}
-        drafts = {pair: self._draft(*pair, ()) for pair in pairs}
-        if self._verified / self._tried < self._forcing.price(
-            [Row(*pair, draft) for pair, draft in drafts.items()]
-        ):
-            drafts = dict.fromkeys(pairs, ())
-        rows = [row for row in self._scored(pairs) if row.answer != drafts[row.candidate, row.prompt]]
+        drafts = {
+            pair: draft if self._forcing.price(pair[0]) <= self._foreseen else ()
+            for pair, draft in likely.items()
+        }
+        rows = [row for row in self._scored([*drafts]) if row.answer != drafts[row.candidate, row.prompt]]
         rows += [
             Row(*pair, draft, scored=draft == self._references.get(pair[1]))
             for pair, draft in drafts.items()
@@ -252,6 +252,9 @@ class _Sweep:
             return intervene(self._model, _rowwise(by_row), self._tokens, prompt_length=width)
 
         def read(batch: TokenBatch) -> Any:
+            # What the model itself makes of the whole prompt is the measure.
+            if recorded is not None:
+                return None
             return self._forcing.prefix([pairs[i][1] for i in batch.indices], batch.tokens.shape[1])
 
         stops = self._served.terminators

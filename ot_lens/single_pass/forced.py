@@ -118,18 +118,13 @@ class Forcing:
         """What the model has read of some prompts before their last tokens, if no edit changes that."""
         return None if self._prefixes is None else self._prefixes.cache(numbers, width)
 
-    def price(self, rows: Sequence[Row]) -> float:
-        """What reading rows costs, as a share of generating them.
+    def price(self, candidate: int) -> float:
+        """What reading an answer under a candidate's edits costs, as a share of generating it.
 
         A CPU takes as long for many tokens at once as for one after the other; elsewhere reading is one step.
         """
-        n_layers, read, made = self.served.n_layers, 0, 0
-        for row in rows:
-            prompt, answer = len(self.prompts[row.prompt]), len(row.answer)
-            width = answer if self._rereads_only_answers else prompt + answer
-            read += width * (n_layers - self._first(row))
-            made += width * n_layers
-        return read / made if self.served.device.type == "cpu" else 0.0
+        n_layers = self.served.n_layers
+        return 1 - self._first(candidate) / n_layers if self.served.device.type == "cpu" else 0.0
 
     def _add(self, sequences: Iterable[Exchange]) -> None:
         """Put new sequences into batches, which stay as they are."""
@@ -161,7 +156,7 @@ class Forcing:
         record = self._recorded(number, batch)
         start = width - 1 if self._rereads_only_answers else 0
         numbers = [(n, i) for i, index in enumerate(batch.indices) for n in of_sequence.get(index, ())]
-        numbers.sort(key=lambda item: self._first(rows[item[0]]))
+        numbers.sort(key=lambda item: self._first(rows[item[0]].candidate))
         positions = len(record.streams[0][0])
         size = max(1, CPU_TOKENS // positions)
         if self.served.device.type != "cpu":
@@ -201,8 +196,8 @@ class Forcing:
         whole = TokenBatch(batch.indices, tokens, mask)
         return replayed(HuggingFaceRecord, self.served.hf_model, whole, start=start, read=read)
 
-    def _first(self, row: Row) -> int:
-        first = self.plans[row.candidate].first
+    def _first(self, candidate: int) -> int:
+        first = self.plans[candidate].first
         return self.served.n_layers if first is None else first
 
     def _touched(self, width: int, start: int) -> slice:
