@@ -17,7 +17,7 @@ from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.single_pass import Answered, answer_sweep, why_not_answered
 
-# The first candidate is generated and verified, which measures the margin: too much for a few.
+# Some answers are generated and verified, which measures the margin: too much for a few candidates.
 LEAST = 4
 
 Tokens = tuple[int, ...]

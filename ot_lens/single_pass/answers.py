@@ -27,6 +27,7 @@ from ot_lens.single_pass.forced import Forcing, Plan, Reading, Row, by_map
 # The margin, in largest differences between the logits of the two ways of reading.
 MARGIN = 4
 LEAST_MARGIN = 16  # roundings of the largest logit
+MEASURED = 32  # answers that it is measured on, at most
 
 Tokens = tuple[int, ...]
 Pair = tuple[int, int]  # candidate and prompt
@@ -59,7 +60,8 @@ def answer_sweep(
 ) -> Iterator[list[Answered]]:
     """Answers of every candidate to the prompts it is asked, some candidates at a time.
 
-    The first candidate is generated and then verified, which measures the margin and checks the replay.
+    Some answers of the first candidate are generated as plain hooks would, and then verified, which measures
+    the margin and checks the replay.
 
     Args:
         model: A hooked Hugging Face model.
@@ -134,15 +136,12 @@ class _Sweep:
         """Answers of some candidates."""
         pairs = [(candidate, prompt) for candidate in wave for prompt in asked[candidate]]
         nll: dict[Pair, Tensor] = {}
-        verified: dict[Pair, Tokens] = {}
-        if self._margin is None:
-            made = self._first(pairs, nll)
-        else:
-            drafts = {pair: self._draft(*pair, ()) for pair in pairs}
-            verified = self._verify(drafts, nll)
-            made = self._generate([pair for pair in pairs if pair not in verified])
-            hits = sum(made[pair] == drafts[pair] for pair in made)
-            self._foreseen = (len(verified) + hits) / len(pairs)
+        measured = self._first(pairs[:: -(-len(pairs) // MEASURED)], nll) if self._margin is None else {}
+        drafts = {pair: self._draft(*pair, ()) for pair in pairs if pair not in measured}
+        verified = self._verify(drafts, nll)
+        made = measured | self._generate([pair for pair in drafts if pair not in verified])
+        hits = sum(made[pair] == draft for pair, draft in drafts.items() if pair in made)
+        self._foreseen = (len(verified) + hits) / len(drafts) if drafts else 1.0
         given = verified | made
         for (candidate, prompt), answer in given.items():
             self._given[prompt][candidate] = answer
