@@ -30,7 +30,7 @@ def captured(log: str, model: Any, prompts: Any, plan: Any, found: Any) -> Itera
 
 def batches(log: str, *arguments: Any) -> Iterator[Any]:
     """In place of `ot_lens.localization.measure_batches`: notes each candidate and each walk."""
-    panels, walk = measure._panels, walking.next_token_sweep
+    panels, walk = measure._panels, walking.observed_sweep
 
     def noted_panels(model: Any, prompts: Any, candidate: Any, *rest: Any) -> Any:
         note(log, f"candidate {candidate.key}")
@@ -42,7 +42,7 @@ def batches(log: str, *arguments: Any) -> Iterator[Any]:
 
     with (
         patch.object(measure, "_panels", noted_panels),
-        patch.object(walking, "next_token_sweep", noted_walk),
+        patch.object(walking, "observed_sweep", noted_walk),
     ):
         yield from measure_batches(*arguments)
 
