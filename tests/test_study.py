@@ -174,7 +174,7 @@ def test_printed_tables_fit_80_columns_and_nothing_is_cut(finished_run, capsys, 
 
 @pytest.mark.parametrize(
     "measures",
-    [["refusal_score", "kl"], ["refusal_rate"], pytest.param(["kl"], marks=pytest.mark.trust)],
+    [["refusal_rate"], pytest.param(["kl"], marks=pytest.mark.trust)],
 )
 def test_a_run_of_few_measures_draws_and_reports_what_there_is(
     command, run_settings, tmp_path, monkeypatch, measures

@@ -18,9 +18,9 @@ from tests import checkpoints
 
 # Only the input of the first block is read, where the pass ends: wide activations of a model that does no
 # work.
-WIDTH = 1024
+WIDTH = 2048
 POSITIONS = [-1, -2, -3, -4]
-FEW, MANY = 2000, 8000
+FEW, MANY = 1000, 4000
 BYTES = 4 * WIDTH * len(POSITIONS)
 
 

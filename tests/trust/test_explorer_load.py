@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ot_lens.explorer.guard import UPDATE
 from ot_lens.explorer.runs import OpenRun
@@ -121,6 +122,8 @@ def test_twenty_users_at_once(finished_run, full_size, record_property):
     choices = Choices(OpenRun(finished_run))
     states, prompts = states_of(choices), choices.run.texts["harmful"][: 2 if full_size else 1]
     with listening(finished_run) as (port, process):
+        sockets = [at for at in psutil.net_connections("tcp") if at.pid == process.pid]
+        assert [at.laddr.ip for at in sockets if at.status == "LISTEN"] == ["127.0.0.1"]
         crowd = Crowd(port, states if full_size else states[:3], prompts)
         assert crowd.wrong == []
         assert len(set(crowd.alone.values())) > len(prompts) * 2  # the edits are distinguishable
