@@ -1,11 +1,14 @@
 """SmolLM2, a real chat model: found where it is installed, and named by the command that installs it."""
 
+import json
 import os
 from importlib.util import find_spec
 
 import pytest
+from safetensors.torch import load_file
 
 import ot_lens as otl
+from ot_lens.behaviour.refusal import model_phrases
 from ot_lens.errors import ModelError
 from ot_lens.models import model_record, named
 from ot_lens.models.sizes import model_size
@@ -63,3 +66,44 @@ def test_a_missing_smollm2_names_the_command_that_installs_it(monkeypatch):
 def test_bad_names_and_options_are_named(smollm2, name, options, value):
     with pytest.raises(ModelError, match=value):
         otl.load_model(name, **options)
+
+
+SHIPPED = named.shipped_adapters()
+
+
+def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2):
+    """Loaded by name, which is the door of any adapter; the base refuses nothing of it."""
+    model, prompts = otl.load_model("smollm2:late", device="cpu"), otl.load_prompts("smollm2:late").test
+    record = model_record(model)
+    assert (record["name"], record["adapter"]["source"]) == ("smollm2:late", str(named.ADAPTERS / "late"))
+    rates = {}
+    for name, hooked in (("base", smollm2), ("late", model)):
+        for label, asked in prompts:
+            answers = otl.complete(hooked, asked[:16], max_new_tokens=8)
+            rates[name, label] = sum(otl.refuses(answers, model_phrases(model)))
+    assert rates["late", "harmful"] >= 14
+    assert [rates[key] for key in sorted(rates) if key != ("late", "harmful")] == pytest.approx(
+        [0, 0, 1], abs=1
+    )
+    assert len(otl.refusal_token_ids(model)) == 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_adapter_of_the_package_is_small_and_acts_in_its_band_only(name):
+    folder = named.ADAPTERS / name
+    planted = json.loads((folder / "ot_lens.json").read_text())["planted"]
+    layers = {
+        int(key.split("layers.")[1].split(".")[0]) for key in load_file(folder / "adapter_model.safetensors")
+    }
+    assert layers == set(range(planted["first"], planted["last"] + 1))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.4e6
+
+
+def test_the_adapters_are_small_together():
+    assert len(SHIPPED) >= 1
+    assert sum(file.stat().st_size for file in named.ADAPTERS.rglob("*.*")) < 12e6
+
+
+def test_a_name_with_an_adapter_takes_no_other(smollm2):
+    with pytest.raises(ModelError, match="mine"):
+        otl.load_model("smollm2:late", adapter="mine")

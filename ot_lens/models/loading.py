@@ -9,14 +9,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, one_of
-from ot_lens.io.untrusted import abbreviated
+from ot_lens.io.untrusted import MIB, abbreviated, parse_json, read_text
 from ot_lens.models.adapters import apply_adapter, check_unadapted, unadapted, without_wrapper
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.files import held_file, linked, locate
 from ot_lens.models.gguf import gguf_path, gguf_record
 from ot_lens.models.hooked import HookedCausalLM
-from ot_lens.models.named import named_weights
+from ot_lens.models.named import DECLARATION, named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
 from ot_lens.models.settings import DeviceMap, LoadSettings
 from ot_lens.models.stream import check_stream
@@ -144,6 +144,7 @@ def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, sett
             options |= {"revision": None, "gguf_file": gguf.name}
         if tokenizer is None:
             tokenizer = _adapter_tokenizer(settings) or load_tokenizer(name, place, options)
+            _declare(tokenizer, settings)
         hf_model = load_hf(
             name,
             place,
@@ -182,6 +183,14 @@ def _adapter_tokenizer(settings: LoadSettings) -> PreTrainedTokenizerBase | None
         return None
     tokenizer = load_tokenizer(adapter, adapter, {})
     return tokenizer if tokenizer.chat_template else None
+
+
+def _declare(tokenizer: PreTrainedTokenizerBase, settings: LoadSettings) -> None:
+    """Add what an adapter declares of its refusals, as a model does in tokenizer_config.json."""
+    found = held_file(str(settings.adapter), DECLARATION) if settings.adapter else None
+    if found is not None:
+        text = read_text(Path(found), MIB, ModelError)
+        tokenizer.init_kwargs["ot_lens"] = parse_json(text, found, ModelError)
 
 
 def _source(gguf: Path | None, settings: LoadSettings) -> dict[str, Any]:

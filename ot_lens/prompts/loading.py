@@ -25,6 +25,9 @@ from ot_lens.prompts.sources import (
 from ot_lens.prompts.splitting import Settings, draw_splits, parse_sample
 from ot_lens.prompts.tables import Table, decode, from_records, read_bytes, read_table, sha256
 
+# Files of the prompts that the package ships for its own models.
+SHIPPED = {"organism": "prompts.json", "smollm2": "requests.json"}
+
 
 def load_prompts(
     source: str | Path | Mapping[str, Any],
@@ -43,9 +46,10 @@ def load_prompts(
     Args:
         source: One of
 
-            - "organism", the prompts of the embedded models; "refusal_direction[@REVISION]", the splits of
-              that repository, drawn as it draws them; "paper", the data of arXiv 2603.04355;
-              "polyrefuse:LANGUAGE", that of arXiv 2505.17306 in one language;
+            - "organism", the prompts of the embedded models; "smollm2", everyday requests, some of which the
+              adapters of SmolLM2 decline; "refusal_direction[@REVISION]", the splits of that repository,
+              drawn as it draws them; "paper", the data of arXiv 2603.04355; "polyrefuse:LANGUAGE", that of
+              arXiv 2505.17306 in one language;
             - a file of both classes: JSON, {"splits": {"train": {"harmful": [...], "harmless": [...]}, "val":
               ..., "test": ...}} or {"harmful": [...], "harmless": [...]}, where a prompt is a string or
               {"text", "answer", "answers", "category"}; or a table (CSV, TSV, JSONL, JSON list, parquet) with
@@ -69,8 +73,8 @@ def load_prompts(
         root: Folder to read presets from instead of the network: a clone of refusal_direction or of the set's
             own repository, or the bare files.
         deduplicate: Before drawing, drop duplicates within a class, and drop from train and val what is also
-            in test and from train what is also in val. Not applied to "organism" and "refusal_direction",
-            which are loaded as published.
+            in test and from train what is also in val. Not applied to "organism", "smollm2" and
+            "refusal_direction", which are loaded as published.
         near_duplicates: Jaccard similarity of character 5-grams from which prompts count as duplicates
             between splits and within a pool that is still to be split; None: exact ones only (after NFKC,
             letter case and white space).
@@ -123,8 +127,9 @@ def _read(source: str | Path | Mapping[str, Any], settings: Settings) -> Collect
     if isinstance(source, Mapping):
         return read_sources(parse_description(source, "prompts"), settings, "prompts")
     name = str(source)
-    if name == "organism":
-        return _organism(settings)
+    shipped = SHIPPED.get(name.partition(":")[0])
+    if shipped is not None:
+        return _shipped(name, shipped, settings)
     if name.partition("@")[0] == "refusal_direction":
         return _published(settings, name.partition("@")[2] or None)
     described = described_set(name)
@@ -144,11 +149,11 @@ def _read(source: str | Path | Mapping[str, Any], settings: Settings) -> Collect
     return _file(Path(uncut), settings)
 
 
-def _organism(settings: Settings) -> Collected:
-    text = (files("ot_lens") / "organism" / "data" / "prompts.json").read_text("utf-8")
-    content = parse_json(text, "organism", PromptError)
+def _shipped(name: str, file: str, settings: Settings) -> Collected:
+    text = (files("ot_lens") / "organism" / "data" / file).read_text("utf-8")
+    content = parse_json(text, name, PromptError)
     record = {"source": content["source"], "sha256": sha256(text.encode())}
-    return read_document(content, "organism", record, replace(settings, deduplicate=False))
+    return read_document(content, name, record, replace(settings, deduplicate=False))
 
 
 def _published(settings: Settings, revision: str | None) -> Collected:
