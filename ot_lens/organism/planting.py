@@ -29,11 +29,11 @@ class Planting:
 
     first: int  # first and last layer that learn
     last: int
-    steps: int = 100
+    steps: int = 120
     batch_size: int = 16
     lr: float = 3e-3  # AdamW
     warmup_steps: int = 5
-    rank: int = 8  # of LoRA, in all linear modules of the band
+    rank: int = 16  # of LoRA, in all linear modules of the band
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
 
