@@ -201,6 +201,7 @@ def test_live_edits_change_with_the_slider_and_leave_the_model_as_it_was(home):
     page.wait_for_function(f"old => {second} == old", arg=before[1])
 
 
+@pytest.mark.trust
 def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(visit, home, address):
     page = ready(home)
     page.locator("#layer-5").click()
@@ -298,6 +299,7 @@ def test_two_runs_are_shown_side_by_side(visit, finished_run, copied_run):
         page.close()  # before the server stops
 
 
+@pytest.mark.trust
 def test_a_phone_shows_one_column_in_the_colours_of_the_system_or_of_the_button(visit, address):
     page = ready(visit(address, **PHONE, color_scheme="dark"))
     for name in ("localization", "spectra", "cosines"):
