@@ -10,7 +10,9 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import contextlib
 import gc
+import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,15 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+# Imported before the instrumented modules: what those import, jaxtyping's hook compiles from source in every
+# process, which takes ten seconds. Not every environment has all of it.
+for library in (
+    "beartype.door", "dash", "datasets", "matplotlib.figure", "pandas", "plotly.graph_objects", "scipy.stats",
+    "sklearn.metrics", "torch", "transformer_lens", "transformers.modeling_utils",
+):  # fmt: skip
+    with contextlib.suppress(ImportError):
+        importlib.import_module(library)
 
 # Time limits of single examples say more about the machine than about the code; derandomized, so that a
 # failure is the same for everyone.
