@@ -123,7 +123,7 @@ def observed_sweep(
     def sweep(batch: TokenBatch) -> tuple[Tensor, Tensor]:
         record = run(served, batch, last=tokens == "last")
         if _is_padded(batch) not in checked:
-            _check(record)
+            check_replay(record)
             checked.add(_is_padded(batch))
         return _sweep_batch(record, plans, reduce, memory_budget), observe(batch, record.streams)
 
@@ -151,7 +151,7 @@ def _plan(served: Backend, edits: Edits, hook: str) -> Plan:
     return tuple(sorted(sites, key=lambda item: item[0]))
 
 
-def _check(record: Record) -> None:
+def check_replay(record: Record) -> None:
     """Two rows without edits must both reproduce the model's logits."""
     rows = record.streams[0].expand(2, *record.streams[0].shape)
     for layer in range(len(record.streams) - 1):

@@ -108,6 +108,11 @@ class HuggingFaceRecord:
         """Run a block on rows."""
         return self._block_last(layer, rows) if self._last else self._block_all(layer, rows)
 
+    def block_of_model(self, hf_model: Any, layer: int) -> Float[Tensor, "batch pos d"]:
+        """What another model's block makes of the recorded stream; all positions must be recorded."""
+        block = decoder_layers(hf_model)[layer]
+        return _hidden(block(self.streams[layer], **self._calls[layer]))
+
     def _block_last(
         self, layer: int, rows: Float[Tensor, "row batch one d"]
     ) -> Float[Tensor, "row batch one d"]:

@@ -1,0 +1,99 @@
+"""`locate`: which blocks make refusal, and where it can be changed or seen, as each localizer has it."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from ot_lens.errors import HookError
+from ot_lens.localizers.bands import Effects, find_band
+from ot_lens.localizers.profiles import LOCALIZERS, Localizer, Setting
+from ot_lens.models import HFBackend, backend
+from ot_lens.progress import Stage, silent
+from ot_lens.prompts import ContrastSet
+
+COLUMNS = (
+    "localizer", "says", "verdict", "first", "last", "low", "high", "effect", "spread", "n_harmful",
+    "n_harmless", "recommended",
+)  # fmt: skip
+
+
+def locate(
+    model: Any,
+    prompts: ContrastSet,
+    base: Any = None,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    stage: Stage = silent,
+) -> pd.DataFrame:
+    """Where refusal is made, can be changed and can be seen: one row per localizer.
+
+    Edits say where refusal can be read off and changed; only what a block does, when it is left out or
+    replaced by the base model's, says which blocks make it. The two need not agree.
+
+    Args:
+        model: A hooked model that refuses.
+        prompts: `train` fits edits, directions and probes, `test` measures.
+        base: The model before it learnt to refuse, hooked, of the same architecture; it makes the surest
+            localizer possible.
+        batch_size: Prompts per batch.
+        seed: Seed of resamples, permutations and partners.
+        stage: Shows progress; see `ot_lens.progress`.
+
+    Returns:
+        One row per localizer: localizer, says ("makes it", "can be changed", "can be seen"), verdict ("band",
+        "spread", "nothing"), first and last layer of the band, low and high (95 %: where it begins and ends),
+        effect and spread (p-values of "no block does anything" and "no layers stand out"), n_harmful,
+        n_harmless, recommended (True for one).
+
+    Raises:
+        HookError: If `base` has another architecture, or needs to be of Hugging Face and is not.
+        SinglePassError: If the model cannot be replayed block by block.
+        PromptError: If prompts cannot be rendered.
+    """
+    setting = Setting(model, prompts, base, batch_size, seed)
+    if base is not None:
+        _check_base(model, base)
+    return table_of(profiles(setting, stage), seed)
+
+
+def profiles(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:
+    """The effects by which each localizer that is possible judges."""
+    possible = [one for one in LOCALIZERS if setting.base is not None or not one.needs_base]
+    found = {}
+    with stage("localizers", len(possible)) as step:
+        for localizer in possible:
+            found[localizer] = localizer.effects(setting)
+            step(1)
+    return found
+
+
+def table_of(found: dict[Localizer, Effects], seed: int = 0) -> pd.DataFrame:
+    """The band of each profile."""
+    rows = []
+    for number, (localizer, effects) in enumerate(found.items()):
+        harmless = 0 if effects.harmless is None else effects.harmless.shape[1]
+        row = {
+            "localizer": localizer.name,
+            "says": localizer.says,
+            **asdict(find_band(effects, seed)),
+            "n_harmful": effects.harmful.shape[1],
+            "n_harmless": harmless,
+            "recommended": number == 0,
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    whole = ["first", "last", "low", "high"]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def _check_base(model: Any, base: Any) -> None:
+    served = backend(model), backend(base)
+    shapes = [(one.n_layers, one.d_model) for one in served]
+    if not all(isinstance(one, HFBackend) for one in served) or shapes[0] != shapes[1]:
+        raise HookError(
+            f"The base model has {shapes[1][0]} layers of width {shapes[1][1]}, the model {shapes[0][0]} of "
+            f"{shapes[0][1]}: its blocks can only take the place of blocks of the same architecture, on "
+            "Hugging Face models."
+        )

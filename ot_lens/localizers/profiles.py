@@ -1,0 +1,236 @@
+"""The localizers: each asks of every block what it does to refusal, prompt by prompt.
+
+An edit at a site says what can be changed there, with all that the blocks below have made of it; what one
+block adds is the difference between the sites after and before it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from sklearn.linear_model import RidgeClassifier
+from torch import Tensor
+
+from ot_lens.activations import capture
+from ot_lens.behaviour import refusal_token_ids
+from ot_lens.behaviour.next_token import kl_divergence, score_from_logprobs
+from ot_lens.errors import FitError
+from ot_lens.interventions import Edits, intervene
+from ot_lens.localizers.bands import Effects
+from ot_lens.models import TokenBatch, backend
+from ot_lens.prompts import CLASSES, Contrast, ContrastSet
+from ot_lens.single_pass import next_token_sweep
+from ot_lens.single_pass.branches import Branch, branch_sweep
+from ot_lens.single_pass.hugging_face import HuggingFaceRecord
+from ot_lens.single_pass.walk import Record, replayed
+from ot_lens.transport import AffineMap, fit_mean_shift
+
+RIDGE = 0.1  # of the mean squared distance from the mean
+DESTROYED = 1.5  # nats of KL divergence on harmless prompts
+MAKES, CHANGES, SEEN = "makes it", "can be changed", "can be seen"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the localizers of one model share."""
+
+    model: Any
+    prompts: ContrastSet
+    base: Any = None
+    batch_size: int = 16
+    seed: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens that begin a refusal."""
+        return tuple(refusal_token_ids(self.model))
+
+    def reduce(
+        self, rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]
+    ) -> Float64[Tensor, "row batch two"]:
+        """Refusal score, and KL from the unedited model."""
+        logprobs, original = rows.log_softmax(-1), own.log_softmax(-1)
+        flat = score_from_logprobs(logprobs.flatten(0, 1), self.tokens).unflatten(0, logprobs.shape[:2])
+        return torch.stack([flat, kl_divergence(original.expand(logprobs.shape), logprobs)], dim=-1)
+
+
+def left_out(setting: Setting, part: str | None = None) -> Effects:
+    """How much less the classes differ in refusal score without a block, or its attention or MLP.
+
+    A block whose loss destroys the model says nothing of refusal: it counts as the median of the others.
+    """
+
+    def branches(record: Record, _batch: TokenBatch) -> list[Branch]:
+        return [(layer + 1, _without(setting.model, record, layer, part)) for layer in range(_depth(record))]
+
+    return _loss_of_refusal(setting, branches)
+
+
+def as_in_base(setting: Setting) -> Effects:
+    """How much less the classes differ in refusal score with a block of the base model in its place."""
+    base = backend(setting.base).hf_model
+
+    def branches(record: Record, _batch: TokenBatch) -> list[Branch]:
+        assert isinstance(record, HuggingFaceRecord)
+        return [(layer + 1, record.block_of_model(base, layer)) for layer in range(_depth(record))]
+
+    return _loss_of_refusal(setting, branches)
+
+
+def edited(setting: Setting, tokens: str) -> Effects:
+    """How much further a mean shift lowers harmful prompts' refusal score after a block than before it."""
+    acts = _captured(setting, setting.prompts.train)
+    maps = [fit_mean_shift(H, S) for H, S in zip(acts.harmful, acts.harmless, strict=True)]
+    edits: list[Edits] = [{(max(site - 1, 0), _hook(site)): edit} for site, edit in enumerate(maps)]
+    values = next_token_sweep(
+        setting.model, setting.prompts.test.harmful, [*edits, {}], setting.reduce, tokens=tokens
+    )
+    return Effects(_steps(values[-1, :, 0] - values[:-1, :, 0]))
+
+
+def interchanged(setting: Setting) -> Effects:
+    """The same with the last token's activation of a random harmless prompt in place of the model's own."""
+    test = setting.prompts.test
+    harmless = _captured(setting, test).harmless
+    partners = np.random.default_rng(setting.seed).integers(len(test.harmless), size=len(test.harmful))
+
+    def branches(_record: Record, batch: TokenBatch) -> list[Branch]:
+        chosen = partners[list(batch.indices)]
+        return [(site, x[chosen][:, None].float()) for site, x in enumerate(harmless)]
+
+    values, own = branch_sweep(setting.model, test.harmful, branches, setting.reduce, last=True)
+    return Effects(_steps(own[:, 0] - values[..., 0]))
+
+
+def written(setting: Setting) -> Effects:
+    """What each block adds along the class means' difference at the top, at the last token."""
+    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
+    direction = _unit(acts.harmful[-1].mean(dim=0) - acts.harmless[-1].mean(dim=0))
+    return Effects(_steps(test.harmful @ direction), _steps(test.harmless @ direction))
+
+
+def grown(setting: Setting) -> Effects:
+    """How much each block moves the classes apart along the class means' difference, in activation norms."""
+    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
+    directions = _unit(acts.harmful.mean(dim=1) - acts.harmless.mean(dim=1))
+    norms = torch.cat([test.harmful, test.harmless], dim=1).norm(dim=-1).mean(dim=1)[:, None]
+    H, S = (torch.einsum("snd,sd->sn", x, directions) / norms for x in (test.harmful, test.harmless))
+    return Effects(_steps(H), _steps(S))
+
+
+def probed(setting: Setting) -> Effects:
+    """How much better a probe fitted on training prompts tells the classes apart after a block (AUC).
+
+    Prompt by prompt these are placement values (DeLong et al. 1988): their means' difference is the AUC.
+    """
+    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
+    H, S = [], []
+    for site in range(len(test.harmful)):
+        pooled = torch.cat([acts.harmful[site], acts.harmless[site]]).numpy()
+        labels = np.repeat([1, 0], [len(acts.harmful[site]), len(acts.harmless[site])])
+        probe = RidgeClassifier(alpha=RIDGE * np.square(pooled - pooled.mean(axis=0)).sum() / len(pooled))
+        probe.fit(pooled, labels)
+        scores = [probe.decision_function(x[site].numpy()) for x in (test.harmful, test.harmless)]
+        over = (scores[0][:, None] > scores[1]) + 0.5 * (scores[0][:, None] == scores[1])
+        H.append(over.mean(axis=1) / 2)
+        S.append(-over.mean(axis=0) / 2)
+    return Effects(_steps(torch.tensor(np.array(H))), _steps(torch.tensor(np.array(S))))
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """A localizer: its name in tables, what it says of a block, and what it needs."""
+
+    name: str
+    label: str
+    says: str
+    effects: Callable[[Setting], Effects]
+    needs_base: bool = False
+
+
+# The most telling first, by `ot-lens benchmark localizers` (docs/localizers.md).
+LOCALIZERS = (
+    Localizer("base_block", "Block of the base model", MAKES, as_in_base, needs_base=True),
+    Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
+    Localizer("block_left_out", "Block left out", MAKES, left_out),
+    Localizer("mlp_left_out", "MLP left out", MAKES, partial(left_out, part="mlp_out")),
+    Localizer("edit_all", "Mean shift, all tokens", CHANGES, partial(edited, tokens="all")),
+    Localizer("edit_last", "Mean shift, last token", CHANGES, partial(edited, tokens="last")),
+    Localizer("interchange", "Interchange, last token", CHANGES, interchanged),
+    Localizer("contribution", "Contribution to the direction", SEEN, written),
+    Localizer("direction_norm", "Growth of the direction", SEEN, grown),
+    Localizer("probe", "Probe", SEEN, probed),
+)
+
+
+def _loss_of_refusal(setting: Setting, branches: Callable[[Record, TokenBatch], list[Branch]]) -> Effects:
+    test = setting.prompts.test
+    size = setting.batch_size
+    swept = [
+        branch_sweep(setting.model, group, branches, setting.reduce, batch_size=size) for _, group in test
+    ]
+    harmful, harmless = ((own[:, 0] - values[..., 0]).numpy() for values, own in swept)
+    damage = swept[1][0][..., 1].mean(dim=1).numpy()
+    return _without_destroyed(Effects(harmful, harmless), damage)
+
+
+def _without_destroyed(effects: Effects, damage: Float[np.ndarray, " layer"]) -> Effects:
+    """The effects with those of destroyed models at the median of the others, of each prompt."""
+    assert effects.harmless is not None
+    kept = damage <= DESTROYED
+    if not kept.any():
+        raise FitError(
+            f"Without any one of its blocks the model's next token moves by {damage.min():.1f} nats or more "
+            f"on harmless prompts (limit {DESTROYED}): knock-outs cannot say which one makes refusal."
+        )
+    medians = [np.median(x[kept], axis=0) for x in (effects.harmful, effects.harmless)]
+    whole = [
+        np.where(kept[:, None], x, m)
+        for x, m in zip((effects.harmful, effects.harmless), medians, strict=True)
+    ]
+    return Effects(*whole)
+
+
+def _without(model: Any, record: Record, layer: int, part: str | None) -> Float[Tensor, "batch pos d"]:
+    stream = record.streams[layer]
+    if part is None:
+        return stream
+    d = stream.shape[-1]
+    nothing = AffineMap(torch.zeros(d, 0), torch.zeros(d, 0), torch.zeros(d), torch.zeros(d))
+    with intervene(model, {(layer, part): nothing}):
+        return replayed(record.block, layer, stream[None])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """The stream at the last token at every site: into each block, and out of the last."""
+
+    harmful: Float64[Tensor, "site h d"]
+    harmless: Float64[Tensor, "site s d"]
+
+
+def _captured(setting: Setting, prompts: Contrast) -> _Stream:
+    first = capture(setting.model, prompts, layers=[0], hook="resid_pre", positions=[-1])
+    rest = capture(setting.model, prompts, hook="resid_post", positions=[-1])
+    both = [torch.cat([first.data[label][:, :, 0], rest.data[label][:, :, 0]]).double() for label in CLASSES]
+    return _Stream(*both)
+
+
+def _hook(site: int) -> str:
+    return "resid_pre" if site == 0 else "resid_post"
+
+
+def _depth(record: Record) -> int:
+    return len(record.streams) - 1
+
+
+def _steps(by_site: Float64[Tensor, "site prompt"]) -> Float[np.ndarray, "layer prompt"]:
+    return by_site.diff(dim=0).numpy()
+
+
+def _unit(x: Float64[Tensor, "*site d"]) -> Float64[Tensor, "*site d"]:
+    return torch.nn.functional.normalize(x, dim=-1)
