@@ -64,6 +64,8 @@ from .interventions import intervene as intervene
 from .localization import MethodSpec as MethodSpec
 from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
+from .localizers import benchmark_localizers as benchmark_localizers
+from .localizers import locate as locate
 from .models import HookedCausalLM as HookedCausalLM
 from .models import load_model as load_model
 from .moments import Moments as Moments

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ot_lens.cli import organism, paper, study
+from ot_lens.cli import benchmark, organism, paper, study
 from ot_lens.cli.console import complain, err, progress, quiet_libraries, say
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(organism.app, name="organism")
 app.add_typer(paper.app, name="study")
+app.add_typer(benchmark.app, name="benchmark")
 app.command()(verify)
 
 

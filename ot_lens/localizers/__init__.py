@@ -1,7 +1,8 @@
 """Localizers: which blocks make refusal, as against where an edit can change it."""
 
 from ot_lens.localizers.bands import Band, Effects, find_band
-from ot_lens.localizers.locate import locate, profiles, table_of
+from ot_lens.localizers.benchmark import benchmark_localizers, summary
+from ot_lens.localizers.locate import effects_of, locate, table_of
 from ot_lens.localizers.profiles import LOCALIZERS, Localizer, Setting
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "Effects",
     "Localizer",
     "Setting",
+    "benchmark_localizers",
+    "effects_of",
     "find_band",
     "locate",
-    "profiles",
+    "summary",
     "table_of",
 ]

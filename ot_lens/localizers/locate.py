@@ -55,10 +55,10 @@ def locate(
     setting = Setting(model, prompts, base, batch_size, seed)
     if base is not None:
         _check_base(model, base)
-    return table_of(profiles(setting, stage), seed)
+    return table_of(effects_of(setting, stage), seed)
 
 
-def profiles(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:
+def effects_of(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:
     """The effects by which each localizer that is possible judges."""
     possible = [one for one in LOCALIZERS if setting.base is not None or not one.needs_base]
     found = {}

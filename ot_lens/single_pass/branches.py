@@ -11,7 +11,7 @@ from ot_lens.linalg import float64
 from ot_lens.models import TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.engine import CPU_TOKENS, MEMORY_BUDGET, Reduce, check_replay
-from ot_lens.single_pass.walk import Record, replayed, run, walk
+from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
 
 # A site, 0 to n_layers, and the stream that enters it instead of the model's own.
 Branch = tuple[int, Float[Tensor, "batch pos d"]]
@@ -64,7 +64,7 @@ def _branched(
     record: Record, branches: Sequence[Branch], own: Float64[Tensor, "batch d_vocab"], reduce: Reduce
 ) -> Float64[Tensor, "branch batch value"]:
     results: dict[int, Tensor] = {}
-    plans: list[Any] = [((site, _Given(stream)),) for site, stream in branches]
+    plans: list[Plan] = [((site, _Given(stream)),) for site, stream in branches]
     cells = record.streams[0].shape[:2].numel()
     chunk = max(1, CPU_TOKENS // cells)
     if record.streams[0].device.type != "cpu":

@@ -12,7 +12,7 @@ from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.linalg import float64
 from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, evaluating, in_memory
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
+from ot_lens.single_pass.walk import Record, replayed, run, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
@@ -21,6 +21,8 @@ CPU_TOKENS = 1024
 # Relative to the largest logit: float32 sums in a different order differ by less, a wrong replay by far more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
+# `Plan` of a walk whose changes are maps.
+EditPlan = tuple[tuple[int, ActivationMap], ...]
 Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vocab"]], Tensor]
 # Of the unedited stream entering each block and leaving the last one.
 Observe = Callable[[TokenBatch, Sequence[Float[Tensor, "batch pos d"]]], Float64[Tensor, "batch column"]]
@@ -140,7 +142,7 @@ def _is_padded(batch: TokenBatch) -> bool:
     return not bool(batch.mask.all())
 
 
-def _plan(served: Backend, edits: Edits, hook: str) -> Plan:
+def _plan(served: Backend, edits: Edits, hook: str) -> EditPlan:
     sites = []
     for site, edit in edits.items():
         layer, name = site if isinstance(site, tuple) else (site, hook)
@@ -164,7 +166,7 @@ def check_replay(record: Record) -> None:
 
 def _sweep_batch(
     record: Record,
-    plans: Sequence[Plan],
+    plans: Sequence[EditPlan],
     reduce: Reduce,
     memory_budget: int,
 ) -> Float64[Tensor, "candidate batch value"]:
@@ -197,7 +199,7 @@ def _sweep_batch(
     return torch.stack(results)
 
 
-def _on_device(plans: Sequence[Plan], streams: Sequence[Float[Tensor, "batch pos d"]]) -> list[Plan]:
+def _on_device(plans: Sequence[EditPlan], streams: Sequence[Float[Tensor, "batch pos d"]]) -> list[EditPlan]:
     """The maps in the dtype of their computation, on the device of the stream they edit, still shared."""
     converted: dict[tuple[int, torch.device], ActivationMap] = {}
 

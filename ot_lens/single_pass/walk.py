@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.interventions import ActivationMap
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.models import Backend, HFBackend, TokenBatch
 from ot_lens.models.batching import is_out_of_memory
@@ -22,7 +21,7 @@ from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 T = TypeVar("T")
 Record = HuggingFaceRecord | HookedTransformerRecord
 # Edits of one candidate by the block whose input they change; block n_layers is the final norm.
-Plan = tuple[tuple[int, ActivationMap], ...]
+Plan = tuple[tuple[int, Callable[[Tensor], Tensor]], ...]
 Node = tuple[tuple[int, int], ...]
 
 
@@ -89,7 +88,7 @@ class _Tree:
 
     def __init__(self, plans: Sequence[Plan], n_layers: int) -> None:
         self.finals = [tuple((site, id(edit)) for site, edit in plan) for plan in plans]
-        self.edits: dict[int, ActivationMap] = {id(edit): edit for plan in plans for _, edit in plan}
+        self.edits = {id(edit): edit for plan in plans for _, edit in plan}
         self.branches: dict[int, list[Node]] = {}
         self.needed: dict[Node, int] = dict.fromkeys(self.finals, n_layers)
         for final in self.finals:
