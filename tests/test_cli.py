@@ -105,6 +105,7 @@ def test_allowed_code_is_imported_from_the_current_folder(mistake, tmp_path, mon
         (("organism", "train", "--out", "x", "--base", "organism", "--band", "7-8"), "layers 0-7"),
         (("organism", "train", "--out", "x", "--base", "organism", "--variant", "multi"), "--variant multi"),
         (("organism", "train", "--out", "x", "--base", "organism", "--harmful", "mine.txt"), "--harmless"),
+        (("benchmark", "localizers", "nowhere"), "'nowhere'"),
         (("study", "paper"), "--model"),
         ((*PAPER, "--set", "layer_rule=best"), "'best'"),
         ((*PAPER, "--set", "sede=3"), "'sede'"),

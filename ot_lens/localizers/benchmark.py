@@ -3,12 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ot_lens.errors import ModelError
+from ot_lens.errors import ModelError, one_of
 from ot_lens.localizers.locate import locate
 from ot_lens.models import load_model
 from ot_lens.models.named import ADAPTERS, DECLARATION, SMOLLM2, shipped_adapters
@@ -30,7 +29,7 @@ class Truth:
     @classmethod
     def of(cls, name: str, n_layers: int) -> "Truth":
         """As an adapter of the package declares it."""
-        declared = json.loads((Path(ADAPTERS) / name / DECLARATION).read_text("utf-8"))["planted"]
+        declared = json.loads((ADAPTERS / name / DECLARATION).read_text("utf-8"))["planted"]
         first = 0 if declared["first"] is None else declared["first"]
         last = n_layers - 1 if declared["last"] is None else declared["last"]
         everywhere = last - first + 1 == n_layers
@@ -65,8 +64,8 @@ def benchmark_localizers(
         ModelError: If the package has no such adapter, or SmolLM2 is missing.
     """
     chosen = shipped_adapters() if names is None else tuple(names)
-    if not chosen:
-        raise ModelError("There are no adapters to benchmark localizers on.")
+    for name in chosen:
+        one_of("adapter of smollm2", name, shipped_adapters(), ModelError)
     base = load_model(SMOLLM2)
     tables = []
     for name in chosen:

@@ -132,7 +132,9 @@ def probed(setting: Setting) -> Effects:
     for site in range(len(test.harmful)):
         pooled = torch.cat([acts.harmful[site], acts.harmless[site]]).numpy()
         labels = np.repeat([1, 0], [len(acts.harmful[site]), len(acts.harmless[site])])
-        probe = RidgeClassifier(alpha=RIDGE * np.square(pooled - pooled.mean(axis=0)).sum() / len(pooled))
+        # At the embedding all prompts may end in the same token: no spread, no probe.
+        spread = np.square(pooled - pooled.mean(axis=0)).sum() / len(pooled)
+        probe = RidgeClassifier(alpha=max(RIDGE * spread, 1e-6 * np.square(pooled).mean()))
         probe.fit(pooled, labels)
         scores = [probe.decision_function(x[site].numpy()) for x in (test.harmful, test.harmless)]
         over = (scores[0][:, None] > scores[1]) + 0.5 * (scores[0][:, None] == scores[1])
