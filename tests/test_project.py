@@ -32,6 +32,7 @@ HELP = (
     "",
     *("demo", "run", "init", "figures", "explore", "verify"),
     *("organism", "organism train", "organism evaluate", "study", "study paper"),
+    *("benchmark", "benchmark localizers"),
 )
 # typer, rich and pydantic are about 350 of them; torch alone brings over a thousand.
 MOST_MODULES = 600
@@ -79,7 +80,8 @@ def declared(repository: Path) -> dict[str, Any]:
 # Packages below that load models themselves, and those above that use them.
 WITH_MODELS = {
     *("models", "generation", "organism", "activations", "interventions", "single_pass", "behaviour"),
-    *("localization", "directions", "execution", "study", "paper_study", "report", "explorer", "cli"),
+    *("localization", "directions", "localizers", "execution", "study", "paper_study", "report", "explorer"),
+    "cli",
 }
 
 

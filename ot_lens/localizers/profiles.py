@@ -154,11 +154,11 @@ class Localizer:
     needs_base: bool = False
 
 
-# The most telling first, by `ot-lens benchmark localizers` (docs/localizers.md).
+# The most telling first, by `ot-lens benchmark localizers` (docs/organism.md).
 LOCALIZERS = (
     Localizer("base_block", "Block of the base model", MAKES, as_in_base, needs_base=True),
-    Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
     Localizer("block_left_out", "Block left out", MAKES, left_out),
+    Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
     Localizer("mlp_left_out", "MLP left out", MAKES, partial(left_out, part="mlp_out")),
     Localizer("edit_all", "Mean shift, all tokens", CHANGES, partial(edited, tokens="all")),
     Localizer("edit_last", "Mean shift, last token", CHANGES, partial(edited, tokens="last")),
