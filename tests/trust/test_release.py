@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ot_lens.models.named import shipped_adapters
+
 SMALL = {
     "sample": [8, 8, 8], "layers": [5], "methods": ["directional_ablation"], "sets": ["single"],
     "controls": [], "sufficiency": False, "max_new_tokens": 4, "permutations": 39, "bootstrap": 39,
