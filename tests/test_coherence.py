@@ -198,7 +198,7 @@ def test_nan_under_one_edit_is_an_error_of_the_single_pass(model):
     none, settings = torch.zeros(D, 0), sweep_settings(model, ["kl"])
     edits = [{2: AffineMap(none, none, torch.full((D,), bias))} for bias in (1.0, math.nan)]
     prompts = [Prompt("w1"), Prompt("w2 w3")]
-    assert next_token_readings(model, prompts, edits[:1], settings, "last").isfinite().all()
+    assert next_token_readings(model, prompts, edits[:1], settings, "last")[0].isfinite().all()
     with pytest.raises(ActivationError, match="NaN for 2 of 2"):
         next_token_readings(model, prompts, edits, settings, "last")
 

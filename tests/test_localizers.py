@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.errors import HookError
+from ot_lens.errors import ActivationError, HookError
 from ot_lens.localizers import Effects, Setting, find_band
 from ot_lens.localizers.benchmark import Truth
 from ot_lens.localizers.profiles import as_in_base, edited, interchanged, left_out, probed, written
@@ -118,11 +118,11 @@ def test_a_block_that_destroys_the_model_says_nothing(setting, monkeypatch):
         left_out(setting)
 
 
-def changed(model: HookedCausalLM, layer: int) -> HookedCausalLM:
+def changed(model: HookedCausalLM, layer: int, factor: float = 3.0) -> HookedCausalLM:
     """The model before one of its blocks learnt something."""
     other = copy.deepcopy(model.hf_model)
     with torch.no_grad():
-        other.model.layers[layer].mlp.down_proj.weight.mul_(3.0)
+        other.model.layers[layer].mlp.down_proj.weight.mul_(factor)
     return HookedCausalLM(other, model.tokenizer, "base")
 
 
@@ -133,6 +133,12 @@ def test_only_the_block_that_differs_from_the_base_has_an_effect(setting):
     assert np.abs(found.harmful[others]).max() < 1e-4
     assert np.abs(found.harmful[2]).min() > 1e-3
     assert np.abs(as_in_base(Setting(setting.model, setting.prompts, setting.model)).harmful).max() < 1e-4
+
+
+def test_a_block_that_overflows_is_an_error_and_no_band(setting):
+    base = changed(setting.model, 2, float("nan"))
+    with pytest.raises(ActivationError, match="NaN"):
+        as_in_base(Setting(setting.model, setting.prompts, base))
 
 
 def test_a_base_of_another_architecture_is_refused(setting, organism):

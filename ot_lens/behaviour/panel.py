@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.behaviour.coherence import degenerate, lengths_below, likelihoods, within
@@ -15,7 +15,7 @@ from ot_lens.behaviour.judges import Judgement, judge_completions
 from ot_lens.behaviour.losses import TokenLoss, answer_loss
 from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs, score_from_logprobs
 from ot_lens.behaviour.refusal import PhraseList, refuses
-from ot_lens.errors import PromptError, one_of
+from ot_lens.errors import PromptError, nan_logits, one_of
 from ot_lens.generation import Completion, complete
 from ot_lens.models import backend
 from ot_lens.prompts import Prompt
@@ -116,12 +116,27 @@ class Panel:
 def next_token_values(
     logprobs: Float64[Tensor, "*row prompt d_vocab"],
     original: Float64[Tensor, "prompt d_vocab"],
-    settings: PanelSettings,
+    tokens: Sequence[int],
 ) -> Float64[Tensor, "*row prompt two"]:
     """Refusal score and KL(original || edited) of next-token log-probabilities, as two columns."""
     flat = logprobs.reshape(-1, logprobs.shape[-1])
-    score = score_from_logprobs(flat, settings.refusal_tokens).reshape(logprobs.shape[:-1])
+    score = score_from_logprobs(flat, tokens).reshape(logprobs.shape[:-1])
     return torch.stack([score, kl_divergence(original.expand(logprobs.shape), logprobs)], dim=-1)
+
+
+def values_of_logits(
+    rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"], tokens: Sequence[int]
+) -> Float64[Tensor, "row batch two"]:
+    """The same of edited and unedited logits, as a walk reduces them."""
+    return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), tokens)
+
+
+def without_nan(values: Float64[Tensor, "*row prompt two"]) -> Float64[Tensor, "*row prompt two"]:
+    """Values of next-token logits, checked: NaN anywhere is an ActivationError."""
+    bad = int(values.isnan().any(dim=-1).reshape(-1, values.shape[-2]).any(dim=0).sum())
+    if bad:
+        raise nan_logits(bad, values.shape[-2])
+    return values
 
 
 def read_next_token(
@@ -132,7 +147,7 @@ def read_next_token(
     `original` are log-probabilities of the unedited model; None if this is the unedited model.
     """
     logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
-    values = next_token_values(logprobs, logprobs if original is None else original, settings)
+    values = next_token_values(logprobs, logprobs if original is None else original, settings.refusal_tokens)
     return NextToken(values[..., 0], values[..., 1]), logprobs
 
 

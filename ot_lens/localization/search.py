@@ -159,7 +159,7 @@ def _walked_scores(
     if any(why_not(model, edit, settings.hook) is not None for edit in edits[:1]):
         return []
     try:
-        values = next_token_readings(model, prompts, edits, settings, scope)
+        values, _ = next_token_readings(model, prompts, edits, settings, scope)
     except SinglePassError:
         return []
     return [float(mean) for mean in values[..., 0].mean(dim=1)]
@@ -172,4 +172,4 @@ def _hooked_score(
     scope, edits = task
     with intervene(model, edits, scope, hook=settings.hook):
         logprobs = next_token_logprobs(model, prompts, batch_size=settings.panel.batch_size)
-    return [float(next_token_values(logprobs, logprobs, settings.panel)[..., 0].mean())]
+    return [float(next_token_values(logprobs, logprobs, settings.panel.refusal_tokens)[..., 0].mean())]

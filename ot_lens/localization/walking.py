@@ -5,17 +5,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES, NextToken, PanelSettings, next_token_values
-from ot_lens.errors import HookError, SinglePassError, nan_logits
+from ot_lens.behaviour.panel import (
+    NEXT_TOKEN_MEASURES,
+    NextToken,
+    PanelSettings,
+    values_of_logits,
+    without_nan,
+)
+from ot_lens.errors import HookError, SinglePassError
 from ot_lens.interventions import Edits
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.outside import domains_of, observer
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.prompts import Contrast, Prompt
-from ot_lens.single_pass import Observe, next_token_sweep, observed_sweep, why_not
+from ot_lens.single_pass import Observe, nothing, observed_sweep, why_not
 
 # Candidates per batch. An answer becomes known to the others of its batch, and the walk of the single pass is
 # repeated for each batch: large ones cost less, but a stop repeats the last one.
@@ -109,39 +115,27 @@ def _read(
 ) -> tuple[list[NextToken], Float64[Tensor, "prompt column"]]:
     """The reading under every candidate, all of one token scope, then that without edits."""
     edits, scope = [*(candidate.edits for candidate in candidates), {}], candidates[0].tokens
-    values, observed = observed_sweep(
-        model,
-        prompts,
-        edits,
-        partial(_reduced, settings.panel),
-        observe,
-        tokens=scope,
-        hook=settings.hook,
-        batch_size=settings.panel.batch_size,
-    )
-    _no_nan(values)
+    values, observed = next_token_readings(model, prompts, edits, settings, scope, observe)
     return [NextToken(value[:, 0], value[:, 1]) for value in values], observed
 
 
 def next_token_readings(
-    model: Any, prompts: Sequence[Prompt], edits: Sequence[Edits], settings: SweepSettings, tokens: str
-) -> Float64[Tensor, "candidate prompt two"]:
-    """Refusal score and KL of every prompt under every edit, in one walk."""
-    reduce, size = partial(_reduced, settings.panel), settings.panel.batch_size
-    values = next_token_sweep(
-        model, prompts, edits, reduce, tokens=tokens, hook=settings.hook, batch_size=size
+    model: Any,
+    prompts: Sequence[Prompt],
+    edits: Sequence[Edits],
+    settings: SweepSettings,
+    tokens: str,
+    observe: Observe = nothing,
+) -> tuple[Float64[Tensor, "candidate prompt two"], Float64[Tensor, "prompt column"]]:
+    """Refusal score and KL of every prompt under every edit, and what is observed, in one walk."""
+    values, observed = observed_sweep(
+        model,
+        prompts,
+        edits,
+        partial(values_of_logits, tokens=settings.panel.refusal_tokens),
+        observe,
+        tokens=tokens,
+        hook=settings.hook,
+        batch_size=settings.panel.batch_size,
     )
-    _no_nan(values)
-    return values
-
-
-def _reduced(
-    panel: PanelSettings, rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]
-) -> Float64[Tensor, "row batch two"]:
-    return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), panel)
-
-
-def _no_nan(values: Float64[Tensor, "candidate prompt two"]) -> None:
-    bad = int(values.isnan().any(dim=-1).any(dim=0).sum())
-    if bad:
-        raise nan_logits(bad, values.shape[1])
+    return without_nan(values), observed

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
+BAND, SPREAD, NOTHING = "band", "spread", "nothing"  # verdicts
 RESAMPLES = 999
 LEVEL = 0.05
 ENDS = (0.025, 0.975)
@@ -51,7 +52,7 @@ class Band:
     layers stand out".
     """
 
-    verdict: str  # "band", "spread" or "nothing"
+    verdict: str  # BAND, SPREAD or NOTHING
     first: int | None
     last: int | None
     low: int | None
@@ -75,13 +76,13 @@ def find_band(effects: Effects, seed: int = 0) -> Band:
     # Of the profile as a whole: a spread effect has no high band.
     effect = _p_value(np.square(effects.null(rng, RESAMPLES)).sum(axis=1), float(np.square(profile).sum()))
     if effect > LEVEL or spread > LEVEL:
-        verdict = "nothing" if effect > LEVEL else "spread"
+        verdict = NOTHING if effect > LEVEL else SPREAD
         return Band(verdict, None, None, None, None, effect, spread)
     drawn, _ = _highest(effects.resampled(rng, RESAMPLES))
     low = int(np.quantile(drawn[:, 0], ENDS[0], method="inverted_cdf"))
     high = int(np.quantile(drawn[:, 1], ENDS[1], method="inverted_cdf"))
     first, last = map(int, ends[0])
-    return Band("band", first, last, min(low, first), max(high, last), effect, spread)
+    return Band(BAND, first, last, min(low, first), max(high, last), effect, spread)
 
 
 def _highest(

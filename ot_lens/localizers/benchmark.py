@@ -8,14 +8,13 @@ from typing import Any
 import pandas as pd
 
 from ot_lens.errors import ModelError, one_of
+from ot_lens.localizers.bands import BAND, NOTHING, SPREAD
 from ot_lens.localizers.locate import locate
 from ot_lens.models import load_model
 from ot_lens.models.named import ADAPTERS, DECLARATION, SMOLLM2, shipped_adapters
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import load_prompts
 from ot_lens.statistics.estimates import rate
-
-BAND, SPREAD, NOTHING = "band", "spread", "nothing"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ block adds is the difference between the sites after and before it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ot_lens.activations import capture
 from ot_lens.behaviour import refusal_token_ids
-from ot_lens.behaviour.next_token import kl_divergence, score_from_logprobs
+from ot_lens.behaviour.panel import values_of_logits, without_nan
 from ot_lens.errors import FitError
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localizers.bands import Effects
@@ -25,6 +25,7 @@ from ot_lens.models import TokenBatch, backend
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 from ot_lens.single_pass import next_token_sweep
 from ot_lens.single_pass.branches import Branch, branch_sweep
+from ot_lens.single_pass.engine import Reduce
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 from ot_lens.single_pass.walk import Record, replayed
 from ot_lens.transport import AffineMap, fit_mean_shift
@@ -32,6 +33,14 @@ from ot_lens.transport import AffineMap, fit_mean_shift
 RIDGE = 0.1  # of the mean squared distance from the mean
 DESTROYED = 1.5  # nats of KL divergence on harmless prompts
 MAKES, CHANGES, SEEN = "makes it", "can be changed", "can be seen"
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The stream at the last token at every site: into each block, and out of the last."""
+
+    harmful: Float64[Tensor, "site h d"]
+    harmless: Float64[Tensor, "site s d"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +53,20 @@ class Setting:
     batch_size: int = 16
     seed: int = 0
 
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Tokens that begin a refusal."""
-        return tuple(refusal_token_ids(self.model))
+    @cached_property
+    def reduce(self) -> Reduce:
+        """From logits to the refusal score, and KL from the unedited model."""
+        return partial(values_of_logits, tokens=refusal_token_ids(self.model))
 
-    def reduce(
-        self, rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]
-    ) -> Float64[Tensor, "row batch two"]:
-        """Refusal score, and KL from the unedited model."""
-        logprobs, original = rows.log_softmax(-1), own.log_softmax(-1)
-        flat = score_from_logprobs(logprobs.flatten(0, 1), self.tokens).unflatten(0, logprobs.shape[:2])
-        return torch.stack([flat, kl_divergence(original.expand(logprobs.shape), logprobs)], dim=-1)
+    @cached_property
+    def train(self) -> Streams:
+        """The streams of the training prompts."""
+        return _captured(self.model, self.prompts.train)
+
+    @cached_property
+    def test(self) -> Streams:
+        """The streams of the test prompts."""
+        return _captured(self.model, self.prompts.test)
 
 
 def left_out(setting: Setting, part: str | None = None) -> Effects:
@@ -83,19 +94,20 @@ def as_in_base(setting: Setting) -> Effects:
 
 def edited(setting: Setting, tokens: str) -> Effects:
     """How much further a mean shift lowers harmful prompts' refusal score after a block than before it."""
-    acts = _captured(setting, setting.prompts.train)
-    maps = [fit_mean_shift(H, S) for H, S in zip(acts.harmful, acts.harmless, strict=True)]
+    train = setting.train
+    maps = [fit_mean_shift(H, S) for H, S in zip(train.harmful, train.harmless, strict=True)]
     edits: list[Edits] = [{(max(site - 1, 0), _hook(site)): edit} for site, edit in enumerate(maps)]
     values = next_token_sweep(
         setting.model, setting.prompts.test.harmful, [*edits, {}], setting.reduce, tokens=tokens
     )
-    return Effects(_steps(values[-1, :, 0] - values[:-1, :, 0]))
+    scores = without_nan(values)[..., 0]
+    return Effects(_steps(scores[-1] - scores[:-1]))
 
 
 def interchanged(setting: Setting) -> Effects:
     """The same with the last token's activation of a random harmless prompt in place of the model's own."""
     test = setting.prompts.test
-    harmless = _captured(setting, test).harmless
+    harmless = setting.test.harmless
     partners = np.random.default_rng(setting.seed).integers(len(test.harmless), size=len(test.harmful))
 
     def branches(_record: Record, batch: TokenBatch) -> list[Branch]:
@@ -103,20 +115,20 @@ def interchanged(setting: Setting) -> Effects:
         return [(site, x[chosen][:, None].float()) for site, x in enumerate(harmless)]
 
     values, own = branch_sweep(setting.model, test.harmful, branches, setting.reduce, last=True)
-    return Effects(_steps(own[:, 0] - values[..., 0]))
+    return Effects(_steps(own[:, 0] - without_nan(values)[..., 0]))
 
 
 def written(setting: Setting) -> Effects:
     """What each block adds along the class means' difference at the top, at the last token."""
-    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
-    direction = _unit(acts.harmful[-1].mean(dim=0) - acts.harmless[-1].mean(dim=0))
+    train, test = setting.train, setting.test
+    direction = _unit(train.harmful[-1].mean(dim=0) - train.harmless[-1].mean(dim=0))
     return Effects(_steps(test.harmful @ direction), _steps(test.harmless @ direction))
 
 
 def grown(setting: Setting) -> Effects:
     """How much each block moves the classes apart along the class means' difference, in activation norms."""
-    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
-    directions = _unit(acts.harmful.mean(dim=1) - acts.harmless.mean(dim=1))
+    train, test = setting.train, setting.test
+    directions = _unit(train.harmful.mean(dim=1) - train.harmless.mean(dim=1))
     norms = torch.cat([test.harmful, test.harmless], dim=1).norm(dim=-1).mean(dim=1)[:, None]
     H, S = (torch.einsum("snd,sd->sn", x, directions) / norms for x in (test.harmful, test.harmless))
     return Effects(_steps(H), _steps(S))
@@ -127,11 +139,11 @@ def probed(setting: Setting) -> Effects:
 
     Prompt by prompt these are placement values (DeLong et al. 1988): their means' difference is the AUC.
     """
-    acts, test = _captured(setting, setting.prompts.train), _captured(setting, setting.prompts.test)
+    train, test = setting.train, setting.test
+    labels = np.repeat([1, 0], [train.harmful.shape[1], train.harmless.shape[1]])
     H, S = [], []
     for site in range(len(test.harmful)):
-        pooled = torch.cat([acts.harmful[site], acts.harmless[site]]).numpy()
-        labels = np.repeat([1, 0], [len(acts.harmful[site]), len(acts.harmless[site])])
+        pooled = torch.cat([train.harmful[site], train.harmless[site]]).numpy()
         # At the embedding all prompts may end in the same token: no spread, no probe.
         spread = np.square(pooled - pooled.mean(axis=0)).sum() / len(pooled)
         probe = RidgeClassifier(alpha=max(RIDGE * spread, 1e-6 * np.square(pooled).mean()))
@@ -140,7 +152,7 @@ def probed(setting: Setting) -> Effects:
         over = (scores[0][:, None] > scores[1]) + 0.5 * (scores[0][:, None] == scores[1])
         H.append(over.mean(axis=1) / 2)
         S.append(-over.mean(axis=0) / 2)
-    return Effects(_steps(torch.tensor(np.array(H))), _steps(torch.tensor(np.array(S))))
+    return Effects(_steps(np.array(H)), _steps(np.array(S)))
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ def _loss_of_refusal(setting: Setting, branches: Callable[[Record, TokenBatch], 
     swept = [
         branch_sweep(setting.model, group, branches, setting.reduce, batch_size=size) for _, group in test
     ]
-    harmful, harmless = ((own[:, 0] - values[..., 0]).numpy() for values, own in swept)
+    harmful, harmless = ((own[:, 0] - without_nan(values)[..., 0]).numpy() for values, own in swept)
     damage = swept[1][0][..., 1].mean(dim=1).numpy()
     return _without_destroyed(Effects(harmful, harmless), damage)
 
@@ -207,19 +219,11 @@ def _without(model: Any, record: Record, layer: int, part: str | None) -> Float[
         return replayed(record.block, layer, stream[None])[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Stream:
-    """The stream at the last token at every site: into each block, and out of the last."""
-
-    harmful: Float64[Tensor, "site h d"]
-    harmless: Float64[Tensor, "site s d"]
-
-
-def _captured(setting: Setting, prompts: Contrast) -> _Stream:
-    first = capture(setting.model, prompts, layers=[0], hook="resid_pre", positions=[-1])
-    rest = capture(setting.model, prompts, hook="resid_post", positions=[-1])
+def _captured(model: Any, prompts: Contrast) -> Streams:
+    first = capture(model, prompts, layers=[0], hook="resid_pre", positions=[-1])
+    rest = capture(model, prompts, hook="resid_post", positions=[-1])
     both = [torch.cat([first.data[label][:, :, 0], rest.data[label][:, :, 0]]).double() for label in CLASSES]
-    return _Stream(*both)
+    return Streams(*both)
 
 
 def _hook(site: int) -> str:
@@ -230,8 +234,10 @@ def _depth(record: Record) -> int:
     return len(record.streams) - 1
 
 
-def _steps(by_site: Float64[Tensor, "site prompt"]) -> Float[np.ndarray, "layer prompt"]:
-    return by_site.diff(dim=0).numpy()
+def _steps(
+    by_site: Float64[Tensor, "site prompt"] | Float[np.ndarray, "site prompt"],
+) -> Float[np.ndarray, "layer prompt"]:
+    return np.diff(np.asarray(by_site), axis=0)
 
 
 def _unit(x: Float64[Tensor, "*site d"]) -> Float64[Tensor, "*site d"]:

@@ -8,13 +8,21 @@ Answers of every candidate come the same way: known answers are verified in one 
 """
 
 from ot_lens.single_pass.answers import Answered, answer_sweep
-from ot_lens.single_pass.engine import Observe, next_token_sweep, observed_sweep, why_not, why_not_answered
+from ot_lens.single_pass.engine import (
+    Observe,
+    next_token_sweep,
+    nothing,
+    observed_sweep,
+    why_not,
+    why_not_answered,
+)
 
 __all__ = [
     "Answered",
     "Observe",
     "answer_sweep",
     "next_token_sweep",
+    "nothing",
     "observed_sweep",
     "why_not",
     "why_not_answered",

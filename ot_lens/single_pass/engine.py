@@ -1,7 +1,7 @@
 """Which candidates the single pass supports, and the sweep in batches within a memory budget."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,9 +10,9 @@ from torch import Tensor
 from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.linalg import float64
-from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, evaluating, in_memory
+from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, by_row
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.walk import Record, replayed, run, walk
+from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
@@ -21,6 +21,7 @@ CPU_TOKENS = 1024
 # Relative to the largest logit: float32 sums in a different order differ by less, a wrong replay by far more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
+T = TypeVar("T")
 # `Plan` of a walk whose changes are maps.
 EditPlan = tuple[tuple[int, ActivationMap], ...]
 Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vocab"]], Tensor]
@@ -92,7 +93,7 @@ def next_token_sweep(
         prompts,
         candidates,
         reduce,
-        _nothing,
+        nothing,
         tokens=tokens,
         hook=hook,
         batch_size=batch_size,
@@ -100,7 +101,8 @@ def next_token_sweep(
     )[0]
 
 
-def _nothing(batch: TokenBatch, _streams: Sequence[Tensor]) -> Float64[Tensor, "batch column"]:
+def nothing(batch: TokenBatch, _streams: Sequence[Tensor]) -> Float64[Tensor, "batch column"]:
+    """Observes nothing."""
     return torch.zeros(len(batch.indices), 0, dtype=torch.float64)
 
 
@@ -119,22 +121,38 @@ def observed_sweep(
     """`next_token_sweep`, and what is observed of each prompt's unedited stream in the same pass."""
     served = backend(model)
     plans = [() if tokens == "generated" else _plan(served, edits, hook) for edits in candidates]
-    parts: list[tuple[tuple[int, ...], tuple[Tensor, Tensor]]] = []
+
+    def sweep(batch: TokenBatch, record: Record) -> Iterable[tuple[Tensor, Tensor]]:
+        values = swept(record, _on_device(plans, record.streams), reduce, memory_budget)
+        return zip(values.unbind(1), observe(batch, record.streams), strict=True)
+
+    rows = recorded_rows(served, prompts, sweep, last=tokens == "last", batch_size=batch_size)
+    values, columns = zip(*rows, strict=True)
+    return torch.stack(values, dim=1), torch.stack(columns)
+
+
+def recorded_rows(
+    served: Backend,
+    prompts: Sequence[Prompt | str],
+    read: Callable[[TokenBatch, Record], Iterable[T]],
+    *,
+    last: bool,
+    batch_size: int,
+) -> list[T]:
+    """What `read` makes of each prompt, given the recorded pass of its batch.
+
+    The first batches, with padding and without, are checked: the model must be replayed block by block.
+    """
     checked: set[bool] = set()
 
-    def sweep(batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        record = run(served, batch, last=tokens == "last")
+    def of_batch(batch: TokenBatch) -> Iterable[T]:
+        record = run(served, batch, last=last)
         if _is_padded(batch) not in checked:
-            check_replay(record)
+            _check(record)
             checked.add(_is_padded(batch))
-        return _sweep_batch(record, plans, reduce, memory_budget), observe(batch, record.streams)
+        return read(batch, record)
 
-    with evaluating(served.model):
-        for whole in batches(served, prompts, batch_size):
-            parts += [(batch.indices, found) for batch, found in in_memory(sweep, whole)]
-    order = torch.tensor([index for indices, _ in parts for index in indices]).argsort()
-    values, columns = zip(*(found for _, found in parts), strict=True)
-    return torch.cat(values, dim=1)[:, order], torch.cat(columns)[order]
+    return by_row(served, batches(served, prompts, batch_size), of_batch)
 
 
 def _is_padded(batch: TokenBatch) -> bool:
@@ -153,7 +171,7 @@ def _plan(served: Backend, edits: Edits, hook: str) -> EditPlan:
     return tuple(sorted(sites, key=lambda item: item[0]))
 
 
-def check_replay(record: Record) -> None:
+def _check(record: Record) -> None:
     """Two rows without edits must both reproduce the model's logits."""
     rows = record.streams[0].expand(2, *record.streams[0].shape)
     for layer in range(len(record.streams) - 1):
@@ -164,12 +182,10 @@ def check_replay(record: Record) -> None:
         raise SinglePassError(f"Replayed logits differ from the model's by {float(difference):.1e}.")
 
 
-def _sweep_batch(
-    record: Record,
-    plans: Sequence[EditPlan],
-    reduce: Reduce,
-    memory_budget: int,
-) -> Float64[Tensor, "candidate batch value"]:
+def swept(
+    record: Record, plans: Sequence[Plan], reduce: Reduce, memory_budget: int = MEMORY_BUDGET
+) -> Float64[Tensor, "plan batch value"]:
+    """Reduced logits of every plan in one walk; those of an empty plan are the unedited model's."""
     own = float64(record.own_logits)
     stream = record.streams[0]
     # A block holds several tensors of a row's size at once; those of the MLP are a few times wider.
@@ -191,11 +207,10 @@ def _sweep_batch(
         return finish
 
     rows_in_budget = max(1, memory_budget // (4 * stream.numel() * stream.element_size()))
-    prepared = _on_device(plans, record.streams)
     edited = sorted((n for n, plan in enumerate(plans) if plan), key=lambda n: [s for s, _ in plans[n]])
     for start in range(0, len(edited), rows_in_budget):
         numbers = edited[start : start + rows_in_budget]
-        walk(record, [prepared[n] for n in numbers], finisher(numbers), chunk=chunk)
+        walk(record, [plans[n] for n in numbers], finisher(numbers), chunk=chunk)
     return torch.stack(results)
 
 
