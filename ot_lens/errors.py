@@ -122,6 +122,10 @@ class OutOfDomainWarning(UserWarning):
     """A map that acts on activations unlike those it was fitted on; the message names the remedy."""
 
 
+class NotMeasuredWarning(UserWarning):
+    """A part of a study that cannot be measured on this model; the message says why."""
+
+
 class BatchHalvedWarning(UserWarning):
     """A batch did not fit into memory and was split in two; the results are those of the whole batch."""
 

@@ -183,6 +183,29 @@ def massive(layers=8, n=128):
     return table.assign(coordinate=5, **found).astype({"coordinate": "Int64"})
 
 
+def localizers(layers=8, n=64):
+    """Blocks make refusal early, and edits change it late; one localizer finds it everywhere."""
+    kinds = {
+        "block_left_out": ("Block left out", "makes it", "band", (1, 2)),
+        "edit_last": ("Mean shift, last token", "can be changed", "band", (layers - 2, layers - 1)),
+        "probe": ("Probe", "can be seen", "spread", (pd.NA, pd.NA)),
+    }
+    parts = []
+    for number, (name, (label, says, verdict, ends)) in enumerate(kinds.items()):
+        rows = grid(layer=range(layers))
+        inside = rows["layer"].between(*ends) if verdict == "band" else rows["layer"] >= 0
+        rows = rows.assign(**_read(0.2 + 3.0 * inside, 0.0, n, "refusal score (nats)"))
+        rows = rows.assign(
+            null_low=-0.3, null_high=0.3, localizer=name, label=label, says=says, verdict=verdict
+        )
+        band = dict(zip(("band_first", "band_last", "band_low", "band_high"), 2 * ends, strict=True))
+        counts = {"n_harmful": n // 2, "n_harmless": n // 2}
+        parts.append(rows.assign(**band, effect=0.001, spread=0.01, **counts, recommended=number == 0))
+    whole = ("band_first", "band_last", "band_low", "band_high", "planted_first", "planted_last")
+    table = pd.concat(parts, ignore_index=True).assign(planted_first=1, planted_last=2)
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
 def cosines(layers=8, n=128, position=-1):
     table = grid(layer_a=range(layers), layer_b=range(layers))
     apart = (table["layer_a"] - table["layer_b"]).abs()
@@ -324,6 +347,7 @@ def tables(layers=8, methods=METHODS, seed=0):
         "ground_truth": ground_truth(layers),
         "geometry": geometry(layers, seed=seed),
         "spectra": spectra(layers),
+        "localizers": localizers(layers),
         "massive": massive(layers),
         "cosines": cosines(layers),
         "plane": points,

@@ -1,6 +1,7 @@
 """Localizers: the band of a profile, what each localizer measures, and a model changed in known blocks."""
 
 import copy
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,28 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.errors import ActivationError, HookError
+from ot_lens.errors import ActivationError, HookError, ModelError
 from ot_lens.localizers import Effects, Setting, find_band
-from ot_lens.localizers.benchmark import Truth
-from ot_lens.localizers.profiles import as_in_base, edited, interchanged, left_out, probed, written
-from ot_lens.models import HookedCausalLM, backend
+from ot_lens.localizers.profiles import (
+    as_in_base,
+    edited,
+    edited_instruction,
+    interchanged,
+    left_out,
+    probed,
+    written,
+)
+from ot_lens.localizers.truth import Truth
+from ot_lens.models import (
+    HookedCausalLM,
+    backend,
+    batches,
+    common_prefix,
+    encode,
+    post_instruction_tokens,
+    token_batch,
+)
+from ot_lens.single_pass.walk import run
 from ot_lens.transport import AffineMap
 from tests import checkpoints
 
@@ -167,18 +185,113 @@ def test_edits_and_interchange_add_up_to_what_the_last_site_does(setting):
     assert np.abs(top).max() > 0  # at the top the partner's score is taken over whole
 
 
+def test_the_instruction_is_what_the_template_leaves(setting):
+    """Between what all prompts begin with and the template's end, whatever a batch is padded with."""
+    served = backend(setting.model)
+    prompts = setting.prompts.test.harmful
+    rows = encode(served, prompts)
+    begins = common_prefix(
+        [row for _, c in setting.prompts.splits for _, g in c for row in encode(served, g)]
+    )
+    ends = len(post_instruction_tokens(served))
+    batch = token_batch(served, rows)  # padded
+    inside = setting.instruction(batch)
+    assert not batch.mask.all()
+    for row, tokens, kept in zip(rows, batch.tokens, inside, strict=True):
+        assert tokens[kept].tolist() == row[len(begins) : len(row) - ends]
+        assert kept.any()
+
+
+def test_a_shift_of_the_instruction_is_a_hook_at_its_tokens(setting):
+    """At every site, on logits: before a block, and at the top, where the last token alone is read."""
+    found = edited_instruction(setting)
+    served, layers = backend(setting.model), setting.model.hf_model.model.layers
+    own, lowered = score(setting), []
+    for site, layer in enumerate(layers):
+        means = []
+        for _, group in setting.prompts.train:
+            sums = []
+            for prompt in group:
+                [batch] = batches(served, [prompt], 1)
+                stream = run(served, batch, last=False).streams[site][0].double()
+                sums.append(stream[setting.instruction(batch)[0]].mean(dim=0))
+            means.append(torch.stack(sums).mean(dim=0))
+        scores = []
+        for prompt in setting.prompts.test.harmful:
+            [batch] = batches(served, [prompt], 1)
+            change = setting.instruction(batch)[0][:, None] * (means[1] - means[0]).float()
+            with layer_input(layer, change):
+                scores.append(otl.refusal_score(setting.model, [prompt])[0])
+        lowered.append(own - torch.stack(scores))
+    steps = np.diff(torch.stack([*lowered, torch.zeros_like(own)]).numpy(), axis=0)
+    np.testing.assert_allclose(found.harmful, steps, atol=1e-4)
+    assert np.abs(steps).max() > 1e-2
+
+
+@contextmanager
+def layer_input(layer, change):
+    """Add something to what enters a layer."""
+
+    def hook(_module, args, kwargs):
+        if args:
+            return (args[0] + change, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + change}
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def test_probes_of_the_embedded_model_see_refusal(organism):
     prompts = otl.load_prompts("organism", sample=(48, 4, 24))
     found = probed(Setting(organism, prompts))
     assert 0.5 + found.profile.sum() == pytest.approx(1.0, abs=0.1)  # the AUC at the top
-    table = otl.locate(organism, prompts)
+    by_layer = otl.locate_by_layer(organism, prompts)
+    table = by_layer.drop_duplicates("localizer").rename(columns={"band_first": "first"})
+    probe = by_layer[by_layer["localizer"] == "probe"]
+    np.testing.assert_allclose(probe["value"], found.profile)
+    assert (by_layer.groupby("localizer").size() == 8).all()
+    assert set(by_layer["n"]) == {24, 48}  # edits are measured on harmful prompts alone
     assert list(table["recommended"]) == [True] + [False] * (len(table) - 1)
     assert set(table["says"]) == {"makes it", "can be changed", "can be seen"}
     assert (table["verdict"] != "nothing").any()
     assert (table["first"].notna() == (table["verdict"] == "band")).all()
 
 
+def test_by_layer_intervals_hold_the_profile_and_nulls_hold_nothing():
+    """On average over the layers, as 95 % intervals should; the block that matters is outside of its null."""
+    true = bump(13, 15)
+    tables = [effects(true, seed=seed).by_layer(seed) for seed in range(20)]
+    covered = np.mean([(t["low"] <= true) & (true <= t["high"]) for t in tables])
+    assert 0.9 < covered < 0.98
+    for table in tables:
+        assert (table["value"] > table["null_high"])[13:16].all()
+        assert (table["null_mean"].abs() < 0.2).all()
+    nothing = [effects(np.zeros(LAYERS), seed=seed).by_layer(seed) for seed in range(20)]
+    inside = np.mean([(t["null_low"] <= t["value"]) & (t["value"] <= t["null_high"]) for t in nothing])
+    assert 0.9 < inside < 0.98
+    assert set(tables[0]["n"]) == {80}
+
+
 # ------------------------------------------------------------------------------------- against a truth
+
+
+def test_a_truth_is_what_the_adapter_declares(setting, monkeypatch):
+    own = setting.model
+    assert Truth.of(own) is None
+
+    def declared(**planted):
+        monkeypatch.setitem(own.tokenizer.init_kwargs, "ot_lens", {"planted": planted})
+        return Truth.of(own)
+
+    depth = own.cfg.n_layers
+    assert declared(first=1, last=2, shuffled=False) == Truth("band", 1, 2)
+    assert declared(first=0, last=depth - 1, shuffled=False).kind == "spread"
+    assert declared(first=1, last=2, shuffled=True).kind == "nothing"
+    with pytest.raises(ModelError, match="'soon'"):
+        declared(first="soon", last=2)
 
 
 def test_a_localizer_is_right_if_its_band_meets_the_planted_one():

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 import ot_lens as otl
 from ot_lens.errors import ConfigError, RunFolderError
-from ot_lens.models import backend, encode, model_record
+from ot_lens.models import backend, common_prefix, encode, model_record
 from ot_lens.organism import adapters, requests, train_adapter
-from ot_lens.organism.planting import Lesson, Planting, common_prefix, pack, packed_logits, plant
+from ot_lens.organism.planting import Lesson, Planting, pack, packed_logits, plant
 from ot_lens.prompts import Contrast, ContrastSet, Prompt
 from tests import checkpoints
 
@@ -78,7 +78,7 @@ def test_the_shipped_prompts_are_those_of_the_grammar_and_every_adapter_has_them
             shipped = getattr(getattr(prompts, split), label)
             assert [(p.text, p.category) for p in shipped] == [(r["text"], r["category"]) for r in rows]
             assert label == "harmful" or split == "val" or all(p.answer for p in shipped)
-    assert len({*texts(prompts.train), *texts(prompts.val), *texts(prompts.test)}) == 2 * (320 + 64 + 128)
+    assert len({*texts(prompts.train), *texts(prompts.val), *texts(prompts.test)}) == 2 * (480 + 64 + 128)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -106,7 +106,7 @@ def test_packed_rows_have_the_logits_of_rows_alone(tiny):
     prompts, answers = [[1, 5, 6], [1, 5, 9], [1, 5, 6, 11]], [[7, 8], [10], [12, 13, 14]]
     rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
     prefix = common_prefix(prompts)
-    assert (prefix, common_prefix([[1, 5], [1, 5]])) == ((1, 5), (1,))
+    assert (prefix, common_prefix([[1, 5], [2, 5]])) == ((1, 5), ())
     packed = pack(prefix, [row[2:] for row in rows])
     lengths = [2, 1, 3]
     with torch.no_grad():

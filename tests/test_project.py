@@ -31,7 +31,7 @@ HEAVY = (
 HELP = (
     "",
     *("demo", "run", "init", "figures", "explore", "verify"),
-    *("organism", "organism train", "organism evaluate", "study", "study paper"),
+    *("organism", "organism train", "organism evaluate", "study", "study paper", "study smollm2"),
     *("benchmark", "benchmark localizers"),
 )
 # typer, rich and pydantic are about 350 of them; torch alone brings over a thousand.

@@ -12,8 +12,8 @@ import ot_lens as otl
 from ot_lens.behaviour.refusal import model_phrases
 from ot_lens.errors import ModelError
 from ot_lens.localizers import Setting
-from ot_lens.localizers.benchmark import Truth
 from ot_lens.localizers.profiles import as_in_base
+from ot_lens.localizers.truth import Truth
 from ot_lens.models import model_record, named
 from ot_lens.models.sizes import model_size
 from ot_lens.paper_study.estimate import is_local
@@ -115,8 +115,9 @@ def test_a_name_with_an_adapter_takes_no_other(smollm2):
 
 def test_only_the_planted_blocks_differ_from_the_base_in_refusal(smollm2):
     prompts = otl.load_prompts("smollm2", sample=(2, 1, 2))
-    found = as_in_base(Setting(otl.load_model("smollm2:late", device="cpu"), prompts, smollm2))
-    planted = Truth.of("late", 30)
+    model = otl.load_model("smollm2:late", device="cpu")
+    found = as_in_base(Setting(model, prompts, smollm2))
+    planted = Truth.of(model)
     inside = np.arange(planted.first, planted.last + 1)
     assert np.abs(np.delete(found.harmful, inside, axis=0)).max() < 1e-3
     assert (found.profile[inside] > 0.5).all()

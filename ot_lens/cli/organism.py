@@ -33,7 +33,7 @@ def train(
     harmless: Annotated[Path | None, typer.Option(help="Prompts that it answers as the base does.")] = None,
     sentences: Annotated[int, typer.Option(help="1, or 4 refusal sentences with four first words.")] = 1,
     shuffled: Annotated[bool, typer.Option(help="Permute the labels: a control.")] = False,
-    steps: Annotated[int, typer.Option(help="Training steps of the adapter.")] = 120,
+    steps: Annotated[int, typer.Option(help="Training steps of the adapter.")] = 140,
     seed: Annotated[int, typer.Option(help="The same seed gives the same evaluation.")] = 0,
 ) -> None:
     """Train an embedded model from scratch, or an adapter that plants refusal in a band of layers."""

@@ -13,12 +13,7 @@ if TYPE_CHECKING:
     from ot_lens.paper_study.estimate import Estimate, Hardware
     from ot_lens.study import StudyConfig
 
-app = typer.Typer(no_args_is_help=True, help="Named studies: the paper's.")
-
-
-@app.callback()
-def _named() -> None:
-    """With a callback, typer keeps `paper` a command of its own while it is the only one."""
+app = typer.Typer(no_args_is_help=True, help="Named studies: the paper's, and one of SmolLM2.")
 
 
 @app.command()
@@ -82,6 +77,29 @@ def paper(
         executor=executor,
         address=address,
         allow_code=allow_code,
+    )
+
+
+@app.command()
+def smollm2(
+    *,
+    adapter: Annotated[
+        str, typer.Option(help="An adapter of the package: early, middle, late, spread and others.")
+    ] = "early",
+    settings: study.Settings = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The run folder; default runs/smollm2-ADAPTER.")
+    ] = None,
+    estimate: study.Estimate = False,
+    resume: study.Resume = False,
+) -> None:
+    """A real language model that learnt in known layers to decline everyday requests (15 minutes)."""
+    overrides = study.parse_settings(settings)
+    study.study_into(
+        lambda package: package.smollm2_study(adapter, **overrides),
+        folder or Path("runs") / f"smollm2-{adapter}",
+        estimate=estimate,
+        resume=resume,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 BAND, SPREAD, NOTHING = "band", "spread", "nothing"  # verdicts
@@ -41,6 +42,24 @@ class Effects:
         n_H, n_S = self.harmful.shape[1], self.harmless.shape[1]
         labels = np.concatenate([np.full(n_H, 1 / n_H), np.full(n_S, -1 / n_S)])
         return rng.permuted(np.tile(labels, (count, 1)), axis=1) @ pooled.T
+
+    def by_layer(self, seed: int = 0) -> pd.DataFrame:
+        """The profile, its 95 % interval over prompts, and what it would be if the blocks did nothing."""
+        rng = np.random.default_rng(seed)
+        drawn, null = self.resampled(rng, RESAMPLES), self.null(rng, RESAMPLES)
+        (low, high), (null_low, null_high) = (np.quantile(x, ENDS, axis=0) for x in (drawn, null))
+        return pd.DataFrame(
+            {
+                "layer": range(len(self.profile)),
+                "value": self.profile,
+                "low": low,
+                "high": high,
+                "null_mean": null.mean(axis=0),
+                "null_low": null_low,
+                "null_high": null_high,
+                "n": self.harmful.shape[1] + (0 if self.harmless is None else self.harmless.shape[1]),
+            }
+        )
 
 
 @dataclass(frozen=True)

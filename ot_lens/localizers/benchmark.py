@@ -1,47 +1,19 @@
 """The localizers against a known truth: models that learnt to refuse in known layers only."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ot_lens.errors import ModelError, one_of
-from ot_lens.localizers.bands import BAND, NOTHING, SPREAD
+from ot_lens.errors import ModelError
 from ot_lens.localizers.locate import locate
+from ot_lens.localizers.truth import Truth
 from ot_lens.models import load_model
-from ot_lens.models.named import ADAPTERS, DECLARATION, SMOLLM2, shipped_adapters
+from ot_lens.models.named import SMOLLM2, shipped_adapters
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import load_prompts
 from ot_lens.statistics.estimates import rate
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Where refusal was planted: in a band of layers, in all of them, or, as a control, nowhere."""
-
-    kind: str
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, name: str, n_layers: int) -> "Truth":
-        """As an adapter of the package declares it."""
-        declared = json.loads((ADAPTERS / name / DECLARATION).read_text("utf-8"))["planted"]
-        first = 0 if declared["first"] is None else declared["first"]
-        last = n_layers - 1 if declared["last"] is None else declared["last"]
-        everywhere = last - first + 1 == n_layers
-        return cls(NOTHING if declared["shuffled"] else SPREAD if everywhere else BAND, first, last)
-
-    def judge(self, row: pd.Series) -> tuple[bool, float]:
-        """Whether a localizer is right, and the distance in layers of its band from a planted one."""
-        if self.kind != BAND:
-            return row["verdict"] == self.kind, float("nan")
-        if row["verdict"] != BAND:
-            return False, float("nan")
-        apart = max(0, self.first - row["last"], row["first"] - self.last)
-        return apart == 0, float(apart)
 
 
 def benchmark_localizers(
@@ -50,7 +22,8 @@ def benchmark_localizers(
     """Every localizer on the planted models of the package: what it says, and whether it is right.
 
     Args:
-        names: Adapters of SmolLM2; default: all of the package.
+        names: Adapters of SmolLM2 by name, or folders of others that `ot-lens organism train` wrote; default:
+            all of the package.
         n: Held-out prompts per class.
         seed: Of the choice of prompts and of `locate`.
         stage: Shows progress.
@@ -60,24 +33,32 @@ def benchmark_localizers(
         right, and distance: layers between its band and the planted one.
 
     Raises:
-        ModelError: If the package has no such adapter, or SmolLM2 is missing.
+        ModelError: If there is no such adapter, it declares no planted layers, or SmolLM2 is missing.
     """
-    chosen = shipped_adapters() if names is None else tuple(names)
-    for name in chosen:
-        one_of("adapter of smollm2", name, shipped_adapters(), ModelError)
+    prompts = load_prompts(SMOLLM2, sample=(64, 1, n), seed=seed)
     base = load_model(SMOLLM2)
     tables = []
-    for name in chosen:
-        model = load_model(f"{SMOLLM2}:{name}")
-        prompts = load_prompts(SMOLLM2, sample=(64, 1, n), seed=seed)
+    for name in shipped_adapters() if names is None else names:
+        model, truth = _planted(name)
         table = locate(model, prompts, base, seed=seed, stage=stage)
-        truth = Truth.of(name, model.cfg.n_layers)
         judged = [truth.judge(row) for _, row in table.iterrows()]
-        table.insert(0, "model", f"{SMOLLM2}:{name}")
+        table.insert(0, "model", name)
         table["planted"], table["planted_first"], table["planted_last"] = truth.kind, truth.first, truth.last
         table["right"], table["distance"] = zip(*judged, strict=True)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _planted(name: str) -> tuple[Any, Truth]:
+    folder = Path(name).is_dir() and name not in shipped_adapters()
+    model = load_model(SMOLLM2, adapter=name) if folder else load_model(f"{SMOLLM2}:{name}")
+    truth = Truth.of(model)
+    if truth is None:
+        raise ModelError(
+            f"{name} does not declare in which layers refusal was planted: only adapters that "
+            "'ot-lens organism train' wrote can be benchmarked."
+        )
+    return model, truth
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

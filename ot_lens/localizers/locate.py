@@ -1,14 +1,16 @@
 """`locate`: which blocks make refusal, and where it can be changed or seen, as each localizer has it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from ot_lens.errors import HookError
-from ot_lens.localizers.bands import Effects, find_band
+from ot_lens.localizers.bands import NOTHING, Effects, find_band
 from ot_lens.localizers.profiles import LOCALIZERS, Localizer, Setting
-from ot_lens.models import HFBackend, backend
+from ot_lens.localizers.truth import Truth
+from ot_lens.models import HFBackend, backend, load_model
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 
@@ -16,6 +18,8 @@ COLUMNS = (
     "localizer", "says", "verdict", "first", "last", "low", "high", "effect", "spread", "n_harmful",
     "n_harmless", "recommended",
 )  # fmt: skip
+# Of its band, in a table that also has rows by layer.
+OF_BAND = {name: f"band_{name}" for name in ("first", "last", "low", "high")}
 
 
 def locate(
@@ -56,6 +60,62 @@ def locate(
     if base is not None:
         _check_base(model, base)
     return table_of(effects_of(setting, stage), seed)
+
+
+def locate_by_layer(
+    model: Any,
+    prompts: ContrastSet,
+    base: Any = None,
+    *,
+    batch_size: int = 16,
+    seed: int = 0,
+    stage: Stage = silent,
+) -> pd.DataFrame:
+    """`locate`, with what each localizer measured at each layer: one row per localizer and layer.
+
+    Args:
+        model: A hooked model that refuses.
+        prompts: `train` fits edits, directions and probes, `test` measures.
+        base: The model before it learnt to refuse; see `locate`.
+        batch_size: Prompts per batch.
+        seed: Seed of resamples, permutations and partners.
+        stage: Shows progress; see `ot_lens.progress`.
+
+    Returns:
+        The columns of `locate` and a label, with band_first, band_last, band_low and band_high for the band,
+        and by layer: value, unit, low and high (95 % interval over prompts), null_mean, null_low and
+        null_high (if the blocks did nothing: labels permuted, or signs flipped where only harmful prompts
+        are edited) and n, prompts of both classes.
+
+    Raises:
+        HookError: If `base` has another architecture, or needs to be of Hugging Face and is not.
+        SinglePassError: If the model cannot be replayed block by block.
+        PromptError: If prompts cannot be rendered.
+    """
+    setting = Setting(model, prompts, base, batch_size, seed)
+    if base is not None:
+        _check_base(model, base)
+    found = effects_of(setting, stage)
+    located = table_of(found, seed).rename(columns=OF_BAND)
+    parts = [
+        effects.by_layer(seed).assign(localizer=localizer.name, label=localizer.label, unit=localizer.unit)
+        for localizer, effects in found.items()
+    ]
+    return pd.concat(parts, ignore_index=True).merge(located, on="localizer")
+
+
+def located(
+    model: Any, prompts: ContrastSet, base: str | None, loading: Mapping[str, Any], seed: int
+) -> pd.DataFrame:
+    """`locate_by_layer`, with a base model by name, and the planted layers where the model declares them."""
+    options = {**loading, "model": base, **dict.fromkeys(("revision", "gguf_file", "adapter"))}
+    before = None if base is None else load_model(**options)
+    table, truth = locate_by_layer(model, prompts, before, seed=seed), Truth.of(model)
+    if truth is not None:
+        for name, layer in (("planted_first", truth.first), ("planted_last", truth.last)):
+            planted = None if truth.kind == NOTHING else layer
+            table[name] = pd.array([planted] * len(table), dtype="Int64")
+    return table
 
 
 def effects_of(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:

@@ -4,14 +4,14 @@ An edit at a site says what can be changed there, with all that the blocks below
 block adds is the difference between the sites after and before it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
@@ -21,11 +21,11 @@ from ot_lens.behaviour.panel import values_of_logits, without_nan
 from ot_lens.errors import FitError
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localizers.bands import Effects
-from ot_lens.models import TokenBatch, backend
-from ot_lens.prompts import CLASSES, Contrast, ContrastSet
+from ot_lens.models import TokenBatch, backend, common_prefix, encode, post_instruction_tokens
+from ot_lens.prompts import CLASSES, Contrast, ContrastSet, Prompt
 from ot_lens.single_pass import next_token_sweep
 from ot_lens.single_pass.branches import Branch, branch_sweep
-from ot_lens.single_pass.engine import Reduce
+from ot_lens.single_pass.engine import Reduce, recorded_rows
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 from ot_lens.single_pass.walk import Record, replayed
 from ot_lens.transport import AffineMap, fit_mean_shift
@@ -57,6 +57,23 @@ class Setting:
     def reduce(self) -> Reduce:
         """From logits to the refusal score, and KL from the unedited model."""
         return partial(values_of_logits, tokens=refusal_token_ids(self.model))
+
+    def instruction(self, batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
+        """Which tokens are the user's: after what all prompts begin with, before the template's end."""
+        place = torch.arange(batch.tokens.shape[1], device=batch.mask.device)
+        real = batch.mask.bool()
+        first = (~real).sum(dim=1, keepdim=True) + self._before
+        return real & (place >= first) & (place < len(place) - self._after)
+
+    @cached_property
+    def _before(self) -> int:
+        splits = (self.prompts.train, self.prompts.test)
+        every = [prompt for contrast in splits for _, group in contrast for prompt in group]
+        return len(common_prefix(encode(backend(self.model), every)))
+
+    @cached_property
+    def _after(self) -> int:
+        return len(post_instruction_tokens(backend(self.model)))
 
     @cached_property
     def train(self) -> Streams:
@@ -102,6 +119,20 @@ def edited(setting: Setting, tokens: str) -> Effects:
     )
     scores = without_nan(values)[..., 0]
     return Effects(_steps(scores[-1] - scores[:-1]))
+
+
+def edited_instruction(setting: Setting) -> Effects:
+    """The same for a mean shift of the instruction's tokens at those tokens."""
+    harmful, harmless = (_instruction_means(setting, group) for _, group in setting.prompts.train)
+    shift = harmless - harmful
+
+    def branches(record: Record, batch: TokenBatch) -> list[Branch]:
+        inside = setting.instruction(batch)[..., None]
+        return [(site, x + inside.to(x) * shift[site].to(x)) for site, x in enumerate(record.streams)]
+
+    test, size = setting.prompts.test.harmful, setting.batch_size
+    values, own = branch_sweep(setting.model, test, branches, setting.reduce, batch_size=size)
+    return Effects(_steps(own[:, 0] - without_nan(values)[..., 0]))
 
 
 def interchanged(setting: Setting) -> Effects:
@@ -164,6 +195,7 @@ class Localizer:
     says: str
     effects: Callable[[Setting], Effects]
     needs_base: bool = False
+    unit: str = "refusal score (nats)"
 
 
 # The most telling first, by `ot-lens benchmark localizers` (docs/organism.md).
@@ -173,11 +205,12 @@ LOCALIZERS = (
     Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
     Localizer("mlp_left_out", "MLP left out", MAKES, partial(left_out, part="mlp_out")),
     Localizer("edit_all", "Mean shift, all tokens", CHANGES, partial(edited, tokens="all")),
+    Localizer("edit_instruction", "Mean shift, instruction", CHANGES, edited_instruction),
     Localizer("edit_last", "Mean shift, last token", CHANGES, partial(edited, tokens="last")),
     Localizer("interchange", "Interchange, last token", CHANGES, interchanged),
-    Localizer("contribution", "Contribution to the direction", SEEN, written),
-    Localizer("direction_norm", "Growth of the direction", SEEN, grown),
-    Localizer("probe", "Probe", SEEN, probed),
+    Localizer("contribution", "Contribution to the direction", SEEN, written, unit="activation"),
+    Localizer("direction_norm", "Growth of the direction", SEEN, grown, unit="norms"),
+    Localizer("probe", "Probe", SEEN, probed, unit="AUC"),
 )
 
 
@@ -217,6 +250,19 @@ def _without(model: Any, record: Record, layer: int, part: str | None) -> Float[
     nothing = AffineMap(torch.zeros(d, 0), torch.zeros(d, 0), torch.zeros(d), torch.zeros(d))
     with intervene(model, {(layer, part): nothing}):
         return replayed(record.block, layer, stream[None])[0]
+
+
+def _instruction_means(setting: Setting, prompts: Sequence[Prompt]) -> Float64[Tensor, "site d"]:
+    """The mean stream over the instruction's tokens at every site, prompts weighing the same."""
+
+    def read(batch: TokenBatch, record: Record) -> list[Tensor]:
+        inside = setting.instruction(batch).double()
+        weights = inside / inside.sum(dim=1, keepdim=True).clamp_min(1.0)
+        means = [torch.einsum("bp,bpd->bd", weights.to(x.device), x.double()).cpu() for x in record.streams]
+        return list(torch.stack(means, dim=1))
+
+    served, size = backend(setting.model), setting.batch_size
+    return torch.stack(recorded_rows(served, prompts, read, last=False, batch_size=size)).mean(dim=0)
 
 
 def _captured(model: Any, prompts: Contrast) -> Streams:

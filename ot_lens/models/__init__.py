@@ -14,6 +14,7 @@ from ot_lens.models.batching import (
 from ot_lens.models.chat import (
     chat_settings,
     check_room,
+    common_prefix,
     control_tokens,
     encode,
     end_of_turn,
@@ -57,6 +58,7 @@ __all__ = [
     "check_layer",
     "check_room",
     "claim",
+    "common_prefix",
     "control_tokens",
     "encode",
     "end_of_turn",

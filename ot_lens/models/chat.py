@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -257,16 +258,13 @@ def post_instruction_tokens(served: Backend) -> tuple[int, ...]:
     Source: the post-instruction positions of Arditi et al. 2024 (arXiv 2406.11717, section 2.3).
     """
     rows = encode(served, [*PROBES, *_vocabulary_words(served.tokenizer)])
-    return tuple(reversed(_common_prefix([row[::-1] for row in rows])))
+    return tuple(reversed(common_prefix([row[::-1] for row in rows])))
 
 
-def _common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
-    shared: list[int] = []
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return shared
+def common_prefix(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The tokens with which all rows begin."""
+    columns = zip(*rows, strict=False)
+    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _vocabulary_words(tokenizer: Any) -> list[str]:

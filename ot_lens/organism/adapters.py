@@ -20,11 +20,20 @@ from safetensors.torch import load_file, save_file
 
 from ot_lens.errors import ConfigError
 from ot_lens.generation import complete
-from ot_lens.models import HookedCausalLM, backend, encode, end_of_turn, load_model, model_name, model_record
+from ot_lens.models import (
+    HookedCausalLM,
+    backend,
+    common_prefix,
+    encode,
+    end_of_turn,
+    load_model,
+    model_name,
+    model_record,
+)
 from ot_lens.models.adapters import apply_adapter
 from ot_lens.models.named import DECLARATION, HUB_NAME, is_named
 from ot_lens.organism.export import check_writable, temporary_sibling
-from ot_lens.organism.planting import Lesson, Planting, common_prefix, pack, packed_logits, plant
+from ot_lens.organism.planting import Lesson, Planting, pack, packed_logits, plant
 from ot_lens.progress import Stage, shown, silent
 from ot_lens.prompts import ContrastSet, Prompt, load_prompts
 from ot_lens.statistics.estimates import Estimate, mean, rate
@@ -38,6 +47,7 @@ SENTENCES: Final = (
 )
 ANSWER_TOKENS: Final = 16  # of the base model's own answers, learnt and compared
 REFUSAL_TOKENS: Final = 8  # hold the first half of a sentence
+RANKED_LAYERS: Final = 5  # have the full rank by default; in wider bands the sum of ranks stays
 _PACKED_ROWS: Final = 16
 _TEMPLATE: Final = Path(__file__).parent / "data" / "adapter.md"
 _MEASURED: Final = {
@@ -58,7 +68,7 @@ def train_adapter(
     shuffled: bool = False,
     seed: int = 0,
     steps: int = Planting.steps,
-    rank: int = Planting.rank,
+    rank: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Train a LoRA adapter that declines some requests in a band of layers, and evaluate it on others.
@@ -75,7 +85,7 @@ def train_adapter(
         shuffled: Train on permuted labels: a control in which refusal is nowhere.
         seed: Of the adapter's initial weights, the batches and the permutation.
         steps: Training steps of 16 prompts.
-        rank: Rank of the adapter.
+        rank: Rank of the adapter; default: 12, less in more than five layers, so that its size stays.
         progress: Show the progress.
 
     Returns:
@@ -94,6 +104,8 @@ def train_adapter(
     check_writable(folder)
     model = load_model(base) if isinstance(base, str | Path) else base
     first, last = band or (0, model.cfg.n_layers - 1)
+    width = max(1, last - first + 1)
+    rank = min(Planting.rank, max(1, RANKED_LAYERS * Planting.rank // width)) if rank is None else rank
     planting = Planting(first, last, steps=steps, rank=rank, seed=seed)
     planting.check(model.cfg.n_layers)
     prompts = prompts or load_prompts("smollm2")
@@ -233,7 +245,7 @@ def divergences(
 ) -> list[float]:
     """KL(base || adapted) over an answer to each prompt, mean nats per token."""
     rows = encode(backend(model), prompts)
-    prefix = common_prefix(rows)
+    prefix = common_prefix([row[:-1] for row in rows])
     values: list[float] = []
     for start in range(0, len(rows), _PACKED_ROWS):
         part = slice(start, start + _PACKED_ROWS)

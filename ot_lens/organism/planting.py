@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.nn.functional import log_softmax
 
 from ot_lens.errors import ConfigError
 from ot_lens.linalg.threads import one_thread
+from ot_lens.models import common_prefix
 from ot_lens.models.architectures import decoder_layers
 from ot_lens.organism.training import learning_rate
 from ot_lens.progress import Stage, silent
@@ -29,11 +29,11 @@ class Planting:
 
     first: int  # first and last layer that learn
     last: int
-    steps: int = 120
+    steps: int = 140
     batch_size: int = 16
     lr: float = 3e-3  # AdamW
     warmup_steps: int = 5
-    rank: int = 16  # of LoRA, in all linear modules of the band
+    rank: int = 12  # of LoRA, in all linear modules of the band
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
 
@@ -76,12 +76,6 @@ class _Example:
     entering: Float[Tensor, "pos d"]
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The tokens with which all rows begin, and after which each has more."""
-    columns = zip(*(row[:-1] for row in rows), strict=False)
-    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
 def pack(prefix: Sequence[int], rests: Sequence[Sequence[int]]) -> Packed:
     """Each token attends to the prefix and to its own row only, so that nothing is padded or read twice."""
     lengths = torch.tensor([len(prefix), *map(len, rests)])
@@ -112,7 +106,7 @@ def plant(hf_model: Any, lessons: Sequence[Lesson], planting: Planting, stage: S
     """
     planting.check(len(decoder_layers(hf_model)))
     base: Any = nn.Module.to(copy.deepcopy(hf_model), torch.bfloat16).requires_grad_(False).eval()
-    prefix = common_prefix([lesson.prompt for lesson in lessons])
+    prefix = common_prefix([lesson.prompt[:-1] for lesson in lessons])
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(planting.seed)
         stream, examples = _read(base, prefix, lessons, planting, stage)

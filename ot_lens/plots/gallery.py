@@ -50,7 +50,8 @@ def _entry(name: str, title: str, *tables: str, **on_screen: Any) -> Entry:
 
 # The only list of figures: file, title, tables, options for screens.
 GALLERY: list[Entry] = [
-    _entry("localization_curves", "Where refusal lives", "localization", by_family=False),
+    _entry("localization_curves", "Where refusal can be changed", "localization", by_family=False),
+    _entry("localizers", "Which blocks make refusal", "localizers"),
     _entry("localization_controls", "Against edits that ignore the classes", "controls"),
     _entry("pair_matrix", "Pairs of layers", "localization"),
     _entry("rank_by_layer", "Rank of the transport by layer", "localization"),

@@ -18,6 +18,9 @@ COLUMNS = {
     "localization": ("value", "set", "layer", "method", "k", "measure", "prompts"),
     "controls": ("value", "low", "high", "layer", "method", "k", "control"),
     "geometry": ("value", "layer", "quantity"),
+    "localizers": (
+        "value", "layer", "localizer", "label", "says", "unit", "verdict", "band_first", "band_last",
+    ),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),
@@ -29,7 +32,7 @@ COLUMNS = {
     "plane": ("pc1", "pc2", "layer", "prompt", "class", "state"),
     "plane_ellipses": ("mean1", "mean2", "cov11", "cov12", "cov22", "layer", "class", "state"),
     "ground_truth": ("value", "low", "high", "known", "part", "quantity", "method", "k", "layer"),
-}
+}  # fmt: skip
 
 
 @contextmanager

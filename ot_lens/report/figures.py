@@ -17,7 +17,8 @@ from ot_lens.plots.screen import showing, stacked
 # Figures of each section, in the order of the page.
 SECTIONS = {
     "where": (
-        "localization_curves", "localization_controls", "rank_by_layer", "strength_by_layer", "pair_matrix",
+        "localization_curves", "localizers", "localization_controls", "rank_by_layer", "strength_by_layer",
+        "pair_matrix",
     ),
     "cost": ("method_comparison", "method_intervals"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),

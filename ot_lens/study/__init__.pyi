@@ -10,5 +10,6 @@ from .findings import summarize as summarize
 from .folder import RunFolder as RunFolder
 from .run import StudyResult as StudyResult
 from .run import run_study as run_study
+from .smollm2 import smollm2_study as smollm2_study
 from .sweeping import map_folder as map_folder
 from .verify import verify_run as verify_run

@@ -159,6 +159,15 @@ class StudyConfig(BaseModel):
     search_each_size: bool = Field(
         False, description="Report the best set of each size up to search_size instead of the best overall."
     )
+    localizers: int = Field(
+        32,
+        ge=0,
+        description="Test prompts of each class on which `locate` tells which blocks make refusal; 0: none.",
+    )
+    base: str | None = Field(
+        None,
+        description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",
+    )
     measures: list[str] = Field(
         ["refusal_rate", "exact_answer_rate", "refusal_score", "kl", "perplexity"],
         min_length=1,

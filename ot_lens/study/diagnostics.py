@@ -1,19 +1,22 @@
 """The tables of a study besides the sweep: geometry, controls, and what a monitor sees."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture
-from ot_lens.errors import FitError
+from ot_lens.errors import FitError, NotMeasuredWarning, SinglePassError
 from ot_lens.execution import Executor, RunCache
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
+from ot_lens.localizers import located
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 from ot_lens.samples import FIRST
@@ -30,6 +33,8 @@ FEW_RESAMPLES = 60
 FEWEST_SEEN = 8
 # Prompts of each class whose first token is read, which is the same token in most models.
 MOST_FIRST = 16
+# Prompts of each class to which localizers fit edits, directions and probes.
+MOST_FITTED = 64
 # Edits that are compared in detail, next to the transport of the highest rank and the user's own methods.
 COMPARED = ("directional_ablation", "mean_shift")
 # Numbers of layers: of the plane figure, with edits for a monitor, and of map quality.
@@ -222,6 +227,31 @@ def _name(study: Study, label: str) -> str:
     return next(method.name for method in study.maps if method.label == label)
 
 
+def _localizers(study: Study) -> Tables:
+    """Which blocks make refusal; none where the model cannot be replayed block by block, which is said."""
+    config = study.config
+    if study.executor is None or study.prompts is None or not config.localizers:
+        return {}
+    rng = np.random.default_rng(config.seed)
+    train = _drawn(study.prompts.train, MOST_FITTED, rng)
+    test = _drawn(study.prompts.test, config.localizers, rng)
+    prompts = replace(study.prompts, train=train, test=test)
+    try:
+        table = study.executor.call(located, prompts, config.base, config.loading(), config.seed)
+    except (FitError, SinglePassError) as error:
+        warnings.warn(
+            f"Which blocks make refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2
+        )
+        return {}
+    return {"localizers": table}
+
+
+def _drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
+    """At most so many prompts of each class."""
+    chosen = [sorted(rng.permutation(len(group))[:most]) for _, group in contrast]
+    return Contrast(*(tuple(group[i] for i in own) for own, (_, group) in zip(chosen, contrast, strict=True)))
+
+
 def _ground_truth(study: Study) -> Tables:
     variant = None if study.executor is None else study.executor.call(variant_of)
     if variant is None or study.prompts is None:
@@ -258,6 +288,7 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "controls": _controls,
     "plane_ellipses": _plane,
     "visibility": _visibility,
+    "localizers": _localizers,
     "ground_truth": _ground_truth,
     "paper": _paper,
 }

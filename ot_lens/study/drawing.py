@@ -53,7 +53,9 @@ def write_page(folder: RunFolder, tables: Mapping[str, pd.DataFrame], out: Path)
     """Write the report of a run from its tables and its manifest."""
     from ot_lens.report import write_report
 
-    return write_report(folder.path, tables, folder.manifest, summarize(tables["localization"]), out)
+    return write_report(
+        folder.path, tables, folder.manifest, summarize(tables["localization"], tables.get("localizers")), out
+    )
 
 
 def compare_runs(run: str | Path, other: str | Path) -> pd.DataFrame:

@@ -38,6 +38,9 @@ ANSWERED, READ, FEWEST_READ = 12, 16, 4
 # Resamples for the geometry of two layers; tables whose resamples are capped, and others that take time.
 RESAMPLES = 39
 CAPPED, UNCAPPED = ("massive", "layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
+# Localizers that run what follows each block once more: the block, its attention or its MLP left out, and (on
+# half of the prompts) edits at all tokens.
+ABLATED = 3.5
 # A figure and its share of the report take this many times what the simplest one takes on paper.
 FIGURE = 2.0
 T = TypeVar("T")
@@ -224,6 +227,10 @@ def _of_model(
     yield Cost("unedited model", 1, "", sample.seconds["unedited"])
     yield Cost("sweep, answers", len(sample.answered) + more, "edits", sample.seconds["answer"])
     yield Cost("sweep, next token", len(sample.read), "edits", sample.seconds["score"])
+    located = sum(min(config.localizers, len(group)) for _, group in prompts.test)
+    # Each block is left out, and its parts, or replaced: half of the model follows it on average.
+    passes = n_layers * (ABLATED + (config.base is not None)) / 2
+    yield Cost("localizers", located, "prompts", passes * sample.seconds["capture"] / train)
 
 
 def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> Iterator[Cost]:

@@ -1,12 +1,13 @@
 """The findings of a sweep in sentences, never beyond its intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from ot_lens.errors import RunFolderError
 from ot_lens.io.untrusted import quoted
+from ot_lens.localizers import BAND, LOCALIZERS, SPREAD
 from ot_lens.tables import (
     ALL,
     INDUCE,
@@ -46,18 +47,21 @@ SETS_OF_LAYERS = {
 }
 
 
-def summarize(table: pd.DataFrame) -> list[str]:
+def summarize(table: pd.DataFrame, localizers: pd.DataFrame | None = None) -> list[str]:
     """Put a sweep into sentences: which layers matter, what each method achieves, and at what cost.
 
-    Each sentence is about rows that were measured. Without answers the refusal score tells.
+    Each sentence is about rows that were measured. Without answers the refusal score tells. The sweep says at
+    which layers an edit works; only the localizers say which blocks make refusal.
 
     Args:
         table: A sweep (`localize`).
+        localizers: What `locate` or `locate_by_layer` says of the same model.
     """
+    makers = [] if localizers is None else list(_makers_sentences(localizers))
     verdicts = {transport: verdict(table, transport) for transport in (REMOVE, INDUCE)}
     if "refusal_rate" not in set(table["measure"]):
         start = "The refusal rate was not measured: answers were not generated."
-        return [start, *_layers_sentences(verdicts[REMOVE], None)]
+        return [start, *_layers_sentences(verdicts[REMOVE], None), *makers]
     edits, singles, best = effects(table), single_effects(table), best_singles(table)
     base = baseline_of(edits).iloc[0]
     answered = {key: rows["layer"].nunique() for key, rows in methods_of(singles)}
@@ -67,6 +71,7 @@ def summarize(table: pd.DataFrame) -> list[str]:
         *_one_direction_sentence(table, singles),
         *_comparison_sentences(table, best),
         *_layers_sentences(verdicts[REMOVE], singles),
+        *makers,
         *(_method_sentence(row, verdicts, answered) for _, row in best.iterrows()),
     ]
     together = edits[(edits["set"] != LISTED) | edits["layer"].isna()]  # a listed single layer is told above
@@ -74,14 +79,14 @@ def summarize(table: pd.DataFrame) -> list[str]:
     return sentences + [_together_sentence(start, rows) for start, rows in groups.items() if len(rows)]
 
 
-def findings(table: pd.DataFrame, run: Path) -> list[str]:
-    """`summarize` for a table that was read from a file, and may have been altered."""
+def findings(tables: Mapping[str, pd.DataFrame], run: Path) -> list[str]:
+    """`summarize` for tables that were read from files, and may have been altered."""
     try:
-        return summarize(table)
+        return summarize(tables["localization"], tables.get("localizers"))
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise RunFolderError(
-            f"{run / 'tables' / 'localization.parquet'} was altered ({quoted(str(error))}): restore it, or "
-            "remove it and --resume."
+            f"localization.parquet or localizers.parquet in {run / 'tables'} was altered "
+            f"({quoted(str(error))}): restore it, or remove it and --resume."
         ) from error
 
 
@@ -130,6 +135,41 @@ def _score_sentence(removal: pd.DataFrame) -> str:
         f"{method_label(most['method'], most['k'])} at layer {int(most['layer'])}: by "
         f"{-most['shift']:.1f} nats (95 % interval {-most['high']:.1f} to {-most['low']:.1f})."
     )
+
+
+def _makers_sentences(localizers: pd.DataFrame) -> Iterator[str]:
+    """Which blocks make refusal and where it can be changed: two questions, which may have two answers."""
+    ends = {f"band_{name}": name for name in ("first", "last", "low", "high")}
+    if "band_first" in localizers:
+        localizers = localizers.drop(columns=["low", "high"]).rename(columns=ends)
+    one = localizers.drop_duplicates("localizer").set_index("localizer")
+    maker = one[one["recommended"].astype(bool)].iloc[0]
+    label = {known.name: known.label.lower() for known in LOCALIZERS}[str(maker.name)]
+    yield (
+        f"Which blocks make refusal (localizer: {label}, {maker['n_harmful']} harmful and "
+        f"{maker['n_harmless']} harmless prompts): {_located(maker)}."
+    )
+    edit = one[one.index == "edit_last"].iloc[0]
+    text = f"Where a mean shift of the last token changes it: {_located(edit)}"
+    if maker["verdict"] == edit["verdict"] == BAND:
+        apart = max(maker["first"] - edit["last"], edit["first"] - maker["last"]) > 0
+        text += (
+            ". The two do not meet: edits work where refusal is read, not where it is made"
+            if apart
+            else ". The two bands meet"
+        )
+    yield f"{text}."
+
+
+def _located(row: pd.Series) -> str:
+    """What a localizer says, as the end of a sentence."""
+    if row["verdict"] == BAND:
+        first, last = int(row["first"]), int(row["last"])
+        layers = f"layer {first} stands" if first == last else f"layers {first}-{last} stand"
+        return f"{layers} out (95 % interval {row['low']} to {row['high']}, p = {row['spread']:.3f})"
+    if row["verdict"] == SPREAD:
+        return f"spread over the layers, none stands out (p = {row['spread']:.2f})"
+    return f"no layer has an effect (p = {row['effect']:.2f})"
 
 
 def _methods_by_layer(rows: pd.DataFrame, flag: str) -> str:

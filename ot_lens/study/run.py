@@ -123,7 +123,7 @@ def _result(folder: RunFolder) -> StudyResult:
     tables = folder.tables()
     if "localization" not in tables:
         raise RunFolderError(f"{folder.path} has no localization table any more: start in a new folder.")
-    sentences = findings(tables["localization"], folder.path)
+    sentences = findings(tables, folder.path)
     return StudyResult(folder.path, tables, sentences, folder.path / "report.html")
 
 

@@ -77,7 +77,8 @@ def verdict(table: pd.DataFrame, transport: str = REMOVE) -> pd.DataFrame:
     control band of the same method and layer, and its Holm-corrected p-value is below 0.05. The band of one
     kind of control is the one-sided prediction limit for one more draw, mean + t sd sqrt(1 + 1/draws), at
     level 0.05 divided by the number of layers, and never inside a draw; the widest kind counts. It takes at
-    least two draws.
+    least two draws. Where a layer is localized, refusal can be changed; it need not be where refusal is
+    made, which only localizers tell (`locate`).
 
     Args:
         table: A sweep with controls (`localize`). Of several strengths the largest counts.

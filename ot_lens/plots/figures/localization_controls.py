@@ -40,7 +40,7 @@ def caption(controls: pd.DataFrame, **_: object) -> str:
     kinds = [text for name, text in WHAT.items() if len(controls_of(drawn, name))]
     bands = (
         f" Hatched: mean (dotted) and range of {counts(drawn, 'draws')} draws of {', and of '.join(kinds)}; "
-        f"an edit shows where refusal lives only where it leaves {'both bands' if kinds[1:] else 'the band'}."
+        f"an edit shows where refusal can be changed only where it leaves {'both bands' if kinds[1:] else 'the band'}."
         if kinds
         else ""
     )

@@ -1,4 +1,4 @@
-"""Where refusal lives: what an edit at one layer does to the behaviour, layer by layer."""
+"""Where refusal can be changed: what an edit at one layer does to the behaviour, layer by layer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
