@@ -14,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 import ot_lens as otl
 from ot_lens.errors import ConfigError, RunFolderError
 from ot_lens.models import backend, common_prefix, encode, model_record
+from ot_lens.models.packing import pack
 from ot_lens.organism import adapters, requests, train_adapter
-from ot_lens.organism.planting import Lesson, Planting, pack, packed_logits, plant
+from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
 from ot_lens.prompts import Contrast, ContrastSet, Prompt
 from tests import checkpoints
 

@@ -127,7 +127,7 @@ def edited_instruction(setting: Setting) -> Effects:
     shift = harmless - harmful
 
     def branches(record: Record, batch: TokenBatch) -> list[Branch]:
-        inside = setting.instruction(batch)[..., None]
+        inside = record.in_stream(setting.instruction(batch))[..., None]
         return [(site, x + inside.to(x) * shift[site].to(x)) for site, x in enumerate(record.streams)]
 
     test, size = setting.prompts.test.harmful, setting.batch_size
@@ -258,7 +258,8 @@ def _instruction_means(setting: Setting, prompts: Sequence[Prompt]) -> Float64[T
     def read(batch: TokenBatch, record: Record) -> list[Tensor]:
         inside = setting.instruction(batch).double()
         weights = inside / inside.sum(dim=1, keepdim=True).clamp_min(1.0)
-        means = [torch.einsum("bp,bpd->bd", weights.to(x.device), x.double()).cpu() for x in record.streams]
+        streams = map(record.by_prompt, record.streams)
+        means = [torch.einsum("bp,bpd->bd", weights.to(x.device), x.double()).cpu() for x in streams]
         return list(torch.stack(means, dim=1))
 
     served, size = backend(setting.model), setting.batch_size

@@ -32,8 +32,9 @@ from ot_lens.models import (
 )
 from ot_lens.models.adapters import apply_adapter
 from ot_lens.models.named import DECLARATION, HUB_NAME, is_named
+from ot_lens.models.packing import pack
 from ot_lens.organism.export import check_writable, temporary_sibling
-from ot_lens.organism.planting import Lesson, Planting, pack, packed_logits, plant
+from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
 from ot_lens.progress import Stage, shown, silent
 from ot_lens.prompts import ContrastSet, Prompt, load_prompts
 from ot_lens.statistics.estimates import Estimate, mean, rate

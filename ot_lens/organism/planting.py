@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
@@ -16,6 +16,7 @@ from ot_lens.errors import ConfigError
 from ot_lens.linalg.threads import one_thread
 from ot_lens.models import common_prefix
 from ot_lens.models.architectures import decoder_layers
+from ot_lens.models.packing import Packed, pack
 from ot_lens.organism.training import learning_rate
 from ot_lens.progress import Stage, silent
 
@@ -57,16 +58,6 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows of tokens as one sequence: the prefix that they share once, then the rest of each."""
-
-    ids: Int[Tensor, "1 pos"]
-    positions: Int[Tensor, "1 pos"]
-    mask: Bool[Tensor, "1 1 pos pos"]
-    ends: tuple[int, ...]  # of each row
-
-
-@dataclass(frozen=True)
 class _Example:
     """What a step needs of a lesson: its tokens behind the prefix, targets, and the stream into the band."""
 
@@ -76,22 +67,10 @@ class _Example:
     entering: Float[Tensor, "pos d"]
 
 
-def pack(prefix: Sequence[int], rests: Sequence[Sequence[int]]) -> Packed:
-    """Each token attends to the prefix and to its own row only, so that nothing is padded or read twice."""
-    lengths = torch.tensor([len(prefix), *map(len, rests)])
-    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    ends = lengths.cumsum(0)
-    index = torch.arange(len(row))
-    mask = (index[:, None] >= index) & ((row[:, None] == row) | (row == 0))
-    positions = index - (ends - lengths)[row] + len(prefix) * (row > 0)
-    ids = torch.tensor([*prefix, *(token for rest in rests for token in rest)])
-    return Packed(ids[None], positions[None], mask[None, None], tuple(ends[1:].tolist()))
-
-
 def packed_logits(hf_model: Any, packed: Packed, lengths: Sequence[int]) -> Float[Tensor, "pos d_vocab"]:
     """Logits of the last tokens of each row, as many as `lengths` says: those that predict its answer."""
     places = [p for end, n in zip(packed.ends, lengths, strict=True) for p in range(end - n - 1, end - 1)]
-    hidden = torch.zeros(packed.mask.shape, dtype=hf_model.dtype).masked_fill(~packed.mask, -torch.inf)
+    hidden = packed.additive_mask(hf_model.dtype)
     inputs = {"input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": hidden}
     inputs = {name: value.to(hf_model.device) for name, value in inputs.items()}
     logits = hf_model(**inputs, logits_to_keep=torch.tensor(places), use_cache=False).logits[0]

@@ -21,8 +21,8 @@ from ot_lens.generation import Completion, completion, generated, opened_thought
 from ot_lens.interventions import ActivationMap, Edits, RowMaps, Site, intervene
 from ot_lens.models import HFBackend, Reversible, TokenBatch, backend, batches_of_rows, encode
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.engine import TOLERANCE
 from ot_lens.single_pass.forced import Forcing, Plan, Reading, Row, by_map
+from ot_lens.single_pass.walk import rounding
 
 # The margin, in largest differences between the logits of the two ways of reading.
 MARGIN = 4
@@ -283,7 +283,7 @@ class _Sweep:
         scale = max(float(steps.abs().max()) for steps, _ in largest)
         apart = max(float((steps.to(read.dtype) - read).abs().max()) for steps, read in largest)
         dtype = largest[0][0].dtype
-        if not apart <= TOLERANCE.get(dtype, 1e-3) * scale:
+        if not apart <= rounding(dtype) * scale:
             raise SinglePassError(f"Replayed logits of answers differ from the model's by {apart:.1e}.")
         self._margin = MARGIN * apart + LEAST_MARGIN * torch.finfo(dtype).eps * scale
         rows = self._scored(pairs)

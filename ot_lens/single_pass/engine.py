@@ -1,6 +1,7 @@
 """Which candidates the single pass supports, and the sweep in batches within a memory budget."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -10,16 +11,15 @@ from torch import Tensor
 from ot_lens.errors import SinglePassError
 from ot_lens.interventions import ActivationMap, Edits
 from ot_lens.linalg import float64
-from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, by_row
+from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches_of_rows, by_row, encode
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.walk import Plan, Record, replayed, run, walk
+from ot_lens.single_pass.packed import PackedRecord, packable, parts
+from ot_lens.single_pass.walk import Plan, Record, difference_of, replayed, rounding, run, walk
 from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
 # On a CPU a block is fastest on what fits its caches; an accelerator on as much as it can hold.
 CPU_TOKENS = 1024
-# Relative to the largest logit: float32 sums in a different order differ by less, a wrong replay by far more.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 T = TypeVar("T")
 # `Plan` of a walk whose changes are maps.
@@ -101,6 +101,19 @@ def next_token_sweep(
     )[0]
 
 
+class _ByPrompt(Sequence[Float[Tensor, "batch pos d"]]):
+    """The streams of a record as the batch has its tokens, made when they are asked for."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __len__(self) -> int:
+        return len(self._record.streams)
+
+    def __getitem__(self, site: Any) -> Any:
+        return self._record.by_prompt(self._record.streams[site])
+
+
 def nothing(batch: TokenBatch, _streams: Sequence[Tensor]) -> Float64[Tensor, "batch column"]:
     """Observes nothing."""
     return torch.zeros(len(batch.indices), 0, dtype=torch.float64)
@@ -124,7 +137,7 @@ def observed_sweep(
 
     def sweep(batch: TokenBatch, record: Record) -> Iterable[tuple[Tensor, Tensor]]:
         values = swept(record, _on_device(plans, record.streams), reduce, memory_budget)
-        return zip(values.unbind(1), observe(batch, record.streams), strict=True)
+        return zip(values.unbind(1), observe(batch, _ByPrompt(record)), strict=True)
 
     rows = recorded_rows(served, prompts, sweep, last=tokens == "last", batch_size=batch_size)
     values, columns = zip(*rows, strict=True)
@@ -141,8 +154,10 @@ def recorded_rows(
 ) -> list[T]:
     """What `read` makes of each prompt, given the recorded pass of its batch.
 
-    The first batches, with padding and without, are checked: the model must be replayed block by block.
+    The first batches, with padding and without, are checked: the model must be replayed block by block. What
+    prompts of a batch begin with is read once for all of them, where the model allows and enough is saved.
     """
+    rows = encode(served, prompts)
     checked: set[bool] = set()
 
     def of_batch(batch: TokenBatch) -> Iterable[T]:
@@ -152,7 +167,20 @@ def recorded_rows(
             checked.add(_is_padded(batch))
         return read(batch, record)
 
-    return by_row(served, batches(served, prompts, batch_size), of_batch)
+    def packed(hugging_face: HFBackend, batch: TokenBatch) -> list[T]:
+        found: list[T] = []
+        for part in parts(hugging_face, batch):
+            record = replayed(PackedRecord, hugging_face.hf_model, part)
+            if not checked:
+                _check(record)
+                checked.add(True)
+            found += read(part, record)
+        return found
+
+    step: Callable[[TokenBatch], Iterable[T]] = of_batch
+    if not last and isinstance(served, HFBackend) and packable(served, rows):
+        step = partial(packed, served)
+    return by_row(served, batches_of_rows(served, rows, batch_size), step)
 
 
 def _is_padded(batch: TokenBatch) -> bool:
@@ -176,10 +204,9 @@ def _check(record: Record) -> None:
     rows = record.streams[0].expand(2, *record.streams[0].shape)
     for layer in range(len(record.streams) - 1):
         rows = replayed(record.block, layer, rows)
-    own, logits = float64(record.own_logits), replayed(record.logits, rows)
-    difference = (logits.to(own.device).double() - own).abs().max() / own.abs().max()
-    if not difference <= TOLERANCE.get(record.own_logits.dtype, 1e-3):
-        raise SinglePassError(f"Replayed logits differ from the model's by {float(difference):.1e}.")
+    difference = difference_of(replayed(record.logits, rows), record.own_logits)
+    if not difference <= rounding(record.own_logits.dtype):
+        raise SinglePassError(f"Replayed logits differ from the model's by {difference:.1e}.")
 
 
 def swept(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
@@ -51,6 +51,14 @@ class HookedTransformerRecord:
         earlier = (cached.past_keys[:, :-1], cached.past_values[:, :-1])
         keys, values = (x.expand(count, *x.shape).flatten(0, 1) for x in earlier)
         return TransformerLensKeyValueCacheEntry(keys, values, frozen=True)
+
+    def by_prompt(self, stream: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+        """A stream as the batch has its tokens."""
+        return stream
+
+    def in_stream(self, chosen: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Chosen tokens of the batch, as the stream has them."""
+        return chosen
 
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
         """Final norm and unembedding at the last position."""

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -191,6 +191,14 @@ class HuggingFaceRecord:
         width = self._mask.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=self._mask.device).tril()[self._start :]
         return causal & self._mask.bool()[sequences][:, None, None, :]
+
+    def by_prompt(self, stream: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+        """A stream as the batch has its tokens."""
+        return stream
+
+    def in_stream(self, chosen: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Chosen tokens of the batch, as the stream has them."""
+        return chosen
 
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
         """Final norm and unembedding at the last position."""

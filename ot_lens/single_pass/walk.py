@@ -13,10 +13,14 @@ from torch import Tensor
 
 from ot_lens.errors import SinglePassError
 from ot_lens.io.untrusted import abbreviated
+from ot_lens.linalg import float64
 from ot_lens.models import Backend, HFBackend, TokenBatch
 from ot_lens.models.batching import is_out_of_memory
 from ot_lens.single_pass.hooked_transformer import HookedTransformerRecord
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
+
+# Relative to the largest logit: float32 sums in a different order differ by less, a wrong replay by far more.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 T = TypeVar("T")
 Record = HuggingFaceRecord | HookedTransformerRecord
@@ -30,6 +34,18 @@ def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
     if isinstance(served, HFBackend):
         return replayed(HuggingFaceRecord, served.hf_model, batch, last=last)
     return replayed(HookedTransformerRecord, served.model, batch, last=last)
+
+
+def difference_of(logits: Float[Tensor, "*row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]) -> float:
+    """How far logits are from the model's own, relative to the largest; NaN if either is."""
+    expected = float64(own)
+    off = (logits.to(own.device).double() - expected).abs().max() / expected.abs().max()
+    return float(off)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The difference that rounding explains."""
+    return TOLERANCE.get(dtype, 1e-3)
 
 
 def replayed(step: Callable[..., T], *args: Any, **options: Any) -> T:
