@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,19 +17,23 @@ import yaml
 import ot_lens as otl
 from ot_lens.cli import console
 from ot_lens.cli.results import print_result
-from ot_lens.errors import ConfigError, OtLensError, RunFolderError
+from ot_lens.errors import ConfigError, NotMeasuredWarning, OtLensError, RunFolderError, SinglePassError
+from ot_lens.execution import LocalExecutor
 from ot_lens.study import (
     RunFolder,
     StudyConfig,
     commented_yaml,
+    diagnostics,
     parse_config,
     read_config,
     run_study,
+    smollm2_study,
     summarize,
 )
+from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.tables import effects
 
-TABLES = ("localization", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
+TABLES = ("localization", "localizers", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,36 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def cached_parts(run: Path) -> int:
     return len(list((run / "tables" / "parts").glob("[!.]*.parquet")))
+
+
+def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_run, monkeypatch):
+    def fails(*_args):
+        raise SinglePassError("A block cannot be run again.")
+
+    folder = RunFolder.open(finished_run)
+    config = folder.config.model_copy(update={"localizers": 2})
+    executor = LocalExecutor(otl.load_model("organism"))
+    study = Study(folder, {}, {}, config, pd.DataFrame(), executor, otl.load_prompts("organism"))
+    found = MAKERS["localizers"](study)["localizers"]
+    assert set(found["n_harmful"]) == {2}
+    monkeypatch.setattr(diagnostics, "located", fails)
+    with pytest.warns(NotMeasuredWarning, match="A block cannot be run again"):
+        assert MAKERS["localizers"](study) == {}
+    none = replace(study, config=config.model_copy(update={"localizers": 0}))
+    assert MAKERS["localizers"](none) == {}
+
+
+def test_the_study_of_smollm2_is_a_valid_configuration_that_can_be_changed():
+    config = smollm2_study("spread", seed=3, methods=["rfa"])
+    assert (config.model, config.base, config.seed, config.methods) == (
+        "smollm2:spread",
+        "smollm2",
+        3,
+        ["rfa"],
+    )
+    assert {layer for [layer] in config.layer_sets} <= set(config.layers)
+    with pytest.raises(ConfigError, match="'layrs'"):
+        smollm2_study(layrs=[3])
 
 
 # ---------------------------------------------------------------------------------------------- the run

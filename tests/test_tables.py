@@ -22,7 +22,7 @@ from ot_lens.tables import (
     verdict,
     with_baseline,
 )
-from tests.generators_tables import METHODS, localization, with_everything_else
+from tests.generators_tables import METHODS, localization, localizers, with_everything_else
 
 SWEEP = localization(layers=3, n=64)
 MIXED = with_everything_else(SWEEP)
@@ -150,6 +150,26 @@ def test_findings_speak_of_measured_rows_only():
     flat = scores.assign(low=-1.0, high=1.0, value=0.0)
     assert "falls at no single layer" in " ".join(summarize(flat))
     assert "nan" not in " ".join(summarize(SWEEP[SWEEP["prompts"] != "harmless"]))
+
+
+def test_findings_tell_what_makes_refusal_from_where_it_can_be_changed():
+    located = localizers(layers=8)
+    text = " ".join(summarize(SWEEP, located))
+    assert (
+        "block left out, 32 harmful and 32 harmless prompts): layers 1-2 stand out (95 % interval 1 to 2"
+        in text
+    )
+    assert "a mean shift of the last token changes it: layers 6-7 stand out" in text
+    assert "edits work where refusal is read, not where it is made" in text
+    assert "Which blocks" not in " ".join(summarize(SWEEP))
+    spread = located.assign(verdict="spread", band_first=pd.NA, band_last=pd.NA)
+    assert "spread over the layers, none stands out (p = 0.01)" in " ".join(summarize(SWEEP, spread))
+    one = located.assign(band_first=4, band_last=4)
+    text = " ".join(summarize(SWEEP, one))
+    assert "layer 4 stands out" in text
+    assert "The two bands meet" in text
+    nothing = located.assign(verdict="nothing")
+    assert "no layer has an effect (p = 0.00)" in " ".join(summarize(SWEEP, nothing))
 
 
 def test_findings_praise_no_destroyed_model():

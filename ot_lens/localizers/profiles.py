@@ -198,7 +198,7 @@ class Localizer:
     unit: str = "refusal score (nats)"
 
 
-# The most telling first, by `ot-lens benchmark localizers` (docs/organism.md).
+# The most telling first, by `ot-lens benchmark localizers` (docs/real-model.md).
 LOCALIZERS = (
     Localizer("base_block", "Block of the base model", MAKES, as_in_base, needs_base=True),
     Localizer("block_left_out", "Block left out", MAKES, left_out),
