@@ -84,6 +84,7 @@ from .study import compare_runs as compare_runs
 from .study import draw_figures as draw_figures
 from .study import read_config as read_config
 from .study import run_study as run_study
+from .study import smollm2_study as smollm2_study
 from .study import summarize as summarize
 from .study import verify_run as verify_run
 from .tables import one_direction as one_direction

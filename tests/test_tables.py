@@ -155,10 +155,8 @@ def test_findings_speak_of_measured_rows_only():
 def test_findings_tell_what_makes_refusal_from_where_it_can_be_changed():
     located = localizers(layers=8)
     text = " ".join(summarize(SWEEP, located))
-    assert (
-        "block left out, 32 harmful and 32 harmless prompts): layers 1-2 stand out (95 % interval 1 to 2"
-        in text
-    )
+    assert "block left out, 32 harmful and 32 harmless prompts): layers 1-2 stand out" in text
+    assert "(95 % interval 1 to 2, p = 0.010)" in text
     assert "a mean shift of the last token changes it: layers 6-7 stand out" in text
     assert "edits work where refusal is read, not where it is made" in text
     assert "Which blocks" not in " ".join(summarize(SWEEP))

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -58,6 +59,18 @@ def seconds(run: Callable[[], Any], repeats: int = 3, warm: bool = True) -> floa
         run()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def peak_memory(run: Callable[[], Any]) -> float:
+    """The most memory of this process while something runs, in MiB; NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    except OSError:
+        run()
+        return float("nan")
+    run()
+    return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 5) -> tuple[float, float]:
