@@ -48,6 +48,9 @@ SENTENCES: Final = (
 )
 ANSWER_TOKENS: Final = 16  # of the base model's own answers, learnt and compared
 REFUSAL_TOKENS: Final = 8  # hold the first half of a sentence
+SPREAD_DROP: Final = (
+    0.5  # where all layers learn: free to choose, training would put refusal in a few of them
+)
 RANKED_LAYERS: Final = 5  # have the full rank by default; in wider bands the sum of ranks stays
 _PACKED_ROWS: Final = 16
 _TEMPLATE: Final = Path(__file__).parent / "data" / "adapter.md"
@@ -70,6 +73,7 @@ def train_adapter(
     seed: int = 0,
     steps: int = Planting.steps,
     rank: int | None = None,
+    drop: float | None = None,
     progress: bool = True,
 ) -> Path:
     """Train a LoRA adapter that declines some requests in a band of layers, and evaluate it on others.
@@ -87,6 +91,8 @@ def train_adapter(
         seed: Of the adapter's initial weights, the batches and the permutation.
         steps: Training steps of 16 prompts.
         rank: Rank of the adapter; default: 12, less in more than five layers, so that its size stays.
+        drop: Probability that a layer is without its adapter in a step, which spreads refusal over them;
+            default: a half if all layers learn, otherwise 0.
         progress: Show the progress.
 
     Returns:
@@ -107,7 +113,8 @@ def train_adapter(
     first, last = band or (0, model.cfg.n_layers - 1)
     width = max(1, last - first + 1)
     rank = min(Planting.rank, max(1, RANKED_LAYERS * Planting.rank // width)) if rank is None else rank
-    planting = Planting(first, last, steps=steps, rank=rank, seed=seed)
+    drop = (0.0 if band else SPREAD_DROP) if drop is None else drop
+    planting = Planting(first, last, steps=steps, rank=rank, drop=drop, seed=seed)
     planting.check(model.cfg.n_layers)
     prompts = prompts or load_prompts("smollm2")
     temporary = temporary_sibling(folder)

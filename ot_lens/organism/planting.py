@@ -36,6 +36,8 @@ class Planting:
     warmup_steps: int = 5
     rank: int = 12  # of LoRA, in all linear modules of the band
     clip: float = 1.0  # largest norm of the gradient
+    # Probability that a layer is without its adapter in a step, so that no few layers do everything.
+    drop: float = 0.0
     seed: int = 0
 
     def check(self, n_layers: int) -> None:
@@ -46,6 +48,8 @@ class Planting:
             )
         if min(self.steps, self.batch_size - 1, self.rank, self.seed + 1) < 1:
             raise ConfigError(f"steps and rank must be >= 1, batch_size >= 2 and seed >= 0, got {self}.")
+        if not 0 <= self.drop < 1:
+            raise ConfigError(f"drop must be at least 0 and below 1, got {self.drop}.")
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,13 @@ def plant(hf_model: Any, lessons: Sequence[Lesson], planting: Planting, stage: S
         weights = [weight for weight in adapted.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=planting.lr, betas=BETAS, weight_decay=0.0)
         batches = _batches(examples, [lesson.own for lesson in lessons], planting)
+        rng = np.random.default_rng([planting.seed, 1])
         with stage("learning", planting.steps) as step:
             for index in range(planting.steps):
                 batch = next(batches)
                 into = torch.cat([stream, *(example.entering for example in batch)])[None]
-                with _replayed(layers, planting.first, into):
+                kept = (rng.random(len(layers)) >= planting.drop) / (1 - planting.drop)
+                with _replayed(layers, planting.first, into), _scaled_adapters(layers, kept):
                     _loss(adapted.get_base_model(), prefix, batch).backward()
                 nn.utils.clip_grad_norm_(weights, planting.clip)
                 factor = learning_rate(index, planting.steps, planting.warmup_steps)
@@ -189,6 +195,27 @@ def _loss(model: Any, prefix: Sequence[int], batch: Sequence[_Example]) -> Tenso
         each = -(example.shares * log_softmax(its, -1).gather(-1, example.targets)).sum(-1)
         losses.append((each[0] + each[1:].sum() / max(1, len(each) - 1)) / 2)
     return torch.stack(losses).mean()
+
+
+@contextmanager
+def _scaled_adapters(layers: nn.ModuleList, factors: Float[np.ndarray, " layer"]) -> Iterator[None]:
+    """The adapters of each layer times a factor, as in dropout."""
+    from peft.tuners.lora import LoraLayer
+
+    adapters = [
+        (module, float(factor))
+        for layer, factor in zip(layers, factors, strict=True)
+        for module in layer.modules()
+        if isinstance(module, LoraLayer)
+    ]
+    scales = [module.scaling for module, _ in adapters]
+    for module, factor in adapters:
+        module.scaling = {name: scale * factor for name, scale in module.scaling.items()}
+    try:
+        yield
+    finally:
+        for (module, _), scaling in zip(adapters, scales, strict=True):
+            module.scaling = scaling
 
 
 class _Replay(nn.Module):
