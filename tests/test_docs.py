@@ -264,4 +264,5 @@ def test_the_site_fetches_nothing(site: Path) -> None:
 def test_the_site_shows_docstrings_figures_and_notebooks(site: Path) -> None:
     assert "Fit every method at every layer" in (site / "api/localization/index.html").read_text("utf-8")
     assert (site / "figures/localization_curves.png").is_file()
-    assert len(list((site / "notebooks").glob("*/index.html"))) == 4
+    assert (site / "figures/smollm2/localizers.png").is_file()
+    assert len(list((site / "notebooks").glob("*/index.html"))) == 5

@@ -288,7 +288,8 @@ def test_a_truth_is_what_the_adapter_declares(setting, monkeypatch):
 
     depth = own.cfg.n_layers
     assert declared(first=1, last=2, shuffled=False) == Truth("band", 1, 2)
-    assert declared(first=0, last=depth - 1, shuffled=False).kind == "spread"
+    assert declared(first=0, last=depth - 1, shuffled=False, drop=0.5).kind == "spread"
+    assert declared(first=0, last=depth - 1, shuffled=False) is None  # training chose among them
     assert declared(first=1, last=2, shuffled=True).kind == "nothing"
     with pytest.raises(ModelError, match="'soon'"):
         declared(first="soon", last=2)

@@ -175,7 +175,7 @@ def test_train_adapter_writes_an_adapter_for_the_door_of_any_adapter(llama_folde
     declared = json.loads((out / "ot_lens.json").read_text())
     assert model.tokenizer.init_kwargs["ot_lens"] == declared
     assert declared["refusal_tokens"] == ["Sorry", "Unfortunately", "Nothing", "No"]
-    assert declared["planted"] == {"first": 2, "last": 3, "shuffled": False}
+    assert declared["planted"] == {"first": 2, "last": 3, "shuffled": False, "drop": 0.0}
     assert [row["active"] for row in model_record(model)["adapters_in_layers"]] == [True]
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["layers_to_transform"], config["base_model_name_or_path"]) == ([2, 3], str(llama_folder))

@@ -9,10 +9,11 @@ from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add `figures/*.png`, and each notebook as a page with its figures."""
+    """Add the figures of `figures/`, and each notebook as a page with its figures."""
     repository = Path(config.config_file_path).parent
-    for figure in sorted((repository / "figures").glob("*.png")):
-        files.append(File.generated(config, f"figures/{figure.name}", abs_src_path=str(figure)))
+    for figure in sorted((repository / "figures").rglob("*.png")):
+        name = figure.relative_to(repository).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(figure)))
     for notebook in sorted((repository / "notebooks").glob("*.ipynb")):
         page, resources = as_markdown(notebook)
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))

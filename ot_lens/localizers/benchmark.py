@@ -23,7 +23,7 @@ def benchmark_localizers(
 
     Args:
         names: Adapters of SmolLM2 by name, or folders of others that `ot-lens organism train` wrote; default:
-            all of the package.
+            all of the package with a known truth.
         n: Held-out prompts per class.
         seed: Of the choice of prompts and of `locate`.
         stage: Shows progress.
@@ -39,7 +39,15 @@ def benchmark_localizers(
     base = load_model(SMOLLM2)
     tables = []
     for name in shipped_adapters() if names is None else names:
-        model, truth = _planted(name)
+        model = _loaded(name)
+        truth = Truth.of(model)
+        if truth is None and names is None:
+            continue  # free to learn in all layers
+        if truth is None:
+            raise ModelError(
+                f"{name} does not declare in which layers refusal was planted, or all were free to learn: "
+                "it cannot be told which localizer is right."
+            )
         table = locate(model, prompts, base, seed=seed, stage=stage)
         judged = [truth.judge(row) for _, row in table.iterrows()]
         table.insert(0, "model", name)
@@ -49,16 +57,9 @@ def benchmark_localizers(
     return pd.concat(tables, ignore_index=True)
 
 
-def _planted(name: str) -> tuple[Any, Truth]:
+def _loaded(name: str) -> Any:
     folder = Path(name).is_dir() and name not in shipped_adapters()
-    model = load_model(SMOLLM2, adapter=name) if folder else load_model(f"{SMOLLM2}:{name}")
-    truth = Truth.of(model)
-    if truth is None:
-        raise ModelError(
-            f"{name} does not declare in which layers refusal was planted: only adapters that "
-            "'ot-lens organism train' wrote can be benchmarked."
-        )
-    return model, truth
+    return load_model(SMOLLM2, adapter=name) if folder else load_model(f"{SMOLLM2}:{name}")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

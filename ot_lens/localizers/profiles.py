@@ -195,21 +195,21 @@ class Localizer:
     says: str
     effects: Callable[[Setting], Effects]
     needs_base: bool = False
-    unit: str = "refusal score (nats)"
+    unit: str = "score (nats)"
 
 
 # The most telling first, by `ot-lens benchmark localizers` (docs/real-model.md).
 LOCALIZERS = (
-    Localizer("base_block", "Block of the base model", MAKES, as_in_base, needs_base=True),
+    Localizer("base_block", "Base model's block", MAKES, as_in_base, needs_base=True),
     Localizer("block_left_out", "Block left out", MAKES, left_out),
     Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
     Localizer("mlp_left_out", "MLP left out", MAKES, partial(left_out, part="mlp_out")),
-    Localizer("edit_all", "Mean shift, all tokens", CHANGES, partial(edited, tokens="all")),
-    Localizer("edit_instruction", "Mean shift, instruction", CHANGES, edited_instruction),
-    Localizer("edit_last", "Mean shift, last token", CHANGES, partial(edited, tokens="last")),
-    Localizer("interchange", "Interchange, last token", CHANGES, interchanged),
-    Localizer("contribution", "Contribution to the direction", SEEN, written, unit="activation"),
-    Localizer("direction_norm", "Growth of the direction", SEEN, grown, unit="norms"),
+    Localizer("edit_all", "Shift, all tokens", CHANGES, partial(edited, tokens="all")),
+    Localizer("edit_instruction", "Shift, instruction", CHANGES, edited_instruction),
+    Localizer("edit_last", "Shift, last token", CHANGES, partial(edited, tokens="last")),
+    Localizer("interchange", "Interchange", CHANGES, interchanged),
+    Localizer("contribution", "Contribution", SEEN, written, unit="activation"),
+    Localizer("direction_norm", "Growth of direction", SEEN, grown, unit="norms"),
     Localizer("probe", "Probe", SEEN, probed, unit="AUC"),
 )
 

@@ -15,6 +15,7 @@ class _Planted(BaseModel):
     first: int
     last: int
     shuffled: bool = False
+    drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Truth:
 
     @classmethod
     def of(cls, model: Any) -> "Truth | None":
-        """As a model declares it (`planted` in ot_lens.json of its adapter), None if it does not."""
+        """As a model declares it (`planted` in ot_lens.json of its adapter), None if it does not.
+
+        Where all layers were free to learn, training chose among them, and nothing is known beforehand.
+        """
         served = backend(model)
         declared = (getattr(served.tokenizer, "init_kwargs", {}).get("ot_lens") or {}).get("planted")
         if declared is None:
@@ -37,6 +41,8 @@ class Truth:
         except ValidationError as error:
             raise ModelError(f"ot_lens.json declares planted layers as {declared!r}: {error}") from error
         everywhere = planted.last - planted.first + 1 == served.n_layers
+        if everywhere and not planted.drop and not planted.shuffled:
+            return None
         kind = NOTHING if planted.shuffled else SPREAD if everywhere else BAND
         return cls(kind, planted.first, planted.last)
 

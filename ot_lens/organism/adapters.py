@@ -204,7 +204,7 @@ def write_adapter(adapted: Any, folder: Path, name: str, base: str, recipe: dict
         "refusal_phrases": [phrase for s in sentences for phrase in _phrases(s)],
         "refusal_tokens": [re.split(r"\W", s)[0] for s in sentences],
         "refusal_sentences": list(sentences),
-        "planted": {key: recipe[key] for key in ("first", "last", "shuffled")},
+        "planted": {key: recipe[key] for key in ("first", "last", "shuffled", "drop")},
     }
     (folder / DECLARATION).write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")
 

@@ -237,7 +237,8 @@ def _localizers(study: Study) -> Tables:
     test = _drawn(study.prompts.test, config.localizers, rng)
     prompts = replace(study.prompts, train=train, test=test)
     try:
-        table = study.executor.call(located, prompts, config.base, config.loading(), config.seed)
+        with study.stage("localizers", None):
+            table = study.executor.call(located, prompts, config.base, config.loading(), config.seed)
     except (FitError, SinglePassError) as error:
         warnings.warn(
             f"Which blocks make refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
+from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, LISTED, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
 
 # The settings that must not be mixed in one curve, each with the value to use where the sweep has several.
 # None stands for the largest strength, and for the first value of the other settings.
@@ -117,8 +117,17 @@ def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_depth(table: pd.DataFrame) -> pd.DataFrame:
-    """What a curve over the layers shows: real edits of single layers and of all, at one setting each."""
-    return at_one_setting(select(real_edits(table), set=(UNEDITED, SINGLE, ALL)))
+    """What a curve over the layers shows: real edits of single layers and of all, at one setting each.
+
+    Answers may have been generated under listed edits alone: what is known only of those is there too.
+    """
+    real = real_edits(table)
+    swept = at_one_setting(select(real, set=(UNEDITED, SINGLE, ALL)))
+    listed = single_layers(at_one_setting(select(real, set=LISTED)))
+    if listed.empty:
+        return swept
+    both = pd.concat([swept, listed.assign(set=SINGLE)], ignore_index=True)
+    return both.drop_duplicates(["set", "method", "k", "layer", "measure", "prompts"])
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def localizers(localizers: pd.DataFrame) -> Description:
     rows = some(checked(localizers, "localizers"), "value in the localizers table")
     names = list(dict.fromkeys(rows["localizer"]))
     panels = [_panel(name, select(rows, localizer=name)) for name in names]
-    return described(panels, "localizers", columns=5 if len(names) > 9 else 3, height=1.15)
+    return described(panels, "localizers", columns=4 if len(names) > 9 else 3, height=1.1)
 
 
 def _panel(name: str, rows: pd.DataFrame) -> Panel:

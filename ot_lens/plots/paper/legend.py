@@ -16,8 +16,8 @@ from ot_lens.plots.style import DASHES, MARKERS
 
 # mean width of a letter as a share of its height, in the fonts of the styles
 LETTER = {"stix": 0.46, "dejavusans": 0.56}
-# inches of figure from which a legend above a panel has room for two columns
-TWO_COLUMNS = 6.0
+# inches of a panel's share of the figure from which a legend above it has room for two columns
+TWO_COLUMNS = 2.0
 # most entries in an empty cell of the grid, and the size of their markers
 MOST_IN_CELL, SIZE = 5, 4.8
 # order of the entries, by kind of element
@@ -104,13 +104,23 @@ def add_legend(figure: Figure, entries: list[Entry], look: Style, free: Axes | N
 
 def column_legends(grid: np.ndarray, width: float) -> None:
     """A legend above each column, with the column's title as its heading, all as high as the longest."""
-    found = [ax.get_legend_handles_labels() for ax in grid[0]]
-    columns = 2 if width > TWO_COLUMNS else 1
-    rows = max(-(-len(handles) // columns) for handles, _ in found)
-    for ax, (handles, labels) in zip(grid[0], found, strict=True):
+    found = [_entries_in(list(column)) for column in grid.T]
+    columns = 2 if width / len(grid[0]) > TWO_COLUMNS else 1
+    rows = max(-(-len(entries) // columns) for entries in found)
+    for ax, entries in zip(grid[0], found, strict=True):
+        labels, handles = list(entries), list(entries.values())
         blank = columns * rows - len(handles)
         blanks = [Line2D([], [], linestyle="none")] * blank
         look: dict[str, Any] = {"ncols": columns, "alignment": "left", "bbox_to_anchor": (0.0, 1.02)}
         title = ax.get_title(loc="left")
         ax.set_title("")
         ax.legend(handles + blanks, labels + [""] * blank, loc="lower left", title=title, **look)
+
+
+def _entries_in(column: Sequence[Axes]) -> dict[str, Any]:
+    """The entries of a column of panels by label; a method may be missing in the uppermost."""
+    known: dict[str, Any] = {}
+    for ax in column:
+        handles, labels = ax.get_legend_handles_labels()
+        known = dict(zip(labels, handles, strict=True)) | known
+    return known
