@@ -1,7 +1,9 @@
 """Refusal planted in a band of layers: the requests, what is trained, and the adapter that comes out."""
 
+import copy
 import json
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +18,7 @@ from ot_lens.errors import ConfigError, RunFolderError
 from ot_lens.models import backend, common_prefix, encode, model_record
 from ot_lens.models.packing import pack
 from ot_lens.organism import adapters, requests, train_adapter
-from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
+from ot_lens.organism.planting import Lesson, Planting, _scaled_adapters, packed_logits, plant
 from ot_lens.prompts import Contrast, ContrastSet, Prompt
 from tests import checkpoints
 
@@ -142,6 +144,25 @@ def test_a_band_learns_to_decline_and_nothing_else_changes(tiny, tiny_prompts):
     assert np.mean([a == b for a, b in zip(declined, declines, strict=True)]) > 0.9
 
 
+def test_adapters_of_layers_are_scaled_and_left_as_they_were(tiny, tiny_prompts):
+    """As in dropout: without its adapters a model is the base, and afterwards it is what it was."""
+    lessons = adapters.make_lessons(tiny, tiny_prompts, 1, shuffled=False, seed=0)
+    adapted = plant(tiny.hf_model, lessons, Planting(0, 3, steps=4, lr=1e-2, drop=0.5))
+    inner, ids = adapted.get_base_model(), torch.tensor([[1, 5, 6, 7]])
+
+    def logits(factors=None):
+        scaled = nullcontext() if factors is None else _scaled_adapters(inner.model.layers, np.array(factors))
+        with scaled, torch.no_grad():
+            return inner(input_ids=ids).logits
+
+    own, without = logits(), logits([0.0] * 4)
+    base = copy.deepcopy(tiny.hf_model).to(torch.bfloat16)
+    torch.testing.assert_close(without, base(input_ids=ids).logits)
+    assert not torch.equal(own, without)
+    assert not torch.equal(logits([2.0, 0.0, 0.0, 2.0]), own)
+    assert torch.equal(logits(), own)
+
+
 def test_the_same_seed_gives_the_same_adapter(tiny, tiny_prompts):
     lessons = adapters.make_lessons(tiny, tiny_prompts, 1, shuffled=False, seed=0)
     first, again, other = (
@@ -196,6 +217,7 @@ def test_train_adapter_writes_an_adapter_for_the_door_of_any_adapter(llama_folde
         ({"band": (2, 1)}, ConfigError, "2-1"),
         ({"sentences": 3}, ConfigError, "3"),
         ({"steps": 0}, ConfigError, "steps=0"),
+        ({"drop": 1.0}, ConfigError, "1.0"),
         ({"out": "taken"}, RunFolderError, "taken"),
     ],
 )

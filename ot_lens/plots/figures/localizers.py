@@ -75,4 +75,5 @@ def caption(localizers: pd.DataFrame, **_: object) -> str:
 def _told(row: pd.Series) -> str:
     if row["verdict"] != "band":
         return str(row["verdict"])
-    return f"layers {int(row['band_first'])}-{int(row['band_last'])}"
+    first, last = int(row["band_first"]), int(row["band_last"])
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
