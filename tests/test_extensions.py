@@ -142,7 +142,7 @@ def test_a_process_without_the_code_draws_its_method_on_the_page(own_run):
 
 def test_a_method_is_one_file():
     """Built-in methods that no default or published study names occur in the file of their fit alone."""
-    for name in ("leace", "subspace_ablation", "gaussian_ot"):
+    for name in ("leace", "subspace_ablation"):
         files = [path for path in PACKAGE.rglob("*.py") if f'"{name}"' in path.read_text()]
         assert len(files) == 1, files
 
