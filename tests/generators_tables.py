@@ -200,7 +200,9 @@ def localizers(layers=8, n=64):
         )
         band = dict(zip(("band_first", "band_last", "band_low", "band_high"), 2 * ends, strict=True))
         counts = {"n_harmful": n // 2, "n_harmless": n // 2}
-        parts.append(rows.assign(**band, effect=0.001, spread=0.01, **counts, recommended=number == 0))
+        parts.append(
+            rows.assign(**band, share=0.8, effect=0.001, spread=0.01, **counts, recommended=number == 0)
+        )
     whole = ("band_first", "band_last", "band_low", "band_high", "planted_first", "planted_last")
     table = pd.concat(parts, ignore_index=True).assign(planted_first=1, planted_last=2)
     return table.astype(dict.fromkeys(whole, "Int64"))

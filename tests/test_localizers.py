@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,20 @@ def test_layers_that_differ_by_chance_are_no_band():
     ]
     assert set(verdicts) <= {"spread", "band"}
     assert verdicts.count("band") <= 9  # 5 % of 60 are 3; 99.9 % of such counts are at most 9
+
+
+def test_a_band_of_less_than_half_of_the_whole_is_spread():
+    """One layer stands out from others that all take part; where nothing else does, it is a band."""
+    profile = np.full(LAYERS, 1.0) + bump(23, 23, 3.0)
+    drawn = effects(profile, noise=0.1)
+    assert find_band(drawn).verdict == "band"
+    whole = find_band(replace(drawn, parts=True))
+    assert (whole.verdict, whole.first) == ("spread", None)
+    assert whole.share < 0.2
+    alone = np.zeros(LAYERS)
+    alone[5:8] = 2.0, 3.0, 1.5
+    found = find_band(replace(effects(alone, noise=0.0), parts=True))
+    assert (found.verdict, found.first, found.last, found.share) == ("band", 5, 7, 1.0)
 
 
 def test_where_labels_say_nothing_nothing_is_localized():

@@ -161,7 +161,8 @@ def test_findings_tell_what_makes_refusal_from_where_it_can_be_changed():
     assert "edits work where refusal is read, not where it is made" in text
     assert "Which blocks" not in " ".join(summarize(SWEEP))
     spread = located.assign(verdict="spread", band_first=pd.NA, band_last=pd.NA)
-    assert "spread over the layers, none stands out (p = 0.01)" in " ".join(summarize(SWEEP, spread))
+    text = " ".join(summarize(SWEEP, spread))
+    assert "spread over the layers; those that stand out most hold 80% of the effect (p = 0.010)" in text
     one = located.assign(band_first=4, band_last=4)
     text = " ".join(summarize(SWEEP, one))
     assert "layer 4 stands out" in text

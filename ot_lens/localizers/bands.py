@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 BAND, SPREAD, NOTHING = "band", "spread", "nothing"  # verdicts
 RESAMPLES = 999
 LEVEL = 0.05
+LEAST_SHARE = 0.5
 ENDS = (0.025, 0.975)
 
 
@@ -19,6 +20,7 @@ class Effects:
 
     harmful: Float[np.ndarray, "layer h"]
     harmless: Float[np.ndarray, "layer s"] | None = None  # None where only harmful prompts are edited
+    parts: bool = False  # of one whole: a block that learnt nothing has no effect
 
     @property
     def profile(self) -> Float[np.ndarray, " layer"]:
@@ -67,8 +69,8 @@ class Band:
     """The layers that stand out in a profile; `first` and `last` are None where none do.
 
     `low` and `high` are the 95 % interval: where the band begins at the earliest and ends at the latest in
-    resamples of the prompts. `effect` is the p-value of "no block does anything", `spread` that of "no
-    layers stand out".
+    resamples of the prompts. `share` is what the layers that stand out most hold of all effects. `effect` is
+    the p-value of "no block does anything", `spread` that of "no layers stand out".
     """
 
     verdict: str  # BAND, SPREAD or NOTHING
@@ -76,6 +78,7 @@ class Band:
     last: int | None
     low: int | None
     high: int | None
+    share: float
     effect: float
     spread: float
 
@@ -86,7 +89,8 @@ def find_band(effects: Effects, seed: int = 0) -> Band:
     A profile is measured from its median in units of its spread (1.48 median absolute deviations), both of
     which a band of less than half of the layers leaves alone; the band has the largest sum per root of its
     width, as in a scan for a mean that changes (Olshen et al. 2004). `spread` compares it with the largest
-    of as many independent normal numbers; `effect` permutes the labels of the prompts.
+    of as many independent normal numbers; `effect` permutes the labels of the prompts. Where effects are
+    parts of one whole, a band that holds less than half of it is none: the effect is spread.
     """
     rng = np.random.default_rng(seed)
     profile = effects.profile
@@ -94,14 +98,15 @@ def find_band(effects: Effects, seed: int = 0) -> Band:
     spread = _p_value(_by_chance(len(profile)), float(height[0]))
     # Of the profile as a whole: a spread effect has no high band.
     effect = _p_value(np.square(effects.null(rng, RESAMPLES)).sum(axis=1), float(np.square(profile).sum()))
-    if effect > LEVEL or spread > LEVEL:
+    first, last = map(int, ends[0])
+    share = float(np.abs(profile[first : last + 1]).sum() / max(np.abs(profile).sum(), 1e-30))
+    if effect > LEVEL or spread > LEVEL or (effects.parts and share < LEAST_SHARE):
         verdict = NOTHING if effect > LEVEL else SPREAD
-        return Band(verdict, None, None, None, None, effect, spread)
+        return Band(verdict, None, None, None, None, share, effect, spread)
     drawn, _ = _highest(effects.resampled(rng, RESAMPLES))
     low = int(np.quantile(drawn[:, 0], ENDS[0], method="inverted_cdf"))
     high = int(np.quantile(drawn[:, 1], ENDS[1], method="inverted_cdf"))
-    first, last = map(int, ends[0])
-    return Band(BAND, first, last, min(low, first), max(high, last), effect, spread)
+    return Band(BAND, first, last, min(low, first), max(high, last), share, effect, spread)
 
 
 def _highest(

@@ -15,7 +15,7 @@ from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 
 COLUMNS = (
-    "localizer", "says", "verdict", "first", "last", "low", "high", "effect", "spread", "n_harmful",
+    "localizer", "says", "verdict", "first", "last", "low", "high", "share", "effect", "spread", "n_harmful",
     "n_harmless", "recommended",
 )  # fmt: skip
 # Of its band, in a table that also has rows by layer.
@@ -48,8 +48,8 @@ def locate(
     Returns:
         One row per localizer: localizer, says ("makes it", "can be changed", "can be seen"), verdict ("band",
         "spread", "nothing"), first and last layer of the band, low and high (95 %: where it begins and ends),
-        effect and spread (p-values of "no block does anything" and "no layers stand out"), n_harmful,
-        n_harmless, recommended (True for one).
+        share (of all effects, in the layers that stand out most), effect and spread (p-values of "no block
+        does anything" and "no layers stand out"), n_harmful, n_harmless, recommended (True for one).
 
     Raises:
         HookError: If `base` has another architecture, or needs to be of Hugging Face and is not.

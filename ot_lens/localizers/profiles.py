@@ -5,7 +5,7 @@ block adds is the difference between the sites after and before it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -106,7 +106,7 @@ def as_in_base(setting: Setting) -> Effects:
         assert isinstance(record, HuggingFaceRecord)
         return [(layer + 1, record.block_of_model(base, layer)) for layer in range(_depth(record))]
 
-    return _loss_of_refusal(setting, branches)
+    return replace(_loss_of_refusal(setting, branches), parts=True)
 
 
 def edited(setting: Setting, tokens: str) -> Effects:
@@ -239,7 +239,7 @@ def _without_destroyed(effects: Effects, damage: Float[np.ndarray, " layer"]) ->
         np.where(kept[:, None], x, m)
         for x, m in zip((effects.harmful, effects.harmless), medians, strict=True)
     ]
-    return Effects(*whole)
+    return replace(effects, harmful=whole[0], harmless=whole[1])
 
 
 def _without(model: Any, record: Record, layer: int, part: str | None) -> Float[Tensor, "batch pos d"]:

@@ -168,7 +168,10 @@ def _located(row: pd.Series) -> str:
         layers = f"layer {first} stands" if first == last else f"layers {first}-{last} stand"
         return f"{layers} out (95 % interval {row['low']} to {row['high']}, p = {row['spread']:.3f})"
     if row["verdict"] == SPREAD:
-        return f"spread over the layers, none stands out (p = {row['spread']:.2f})"
+        return (
+            f"spread over the layers; those that stand out most hold {row['share']:.0%} of the effect "
+            f"(p = {row['spread']:.3f})"
+        )
     return f"no layer has an effect (p = {row['effect']:.2f})"
 
 
