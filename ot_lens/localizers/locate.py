@@ -56,10 +56,7 @@ def locate(
         SinglePassError: If the model cannot be replayed block by block.
         PromptError: If prompts cannot be rendered.
     """
-    setting = Setting(model, prompts, base, batch_size, seed)
-    if base is not None:
-        _check_base(model, base)
-    return table_of(effects_of(setting, stage), seed)
+    return table_of(effects_of(Setting(model, prompts, base, batch_size, seed), stage), seed)
 
 
 def locate_by_layer(
@@ -92,16 +89,13 @@ def locate_by_layer(
         SinglePassError: If the model cannot be replayed block by block.
         PromptError: If prompts cannot be rendered.
     """
-    setting = Setting(model, prompts, base, batch_size, seed)
-    if base is not None:
-        _check_base(model, base)
-    found = effects_of(setting, stage)
-    located = table_of(found, seed).rename(columns=OF_BAND)
+    found = effects_of(Setting(model, prompts, base, batch_size, seed), stage)
+    bands = table_of(found, seed).rename(columns=OF_BAND)
     parts = [
         effects.by_layer(seed).assign(localizer=localizer.name, label=localizer.label, unit=localizer.unit)
         for localizer, effects in found.items()
     ]
-    return pd.concat(parts, ignore_index=True).merge(located, on="localizer")
+    return pd.concat(parts, ignore_index=True).merge(bands, on="localizer")
 
 
 def located(
@@ -120,6 +114,8 @@ def located(
 
 def effects_of(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:
     """The effects by which each localizer that is possible judges."""
+    if setting.base is not None:
+        _check_base(setting.model, setting.base)
     possible = [one for one in LOCALIZERS if setting.base is not None or not one.needs_base]
     found = {}
     with stage("localizers", len(possible)) as step:
