@@ -20,6 +20,7 @@ from ot_lens.behaviour import refusal_token_ids
 from ot_lens.behaviour.panel import values_of_logits, without_nan
 from ot_lens.errors import FitError
 from ot_lens.interventions import Edits, intervene
+from ot_lens.linalg import float64
 from ot_lens.localizers.bands import Effects
 from ot_lens.models import TokenBatch, backend, common_prefix, encode, post_instruction_tokens
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet, Prompt
@@ -256,10 +257,10 @@ def _instruction_means(setting: Setting, prompts: Sequence[Prompt]) -> Float64[T
     """The mean stream over the instruction's tokens at every site, prompts weighing the same."""
 
     def read(batch: TokenBatch, record: Record) -> list[Tensor]:
-        inside = setting.instruction(batch).double()
+        inside = setting.instruction(batch).cpu().double()
         weights = inside / inside.sum(dim=1, keepdim=True).clamp_min(1.0)
-        streams = map(record.by_prompt, record.streams)
-        means = [torch.einsum("bp,bpd->bd", weights.to(x.device), x.double()).cpu() for x in streams]
+        streams = (float64(record.by_prompt(x)) for x in record.streams)
+        means = [torch.einsum("bp,bpd->bd", weights.to(x.device), x).cpu() for x in streams]
         return list(torch.stack(means, dim=1))
 
     served, size = backend(setting.model), setting.batch_size

@@ -39,7 +39,7 @@ def run(served: Backend, batch: TokenBatch, *, last: bool) -> Record:
 def difference_of(logits: Float[Tensor, "*row batch d_vocab"], own: Float[Tensor, "batch d_vocab"]) -> float:
     """How far logits are from the model's own, relative to the largest; NaN if either is."""
     expected = float64(own)
-    off = (logits.to(own.device).double() - expected).abs().max() / expected.abs().max()
+    off = (float64(logits).to(expected.device) - expected).abs().max() / expected.abs().max()
     return float(off)
 
 

@@ -185,7 +185,7 @@ def _open_run(folder: Path) -> None:
 def _read_tables(folder: Path) -> None:
     found = RunFolder.open(folder).tables()
     if "localization" in found:
-        findings(found["localization"], folder)
+        findings(found, folder)
 
 
 def runs(files: Files) -> Iterator[Reader]:
