@@ -224,7 +224,7 @@ def real_sweep() -> Iterator[Row]:
 
 def _engines(name: str, model: Any, prompts: ContrastSet, bar: float, **options: Any) -> Row:
     tables, times, peaks = {}, {}, {}
-    few = (Contrast(*(group[:4] for _, group in contrast)) for _, contrast in prompts.splits)
+    few = (Contrast(*(group[:8] for _, group in contrast)) for _, contrast in prompts.splits)
     otl.localize(model, ContrastSet("few", *few), **options)  # what is only done once
     for engine in ("auto", "hooks"):
 
