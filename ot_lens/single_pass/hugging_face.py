@@ -55,24 +55,29 @@ class HuggingFaceRecord:
         self._own = slice(skipped, None)
         earlier = None if read is None else [_Prefix(layer.keys, layer.values) for layer in read.layers]
         cache = read or (DynamicCache() if self._start or last else None)
-        streams: list[Tensor] = []
         called = slice(self._start - skipped, None)
-        with Reversible(partial(self._listen, streams)):
-            output = hf_model(
-                input_ids=batch.tokens[:, called],
-                attention_mask=batch.mask,
-                position_ids=position_ids(batch.mask)[:, called],
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=1,
-            )
-        self.own_logits = output.logits[:, -1]
-        if len(streams) != len(self._layers) + 1:
-            raise SinglePassError("The model does not call each decoder layer once.")
+        logits, streams = self._record(
+            input_ids=batch.tokens[:, called],
+            attention_mask=batch.mask,
+            position_ids=position_ids(batch.mask)[:, called],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=1,
+        )
+        self.own_logits = logits[:, -1]
         # A slice would keep all of a stream alive.
         self.streams = [stream[:, self._own].clone() if skipped else stream for stream in streams]
         layers = range(len(self._layers)) if cache is not None else ()
         self._prefixes = earlier or [_prefix(cache, i, self._start) for i in layers]
+
+    def _record(self, **inputs: Any) -> tuple[Tensor, list[Tensor]]:
+        """The logits of a call of the model, and the stream entering each block and leaving the last."""
+        streams: list[Tensor] = []
+        with Reversible(partial(self._listen, streams)):
+            logits = self._hf_model(**inputs).logits
+        if len(streams) != len(self._layers) + 1:
+            raise SinglePassError("The model does not call each decoder layer once.")
+        return logits, streams
 
     def _listen(self, streams: list[Tensor], changes: Reversible[None]) -> None:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A recorded pass of prompts that begin alike, such as with a system prompt: what they share is read once."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.models import HFBackend, Reversible, TokenBatch, common_prefix, evaluating, token_batch
+from ot_lens.models import HFBackend, TokenBatch, common_prefix, evaluating, token_batch
 from ot_lens.models.architectures import decoder_layers, unembed
 from ot_lens.models.packing import Packed, pack
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
@@ -33,18 +32,14 @@ class PackedRecord(HuggingFaceRecord):
         self._calls, self._prefixes, self._last, self._start = [], [], False, 0
         self._mask, self._real = torch.ones_like(packed.ids, device=device), batch.mask.bool()
         self._last_tokens = torch.tensor(packed.ends, device=device) - 1
-        streams: list[Tensor] = []
-        with Reversible(partial(self._listen, streams)):
-            output = hf_model(
-                input_ids=packed.ids.to(device),
-                attention_mask=packed.additive_mask(hf_model.dtype).to(device),
-                position_ids=packed.positions.to(device),
-                use_cache=False,
-                logits_to_keep=self._last_tokens,
-            )
-        if len(streams) != len(self._layers) + 1:
-            raise SinglePassError("The model does not call each decoder layer once.")
-        self.own_logits, self.streams = output.logits[0], streams
+        logits, self.streams = self._record(
+            input_ids=packed.ids.to(device),
+            attention_mask=packed.additive_mask(hf_model.dtype).to(device),
+            position_ids=packed.positions.to(device),
+            use_cache=False,
+            logits_to_keep=self._last_tokens,
+        )
+        self.own_logits = logits[0]
 
     def logits(self, rows: Float[Tensor, "row one pos d"]) -> Float[Tensor, "row batch d_vocab"]:
         """Final norm and unembedding at the last position of each prompt."""
