@@ -90,10 +90,14 @@ from .study import verify_run as verify_run
 from .tables import one_direction as one_direction
 from .tables import overview as overview
 from .tables import verdict as verdict
+from .transport import ActivationMap as ActivationMap
 from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo
+from .transport import GatedMap as GatedMap
 from .transport import Method as Method
+from .transport import NormPreservingMap as NormPreservingMap
+from .transport import RotationMap as RotationMap
 from .transport import SupportMask as SupportMask
 from .transport import fit as fit
 from .transport import fit_ace as fit_ace
@@ -106,7 +110,12 @@ from .transport import fit_leace as fit_leace
 from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift
 from .transport import fit_pca_ot as fit_pca_ot
+from .transport import fit_rotation as fit_rotation
 from .transport import fit_subspace_ablation as fit_subspace_ablation
+from .transport import gated as gated
+from .transport import load_map as load_map
+from .transport import norm_preserving as norm_preserving
+from .transport import null_space as null_space
 from .transport import register_method as register_method
 from .transport import restrict_to_support as restrict_to_support
 

@@ -1,4 +1,4 @@
-"""Affine maps in hooks on a model, for as long as a `with` block lasts."""
+"""Maps in hooks on a model, for as long as a `with` block lasts."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, OtLensTypeError, one_of
 from ot_lens.models import ActiveFlag, Backend, Call, Reversible, backend, claim, release
-from ot_lens.transport import AffineMap, EntropicMap, SupportMask
+from ot_lens.transport import ActivationMap
 
 TOKEN_SCOPES = ("all", "prompt", "last", "generated")
 
@@ -25,13 +25,18 @@ Site = int | tuple[int, str]
 class RowMaps:
     """Maps of some rows of a batch each, at some positions, so that one batch holds many candidates."""
 
-    parts: "tuple[tuple[Int[Tensor, ' rows'], ActivationMap], ...]"
+    parts: "tuple[tuple[Int[Tensor, ' rows'], AppliedMap], ...]"
     positions: slice = field(default_factory=lambda: slice(None))
 
     @property
     def d_model(self) -> int:
         """Width of the activations."""
         return self.parts[0][1].d_model
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no row is moved."""
+        return all(edit.is_identity for _, edit in self.parts)
 
     def to(self, *args: Any, **kwargs: Any) -> "RowMaps":
         """The same on a device or in a dtype (see `AffineMap.to`)."""
@@ -46,10 +51,10 @@ class RowMaps:
         return edited
 
 
-# The maps that can be applied in a model.
-ActivationMap = AffineMap | SupportMask | EntropicMap | RowMaps
+# What can be applied in a model.
+AppliedMap = ActivationMap | RowMaps
 # Mapping is invariant in its key, and plain {layer: map} is the common case.
-Edits = Mapping[int, ActivationMap] | Mapping[tuple[int, str], ActivationMap] | Mapping[Site, ActivationMap]
+Edits = Mapping[int, AppliedMap] | Mapping[tuple[int, str], AppliedMap] | Mapping[Site, AppliedMap]
 
 
 def intervene(
@@ -112,7 +117,7 @@ def intervene(
     return Reversible(put)
 
 
-def everywhere(edit: ActivationMap, layers: Sequence[int]) -> dict[Site, ActivationMap]:
+def everywhere(edit: AppliedMap, layers: Sequence[int]) -> dict[Site, AppliedMap]:
     """One map at every block's input, attention output and MLP output, as Arditi ablates a direction.
 
     Args:
@@ -125,12 +130,12 @@ def everywhere(edit: ActivationMap, layers: Sequence[int]) -> dict[Site, Activat
     return {(layer, hook): edit for layer in layers for hook in ("resid_pre", "attn_out", "mlp_out")}
 
 
-def _site(served: Backend, site: Site, edit: ActivationMap, hook: str) -> tuple[HookPoint, ActivationMap]:
+def _site(served: Backend, site: Site, edit: AppliedMap, hook: str) -> tuple[HookPoint, AppliedMap]:
     layer, name = site if isinstance(site, tuple) else (site, hook)
-    if not isinstance(edit, ActivationMap):
+    if not isinstance(edit, AppliedMap):
         raise OtLensTypeError(
-            f"The edit at layer {layer} is a {type(edit).__name__}: pass an AffineMap, a SupportMask or "
-            "an EntropicMap."
+            f"The edit at layer {layer} is a {type(edit).__name__}: pass a map of ot_lens, such as an "
+            "AffineMap."
         )
     point = served.hook_point(layer, name)
     if name == "resid_mid" and not served.edits_resid_mid:
@@ -242,11 +247,11 @@ class _Scope(threading.local):
 class _Edit:
     """The hook function of one site."""
 
-    def __init__(self, edit: ActivationMap, scope: _Scope, flag: ActiveFlag) -> None:
+    def __init__(self, edit: AppliedMap, scope: _Scope, flag: ActiveFlag) -> None:
         self._edit = edit
         self._scope = scope
         self._flag = flag
-        self._prepared_maps: dict[tuple[torch.device, torch.dtype, bool], ActivationMap] = {}
+        self._prepared_maps: dict[tuple[torch.device, torch.dtype, bool], AppliedMap] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Edit":
         return self  # a copied model shares the flag, so its edit ends with the block
@@ -266,7 +271,7 @@ class _Edit:
             return self._edited(edit, x)
 
     def _edited(
-        self, edit: ActivationMap, x: Float[Tensor, "batch new d"]
+        self, edit: AppliedMap, x: Float[Tensor, "batch new d"]
     ) -> Float[Tensor, "batch new d"] | None:
         if self._scope.tokens == "all":
             return edit(x)
@@ -279,7 +284,7 @@ class _Edit:
         return torch.cat([x[:, : columns.start], edit(x[:, columns]), x[:, columns.stop :]], dim=1)
 
     def _at_last(
-        self, edit: ActivationMap, x: Float[Tensor, "batch new d"]
+        self, edit: AppliedMap, x: Float[Tensor, "batch new d"]
     ) -> Float[Tensor, "batch new d"] | None:
         if self._scope.is_past:
             return None
@@ -291,7 +296,7 @@ class _Edit:
         edited[rows, columns] = torch.where(inside[:, None], edit(chosen), chosen)
         return edited
 
-    def _prepared(self, x: Float[Tensor, "batch new d"]) -> ActivationMap:
+    def _prepared(self, x: Float[Tensor, "batch new d"]) -> AppliedMap:
         """The map on the activation's device, in the dtype of the computation; cached for the next call."""
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         # Tensors made in inference mode cannot be used in a call with gradients.

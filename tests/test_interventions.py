@@ -569,7 +569,7 @@ def test_a_map_is_computed_in_the_activations_precision_and_in_float32_at_least(
 
 
 # The check of shapes in tests comes before ours.
-NO_MAP = r"is a Tensor: pass an AffineMap, a SupportMask or an EntropicMap\.$|^Type-check error"
+NO_MAP = r"is a Tensor: pass a map of ot_lens, such as an AffineMap\.$|^Type-check error"
 
 
 @pytest.mark.parametrize(

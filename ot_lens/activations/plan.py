@@ -3,11 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ot_lens.activations.numbers import resolve_dtype
 from ot_lens.activations.positions import THOUGHT_END, Positions, check_length, labels, resolve_positions
@@ -17,7 +16,6 @@ from ot_lens.interventions import Edits
 from ot_lens.models import TOKEN_BUDGET, Backend, backend, check_layer, encode, model_record
 from ot_lens.models.batching import groups_by_length
 from ot_lens.prompts import Contrast, Prompt
-from ot_lens.transport import AffineMap
 
 # Prompts that are tokenized together while planning; only their lengths are kept.
 TOKENIZED = 1024
@@ -177,13 +175,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 def _digest(edit: Any) -> str:
-    """Hash of every tensor of a map, in the order of its fields."""
-    digest = hashlib.sha256()
-    for entry in fields(edit):
-        part = getattr(edit, entry.name)
-        if isinstance(part, Tensor):
-            digest.update(part.detach().cpu().double().contiguous().numpy().tobytes())
-        elif isinstance(part, AffineMap):
-            digest.update(_digest(part).encode())
-        digest.update(b"|")
+    """Hash of every parameter of a map."""
+    digest = hashlib.sha256(json.dumps([type(edit).__name__, edit.settings()], sort_keys=True).encode())
+    for name, part in sorted(edit.tensors().items()):
+        digest.update(name.encode() + part.detach().cpu().double().contiguous().numpy().tobytes() + b"|")
     return digest.hexdigest()

@@ -68,7 +68,7 @@ def _computed(run: OpenRun, state: State) -> Mapping[str, pd.DataFrame]:
 
 def _computing_code(run: OpenRun, state: State) -> list[str]:
     maps = [
-        f"    {_label(key)!r}: otl.AffineMap.load(run / {str(path.relative_to(run.path))!r})"
+        f"    {_label(key)!r}: otl.load_map(run / {str(path.relative_to(run.path))!r})"
         f".at({state.strength!r}),"
         for key in state.keys
         for path in [run.map_path(key, state.layer)]

@@ -14,7 +14,7 @@ from ot_lens.errors import ConfigError, FitError, OtLensError, RunFolderError, T
 from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, map_folder, parse_config
-from ot_lens.transport import AffineMap
+from ot_lens.transport import ActivationMap, load_map
 
 SPLIT = "test"
 Made = TypeVar("Made")
@@ -88,7 +88,7 @@ class OpenRun:
             folder = map_folder(method)
             files = sorted((self.path / "maps" / folder).glob("layer-*.safetensors"))
             try:
-                k = method.k([AffineMap.load(path) for path in files[:1]])
+                k = method.k([load_map(path) for path in files[:1]])
             except OtLensError as error:
                 self.faults[folder] = str(error)
                 continue
@@ -104,10 +104,10 @@ class OpenRun:
                 return path
         raise RunFolderError(f"This run holds no map of {key} at layer {layer}.")
 
-    def map(self, key: str, layer: int) -> AffineMap:
+    def map(self, key: str, layer: int) -> ActivationMap:
         """The stored map of a method at a layer; see `map_path`."""
         path = self.map_path(key, layer)
-        return self.kept(("map", key, layer), lambda: AffineMap.load(path))
+        return self.kept(("map", key, layer), lambda: load_map(path))
 
     @cached_property
     def activations(self) -> Activations | None:

@@ -22,10 +22,10 @@ from ot_lens.tables import (
     SINGLE,
     layers_label,
 )
-from ot_lens.transport import AffineMap
+from ot_lens.transport import ActivationMap
 
 Layers = tuple[int, ...]
-Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
+Maps = Mapping[MethodSpec, Mapping[int, ActivationMap]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Candidate:
     @property
     def unedited(self) -> bool:
         """Whether every map is the identity, as at layer 0 if all prompts end in the same token."""
-        return all(isinstance(e, AffineMap) and e.is_identity for e in self.edits.values())
+        return all(edit.is_identity for edit in self.edits.values())
 
     @property
     def at_one_layer(self) -> bool:
@@ -131,7 +131,7 @@ def candidate_at(
     layer_set: str,
     layers: Layers,
     method: MethodSpec,
-    by_layer: Mapping[int, AffineMap],
+    by_layer: Mapping[int, ActivationMap],
     settings: SweepSettings,
     **fields: Any,
 ) -> Candidate:
@@ -142,7 +142,7 @@ def candidate_at(
 
 
 def edits_at(
-    method: MethodSpec, by_layer: Mapping[int, AffineMap], layers: Sequence[int], n_layers: int
+    method: MethodSpec, by_layer: Mapping[int, ActivationMap], layers: Sequence[int], n_layers: int
 ) -> Edits:
     """The edits of a method at a set of layers; "rfa" uses one layer's direction everywhere."""
     if method.everywhere:
@@ -162,7 +162,7 @@ def _checked_set(layers: Sequence[int], maps: Maps) -> Layers:
 
 def _scaled(
     maps: Maps, strengths: Sequence[float]
-) -> Iterator[tuple[MethodSpec, float, dict[int, AffineMap]]]:
+) -> Iterator[tuple[MethodSpec, float, dict[int, ActivationMap]]]:
     for method, by_layer in maps.items():
         for strength in strengths:
             scaled = {layer: edit if strength == 1 else edit.at(strength) for layer, edit in by_layer.items()}

@@ -14,7 +14,7 @@ from ot_lens.localization.methods import MethodSpec, fit_maps
 from ot_lens.localization.settings import RANDOM, SweepPlan, SweepSettings
 from ot_lens.prompts import CLASSES
 from ot_lens.tables import SINGLE
-from ot_lens.transport import AffineMap, method_named
+from ot_lens.transport import ActivationMap, AffineMap, method_named
 
 # Methods to compare with: a shift alone, and single coordinates alone.
 REFERENCES = tuple(MethodSpec(name) for name in transport.REFERENCES)
@@ -65,15 +65,17 @@ def swapped(acts: Activations) -> Activations:
 
 
 def random_subspace(
-    edit: AffineMap, samples: Float64[Tensor, "n d"], *, generator: torch.Generator
+    edit: ActivationMap, samples: Float64[Tensor, "n d"], *, generator: torch.Generator
 ) -> AffineMap | None:
-    """Rotate a map's displacement into a random subspace about the samples' mean; None for a diagonal map.
+    """Rotate an affine map's displacement into a random subspace about the samples' mean.
+
+    None for maps that no rotation preserves: diagonal ones, and those that are not affine.
 
     D(x) = T(x) - x = c + U V'(x - m), with m the mean of the samples. The columns of [U, V, c] keep their
     mutual inner products but span random directions, and a factor on U and c preserves the mean norm of the
     displacement over the samples.
     """
-    if edit.scale is not None:
+    if not isinstance(edit, AffineMap) or edit.scale is not None:
         return None
     if edit.is_identity:
         return edit

@@ -12,7 +12,7 @@ from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError, HookError, OtLensTypeError
 from ot_lens.execution import as_runner
 from ot_lens.prompts import Contrast
-from ot_lens.transport import AffineMap, fit_all, method_named
+from ot_lens.transport import ActivationMap, fit_all, method_named, resolved
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MethodSpec:
         """Whether the map of one layer edits every block."""
         return method_named(self.name).everywhere
 
-    def k(self, fitted: Sequence[AffineMap]) -> int | None:
+    def k(self, fitted: Sequence[ActivationMap]) -> int | None:
         """Rank for the table: as asked for; where it was left to the fit, the one that all its maps share."""
         fit = method_named(self.name).fit
         parameter = None if fit is None else signature(fit).parameters.get("k")
@@ -66,8 +66,8 @@ def _as_method(item: Mapping[str, Any] | MethodSpec) -> MethodSpec:
     if isinstance(item, Mapping):
         params = dict(item)
         item = MethodSpec(str(params.pop("name", "")), params)
-    method_named(item.name)
-    return item
+    known, params = resolved(item.name, item.params)
+    return MethodSpec(known.name, params)
 
 
 def fit_maps(
@@ -77,16 +77,17 @@ def fit_maps(
     layers: Sequence[int],
     position: int,
     progress: Callable[[int], None] = lambda _done: None,
-) -> dict[MethodSpec, dict[int, AffineMap]]:
+) -> dict[MethodSpec, dict[int, ActivationMap]]:
     """Every method's map at every layer, each layer fitted on the unedited stream."""
     missing = [layer for layer in layers if layer not in acts.layers]
     if missing:
         raise HookError(f"layer {missing[0]} was not captured: capture it, or leave it out of layers.")
-    fitted: dict[tuple[object, str], dict[int, AffineMap]] = {}
+    fitted: dict[tuple[object, ...], dict[int, ActivationMap]] = {}
     maps = {}
     for method in methods:
         # Methods with the same batched fit, such as directional ablation and RFA, share its maps.
-        key = (method_named(method.name).batch or method.name, repr(sorted(method.params.items())))
+        known = method_named(method.name)
+        key = (known.batch or known.name, known.modifiers, repr(sorted(method.params.items())))
         if key not in fitted:
             fitted[key] = fit_all(acts, method.name, position=position, **method.params)
         maps[method] = {layer: fitted[key][layer] for layer in layers}
@@ -106,7 +107,7 @@ def fit_sequentially(
     batch_size: int = 64,
     acts: Activations | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[MethodSpec, dict[int, AffineMap]]:
+) -> dict[MethodSpec, dict[int, ActivationMap]]:
     """Fit layer by layer from the bottom, each layer with the edits below it active.
 
     The harmless activations of every fit are unedited: the target is the model's own harmless distribution.
@@ -134,7 +135,9 @@ def fit_sequentially(
     options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
     if acts is None:
         acts = capture(runner, prompts, layers=layers, **options)
-    maps: dict[MethodSpec, dict[int, AffineMap]] = {method: {} for method in methods if not method.everywhere}
+    maps: dict[MethodSpec, dict[int, ActivationMap]] = {
+        method: {} for method in methods if not method.everywhere
+    }
     for layer in sorted(layers):
         tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}
         target = acts.harmless(layer, position)[None, :, None]
@@ -158,8 +161,8 @@ def _fit_above(
     target: Float64[Tensor, "1 n 1 d"],
     layer: int,
     options: Mapping[str, Any],
-    task: tuple[MethodSpec, Mapping[int, AffineMap]],
-) -> AffineMap:
+    task: tuple[MethodSpec, Mapping[int, ActivationMap]],
+) -> ActivationMap:
     """A method's map at a layer, fitted on activations that its maps below have moved."""
     method, below = task
     moved = capture(model, prompts, layers=[layer], edits=below, **options)

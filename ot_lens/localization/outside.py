@@ -21,7 +21,7 @@ from ot_lens.models import Reversible, TokenBatch, backend, batches_of_rows, by_
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass import Observe
 from ot_lens.tables import NOT_A_CONTROL
-from ot_lens.transport import TRANSPORT, method_label, method_named
+from ot_lens.transport import method_label, method_named
 
 MOST_OUTSIDE = 0.05
 
@@ -78,7 +78,7 @@ def warn_of_domains(table: pd.DataFrame) -> None:
         OutOfDomainWarning: If the share is more than 5 %.
     """
     rows = table[(table["measure"] == "out_of_domain_share") & (table["value"] > MOST_OUTSIDE)]
-    rows = rows[[method_named(name).family == TRANSPORT for name in rows["method"]]]
+    rows = rows[[method_named(name).is_local for name in rows["method"]]]
     if rows.empty:
         return
     worst = rows.groupby(["method", "k"], dropna=False, sort=False)["value"].max().reset_index()

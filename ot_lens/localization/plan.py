@@ -15,7 +15,7 @@ from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 from ot_lens.tables import ALL, INDUCE, SEQUENTIAL, SINGLE
-from ot_lens.transport import AffineMap, method_named
+from ot_lens.transport import ActivationMap, method_named
 
 
 def fit_sweep(
@@ -24,7 +24,7 @@ def fit_sweep(
     settings: SweepSettings,
     plan: SweepPlan,
     stage: Stage = silent,
-) -> dict[MethodSpec, dict[int, AffineMap]]:
+) -> dict[MethodSpec, dict[int, ActivationMap]]:
     """The map of every method at every layer, including the references that come with controls."""
     fitted = [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
     with stage("maps", len(fitted)) as step:
@@ -46,7 +46,7 @@ def plan_sweep(
     generates = plan.answers == "all"
     planned = candidates(maps, settings, plan.sets, plan.strengths, generates=generates)
     if SEQUENTIAL in plan.fitting and set(plan.sets) - {SINGLE} and len(layers) > 1:
-        later: dict[MethodSpec, dict[int, AffineMap]] = {}
+        later: dict[MethodSpec, dict[int, ActivationMap]] = {}
         with stage("sequential maps", len(layers) * sum(not method.everywhere for method in maps)) as step:
             for scope in {settings.scope(method.name): None for method in maps}:
                 later |= fit_sequentially(

@@ -11,7 +11,7 @@ from ot_lens.errors import HookError, one_of
 from ot_lens.interventions import TOKEN_SCOPES
 from ot_lens.models import backend
 from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SETS
-from ot_lens.transport import TRANSPORT, method_named
+from ot_lens.transport import method_named
 
 ENGINES = ("auto", "single_pass", "hooks")
 # "auto": each method's own scope; see `scope_of`.
@@ -114,7 +114,7 @@ def scope_of(method: str, tokens: str, position: int) -> str:
     """
     known = method_named(method)
     asked = next((scope for scope in (tokens, known.tokens) if scope != AUTO), None)
-    fitted = "last" if known.family == TRANSPORT and position == -1 else "all"
+    fitted = "last" if known.is_local and position == -1 else "all"
     return asked or fitted
 
 

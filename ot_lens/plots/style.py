@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ot_lens import transport
+from ot_lens.transport import find_method
 
 # name -> (matplotlib, plotly)
 MARKERS = {
@@ -91,9 +92,10 @@ def method_mark(method: str, k: Any = None) -> Mark:
     """Mark of a method, of a (method, k) pair, or of a label such as `"pca_ot (k = 2)"`."""
     name, rank = split_label(method, k)
     mark = _mark(name)
-    if name == "pca_ot" and rank is not None:
+    if name.startswith("pca_ot") and rank is not None:
         color, marker, dash = RANKS[max(key for key in RANKS if key <= max(rank, 1))]
-        mark = replace(mark, color=color, marker=marker, dash=dash)
+        mark = replace(mark, color=color)
+        mark = replace(mark, marker=marker, dash=dash) if name == "pca_ot" else mark
     inside = method[len(name) :].strip(" ()") or (f"k = {rank}" if rank is not None else "")
     return replace(mark, label=f"{mark.label} ({inside})") if inside else mark
 
@@ -110,16 +112,17 @@ def split_label(method: str, k: Any = None) -> tuple[str, int | None]:
 def method_order(method: str, k: Any = None) -> tuple[int, str, int]:
     """Sort key: the baseline, projections, shifts, transport by rank, then what is not known here by name."""
     name, rank = split_label(method, k)
-    names = ["none", *METHODS]
-    return (names.index(name) if name in names else len(names), name, rank or 0)
+    known = find_method(name)
+    order = -1 if name == "none" else transport.Method.order + 10 if known is None else known.order
+    return (order, name, rank or 0)
 
 
 def _mark(name: str) -> Mark:
     """The mark of a method by name; an unknown one has a fixed look that depends on its name."""
     if name == "none":
         return BASELINE
-    if name in METHODS:
-        known = METHODS[name]
+    known = find_method(name)
+    if known is not None:
         return Mark(known.label, known.colour, known.marker, known.dash, known.group)
     number, markers = zlib.crc32(name.encode()), list(MARKERS)
     return Mark(name, SPARE[number % len(SPARE)], markers[number % len(markers)], "dashdot", OTHER)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ot_lens.errors import SinglePassError
 from ot_lens.generation import Completion, completion, generated, opened_thoughts
-from ot_lens.interventions import ActivationMap, Edits, RowMaps, Site, intervene
+from ot_lens.interventions import AppliedMap, Edits, RowMaps, Site, intervene
 from ot_lens.models import HFBackend, Reversible, TokenBatch, backend, batches_of_rows, encode
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.forced import Forcing, Plan, Reading, Row, by_map
@@ -293,11 +293,11 @@ class _Sweep:
         return given
 
 
-def _by_site(edits: Edits, hook: str) -> dict[tuple[int, str], ActivationMap]:
+def _by_site(edits: Edits, hook: str) -> dict[tuple[int, str], AppliedMap]:
     return {site if isinstance(site, tuple) else (site, hook): edit for site, edit in edits.items()}
 
 
-def _rowwise(by_row: Sequence[Mapping[tuple[int, str], ActivationMap]]) -> dict[Site, ActivationMap]:
+def _rowwise(by_row: Sequence[Mapping[tuple[int, str], AppliedMap]]) -> dict[Site, AppliedMap]:
     """The edits of a batch whose rows have different ones."""
     sites = dict.fromkeys(site for edits in by_row for site in edits)
     return {site: RowMaps(by_map((i, edits.get(site)) for i, edits in enumerate(by_row))) for site in sites}

@@ -9,13 +9,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.interventions import ActivationMap, Edits
+from ot_lens.interventions import AppliedMap, Edits
 from ot_lens.linalg import float64
 from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches_of_rows, by_row, encode
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass.packed import PackedRecord, packable, parts
 from ot_lens.single_pass.walk import Plan, Record, difference_of, replayed, rounding, run, walk
-from ot_lens.transport import AffineMap
 
 MEMORY_BUDGET = 2**30
 # On a CPU a block is fastest on what fits its caches; an accelerator on as much as it can hold.
@@ -23,7 +22,7 @@ CPU_TOKENS = 1024
 
 T = TypeVar("T")
 # `Plan` of a walk whose changes are maps.
-EditPlan = tuple[tuple[int, ActivationMap], ...]
+EditPlan = tuple[tuple[int, AppliedMap], ...]
 Reduce = Callable[[Float[Tensor, "row batch d_vocab"], Float[Tensor, "batch d_vocab"]], Tensor]
 # Of the unedited stream entering each block and leaving the last one.
 Observe = Callable[[TokenBatch, Sequence[Float[Tensor, "batch pos d"]]], Float64[Tensor, "batch column"]]
@@ -193,7 +192,7 @@ def _plan(served: Backend, edits: Edits, hook: str) -> EditPlan:
     for site, edit in edits.items():
         layer, name = site if isinstance(site, tuple) else (site, hook)
         served.hook_point(layer, name)
-        if isinstance(edit, AffineMap) and edit.is_identity:
+        if edit.is_identity:
             continue
         sites.append((layer + (name == "resid_post"), edit))
     return tuple(sorted(sites, key=lambda item: item[0]))
@@ -243,9 +242,9 @@ def swept(
 
 def _on_device(plans: Sequence[EditPlan], streams: Sequence[Float[Tensor, "batch pos d"]]) -> list[EditPlan]:
     """The maps in the dtype of their computation, on the device of the stream they edit, still shared."""
-    converted: dict[tuple[int, torch.device], ActivationMap] = {}
+    converted: dict[tuple[int, torch.device], AppliedMap] = {}
 
-    def prepared(site: int, edit: ActivationMap) -> ActivationMap:
+    def prepared(site: int, edit: AppliedMap) -> AppliedMap:
         stream = streams[site]
         dtype = torch.float32 if stream.dtype in (torch.float16, torch.bfloat16) else stream.dtype
         key = (id(edit), stream.device)

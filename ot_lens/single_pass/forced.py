@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ot_lens.errors import nan_logits
-from ot_lens.interventions import ActivationMap, Edits, RowMaps, intervene
+from ot_lens.interventions import AppliedMap, Edits, RowMaps, intervene
 from ot_lens.models import HFBackend, TokenBatch, batches_of_rows, evaluating, in_memory
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 from ot_lens.single_pass.prefixes import Prefixes
 from ot_lens.single_pass.walk import replayed
-from ot_lens.transport import AffineMap
 
 # Bytes for the streams of a batch of sequences, and for the logits of a few rows.
 STREAMS, LOGITS = 2**28, 2**27
@@ -52,17 +51,17 @@ class Reading:
 class Plan:
     """The edits of one candidate: of the stream that enters a block, by block, and inside blocks."""
 
-    entering: dict[int, ActivationMap]  # block n_layers is the final norm
-    inside: dict[int, dict[str, ActivationMap]]
+    entering: dict[int, AppliedMap]  # block n_layers is the final norm
+    inside: dict[int, dict[str, AppliedMap]]
 
     @classmethod
     def of(cls, edits: Edits, hook: str) -> "Plan":
         """The plan of edits; those that change nothing are left out."""
-        entering: dict[int, ActivationMap] = {}
-        inside: dict[int, dict[str, ActivationMap]] = {}
+        entering: dict[int, AppliedMap] = {}
+        inside: dict[int, dict[str, AppliedMap]] = {}
         for site, edit in edits.items():
             layer, name = site if isinstance(site, tuple) else (site, hook)
-            if isinstance(edit, AffineMap) and edit.is_identity:
+            if edit.is_identity:
                 continue
             if name in ("resid_pre", "resid_post"):
                 entering[layer + (name == "resid_post")] = edit
@@ -256,10 +255,10 @@ def _alike(sequences: Sequence[Exchange]) -> Iterator[list[Exchange]]:
         yield list(group)
 
 
-def by_map(numbered: Iterable[tuple[int, ActivationMap | None]]) -> tuple[tuple[Tensor, ActivationMap], ...]:
+def by_map(numbered: Iterable[tuple[int, AppliedMap | None]]) -> tuple[tuple[Tensor, AppliedMap], ...]:
     """The rows of each map."""
     rows: dict[int, list[int]] = {}
-    maps: dict[int, ActivationMap] = {}
+    maps: dict[int, AppliedMap] = {}
     for number, edit in numbered:
         if edit is not None:
             rows.setdefault(id(edit), []).append(number)

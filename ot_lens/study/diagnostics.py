@@ -25,7 +25,7 @@ from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.sweeping import FolderCache, Maps, capture_options
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
-from ot_lens.transport import AffineMap, Method, method_named
+from ot_lens.transport import ActivationMap, Method, method_named
 
 # Resamples of quantities that need an eigendecomposition each; enough for a 95 % band.
 FEW_RESAMPLES = 60
@@ -76,7 +76,7 @@ class Study:
         return self.resamples | counts
 
     @property
-    def compared(self) -> dict[str, Mapping[int, AffineMap]]:
+    def compared(self) -> dict[str, Mapping[int, ActivationMap]]:
         """Maps of the methods that are compared in detail, by label; of the first three if there are none."""
         own = [method for method in self.maps if method_named(method.name).order >= Method.order]
         chosen = [method for method in self.maps if method.name in COMPARED]

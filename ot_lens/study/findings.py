@@ -26,7 +26,7 @@ from ot_lens.tables import (
     verdict,
 )
 from ot_lens.tables.verdict import LEVEL
-from ot_lens.transport import METHODS, PROJECTION, REFERENCES, TRANSPORT, method_label
+from ot_lens.transport import PROJECTION, REFERENCES, TRANSPORT, find_method, method_label
 
 # Share of answers, neither refused nor coherent, that a sentence mentions.
 INCOHERENT = 0.10
@@ -259,9 +259,10 @@ def _together_sentence(start: str, together: pd.DataFrame) -> str:
 
 def _compared_as(method: str) -> str:
     """The family of a method; shifts and coordinate-wise maps are references for both."""
-    if method not in METHODS or method in REFERENCES:
+    known = find_method(method)
+    if known is None or method in REFERENCES:
         return ""
-    return TRANSPORT if METHODS[method].family == TRANSPORT else PROJECTION
+    return TRANSPORT if known.family == TRANSPORT else PROJECTION
 
 
 def _comparison_sentences(table: pd.DataFrame, best: pd.DataFrame) -> list[str]:

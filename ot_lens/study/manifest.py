@@ -55,6 +55,7 @@ class _Method(BaseModel):
     marker: str = "star"
     dash: str = "dashdot"
     order: int = Field(1000, ge=0, le=10_000)
+    modifiers: list[Literal["null_space", "gated", "gated_threshold", "norm_preserving"]] = []
 
     @model_validator(mode="after")
     def _can_be_shown(self) -> "_Method":

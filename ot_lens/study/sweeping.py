@@ -17,14 +17,14 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.preparation import Work, sweep_plan
 from ot_lens.tables import join
-from ot_lens.transport import AffineMap
+from ot_lens.transport import ActivationMap, load_map
 
 # Folders of cached results below tables/: what the filter keeps, needed as long as the model is; the measured
 # candidates until they are joined, and what planning them needed.
 FILTERED = "filtered"
 PARTS = "parts"
 PLANNED = f"{PARTS}/planned"
-Maps = Mapping[MethodSpec, Mapping[int, AffineMap]]
+Maps = Mapping[MethodSpec, Mapping[int, ActivationMap]]
 
 
 class FolderCache:
@@ -38,12 +38,12 @@ class FolderCache:
 
     def __getitem__(self, name: str) -> Any:
         if self._map(name).is_file():
-            return AffineMap.load(self._map(name))
+            return load_map(self._map(name))
         table = self._folder.read_table(self._table(name))
         return table["result"].tolist() if list(table.columns) == ["result"] else table
 
     def __setitem__(self, name: str, result: Any) -> None:
-        if isinstance(result, AffineMap):
+        if isinstance(result, ActivationMap):
             result.save(self._map(name))
             return
         table = result if isinstance(result, pd.DataFrame) else pd.DataFrame({"result": result})

@@ -2,23 +2,22 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ot_lens.errors import ActivationError, FitError
-from ot_lens.samples import Edit
-from ot_lens.transport import storage
+from ot_lens.errors import FitError
 from ot_lens.transport.algebra import compressed, woodbury_inverse
 from ot_lens.transport.info import FitInfo, map_table
+from ot_lens.transport.maps import ActivationMap, cast_back, check_strength, moved_to, working_dtype
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AffineMap(Edit):
+class AffineMap(ActivationMap):
     """A frozen affine map of activations, kept as a diagonal plus a rank-k change; never a d x d matrix.
 
     Attributes:
@@ -34,6 +33,9 @@ class AffineMap(Edit):
     bias: Float[Tensor, " d"]
     scale: Float[Tensor, " d"] | None = None
     info: FitInfo = dataclasses.field(default_factory=FitInfo)
+
+    SHAPES: ClassVar[Mapping[str, str]] = {"U": "d k", "V": "d k", "bias": "d", "scale": "d"}
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     @classmethod
     def identity(
@@ -54,16 +56,6 @@ class AffineMap(Edit):
     def rank(self) -> int:
         """Columns of U and V."""
         return self.U.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.bias.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters, not of what `map` returns."""
-        return self.bias.dtype
 
     @functools.cached_property
     def is_identity(self) -> bool:
@@ -96,25 +88,13 @@ class AffineMap(Edit):
         self._check_input(x)
         if self.is_identity:
             return x
-        working = torch.float64 if x.dtype == torch.float64 else torch.float32
+        working = working_dtype(x)
         V, extended, scale = self._parameters(working)
         rows = x.reshape(-1, self.d_model).to(working)
         # The bias rides along as one more column of U against a constant 1, which saves a pass over x.
         coefficients = torch.nn.functional.pad(rows @ V, (0, 1), value=1.0)
         moved = torch.addmm(rows if scale is None else rows * scale, coefficients, extended)
-        return _cast_back(moved, x)
-
-    def _check_input(self, x: Tensor) -> None:
-        if not x.dtype.is_floating_point:
-            raise ActivationError(f"Activations have dtype {x.dtype}: a map needs real floating point.")
-        if x.ndim == 0 or x.shape[-1] != self.d_model:
-            raise ActivationError(
-                f"Activations have shape {list(x.shape)}: this map is of width d = {self.d_model}."
-            )
-        if x.device != self.device:
-            raise ActivationError(
-                f"Activations are on {x.device}, the map on {self.device}: call .to({str(x.device)!r})."
-            )
+        return cast_back(moved, x)
 
     def at(self, strength: float) -> "AffineMap":
         """T_t(x) = x + t (T(x) - x): the point t of the McCann geodesic when T is an optimal map.
@@ -122,8 +102,7 @@ class AffineMap(Edit):
         Raises:
             FitError: If t is outside [0, 1].
         """
-        if not 0.0 <= strength <= 1.0:
-            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map.")
+        check_strength(strength)
         info = dataclasses.replace(self.info, strength=self.info.strength * strength)
         if strength == 0.0:
             return dataclasses.replace(
@@ -170,23 +149,10 @@ class AffineMap(Edit):
         Raises:
             FitError: If the dtype is not floating point.
         """
-        for argument in args:
-            if isinstance(argument, torch.dtype):
-                dtype = argument
-            elif argument is not None:
-                device = argument
-        if dtype is not None and not dtype.is_floating_point:
-            raise FitError(f"A map cannot be kept in {dtype}: use a floating dtype.")
-        moved = {name: part.to(device=device, dtype=dtype) for name, part in self.tensors().items()}
+        moved = {
+            name: moved_to(part, *args, device=device, dtype=dtype) for name, part in self.tensors().items()
+        }
         return AffineMap(**moved, info=self.info)
-
-    def labelled(self, **fields: Any) -> "AffineMap":
-        """The same map with fields of `info` replaced, e.g. `labelled(layer=4, position=-1)`."""
-        return dataclasses.replace(self, info=dataclasses.replace(self.info, **fields))
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically, with `info` as its metadata."""
-        storage.write_tensors(Path(path), self.tensors(), "AffineMap", self.info)
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by name."""
@@ -194,13 +160,8 @@ class AffineMap(Edit):
         return {name: part for name, part in named.items() if part is not None}
 
     @classmethod
-    def load(cls, path: str | Path) -> "AffineMap":
-        """Read a map that `save` wrote, onto the CPU.
-
-        Raises:
-            RunFolderError: If the file does not exist, is incomplete or is not a map.
-        """
-        tensors, info = storage.read_tensors(Path(path), "AffineMap", required=("U", "V", "bias"))
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], info: FitInfo) -> "AffineMap":  # noqa: ARG003
+        """The map of stored parameters."""
         return cls(tensors["U"], tensors["V"], tensors["bias"], tensors.get("scale"), info)
 
     def __repr__(self) -> str:
@@ -217,18 +178,6 @@ class AffineMap(Edit):
         diagonal = ", and a diagonal" if self.scale is not None else ""
         size = {"d_model": str(self.d_model), "rank": f"{self.rank}{diagonal}"}
         return map_table(self.info, size | {"dtype": str(self.dtype).removeprefix("torch.")})
-
-
-def _cast_back(moved: Tensor, x: Tensor) -> Tensor:
-    result = moved.to(x.dtype).reshape(x.shape)
-    narrow = x.dtype in (torch.float16, torch.bfloat16)
-    if narrow and bool(torch.isinf(result).any()) and bool(torch.isfinite(x).all()):
-        peak = float(moved.abs().max())
-        raise ActivationError(
-            f"The map's image overflows {x.dtype} (largest value {peak:.3g}): run the model in bfloat16 or "
-            "float32, or lower the strength."
-        )
-    return result
 
 
 def _joined(after: FitInfo, before: FitInfo) -> FitInfo:

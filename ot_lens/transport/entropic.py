@@ -1,22 +1,23 @@
 """Entropic optimal transport by POT: the reference that is not affine (Cuturi 2013)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from ot_lens.errors import ActivationError, FitError
+from ot_lens.errors import FitError
 from ot_lens.linalg import all_equal, checks_samples
-from ot_lens.samples import Edit
 from ot_lens.transport.info import FitInfo, warn_of
+from ot_lens.transport.maps import ActivationMap, cast_back, check_strength, moved_to, number
 
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class EntropicMap(Edit):
+class EntropicMap(ActivationMap):
     """Barycentric projection of the Sinkhorn plan, T(x) = sum_j y_j w_j(x).
 
     w(x) is the softmax of (potential_j - ||x - y_j||^2) / epsilon. On the samples it was fitted to this is
@@ -36,37 +37,26 @@ class EntropicMap(Edit):
     strength: float = 1.0
     info: FitInfo = field(default_factory=FitInfo)
 
+    SHAPES: ClassVar[Mapping[str, str]] = {"targets": "n_S d", "potential": "n_S"}
+
     @property
     def d_model(self) -> int:
         """Width of the activations."""
         return self.targets.shape[1]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the targets are."""
-        return self.targets.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the targets."""
-        return self.targets.dtype
-
     def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The moved activations, in their dtype; computed in that of the targets.
 
         Raises:
-            ActivationError: another width, or an integer or complex dtype.
+            ActivationError: see `AffineMap.map`.
         """
-        if not x.dtype.is_floating_point or x.shape[-1] != self.d_model:
-            raise ActivationError(
-                f"Activations are {list(x.shape)} {x.dtype}: this map is of width {self.d_model}."
-            )
+        self._check_input(x)
         rows = x.reshape(-1, self.d_model).to(self.targets.dtype)
         weights = torch.softmax(
             (self.potential - _squared_distances(rows, self.targets)) / self.epsilon, dim=1
         )
         moved = rows + self.strength * (weights @ self.targets - rows)
-        return moved.to(x.dtype).reshape(x.shape)
+        return cast_back(moved, x)
 
     def at(self, strength: float) -> "EntropicMap":
         """X + t (T(x) - x).
@@ -74,14 +64,27 @@ class EntropicMap(Edit):
         Raises:
             FitError: t outside [0, 1].
         """
-        if not 0.0 <= strength <= 1.0:
-            raise FitError(f"strength = {strength} is outside [0, 1]: 0 is the identity, 1 the whole map.")
-        return EntropicMap(self.targets, self.potential, self.epsilon, strength * self.strength, self.info)
+        check_strength(strength)
+        return replace(self, strength=strength * self.strength)
 
     def to(self, *args: Any, **kwargs: Any) -> "EntropicMap":
         """The same on a device or in a dtype."""
-        targets, potential = (part.to(*args, **kwargs) for part in (self.targets, self.potential))
-        return EntropicMap(targets, potential, self.epsilon, self.strength, self.info)
+        targets, potential = (moved_to(part, *args, **kwargs) for part in (self.targets, self.potential))
+        return replace(self, targets=targets, potential=potential)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {"targets": self.targets, "potential": self.potential}
+
+    def settings(self) -> dict[str, Any]:
+        """Regularization and strength."""
+        return {"epsilon": self.epsilon, "strength": self.strength}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], info: FitInfo) -> "EntropicMap":
+        """The map of stored parameters."""
+        epsilon, strength = (number(settings, name) for name in ("epsilon", "strength"))
+        return cls(tensors["targets"], tensors["potential"], epsilon, strength, info)
 
 
 def _squared_distances(X: Float[Tensor, "a d"], Y: Float[Tensor, "b d"]) -> Float[Tensor, "a b"]:

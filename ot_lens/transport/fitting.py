@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from inspect import Signature, signature
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import Float64
@@ -14,27 +14,35 @@ from ot_lens.linalg import all_equal, check_pair
 from ot_lens.samples import LayerBatch, LayerSamples, layer_batches
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import warn_if_poor
-from ot_lens.transport.methods import Fit, Method, method_named, register
+from ot_lens.transport.maps import ActivationMap
+from ot_lens.transport.methods import Fit, Method, register, resolved
+from ot_lens.transport.modifiers import modified, split_options
 
 P = ParamSpec("P")
-Batched = Callable[Concatenate[Tensor, Tensor, P], list[AffineMap]]
-OfOneLayer = Callable[Concatenate[Tensor, Tensor, P], AffineMap]
+M = TypeVar("M", bound=ActivationMap)
+Batched = Callable[Concatenate[Tensor, Tensor, P], list[M]]
+OfOneLayer = Callable[Concatenate[Tensor, Tensor, P], M]
 NOTHING_TO_MOVE = "all samples of both classes are identical here: the map is the identity"
 
 
-def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> AffineMap:
+def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> ActivationMap:
     """Fit the method of that name to source samples H `[n_H, d]` and target samples S `[n_S, d]`.
+
+    Parameters of any method: `within="null_space"` (and `variance`, see `null_space`), `gate="logistic"` or
+    "threshold" (and `false_positive_rate`, see `gated`), `norm_preserving=True`.
 
     Raises:
         FitError: If there is no such method; also what the method's own function raises.
     """
-    known = method_named(method)
-    return _checked(known, _fit_of(known)(*check_pair(H, S), **parameters))
+    known, own = resolved(method, parameters)
+    source, target = check_pair(H, S)
+    plain, options = split_options(known, own)
+    return modified(_checked(known, _fit_of(known)(source, target, **plain)), known, source, target, options)
 
 
 def fit_all(
     acts: LayerSamples, method: str = "pca_ot", position: int | str | None = None, **parameters: Any
-) -> dict[int, AffineMap]:
+) -> dict[int, ActivationMap]:
     """Fit every captured layer with batched linear algebra.
 
     Where all samples of both classes are identical (the last token of a template at layer 0), the map is the
@@ -44,7 +52,7 @@ def fit_all(
         acts: Activations of both classes.
         method: A built-in or registered method.
         position: Token position; may be omitted if only one was captured.
-        **parameters: Parameters of the method, such as `k=2`.
+        **parameters: Parameters of the method, such as `k=2`, and those of any method (see `fit`).
 
     Raises:
         ActivationError: If samples cannot be used; the message names the layer.
@@ -53,10 +61,10 @@ def fit_all(
     Warns:
         PoorFitWarning: Once, naming the layers whose fit is poor.
     """
-    known = method_named(method)
-    maps: dict[int, AffineMap] = {}
+    known, own = resolved(method, parameters)
+    maps: dict[int, ActivationMap] = {}
     for batch in layer_batches(acts, position):
-        fitted = zip(batch.layers, _fit_batch(known, batch, parameters), strict=True)
+        fitted = zip(batch.layers, _fit_batch(known, batch, own), strict=True)
         maps |= {
             layer: map_.labelled(layer=layer, position=batch.position, hook=acts.hook)
             for layer, map_ in fitted
@@ -65,7 +73,7 @@ def fit_all(
     return maps
 
 
-def _fit_batch(known: Method, batch: LayerBatch, parameters: dict[str, Any]) -> list[AffineMap]:
+def _fit_batch(known: Method, batch: LayerBatch, parameters: dict[str, Any]) -> list[ActivationMap]:
     identical = all_equal(batch.H, batch.S).tolist()
     moving = [index for index, constant in enumerate(identical) if not constant]
     H, S = (batch.H, batch.S) if len(moving) == len(identical) else (batch.H[moving], batch.S[moving])
@@ -79,7 +87,7 @@ def _fit_batch(known: Method, batch: LayerBatch, parameters: dict[str, Any]) -> 
 
 def _with_layer_named(
     known: Method, H: Tensor, S: Tensor, layers: Sequence[int], parameters: dict[str, Any]
-) -> list[AffineMap]:
+) -> list[ActivationMap]:
     """Fit together; only if that fails, one by one to find the layer that failed."""
     if not layers:
         return []
@@ -95,11 +103,14 @@ def _with_layer_named(
         raise
 
 
-def _fit_layers(known: Method, H: Tensor, S: Tensor, parameters: dict[str, Any]) -> list[AffineMap]:
+def _fit_layers(known: Method, H: Tensor, S: Tensor, parameters: dict[str, Any]) -> list[ActivationMap]:
     """One map per layer, layer by layer where there is no batched fit."""
+    plain, options = split_options(known, parameters)
     if known.batch is not None:
-        return known.batch(H, S, **parameters)
-    return [_checked(known, _fit_of(known)(*pair, **parameters)) for pair in zip(H, S, strict=True)]
+        maps = known.batch(H, S, **plain)
+    else:
+        maps = [_checked(known, _fit_of(known)(*pair, **plain)) for pair in zip(H, S, strict=True)]
+    return [modified(*layer, options) for layer in zip(maps, [known] * len(maps), H, S, strict=True)]
 
 
 def _fit_of(known: Method) -> Fit:
@@ -110,8 +121,8 @@ def _fit_of(known: Method) -> Fit:
     return known.fit
 
 
-def _checked(known: Method, fitted: object) -> AffineMap:
-    if not isinstance(fitted, AffineMap):
+def _checked(known: Method, fitted: object) -> ActivationMap:
+    if not isinstance(fitted, ActivationMap):
         kind = type(fitted).__name__
         raise FitError(f"The fit of method {known.name!r} returned a {kind}: return an AffineMap.")
     if fitted.info.method is None:
@@ -121,17 +132,17 @@ def _checked(known: Method, fitted: object) -> AffineMap:
 
 def defines_method(
     name: str, label: str, family: str, **fields: Any
-) -> Callable[[Batched[P]], OfOneLayer[P]]:
+) -> Callable[[Batched[P, M]], OfOneLayer[P, M]]:
     """Register a fit of `[L, n, d]` samples as a method; the decorated function fits one layer, `[n, d]`."""
 
-    def decorate(batch: Batched[P]) -> OfOneLayer[P]:
+    def decorate(batch: Batched[P, M]) -> OfOneLayer[P, M]:
         @functools.wraps(batch)
-        def fit_layers(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> list[AffineMap]:
+        def fit_layers(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> list[M]:
             described = {"method": name, "n_harmful": H.shape[1], "n_harmless": S.shape[1]}
             return [map_.labelled(**described) for map_ in batch(H, S, *args, **kwargs)]
 
         @functools.wraps(batch)
-        def fit_layer(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> AffineMap:
+        def fit_layer(H: Tensor, S: Tensor, *args: P.args, **kwargs: P.kwargs) -> M:
             source, target = check_pair(H, S)
             (fitted,) = fit_layers(source.unsqueeze(0), target.unsqueeze(0), *args, **kwargs)
             warn_if_poor([fitted.info])
@@ -142,8 +153,8 @@ def defines_method(
             first.replace(annotation=Float64[Tensor, "n_H d"]),
             second.replace(annotation=Float64[Tensor, "n_S d"]),
         )
-        vars(fit_layer)["__signature__"] = Signature([*one, *others], return_annotation=AffineMap)
+        vars(fit_layer)["__signature__"] = Signature([*one, *others], return_annotation=ActivationMap)
         register(Method(name, label, family, fit_layer, fit_layers, **fields))
-        return cast(OfOneLayer[P], fit_layer)
+        return cast(OfOneLayer[P, M], fit_layer)
 
     return decorate

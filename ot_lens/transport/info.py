@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ot_lens.errors import PoorFitWarning, RunFolderError
-from ot_lens.transport.methods import METHODS
+from ot_lens.transport.methods import find_method
 
 GENERAL = "scale ⊙ x + bias + U (Vᵀ x)"
 MAX_CONDITION = 1e8
@@ -25,7 +25,7 @@ class FitInfo:
     """Where a map came from and how reliable its fit is. Fields that are unknown are None.
 
     Attributes:
-        method: Name in `METHODS`.
+        method: Name of a method.
         layer: layer whose activations were fitted.
         position: token position.
         hook: hook point.
@@ -42,6 +42,13 @@ class FitInfo:
         clipped_eigenvalues: eigenvalues that came out negative and were set to zero.
         explained_variance: share of the pooled variance within the k components.
         error_bound: bound on the relative rounding error of the map on samples.
+        null_space_rank: dimensions of the target's subspace that a null-space constraint leaves alone.
+        null_space_variance: share of the target's second moment in it.
+        gate: "logistic" or "threshold".
+        gate_auc: held-out area under the ROC curve of the gate's score.
+        gate_threshold: the regression's log-odds at which the gate's score is 0, in nats.
+        gate_false_positives: held-out share of target samples beyond the threshold.
+        gate_true_positives: held-out share of source samples beyond it.
         strength: t of T_t(x) = x + t (T(x) - x).
         problems: why the fit is poor, each with its remedy.
         notes: other remarks.
@@ -66,6 +73,13 @@ class FitInfo:
     clipped_eigenvalues: int | None = None
     explained_variance: float | None = None
     error_bound: float | None = None
+    null_space_rank: int | None = None
+    null_space_variance: float | None = None
+    gate: str | None = None
+    gate_auc: float | None = None
+    gate_threshold: float | None = None
+    gate_false_positives: float | None = None
+    gate_true_positives: float | None = None
     strength: float = 1.0
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -134,7 +148,7 @@ def warn_of(problem: str) -> None:
 
 def map_table(info: FitInfo, size: dict[str, str]) -> str:
     """An HTML table of a map's origin, its size by name, and the quality of its fit."""
-    known = METHODS.get(info.method or "")
+    known = find_method(info.method or "")
     shrunk = info.shrinkage_harmful, info.shrinkage_harmless
     facts = {
         "method": info.method or "unnamed",
@@ -148,6 +162,12 @@ def map_table(info: FitInfo, size: dict[str, str]) -> str:
         "variance explained": _shown(info.explained_variance, "{:.0%}"),
         "condition number": _shown(info.condition_number, "{:.3g}"),
         "ridge": _shown(info.ridge, "{:.3g} activation²"),
+        "null space": _shown(info.null_space_rank, f"{{}} dimensions, {info.null_space_variance or 0:.1%}"),
+        "gate": _shown(
+            info.gate,
+            f"{{}}, held-out AUC {info.gate_auc or 0:.2f}, open for {info.gate_true_positives or 0:.0%} of "
+            f"the source and {info.gate_false_positives or 0:.0%} of the target",
+        ),
         "shrinkage": None if None in shrunk else "{}, {:.2f} and {:.2f}".format(info.shrinkage, *shrunk),
         "problems": "; ".join(info.problems) or None,
         "notes": "; ".join(info.notes) or None,

@@ -4,16 +4,16 @@ Each method is defined in the file of its fit (see `defines_method`); `register_
 Sweeps, tables, figures, the report and the explorer read these records only.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
 from ot_lens.errors import FitError, one_of
 
 if TYPE_CHECKING:
-    from ot_lens.transport.affine import AffineMap
+    from ot_lens.transport.maps import ActivationMap
 
 PROJECTION, TRANSPORT, ERASURE = FAMILIES = ("projection", "transport", "erasure")
 # What other methods must add to, to have shown more than a shift or more than single coordinates can do.
@@ -22,8 +22,8 @@ REFERENCES = ("mean_shift", "linear_act")
 SPARE_COLOURS = ("#6A7F93", "#8A7A55", "#4F7F7A", "#8B6F9E")
 SPARE_MARKERS = ("star", "plus", "pentagon", "hexagon")
 
-Fit = Callable[..., "AffineMap"]
-BatchFit = Callable[..., list["AffineMap"]]
+Fit = Callable[..., "ActivationMap"]
+BatchFit = Callable[..., Sequence["ActivationMap"]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Method:
         marker: Marker in figures, a key of `ot_lens.plots.style.MARKERS`.
         dash: Line style in figures, a key of `ot_lens.plots.style.DASHES`.
         order: Position in tables and figures.
+        modifiers: Names in `MODIFIERS` of what is done to each map after its fit, in this order.
     """
 
     name: str
@@ -65,20 +66,111 @@ class Method:
     marker: str = SPARE_MARKERS[0]
     dash: str = "dashdot"
     order: int = 1000
+    modifiers: tuple[str, ...] = ()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its maps know only activations like those they were fitted on."""
+        return self.family == TRANSPORT or any(MODIFIERS[name].is_local for name in self.modifiers)
 
 
+@dataclass(frozen=True)
+class Modifier:
+    """What can be done to the map of any method after its fit.
+
+    Attributes:
+        option: Parameter of a method that asks for it.
+        value: Value of that parameter.
+        label: Added to the method's label.
+        options: Further parameters.
+        is_local: Whether the map then knows only activations like those it was fitted on.
+        marker: Marker in figures, on the line and in the colour of the method.
+        dash: Line style in figures.
+    """
+
+    option: str
+    value: Any
+    label: str
+    options: tuple[str, ...] = ()
+    is_local: bool = True
+    marker: str = "hexagon"
+    dash: str = "dot"
+
+
+# In the order in which they are applied; the name is added to that of the method.
+MODIFIERS: dict[str, Modifier] = {
+    "null_space": Modifier("within", "null_space", "null space", ("variance",)),
+    "gated": Modifier("gate", "logistic", "gated", ("false_positive_rate",), marker="star", dash="dash"),
+    "gated_threshold": Modifier(
+        "gate", "threshold", "hard gate", ("false_positive_rate",), marker="plus", dash="dashdot"
+    ),
+    "norm_preserving": Modifier(
+        "norm_preserving", True, "norm kept", is_local=False, marker="cross", dash="solid"
+    ),
+}
 METHODS: dict[str, Method] = {}
 
 
 def method_named(name: str) -> Method:
     """The method of that name."""
-    one_of("method", name, list(METHODS), FitError)
-    return METHODS[name]
+    known = find_method(name)
+    if known is None:
+        one_of("method", name, list(METHODS), FitError)
+    return cast("Method", known)
+
+
+def find_method(name: str) -> Method | None:
+    """The method of that name, also a modified one such as "pca_ot_null_space"; None if there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    for modifier in MODIFIERS:
+        base = name.removesuffix(f"_{modifier}")
+        if base != name and (known := find_method(base)) is not None:
+            return _modified(known, modifier)
+    return None
+
+
+def resolved(name: str, parameters: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """A method with the modifiers that its parameters ask for, and the other parameters.
+
+    Raises:
+        FitError: If there is no such method or modifier, or the method takes none.
+    """
+    known, others = method_named(name), dict(parameters)
+    for option in dict.fromkeys(modifier.option for modifier in MODIFIERS.values()):
+        value = others.pop(option, None)
+        if value is None or value is False:
+            continue
+        named = {m.value: key for key, m in MODIFIERS.items() if m.option == option}
+        if value not in named:
+            raise FitError(f"{option} = {value!r} is unknown: choose from {', '.join(map(str, named))}.")
+        known = method_named(f"{known.name}_{named[value]}")
+    return known, others
+
+
+def _modified(known: Method, modifier: str) -> Method:
+    if known.everywhere:
+        raise FitError(
+            f"{known.name} edits every block with the map of one layer, which no gate or constraint of that "
+            "layer fits: modify directional_ablation instead."
+        )
+    added = MODIFIERS[modifier]
+    return replace(
+        known,
+        name=f"{known.name}_{modifier}",
+        label=f"{known.label}, {added.label}",
+        formula=f"{known.formula or known.label} ({added.label})",
+        marker=added.marker,
+        dash=added.dash,
+        order=known.order + 1 + list(MODIFIERS).index(modifier),
+        modifiers=(*known.modifiers, modifier),
+    )
 
 
 def method_label(name: str, k: Any = None) -> str:
     """The label of a method of a table and its rank, which may be missing: "PCA-OT (k = 4)"."""
-    label = METHODS[name].label if name in METHODS else name
+    known = find_method(name)
+    label = known.label if known is not None else name
     return label if pd.isna(k) else f"{label} (k = {k})"
 
 
@@ -103,8 +195,8 @@ def register_method(
 
     Args:
         name: Name in `methods=` and in tables.
-        fit: `fit(H, S, **parameters) -> AffineMap`, from float64 samples H `[n_H, d]` (harmful) and S
-            `[n_S, d]` (harmless) of one layer.
+        fit: `fit(H, S, **parameters)` returns a map, such as an `AffineMap`, of float64 samples H
+            `[n_H, d]` (harmful) and S `[n_S, d]` (harmless) of one layer.
         label: Name in figures and reports; default: the name.
         family: "projection", "transport" or "erasure".
         formula: T(x), for people.
@@ -157,4 +249,6 @@ def as_record(known: Method) -> dict[str, Any]:
 def restore(records: Iterable[Mapping[str, Any]]) -> None:
     """Add methods known from a run only, so that they keep their labels and looks; registered ones stay."""
     for record in records:
-        METHODS.setdefault(record["name"], Method(**record))
+        if find_method(record["name"]) is None:
+            known = Method(**{**record, "modifiers": tuple(record.get("modifiers", ()))})
+            METHODS[known.name] = known

@@ -1,8 +1,8 @@
 """A map that acts only within the range of the source: Linear-AcT's optional mask, which is not affine."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ot_lens.errors import FitError
 from ot_lens.linalg import check_samples
-from ot_lens.samples import Edit
-from ot_lens.transport import storage
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
+from ot_lens.transport.maps import ActivationMap
 
 
 @dataclass(frozen=True, eq=False)
-class SupportMask(Edit):
+class SupportMask(ActivationMap):
     """Coordinate by coordinate: T(x) where low <= x <= high, x elsewhere (arXiv 2410.23054, section 3).
 
     Attributes:
@@ -30,23 +29,16 @@ class SupportMask(Edit):
     low: Float[Tensor, " d"]
     high: Float[Tensor, " d"]
 
+    SHAPES: ClassVar[Mapping[str, str]] = {**AffineMap.SHAPES, "low": "d", "high": "d"}
+    OPTIONAL: ClassVar[frozenset[str]] = AffineMap.OPTIONAL
+
     @property
     def d_model(self) -> int:
         """Width of the activations."""
         return self.affine.d_model
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.affine.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return self.affine.dtype
-
-    @property
-    def info(self) -> FitInfo:
+    def info(self) -> FitInfo:  # type: ignore[override]  # a field in other kinds
         """Where the map came from."""
         return self.affine.info
 
@@ -74,22 +66,18 @@ class SupportMask(Edit):
         low, high = (bound.to(device=affine.device, dtype=affine.dtype) for bound in (self.low, self.high))
         return SupportMask(affine, low, high)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
-        tensors = {**self.affine.tensors(), "low": self.low, "high": self.high}
-        storage.write_tensors(Path(path), tensors, "SupportMask", self.info)
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {**self.affine.tensors(), "low": self.low, "high": self.high}
 
     @classmethod
-    def load(cls, path: str | Path) -> "SupportMask":
-        """Read what `save` wrote.
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], info: FitInfo) -> "SupportMask":
+        """The mask of stored parameters."""
+        return cls(AffineMap.of(tensors, settings, info), tensors["low"], tensors["high"])
 
-        Raises:
-            RunFolderError: If the file does not exist, is incomplete or is not a mask.
-        """
-        required = ("U", "V", "bias", "low", "high")
-        tensors, info = storage.read_tensors(Path(path), "SupportMask", required=required)
-        affine = AffineMap(tensors["U"], tensors["V"], tensors["bias"], tensors.get("scale"), info)
-        return cls(affine, tensors["low"], tensors["high"])
+    def labelled(self, **fields: Any) -> "SupportMask":
+        """The same mask with fields of `info` replaced."""
+        return replace(self, affine=self.affine.labelled(**fields))
 
 
 def restrict_to_support(

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from ot_lens.errors import ActivationError, FitError, PoorFitWarning
-from ot_lens.transport import METHODS, fit, fit_all, fit_linear_act, fit_mean_shift, fit_pca_ot
+from ot_lens.transport import METHODS, AffineMap, fit, fit_all, fit_linear_act, fit_mean_shift, fit_pca_ot
 from tests.generators import naive
 from tests.generators.gaussians import Layers, classes, layered, normal, orthogonal, pair
 
@@ -246,16 +246,15 @@ def test_a_fit_is_made_where_its_samples_are(method):
     with torch.device("meta"):
         found = fit_all(acts, method)
         half = found[0].at(0.5)
-        halfway, back, still = (
-            half.compose(found[2]).map(x),
-            half.inverse().map(half.map(x)),
-            half.at(0.0).map(x),
-        )
+        still = half.at(0.0).map(x)
+        if isinstance(half, AffineMap):
+            halfway, back = half.compose(found[2]).map(x), half.inverse().map(half.map(x))
     for layer, T in expected.items():
         assert_close(found[layer].map(x), T.map(x))
-    assert_close(halfway, expected[0].at(0.5).map(expected[2].map(x)))
-    assert_close(back, x, rtol=1e-6, atol=1e-6)
     assert torch.equal(still, x)
+    if isinstance(half, AffineMap):
+        assert_close(halfway, expected[0].at(0.5).map(expected[2].map(x)))
+        assert_close(back, x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -160,7 +160,7 @@ def test_what_entropic_transport_cannot_do_is_named():
     H, S = classes(7, 9, 3, seed=7)
     T = fit_entropic_ot(H, S, epsilon=0.3)
     for x, named in [
-        (torch.zeros(2, 4), r"\[2, 4\].*width 3"),
+        (torch.zeros(2, 4), r"\[2, 4\].*width d = 3"),
         (torch.zeros(3, dtype=torch.int32), "int32"),
     ]:
         with pytest.raises(ActivationError, match=named):

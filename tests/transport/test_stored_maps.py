@@ -72,7 +72,7 @@ def test_a_stored_mask_comes_back_and_is_no_affine_map(fitted, tmp_path):
 )
 def test_a_map_with_a_part_missing_is_refused(kind, shapes, missing, tmp_path):
     present = {name: shape for name, shape in shapes.items() if name != missing}
-    write_tensors(tmp_path / "m", ones(present, {}), kind.__name__, FitInfo())
+    write_tensors(tmp_path / "m", ones(present, {}), kind.__name__, FitInfo(), {})
     refused(tmp_path / "m", kind)
 
 
@@ -136,7 +136,7 @@ def test_a_description_of_wrong_types_or_of_a_newer_version_is_refused(info, nam
     ],
 )
 def test_tensors_that_make_no_map_are_refused(change, dtypes, tmp_path):
-    write_tensors(tmp_path / "m", ones(WHOLE | change, dtypes), "AffineMap", FitInfo())
+    write_tensors(tmp_path / "m", ones(WHOLE | change, dtypes), "AffineMap", FitInfo(), {})
     assert re.search(r"U \[[\d, ]*\] torch\.\w+, V", refused(tmp_path / "m")), "what they are is shown"
 
 
@@ -144,5 +144,5 @@ def test_tensors_that_make_no_map_are_refused(change, dtypes, tmp_path):
 def test_a_map_with_nan_is_refused(part, tmp_path):
     parts = ones(WHOLE, {})
     parts[part].view(-1)[0] = torch.nan
-    write_tensors(tmp_path / "m", parts, "AffineMap", FitInfo())
+    write_tensors(tmp_path / "m", parts, "AffineMap", FitInfo(), {})
     refused(tmp_path / "m")

@@ -20,7 +20,7 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.sweeping import map_path, read_prompts
 from ot_lens.tables import COLUMNS
-from ot_lens.transport import AffineMap
+from ot_lens.transport import ActivationMap, load_map
 
 T = TypeVar("T")
 
@@ -79,12 +79,11 @@ class Evidence:
 
     @cached_property
     @_needed("needs every stored map")
-    def maps(self) -> dict[MethodSpec, dict[int, AffineMap]]:
+    def maps(self) -> dict[MethodSpec, dict[int, ActivationMap]]:
         """Every stored map."""
         return {
             method: {
-                layer: AffineMap.load(map_path(self.folder.path, method, layer))
-                for layer in self.train.layers
+                layer: load_map(map_path(self.folder.path, method, layer)) for layer in self.train.layers
             }
             for method in self.methods
         }

@@ -24,7 +24,7 @@ from ot_lens.study.sweeping import map_folder, map_path
 from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, listed
 from ot_lens.study.verifying.evidence import Evidence, restricted
 from ot_lens.tables import COLUMNS, add_holm
-from ot_lens.transport import AffineMap
+from ot_lens.transport import ActivationMap, load_map
 
 # Relative to the largest displacement: another order of summation changes the 12th digit of a displacement,
 # times the condition number of the fit, whose regularized covariances stay below 1e4.
@@ -64,7 +64,7 @@ def _check_maps(run: Evidence) -> Iterator[Check]:
         yield Check.exact("maps", "configuration", [note], 0, len(extra))
 
 
-def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineMap]) -> Check:
+def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, ActivationMap]) -> Check:
     item, layers = f"maps/{map_folder(method)}", run.train.layers
     lacking = [f"layer {layer}" for layer in layers if not map_path(run.folder.path, method, layer).is_file()]
     if lacking:
@@ -72,7 +72,7 @@ def _check_method(run: Evidence, method: MethodSpec, refitted: dict[int, AffineM
     worst, wrong = 0.0, []
     for layer in layers:
         try:
-            stored = AffineMap.load(map_path(run.folder.path, method, layer))
+            stored = load_map(map_path(run.folder.path, method, layer))
         except RunFolderError as error:
             wrong.append(str(error))
             continue
@@ -90,7 +90,9 @@ def _samples(run: Evidence, layer: int) -> Float64[Tensor, "n d"]:
     return torch.cat([getattr(run.train, label)(layer, run.config.position) for label in CLASSES])
 
 
-def relative_distance(stored: AffineMap, refitted: AffineMap, samples: Float64[Tensor, "n d"]) -> float:
+def relative_distance(
+    stored: ActivationMap, refitted: ActivationMap, samples: Float64[Tensor, "n d"]
+) -> float:
     """Largest distance between the images of a sample, over the largest displacement by `refitted`."""
     if stored.d_model != refitted.d_model:
         return float("inf")
@@ -100,7 +102,7 @@ def relative_distance(stored: AffineMap, refitted: AffineMap, samples: Float64[T
     return float(ratio) if distance else 0.0
 
 
-def _different_facts(stored: AffineMap, refitted: AffineMap) -> list[str]:
+def _different_facts(stored: ActivationMap, refitted: ActivationMap) -> list[str]:
     """Facts of the fit that are not equal; measured numbers are left to the comparison of the samples."""
     names = [entry.name for entry in fields(refitted.info) if entry.name not in ("problems", "notes")]
     pairs = [(name, getattr(stored.info, name), getattr(refitted.info, name)) for name in names]
