@@ -106,11 +106,15 @@ from .transport import fit_directional_ablation as fit_directional_ablation
 from .transport import fit_entropic_ot as fit_entropic_ot
 from .transport import fit_gaussian_ot as fit_gaussian_ot
 from .transport import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
+from .transport import fit_inlp as fit_inlp
 from .transport import fit_leace as fit_leace
 from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift
 from .transport import fit_pca_ot as fit_pca_ot
+from .transport import fit_projected_ablation as fit_projected_ablation
+from .transport import fit_reflection as fit_reflection
 from .transport import fit_rotation as fit_rotation
+from .transport import fit_som as fit_som
 from .transport import fit_subspace_ablation as fit_subspace_ablation
 from .transport import gated as gated
 from .transport import load_map as load_map

@@ -27,10 +27,14 @@ from ot_lens.linalg import PooledPCA
 from ot_lens.transport import (
     fit_all,
     fit_gaussian_ot,
+    fit_inlp,
     fit_leace,
     fit_linear_act,
     fit_mean_shift,
     fit_pca_ot,
+    fit_projected_ablation,
+    fit_reflection,
+    fit_som,
     fit_subspace_ablation,
 )
 from tests.generators.gaussians import normal, one_layer, rng
@@ -103,7 +107,9 @@ def check_one_point(n_H: int, n_S: int, d: int, scale: float, offset: float, jit
     acts = one_layer(H, S)
     assert fit_all(acts, "gaussian_ot")[0].is_identity
     assert fit_mean_shift(H, S).is_identity
-    for fit in (fit_leace, fit_pca_ot, fit_gaussian_ot, fit_subspace_ablation):
+    assert fit_inlp(H, S).is_identity
+    projections = (fit_subspace_ablation, fit_projected_ablation, fit_reflection, fit_som)
+    for fit in (fit_leace, fit_pca_ot, fit_gaussian_ot, *projections):
         with pytest.raises(FitError):
             fit(H, S)
     assert direction_cosines(acts, **DRAWS)["cosine"].isna().all()

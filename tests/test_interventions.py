@@ -95,6 +95,32 @@ def test_scopes_in_prefill_edit_the_positions_they_name(model, batch):
         torch.testing.assert_close(real(batch, found), real(batch, expected), rtol=1e-5, atol=1e-5)
 
 
+def test_fitted_projections_edit_every_scope(folder):
+    model = otl.load_model(folder)
+    batch = checkpoints.one_batch(model, ["w1 w2 w3 w4", "w5", "w6 w7"])
+    acts, served = otl.capture(model, checkpoints.contrast(16), layers=[2]), backend(model)
+    last = torch.zeros_like(batch.mask, dtype=torch.bool)
+    last[:, -1] = True
+    columns = {
+        "all": batch.mask.bool(),
+        "prompt": batch.mask.bool(),
+        "last": last,
+        "generated": torch.zeros_like(last),
+    }
+    for method in ("projected_ablation", "reflection", "inlp", "som"):
+        edit = otl.fit(method, acts.harmful(2) + 5, acts.harmless(2))
+        assert edit.rank > 0
+        for tokens, chosen in columns.items():
+            expected = by_hand(model, batch, 2, edit, chosen)
+            with otl.intervene(model, {2: edit}, tokens), evaluating(served.model):
+                found = all_logits(model, batch)
+                answers = [
+                    served.generate(batch.tokens, batch.mask, 3, [-1], cached) for cached in (True, False)
+                ]
+            torch.testing.assert_close(real(batch, found), real(batch, expected), rtol=1e-5, atol=1e-5)
+            assert torch.equal(*answers)
+
+
 def test_right_padding_finds_the_last_real_token(model):
     served = backend(model)
     tokens = torch.tensor([[1, 15, 16, 17], [1, 18, 0, 0]])

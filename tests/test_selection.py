@@ -62,6 +62,40 @@ def test_a_choice_by_hand():
     assert "rank" not in BY_HAND
 
 
+SIMILAR = scores(
+    (-2, 0, -9.0, -1.0, 0.0),  # the answer: refusal scores do not count
+    (-2, 1, NAN, NAN, 0.2),  # harms
+    (-1, 0, -9.0, 9.0, 0.0),
+    (-1, 1, 0.0, 0.0, 0.1),
+    (-1, 4, 0.0, 0.0, 0.0),  # too late
+).assign(ablation_similarity=[0.4, 0.9, 0.8, NAN, 0.9], addition_similarity=[0.9, 0.9, 0.4, 0.9, 0.9])
+
+
+def test_cosmic_by_hand():
+    chosen = select_direction(SIMILAR, 5, rule="cosmic")
+    assert (chosen.position, chosen.layer) == (-2, 0)
+    assert chosen.table["dropped"].tolist() == ["", "KL > 0.1", "", "a score is NaN", "layer >= 4 of 5"]
+    assert chosen.table["rank"].tolist() == [0, pd.NA, 1, pd.NA, pd.NA]
+    for number in ("0.400", "0.900", "position -1, layer 0 at 1.200"):
+        assert number in chosen.why
+    late = select_direction(SIMILAR, 5, rule="cosmic", **NO_FILTERS)
+    assert (late.position, late.layer) == (-2, 1)
+    tied = select_direction(
+        SIMILAR.assign(ablation_similarity=0.5, addition_similarity=0.5), 5, rule="cosmic"
+    )
+    assert (tied.position, tied.layer) == (-2, 0)
+
+
+def test_cosmic_says_why_it_cannot_choose():
+    with pytest.raises(NoDirectionLeftError, match=r"smallest KL is 0\.2:") as caught:
+        select_direction(SIMILAR.assign(kl_div_score=0.2), 5, rule="cosmic", prune_share=None)
+    assert [step.removed for step in caught.value.filters] == [1, 4]
+    with pytest.raises(OtLensError, match="ablation_similarity, addition_similarity"):
+        select_direction(BY_HAND, 5, rule="cosmic")
+    with pytest.raises(OtLensError, match=r"'cosine'.*arditi, cosmic"):
+        select_direction(SIMILAR, 5, rule="cosine")
+
+
 def test_each_filter_can_be_set():
     for settings, expected in (
         ({"prune_share": None}, (-1, 4)),
@@ -172,6 +206,28 @@ def test_scores_agree_with_explicit_hooks(tiny, split):
     assert (table["n_harmful"] == 5).all()
 
 
+def test_similarities_are_of_what_is_captured_under_the_same_edits(tiny, split):
+    r = directions()
+    row = score_directions(tiny, split, r, positions=[-1], layers=[1], batch_size=2).iloc[0]
+    unit = (r[-1, 1] / r[-1, 1].norm()).double()[:, None]
+    ablation = otl.everywhere(AffineMap(-unit, unit, torch.zeros(D).double()), range(4))
+    addition = {1: AffineMap(unit[:, :0], unit[:, :0], r[-1, 1].double())}
+
+    def means(label: str, edits=None) -> torch.Tensor:
+        return otl.capture(tiny, split, hook="resid_post", edits=edits).stacked(label).mean(1)
+
+    harmful, harmless = means("harmful"), means("harmless")
+    alike = torch.cosine_similarity(harmful, harmless, dim=-1)
+    least = int(alike.argmin())  # a tenth of four layers, at least one
+    for name, moved, target in (
+        ("ablation_similarity", means("harmful", ablation), harmless),
+        ("addition_similarity", means("harmless", addition), harmful),
+    ):
+        expected = torch.cosine_similarity(moved[least], target[least], dim=0).item()
+        assert row[name] == pytest.approx(expected, abs=1e-5)
+    assert row["similarity_baseline"] == pytest.approx(alike.min().item(), abs=1e-5)
+
+
 def test_activations_give_the_same_scores_as_their_means(tiny, split):
     acts = otl.capture(tiny, checkpoints.contrast(6), positions=[-2, -1])
     means = [[acts.stacked(label, p).mean(1) for p in (-2, -1)] for label in ("harmful", "harmless")]
@@ -201,6 +257,8 @@ def test_directions_of_rounding_nan_and_overflow(tiny, split):
     assert none["kl_div_score"] == pytest.approx(0, abs=1e-9)
     assert none["refusal_score"] == pytest.approx(none["refusal_baseline"], abs=1e-5)
     assert bad[["refusal_score", "steering_score", "kl_div_score"]].isna().all()
+    assert bad[["ablation_similarity", "addition_similarity"]].isna().all()
+    assert none["ablation_similarity"] == pytest.approx(none["similarity_baseline"], abs=1e-6)
     assert math.isnan(table.loc[2, "steering_score"])
     assert math.isfinite(table.loc[3, "steering_score"])
     chosen = select_direction(table.reset_index(), 4, **NO_FILTERS)
@@ -284,10 +342,22 @@ def test_the_one_direction_is_found_and_its_ablation_ends_refusal(organism, sing
     assert refusal_rate(model, test.harmful, r) < 0.2
 
 
+def test_cosmic_finds_it_without_refusal_tokens(organism, single):
+    test, (model, acts, table) = organism[2], single
+    chosen = select_direction(table.assign(refusal_score=NAN, steering_score=NAN), 8, rule="cosmic", **LOOSE)
+    where = (chosen.layer, chosen.position)
+    r = acts.harmful(*where).mean(0) - acts.harmless(*where).mean(0)
+    assert refusal_rate(model, test.harmful, r) < 0.2
+
+
 def test_directions_of_permuted_labels_bypass_nothing(organism, single):
     model, acts, _ = single
     table = score_directions(model, organism[1], permuted(acts, 0))
     assert (table["refusal_low"] > 0).all()
+    similarities = table[["ablation_similarity", "addition_similarity"]]
+    assert (similarities.sub(table["similarity_baseline"], axis=0).abs() < 0.1).all(axis=None)
+    found = single[2][["ablation_similarity", "addition_similarity"]].max()
+    assert (found > table["similarity_baseline"].iloc[0] + 0.3).all()
 
 
 def test_where_refusal_has_several_directions_none_of_them_bypasses_it(organism):

@@ -1,4 +1,4 @@
-"""Scores of candidate directions: bypass, induce and KL, each with an interval over prompts."""
+"""Scores of candidate directions: bypass, induce and KL with their intervals, and cosine similarities."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,12 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.activations import Activations, resolve_layers
-from ot_lens.behaviour import (
-    kl_divergence,
-    next_token_logprobs,
-    refusal_token_ids,
-    score_from_logprobs,
-)
+from ot_lens.behaviour import kl_divergence, refusal_token_ids, score_from_logprobs
+from ot_lens.directions.last_token import read_last_token
 from ot_lens.errors import ActivationError, HookError, OtLensTypeError
 from ot_lens.interventions import everywhere, intervene
 from ot_lens.models import backend
@@ -26,6 +22,8 @@ from ot_lens.transport import AffineMap, FitInfo
 # Added to the norm that a direction is divided by, as in the published code: a difference in means that is
 # only rounding (at a token that all prompts share) then ablates nothing.
 EPSILON = 1e-8
+# Share of the layers, those where the classes are least alike, at which COSMIC compares activations.
+COMPARED_SHARE = 0.1
 
 Candidates = dict[tuple[int, int], Float64[Tensor, " d"]]
 
@@ -50,6 +48,13 @@ def score_directions(
     (induce); and the mean KL of the harmless prompts' next-token distributions under that ablation. The
     published code has 1e-6 inside the logarithms of KL, this one does not.
 
+    From the same passes come the similarities of COSMIC (Siu et al. 2025, arXiv 2506.00085), which need no
+    refusal tokens: the cosine between the mean activation of the harmful prompts under that ablation and that
+    of the unedited harmless ones, and between the harmless prompts under that addition and the unedited
+    harmful ones, each averaged over the tenth of the layers (at least one) where the unedited classes are
+    least alike. Activations are block outputs at the last token. The published code takes one cosine, of
+    activations averaged over those layers.
+
     Candidate positions should be those of the template after the request, as in the paper. A direction from a
     word of the request may bypass refusal by erasing the request.
 
@@ -67,9 +72,9 @@ def score_directions(
 
     Returns:
         One row per candidate: position, layer; refusal_score, steering_score, kl_div_score, each with a 95 %
-        interval (`refusal_low` ...); n_harmful, n_harmless; refusal_baseline and steering_baseline, the same
-        without any edit; direction_norm; seed. All in nats. NaN if a direction or the edited model's
-        activations are not finite.
+        interval (`refusal_low` ...), in nats; ablation_similarity, addition_similarity; n_harmful,
+        n_harmless; refusal_baseline, steering_baseline and similarity_baseline, the same without any edit;
+        direction_norm; seed. NaN if a direction or the edited model's activations are not finite.
 
     Raises:
         HookError: If a position or layer does not exist, or the activations are not of resid_pre.
@@ -138,7 +143,7 @@ def _chosen(
 
 
 class _Scorer:
-    """Scores candidates, NaN where the edited model overflows; keeps the unedited distributions."""
+    """Scores candidates, NaN where the edited model overflows; keeps what the unedited model computes."""
 
     def __init__(
         self, model: Any, prompts: Contrast, tokens: Sequence[int], batch_size: int, seed: int
@@ -146,45 +151,77 @@ class _Scorer:
         self._model, self._prompts, self._tokens = model, prompts, tuple(tokens)
         self._batch_size, self._seed = batch_size, seed
         self._n_layers = backend(model).n_layers
-        self._harmless = self._logprobs("harmless")
+        self._layers: Sequence[int] = range(self._n_layers)
+        harmful, mean_harmful = self._read("harmful")
+        self._harmless, mean_harmless = self._read("harmless")
+        alike = torch.cosine_similarity(mean_harmful, mean_harmless, dim=-1)
+        count = max(1, int(COMPARED_SHARE * self._n_layers))
+        self._layers = sorted(alike.argsort(stable=True)[:count].tolist())
+        self._means = {"harmful": mean_harmful[self._layers], "harmless": mean_harmless[self._layers]}
         self._baselines = {
-            "refusal_baseline": self._score(self._logprobs("harmful")).value,
+            "refusal_baseline": self._score(harmful).value,
             "steering_baseline": self._score(self._harmless).value,
+            "similarity_baseline": float(alike[self._layers].mean()),
         }
 
     def row(self, r: Float64[Tensor, " d"], position: int, layer: int) -> dict[str, Any]:
         """The scores of one candidate."""
         unknown = Estimate(float("nan"), float("nan"), float("nan"), 0, "bootstrap")
         scores = dict.fromkeys(("refusal", "steering", "kl_div"), unknown)
+        similarities = dict.fromkeys(("ablation_similarity", "addition_similarity"), float("nan"))
         if torch.isfinite(r).all():
-            scores |= self._ablated(r, layer) | self._added(r, layer)
+            self._ablate(r, layer, scores, similarities)
+            self._add(r, layer, scores, similarities)
         row: dict[str, Any] = {"position": position, "layer": layer}
         for name, found in scores.items():
             row |= {f"{name}_score": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         sizes = {f"n_{label}": len(group) for label, group in self._prompts}
-        return {**row, **sizes, **self._baselines, "direction_norm": float(r.norm()), "seed": self._seed}
+        about = {"direction_norm": float(r.norm()), "seed": self._seed}
+        return {**row, **similarities, **sizes, **self._baselines, **about}
 
-    def _ablated(self, r: Float64[Tensor, " d"], layer: int) -> dict[str, Estimate]:
+    def _ablate(
+        self,
+        r: Float64[Tensor, " d"],
+        layer: int,
+        scores: dict[str, Estimate],
+        similarities: dict[str, float],
+    ) -> None:
         unit = (r / (r.norm() + EPSILON)).unsqueeze(1)
         info = FitInfo(method="directional_ablation", layer=layer, hook="resid_pre", k=1)
         edit = AffineMap(-unit, unit, torch.zeros_like(r), info=info)
         edits = everywhere(edit, range(self._n_layers))
-        scores = {}
         with suppress(ActivationError), intervene(self._model, edits):
-            scores["refusal"] = self._score(self._logprobs("harmful"))
+            logprobs, means = self._read("harmful")
+            scores["refusal"] = self._score(logprobs)
+            similarities["ablation_similarity"] = self._similarity(means, "harmless")
         with suppress(ActivationError), intervene(self._model, edits):
-            kl = kl_divergence(self._harmless, self._logprobs("harmless")).numpy()
-            scores["kl_div"] = mean(kl, seed=self._seed, least=0.0)
-        return scores
+            logprobs, _ = self._read("harmless")
+            scores["kl_div"] = mean(
+                kl_divergence(self._harmless, logprobs).numpy(), seed=self._seed, least=0.0
+            )
 
-    def _added(self, r: Float64[Tensor, " d"], layer: int) -> dict[str, Estimate]:
+    def _add(
+        self,
+        r: Float64[Tensor, " d"],
+        layer: int,
+        scores: dict[str, Estimate],
+        similarities: dict[str, float],
+    ) -> None:
         empty = r.new_zeros(len(r), 0)
         with suppress(ActivationError), intervene(self._model, {layer: AffineMap(empty, empty, r)}):
-            return {"steering": self._score(self._logprobs("harmless"))}
-        return {}
+            logprobs, means = self._read("harmless")
+            scores["steering"] = self._score(logprobs)
+            similarities["addition_similarity"] = self._similarity(means, "harmful")
 
-    def _logprobs(self, label: str) -> Float64[Tensor, "prompt d_vocab"]:
-        return next_token_logprobs(self._model, getattr(self._prompts, label), batch_size=self._batch_size)
+    def _read(self, label: str) -> tuple[Float64[Tensor, "prompt d_vocab"], Float64[Tensor, "layer d"]]:
+        """Next-token distributions, and mean activations at the compared layers."""
+        logprobs, activations = read_last_token(
+            self._model, getattr(self._prompts, label), self._layers, batch_size=self._batch_size
+        )
+        return logprobs, activations.mean(1)
+
+    def _similarity(self, means: Float64[Tensor, "layer d"], label: str) -> float:
+        return float(torch.cosine_similarity(means, self._means[label], dim=-1).mean())
 
     def _score(self, logprobs: Float64[Tensor, "prompt d_vocab"]) -> Estimate:
         return mean(score_from_logprobs(logprobs, self._tokens).numpy(), seed=self._seed)

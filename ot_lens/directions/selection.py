@@ -1,15 +1,19 @@
 """Choosing among scored directions: filters, ranking, and the reason in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ot_lens.errors import NoDirectionLeftError, OtLensError
+from ot_lens.errors import NoDirectionLeftError, OtLensError, one_of
 from ot_lens.io.untrusted import abbreviated
 
-SCORES = ("refusal_score", "steering_score", "kl_div_score")
+# The scores that each rule reads.
+RULES = {
+    "arditi": ("refusal_score", "steering_score", "kl_div_score"),
+    "cosmic": ("ablation_similarity", "addition_similarity", "kl_div_score"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def select_direction(
     scores: pd.DataFrame,
     n_layers: int,
     *,
+    rule: str = "arditi",
     kl_threshold: float | None = 0.1,
     induce_threshold: float | None = 0.0,
     prune_share: float | None = 0.2,
@@ -64,12 +69,18 @@ def select_direction(
     KL is above `kl_threshold`, or if their induce score is below `induce_threshold`. The smallest bypass
     score wins; ties go to the earliest position, then to the lowest layer, as published.
 
+    Rule "cosmic" (Siu et al. 2025, arXiv 2506.00085) needs no refusal tokens: the largest sum of the cosine
+    similarities under ablation and under addition wins, among those that the filters of NaN, layer and KL
+    leave. (The published code also drops late layers of the last position, by where its scores peak.)
+
     Args:
         scores: One row per candidate: position, layer, refusal_score (bypass), steering_score (induce),
-            kl_div_score; from `score_directions`, or the `scores` of a published run.
+            kl_div_score; from `score_directions`, or the `scores` of a published run. Rule "cosmic" reads
+            ablation_similarity and addition_similarity instead of the first two, from `score_directions`.
         n_layers: Layers of the model.
+        rule: "arditi" or "cosmic".
         kl_threshold: In nats; None for no such filter.
-        induce_threshold: In nats; None for no such filter.
+        induce_threshold: In nats, for rule "arditi"; None for no such filter.
         prune_share: Share of the layers, from the last, to drop; None for no such filter.
 
     Returns:
@@ -77,46 +88,60 @@ def select_direction(
 
     Raises:
         NoDirectionLeftError: If every candidate is dropped; the message says by which filter.
-        OtLensError: If the table lacks a column, is empty, repeats a candidate or has a layer that the model
-            lacks.
+        OtLensError: If the rule is unknown, or the table lacks a column, is empty, repeats a candidate or has
+            a layer that the model lacks.
     """
-    table = _checked(scores, n_layers)
+    one_of("rule", rule, list(RULES), OtLensError)
+    table = _checked(scores, n_layers, RULES[rule])
     # In the order of the published code.
-    rules = {"a score is NaN": table[list(SCORES)].isna().any(axis=1)}
+    drops = {"a score is NaN": table[list(RULES[rule])].isna().any(axis=1)}
     if prune_share is not None:
         first = int(n_layers * (1.0 - prune_share))
-        rules[f"layer >= {first} of {n_layers}"] = table["layer"] >= first
+        drops[f"layer >= {first} of {n_layers}"] = table["layer"] >= first
     if kl_threshold is not None:
-        rules[f"KL > {kl_threshold:g}"] = table["kl_div_score"] > kl_threshold
-    if induce_threshold is not None:
-        rules[f"induce < {induce_threshold:g}"] = table["steering_score"] < induce_threshold
-    table["dropped"] = ""
-    filters: tuple[FilterCount, ...] = ()
-    for rule, drops in rules.items():
-        removed = drops & table["dropped"].eq("")
-        table.loc[removed, "dropped"] = rule
-        filters += (FilterCount(rule, int(removed.sum()), int(table["dropped"].eq("").sum())),)
+        drops[f"KL > {kl_threshold:g}"] = table["kl_div_score"] > kl_threshold
+    if induce_threshold is not None and rule == "arditi":
+        drops[f"induce < {induce_threshold:g}"] = table["steering_score"] < induce_threshold
+    filters = _filtered(table, drops)
     remaining = table[table["dropped"] == ""]
     if remaining.empty:
-        raise NoDirectionLeftError(_nothing_left(table, filters), filters, table)
-    order = remaining.sort_values(["refusal_score", "position", "layer"]).index
+        raise NoDirectionLeftError(_nothing_left(table, filters, rule), filters, table)
+    # The smallest first: a bypass score, or the similarity lacking.
+    score = remaining["refusal_score"] if rule == "arditi" else -_similarity(remaining)
+    order = remaining.assign(score=score).sort_values(["score", "position", "layer"]).index
     table["rank"] = pd.Series(range(len(order)), index=order, dtype="Int64").reindex(table.index)
     position, layer = (int(table.loc[order[0], name]) for name in ("position", "layer"))
-    return Selection(position, layer, _why(table.loc[order], len(table)), filters, table)
+    why = _why if rule == "arditi" else _why_similar
+    return Selection(position, layer, why(table.loc[order], len(table)), filters, table)
 
 
-def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    absent = [name for name in ("position", "layer", *SCORES) if name not in scores.columns]
+def _filtered(table: pd.DataFrame, drops: Mapping[str, pd.Series]) -> tuple[FilterCount, ...]:
+    """Note in the table which filter drops each candidate first, and count them."""
+    table["dropped"] = ""
+    filters: tuple[FilterCount, ...] = ()
+    for name, dropped in drops.items():
+        removed = dropped & table["dropped"].eq("")
+        table.loc[removed, "dropped"] = name
+        filters += (FilterCount(name, int(removed.sum()), int(table["dropped"].eq("").sum())),)
+    return filters
+
+
+def _similarity(table: pd.DataFrame) -> pd.Series:
+    return table["ablation_similarity"] + table["addition_similarity"]
+
+
+def _checked(scores: pd.DataFrame, n_layers: int, read: Sequence[str]) -> pd.DataFrame:
+    absent = [name for name in ("position", "layer", *read) if name not in scores.columns]
     if absent:
+        published = ", or the scores of a published run" if read == RULES["arditi"] else ""
         raise OtLensError(
-            f"The scores have no column {', '.join(absent)}: pass what score_directions returns, or the "
-            "scores of a published run."
+            f"The scores have no column {', '.join(absent)}: pass what score_directions returns{published}."
         )
     if scores.empty:
         raise OtLensError("The scores have no rows: there is no candidate to choose from.")
     table = scores.reset_index(drop=True)
     try:
-        numbers = table[["position", "layer", *SCORES]].astype(dict.fromkeys(SCORES, np.float64))
+        numbers = table[["position", "layer", *read]].astype(dict.fromkeys(read, np.float64))
         table = table.assign(**numbers.astype({"position": np.int64, "layer": np.int64}))
     except (TypeError, ValueError) as error:
         raise OtLensError(f"The scores must be numbers: {abbreviated(error)}.") from error
@@ -132,15 +157,16 @@ def _checked(scores: pd.DataFrame, n_layers: int) -> pd.DataFrame:
     return table
 
 
-def _nothing_left(table: pd.DataFrame, filters: Sequence[FilterCount]) -> str:
+def _nothing_left(table: pd.DataFrame, filters: Sequence[FilterCount], rule: str) -> str:
     counts = "; ".join(f"{step.rule} dropped {step.removed}" for step in filters)
     message = f"No direction is left of {len(table)} candidates: {counts}."
-    known = table.dropna(subset=list(SCORES))
+    known = table.dropna(subset=list(RULES[rule]))
     if known.empty:
         return f"{message} Every candidate has a NaN score: load the model in bfloat16 or float32."
+    induce = f", the highest induce score {known['steering_score'].max():.3g}" if rule == "arditi" else ""
     return (
-        f"{message} The smallest KL is {known['kl_div_score'].min():.3g}, the highest induce score "
-        f"{known['steering_score'].max():.3g}: see the table, and relax a threshold only with a reason."
+        f"{message} The smallest KL is {known['kl_div_score'].min():.3g}{induce}: see the table, and relax a "
+        "threshold only with a reason."
     )
 
 
@@ -156,6 +182,18 @@ def _why(ranked: pd.DataFrame, n_candidates: int) -> str:
     if {"refusal_low", "refusal_high"} <= set(ranked.columns):
         close = int((ranked["refusal_low"].iloc[1:] <= best["refusal_high"]).sum())
         words += f" The 95 % intervals of {close} others overlap with it."
+    return words
+
+
+def _why_similar(ranked: pd.DataFrame, n_candidates: int) -> str:
+    best, similarities = ranked.iloc[0], _similarity(ranked)
+    words = (
+        f"{_candidate(best)}: the highest cosine similarity ({best['ablation_similarity']:.3f} under "
+        f"ablation + {best['addition_similarity']:.3f} under addition) of the {len(ranked)} of "
+        f"{n_candidates} candidates left; KL {best['kl_div_score']:.3f}."
+    )
+    if len(ranked) > 1:
+        words += f" Next: {_candidate(ranked.iloc[1])} at {similarities.iloc[1]:.3f}."
     return words
 
 

@@ -16,6 +16,7 @@ from ot_lens.transport.gating import gated as gated
 from ot_lens.transport.gaussian_ot import fit_gaussian_ot as fit_gaussian_ot
 from ot_lens.transport.gaussian_ot import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
 from ot_lens.transport.info import FitInfo as FitInfo
+from ot_lens.transport.inlp import fit_inlp as fit_inlp
 from ot_lens.transport.leace import fit_leace as fit_leace
 from ot_lens.transport.linear_act import fit_linear_act as fit_linear_act
 from ot_lens.transport.maps import ActivationMap as ActivationMap
@@ -37,11 +38,14 @@ from ot_lens.transport.norm_preserving import NormPreservingMap as NormPreservin
 from ot_lens.transport.norm_preserving import norm_preserving as norm_preserving
 from ot_lens.transport.null_space import null_space as null_space
 from ot_lens.transport.pca_ot import fit_pca_ot as fit_pca_ot
+from ot_lens.transport.projected import fit_projected_ablation as fit_projected_ablation
 from ot_lens.transport.projection import fit_ace as fit_ace
 from ot_lens.transport.projection import fit_directional_ablation as fit_directional_ablation
+from ot_lens.transport.reflection import fit_reflection as fit_reflection
 from ot_lens.transport.rotation import RotationMap as RotationMap
 from ot_lens.transport.rotation import fit_rotation as fit_rotation
 from ot_lens.transport.shift import fit_mean_shift as fit_mean_shift
+from ot_lens.transport.som import fit_som as fit_som
 from ot_lens.transport.subspace import fit_subspace_ablation as fit_subspace_ablation
 from ot_lens.transport.support import SupportMask as SupportMask
 from ot_lens.transport.support import restrict_to_support as restrict_to_support

@@ -37,13 +37,13 @@ def fit_inlp(
     ridge: float = RIDGE,
     seed: int = 0,
 ) -> list[AffineMap]:
-    """T(x) = x - Q Q^T x, Q the normal vectors of successive linear probes (Ravfogel et al. 2020, algorithm 1).
+    """T(x) = x - Q Q^T x, Q of successive linear probes (Ravfogel et al. 2020, algorithm 1).
 
     Each round fits a ridge logistic regression to what the earlier rounds left of the samples, and projects
-    its normal vector out (arXiv 2004.07667). How many rounds are needed is decided on held-out samples: each
-    fold is scored by the rounds fitted on the other folds, and the rounds end when the 95 % interval of the
-    held-out AUC no longer lies above one half. Where that holds at once, the map is the identity. `info.k` is
-    the number of directions; `info.notes` has the AUC that is left.
+    the probe's normal vector out (arXiv 2004.07667). How many rounds are needed is decided on held-out
+    samples: each fold is scored by the rounds fitted on the other folds, and the rounds end when the 95 %
+    interval of the held-out AUC no longer lies above one half. Where that holds at once, the map is the
+    identity. `info.k` is the number of directions; `info.notes` has the AUC that is left.
 
     Args:
         H: source samples `[n_H, d]`.
@@ -72,14 +72,14 @@ def _of_layer(
     pooled = Pooled.of(H, S)
     weights, auc = null_space(CrossFit.of(pooled, len(H), ridge, seed), rounds)
     k = len(weights)
-    note = f"held-out AUC of a linear probe {auc} after {k} directions (n = {len(H)} + {len(S)})"
+    note = f"held-out AUC of a linear probe {auc} at k = {k} (n = {len(H)} + {len(S)})"
     if k == 0:
         note += ": it does not lie above one half, and the map is the identity"
         identity = AffineMap.identity(H.shape[1], device=H.device)
         return identity.labelled(k=0, seed=seed, notes=(note,))
-    problem = f"held-out AUC is still {auc} after {k} directions: choose more rounds or another layer"
+    problem = f"held-out AUC is still {auc} at k = {k}: choose more rounds or another layer"
     info = FitInfo(k=k, seed=seed, problems=() if auc.is_chance else (problem,), notes=(note,))
-    return ablation_of(torch.linalg.qr((weights @ pooled.Z).mT).Q, info)
+    return ablation_of(torch.linalg.qr((weights @ pooled.Z).mT).Q.contiguous(), info)
 
 
 def null_space(fit: CrossFit, rounds: int) -> tuple[Float64[Tensor, "k N"], HeldOutAUC]:

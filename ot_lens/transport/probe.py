@@ -41,18 +41,18 @@ class HeldOutAUC:
 class CrossFit:
     """The samples of one layer, source first, the assignment of each to a fold, and a probe's ridge.
 
-    Row f < folds of a batch leaves out the samples of fold f; a last row, where there is one, leaves out none.
+    Row f of a batch leaves out the samples of fold f; one row more than there are folds leaves out none.
     """
 
     gram: Float64[Tensor, "N N"]  # of the samples about their pooled mean
-    n_H: int
+    source: int  # samples of the source class
     fold: Int64[Tensor, " N"]
     folds: int
     penalty: float
 
     @classmethod
     def of(cls, pooled: Pooled, n_H: int, ridge: float, seed: int) -> "CrossFit":
-        """Folds are random, seeded and balanced in each class; the ridge is a share of the mean square norm."""
+        """Random folds, balanced in each class; the ridge is a share of the mean squared norm."""
         gram, n_S = pooled.gram(), pooled.Z.shape[0] - n_H
         folds = FOLDS if min(n_H, n_S) >= FOLDS else 2
         generator = torch.Generator().manual_seed(seed)
@@ -63,12 +63,12 @@ class CrossFit:
     @property
     def sizes(self) -> tuple[int, int]:
         """Samples of the source and of the target class."""
-        return self.n_H, len(self.fold) - self.n_H
+        return self.source, len(self.fold) - self.source
 
     @property
     def is_source(self) -> Bool[Tensor, " N"]:
         """Whether each sample is of the source class."""
-        return torch.arange(len(self.fold), device=self.fold.device) < self.n_H
+        return torch.arange(len(self.fold), device=self.fold.device) < self.source
 
     @property
     def training(self) -> Bool[Tensor, "rows N"]:
@@ -100,11 +100,13 @@ class CrossFit:
         change = along.unsqueeze(2) * along.unsqueeze(1) / square.clamp_min(torch.finfo(grams.dtype).tiny)
         return grams - torch.where(square > ROUNDING * largest, change, 0.0)
 
-    def held_out_auc(self, grams: Float64[Tensor, "rows N N"], probes: Float64[Tensor, "rows N"]) -> HeldOutAUC:
+    def held_out_auc(
+        self, grams: Float64[Tensor, "rows N N"], probes: Float64[Tensor, "rows N"]
+    ) -> HeldOutAUC:
         """Share of pairs of one fold in which the probe of the other folds ranks the source higher."""
         scores = (grams @ probes.unsqueeze(-1)).squeeze(-1).gather(0, self.fold.unsqueeze(0)).squeeze(0)
-        difference = scores[: self.n_H, None] - scores[None, self.n_H :]
-        same = self.fold[: self.n_H, None] == self.fold[None, self.n_H :]
+        difference = scores[: self.source, None] - scores[None, self.source :]
+        same = self.fold[: self.source, None] == self.fold[None, self.source :]
         wins = (difference > TIE).double() + (difference.abs() <= TIE).double() / 2
         value = float(wins[same].mean())
         # Folds are trained on overlapping samples (Nadeau & Bengio 2003).
@@ -118,7 +120,7 @@ def logistic_weights(
     weights: Float64[Tensor, "rows N"],
     penalty: float,
 ) -> Float64[Tensor, "rows N"]:
-    """Dual coefficients of weighted logistic regressions with a ridge and a free intercept, by Newton's method.
+    """Weights of the samples in the normal vectors of logistic regressions, by Newton's method in the dual.
 
     In each step (sqrt(W) K sqrt(W) + penalty I) b = sqrt(W) (z - intercept): never worse conditioned than the
     ridge allows, however sure the probe is of a sample.

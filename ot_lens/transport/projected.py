@@ -48,7 +48,7 @@ def fit_projected_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L 
     length = left.norm(dim=-1, keepdim=True)
     if bool((length.squeeze(-1) <= PARALLEL + rounding / gap.norm(dim=-1)).any()):
         raise FitError(
-            f"The difference in means is parallel to the harmless mean (share left {float(length.min()):.1e}): "
-            "use directional_ablation, or another layer or position."
+            "The difference in means is parallel to the harmless mean (share left "
+            f"{float(length.min()):.1e}): use directional_ablation, or another layer or position."
         )
     return [ablation_of(q.unsqueeze(1), FitInfo(k=1)) for q in left / length]

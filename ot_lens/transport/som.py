@@ -73,15 +73,18 @@ def _of_layer(
     held = fit.training[:, n_H:].to(weights.dtype)
     mean_S = (held / held.sum(1, keepdim=True)).unsqueeze(1).expand(-1, weights.shape[1], -1)
     directions = torch.cat([weights, -mean_S], dim=-1) * (wins > 0).unsqueeze(-1)
-    count, note = int((wins[-1] > 0).sum()), f"{int((wins[-1] > 0).sum())} neurons win samples"
+    count = int((wins[-1] > 0).sum())
+    note = f"{count} neurons win samples"
     if k is None:
         size, auc = _validated(fit, directions[:-1, :count])
-        note += f"; held-out AUC of a linear probe {auc} without {size} of them (n = {n_H} + {len(S)})"
+        note += f"; held-out AUC of a linear probe {auc} at k = {size} (n = {n_H} + {len(S)})"
     elif 1 <= k <= count:
         size = k
     else:
         raise FitError(f"k = {k} directions, but {count} neurons win samples: choose 1 <= k <= {count}.")
-    ablation = fit_subspace_ablation(H, S, directions=directions[-1, :size] @ pooled.Z)
+    vectors = directions[-1, :size] @ pooled.Z
+    vectors = vectors.masked_fill(vectors.norm(dim=1, keepdim=True) <= pooled.rounding, 0.0)
+    ablation = fit_subspace_ablation(H, S, directions=vectors)
     return ablation.labelled(seed=seed if k is None else None, notes=(note,))
 
 
@@ -135,7 +138,7 @@ def neurons(
 def _in_plane(
     gram: Float64[Tensor, "n n"], members: Bool[Tensor, "rows n"], places: Float64[Tensor, "cells 2"]
 ) -> Int64[Tensor, "rows n"]:
-    """The nearest neuron of each sample if neurons are spread over the plane of the two leading components."""
+    """The nearest neuron of each sample when the neurons are spread over the two leading components."""
     share = members.to(gram.dtype) / members.sum(1, keepdim=True)
     mean = share @ gram
     centred = gram - mean.unsqueeze(1) - mean.unsqueeze(2) + (mean * share).sum(1)[:, None, None]

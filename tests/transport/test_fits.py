@@ -245,7 +245,7 @@ def test_a_fit_is_made_where_its_samples_are(method):
     x, expected = acts.harmful(0), fit_all(acts, method)
     with torch.device("meta"):
         found = fit_all(acts, method)
-        half = found[0].at(0.5)
+        half = found[0].at(0.4)  # half a reflection is a projection, which has no inverse
         still = half.at(0.0).map(x)
         if isinstance(half, AffineMap):
             halfway, back = half.compose(found[2]).map(x), half.inverse().map(half.map(x))
@@ -253,20 +253,20 @@ def test_a_fit_is_made_where_its_samples_are(method):
         assert_close(found[layer].map(x), T.map(x))
     assert torch.equal(still, x)
     if isinstance(half, AffineMap):
-        assert_close(halfway, expected[0].at(0.5).map(expected[2].map(x)))
+        assert_close(halfway, expected[0].at(0.4).map(expected[2].map(x)))
         assert_close(back, x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_layers_where_nothing_varies_get_the_identity_and_keep_their_place(method):
-    acts = layered(6, 7, 10, layers=5, seed=29)
+    acts = layered(16, 17, 10, layers=5, seed=29)
     for layer in (1, 3):
         acts.source[layer] = acts.target[layer] = float(layer)
     maps = fit_all(acts, method)
     assert [layer for layer, T in maps.items() if T.is_identity] == [1, 3]
     info = maps[1].info
     assert "identical" in info.notes[0]
-    assert (info.method, info.layer, info.hook, info.rank, info.n_harmless) == (method, 1, "resid_pre", 0, 7)
+    assert (info.method, info.layer, info.hook, info.rank, info.n_harmless) == (method, 1, "resid_pre", 0, 17)
     for layer in (0, 2, 4):
         single = fit(method, acts.harmful(layer), acts.harmless(layer))
         assert_close(maps[layer].map(acts.harmful(layer)), single.map(acts.harmful(layer)))

@@ -48,6 +48,8 @@ def intensity(X: torch.Tensor, shrinkage: str) -> float:
         ("ace", {"k": 1}),
         ("linear_act", {"k": 0}),
         ("subspace_ablation", {"k": 2, "rank": 5}),
+        ("projected_ablation", {"k": 1}),
+        ("reflection", {"k": 1}),
     ],
 )
 def test_maps_without_a_covariance_name_method_size_and_samples(method, expected):
