@@ -10,8 +10,8 @@ from ot_lens.linalg import EPS, Pooled, one_thread
 from ot_lens.statistics.intervals import auc_interval
 
 FOLDS = 4
-MAX_STEPS = 100
-TOLERANCE = 1e-12
+MAX_STEPS, MAX_HALVINGS = 100, 40
+TOLERANCE = 1e-10
 # Log odds that are closer than this are equal up to rounding.
 TIE = 1e-9
 # Squared norms below this share of what they are computed from are rounding.
@@ -120,43 +120,68 @@ def logistic_weights(
     weights: Float64[Tensor, "rows N"],
     penalty: float,
 ) -> Float64[Tensor, "rows N"]:
-    """Weights of the samples in the normal vectors of logistic regressions, by Newton's method in the dual.
-
-    In each step (sqrt(W) K sqrt(W) + penalty I) b = sqrt(W) (z - intercept): never worse conditioned than the
-    ridge allows, however sure the probe is of a sample.
-    """
-    alpha, intercept = torch.zeros_like(weights), torch.zeros_like(weights[:, :1])
-    scores, loss = torch.zeros_like(weights), _loss(labels, weights, torch.zeros_like(weights), 0.0)
+    """Weights of the samples in the normal vectors of logistic regressions, by Newton's method."""
+    fitted = _Fitted(torch.zeros_like(weights), torch.zeros_like(weights), torch.zeros_like(weights[:, :1]))
     for _ in range(MAX_STEPS):
-        p = torch.sigmoid(scores + intercept)
-        root = (weights * (p * (1 - p)).clamp_min(EPS)).sqrt()
-        residual = weights * (labels - p)
-        working = root * (scores + intercept) + residual / root.clamp_min(torch.finfo(root.dtype).tiny)
-        system = (root.unsqueeze(-1) * grams).mul_(root.unsqueeze(-2))
-        system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-        with one_thread():
-            factor = torch.linalg.cholesky(system)
-            solved = torch.cholesky_solve(torch.stack([working, root], dim=-1), factor)
-        shift = (root * solved[..., 0]).sum(1, keepdim=True) / (root * solved[..., 1]).sum(1, keepdim=True)
-        step = root * (solved[..., 0] - shift * solved[..., 1]) - alpha
-        moved = (grams @ step.unsqueeze(-1)).squeeze(-1)
-        length = torch.ones_like(intercept)
-        for _ in range(MAX_STEPS):
-            tried = alpha + length * step
-            tried_scores, tried_intercept = scores + length * moved, intercept + length * (shift - intercept)
-            norm = penalty / 2 * (tried * tried_scores).sum(1)
-            tried_loss = _loss(labels, weights, tried_scores + tried_intercept, norm)
-            worse = (tried_loss > loss + TOLERANCE).unsqueeze(1)
-            if not bool(worse.any()):
-                break
-            length = torch.where(worse, length / 2, length)
-        change = float((tried_scores + tried_intercept - scores - intercept).abs().max())
-        alpha, scores, intercept, loss = tried, tried_scores, tried_intercept, tried_loss
-        if change <= 1e-10 * (1 + float(scores.abs().max())):
+        step = _newton_step(fitted, grams, labels, weights, penalty)
+        moved = _downhill(fitted, step, labels, weights, penalty)
+        change = (moved.log_odds - fitted.log_odds).abs().max()
+        fitted = moved
+        if change <= TOLERANCE * (1 + fitted.log_odds.abs().max()):
             break
-    return alpha
+    return fitted.alpha
 
 
-def _loss(labels: Tensor, weights: Tensor, scores: Tensor, norm: Tensor | float) -> Float64[Tensor, " rows"]:
-    signs = 2 * labels - 1
-    return (weights * torch.nn.functional.softplus(-signs * scores)).sum(1) + norm
+@dataclass(frozen=True)
+class _Fitted:
+    """Logistic regressions, or a change of them."""
+
+    alpha: Float64[Tensor, "rows N"]
+    scores: Float64[Tensor, "rows N"]  # Gram matrix times alpha
+    intercept: Float64[Tensor, "rows 1"]
+
+    @property
+    def log_odds(self) -> Float64[Tensor, "rows N"]:
+        return self.scores + self.intercept
+
+    def moved(self, step: "_Fitted", length: Float64[Tensor, "rows 1"]) -> "_Fitted":
+        """Part of the way."""
+        pairs = zip(vars(self).values(), vars(step).values(), strict=True)
+        return _Fitted(*(part + length * change for part, change in pairs))
+
+    def loss(self, labels: Tensor, weights: Tensor, penalty: float) -> Float64[Tensor, "rows 1"]:
+        """Mean loss and penalty."""
+        losses = torch.nn.functional.softplus((1 - 2 * labels) * self.log_odds)
+        return (weights * losses + penalty / 2 * self.alpha * self.scores).sum(1, keepdim=True)
+
+
+def _newton_step(at: _Fitted, grams: Tensor, labels: Tensor, weights: Tensor, penalty: float) -> _Fitted:
+    """(R K R + penalty I) b = R (z - intercept), R^2 the curvatures, z the working response, alpha = R b.
+
+    So scaled, the system is no worse conditioned than the ridge allows, however sure the probe is.
+    """
+    p = torch.sigmoid(at.log_odds)
+    root = (weights * (p * (1 - p)).clamp_min(EPS)).sqrt()
+    working = root * at.log_odds + weights * (labels - p) / root.clamp_min(torch.finfo(root.dtype).tiny)
+    system = (root.unsqueeze(-1) * grams).mul_(root.unsqueeze(-2))
+    system.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    with one_thread():
+        factor = torch.linalg.cholesky(system)
+        solved = torch.cholesky_solve(torch.stack([working, root], dim=-1), factor)
+    # The intercept makes the weights alpha sum to zero.
+    sums = root.unsqueeze(1) @ solved
+    intercept = sums[..., 0] / sums[..., 1]
+    step = root * (solved[..., 0] - intercept * solved[..., 1]) - at.alpha
+    return _Fitted(step, (grams @ step.unsqueeze(-1)).squeeze(-1), intercept - at.intercept)
+
+
+def _downhill(at: _Fitted, step: _Fitted, labels: Tensor, weights: Tensor, penalty: float) -> _Fitted:
+    """The end of the step, halved until no loss is larger, up to rounding."""
+    length, before = torch.ones_like(at.intercept), at.loss(labels, weights, penalty)
+    for _ in range(MAX_HALVINGS):
+        moved = at.moved(step, length)
+        worse = moved.loss(labels, weights, penalty) > before + ROUNDING
+        if not bool(worse.any()):
+            return moved
+        length = torch.where(worse, length / 2, length)
+    return at
