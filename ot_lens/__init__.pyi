@@ -64,6 +64,7 @@ from .interventions import intervene as intervene
 from .localization import MethodSpec as MethodSpec
 from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
+from .localization import restore_refusal as restore_refusal
 from .localizers import benchmark_localizers as benchmark_localizers
 from .localizers import locate as locate
 from .localizers import locate_by_layer as locate_by_layer

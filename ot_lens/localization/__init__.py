@@ -1,6 +1,7 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.defence import restore_refusal
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps, fit_sequentially
@@ -22,6 +23,7 @@ __all__ = [
     "localize",
     "measure_sweep",
     "plan_sweep",
+    "restore_refusal",
     "search",
     "sweep_settings",
 ]

@@ -37,7 +37,12 @@ def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> ActivationMap:
     known, own = resolved(method, parameters)
     source, target = check_pair(H, S)
     plain, options = split_options(known, own)
-    return modified(_checked(known, _fit_of(known)(source, target, **plain)), known, source, target, options)
+    return modified(fit_unmodified(known, source, target, **plain), known, source, target, options)
+
+
+def fit_unmodified(known: Method, H: Tensor, S: Tensor, **parameters: Any) -> ActivationMap:
+    """The map of a method for one layer before its modifiers."""
+    return _checked(known, _fit_of(known)(H, S, **parameters))
 
 
 def fit_all(
@@ -109,7 +114,7 @@ def _fit_layers(known: Method, H: Tensor, S: Tensor, parameters: dict[str, Any])
     if known.batch is not None:
         maps = known.batch(H, S, **plain)
     else:
-        maps = [_checked(known, _fit_of(known)(*pair, **plain)) for pair in zip(H, S, strict=True)]
+        maps = [fit_unmodified(known, *pair, **plain) for pair in zip(H, S, strict=True)]
     return [modified(*layer, options) for layer in zip(maps, [known] * len(maps), H, S, strict=True)]
 
 
