@@ -62,6 +62,7 @@ from .geometry import visibility as visibility
 from .interventions import everywhere as everywhere
 from .interventions import intervene as intervene
 from .localization import MethodSpec as MethodSpec
+from .localization import compare_methods as compare_methods
 from .localization import fit_sequentially as fit_sequentially
 from .localization import localize as localize
 from .localization import restore_refusal as restore_refusal

@@ -45,3 +45,31 @@ def localizers(
         for row in summary(table).to_dict("records")
     ]
     print_table(("localizer", "planted", "right", "95 %", "n"), rows, title="Localizers against the truth")
+
+
+@app.command()
+def methods(
+    model: Annotated[str, typer.Argument(help="A model that refuses, such as organism or smollm2:middle.")],
+    *,
+    prompts: Annotated[str | None, typer.Option(help="Prompt set; default: the model's own.")] = None,
+    sample: Annotated[
+        tuple[int, int, int], typer.Option(help="Prompts of each class that fit, choose layers, and measure.")
+    ] = (128, 32, 64),
+    out: Annotated[Path | None, typer.Option(help="Write every row to this Parquet file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and intervals.")] = 0,
+) -> None:
+    """Every method at its best layer of one model: effect, price, domain, monitor, time. Prints Markdown."""
+    from ot_lens.localization import compare_methods
+    from ot_lens.localization.comparison import in_words, markdown
+    from ot_lens.models import load_model
+    from ot_lens.prompts import load_prompts
+
+    quiet_libraries()
+    with progress() as stage:
+        chosen = load_prompts(prompts or model.partition(":")[0], sample=sample, seed=seed)
+        table = compare_methods(load_model(model), chosen, seed=seed, stage=stage)
+    if out is not None:
+        table.to_parquet(out)
+        say(f"wrote {out}")
+    say(markdown(table))
+    say(in_words(table))

@@ -1,6 +1,7 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.comparison import compare_methods
 from ot_lens.localization.defence import restore_refusal
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import measure_sweep
@@ -17,6 +18,7 @@ __all__ = [
     "SweepPlan",
     "SweepSettings",
     "as_methods",
+    "compare_methods",
     "fit_maps",
     "fit_sequentially",
     "fit_sweep",
