@@ -1,7 +1,7 @@
 """Activations: capture, storage, and the labelled tensors that later steps read."""
 
 from ot_lens.activations.capture import capture
-from ot_lens.activations.data import Activations
+from ot_lens.activations.data import Activations, restricted
 from ot_lens.activations.moments import LayerMoments, capture_moments, moments_of, partial_moments
 from ot_lens.activations.plan import CapturePlan, CaptureSettings, Shard, plan_shards, resolve_layers
 from ot_lens.activations.positions import resolve_positions
@@ -25,4 +25,5 @@ __all__ = [
     "plan_shards",
     "resolve_layers",
     "resolve_positions",
+    "restricted",
 ]

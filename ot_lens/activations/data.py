@@ -200,6 +200,16 @@ class Activations:
         return cls(data, layers, labels(at, reduce), hook, {"source": "caches"})
 
 
+def restricted(acts: Activations, layers: Sequence[int], position: int) -> Activations:
+    """Some layers of activations at one position, in memory, in float64."""
+    chosen = tuple(layer for layer in acts.layers if layer in layers)
+    data = {
+        label: torch.stack([getattr(acts, label)(layer, position) for layer in chosen]).unsqueeze(2)
+        for label in CLASSES
+    }
+    return Activations(data, chosen, (position,), acts.hook, acts.info)
+
+
 def _span(layers: Sequence[int]) -> str:
     consecutive = list(layers) == list(range(layers[0], layers[0] + len(layers)))
     return f"{layers[0]}-{layers[-1]}" if consecutive and len(layers) > 1 else ", ".join(map(str, layers))

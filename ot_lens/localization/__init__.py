@@ -1,5 +1,6 @@
 """The sweep: which layers, which map, which rank, measured on held-out prompts, in one tidy table."""
 
+import ot_lens.learned  # noqa: F401  registers its methods
 from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.comparison import compare_methods
 from ot_lens.localization.defence import restore_refusal

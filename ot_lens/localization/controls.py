@@ -30,8 +30,10 @@ def controls(
     """Control candidates for every single layer of every method; only their refusal score is measured.
 
     "random_subspace" rotates the map into a random subspace, with the same rank and the same mean
-    displacement of harmful activations; "permuted_labels" is the same fit on permuted class labels.
+    displacement of harmful activations; "permuted_labels" is the same fit on permuted class labels, without
+    the methods that are trained through the model.
     """
+    fitted = [method for method in maps if not method.learned]
     layers = sorted({layer for by_layer in maps.values() for layer in by_layer})
     for draw in range(plan.control_draws):
         seed = settings.panel.seed * 1009 + draw
@@ -40,7 +42,7 @@ def controls(
                 controlled: Maps = _random(acts, maps, settings.position, seed)
             else:
                 mixed = permuted(acts, seed=seed)
-                controlled = fit_maps(mixed, list(maps), layers=layers, position=settings.position)
+                controlled = fit_maps(mixed, fitted, layers=layers, position=settings.position)
             strengths = [max(plan.strengths)]
             for candidate in candidates(controlled, settings, [SINGLE], strengths, generates=False):
                 both = plan.sufficiency and method_named(candidate.method.name).reversible

@@ -52,7 +52,7 @@ def localize(
 
     Args:
         model: A hooked model, or a `Runner` (see `ot_lens.execution`).
-        prompts: `train` fits the maps, `val` chooses a searched set, `test` measures.
+        prompts: `train` fits or trains the maps, `val` chooses a searched set, `test` measures.
         methods: Names, {"name": ..., parameters}, or `MethodSpec` objects.
         layers: "all" or layer numbers.
         tokens: Token scope of the edits: "all", "prompt", "last" or "generated"; "auto" is each method's own:
@@ -136,7 +136,7 @@ def localize(
     if acts is None:
         options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
         acts = capture(runner, prompts.train, layers=settings.layers, **options)
-    maps = fit_sweep(acts, requested, settings, plan)
+    maps = fit_sweep(acts, requested, settings, plan, model=runner, prompts=prompts.train)
     candidates = plan_sweep(runner, prompts, acts, requested, maps, settings, plan)
     return join(list(measure_sweep(runner, prompts.test, candidates, settings, progress=progress).values()))
 

@@ -1,6 +1,9 @@
-"""Methods of a sweep by name and parameters, and their maps: each layer by itself, or from the bottom up."""
+"""Methods of a sweep by name and parameters, and their maps.
 
-from collections.abc import Callable, Mapping, Sequence
+Each layer is fitted by itself or from the bottom up, or trained through the model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -8,9 +11,9 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
-from ot_lens.activations import Activations, capture
+from ot_lens.activations import Activations, capture, restricted
 from ot_lens.errors import FitError, HookError, OtLensTypeError
-from ot_lens.execution import as_runner
+from ot_lens.execution import Runner, as_runner
 from ot_lens.prompts import Contrast
 from ot_lens.transport import ActivationMap, fit_all, method_named, resolved
 
@@ -42,9 +45,20 @@ class MethodSpec:
         """Whether the map of one layer edits every block."""
         return method_named(self.name).everywhere
 
+    @property
+    def learned(self) -> bool:
+        """Whether it is trained through the model, not fitted to activations."""
+        return method_named(self.name).learn is not None
+
+    @property
+    def sequential(self) -> bool:
+        """Whether its layers can be fitted from the bottom up, each on what the edits below it left."""
+        return not self.everywhere and not self.learned
+
     def k(self, fitted: Sequence[ActivationMap]) -> int | None:
         """Rank for the table: as asked for; where it was left to the fit, the one that all its maps share."""
-        fit = method_named(self.name).fit
+        known = method_named(self.name)
+        fit = known.fit or known.learn
         parameter = None if fit is None else signature(fit).parameters.get("k")
         if parameter is None:
             return None
@@ -76,15 +90,30 @@ def fit_maps(
     *,
     layers: Sequence[int],
     position: int,
+    model: Any = None,
+    prompts: Contrast | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> dict[MethodSpec, dict[int, ActivationMap]]:
-    """Every method's map at every layer, each layer fitted on the unedited stream."""
+    """Every method's map at every layer, each layer fitted on the unedited stream.
+
+    Methods that are trained need the model, or a `Runner`, and the prompts that `acts` are of; layers in the
+    runner's cache are not trained again. `progress` is called for each fit, and for each trained layer.
+    """
     missing = [layer for layer in layers if layer not in acts.layers]
     if missing:
         raise HookError(f"layer {missing[0]} was not captured: capture it, or leave it out of layers.")
     fitted: dict[tuple[object, ...], dict[int, ActivationMap]] = {}
-    maps = {}
+    maps: dict[MethodSpec, dict[int, ActivationMap]] = {}
     for method in methods:
+        if method.learned:
+            runner, training = _trainer(model, prompts, method)
+            settings = {"position": position, "hook": acts.hook, "batch_size": batch_size, "seed": seed}
+            samples = restricted(acts, layers, position)
+            trained = _trained(runner, training, samples, method, settings, progress)
+            maps[method] = {layer: trained[layer] for layer in layers}
+            continue
         # Methods with the same batched fit, such as directional ablation and RFA, share its maps.
         known = method_named(method.name)
         key = (known.batch or known.name, known.modifiers, repr(sorted(method.params.items())))
@@ -93,6 +122,71 @@ def fit_maps(
         maps[method] = {layer: fitted[key][layer] for layer in layers}
         progress(1)
     return maps
+
+
+def _trainer(model: Any, prompts: Contrast | None, method: MethodSpec) -> tuple[Runner, Contrast]:
+    if model is None or prompts is None:
+        raise FitError(
+            f"Method {method.name!r} is trained through the model, and there is none here: pass model and "
+            "prompts, or use localize."
+        )
+    return as_runner(model), prompts
+
+
+def _trained(
+    runner: Runner,
+    prompts: Contrast,
+    acts: Activations,
+    method: MethodSpec,
+    settings: Mapping[str, Any],
+    progress: Callable[[int], None],
+) -> dict[int, ActivationMap]:
+    """The maps of a method that is trained through the model; layers in the cache are not trained again."""
+    names = {layer: f"learned|{method.label}|{layer}" for layer in acts.layers}
+    missing = [layer for layer, name in names.items() if name not in runner.cache]
+    joint = method_named(method.name).joint and missing
+    groups = [acts.layers] if joint else [(layer,) for layer in missing]
+    progress(0 if joint else len(names) - len(missing))
+    tasks = [restricted(acts, group, settings["position"]) for group in groups]
+    for layer, trained in runner.stream(_train, tasks, prompts, method, settings):
+        runner.cache[names[layer]] = trained
+        progress(1)
+    return {layer: runner.cache[name] for layer, name in names.items()}
+
+
+def _train(
+    model: Any,
+    prompts: Contrast,
+    method: MethodSpec,
+    settings: Mapping[str, Any],
+    tasks: Sequence[Activations],
+) -> Iterator[tuple[int, ActivationMap]]:
+    """The trained map of each layer of some tasks, which are activations of the layers to train together."""
+    learn = method_named(method.name).learn
+    for acts in tasks:
+        made = learn(  # type: ignore[misc]  # checked by whoever made the tasks
+            model, prompts, acts, layers=acts.layers, progress=lambda _done: None, **settings, **method.params
+        )
+        for layer in acts.layers:
+            yield layer, _labelled(made.get(layer), layer, method, acts, settings)
+
+
+def _labelled(
+    trained: object, layer: int, method: MethodSpec, acts: Activations, settings: Mapping[str, Any]
+) -> ActivationMap:
+    """A trained map with where it came from."""
+    if not isinstance(trained, ActivationMap):
+        kind = type(trained).__name__
+        raise FitError(f"Method {method.name!r} returned a {kind} for layer {layer}: return an AffineMap.")
+    return trained.labelled(
+        method=method.name,
+        layer=layer,
+        position=settings["position"],
+        hook=acts.hook,
+        n_harmful=acts.n_harmful,
+        n_harmless=acts.n_harmless,
+        seed=settings["seed"],
+    )
 
 
 def fit_sequentially(
@@ -115,7 +209,7 @@ def fit_sequentially(
     Args:
         model: A hooked model, or a `Runner`, whose tasks are one layer of one method.
         prompts: Training split.
-        methods: Methods; "rfa" has no sequential form and is left out.
+        methods: Methods; "rfa" and those trained through the model have no sequential form and are left out.
         layers: The layers to edit together.
         position: Token position of the fit.
         hook: Hook point of the edits.
@@ -135,9 +229,7 @@ def fit_sequentially(
     options: dict[str, Any] = {"hook": hook, "positions": [position], "batch_size": batch_size}
     if acts is None:
         acts = capture(runner, prompts, layers=layers, **options)
-    maps: dict[MethodSpec, dict[int, ActivationMap]] = {
-        method: {} for method in methods if not method.everywhere
-    }
+    maps: dict[MethodSpec, dict[int, ActivationMap]] = {method: {} for method in methods if method.sequential}
     for layer in sorted(layers):
         tasks = {f"sequential|{m.label}|{layer}": (m, dict(below)) for m, below in maps.items()}
         target = acts.harmless(layer, position)[None, :, None]

@@ -11,9 +11,9 @@ from ot_lens.localization.controls import REFERENCES, controls, swapped
 from ot_lens.localization.methods import MethodSpec, fit_maps, fit_sequentially
 from ot_lens.localization.outside import with_domains
 from ot_lens.localization.search import search
-from ot_lens.localization.settings import SweepPlan, SweepSettings
+from ot_lens.localization.settings import PERMUTED, SweepPlan, SweepSettings
 from ot_lens.progress import Stage, silent
-from ot_lens.prompts import ContrastSet
+from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import ALL, INDUCE, SEQUENTIAL, SINGLE
 from ot_lens.transport import ActivationMap, method_named
 
@@ -24,11 +24,27 @@ def fit_sweep(
     settings: SweepSettings,
     plan: SweepPlan,
     stage: Stage = silent,
+    *,
+    model: Any = None,
+    prompts: Contrast | None = None,
 ) -> dict[MethodSpec, dict[int, ActivationMap]]:
-    """The map of every method at every layer, including the references that come with controls."""
+    """The map of every method at every layer, including the references that come with controls.
+
+    Methods that are trained through the model need it, or a `Runner`, and the training prompts.
+    """
     fitted = [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
-    with stage("maps", len(fitted)) as step:
-        return fit_maps(acts, fitted, layers=settings.layers, position=settings.position, progress=step)
+    with stage("maps", sum(len(settings.layers) if m.learned else 1 for m in fitted)) as step:
+        return fit_maps(
+            acts,
+            fitted,
+            layers=settings.layers,
+            position=settings.position,
+            model=model,
+            prompts=prompts,
+            batch_size=settings.panel.batch_size,
+            seed=settings.panel.seed,
+            progress=step,
+        )
 
 
 def plan_sweep(
@@ -47,7 +63,7 @@ def plan_sweep(
     planned = candidates(maps, settings, plan.sets, plan.strengths, generates=generates)
     if SEQUENTIAL in plan.fitting and set(plan.sets) - {SINGLE} and len(layers) > 1:
         later: dict[MethodSpec, dict[int, ActivationMap]] = {}
-        with stage("sequential maps", len(layers) * sum(not method.everywhere for method in maps)) as step:
+        with stage("sequential maps", len(layers) * sum(method.sequential for method in maps)) as step:
             for scope in {settings.scope(method.name): None for method in maps}:
                 later |= fit_sequentially(
                     runner,
@@ -65,9 +81,10 @@ def plan_sweep(
         # In a pair, the later map is fitted under the earlier one alone: these maps fit all layers only.
         planned += candidates(later, settings, [ALL], plan.strengths, fitting=SEQUENTIAL, generates=generates)
     if plan.sufficiency:
-        reversible = [m for m in maps if method_named(m.name).reversible]
+        reversible = [m for m in maps if method_named(m.name).reversible and not m.learned]
         back = fit_maps(swapped(acts), reversible, layers=layers, position=settings.position)
         planned += candidates(back, settings, [SINGLE], plan.strengths, transport=INDUCE, generates=generates)
+    planned = [_with_omissions(candidate, plan) for candidate in planned]
     requested = {method: maps[method] for method in methods}
     planned += listed(requested, settings, plan.layer_sets, plan.strengths)
     controlled = []
@@ -79,6 +96,15 @@ def plan_sweep(
         bounded = replace(plan, search_budget=budget)
         planned += search(runner, prompts.val.harmful, requested, settings, bounded, stage)
     return with_domains(acts, [*planned, *controlled], settings)
+
+
+def _with_omissions(candidate: Candidate, plan: SweepPlan) -> Candidate:
+    """With a note of what the plan asks for and a method that is trained through the model does not get."""
+    asked = {"permuted labels": PERMUTED in plan.controls, "sequential fits": SEQUENTIAL in plan.fitting}
+    omitted = [name for name, wanted in asked.items() if wanted]
+    if not omitted or not candidate.method.learned:
+        return candidate
+    return replace(candidate, note=f"trained through the model, so without {' and '.join(omitted)}")
 
 
 def search_budget(

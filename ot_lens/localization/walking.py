@@ -75,7 +75,8 @@ def walk_batch(
     columns = {}
     for candidate in batch.candidates:
         reason = reasons[candidate.key]
-        note = candidate.note or ("" if reason is None else f"plain hooks: {reason}")
+        hooked = "" if reason is None else f"plain hooks: {reason}"
+        note = "; ".join(filter(None, (candidate.note, hooked)))
         engine = "single_pass" if settings.walks and reason is None else "hooks"
         columns[candidate.key] = {"engine": engine, "note": note}
     return Walked(readings, unedited, outside, columns, obstacle)

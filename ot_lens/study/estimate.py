@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 
 from ot_lens import geometry
-from ot_lens.activations import Activations, capture
+from ot_lens.activations import Activations, capture, restricted
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
 from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
 from ot_lens.execution import as_runner
 from ot_lens.localization import Candidate, MethodSpec, as_methods, fit_sweep, measure_sweep, plan_sweep
 from ot_lens.localization.plan import search_budget
 from ot_lens.localization.search import sets_by_size
-from ot_lens.localization.settings import SweepSettings
+from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.models import load_model
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
@@ -27,7 +27,6 @@ from ot_lens.study.diagnostics import FEW_RESAMPLES, FEWEST_SEEN, MAKERS, MAX_ED
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
-from ot_lens.study.verifying.evidence import restricted
 from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SINGLE
 
 # Prompts of each class in the first round. Two rounds at least tell what is fixed from what grows with the
@@ -94,7 +93,8 @@ def estimate_run(config: StudyConfig, *, allow_code: bool = False) -> list[Cost]
                 break
             n *= GROWTH
         whole = _extrapolated(*samples[-2:])
-        costs = [*_of_model(config, prompts, settings, methods, whole), *_of_tables(config, prompts, whole)]
+        costs = [*_of_training(model, prompts.train, settings, methods, config)]
+        costs += [*_of_model(config, prompts, settings, methods, whole), *_of_tables(config, prompts, whole)]
     return [Cost("loading the model", 1, "model", loading), *(cost for cost in costs if cost.count)]
 
 
@@ -155,7 +155,7 @@ def _sample(
     plan = replace(sweep_plan(config), search_size=0, fitting=(INDEPENDENT,))
     capturing, acts = _timed(lambda: capture(runner, few.train, **capture_options(config, settings.layers)))
     try:
-        fitting, maps = _timed(lambda: fit_sweep(acts, methods, settings, plan))
+        fitting, maps = _timed(lambda: _maps(acts, methods, settings, plan))
         planning, candidates = _timed(lambda: plan_sweep(runner, few, acts, methods, maps, settings, plan))
     except FitError:
         if n >= _count(prompts.train):
@@ -183,6 +183,37 @@ def _sample(
     }
     share = _count(few.train, few.test) / _count(prompts.train, prompts.test)
     return _Sample(acts, maps, answered, read, share, seconds)
+
+
+def _maps(acts: Activations, methods: Sequence[MethodSpec], settings: SweepSettings, plan: SweepPlan) -> Maps:
+    """Fitted maps; in place of trained ones, which `_of_training` prices, maps of the same kind of edit."""
+    fitted = fit_sweep(acts, [method for method in methods if not method.learned], settings, plan)
+    stand_in = MethodSpec("directional_ablation")
+    learned = [method for method in methods if method.learned]
+    if learned:
+        edits = fit_sweep(acts, [stand_in], settings, plan)[stand_in]
+        fitted |= dict.fromkeys(learned, edits)
+    return fitted
+
+
+def _of_training(
+    model: Any,
+    prompts: Contrast,
+    settings: SweepSettings,
+    methods: Sequence[MethodSpec],
+    config: StudyConfig,
+) -> Iterator[Cost]:
+    """The training of maps through the model, from one layer in the middle with all training prompts."""
+    learned = [method for method in methods if method.learned]
+    middle = settings.layers[len(settings.layers) // 2]
+    if not learned:
+        return
+    acts = capture(model, prompts, **capture_options(config, [middle]))
+    one = replace(settings, layers=(middle,))
+    for method in learned:
+        training = partial(fit_sweep, acts, [method], one, SweepPlan(), model=model, prompts=prompts)
+        seconds, _ = _timed(training)
+        yield Cost(f"training {method.label}", len(settings.layers), "layers", seconds)
 
 
 def _evenly(items: Sequence[T], most: int) -> list[T]:

@@ -94,7 +94,8 @@ def run_study(
                     Runner(workers, sweeping.FolderCache(folder, sweeping.FILTERED)), prompts, config, stage
                 )
                 _measure(Work(folder, config, prompts, workers, ready, stage), methods)
-        folder.drop(sweeping.FILTERED)
+        for cached in (sweeping.FILTERED, sweeping.LEARNED):
+            folder.drop(cached)
         _draw(folder, config, stage)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)

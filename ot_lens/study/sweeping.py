@@ -19,9 +19,10 @@ from ot_lens.study.preparation import Work, sweep_plan
 from ot_lens.tables import join
 from ot_lens.transport import ActivationMap, load_map
 
-# Folders of cached results below tables/: what the filter keeps, needed as long as the model is; the measured
-# candidates until they are joined, and what planning them needed.
+# Folders of cached results below tables/: what the filter keeps and the trained maps, needed as long as the
+# model is; the measured candidates until they are joined, and what planning them needed.
 FILTERED = "filtered"
+LEARNED = "learned"
 PARTS = "parts"
 PLANNED = f"{PARTS}/planned"
 Maps = Mapping[MethodSpec, Mapping[int, ActivationMap]]
@@ -106,7 +107,8 @@ def capture_split(work: Work, split: str) -> Activations:
 def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> tuple[list[Candidate], Maps]:
     """Fit the maps and write them; returns the candidates, none if they were measured, and the maps."""
     plan, settings, folder = sweep_plan(work.config), work.ready.settings, work.folder
-    maps = fit_sweep(acts, methods, settings, plan, work.stage)
+    learning = Runner(work.executor, FolderCache(folder, LEARNED))
+    maps = fit_sweep(acts, methods, settings, plan, work.stage, model=learning, prompts=work.prompts.train)
     for method, by_layer in maps.items():
         for layer, edit in by_layer.items():
             edit.save(map_path(folder.path, method, layer))

@@ -32,7 +32,8 @@ def fit(method: str, H: Tensor, S: Tensor, **parameters: Any) -> ActivationMap:
     "threshold" (and `false_positive_rate`, see `gated`), `norm_preserving=True`.
 
     Raises:
-        FitError: If there is no such method; also what the method's own function raises.
+        FitError: If there is no such method, or it is trained through the model; also what the method's own
+            function raises.
     """
     known, own = resolved(method, parameters)
     source, target = check_pair(H, S)
@@ -61,12 +62,14 @@ def fit_all(
 
     Raises:
         ActivationError: If samples cannot be used; the message names the layer.
-        FitError: If there is no such method, or a layer cannot be fitted; the message names the layer.
+        FitError: If there is no such method, it is trained through the model, or a layer cannot be fitted;
+            the message names the layer.
 
     Warns:
         PoorFitWarning: Once, naming the layers whose fit is poor.
     """
     known, own = resolved(method, parameters)
+    _fit_of(known)  # before layers where nothing varies, which need no fit
     maps: dict[int, ActivationMap] = {}
     for batch in layer_batches(acts, position):
         fitted = zip(batch.layers, _fit_batch(known, batch, own), strict=True)
@@ -119,6 +122,11 @@ def _fit_layers(known: Method, H: Tensor, S: Tensor, parameters: dict[str, Any])
 
 
 def _fit_of(known: Method) -> Fit:
+    if known.learn is not None:
+        raise FitError(
+            f"Method {known.name!r} is trained through the model, not fitted to activations: use "
+            f"localize(model, prompts, [{known.name!r}]), or the method's own function."
+        )
     if known.fit is None:
         raise FitError(
             f"Method {known.name!r} is known from a run only: import the module that registers it."

@@ -24,6 +24,7 @@ SPARE_MARKERS = ("star", "plus", "pentagon", "hexagon")
 
 Fit = Callable[..., "ActivationMap"]
 BatchFit = Callable[..., Sequence["ActivationMap"]]
+Learn = Callable[..., Mapping[int, "ActivationMap"]]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,13 @@ class Method:
         label: Name in figures and reports.
         family: "projection", "transport" or "erasure".
         fit: `fit(H, S, **parameters)` for one layer, H `[n_H, d]` and S `[n_S, d]`; None in a process that
-            knows the method only from the records of a run.
+            knows the method only from the records of a run, and for methods with `learn`.
         batch: The same for many layers at once, from `[L, n_H, d]` and `[L, n_S, d]`; None: layer by layer.
+        learn: Instead of `fit`, for methods trained through the model: `learn(model, prompts, acts, *,
+            layers, position, hook, batch_size, seed, progress, **parameters) -> {layer: map}`, with the
+            training prompts (a `Contrast`) and their unedited `Activations` at those layers; `progress` is
+            called with the number of steps just done.
+        joint: Whether `learn` trains all layers together; otherwise it is called for each layer by itself.
         formula: T(x).
         source: Paper or author.
         tokens: Token scope of its edits in a sweep at scope "auto"; "auto": that of its family, where it was
@@ -56,6 +62,8 @@ class Method:
     family: str
     fit: Fit | None = None
     batch: BatchFit | None = None
+    learn: Learn | None = None
+    joint: bool = False
     formula: str = ""
     source: str = ""
     tokens: str = "auto"
@@ -154,6 +162,11 @@ def _modified(known: Method, modifier: str) -> Method:
             f"{known.name} edits every block with the map of one layer, which no gate or constraint of that "
             "layer fits: modify directional_ablation instead."
         )
+    if known.learn is not None:
+        raise FitError(
+            f"{known.name} is trained through the model as it is: leave out {modifier}, or modify a fitted "
+            "method."
+        )
     added = MODIFIERS[modifier]
     return replace(
         known,
@@ -176,8 +189,10 @@ def method_label(name: str, k: Any = None) -> str:
 
 def register_method(
     name: str,
-    fit: Fit,
+    fit: Fit | None = None,
     *,
+    learn: Learn | None = None,
+    joint: bool = False,
     label: str | None = None,
     family: str = TRANSPORT,
     formula: str = "",
@@ -197,6 +212,8 @@ def register_method(
         name: Name in `methods=` and in tables.
         fit: `fit(H, S, **parameters)` returns a map, such as an `AffineMap`, of float64 samples H
             `[n_H, d]` (harmful) and S `[n_S, d]` (harmless) of one layer.
+        learn: Instead of `fit`, a function that trains maps through the model; see `Method`.
+        joint: Whether `learn` trains all layers together, not each by itself.
         label: Name in figures and reports; default: the name.
         family: "projection", "transport" or "erasure".
         formula: T(x), for people.
@@ -209,11 +226,15 @@ def register_method(
         marker: A key of `ot_lens.plots.style.MARKERS`; default: a spare marker.
 
     Raises:
-        FitError: If the name is empty or built in, or the family is unknown.
+        FitError: If the name is empty or built in, the family is unknown, or not exactly one of `fit` and
+            `learn` is given.
     """
     one_of("family", family, FAMILIES, FitError)
     if not name.isidentifier() or (name in METHODS and METHODS[name].order < Method.order):
         raise FitError(f"Method name {name!r} is taken or not an identifier: choose another name.")
+    if (fit is None) == (learn is None):
+        given = "neither" if fit is None else "both"
+        raise FitError(f"Method {name!r} needs either fit or learn, got {given}: give one of them.")
     spare = [known for known in METHODS.values() if known.order == Method.order and known.name != name]
     number = len(spare) % len(SPARE_COLOURS)
     known = Method(
@@ -221,6 +242,8 @@ def register_method(
         label or name,
         family,
         fit,
+        learn=learn,
+        joint=joint,
         formula=formula,
         source=source,
         tokens=tokens,
@@ -242,8 +265,9 @@ def register(known: Method) -> None:
 
 
 def as_record(known: Method) -> dict[str, Any]:
-    """A method as JSON values, without its fit, for the manifest of a run."""
-    return {name: value for name, value in asdict(known).items() if name not in ("fit", "batch")}
+    """A method as JSON values, without its functions, for the manifest of a run."""
+    functions = ("fit", "batch", "learn", "joint")
+    return {name: value for name, value in asdict(known).items() if name not in functions}
 
 
 def restore(records: Iterable[Mapping[str, Any]]) -> None:

@@ -26,8 +26,7 @@ def test_every_built_in_method_is_complete():
     assert list(METHODS)[:4] == ["directional_ablation", "rfa", "ace", "subspace_ablation"]
     for name, known in METHODS.items():
         assert known.name == name
-        assert known.fit is not None
-        assert known.batch is not None
+        assert (known.fit is None) == (known.batch is None) == (known.learn is not None)
         assert known.formula
         assert known.family in FAMILIES
         assert known.marker in MARKERS

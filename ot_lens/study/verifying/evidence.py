@@ -8,14 +8,13 @@ from random import Random
 from typing import TypeVar
 
 import pandas as pd
-import torch
 
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.localization.controls import REFERENCES
 from ot_lens.progress import Stage, silent
-from ot_lens.prompts import CLASSES, ContrastSet
+from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.sweeping import map_path, read_prompts
@@ -102,13 +101,3 @@ class Evidence:
     def choice(self, purpose: str, among: Sequence[T]) -> list[T]:
         """All of them in random order, the same for the same seed and purpose."""
         return Random(f"{self.seed} {purpose}").sample(list(among), len(among))  # noqa: S311  no secret
-
-
-def restricted(acts: Activations, layers: Sequence[int], position: int) -> Activations:
-    """Some layers of stored activations at one position, in memory."""
-    chosen = tuple(layer for layer in acts.layers if layer in layers)
-    data = {
-        label: torch.stack([getattr(acts, label)(layer, position) for layer in chosen]).unsqueeze(2)
-        for label in CLASSES
-    }
-    return Activations(data, chosen, (position,), acts.hook, acts.info)

@@ -141,7 +141,9 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     """Whether the table has the planned candidates in order, and whether some of them measure the same."""
     run, ready, prompts, runner = again.run, again.ready, again.prompts, Runner(again.executor)
     methods, plan = as_methods(run.config.method_entries), sweep_plan(run.config)
-    maps = fit_sweep(run.train, methods, ready.settings, plan, run.stage)
+    refittable = [method for method in methods if not method.learned]
+    refitted = fit_sweep(run.train, refittable, ready.settings, plan, run.stage)
+    maps = {method: run.maps[method] if method.learned else refitted[method] for method in run.methods}
     candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan, run.stage)
     table = run.sweep
     rows = {str(key): group for key, group in table.groupby("key", sort=False)}
