@@ -61,6 +61,10 @@ from .geometry import spectra as spectra
 from .geometry import visibility as visibility
 from .interventions import everywhere as everywhere
 from .interventions import intervene as intervene
+from .learned import cone_dimension as cone_dimension
+from .learned import fit_cone as fit_cone
+from .learned import fit_rdo as fit_rdo
+from .learned import representational_independence as representational_independence
 from .localization import MethodSpec as MethodSpec
 from .localization import compare_methods as compare_methods
 from .localization import fit_sequentially as fit_sequentially

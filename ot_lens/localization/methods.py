@@ -51,6 +51,13 @@ class MethodSpec:
         return method_named(self.name).learn is not None
 
     @property
+    def reads_refusal(self) -> bool:
+        """Whether its training takes refusal tokens, and its parameters do not name any."""
+        learn = method_named(self.name).learn
+        names = () if learn is None else signature(learn).parameters
+        return "refusal_tokens" in names and "refusal_tokens" not in self.params
+
+    @property
     def sequential(self) -> bool:
         """Whether its layers can be fitted from the bottom up, each on what the edits below it left."""
         return not self.everywhere and not self.learned
@@ -94,6 +101,7 @@ def fit_maps(
     prompts: Contrast | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    refusal_tokens: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> dict[MethodSpec, dict[int, ActivationMap]]:
     """Every method's map at every layer, each layer fitted on the unedited stream.
@@ -110,6 +118,8 @@ def fit_maps(
         if method.learned:
             runner, training = _trainer(model, prompts, method)
             settings = {"position": position, "hook": acts.hook, "batch_size": batch_size, "seed": seed}
+            if method.reads_refusal and refusal_tokens is not None:
+                settings["refusal_tokens"] = refusal_tokens
             samples = restricted(acts, layers, position)
             trained = _trained(runner, training, samples, method, settings, progress)
             maps[method] = {layer: trained[layer] for layer in layers}

@@ -43,6 +43,7 @@ def fit_sweep(
             prompts=prompts,
             batch_size=settings.panel.batch_size,
             seed=settings.panel.seed,
+            refusal_tokens=settings.panel.refusal_tokens,
             progress=step,
         )
 

@@ -28,7 +28,7 @@ from ot_lens.models.files import VARIANTS
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, pad_left
 from ot_lens.models.loading import load_model, model_name
 from ot_lens.models.record import model_record
-from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, release
+from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, frozen, release
 from ot_lens.models.thoughts import (
     Answer,
     read_answer,
@@ -63,6 +63,7 @@ __all__ = [
     "encode",
     "end_of_turn",
     "evaluating",
+    "frozen",
     "groups_by_length",
     "in_memory",
     "load_model",

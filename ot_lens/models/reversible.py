@@ -114,6 +114,25 @@ def evaluating(model: nn.Module) -> Reversible[None]:
     return Reversible(evaluate)
 
 
+def frozen(model: nn.Module) -> Reversible[None]:
+    """Gradients through the model but none for its weights, and no dropout; restored afterwards."""
+
+    def freeze(changes: Reversible[None]) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        changes.change(partial(_require_grad, trained, True), partial(_require_grad, trained, False))
+        training = [module for module in model.modules() if module.training]
+        changes.change(partial(_set_training, training, True), partial(_set_training, training, False))
+        gradients = torch.is_grad_enabled()
+        changes.change(partial(torch.set_grad_enabled, gradients), partial(torch.set_grad_enabled, True))
+
+    return Reversible(freeze)
+
+
+def _require_grad(parameters: Sequence[nn.Parameter], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)
+
+
 def _set_training(modules: Sequence[nn.Module], training: bool) -> None:
     for module in modules:
         module.training = training

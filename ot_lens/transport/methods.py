@@ -41,7 +41,7 @@ class Method:
         learn: Instead of `fit`, for methods trained through the model: `learn(model, prompts, acts, *,
             layers, position, hook, batch_size, seed, progress, **parameters) -> {layer: map}`, with the
             training prompts (a `Contrast`) and their unedited `Activations` at those layers; `progress` is
-            called with the number of steps just done.
+            called with the number of steps just done. A parameter `refusal_tokens` gets those of the sweep.
         joint: Whether `learn` trains all layers together; otherwise it is called for each layer by itself.
         formula: T(x).
         source: Paper or author.
