@@ -105,14 +105,14 @@ class Known:
 @pytest.mark.parametrize("k", [1, 3])
 def test_training_finds_the_subspace_that_minimizes_the_loss(k):
     known = Known(orthonormal(normal(3, 20, seed=2)))
-    settings, steps = TrainingSettings(steps=400, learning_rate=0.05), []
+    settings, steps = TrainingSettings(150, 0.05, combinations=2), []
     found = train(known, normal(k, 20, seed=3), settings, steps.append)
     assert_close(found.basis @ found.basis.T, torch.eye(k).double())
     assert (known.basis @ found.basis.T).square().sum(dim=0).min() > 0.99
     assert found.after.total < found.before.total
     assert not found.kept_start
     assert known.sizes == {(16, 16)}
-    assert len(steps) == len(found.curve) <= 400
+    assert len(steps) == len(found.curve) <= 150
     assert f"{found.after.total:.4g} after {len(steps)} steps" in found.notes[0]
     again = train(Known(known.basis), normal(k, 20, seed=3), settings)
     assert torch.equal(again.basis, found.basis)
@@ -221,15 +221,15 @@ def test_what_cannot_be_trained_is_named(model, prompts):
 
 
 def test_the_dimension_of_a_cone_counts_the_vectors_beyond_the_band(model, prompts):
-    few = replace(prompts, train=Contrast(prompts.train.harmful[:4], prompts.train.harmless[:4]))
+    few = replace(prompts, train=Contrast(prompts.train.harmful[:2], prompts.train.harmless[:2]))
     options = {"max_k": 2, "draws": 3, "combinations": 1, "learning_rate": 0.05}
-    table = otl.cone_dimension(model, few, LAYER, steps=3, **options)
+    table = otl.cone_dimension(model, few, LAYER, steps=2, **options)
     assert table["k"].tolist() == [1, 2]
     assert (table["beyond"] == (table["high"] < table["null_low"])).all()
     assert set(table["dimension"]) == {max([0, *table.loc[table["beyond"], "k"]])}
     assert (table["low"] <= table["value"]).all()
     assert set(table["n"]) == {8}
-    first = otl.fit_cone(model, few.train, LAYER, k=1, steps=3, learning_rate=0.05, seed=1)
+    first = otl.fit_cone(model, few.train, LAYER, k=1, steps=2, learning_rate=0.05, seed=1)
     unedited = float(otl.refusal_score(model, prompts.test.harmful).mean())
     expected = score_under(model, prompts.test.harmful, first.V[:, 0]) - unedited
     assert table["value"][0] == pytest.approx(expected, abs=1e-4)

@@ -26,7 +26,7 @@ def fit_cone(
     k: int = 2,
     *,
     acts: Activations | None = None,
-    steps: int = 60,
+    steps: int = 40,
     learning_rate: float = 0.01,
     prompts_per_step: int = 16,
     combinations: int = 8,

@@ -32,7 +32,7 @@ def cone_dimension(
     layer: int,
     *,
     max_k: int = 4,
-    steps: int = 60,
+    steps: int = 40,
     learning_rate: float = 0.01,
     prompts_per_step: int = 16,
     combinations: int = 8,

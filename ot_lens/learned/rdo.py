@@ -21,7 +21,7 @@ def fit_rdo(
     layer: int,
     *,
     acts: Activations | None = None,
-    steps: int = 60,
+    steps: int = 40,
     learning_rate: float = 0.01,
     prompts_per_step: int = 16,
     refusal_tokens: Sequence[str | int] | None = None,

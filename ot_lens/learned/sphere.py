@@ -46,7 +46,7 @@ class Differentiable(Protocol):
 class TrainingSettings:
     """How directions are trained; see the arguments of `fit_rdo` and `fit_cone`."""
 
-    steps: int = 60
+    steps: int = 40
     learning_rate: float = 0.01
     prompts_per_step: int = 16
     combinations: int = 8
