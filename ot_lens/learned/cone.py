@@ -124,8 +124,8 @@ register(
         everywhere=True,
         group="Projection",
         colour="#4D6FB3",
-        marker="diamond",
-        dash="dot",
-        order=44,
+        marker="circle",
+        dash="solid",
+        order=54,
     )
 )

@@ -108,6 +108,6 @@ register(
         colour="#B5475A",
         marker="square",
         dash="dash",
-        order=42,
+        order=52,
     )
 )
