@@ -43,7 +43,7 @@ def fit_cone(
     combinations of them, normalized; each vector is ablated by itself while training. The first vector starts
     at the difference in means, the others at random.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420), algorithm 2, whose cones of k vectors start from the
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the published code starts a cone of k vectors from the
     trained ones of k - 1, as `cone_dimension` does.
 
     Args:

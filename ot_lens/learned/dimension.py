@@ -52,7 +52,7 @@ def cone_dimension(
     vector still lowers the score beyond the band of random directions, with its whole interval; 0 if none
     does. A dimension of `max_k` is a lower bound.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420), section 5; the band and the interval are ours.
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the band and the interval are ours.
 
     Args:
         model: A hooked model.

@@ -47,7 +47,8 @@ def representational_independence(
     the profile of the other where it was. Orthogonal directions need not be: later layers write one where
     they read the other. The null ablates random directions instead: what any ablation does.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420), section 6; null and interval are ours.
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420), whose published code penalizes this change; null and
+    interval are ours.
 
     Args:
         model: A hooked model.
