@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,6 +20,11 @@ from ot_lens.transport.methods import TRANSPORT
 RELATIVE_RIDGE = 1e-6
 MAX_AUTO_RANK = 64
 FOLDS = 4
+KEEP, DISCARD = LIFTS = ("keep", "discard")
+DISCARDED = (
+    "lift = 'discard' replaces whatever lies outside the k components by a constant, which destroys the "
+    "activation: it is for comparison with the literal formula only, use lift = 'keep'"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class SubspaceTransport:
 def subspace_transport(
     pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
 ) -> SubspaceTransport:
-    """Gaussian transport of the first n_H rows onto the others within k components; the rest is kept."""
+    """Gaussian transport of the first n_H rows onto the others within k components."""
     Z, axes = pca.Z, pca.axes(k)
     mean_H, mean_S = Z[:, :n_H].mean(1), Z[:, n_H:].mean(1)
     projected = Z @ axes
@@ -178,12 +183,14 @@ def fit_pca_ot(
     *,
     ridge: float | None = None,
     mean_shift: str = "full",
+    lift: str = KEEP,
     seed: int = 0,
 ) -> list[AffineMap]:
     """T(x) = x + (mu_S - mu_H) + P (A_k - I) P^T (x - mu_H) (arXiv 2603.04355).
 
     P holds the top-k components of the pooled samples, A_k is the symmetric positive definite map between the
-    covariances of the projected classes; what is orthogonal to P is kept.
+    covariances of the projected classes; what is orthogonal to P is kept. Read literally, the paper's formula
+    is mu_S + P A_k P^T (x - mu_H), the same without (I - P P^T) (x - mu_H): `lift="discard"`.
 
     Args:
         H: source samples `[n_H, d]`.
@@ -192,6 +199,7 @@ def fit_pca_ot(
         ridge: added to both projected covariances, in squared activation units; None for 1e-6 of their mean
             variance.
         mean_shift: "full" moves the whole mean; "subspace" only its component within P.
+        lift: "keep" or "discard", of what is orthogonal to P. The held-out choice of k is made with the same.
         seed: of the folds of k = "auto".
 
     Raises:
@@ -200,12 +208,13 @@ def fit_pca_ot(
             covariance, an unknown option.
 
     Warns:
-        PoorFitWarning: too few samples for k, or an ill-conditioned source covariance.
+        PoorFitWarning: too few samples for k, an ill-conditioned source covariance, or `lift="discard"`.
     """
     validate_rank(k)
     if ridge is not None:
         checked_ridge(ridge)
     one_of("mean_shift", mean_shift, ("full", "subspace"), FitError)
+    one_of("lift", lift, LIFTS, FitError)
     pca, n_H, n_S = PooledPCA.of(H, S), H.shape[1], S.shape[1]
     if int(pca.rank.min()) == 0:
         raise FitError(
@@ -213,35 +222,50 @@ def fit_pca_ot(
             "choose another layer or position."
         )
     if isinstance(k, str):
-        held_out = partial(_pushed, ridge=ridge, mean_shift=mean_shift)
+        held_out = partial(_pushed, ridge=ridge, mean_shift=mean_shift, lift=lift)
         ranks = auto_ranks(pca.scores(), n_H, pca.rank, held_out, seed)
     else:
         ranks = ranks_of(k, pca.eigenvalues, pca.rank, (n_H, n_S))
     maps: dict[int, AffineMap] = {}
     for size in sorted(set(ranks)):
         layers = [layer for layer, rank in enumerate(ranks) if rank == size]
-        maps.update(zip(layers, _maps(pca.take(layers), n_H, size, ridge, mean_shift), strict=True))
+        maps.update(zip(layers, _maps(pca.take(layers), n_H, size, ridge, mean_shift, lift), strict=True))
     recorded = seed if k == "auto" else None
     return [maps[layer].labelled(seed=recorded) for layer in range(len(ranks))]
 
 
 def _pushed(
-    train_H: Tensor, train_S: Tensor, held_out: Tensor, k: int, *, ridge: float | None, mean_shift: str
+    train_H: Tensor,
+    train_S: Tensor,
+    held_out: Tensor,
+    k: int,
+    *,
+    ridge: float | None,
+    mean_shift: str,
+    lift: str,
 ) -> Tensor:
     """The held-out samples, moved by a fit of k components to the training folds."""
     pca = PooledPCA.of(train_H, train_S)
     fitted, centre = subspace_transport(pca, train_H.shape[1], k, ridge, mean_shift), pca.mean.unsqueeze(1)
-    X = held_out - centre
-    coordinates = (X - fitted.source_mean.unsqueeze(1)) @ fitted.axes
-    return X + fitted.shift.unsqueeze(1) + (coordinates @ fitted.A - coordinates) @ fitted.axes.mT + centre
+    X, source = held_out - centre, fitted.source_mean.unsqueeze(1)
+    coordinates = (X - source) @ fitted.axes
+    start = source + coordinates @ fitted.axes.mT if lift == DISCARD else X
+    return (
+        start + fitted.shift.unsqueeze(1) + (coordinates @ fitted.A - coordinates) @ fitted.axes.mT + centre
+    )
 
 
-def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str) -> list[AffineMap]:
+def _maps(
+    pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str, lift: str
+) -> list[AffineMap]:
     """One map per layer, all with k components."""
     fitted = subspace_transport(pca, n_H, k, ridge, mean_shift)
-    change = fitted.axes @ (fitted.A - torch.eye(k, dtype=fitted.A.dtype, device=fitted.A.device))
-    centre = (fitted.source_mean + pca.mean).unsqueeze(1)
-    bias = fitted.shift - ((centre @ change) @ fitted.axes.mT).squeeze(1)
+    axes, bias, centre = fitted.axes, fitted.shift, fitted.source_mean + pca.mean
+    scale, change = None, fitted.A - torch.eye(k, dtype=fitted.A.dtype, device=fitted.A.device)
+    if lift == DISCARD:
+        scale, change, bias = torch.zeros_like(centre[0]), fitted.A, bias + centre
+    V = axes @ change
+    bias = bias - ((centre.unsqueeze(1) @ V) @ axes.mT).squeeze(1)
     share = pca.eigenvalues[:, :k].sum(-1) / pca.eigenvalues.sum(-1)
     n, stretch = min(n_H, pca.Z.shape[1] - n_H), torch.linalg.eigvalsh(fitted.A)[:, -1]
     infos = (
@@ -255,8 +279,16 @@ def _maps(pca: PooledPCA, n_H: int, k: int, ridge: float | None, mean_shift: str
         )
         for layer in range(len(bias))
     )
-    parts = zip(fitted.axes, change, bias, infos, stretch.tolist(), strict=True)
-    return [
-        AffineMap(axes, changed, shift, info=diagnosed(info, n, k, regularized=False, stretch=largest))
-        for axes, changed, shift, info, largest in parts
-    ]
+    diagnosed_infos = (
+        diagnosed(info, n, k, regularized=False, stretch=largest)
+        for info, largest in zip(infos, stretch.tolist(), strict=True)
+    )
+    parts = zip(axes, V, bias, diagnosed_infos, strict=True)
+    return [AffineMap(P, pulled, shift, scale, _lifted(info, lift)) for P, pulled, shift, info in parts]
+
+
+def _lifted(info: FitInfo, lift: str) -> FitInfo:
+    """With a first problem, of which the fit warns, where the complement is discarded."""
+    if lift == KEEP:
+        return info
+    return replace(info, problems=(DISCARDED, *info.problems), notes=(*info.notes, f"lift = {lift!r}"))
