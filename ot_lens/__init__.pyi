@@ -63,11 +63,13 @@ from .interventions import everywhere as everywhere
 from .interventions import intervene as intervene
 from .learned import cone_dimension as cone_dimension
 from .learned import fit_cone as fit_cone
+from .learned import fit_linear_act_joint as fit_linear_act_joint
 from .learned import fit_rdo as fit_rdo
 from .learned import representational_independence as representational_independence
 from .localization import MethodSpec as MethodSpec
 from .localization import compare_methods as compare_methods
 from .localization import fit_sequentially as fit_sequentially
+from .localization import layer_choices as layer_choices
 from .localization import localize as localize
 from .localization import restore_refusal as restore_refusal
 from .localizers import benchmark_localizers as benchmark_localizers

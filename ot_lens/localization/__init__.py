@@ -2,6 +2,7 @@
 
 import ot_lens.learned  # noqa: F401  registers its methods
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.choices import layer_choices
 from ot_lens.localization.comparison import compare_methods
 from ot_lens.localization.defence import restore_refusal
 from ot_lens.localization.localize import localize
@@ -23,6 +24,7 @@ __all__ = [
     "fit_maps",
     "fit_sequentially",
     "fit_sweep",
+    "layer_choices",
     "localize",
     "measure_sweep",
     "plan_sweep",

@@ -25,6 +25,7 @@ from ot_lens.tables import (
 from ot_lens.transport import ActivationMap
 
 Layers = tuple[int, ...]
+NOTHING_CHOSEN = "the fit chose no layer"
 Maps = Mapping[MethodSpec, Mapping[int, ActivationMap]]
 
 
@@ -87,6 +88,7 @@ def candidates(
 ) -> list[Candidate]:
     """The interventions to measure, by set, method and strength; `fields` are those of all of them.
 
+    A joint fit of all layers is measured as one set, of the layers that it chose, whatever the `sets`.
     For pairs, and without `generates` for all sets, only the next token is read: generating answers for each
     of L (L - 1) / 2 pairs would cost too much. Edits that should induce refusal are measured only on harmless
     prompts.
@@ -101,10 +103,11 @@ def candidates(
             settings,
             strength=strength,
             generates=generates and layer_set != PAIR,
+            note=note,
             **fields,
         )
         for method, strength, scaled in _scaled(maps, strengths)
-        for layer_set, layers in _layer_sets(method, list(scaled), sets)
+        for layer_set, layers, note in _layer_sets(method, maps[method], sets)
     ]
 
 
@@ -116,14 +119,15 @@ def listed(
 ) -> list[Candidate]:
     """Sets of layers that were named one by one, each measured with answers.
 
-    "rfa" edits every layer with the direction of one, and so takes only the sets of one layer.
+    "rfa" edits every layer with the direction of one, and so takes only the sets of one layer; a joint fit
+    has its own set.
     """
     chosen = [_checked_set(layers, maps) for layers in layer_sets]
     return [
         candidate_at(LISTED, layers, method, scaled, settings, strength=strength)
         for method, strength, scaled in _scaled(maps, strengths)
         for layers in chosen
-        if not method.everywhere or len(layers) == 1
+        if not method.joint and (not method.everywhere or len(layers) == 1)
     ]
 
 
@@ -170,13 +174,20 @@ def _scaled(
 
 
 def _layer_sets(
-    method: MethodSpec, layers: Sequence[int], sets: Sequence[str]
-) -> Iterator[tuple[str, Layers]]:
+    method: MethodSpec, by_layer: Mapping[int, ActivationMap], sets: Sequence[str]
+) -> Iterator[tuple[str, Layers, str]]:
+    """Each set with its layers and a note."""
+    layers = tuple(by_layer)
+    if method.joint:
+        chosen = tuple(layer for layer, edit in by_layer.items() if not edit.is_identity)
+        among = f"the fit chose among layers {layers_label(layers)}" if chosen else NOTHING_CHOSEN
+        yield ALL, chosen or layers, among
+        return
     if SINGLE in sets:
-        yield from ((SINGLE, (layer,)) for layer in layers)
+        yield from ((SINGLE, (layer,), "") for layer in layers)
     if method.everywhere:
         return
     if PAIR in sets:
-        yield from ((PAIR, pair) for pair in combinations(sorted(layers), 2))
+        yield from ((PAIR, pair, "") for pair in combinations(sorted(layers), 2))
     if ALL in sets and len(layers) > 1:
-        yield ALL, tuple(layers)
+        yield ALL, layers, ""

@@ -31,8 +31,9 @@ def controls(
 
     "random_subspace" rotates the map into a random subspace, with the same rank and the same mean
     displacement of harmful activations; "permuted_labels" is the same fit on permuted class labels, without
-    the methods that are trained through the model.
+    the methods that are trained through the model. Joint fits have no single layers, and so no controls.
     """
+    maps = {method: by_layer for method, by_layer in maps.items() if not method.joint}
     fitted = [method for method in maps if not method.learned]
     layers = sorted({layer for by_layer in maps.values() for layer in by_layer})
     for draw in range(plan.control_draws):

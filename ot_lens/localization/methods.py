@@ -58,6 +58,11 @@ class MethodSpec:
         return "refusal_tokens" in names and "refusal_tokens" not in self.params
 
     @property
+    def joint(self) -> bool:
+        """Whether its maps are one fit of all layers, so that none of them says anything by itself."""
+        return method_named(self.name).joint
+
+    @property
     def sequential(self) -> bool:
         """Whether its layers can be fitted from the bottom up, each on what the edits below it left."""
         return not self.everywhere and not self.learned

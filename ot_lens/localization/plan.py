@@ -105,7 +105,8 @@ def _with_omissions(candidate: Candidate, plan: SweepPlan) -> Candidate:
     omitted = [name for name, wanted in asked.items() if wanted]
     if not omitted or not candidate.method.learned:
         return candidate
-    return replace(candidate, note=f"trained through the model, so without {' and '.join(omitted)}")
+    omission = f"trained through the model, so without {' and '.join(omitted)}"
+    return replace(candidate, note="; ".join(filter(None, (candidate.note, omission))))
 
 
 def search_budget(

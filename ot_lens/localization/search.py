@@ -34,7 +34,8 @@ def search(
 
     "greedy" keeps the best set of each size and adds one layer to it; "beam" keeps the four best. A larger
     set wins only if it scores lower; with `plan.search_each_size` the best set of every size is returned, and
-    for "rfa", which edits every layer and is left out otherwise, the best single direction. At most
+    for "rfa", which edits every layer and is left out otherwise, the best single direction. Joint fits, which
+    choose their layers themselves, are left out. At most
     `plan.search_budget` sets are scored for each method: every layer alone, then extensions of the best sets
     by the best layers. A runner's tasks are one round of one method, or one set where the model cannot be
     walked.
@@ -43,7 +44,9 @@ def search(
         The chosen sets, to be measured on other prompts; their notes say how they were chosen.
     """
     runner, each_size = as_runner(model), plan.search_each_size
-    scored: dict[MethodSpec, dict[Layers, float]] = {m: {} for m in maps if each_size or not m.everywhere}
+    scored: dict[MethodSpec, dict[Layers, float]] = {
+        m: {} for m in maps if not m.joint and (each_size or not m.everywhere)
+    }
     beams: dict[MethodSpec, list[Layers]] = {method: [()] for method in scored}
     cut: dict[MethodSpec, int] = {}  # size at which the budget was used up
     for size in range(1, plan.search_size + 1):

@@ -203,17 +203,18 @@ def _of_training(
     methods: Sequence[MethodSpec],
     config: StudyConfig,
 ) -> Iterator[Cost]:
-    """The training of maps through the model, from one layer in the middle with all training prompts."""
+    """The training of maps through the model, from one layer, or from a joint fit of two."""
     learned = [method for method in methods if method.learned]
-    middle = settings.layers[len(settings.layers) // 2]
-    if not learned:
-        return
-    acts = capture(model, prompts, **capture_options(config, [middle]))
-    one = replace(settings, layers=(middle,))
+    middle, ends = settings.layers[len(settings.layers) // 2], {settings.layers[0], settings.layers[-1]}
     for method in learned:
-        training = partial(fit_sweep, acts, [method], one, SweepPlan(), model=model, prompts=prompts)
+        # The passes of a joint fit go from its lowest layer to its highest, however many lie between.
+        few = tuple(sorted(ends)) if method.joint else (middle,)
+        acts = capture(model, prompts, **capture_options(config, few))
+        some = replace(settings, layers=few)
+        training = partial(fit_sweep, acts, [method], some, SweepPlan(), model=model, prompts=prompts)
         seconds, _ = _timed(training)
-        yield Cost(f"training {method.label}", len(settings.layers), "layers", seconds)
+        count, unit = (1, "fits") if method.joint else (len(settings.layers), "layers")
+        yield Cost(f"training {method.label}", count, unit, seconds)
 
 
 def _evenly(items: Sequence[T], most: int) -> list[T]:
@@ -238,7 +239,7 @@ def _of_model(
     candidates, plan = [*sample.answered, *sample.read], sweep_plan(config)
     later = SEQUENTIAL in plan.fitting and set(plan.sets) != {SINGLE} and n_layers > 1
     by_size = sets_by_size(n_layers, plan.search_size, plan.search) if plan.search_size else {}
-    searching = [method for method in methods if not method.everywhere]
+    searching = [method for method in methods if not method.everywhere and not method.joint]
     budget = search_budget(candidates, prompts, len(methods), settings, plan)
     sets = len(searching) * min(sum(by_size.values()), max(n_layers, budget))
     more = len(placed) * later + len(searching) * (len(by_size) if plan.search_each_size else bool(by_size))
