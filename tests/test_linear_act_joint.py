@@ -163,8 +163,8 @@ def test_a_large_penalty_leaves_every_layer_out_and_a_smaller_one_some(model, pr
 
 def test_equal_classes_choose_nothing(model, prompts):
     harmful, others = prompts.train.harmful, prompts.val.harmful
-    for contrast in (Contrast(harmful, harmful), Contrast(harmful, others)):
-        maps = otl.fit_linear_act_joint(model, contrast, LAYERS, permutations=9, steps=3, seed=2)
+    for contrast, permutations in ((Contrast(harmful, harmful), 1), (Contrast(harmful, others), 5)):
+        maps = otl.fit_linear_act_joint(model, contrast, LAYERS, permutations=permutations, steps=3, seed=2)
         assert all(T.is_identity for T in maps.values())
         assert "kept none" in maps[5].info.notes[0]
         assert "converged" in maps[5].info.notes[0]
