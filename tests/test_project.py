@@ -80,6 +80,7 @@ def declared(repository: Path) -> dict[str, Any]:
 # Packages below that load models themselves, and those above that use them.
 WITH_MODELS = {
     *("models", "generation", "organism", "activations", "interventions", "single_pass", "behaviour"),
+    "learned",
     *("localization", "directions", "localizers", "execution", "study", "paper_study", "report", "explorer"),
     "cli",
 }
