@@ -118,6 +118,7 @@ from .transport import fit_inlp as fit_inlp
 from .transport import fit_leace as fit_leace
 from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift
+from .transport import fit_mixture_ot as fit_mixture_ot
 from .transport import fit_pca_ot as fit_pca_ot
 from .transport import fit_projected_ablation as fit_projected_ablation
 from .transport import fit_reflection as fit_reflection

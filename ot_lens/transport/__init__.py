@@ -34,6 +34,7 @@ from ot_lens.transport.methods import method_named as method_named
 from ot_lens.transport.methods import register_method as register_method
 from ot_lens.transport.methods import resolved as resolved
 from ot_lens.transport.methods import restore as restore
+from ot_lens.transport.mixture_ot import fit_mixture_ot as fit_mixture_ot
 from ot_lens.transport.norm_preserving import NormPreservingMap as NormPreservingMap
 from ot_lens.transport.norm_preserving import norm_preserving as norm_preserving
 from ot_lens.transport.null_space import null_space as null_space

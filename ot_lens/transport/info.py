@@ -42,6 +42,8 @@ class FitInfo:
         clipped_eigenvalues: eigenvalues that came out negative and were set to zero.
         explained_variance: share of the pooled variance within the k components.
         error_bound: bound on the relative rounding error of the map on samples.
+        components_harmful: Gaussian components of the source's mixture.
+        components_harmless: Gaussian components of the target's mixture.
         null_space_rank: dimensions of the target's subspace that a null-space constraint leaves alone.
         null_space_variance: share of the target's second moment in it.
         gate: "logistic" or "threshold".
@@ -73,6 +75,8 @@ class FitInfo:
     clipped_eigenvalues: int | None = None
     explained_variance: float | None = None
     error_bound: float | None = None
+    components_harmful: int | None = None
+    components_harmless: int | None = None
     null_space_rank: int | None = None
     null_space_variance: float | None = None
     gate: str | None = None
