@@ -143,8 +143,9 @@ def fit_mixture_ot(
         S: target samples `[n_S, d]`.
         q: pooled components in which the mixtures live.
         components: of the mixtures; one number for both classes, a pair (source, target), or "bic" for the
-            smallest Bayesian information criterion of up to 8 components, 2 q samples each on average and
-            more than q in each.
+            smallest Bayesian information criterion among up to 8 components with 2 q samples each on average
+            and more than q in each. BIC gives the target at most as many as the source, because a component
+            that is sent to several others collapses to their barycentre.
         ridge: added to the covariance of every component, in squared activation units; None for 1e-6 of the
             mean variance of both classes in the q components, as for PCA-OT.
         seed: of the starting points of EM.
@@ -203,9 +204,11 @@ def _map_of_layer(
     info: FitInfo,
 ) -> GatedMap:
     """The map of samples about their pooled mean `centre`."""
-    gates, fitted, problems = [], [], []
+    gates, fitted, problems, most = [], [], [], MOST_COMPONENTS
     for name, Z, number in zip(CLASSES, classes, numbers, strict=True):
-        model = _mixture(Z, axes, number, info, name)
+        model = _mixture(Z, axes, number, most, info, name)
+        # A source component that is sent to several targets collapses to their barycentre.
+        most = model.n_components
         if not model.converged_:
             problems.append(f"EM of the {name} did not converge: choose fewer components or a larger ridge")
         gates.append(_gate_of(model, axes, centre))
@@ -231,15 +234,20 @@ def _map_of_layer(
 
 
 def _mixture(
-    Z: Float64[Tensor, "n d"], axes: Float64[Tensor, "d q"], number: int | None, info: FitInfo, name: str
+    Z: Float64[Tensor, "n d"],
+    axes: Float64[Tensor, "d q"],
+    number: int | None,
+    most: int,
+    info: FitInfo,
+    name: str,
 ) -> GaussianMixture:
-    """The mixture of one class with that many components, or with the smallest BIC."""
+    """The mixture of one class with that many components, or of at most so many with the smallest BIC."""
     X, q, distinct = (Z @ axes).cpu().numpy(), axes.shape[1], len(Z.unique(dim=0))
     if number is not None and number > distinct:
         raise FitError(
             f"{number} components exceed the {distinct} distinct {name} samples: choose at most {distinct}."
         )
-    most = max(1, min(MOST_COMPONENTS, len(X) // (2 * q), distinct))
+    most = max(1, min(most, len(X) // (2 * q), distinct))
     candidates = range(1, most + 1) if number is None else [number]
     fits = [_expectation_maximization(X, K, info) for K in candidates]
     known = [fit for fit in fits if fit is not None]
