@@ -32,8 +32,7 @@ def work(acts):
         moved = maps[0].map(acts.harmful(0))
     T = transport.fit_gaussian_ot(acts.harmful(0), acts.harmless(0))
     T.inverse().compose(T).at(0.5).map(moved)
-    transport.fit_entropic_ot(acts.harmful(0), acts.harmless(0)).map(moved)
-    transport.restrict_to_support(maps[0].__class__.identity(acts.source.shape[-1]), acts.harmful(0))
+    transport.restrict_to_support(transport.AffineMap.identity(acts.source.shape[-1]), acts.harmful(0))
     ot_lens.gaussian.bures_wasserstein(acts.harmful(0), acts.harmless(0), shrinkage="oas")
     shards = [ot_lens.moments.Moments.of(part) for part in acts.harmful(0).split(5)]
     ot_lens.moments.merge_all(shards).shrinkage("oas")

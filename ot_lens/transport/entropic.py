@@ -9,9 +9,11 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import all_equal, checks_samples
-from ot_lens.transport.info import FitInfo, warn_of
+from ot_lens.linalg import all_equal
+from ot_lens.transport.fitting import defines_method
+from ot_lens.transport.info import FitInfo
 from ot_lens.transport.maps import ActivationMap, cast_back, check_strength, moved_to, number
+from ot_lens.transport.methods import TRANSPORT
 
 TOLERANCE = 1e-9
 
@@ -59,13 +61,14 @@ class EntropicMap(ActivationMap):
         return cast_back(moved, x)
 
     def at(self, strength: float) -> "EntropicMap":
-        """X + t (T(x) - x).
+        """T_t(x) = x + t (T(x) - x).
 
         Raises:
             FitError: t outside [0, 1].
         """
         check_strength(strength)
-        return replace(self, strength=strength * self.strength)
+        info = replace(self.info, strength=self.info.strength * strength)
+        return replace(self, strength=strength * self.strength, info=info)
 
     def to(self, *args: Any, **kwargs: Any) -> "EntropicMap":
         """The same on a device or in a dtype."""
@@ -94,15 +97,27 @@ def _squared_distances(X: Float[Tensor, "a d"], Y: Float[Tensor, "b d"]) -> Floa
     return (X.square().sum(1, keepdim=True) - 2 * X @ Y.T + Y.square().sum(1)).clamp_min(0.0)
 
 
-@checks_samples
+@defines_method(
+    "entropic_ot",
+    "Entropic OT",
+    TRANSPORT,
+    formula="Σ_j w_j(x) y_j",
+    source="arXiv 1306.0895",
+    reversible=True,
+    group="Entropic OT",
+    colour="#4F74C4",
+    marker="pentagon",
+    dash="dash",
+    order=100,
+)
 def fit_entropic_ot(
-    H: Float64[Tensor, "n_H d"],
-    S: Float64[Tensor, "n_S d"],
+    H: Float64[Tensor, "L n_H d"],
+    S: Float64[Tensor, "L n_S d"],
     *,
     epsilon: float = 0.05,
     iterations: int = 10_000,
-) -> EntropicMap:
-    """Entropic transport of the empirical classes, log-domain Sinkhorn of POT.
+) -> list[EntropicMap]:
+    """Entropic transport of the empirical classes, log-domain Sinkhorn of POT (Cuturi 2013, arXiv 1306.0895).
 
     Args:
         H: source samples `[n_H, d]`.
@@ -117,21 +132,24 @@ def fit_entropic_ot(
     Warns:
         PoorFitWarning: Sinkhorn did not converge.
     """
-    import ot
-
     if not epsilon > 0:
         raise FitError(f"epsilon = {epsilon} must be positive: 0.05 of the mean squared distance is a start.")
-    cost = _squared_distances(H, S)
-    scale = float(cost.mean())
-    if bool(all_equal(H, S)):
+    if bool(all_equal(H, S).any()):
         raise FitError("All samples of both classes are one point: there is nothing to transport.")
-    absolute = epsilon * scale
+    return [_map_of_layer(*layer, epsilon, iterations) for layer in zip(H, S, strict=True)]
+
+
+def _map_of_layer(
+    H: Float64[Tensor, "n_H d"], S: Float64[Tensor, "n_S d"], epsilon: float, iterations: int
+) -> EntropicMap:
+    import ot
+
+    cost = _squared_distances(H, S)
+    absolute = epsilon * float(cost.mean())
     masses = (X.new_full((len(X),), 1 / len(X)) for X in (H, S))
     options = {"method": "sinkhorn_log", "numItermax": iterations, "stopThr": TOLERANCE}
     _, log = ot.sinkhorn(*masses, cost, absolute, warn=False, log=True, **options)
     error = float(log["err"][-1])
-    if not error <= 10 * TOLERANCE:
-        remedy = "choose a larger epsilon or more iterations"
-        warn_of(f"Sinkhorn stopped at marginal error {error:.1e}: {remedy}")
-    info = FitInfo(method="entropic_ot", n_harmful=len(H), n_harmless=len(S), error_bound=error)
+    stopped = f"Sinkhorn stopped at marginal error {error:.1e}: choose a larger epsilon or more iterations"
+    info = FitInfo(error_bound=error, problems=() if error <= 10 * TOLERANCE else (stopped,))
     return EntropicMap(S, absolute * log["log_v"], absolute, info=info)

@@ -110,25 +110,27 @@ class FitInfo:
             ) from error
 
 
-def diagnosed(info: FitInfo, n: int, dimension: int, *, regularized: bool, stretch: float) -> FitInfo:
+def diagnosed(
+    info: FitInfo, n: int, dimension: int, *, regularized: bool, stretch: float, fewer: str = "a smaller k"
+) -> FitInfo:
     """With the reasons why covariances of n samples make a poor map, whose top eigenvalue is `stretch`."""
     problems, condition, clipped = [], info.condition_number or 0.0, info.clipped_eigenvalues
     if n <= dimension and not regularized:
         problems.append(
             f"{n} samples cannot estimate a covariance in {dimension} dimensions: "
-            "choose a smaller k, more prompts or a larger ridge"
+            f"choose {fewer}, more prompts or a larger ridge"
         )
     if condition > MAX_CONDITION:
         problems.append(
             f"the source covariance has condition number {condition:.1e}: "
-            "choose a larger ridge or shrinkage, or a smaller k"
+            f"choose a larger ridge or shrinkage, or {fewer}"
         )
     if clipped:
         problems.append(f"{clipped} eigenvalues came out negative and were set to 0: choose a larger ridge")
     if stretch > MAX_STRETCH:
         problems.append(
             f"the map stretches a direction by {stretch:.0f}, in which the source hardly varies: "
-            "choose a larger ridge or shrinkage, or a smaller k"
+            f"choose a larger ridge or shrinkage, or {fewer}"
         )
     return dataclasses.replace(info, problems=tuple(problems))
 

@@ -22,12 +22,12 @@ from ot_lens.transport.methods import TRANSPORT
 from ot_lens.transport.pca_ot import subspace_transport
 
 BIC = "bic"
-MOST_COMPONENTS = 8
+MOST_COMPONENTS, LEAST_SAMPLES = 8, 10
 RESTARTS = 2
 ITERATIONS = 500
 # A component of fewer samples is one that EM has emptied.
 FEWEST = 0.5
-CLASSES = ("source", "target")
+CLASSES, FEWER = ("source", "target"), "fewer components, a smaller q"
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def fit_mixture_ot(
         S: target samples `[n_S, d]`.
         q: pooled components in which the mixtures live.
         components: of the mixtures; one number for both classes, a pair (source, target), or "bic" for the
-            smallest Bayesian information criterion among up to 8 components with 2 q samples each on average
-            and more than q in each. BIC gives the target at most as many as the source, because a component
-            that is sent to several others collapses to their barycentre.
+            smallest Bayesian information criterion among up to 8 components with at least 2 q and 10 samples
+            in each. BIC gives the target at most as many as the source, because a component that is sent to
+            several others collapses to their barycentre.
         ridge: added to the covariance of every component, in squared activation units; None for 1e-6 of the
             mean variance of both classes in the q components, as for PCA-OT.
         seed: of the starting points of EM.
@@ -229,7 +229,7 @@ def _map_of_layer(
         components_harmless=len(target.weights),
     )
     stretch = float(stretches.max())
-    info = diagnosed(info, round(smallest), axes.shape[1], regularized=False, stretch=stretch)
+    info = diagnosed(info, round(smallest), axes.shape[1], regularized=False, stretch=stretch, fewer=FEWER)
     return map_.labelled(**vars(replace(info, problems=(*info.problems, *problems))))
 
 
@@ -247,11 +247,13 @@ def _mixture(
         raise FitError(
             f"{number} components exceed the {distinct} distinct {name} samples: choose at most {distinct}."
         )
-    most = max(1, min(most, len(X) // (2 * q), distinct))
+    # With fewer samples, BIC finds components in Gaussian noise.
+    least = max(2 * q, LEAST_SAMPLES)
+    most = max(1, min(most, len(X) // least, distinct))
     candidates = range(1, most + 1) if number is None else [number]
     fits = [_expectation_maximization(X, K, info) for K in candidates]
     known = [fit for fit in fits if fit is not None]
-    filled = [fit for fit in known if fit.n_components == 1 or fit.weights_.min() * len(X) > q]
+    filled = [fit for fit in known if fit.n_components == 1 or fit.weights_.min() * len(X) >= least]
     if not known:
         raise FitError(
             f"The {name} covariance is singular in q = {q} components: give ridge > 0, a smaller q or more "
