@@ -53,7 +53,8 @@ def localize(
     Args:
         model: A hooked model, or a `Runner` (see `ot_lens.execution`).
         prompts: `train` fits or trains the maps, `val` chooses a searched set, `test` measures.
-        methods: Names, {"name": ..., parameters}, or `MethodSpec` objects.
+        methods: Names, {"name": ..., parameters}, or `MethodSpec` objects; the parameters may ask for
+            modifiers, such as {"within": "null_space"} (see `fit`).
         layers: "all" or layer numbers.
         tokens: Token scope of the edits: "all", "prompt", "last" or "generated"; "auto" is each method's own:
             projections act on all tokens, maps that move a distribution where they were fitted.

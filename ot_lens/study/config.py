@@ -106,7 +106,8 @@ class StudyConfig(BaseModel):
     methods: list[str | dict[str, Any]] = Field(
         list(DEFAULT_METHODS),
         min_length=1,
-        description="Names, or {name: pca_ot, k: 2}. rfa is directional ablation at every block's input, "
+        description="Names, or {name: pca_ot, k: 2}; within: null_space, gate: logistic or threshold, and "
+        "norm_preserving: true modify any method. rfa is directional ablation at every block's input, "
         "attention output and MLP output. {name: my_method, module: my_package.my_maps} is your own; it also "
         "requires --allow-code.",
     )
