@@ -114,8 +114,9 @@ CONFIG_WIDTHS = (
 def _decoder(hf_model: Any) -> Any:
     """The module that holds the decoder layers."""
     found = hf_model.get_decoder()
-    # Llama 4's text model does not find its own.
-    return found.model if found is hf_model and hasattr(hf_model, "model") else found
+    # Llama 4 finds its causal language model rather than the decoder inside.
+    inner = getattr(found, "model", None)
+    return found if inner is None or any(hasattr(found, name) for name in LAYERS) else inner
 
 
 def decoder_layers(hf_model: Any) -> nn.ModuleList:

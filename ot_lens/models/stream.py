@@ -23,8 +23,8 @@ LENGTH = 6
 # Errors of a sum that rounding explains: relative to the branch, and in roundings of the stream.
 OF_BRANCH = {torch.float64: 1e-6, torch.float32: 1e-3}
 OF_BRANCH_IN_HALF, ROUNDINGS = 2e-2, 8.0
-# Differences of logits that the rounding of a padded batch explains, relative to the largest logit.
-PADDED, PADDED_IN_HALF = {torch.float64: 1e-6, torch.float32: 1e-3}, 0.2
+# Differences of logits that the rounding of another batch explains, relative to the largest logit.
+OF_LOGITS, OF_LOGITS_IN_HALF = {torch.float64: 1e-6, torch.float32: 1e-3}, 0.2
 
 Parts = dict[str, Float[Tensor, "..."]]
 
@@ -34,6 +34,7 @@ class Inspection:
     """What a short sequence shows of a model."""
 
     faults: list[dict[str, str]]  # of each layer's hook points; empty where there is none
+    causal: bool  # whether a token leaves the logits of those before it as they are
     pads: bool  # whether padding on the left leaves the logits as they are
 
 
@@ -41,15 +42,18 @@ _INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
 
 
 def check_stream(served: Any) -> None:
-    """Run a short sequence through a model, every layer of which must take and return the residual stream."""
+    """Run a short sequence through a model, every layer of which must take and return the residual stream.
+
+    Its tokens must not see later ones: the stream of a prompt would depend on the answer behind it.
+    """
     try:
-        faults = inspected(served).faults
+        inspection = inspected(served)
     except Exception as error:
         raise ModelError(
             f"Cannot serve a {_name(served)}: it fails on a short sequence ({type(error).__name__}: "
             f"{abbreviated(error)}). docs/models.md lists the families that are served."
         ) from error
-    for layer, reasons in enumerate(faults):
+    for layer, reasons in enumerate(inspection.faults):
         for hook in ("resid_pre", "resid_post"):
             if reasons[hook]:
                 raise ModelError(
@@ -57,6 +61,11 @@ def check_stream(served: Any) -> None:
                     f"pos, d_model] ({hook} of layer {layer}: {reasons[hook]}). docs/models.md lists the "
                     "families that are served."
                 )
+    if not inspection.causal:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: its tokens attend to later ones, so that it is not a causal "
+            "language model. docs/models.md lists the families that are served."
+        )
 
 
 def check_sums(served: Any, layer: int, hook: str) -> None:
@@ -73,18 +82,29 @@ def inspected(served: Any) -> Inspection:
     """What a short sequence shows of a model, which reads it once."""
     if served.model not in _INSPECTED:
         read: list[Parts] = [{} for _ in range(served.n_layers)]
-        tokens = torch.arange(3, 3 + 7 * LENGTH, 7, device=served.device).remainder(served.d_vocab)[None]
-        mask = torch.ones_like(tokens)
+        tokens = torch.arange(3, 3 + 7 * LENGTH, 7, device=served.device).remainder(served.d_vocab)
+        # Two rows that differ in their last token: the logits before it must be the same.
+        rows = torch.stack([tokens, torch.cat([tokens[:-1], tokens[:1]])])
+        mask = torch.ones_like(rows)
         with evaluating(served.model):
             with Reversible(partial(_listen, served, read)):
-                whole = served.logits(tokens, mask, keep=1)
+                whole = served.logits(rows, mask, keep=2)
             padded = served.logits(
-                torch.cat([tokens[:, :2], tokens], dim=1), torch.cat([0 * mask[:, :2], mask], dim=1), keep=1
+                torch.cat([rows[:1, :2], rows[:1]], dim=1),
+                torch.cat([0 * mask[:1, :2], mask[:1]], dim=1),
+                keep=1,
             )
-        far = (padded - whole).abs().max() > PADDED.get(whole.dtype, PADDED_IN_HALF) * whole.abs().max()
         faults = [_judged(parts, (LENGTH, served.d_model)) for parts in read]
-        _INSPECTED[served.model] = Inspection(faults, pads=not bool(far))
+        _INSPECTED[served.model] = Inspection(
+            faults, causal=_alike(whole[0, -2], whole[1, -2]), pads=_alike(padded[0, -1], whole[0, -1])
+        )
     return _INSPECTED[served.model]
+
+
+def _alike(logits: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> bool:
+    """Whether rounding explains a difference; NaN, which every measure names, is no difference."""
+    largest = OF_LOGITS.get(expected.dtype, OF_LOGITS_IN_HALF) * expected.abs().max()
+    return not bool((logits - expected).abs().max() > largest)
 
 
 def _listen(served: Any, read: list[Parts], changes: Reversible[None]) -> None:

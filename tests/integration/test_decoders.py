@@ -18,7 +18,7 @@ def rows(repository: Path) -> dict[str, list[str]]:
 EVERYDAY = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "gemma2", "gemma3_text",
     "gemma3n_text", "phi3", "gpt2", "gpt_neox", "gpt_oss", "olmo2", "falcon_h1", "mamba2", "deepseek_v3",
-    "lfm2", "opt", "llava", "qwen2_5_vl",
+    "lfm2", "opt", "llava", "paligemma", "qwen2_5_vl",
 )  # fmt: skip
 # Their last column is left to `make trust`.
 RARE = (
