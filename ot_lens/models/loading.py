@@ -103,7 +103,7 @@ def load_model(
         loaded = _load(str(model), tokenizer, hooks, settings)
     else:
         settings.check_unused(type(model).__name__)
-        loaded = _already_loaded(model, tokenizer)
+        loaded = _already_loaded(model, tokenizer, hooks)
     if system_prompt is not None:
         set_chat(loaded, system=system_prompt)
     if thinking is not None:
@@ -117,14 +117,22 @@ def model_name(model: Any) -> str:
     return str(getattr(model.cfg, "model_name", type(model).__name__))
 
 
-def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
+def _already_loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None, hooks: str) -> Any:
     model = without_wrapper(model)
     if not isinstance(model, PreTrainedModel):
         backend(model)
+        if hooks == "full" and isinstance(model, HookedCausalLM):
+            raise ModelError(
+                "hooks = 'full': this HookedCausalLM is already loaded with the hook points of the residual "
+                "stream: pass its hf_model with its tokenizer, or its name."
+            )
         return model
     if tokenizer is None:
         raise ModelError("A Hugging Face model needs its tokenizer: load_model(model, tokenizer=...).")
-    return _served(HookedCausalLM(model, tokenizer, model.config._name_or_path or type(model).__name__))
+    name = model.config._name_or_path or type(model).__name__
+    if hooks == "full":
+        return _served(_bridge(name, name, model, tokenizer))
+    return _served(HookedCausalLM(model, tokenizer, name))
 
 
 def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, settings: LoadSettings) -> Any:

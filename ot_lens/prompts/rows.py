@@ -12,12 +12,8 @@ from ot_lens.prompts.tables import RECOGNIZED, Table, kind_of
 
 # Columns of conversations, read by their first user turn if no column holds the text itself.
 CONVERSATIONS = frozenset(["messages", "turns", "conversations", "conversation", "dialog", "dialogue"])
-# Where a request goes on in another column: a row that uses it is no prompt on its own.
-_CONTINUED = {
-    "instruction": ("input", "inputs", "context"),
-    "question": ("context",),
-    "behavior": ("contextstring",),
-}
+# Columns in which a request goes on: a row that uses one is no prompt on its own.
+_CONTINUED = ("input", "inputs", "context", "contextstring")
 _LABELS = {
     "harmful": "harmful",
     "unsafe": "harmful",
@@ -28,6 +24,14 @@ _LABELS = {
 _SPLITS = {**{split: split for split in SPLITS}, "validation": "val", "valid": "val", "dev": "val"}
 MAX_CHARACTERS = 1_000_000
 _WRITTEN_TURNS = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content)['"]\s*:""")
+# A prompt that is rendered already, from the header of the user's turn to that of the answer.
+_RENDERED = re.compile(
+    r"""\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:
+    \[INST\].*\[/INST\] | <\|im_start\|>.*<\|im_start\|>assistant | <start_of_turn>.*<start_of_turn>model
+    | <\|start_header_id\|>.*<\|start_header_id\|>assistant | <\|user\|>.*<\|assistant\|>
+    | (?:Human|User|USER):.*\n\s*(?:Assistant|ASSISTANT): | .*\#\#\#\ Instruction:.*\#\#\#\ Response:)""",
+    re.VERBOSE | re.DOTALL,
+)
 # Control characters except tab and line breaks, and halves of surrogate pairs; C1 ones occur in public sets.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -77,19 +81,20 @@ def _fits(role: str, table: Table, column: str) -> bool:
 
 def _complete(table: Table, text: str) -> Table:
     """The rows whose request does not go on in another column, as in Alpaca's `input`."""
-    continued = _CONTINUED.get(text.lower(), ())
-    others = [cells for name, cells in table.columns.items() if name.lower() in continued]
+    others = [name for name in table.columns if name.lower() in _CONTINUED and name != text]
     rows = [
-        i
-        for i in range(len(table))
-        if not any(isinstance(cells[i], str) and cells[i].strip() for cells in others)
+        i for i in range(len(table)) if not any(_says_something(table.columns[name][i]) for name in others)
     ]
     if not rows:
         raise PromptError(
-            f"{table.name}: every {text} goes on in another column ({' or '.join(continued)}), without which "
-            "it is not a prompt: join the two in one column."
+            f"{table.name}: every {text} goes on in another column ({' or '.join(others)}), without which it "
+            "is not a prompt: join the two in one column, or remove the other if it is something else."
         )
     return table if len(rows) == len(table) else table.rows(rows)
+
+
+def _says_something(cell: Any) -> bool:
+    return bool(cell.strip() if isinstance(cell, str) else cell)
 
 
 def _first_user_turns(table: Table, column: str) -> tuple[list[Any], int]:
@@ -114,8 +119,19 @@ def _first_user_turn(turns: Sequence[Any], location: str) -> Any:
             content = turn.get("content", turn.get("value", turn.get("text")))
             if not isinstance(content, list):
                 return content
-            return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+            return "".join(_text_of(part, location) for part in content)
     raise PromptError(f"{location}: the conversation has no turn of a user: remove the row.")
+
+
+def _text_of(part: Any, location: str) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+        raise PromptError(
+            f"{location}: the user's turn has a part that is not text ({quoted(kind)}), without which it is "
+            "not a prompt: remove the row."
+        )
+    return text
 
 
 def by_split(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
@@ -195,6 +211,8 @@ def _text(value: Any, location: str, column: str) -> str:
         fault = f"has {len(value)} characters, more than {MAX_CHARACTERS}: check line breaks and quotes"
     elif _WRITTEN_TURNS.match(value):
         fault = "is a conversation written as text: store it as a list, in JSONL or parquet"
+    elif _RENDERED.match(value):
+        fault = "is rendered in a chat template already: give the user's text alone"
     elif control := _CONTROL.search(value):
         code, position = f"U+{ord(control[0]):04X}", control.start() + 1
         fault = f"has control character {code} at character {position}: no tokenizer was trained on it"

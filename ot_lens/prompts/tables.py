@@ -178,6 +178,8 @@ def _delimited(name: str, content: bytes, delimiter: str) -> Table:
     if wrong is not None:
         raise PromptError(f"{name}: column name {quoted(wrong)} is repeated or empty: rename the column.")
     for number, row in enumerate(rows, 1):
+        if [cell.strip() for cell in row] == columns:
+            raise PromptError(f"{name}: row {number} repeats the header: remove it.")
         if len(row) != len(columns):
             raise PromptError(
                 f"{name}: row {number} has {len(row)} cells where the header has {len(columns)}: put cells "
@@ -212,13 +214,17 @@ def _text(name: str, content: bytes) -> Table:
     lines, numbers = _lines(name, content)
     first = lines[0].strip() if lines else ""
     cells = [cell.strip().lower() for cell in re.split(r"[,;|\t]", first)]
-    if cells[0] in RECOGNIZED["text"] and all(cell.replace("_", "").isalnum() for cell in cells):
+    if set(cells) & set(RECOGNIZED["text"]) and all(cell.replace("_", "").isalnum() for cell in cells):
         raise PromptError(
             f"{name}: line 1, {quoted(first)}, is the header of a table: name the file .csv or .tsv, or "
             "remove the line."
         )
     if first.startswith('{"'):
         raise PromptError(f"{name}: line 1 is JSON: name the file .jsonl, to read one object per line.")
+    if lines and all("\t" in line.strip() for line in lines):
+        raise PromptError(
+            f"{name}: every line has a tab: name the file .tsv and give it a header, or replace the tabs."
+        )
     return Table(name, {"text": [line.strip() for line in lines]}, "line", numbers)
 
 

@@ -49,10 +49,14 @@ QUICK = ("llama", "gemma3_text", "qwen3_moe", "falcon_h1")
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=() if f in QUICK else pytest.mark.trust) for f in decoders.FAMILIES]
+    "family",
+    [
+        pytest.param(family, marks=() if family in QUICK else pytest.mark.trust)
+        for family in [*decoders.FAMILIES, *decoders.VISION]
+    ],
 )
 def test_every_hook_point_is_served_as_documented(family, rows, tmp_path, full_size):
-    if family in RARE and not full_size:
+    if family in (*RARE, *decoders.VISION) and not full_size:
         pytest.skip("a rare family: run with --full")
     assert decoders.cell_of_every_hook_point(family, tmp_path, rows[family]) == rows[family][-1]
 
