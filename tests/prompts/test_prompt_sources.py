@@ -103,7 +103,7 @@ def test_a_named_test_source_stays_complete_and_the_sample_comes_from_the_others
 @pytest.mark.parametrize("ending", ["yaml", "json"])
 def test_a_description_file_equals_the_call(tmp_path, ending):
     for i, name in enumerate(("a", "b", "c")):
-        rows = [{"goal": text, "input": "x"} for text in sentences(30, seed=i)]
+        rows = [{"goal": text, "target": "x"} for text in sentences(30, seed=i)]
         write_csv(tmp_path / "data" / f"{name}.csv", rows)
     described = {
         "name": "mine",
