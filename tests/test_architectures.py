@@ -9,7 +9,9 @@ from transformers import GenerationConfig
 
 import ot_lens as otl
 from ot_lens.errors import HookError, ModelError, PromptError, SinglePassError
+from ot_lens.generation import Completion
 from ot_lens.models import architectures, backend
+from ot_lens.prompts import Prompt
 from ot_lens.single_pass import hugging_face, next_token_sweep
 from ot_lens.transport import AffineMap
 from tests import checkpoints, decoders
@@ -201,6 +203,12 @@ def test_a_padding_token_beyond_the_embedding_is_not_looked_up(mixed_lengths):
     assert otl.complete(model, PROMPTS, max_new_tokens=3) == otl.complete(expected, PROMPTS, max_new_tokens=3)
     with pytest.raises(PromptError, match=r"Prompt 1 has the token 55.*55 embeddings"):
         otl.next_token_logprobs(model, ["w1", "w2 <padding> w3"])
+    with pytest.raises(PromptError, match="Text 0 has the token 55"):
+        model("w2 <padding>")
+    with pytest.raises(PromptError, match="Answer 0 has the token 55"):
+        otl.answer_loss(model, [Prompt("w1", answer="<padding>")])
+    with pytest.raises(PromptError, match="Answer 0 has the token 55"):
+        otl.answer_nll(model, ["w1"], [Completion("x", 1, True, (55,))])
 
 
 def test_a_tokenizer_made_in_memory_serves_every_hook_point(llama_folder):

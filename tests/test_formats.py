@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PolyConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -139,12 +139,17 @@ def adapter(llama, tmp_path_factory):
 
 
 def lora(llama):
+    return adapted(llama, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+
+
+def adapted(llama, config):
+    """A PeftModel whose adapter has random weights, so that it acts."""
     base = AutoModelForCausalLM.from_pretrained(llama)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-        for name, weight in wrapped.named_parameters():
-            if "lora_B" in name:
+        wrapped = get_peft_model(base, config)
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
                 torch.nn.init.normal_(weight, std=0.3)
     return wrapped.eval()
 
@@ -163,6 +168,31 @@ def test_an_adapter_acts_alike_however_it_arrives(llama, adapter):
     (layers,) = model_record(apart)["adapters_in_layers"]
     assert (layers["type"], layers["active"], layers["merged"]) == ("LORA", True, False)
     assert model_record(merged)["adapters_in_layers"] is None
+
+
+@pytest.mark.parametrize(
+    ("config", "merges"),
+    [
+        (LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, bias="all"), True),
+        (IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), True),
+        (LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]), True),
+        (LoraConfig(r=2, target_modules=["embed_tokens"]), False),  # tied to the head
+        (LoraConfig(r=2, target_modules=["q_proj"], layer_replication=[[0, 3], [2, 4]]), False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_an_adapter_is_merged_to_the_same_model_or_not_at_all(llama, tmp_path, config, merges):
+    wrapped = adapted(llama, config)
+    wrapped.save_pretrained(tmp_path)
+    expected = logits(otl.load_model(wrapped, tokenizer=checkpoints.tokenizer("llama")))
+    assert torch.allclose(logits(otl.load_model(llama, adapter=tmp_path)), expected, atol=1e-4)
+    if merges:
+        merged = otl.load_model(llama, adapter=tmp_path, merge_adapter=True)
+        assert torch.allclose(logits(merged), expected, atol=1e-3)
+    else:
+        with pytest.raises(ModelError, match="leave out merge_adapter"):
+            otl.load_model(llama, adapter=tmp_path, merge_adapter=True)
 
 
 def test_a_disabled_adapter_is_recorded_as_inactive(llama):
@@ -214,11 +244,33 @@ def test_adapters_that_do_not_belong_are_refused(llama, adapter, tmp_path):
             otl.load_model(llama, adapter=deeper)
 
 
-def test_virtual_tokens_are_refused(llama):
-    base = AutoModelForCausalLM.from_pretrained(llama)
-    prompts = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ModelError, match="virtual tokens"):
-        otl.load_model(prompts, tokenizer=checkpoints.tokenizer("llama"))
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), "virtual tokens"),
+        (LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "LoRA"),
+        (PolyConfig(target_modules=["q_proj"], n_tasks=2, task_type="CAUSAL_LM"), "LoRA"),
+    ],
+)
+def test_adapters_that_act_outside_the_layers_are_refused(llama, tmp_path, config, named):
+    wrapped = adapted(llama, config)
+    wrapped.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=named):
+        otl.load_model(wrapped, tokenizer=checkpoints.tokenizer("llama"))
+    with pytest.raises(ModelError, match=named):
+        otl.load_model(llama, adapter=tmp_path)
+
+
+def test_a_model_in_memory_has_every_hook_point_if_asked(llama):
+    tokenizer = checkpoints.tokenizer("llama")
+    model = otl.load_model(lora(llama), tokenizer=tokenizer, hooks="full")
+    plain = otl.load_model(lora(llama), tokenizer=tokenizer)
+    assert "blocks.0.attn.hook_out" in model.hook_dict
+    assert torch.allclose(logits(model), logits(plain), atol=1e-4)
+    with pytest.raises(ModelError, match="hf_model"):
+        otl.load_model(plain, hooks="full")
+    with pytest.raises(ModelError, match="A LlamaModel .*AutoModelForCausalLM"):
+        otl.load_model(checkpoints.model("llama").model, tokenizer=tokenizer)
 
 
 def test_an_adapter_brings_its_tokenizer(llama, adapter, tmp_path):

@@ -23,6 +23,7 @@ from ot_lens.models import (
     batches_of_rows,
     by_row,
     check_room,
+    check_tokens,
     encode,
     end_of_turn,
     prompt_width,
@@ -92,7 +93,10 @@ def ended_tokens(model: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of complete answers, each with its end."""
     served = backend(model)
     end = end_of_turn(served)
-    return [[*served.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
+    rows = [[*served.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
+    for i, row in enumerate(rows):
+        check_tokens(row, served.d_vocab, f"Answer {i}")
+    return rows
 
 
 def token_losses(
@@ -100,6 +104,8 @@ def token_losses(
 ) -> list[Float64[Tensor, " token"]]:
     """Loss of every token of answers that are given as tokens; see `answer_loss`."""
     served = backend(model)
+    for i, answer in enumerate(answers):
+        check_tokens(answer, served.d_vocab, f"Answer {i}")
     logits = LOGIT_BYTES * served.d_vocab * max(len(answer) for answer in answers)
     rows = encode(served, prompts)
     check_room(served, [[*row, *answer] for row, answer in zip(rows, answers, strict=True)])

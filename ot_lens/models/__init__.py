@@ -25,7 +25,7 @@ from ot_lens.models.chat import (
     template_of,
 )
 from ot_lens.models.files import VARIANTS
-from ot_lens.models.hooked import HOOKS, HookedCausalLM, pad_left
+from ot_lens.models.hooked import HOOKS, HookedCausalLM, check_tokens, pad_left
 from ot_lens.models.loading import load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, frozen, release
@@ -57,6 +57,7 @@ __all__ = [
     "chat_settings",
     "check_layer",
     "check_room",
+    "check_tokens",
     "claim",
     "common_prefix",
     "control_tokens",

@@ -6,17 +6,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ot_lens.errors import ModelError
 from ot_lens.io.untrusted import MIB, abbreviated, parse_json, quoted, read_text
 from ot_lens.models.files import held_file, linked
+from ot_lens.models.hooked import input_device
+from ot_lens.models.reversible import evaluating
 
 ADAPTER_CONFIG = "adapter_config.json"
 # A subfolder that no repository has: transformers looks for an adapter there and so applies none by itself.
 # Its older releases look into the folder itself: they are shown one without the adapter.
 UNADAPTED = {"subfolder": "ot_lens-applies-adapters-itself"}
+# Kinds whose PeftModel chooses what the layers do.
+OUTSIDE = ("XLORA", "POLY")
+# Differences of logits that the rounding of merged weights explains, relative to the largest logit.
+OF_LOGITS, OF_LOGITS_IN_HALF = {torch.float64: 1e-6, torch.float32: 1e-2}, 0.3
+MERGED = (
+    "merged: it changes weights that several modules share, such as tied embeddings; leave out merge_adapter."
+)
+INSIDE = "put into the layers: it acts outside them too; give an adapter of the layers, such as LoRA."
 
 
 def check_unadapted(name: str, revision: str | None) -> None:
@@ -49,15 +60,21 @@ def unadapted(place: str) -> AbstractContextManager[str]:
 def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) -> PreTrainedModel:
     """The model with the adapter in its layers, or with the adapter added to its weights in memory.
 
+    Either gives the logits of the PeftModel on a short sequence, or is refused: adapters of weights that two
+    modules share, as tied embeddings do, cannot be merged.
+
     Raises:
         ModelError: If peft is missing, or the adapter cannot be read, is of a kind that acts outside the
-            layers, or does not belong to the model.
+            layers, does not belong to the model, or cannot be merged.
     """
     if find_spec("peft") is None:
         raise ModelError(f"adapter = {adapter!r} needs peft: pip install 'ot-lens[peft]'.")
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
+    # A short sequence, whose logits show whether the adapter acts as in its PeftModel.
+    n_tokens = model.get_input_embeddings().num_embeddings
+    tokens = torch.arange(3, 9, device=input_device(model)).remainder(n_tokens)[None]
     try:
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(config, adapter)
@@ -79,9 +96,25 @@ def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) 
             f"The adapter {adapter!r} does not fit {name!r}: {len(unmatched)} of its weights have no "
             f"counterpart, among them {unmatched[0]!r}. Give the model that it was trained on."
         )
-    if merge:
-        return wrapped.merge_and_unload(safe_merge=True).eval()
-    return wrapped.get_base_model().eval()
+    with evaluating(wrapped):
+        expected = wrapped(input_ids=tokens, use_cache=False).logits
+        alone = _merged(wrapped, adapter) if merge else wrapped.get_base_model()
+        found = alone.eval()(input_ids=tokens, use_cache=False).logits
+    if (found - expected).abs().max() > OF_LOGITS.get(found.dtype, OF_LOGITS_IN_HALF) * expected.abs().max():
+        raise ModelError(
+            f"The adapter {adapter!r} gives another model when it is {MERGED if merge else INSIDE}"
+        )
+    return alone
+
+
+def _merged(wrapped: Any, adapter: str) -> PreTrainedModel:
+    try:
+        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter {adapter!r} cannot be merged ({abbreviated(error)}): leave out merge_adapter."
+        ) from error
+    return merged
 
 
 def without_wrapper(model: Any) -> Any:
@@ -122,6 +155,12 @@ def adapters_record(hf_model: Any) -> list[dict[str, Any]] | None:
 
 
 def _check_kind(config: Any, adapter: str) -> None:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind in OUTSIDE or getattr(config, "alora_invocation_tokens", None):
+        raise ModelError(
+            f"The adapter {adapter!r} acts by the prompt or its task, not in the layers alone: give one "
+            "of the layers, such as LoRA."
+        )
     if config.is_prompt_learning:
         raise ModelError(
             f"The adapter {adapter!r} adds virtual tokens, which are not in the layers: give an adapter of "

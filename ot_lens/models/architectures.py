@@ -66,13 +66,19 @@ BRIDGE_ADDENDS = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
 # Templates write a date into every prompt: Llama 3.1 by default this one; Llama 3.2, SmolLM 3, Granite,
 # Mistral and gpt-oss today's. Activations captured on different days would belong to different prompts.
 TEMPLATE_DATE = datetime(2024, 7, 26)
-_DIRECTIVES = "aAbBdeFHIjmMpSTUwyY"
+_DIRECTIVES = "aAbBcdDeFHIjmMpRSTUVwxXyYzZ"
 # Variables of templates that switch thinking: Qwen 3, GLM 4.5, SmolLM 3; DeepSeek 3.1, Granite 3.3.
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 # Where a thought begins and ends. A template that names one of a pair knows of thoughts.
 THOUGHTS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<thought>", "</thought>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("[THINK]", "[/THINK]"),
     ("<|channel>", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),

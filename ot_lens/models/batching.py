@@ -13,7 +13,7 @@ from torch import Tensor
 from ot_lens.errors import BatchHalvedWarning, ModelError, PromptError
 from ot_lens.models.backends import Backend
 from ot_lens.models.chat import encode
-from ot_lens.models.hooked import pad_left
+from ot_lens.models.hooked import check_tokens, pad_left
 from ot_lens.models.reversible import evaluating
 from ot_lens.prompts import Prompt
 
@@ -48,11 +48,7 @@ def token_batch(
     """Rows of token ids as one batch on the model's device."""
     numbers = tuple(range(len(rows)) if indices is None else indices)
     for number, row in zip(numbers, rows, strict=True):
-        if max(row, default=0) >= served.d_vocab:
-            raise PromptError(
-                f"Prompt {number} has the token {max(row)}, beyond the model's {served.d_vocab} embeddings: "
-                "resize the embeddings, or use the tokenizer that belongs to the model."
-            )
+        check_tokens(row, served.d_vocab, f"Prompt {number}")
     tokens, mask = pad_left(rows, served.pad_id)
     return TokenBatch(numbers, tokens.to(served.device), mask.to(served.device))
 

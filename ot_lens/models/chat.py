@@ -170,7 +170,9 @@ def end_of_turn(served: Backend) -> int:
     """
     answer, user = "Certainly.", {"role": "user", "content": "Hello"}
     turns = [user, {"role": "assistant", "content": answer}]
-    special = special_ids(served.tokenizer)
+    # A mark that the tokenizer does not know ends nothing.
+    unknown = {served.tokenizer.unk_token_id} - {served.tokenizer.eos_token_id}
+    special = special_ids(served.tokenizer) - unknown
     for conversation in (turns, [*turns, user]):
         try:
             written = render_turns(served, conversation, to_answer=False)

@@ -14,6 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ot_lens.errors import ModelError, PromptError
 from ot_lens.models.architectures import branches, decoder_layers
 
 HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
@@ -75,7 +76,11 @@ class HookedCausalLM(HookedRootModule):
 
     def __init__(self, hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         super().__init__()
-        layers = decoder_layers(hf_model)
+        layers, head = decoder_layers(hf_model), hf_model.get_output_embeddings()
+        if head is None:
+            raise ModelError(
+                f"A {type(hf_model).__name__} gives no logits of tokens: load it with AutoModelForCausalLM."
+            )
         config = hf_model.config.get_text_config()
         self.hf_model = hf_model
         self.tokenizer = tokenizer
@@ -85,7 +90,7 @@ class HookedCausalLM(HookedRootModule):
             model_name=name,
             n_layers=len(layers),
             d_model=config.hidden_size,
-            d_vocab=hf_model.get_output_embeddings().weight.shape[0],
+            d_vocab=head.weight.shape[0],
             n_ctx=getattr(config, "max_position_embeddings", 0),
             dtype=hf_model.dtype,
             architecture=type(hf_model).__name__,
@@ -117,6 +122,8 @@ class HookedCausalLM(HookedRootModule):
         if prepend_bos:
             texts = [f"{self.tokenizer.bos_token}{t}" for t in texts]
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for i, row in enumerate(rows):
+            check_tokens(row, self.cfg.d_vocab, f"Text {i}")
         tokens, mask = pad_left(rows, padding_token(self.tokenizer, self.cfg.d_vocab))
         return tokens.to(self.device), mask.to(self.device)
 
@@ -169,6 +176,15 @@ def padding_token(tokenizer: Any, d_vocab: int) -> int:
     """A token to pad with: under the mask any will do that the embedding has."""
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((int(token) for token in known if token is not None and token < d_vocab), 0)
+
+
+def check_tokens(row: Sequence[int], d_vocab: int, what: str) -> None:
+    """Refuse tokens that the embedding does not have: on CUDA they would end the process."""
+    if max(row, default=0) >= d_vocab:
+        raise PromptError(
+            f"{what} has the token {max(row)}, beyond the model's {d_vocab} embeddings: resize the "
+            "embeddings, or use the tokenizer that belongs to the model."
+        )
 
 
 def pad_left(

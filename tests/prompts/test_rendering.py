@@ -29,7 +29,7 @@ from ot_lens.models import (
     template_of,
     thought_length,
 )
-from tests import families
+from tests import checkpoints, families
 
 MARKS = re.compile(r"<\|?[\w▁｜:/]+\|?>|\[/?(?:INST|SYSTEM_PROMPT|gMASK)\]|</s>|<｜\w+｜>")
 EOS = {"phi3": "<|endoftext|>", "glm45": "<|endoftext|>", "olmo2": "<|endoftext|>", "gpt_oss": "<|return|>"}
@@ -93,6 +93,8 @@ def test_the_end_of_a_turn_is_the_token_that_the_template_writes(load, name):
 def test_without_a_token_at_the_end_of_a_turn_it_is_the_end_of_sequence_or_an_error(load):
     served = load("plain", "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
     assert end_of_turn(served) == served.tokenizer.eos_token_id
+    words = backend(otl.load_model(checkpoints.model("llama"), tokenizer=checkpoints.tokenizer("llama")))
+    assert end_of_turn(words) == words.tokenizer.eos_token_id  # "Hello" is its unknown token
     served.tokenizer.eos_token = None
     deaf = load("deaf", "<s>{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1]['content'] }}")
     assert end_of_turn(deaf) == deaf.tokenizer.eos_token_id
