@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
-from transformers import Cache, GenerationConfig
+from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, terminators
@@ -49,8 +49,13 @@ def prompt_width(width: int) -> Reversible[None]:
     return Reversible(announce)
 
 
+TwoSteps = tuple[Int[Tensor, ""], Float[Tensor, "2 d_vocab"]]
+
+
 class _HookedModel:
     """What the two kinds of model share."""
+
+    logits: Callable[..., Float[Tensor, "batch kept d_vocab"]]
 
     def __init__(self, model: Any, hf_model: Any = None) -> None:
         if model.tokenizer is None:
@@ -77,6 +82,14 @@ class _HookedModel:
         if hook in INSIDE:
             check_sums(self, layer, hook)
         return point
+
+    def two_steps(self, tokens: Int[Tensor, "1 pos"], mask: Int[Tensor, "1 pos"]) -> TwoSteps:
+        """The next token of a sequence, and the logits before and behind it."""
+        before = self.logits(tokens, mask, keep=1)[:, -1]
+        token = before.argmax(-1)
+        longer = torch.cat([mask, mask[:, -1:]], dim=1)
+        behind = self.logits(torch.cat([tokens, token[None]], dim=1), longer, keep=1)[:, -1]
+        return token[0], torch.cat([before, behind])
 
     @property
     def pads(self) -> bool:
@@ -130,21 +143,26 @@ class HFBackend(_HookedModel):
 
         `read` is what the model has read of the tokens already, all but the last.
         """
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(eos),
-            pad_token_id=self.pad_id,
-            use_cache=use_cache,
+        settings = {"max_new_tokens": max_new_tokens, "eos_token_id": list(eos), "use_cache": use_cache}
+        return self._greedy(tokens, mask, settings, past_key_values=read).sequences[:, tokens.shape[1] :]
+
+    def two_steps(self, tokens: Int[Tensor, "1 pos"], mask: Int[Tensor, "1 pos"]) -> TwoSteps:
+        """As in `_HookedModel`, with a cache."""
+        if not isinstance(self.hf_model, GenerationMixin):
+            return super().two_steps(tokens, mask)
+        out = self._greedy(tokens, mask, {"max_new_tokens": 2, "output_logits": True})
+        return out.sequences[0, tokens.shape[1]], torch.cat(out.logits)
+
+    def _greedy(self, tokens: Tensor, mask: Tensor, settings: dict[str, Any], **other: Any) -> Any:
+        """What Hugging Face's `generate` gives with these settings and no others."""
+        only = GenerationConfig(
+            do_sample=False, pad_token_id=self.pad_id, return_dict_in_generate=True, **settings
         )
-        # `generate` takes what is left open, such as a repetition penalty, from the model's settings: this
+        # What is left open, such as a repetition penalty, `generate` takes from the model's settings: this
         # copy, which shares weights and hooks, has none.
         plain = copy(self.hf_model)
         plain.generation_config = GenerationConfig()
-        sequences = plain.generate(
-            input_ids=tokens, attention_mask=mask, generation_config=settings, past_key_values=read
-        )
-        return sequences[:, tokens.shape[1] :]
+        return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **other)
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
         """Call `observer` before each forward call, and with None after it, until `changes` are undone."""

@@ -35,7 +35,7 @@ class Inspection:
 
     faults: list[dict[str, str]]  # of each layer's hook points; empty where there is none
     causal: bool  # whether a token leaves the logits of those before it as they are
-    pads: bool  # whether padding on the left leaves the logits as they are
+    pads: bool  # whether padding on the left leaves the logits as they are, with a cache too
 
 
 _INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
@@ -82,21 +82,19 @@ def inspected(served: Any) -> Inspection:
     """What a short sequence shows of a model, which reads it once."""
     if served.model not in _INSPECTED:
         read: list[Parts] = [{} for _ in range(served.n_layers)]
-        tokens = torch.arange(3, 3 + 7 * LENGTH, 7, device=served.device).remainder(served.d_vocab)
-        # Two rows that differ in their last token: the logits before it must be the same.
-        rows = torch.stack([tokens, torch.cat([tokens[:-1], tokens[:1]])])
-        mask = torch.ones_like(rows)
+        begun = torch.arange(3, 3 + 7 * (LENGTH - 1), 7, device=served.device).remainder(served.d_vocab)
+        padded, mask = torch.cat([begun[:2], begun])[None], torch.ones(2, LENGTH, dtype=torch.long)
+        mask = mask.to(served.device)
         with evaluating(served.model):
+            token, steps = served.two_steps(padded, torch.cat([0 * mask[:1, :2], mask[:1, 1:]], dim=1))
+            # Two rows that differ in their last token: the logits before it must be the same.
+            ends = torch.stack([token, (token + 1).remainder(served.d_vocab)]).to(begun.device)
             with Reversible(partial(_listen, served, read)):
-                whole = served.logits(rows, mask, keep=2)
-            padded = served.logits(
-                torch.cat([rows[:1, :2], rows[:1]], dim=1),
-                torch.cat([0 * mask[:1, :2], mask[:1]], dim=1),
-                keep=1,
-            )
-        faults = [_judged(parts, (LENGTH, served.d_model)) for parts in read]
+                whole = served.logits(torch.cat([begun.expand(2, -1), ends[:, None]], dim=1), mask, keep=2)
         _INSPECTED[served.model] = Inspection(
-            faults, causal=_alike(whole[0, -2], whole[1, -2]), pads=_alike(padded[0, -1], whole[0, -1])
+            [_judged(parts, (LENGTH, served.d_model)) for parts in read],
+            causal=_alike(whole[1, -2], whole[0, -2]),
+            pads=all(_alike(steps[i], whole[0, i - 2]) for i in range(2)),
         )
     return _INSPECTED[served.model]
 
