@@ -82,6 +82,27 @@ def model(family: str, seed: int = 0) -> PreTrainedModel:
     return random_weights(LlamaForCausalLM, LlamaConfig(**shape, tie_word_embeddings=True), seed)
 
 
+def chain(tokens: Sequence[str], made: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """Save a model that writes, after each of these tokens, the next; its stream is the last token's own."""
+    n = 2 * len(made)
+    shape = {"hidden_size": n, "intermediate_size": 4, "num_hidden_layers": 2, "num_attention_heads": 1}
+    ends = {"bos_token_id": None, "eos_token_id": made.eos_token_id, "pad_token_id": made.pad_token_id}
+    network = LlamaForCausalLM(LlamaConfig(vocab_size=len(made), **shape, **ends))
+    ids = made.convert_tokens_to_ids(list(tokens))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.zero_()
+        for layer in (*network.model.layers, network.model):
+            for name, norm in layer.named_children():
+                if "norm" in name:
+                    norm.weight.fill_(1.0)
+        network.model.embed_tokens.weight.copy_(torch.eye(len(made), n))
+        network.lm_head.weight[ids[1:], ids[:-1]] = 1.0
+    network.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
 def random_weights(architecture: Any, config: Any, seed: int) -> PreTrainedModel:
     """A model of an architecture with random weights, including those of its norms."""
     with torch.random.fork_rng():

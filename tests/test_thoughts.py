@@ -11,8 +11,10 @@ from ot_lens.errors import HookError, PromptError, RunFolderError
 from ot_lens.models import HFBackend, backend, encode, set_chat
 from ot_lens.prompts import Contrast
 from tests import checkpoints
+from tests.families import TEMPLATES
 
 OPENING = "{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}"
+ALWAYS = checkpoints.TEMPLATES["llama"].replace("<nl>{% endif %}", "<nl> <think>{% endif %}")
 TEMPLATE = checkpoints.TEMPLATES["llama"].replace("<nl>{% endif %}", f"<nl>{OPENING}{{% endif %}}")
 
 
@@ -143,3 +145,64 @@ def test_thoughts_that_do_not_come_or_end_are_errors(model, prompts, script):
         Activations.from_caches(harmful=cache, harmless=cache, positions="thought_end")
     with pytest.raises(HookError, match="'thought'"):
         otl.capture(model, prompts, positions=["thought"])
+
+
+# The thought refuses and the answer complies.
+WRITTEN = ["<nl>", "<think>", "I", "w1", "</think>", "\n\n", "w9", "w8", "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "last", "thought"),
+    [
+        (TEMPLATE, True, "<nl>", "I w1"),  # the model opens the thought
+        (TEMPLATE, "forced", "<think>", "I w1"),
+        (ALWAYS, True, "<think>", "I w1"),
+        (TEMPLATE, False, "</think>", None),
+        (ALWAYS, False, "</think>", None),
+    ],
+)
+def test_a_checkpoint_that_thinks_is_judged_by_its_answer(
+    prompts, tmp_path, template, thinking, last, thought
+):
+    tokenizer = checkpoints.tokenizer("llama")
+    tokenizer.add_tokens(["<think>", "</think>", "\n\n"])
+    tokenizer.chat_template = template
+    folder = checkpoints.chain(WRITTEN, tokenizer, tmp_path)
+    model = otl.load_model(folder, thinking=thinking)
+    served, own = backend(model), tokenizer.convert_tokens_to_ids
+    assert {row[-1] for row in encode(served, prompts.harmful)} <= {own(last), own("\n\n")}
+    answers = otl.complete(model, prompts.harmful, max_new_tokens=12)
+    assert {(a.text, a.thought, a.truncated) for a in answers} == {("w9 w8", thought, False)}
+    assert otl.refuses([a.text for a in answers], ["I "]).count(True) == 0
+    assert otl.delayed_refusals(model, answers, ["I "])["value"].eq(0).all()
+    if thought is None:
+        with pytest.raises(PromptError, match="no thoughts"):
+            otl.think(model, prompts.harmful)
+        return
+    acts = otl.capture(model, prompts, positions=[-1, "thought_end"])
+    for position, token in ((-1, last), ("thought_end", "\n\n")):
+        assert acts.harmful(1, position).argmax(-1).unique().tolist() == [own(token)]
+    thoughtful = otl.think(model, prompts.harmful)
+    assert otl.next_token_logprobs(model, thoughtful).argmax(-1).unique().tolist() == [own("w9")]
+    assert {a.text for a in otl.complete(model, thoughtful)} == {"w9 w8"}
+
+
+def test_the_channels_of_a_checkpoint_are_a_thought_and_an_answer(prompts, tmp_path):
+    analysis = "<|channel|>analysis<|message|>"
+    final = "<|start|>assistant<|channel|>final<|message|>"
+    tokenizer = checkpoints.tokenizer("llama")
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [analysis, final, "<|end|>", "<|return|>", "<|start|>assistant"]}
+    )
+    tokenizer.eos_token = "<|return|>"
+    tokenizer.chat_template = (TEMPLATES / "gpt_oss.jinja").read_text("utf-8")
+    written = ["<|start|>assistant", analysis, "I", "w1", "<|end|>", final, "w9", "w8", "<|return|>"]
+    folder = checkpoints.chain(written, tokenizer, tmp_path)
+    own = tokenizer.convert_tokens_to_ids
+    for thinking, first in ((True, "<|start|>assistant"), ("forced", analysis)):
+        model = otl.load_model(folder, thinking=thinking)
+        answers = otl.complete(model, prompts.harmful, max_new_tokens=12)
+        assert {(a.text, a.thought) for a in answers} == {("w9 w8", "I w1")}
+        acts = otl.capture(model, prompts, positions=[-1, "thought_end"])
+        for position, token in ((-1, first), ("thought_end", final)):
+            assert acts.harmful(1, position).argmax(-1).unique().tolist() == [own(token)]
