@@ -1,6 +1,7 @@
 """What people bring: GGUF files, adapters, vision-language folders, leftover weights, other devices."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 import ot_lens as otl
-from ot_lens.errors import ModelError, UnusedWeightsWarning
+from ot_lens.errors import ModelError, PromptError, UnusedWeightsWarning
 from ot_lens.models import backend
 from ot_lens.models.record import model_record
 from tests import checkpoints
@@ -41,7 +42,7 @@ def packed(tmp_path_factory, llama):
     return path
 
 
-def write_gguf(path, weights, config):
+def write_gguf(path, weights, config, quantization=None):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -70,7 +71,12 @@ def write_gguf(path, weights, config):
         n = heads.get(packed_name.rsplit(".", 1)[-1])
         if n is not None:  # llama.cpp interleaves the halves that the rotary embedding turns
             values = values.reshape(n, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        writer.add_tensor(f"{packed_name}.{kind}", np.ascontiguousarray(values))
+        values = np.ascontiguousarray(values)
+        if quantization is not None and values.ndim == 2:
+            values = gguf.quants.quantize(values, quantization)
+        writer.add_tensor(
+            f"{packed_name}.{kind}", values, raw_dtype=quantization if values.ndim == 2 else None
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,6 +98,25 @@ def test_a_gguf_file_is_the_model_it_was_made_from(packed, llama, hooks):
     assert len(record["gguf"]["sha256"]) == 64
     assert record["quantization"] is None
     assert otl.load_model(packed, dtype="bfloat16").cfg.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "BF16"])
+def test_a_quantized_gguf_file_is_unpacked(llama, tmp_path, name):
+    """Blocks lie within rows, so that the order of rows does not matter."""
+    kind, weights = gguf.GGMLQuantizationType[name], load_file(llama / "model.safetensors")
+    path = tmp_path / "tiny.GGUF"
+    write_gguf(path, weights, json.loads((llama / "config.json").read_text()), kind)
+    for key, weight in weights.items():
+        if weight.ndim == 2:
+            rounded = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
+            weights[key] = torch.from_numpy(rounded.copy())
+    source = shutil.copytree(llama, tmp_path / "source")
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    model = otl.load_model(path)
+    assert torch.allclose(logits(model), logits(otl.load_model(source)), atol=1e-3)
+    model.tokenizer.chat_template = None
+    with pytest.raises(PromptError, match=re.escape(str(path))):
+        otl.complete(model, ["w1"])
 
 
 def test_a_gguf_file_ignores_its_neighbours(packed, llama, tmp_path):

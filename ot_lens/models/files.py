@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from os.path import isdir
+from os.path import isdir, isfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +28,9 @@ def locate(name: str) -> str:
             raise ModelError(
                 f"The folder {name} has no config.json: it is not a Hugging Face model folder.{remedy}"
             )
-    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+    elif isfile(name):
+        raise ModelError(f"{name} is a file: give the folder that holds it with its config.json.")
+    elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"No model folder {name!r}: check the path.")
     return name
 
@@ -50,8 +52,8 @@ def held_file(place: str, file: str, revision: str | None = None) -> str | None:
 
 @contextmanager
 def linked(paths: Iterable[Path]) -> Iterator[str]:
-    """A folder with these files only, so that none of their neighbours is mixed in."""
+    """A folder with these files only, apart from their neighbours; extensions in lower case."""
     with TemporaryDirectory(prefix="ot_lens-") as folder:
         for path in paths:
-            (Path(folder) / path.name).symlink_to(path.absolute())
+            (Path(folder) / f"{path.stem}{path.suffix.lower()}").symlink_to(path.absolute())
         yield folder

@@ -149,7 +149,7 @@ def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, sett
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
     with linked([gguf]) if gguf is not None else unadapted(locate(weights)) as place:
         if gguf is not None:
-            options |= {"revision": None, "gguf_file": gguf.name}
+            options |= {"revision": None, "gguf_file": f"{gguf.stem}{gguf.suffix.lower()}"}
         if tokenizer is None:
             tokenizer = _adapter_tokenizer(settings) or load_tokenizer(name, place, options)
             _declare(tokenizer, settings)

@@ -178,6 +178,7 @@ def load_tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrained
             f"Cannot load {name!r}: model_max_length in its tokenizer_config.json is not a number: "
             f"{quoted(tokenizer.model_max_length)}."
         )
+    tokenizer.name_or_path = name  # not a folder of links
     return tokenizer
 
 
