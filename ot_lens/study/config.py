@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ DEFAULT_METHODS: tuple[str | dict[str, Any], ...] = (
     {"name": "pca_ot", "k": 4},
     {"name": "pca_ot", "k": 8},
 )
+# Fields that name a folder or file or something of the hub or package, and those of a judge that do.
+NAMED = ("model", "adapter", "base", "phrases", "judge")
+JUDGE_MODELS = ("model", "classifier", "yes_no")
 # A method's parameters name the folder of its maps: short words and numbers, no path.
 PLAIN = re.compile(r"[\w.+-]*", re.ASCII)
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
@@ -303,7 +307,7 @@ def read_config(
 
 
 def from_folder(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's content with the paths of prompts and texts counted from its folder."""
+    """A file's content with its paths counted from its folder; names of models that are no path stay."""
     from ot_lens.prompts import relative_to
 
     paths = {
@@ -311,8 +315,17 @@ def from_folder(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("prompts_root", "perplexity_text")
         if isinstance(content.get(name), str)
     }
+    named = {name: _found(folder, content[name]) for name in NAMED if name in content}
     prompts = {"prompts": relative_to(folder, content["prompts"])} if "prompts" in content else {}
-    return {**content, **paths, **prompts}
+    return {**content, **paths, **named, **prompts}
+
+
+def _found(folder: Path, name: Any) -> Any:
+    """The path of what a folder has under a name; any other name, of the hub or the package, unchanged."""
+    if isinstance(name, Mapping):  # a judge
+        return {key: _found(folder, value) if key in JUDGE_MODELS else value for key, value in name.items()}
+    is_path = isinstance(name, str) and set(name) & set("/.") and exists(folder / name)
+    return str(folder / name) if is_path else name
 
 
 def parse_config(content: Mapping[str, Any], source: str = "configuration") -> StudyConfig:

@@ -367,3 +367,20 @@ def test_paths_count_from_the_file_that_names_them(tmp_path, monkeypatch):
         assert config.prompts == named
     path.write_text("prompts: {harmful: a.txt, harmless: {source: b.txt}}\n")
     assert texts(otl.load_prompts(read_config(path).prompts)) == set(sentences(20, seed=2))
+
+
+def test_models_and_phrases_count_from_the_file_too_if_they_are_there(tmp_path):
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "organism").mkdir()
+    write_lines(tmp_path / "phrases.txt")
+    path, tiny = tmp_path / "study.yaml", str(tmp_path / "models" / "tiny")
+    path.write_text(
+        "model: models/tiny\nphrases: phrases.txt\njudge: {preset: harmbench, model: models/tiny}\n"
+    )
+    config = read_config(path)
+    assert (config.model, config.phrases) == (tiny, str(tmp_path / "phrases.txt"))
+    assert config.judge == {"preset": "harmbench", "model": tiny}
+    path.write_text("model: organism\nphrases: arditi\njudge: {yes_no: org/name, question: harmful}\n")
+    config = read_config(path)
+    assert (config.model, config.phrases) == ("organism", "arditi")
+    assert config.judge["yes_no"] == "org/name"
