@@ -381,8 +381,9 @@ date.
   differs, or "no".
 
 Other models work if their layers hand on one residual stream. A short sequence, run when a model is loaded,
-shows whether they do, whether the parts of the stream add up, and whether padding changes the logits; in
-that case only prompts of the same length share a batch.
+shows whether they do, whether tokens see later ones (such a model is refused), whether the parts of the
+stream add up, and whether padding changes the logits; in that case only prompts of the same length share a
+batch.
 
 """
 HEAD = (
