@@ -15,6 +15,13 @@ METHODS = (
     *((name, None, flip) for name, flip in FLIPS.items()),
     *(("pca_ot", k, flip) for k, flip in RANKS.items()),
 )
+# Modified forms of some methods: share of their KL, and of their effect on refusal.
+VARIANTS = {
+    ("mean_shift", None, "null_space"): (0.4, 0.9),
+    ("mean_shift", None, "gated_threshold"): (0.05, 0.95),
+    ("pca_ot", 2, "null_space"): (0.3, 0.8),
+    ("pca_ot", 2, "gated"): (0.1, 1.0),
+}
 STATES = ("directional_ablation", *(f"pca_ot (k = {k})" for k in RANKS))
 EDITS = ("directional_ablation", "mean_shift", "pca_ot (k = 8)")
 CLASSES = ("harmful", "harmless")
@@ -91,6 +98,62 @@ def localization(layers=8, methods=METHODS, n=64, seed=0):
     )
 
 
+def with_variants(sweep, variants=VARIANTS):
+    """A sweep with modified forms of the methods that it holds: cheaper, and a little less effective."""
+    parts = [sweep]
+    for (method, k, modifier), (share, effect) in variants.items():
+        same_rank = sweep["k"].isna() if k is None else sweep["k"] == k
+        rows = sweep[(sweep["method"] == method) & same_rank].copy()
+        rows["method"], rows["key"] = f"{method}_{modifier}", rows["key"] + f"|{modifier}"
+        start = rows["measure"].map({"kl": 0.0, "perplexity": 1.4, "refusal_score": 9.0})
+        factor = rows["measure"].map({"kl": share, "perplexity": share, "refusal_score": effect})
+        for end in ("value", "low", "high"):
+            rows[end] = (start + factor * (rows[end] - start)).fillna(rows[end])
+        parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def defence(layers=8, n=64, attack_layer=2, seed=0):
+    """What `restore_refusal` returns: gates refuse fewer harmless prompts than the plain maps do."""
+    methods = {
+        ("mean_shift", pd.NA): (0.95, 0.9),
+        ("mean_shift_null_space", pd.NA): (0.8, 0.3),
+        ("mean_shift_gated_threshold", pd.NA): (0.97, 0.03),
+        ("pca_ot_gated_threshold", 2): (0.9, 0.08),
+    }
+    rng, rows = np.random.default_rng(seed), []
+
+    def add(edits, layer, method, k, refused, wrongly):
+        place = {
+            "edits": edits,
+            "layer": layer,
+            "method": method,
+            "k": k,
+            "key": f"{edits}|{layer}|{method}|{k}",
+        }
+        for prompts, p in (("harmful", refused), ("harmless", wrongly)):
+            value = rng.binomial(n, p) / n
+            low, high = wilson(value, n)
+            ends = {"value": value, "low": low, "high": high, "unit": "share", "interval": "wilson"}
+            rows.append({**place, "measure": "refusal_rate", "prompts": prompts, **ends})
+
+    add("none", pd.NA, "none", pd.NA, 1.0, 0.0)
+    add("attack", attack_layer, "mean_shift", pd.NA, 0.05, 0.0)
+    for layer in range(attack_layer + 1, max(layers, attack_layer + 2)):
+        depth = (layer - attack_layer) / max(layers - attack_layer - 1, 1)
+        for (method, k), (refused, wrongly) in methods.items():
+            add("defence", layer, method, k, min(1.0, 0.95 + 0.05 * depth), wrongly * depth)
+            add("attack and defence", layer, method, k, refused * depth**0.5, wrongly * depth)
+    table = pd.DataFrame(rows).astype({"layer": "Int64", "k": "Int64"})
+    defended = table["edits"] == "attack and defence"
+    sets = np.where(table["edits"] == "none", "none", np.where(defended, "listed", "single"))
+    edited = table["edits"] != "none"
+    return table.assign(
+        set=sets, strength=edited.astype(float), tokens=np.where(edited, "last", ""), hook="resid_pre",
+        control="", n=n, seed=seed,
+    )  # fmt: skip
+
+
 def with_everything_else(sweep):
     """A sweep with weaker strengths, controls, pairs, the way back, sequential fits: absurd values all."""
     single, together = (sweep[sweep["set"] == name].assign(value=0.123) for name in ("single", "all"))
@@ -122,8 +185,10 @@ def with_pairs(sweep, methods=METHODS[:3]):
 
 def with_strengths(sweep, strengths=(0.25, 0.5, 0.75)):
     """A sweep with weaker edits at single layers."""
-    single = sweep[(sweep["set"] == "single") & (sweep["measure"] == "refusal_rate")]
-    weaker = [single.assign(strength=t, value=1 - t * (1 - single["value"])) for t in strengths]
+    start = sweep["measure"].map({"refusal_rate": 1.0, "refusal_score": 9.0, "kl": 0.0})
+    single = (sweep["set"] == "single") & start.notna()
+    start, rows = start[single], sweep[single]
+    weaker = [rows.assign(strength=t, value=start + t * (rows["value"] - start)) for t in strengths]
     return pd.concat([sweep, *weaker], ignore_index=True)
 
 
@@ -339,7 +404,8 @@ def tables(layers=8, methods=METHODS, seed=0):
     points, ellipses = plane(layers, seed=seed)
     sweep = localization(layers, methods, seed=seed)
     return {
-        "localization": with_strengths(with_pairs(sweep, methods[:3])),
+        "localization": with_strengths(with_pairs(with_variants(sweep), methods[:3])),
+        "defence": defence(layers),
         "controls": controls(sweep),
         "class_angles": class_angles(layers),
         "layer_angles": layer_angles(layers),

@@ -26,10 +26,18 @@ from ot_lens.plots.description import (
     Curve,
     Ellipse,
     Line,
+    Path,
     Points,
     Reference,
 )  # fmt: skip
-from ot_lens.plots.figures import ground_truth, localization_controls, method_comparison, principal_plane
+from ot_lens.plots.figures import (
+    ground_truth,
+    localization_controls,
+    method_comparison,
+    principal_plane,
+    restored_refusals,
+    selectivity,
+)
 from ot_lens.plots.screen.elements import band_outline
 from ot_lens.plots.screen.text import position
 from tests import generators_tables as tables_of
@@ -134,12 +142,13 @@ def test_half_of_the_cosines_are_enough_and_those_outside_the_null_are_bold():
 
 
 RATES = "measure == 'refusal_rate' and prompts == 'harmful' and `set` == 'single'"
+OF_PCA_OT = f"{RATES} and strength == 1 and method == 'pca_ot'"
 
 
 @pytest.mark.parametrize(
     ("name", "table", "query", "pivot"),
     [
-        ("rank_by_layer", "localization", f"{RATES} and strength == 1 and k.notna()", "k layer value"),
+        ("rank_by_layer", "localization", OF_PCA_OT, "k layer value"),
         ("strength_by_layer", "localization", f"{RATES} and method == 'ace'", "strength layer value"),
         ("layer_angles", "layer_angles", "`class` == 'harmful' and component == 1", "layer_a layer_b angle"),
         ("direction_cosines", "cosines", "n > 0", "layer_a layer_b cosine"),
@@ -160,7 +169,9 @@ def test_pairs_are_those_of_the_table_and_the_best_is_outlined():
     assert cells.matrix[4, 1] == -40.0
     assert np.isnan(cells.matrix[1, 4])
     assert cells.best == (4, 1)
-    single = table.query("method == 'ace' and `set` == 'single' and measure == 'refusal_score'")
+    single = table.query(
+        "method == 'ace' and `set` == 'single' and measure == 'refusal_score' and strength == 1"
+    )
     np.testing.assert_array_equal(np.diag(cells.matrix), single["value"])
 
 
@@ -273,6 +284,143 @@ def test_what_is_known_is_next_to_what_was_measured():
 )
 def test_the_front_holds_the_points_that_no_other_beats(points, front):
     np.testing.assert_array_equal(method_comparison.front(np.array(points, dtype=float)), front)
+
+
+OF_A_VARIANT = [
+    ("Mean shift", "plain", "mean_shift", None),
+    ("Mean shift", "hard gate", "mean_shift_gated_threshold", None),
+    ("PCA-OT (k = 2)", "null space", "pca_ot_null_space", 2),
+]
+
+
+def panel_of(name, title):
+    [panel] = [panel for panel in described(name).panels if panel.title == title]
+    return panel
+
+
+def points_of(panel, name):
+    [points] = [points for points in panel.of(Points) if points.name == name]
+    return points
+
+
+def edits_of(table, method, k):
+    """Cost and score of every edit of a single layer, by layer and strength."""
+    rows = table[(table["method"] == method) & (table["set"] == "single")]
+    rows = rows[rows["k"].isna() if k is None else rows["k"] == k]
+    return rows.pivot(index=["layer", "strength"], columns="measure", values="value")[["kl", "refusal_score"]]
+
+
+@pytest.mark.parametrize(("title", "label", "method", "k"), OF_A_VARIANT)
+def test_variants_are_shown_at_every_layer_and_strength_with_their_front(title, label, method, k):
+    panel, edits = panel_of("selectivity", title), edits_of(SWEEP, method, k)
+    faint = points_of(panel, f"others:{label}")
+    np.testing.assert_array_equal(columns(faint.curve)[:, :2], edits)
+    assert faint.notes[:2] == ("layer 0, strength 0.25", "layer 0, strength 0.5")
+    [front] = [path for path in panel.of(Path) if path.name == f"front:{label}"]
+    at = edits.to_numpy()
+    unbeaten = [a for a in at if not any((b <= a).all() and (b < a).any() for b in at)]
+    np.testing.assert_array_equal(np.stack([front.x, front.y], axis=1), sorted(map(tuple, unbeaten)))
+    assert front.steps
+    assert len(unbeaten) < len(at)
+    sweep = measures.sweep_rows(SWEEP)
+    [best] = [c for c in plots.contenders(sweep) if c.mark == style.method_mark(method, k)]
+    large = points_of(panel, f"best:{label}")
+    ends = [large.curve.x, large.curve.x_low, large.curve.x_high]
+    ends += [large.curve.value, large.curve.low, large.curve.high]
+    np.testing.assert_array_equal(np.ravel(ends), best.best[KL] + best.best[SCORE])
+    assert large.notes == (f"layer {best.layer}, its best",)
+
+
+KL, SCORE = "kl/harmless", "refusal_score/harmful"
+
+
+def test_variants_look_the_same_in_every_panel_and_the_unedited_model_is_in_each():
+    looks = [{e.mark.label: e.mark for e in panel.of(Points)} for panel in described("selectivity").panels]
+    assert [panel.title for panel in described("selectivity").panels] == ["Mean shift", "PCA-OT (k = 2)"]
+    assert [list(look) for look in looks] == [
+        ["plain", "null space", "hard gate"],
+        ["plain", "null space", "gated"],
+    ]
+    assert looks[0]["null space"] == looks[1]["null space"]
+    everything = {mark.label: mark for look in looks for mark in look.values()}
+    spare = style.variant_mark(("null_space", "gated"))
+    assert spare.label == "null space, gated"
+    looks = [(mark.color, mark.marker) for mark in (*everything.values(), spare)]
+    assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == 5
+    [score] = SWEEP.query("method == 'none' and measure == 'refusal_score'")["value"]
+    for panel in described("selectivity").panels:
+        assert [reference.value for reference in panel.of(Reference)] == [score]
+
+
+def test_a_caption_names_the_edited_tokens_where_variants_differ_and_how_many_methods_are_left_out():
+    table = SWEEP.copy()
+    assert "tokens differ" not in selectivity.caption(table)
+    table.loc[table["method"] == "mean_shift_null_space", "tokens"] = "last"
+    text = selectivity.caption(table)
+    assert "(Mean shift: plain on all, null space on last, hard gate on all)" in text
+    many = {("pca_ot", k, name): (0.3, 0.9) for k in (1, 2, 4, 8) for name in ("null_space", "gated")}
+    many |= {(name, None, "gated"): (0.3, 0.9) for name in ("directional_ablation", "ace", "mean_shift")}
+    table = tables_of.with_variants(tables_of.localization(layers=2), many)
+    assert len(describe("selectivity", {"localization": table}).panels) == selectivity.MOST_PANELS
+    assert "the first 6 of 7" in selectivity.caption(table)
+
+
+def test_no_modified_form_takes_the_rows_of_a_rank():
+    plain = tables_of.localization()
+    one, other = (
+        describe("rank_by_layer", {"localization": table})
+        for table in (plain, tables_of.with_variants(plain))
+    )
+    for mine, theirs in zip(one.panels, other.panels, strict=True):
+        np.testing.assert_array_equal(mine.cells.matrix, theirs.cells.matrix)
+
+
+@pytest.mark.parametrize("edits", ["attack and defence", "defence"])
+def test_restored_refusals_are_those_of_the_table(edits):
+    table, panel = TABLES["defence"], panel_of("restored_refusals", restored_refusals.TITLES[edits])
+    best = restored_refusals.best_layers(table)
+    assert len(best) == 4
+    own = table[table["edits"] == edits]
+    for (method, k), edits_of_one in own.groupby(["method", "k"], dropna=False):
+        label = style.method_mark(method, k).label
+        wide = edits_of_one.pivot(index="layer", columns="prompts", values=["value", "low", "high"])
+        large, faint = (points_of(panel, f"{kind}:{label}") for kind in ("best", "others"))
+        for axis, prompts in (("x", "harmless"), ("y", "harmful")):
+            at = wide.xs(prompts, axis=1, level="prompts")
+            curve = (
+                large.curve
+                if axis == "y"
+                else Curve(*(large.curve.x,) * 2, large.curve.x_low, large.curve.x_high)
+            )
+            np.testing.assert_array_equal(np.ravel(columns(curve)[:, 1:]), at.loc[best[label]])
+            shown = faint.curve.value if axis == "y" else faint.curve.x
+            np.testing.assert_array_equal(shown, at["value"].drop(best[label]))
+        assert large.notes == (f"layer {best[label]}, its best",)
+        assert faint.notes == tuple(f"layer {layer}" for layer in wide.index.drop(best[label]))
+        if edits == "attack and defence":
+            gain = wide["value"]["harmful"] - wide["value"]["harmless"]
+            assert gain[best[label]] == gain.max()
+    for label, kind in (("no intervention", "none"), ("attack alone", "attack")):
+        curve = points_of(panel, f"reference:{label}").curve
+        known = table[table["edits"] == kind].set_index("prompts")["value"]
+        assert (curve.x, curve.value) == (known["harmless"], known["harmful"])
+
+
+def test_the_caption_of_restored_refusals_names_the_attack_the_best_layers_and_the_ideal():
+    text = restored_refusals.caption(TABLES["defence"])
+    for part in ("Mean shift at layer 2", "top left", "n = 64 prompts", "Mean shift, hard gate: layer"):
+        assert part in text
+
+
+def test_defences_measured_under_the_attack_alone_or_on_one_class_alone():
+    table = TABLES["defence"]
+    attacked = table[table["edits"] != "defence"]
+    assert [panel.title for panel in describe("restored_refusals", {"defence": attacked}).panels] == [
+        "under the attack"
+    ]
+    for rest in (table[table["prompts"] == "harmful"], table[table["edits"].isin(["none", "attack"])]):
+        with pytest.raises(NothingToDrawError):
+            describe("restored_refusals", {"defence": rest})
 
 
 def test_numbers_in_cells_have_no_negative_zero():
@@ -397,6 +545,7 @@ MARKS = [
     *(style.method_mark(name) for name in style.METHODS),
     *(style.method_mark("pca_ot", k) for k in style.RANKS),
     style.method_mark("one of the user's own"),
+    *(style.variant_mark((name,) if name else ()) for name in style.VARIANTS),
 ]
 
 
@@ -503,8 +652,8 @@ def shaped(shape):
 # What such a run cannot show.
 BEYOND = {
     "one layer": {"pair_matrix"},
-    "one method": {"rank_by_layer"},
-    "a registered method": {"rank_by_layer"},
+    "one method": {"rank_by_layer", "selectivity"},
+    "a registered method": {"rank_by_layer", "selectivity"},
 }
 OF_THE_SWEEP = [entry.name for entry in plots.GALLERY if entry.tables == ("localization",)]
 
@@ -571,7 +720,11 @@ def test_errors_name_what_is_missing_and_what_is_known(kind, named, figure, opti
 def test_tables_that_lack_what_a_figure_shows_are_told(tmp_path):
     with pytest.raises(TableError, match="edited_layer"):
         plots.visibility_to_monitor(TABLES["visibility"].drop(columns="edited_layer"))
-    for figure, lacking in ((plots.pair_matrix, "sets: "), (plots.strength_by_layer, "two strengths")):
+    for figure, lacking in (
+        (plots.pair_matrix, "sets: "),
+        (plots.strength_by_layer, "two strengths"),
+        (plots.selectivity, "a constraint or a gate"),
+    ):
         with pytest.raises(NothingToDrawError, match=lacking):
             figure(tables_of.localization())
     with pytest.raises(OtLensError, match="png, pdf, svg"):

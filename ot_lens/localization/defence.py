@@ -17,12 +17,21 @@ from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
 from ot_lens.localization.settings import SweepSettings, sweep_settings
 from ot_lens.prompts import CLASSES, ContrastSet
-from ot_lens.tables import INDUCE, LISTED, REMOVE, SINGLE, UNEDITED, join
+from ot_lens.tables import (
+    ATTACK,
+    ATTACK_AND_DEFENCE,
+    DEFENCE,
+    INDUCE,
+    LISTED,
+    REMOVE,
+    SINGLE,
+    UNEDITED,
+    join,
+)
 from ot_lens.transport import ActivationMap, method_named
 from ot_lens.transport.fitting import fit_unmodified
 from ot_lens.transport.modifiers import modified, split_options
 
-ATTACK, DEFENCE, BOTH = "attack", "defence", "attack and defence"
 DEFENCES: tuple[str | Mapping[str, Any], ...] = (
     "mean_shift",
     {"name": "mean_shift", "within": "null_space"},
@@ -104,7 +113,8 @@ def restore_refusal(
             alone: Edits = {layer: edit}
             both: Edits = {**attacked_by, layer: edit}
             candidates.setdefault(DEFENCE, []).append(_candidate(SINGLE, method, (layer,), alone))
-            candidates.setdefault(BOTH, []).append(_candidate(LISTED, method, (attack_layer, layer), both))
+            defended = _candidate(LISTED, method, (attack_layer, layer), both)
+            candidates.setdefault(ATTACK_AND_DEFENCE, []).append(defended)
     return _measured(runner, prompts, candidates, settings, progress)
 
 

@@ -54,6 +54,7 @@ MEASURES = {
         Measure("perplexity", "harmless", "perplexity", "log"),
     )
 }
+SCORE, REFUSES_HARMLESS = MEASURES["refusal_score/harmful"], MEASURES["refusal_rate/harmless"]
 REFUSES, RIGHT = MEASURES["refusal_rate/harmful"], MEASURES["exact_answer_rate/harmful"]
 SUCCESS, COHERENT = MEASURES["attack_success_rate/harmful"], MEASURES["coherent_success_rate/harmful"]
 # For captions.

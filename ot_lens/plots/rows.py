@@ -16,6 +16,7 @@ from ot_lens.tables import edits_of, methods_of, select
 # The columns of each table that figures need, the measured one first.
 COLUMNS = {
     "localization": ("value", "set", "layer", "method", "k", "measure", "prompts"),
+    "defence": ("value", "edits", "layer", "method", "k", "measure", "prompts"),
     "controls": ("value", "low", "high", "layer", "method", "k", "control"),
     "geometry": ("value", "layer", "quantity"),
     "localizers": (

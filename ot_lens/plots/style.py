@@ -7,6 +7,7 @@ apart. Heat maps are drawn in scales whose lightness rises evenly.
 
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 
 from ot_lens import transport
 from ot_lens.transport import find_method
+from ot_lens.transport.methods import MODIFIERS
 
 # name -> (matplotlib, plotly)
 MARKERS = {
@@ -86,6 +88,9 @@ RANKS = {
     8: ("#3F7A1F", "diamond", "solid"),
 }
 SPARE = ("#6A7F93", "#8A7A55", "#77808F", "#7D8471")
+# What is done to the maps of a method: the same look for every method, with the marker of the modifier.
+VARIANTS = {"": "#7B5AA6", "null_space": "#2F78B7", "gated": "#C2591F", "gated_threshold": "#12876A",
+            "norm_preserving": "#B0518F"}  # fmt: skip
 
 
 def method_mark(method: str, k: Any = None) -> Mark:
@@ -98,6 +103,14 @@ def method_mark(method: str, k: Any = None) -> Mark:
         mark = replace(mark, marker=marker, dash=dash) if name == "pca_ot" else mark
     inside = method[len(name) :].strip(" ()") or (f"k = {rank}" if rank is not None else "")
     return replace(mark, label=f"{mark.label} ({inside})") if inside else mark
+
+
+def variant_mark(modifiers: Sequence[str]) -> Mark:
+    """Mark of what is done to the maps of a method; the look of several modifiers depends on their names."""
+    label, name = ", ".join(MODIFIERS[name].label for name in modifiers), "_".join(modifiers)
+    if name in VARIANTS:
+        return Mark(label or "plain", VARIANTS[name], MODIFIERS[name].marker if name else "circle")
+    return replace(_spare(name), label=label)
 
 
 def split_label(method: str, k: Any = None) -> tuple[str, int | None]:
@@ -124,5 +137,9 @@ def _mark(name: str) -> Mark:
     known = find_method(name)
     if known is not None:
         return Mark(known.label, known.colour, known.marker, known.dash, known.group)
+    return _spare(name)
+
+
+def _spare(name: str) -> Mark:
     number, markers = zlib.crc32(name.encode()), list(MARKERS)
     return Mark(name, SPARE[number % len(SPARE)], markers[number % len(markers)], "dashdot", OTHER)

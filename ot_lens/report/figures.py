@@ -20,7 +20,7 @@ SECTIONS = {
         "localization_curves", "localizers", "localization_controls", "rank_by_layer", "strength_by_layer",
         "pair_matrix",
     ),
-    "cost": ("method_comparison", "method_intervals"),
+    "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
         "w2_per_layer", "massive_activations", "effective_rank", "direction_cosines", "run_cosines",

@@ -6,7 +6,10 @@ from ot_lens.tables.effects import most_effective_layer as most_effective_layer
 from ot_lens.tables.effects import single_effects as single_effects
 from ot_lens.tables.overview import overview as overview
 from ot_lens.tables.schema import ALL as ALL
+from ot_lens.tables.schema import ATTACK as ATTACK
+from ot_lens.tables.schema import ATTACK_AND_DEFENCE as ATTACK_AND_DEFENCE
 from ot_lens.tables.schema import COLUMNS as COLUMNS
+from ot_lens.tables.schema import DEFENCE as DEFENCE
 from ot_lens.tables.schema import IDENTITY as IDENTITY
 from ot_lens.tables.schema import INDEPENDENT as INDEPENDENT
 from ot_lens.tables.schema import INDUCE as INDUCE

@@ -34,6 +34,8 @@ UNEDITED_COLUMNS: dict[str, Any] = {
     "strength": 0.0, "tokens": "", "hook": "", "transport": "", "control": NOT_A_CONTROL, "draw": None,
     "fitting": "", "engine": "hooks", "note": "",
 }  # fmt: skip
+# Column `edits` of a table of defences, which also has UNEDITED: see `restore_refusal`.
+ATTACK, DEFENCE, ATTACK_AND_DEFENCE = "attack", "defence", "attack and defence"
 # A layer is tried once for each combination of these: the rows that share them form one family of tests.
 FAMILY = (
     "set", "method", "k", "strength", "tokens", "hook", "transport", "control", "draw", "fitting", "measure",

@@ -77,6 +77,11 @@ class Method:
     modifiers: tuple[str, ...] = ()
 
     @property
+    def base(self) -> str:
+        """Name of the method without its modifiers."""
+        return self.name.removesuffix("".join(f"_{modifier}" for modifier in self.modifiers))
+
+    @property
     def is_local(self) -> bool:
         """Whether its maps know only activations like those they were fitted on."""
         return self.family == TRANSPORT or any(MODIFIERS[name].is_local for name in self.modifiers)

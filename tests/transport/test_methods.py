@@ -67,3 +67,25 @@ def test_a_method_known_from_a_run_keeps_its_look_and_cannot_be_fitted(methods):
         otl.fit("mine", normal(5, 4, seed=3), normal(5, 4, seed=4))
     restore([{**record, "label": "Another"}])
     assert method_named("mine").label == "My map"
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("pca_ot", "pca_ot"),
+        ("pca_ot_null_space", "pca_ot"),
+        ("mean_shift_gated_threshold", "mean_shift"),
+        ("mean_shift_null_space_gated_norm_preserving", "mean_shift"),
+    ],
+)
+def test_a_modified_method_knows_its_base(name, base):
+    assert method_named(name).base == base
+
+
+def test_the_base_survives_the_records_of_a_run(methods):
+    otl.register_method("mine_gated", half_shift)  # a name of the user's own, not a modified method
+    modified = as_record(method_named("mine_gated_null_space"))
+    methods.pop("mine_gated")
+    restore([modified])
+    assert method_named("mine_gated_null_space").base == "mine_gated"
+    assert method_named("mine_gated_null_space").modifiers == ("null_space",)

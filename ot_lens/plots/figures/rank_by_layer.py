@@ -9,7 +9,7 @@ from ot_lens.errors import NothingToDrawError
 from ot_lens.plots.description import Axis, Cells, ColorScale, Description, Panel, described
 from ot_lens.plots.measures import KL, REFUSES, RIGHT, Measure, sweep_rows
 from ot_lens.plots.rows import counts, layers_of, matrix_of, settings
-from ot_lens.tables import measured, single_layers
+from ot_lens.tables import measured, select, single_layers
 
 
 def rank_by_layer(localization: pd.DataFrame) -> Description:
@@ -18,13 +18,18 @@ def rank_by_layer(localization: pd.DataFrame) -> Description:
     Args:
         localization: The table of `localize`, with at least two ranks.
     """
-    sweep = single_layers(sweep_rows(localization))
-    rows = sweep[sweep["k"].notna()]
+    rows = _ranked(localization)
     ranks = sorted({int(k) for k in rows["k"]})
     if len(ranks) < 2:
         raise NothingToDrawError("The localization table holds fewer than two ranks of PCA-OT.")
     panels = [grid_panel(rows, measure, "k", ranks, "rank $k$") for measure in (REFUSES, RIGHT, KL)]
     return described(panels, "localization", height=0.3 + 0.2 * len(ranks))
+
+
+def _ranked(localization: pd.DataFrame) -> pd.DataFrame:
+    """Rows of PCA-OT at single layers; without its gated or constrained forms, which have ranks as well."""
+    rows = select(single_layers(sweep_rows(localization)), method="pca_ot")
+    return rows[rows["k"].notna()]
 
 
 def grid_panel(
@@ -50,8 +55,7 @@ def _scale(measure: Measure, matrix: np.ndarray) -> ColorScale:
 
 def caption(localization: pd.DataFrame, **_: object) -> str:
     """What `rank_by_layer` shows."""
-    sweep = sweep_rows(localization)
-    rows = sweep[sweep["k"].notna()]
+    rows = _ranked(localization)
     return (
         "PCA-OT at one layer, by layer and rank k: share of harmful prompts refused, share of them "
         "answered correctly, and KL(original || edited) on harmless prompts as the cost. Intervals are in the "
