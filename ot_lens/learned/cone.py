@@ -43,8 +43,8 @@ def fit_cone(
     combinations of them, normalized; each vector is ablated by itself while training. The first vector starts
     at the difference in means, the others at random.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the published code starts a cone of k vectors from the
-    trained ones of k - 1, as `cone_dimension` does.
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the published code starts a cone of k vectors from
+    the trained ones of k - 1, as `cone_dimension` does.
 
     Args:
         model: A hooked model.

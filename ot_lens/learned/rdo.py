@@ -38,8 +38,8 @@ def fit_rdo(
     alpha = ||mu_H - mu_S||, plus the mean KL(unedited || ablated) of harmless prompts. Training starts at the
     difference in means. The weights of the model stay as they are and get no gradients.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420); in the published code the losses are cross-entropies of
-    target texts and a KL over 30 tokens, and training starts at a random vector.
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420); in the published code the losses are cross-entropies
+    of target texts and a KL over 30 tokens, and training starts at a random vector.
 
     Args:
         model: A hooked model.

@@ -102,11 +102,14 @@ def compare_methods(
     specs = as_methods(methods)
     settings = _settings(model, NEXT_TOKEN, layers, max_new_tokens, batch_size, seed)
     acts = capture(model, prompts.train, layers=settings.layers, batch_size=batch_size)
-    maps, seconds = {}, {}
+    maps: dict[MethodSpec, dict[int, ActivationMap]] = {}
+    seconds: dict[MethodSpec, float] = {}
     with stage("maps", len(specs)) as step:
         for spec in specs:
             started = time.process_time()
-            maps |= fit_maps(acts, [spec], layers=settings.layers, position=-1)
+            maps |= fit_maps(
+                acts, [spec], layers=settings.layers, position=-1, model=model, prompts=prompts.train
+            )
             seconds[spec] = (time.process_time() - started) / len(settings.layers)
             step(1)
     with stage("layers", 1) as step:
@@ -139,7 +142,7 @@ def _settings(
     batch_size: int,
     seed: int,
 ) -> SweepSettings:
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     return sweep_settings(model, measures, layers=layers, **options)
 
 
@@ -169,7 +172,8 @@ def _keys(candidate: Candidate) -> dict[str, Any]:
 
 def _of_sweep(sweep: pd.DataFrame) -> list[dict[str, Any]]:
     rows = pd.concat([measured(sweep, name, label) for name, label in REPORTED])
-    return rows.rename(columns={"measure": "quantity"})[list(COLUMNS)].to_dict("records")
+    chosen: Any = rows.rename(columns={"measure": "quantity"})[list(COLUMNS)].to_dict("records")
+    return list(chosen)
 
 
 def _seen(
@@ -213,10 +217,11 @@ def markdown(table: pd.DataFrame) -> str:
     }
     lines = [f"| method | layer | {' | '.join(title for title, _ in shown.values())} |"]
     lines.append("|" + "---|" * (2 + len(shown)))
-    for (name, k, layer), rows in table.groupby(["method", "k", "layer"], dropna=False, sort=False):
-        by_quantity = rows.set_index("quantity")
+    groups: Any = table.groupby(["method", "k", "layer"], dropna=False, sort=False)
+    for (name, k, layer), rows in groups:
+        by_quantity = {row["quantity"]: row for row in rows.to_dict("records")}
         cells = [
-            _cell(by_quantity.loc[quantity], kind) if quantity in by_quantity.index else ""
+            _cell(by_quantity[quantity], kind) if quantity in by_quantity else ""
             for quantity, (_, kind) in shown.items()
         ]
         label = "unedited" if name == "none" else _label(name, k)
@@ -229,13 +234,14 @@ def in_words(table: pd.DataFrame) -> str:
     reached = table[(table["quantity"] == "coherent_success_rate") & (table["method"] != "none")]
     if reached.empty:
         return "No method was measured with answers."
-    best = reached.loc[reached["value"].idxmax()]
-    alike = reached[(reached["high"] >= best["low"]) & (reached.index != best.name)]
-    names = [_label(row["method"], row["k"]) for _, row in alike.iterrows()]
-    others = f"the intervals of {', '.join(names)} overlap with it" if names else "no other interval overlaps"
+    best, *others = reached.sort_values("value", ascending=False, kind="stable").to_dict("records")
+    names = [_label(row["method"], row["k"]) for row in others if row["high"] >= best["low"]]
+    overlap = (
+        f"the intervals of {', '.join(names)} overlap with it" if names else "no other interval overlaps"
+    )
     return (
         f"{_label(best['method'], best['k'])} gets most harmful prompts answered coherently: "
-        f"{_cell(best, 'share')} of {best['n']}; {others}."
+        f"{_cell(best, 'share')} of {best['n']}; {overlap}."
     )
 
 
@@ -244,7 +250,7 @@ def _label(name: str, k: Any) -> str:
     return label if pd.isna(k) else f"{label} ({k})"
 
 
-def _cell(row: pd.Series, kind: str) -> str:
+def _cell(row: Mapping[Any, Any], kind: str) -> str:
     if kind == "ms":
         return f"{1000 * row['value']:.0f}"
     if kind == "bare":

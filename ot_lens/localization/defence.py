@@ -93,7 +93,7 @@ def restore_refusal(
         if not method_named(method.name).reversible:
             raise FitError(f"{method.name} has no form from harmless to harmful: use pca_ot or mean_shift.")
     sites = sorted({attack_layer, *layers})
-    options = {"layers": sites, "batch_size": batch_size}
+    options: dict[str, Any] = {"layers": sites, "batch_size": batch_size}
     settings = runner.call(
         sweep_settings,
         measures,
