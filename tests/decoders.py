@@ -378,7 +378,8 @@ date.
 - *Next token*: how `localize` measures the next token at the token scopes `last` and `all`: in a single
   pass, or with plain hooks, which give the same numbers more slowly.
 - *All hook points*: the same for `load_model(..., hooks="full")`, a TransformerBridge: "same", what
-  differs, or "no".
+  differs, or "no". It was examined without torchvision, which TransformerLens needs for the Qwen families
+  that see.
 
 Other models work if their layers hand on one residual stream. A short sequence, run when a model is loaded,
 shows whether they do, whether tokens see later ones (such a model is refused), whether the parts of the
