@@ -104,6 +104,8 @@ def with_variants(sweep, variants=VARIANTS):
     for (method, k, modifier), (share, effect) in variants.items():
         same_rank = sweep["k"].isna() if k is None else sweep["k"] == k
         rows = sweep[(sweep["method"] == method) & same_rank].copy()
+        if rows.empty:
+            continue
         rows["method"], rows["key"] = f"{method}_{modifier}", rows["key"] + f"|{modifier}"
         start = rows["measure"].map({"kl": 0.0, "perplexity": 1.4, "refusal_score": 9.0})
         factor = rows["measure"].map({"kl": share, "perplexity": share, "refusal_score": effect})

@@ -305,9 +305,10 @@ def points_of(panel, name):
 
 def edits_of(table, method, k):
     """Cost and score of every edit of a single layer, by layer and strength."""
-    rows = table[(table["method"] == method) & (table["set"] == "single")]
-    rows = rows[rows["k"].isna() if k is None else rows["k"] == k]
-    return rows.pivot(index=["layer", "strength"], columns="measure", values="value")[["kl", "refusal_score"]]
+    own = table[(table["method"] == method) & (table["set"] == "single")]
+    own = own[own["k"].isna() if k is None else own["k"] == k]
+    both = own[own["measure"].isin(["kl", "refusal_score"])]
+    return both.pivot(index=["layer", "strength"], columns="measure", values="value")
 
 
 @pytest.mark.parametrize(("title", "label", "method", "k"), OF_A_VARIANT)
@@ -363,6 +364,19 @@ def test_a_caption_names_the_edited_tokens_where_variants_differ_and_how_many_me
     table = tables_of.with_variants(tables_of.localization(layers=2), many)
     assert len(describe("selectivity", {"localization": table}).panels) == selectivity.MOST_PANELS
     assert "the first 6 of 7" in selectivity.caption(table)
+
+
+def test_variants_are_not_mixed_with_controls_and_other_settings():
+    plain = tables_of.with_variants(tables_of.localization())
+    one, other = (
+        describe("selectivity", {"localization": table})
+        for table in (plain, tables_of.with_everything_else(plain))
+    )
+    for mine, theirs in zip(one.panels, other.panels, strict=True):
+        for points in mine.of(Points):
+            shown = points_of(theirs, points.name)
+            known = [not note.endswith("strength 0.5") for note in shown.notes]  # of the other strength
+            np.testing.assert_array_equal(columns(points.curve), columns(shown.curve)[known])
 
 
 def test_no_modified_form_takes_the_rows_of_a_rank():

@@ -110,7 +110,8 @@ def variant_mark(modifiers: Sequence[str]) -> Mark:
     label, name = ", ".join(MODIFIERS[name].label for name in modifiers), "_".join(modifiers)
     if name in VARIANTS:
         return Mark(label or "plain", VARIANTS[name], MODIFIERS[name].marker if name else "circle")
-    return replace(_spare(name), label=label)
+    used = {BASELINE.marker, "circle", *(modifier.marker for modifier in MODIFIERS.values())}
+    return replace(_spare(name, [marker for marker in MARKERS if marker not in used]), label=label)
 
 
 def split_label(method: str, k: Any = None) -> tuple[str, int | None]:
@@ -137,9 +138,9 @@ def _mark(name: str) -> Mark:
     known = find_method(name)
     if known is not None:
         return Mark(known.label, known.colour, known.marker, known.dash, known.group)
-    return _spare(name)
+    return _spare(name, list(MARKERS))
 
 
-def _spare(name: str) -> Mark:
-    number, markers = zlib.crc32(name.encode()), list(MARKERS)
+def _spare(name: str, markers: Sequence[str]) -> Mark:
+    number = zlib.crc32(name.encode())
     return Mark(name, SPARE[number % len(SPARE)], markers[number % len(markers)], "dashdot", OTHER)

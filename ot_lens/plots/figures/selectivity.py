@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.plots import measures
@@ -138,7 +139,7 @@ def _all(edits: pd.DataFrame, mark: Mark) -> list[Path | Points]:
     return [Path(f"front:{mark.label}", cost, score, mark.color, mark.label, steps=True), faint]
 
 
-def least_cost(points: Pairs) -> Pairs:
+def least_cost(points: Pairs) -> Float[np.ndarray, "kept 2"]:
     """The points (cost, score) that no other beats: none costs less and has as low a score. Ordered by cost."""
     return front(points * [1.0, -1.0]) * [1.0, -1.0]
 

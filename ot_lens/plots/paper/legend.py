@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ot_lens.plots.description import Area, Band, Description, Key, Line, Path, Points, Reference
+from ot_lens.plots.description import Area, Band, Description, Key, Line, Panel, Path, Points, Reference
 from ot_lens.plots.paper.canvas import Style
 from ot_lens.plots.paper.elements import REFERENCE_DASHES, hatch_of
 from ot_lens.plots.style import DASHES, MARKERS
@@ -102,10 +102,21 @@ def add_legend(figure: Figure, entries: list[Entry], look: Style, free: Axes | N
         )
 
 
+def rows_above(panels: Sequence[Panel], columns: int, width: float) -> int:
+    """Rows of the longest legend above a column of panels, in a figure of a width in inches."""
+    labels = [{line.mark.label for p in panels[i::columns] for line in p.of(Line)} for i in range(columns)]
+    return -(-max(map(len, labels)) // _side_by_side(width, columns))
+
+
+def _side_by_side(width: float, columns: int) -> int:
+    """Columns of a legend above one of so many columns of panels."""
+    return 2 if width / columns > TWO_COLUMNS else 1
+
+
 def column_legends(grid: np.ndarray, width: float) -> None:
     """A legend above each column, with the column's title as its heading, all as high as the longest."""
     found = [_entries_in(list(column)) for column in grid.T]
-    columns = 2 if width / len(grid[0]) > TWO_COLUMNS else 1
+    columns = _side_by_side(width, len(grid[0]))
     rows = max(-(-len(entries) // columns) for entries in found)
     for ax, entries in zip(grid[0], found, strict=True):
         labels, handles = list(entries), list(entries.values())

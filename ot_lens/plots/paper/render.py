@@ -16,7 +16,7 @@ from ot_lens.plots.paper.axes import set_axes
 from ot_lens.plots.paper.canvas import canvas, style_named
 from ot_lens.plots.paper.cells import color_bars, draw_cells
 from ot_lens.plots.paper.elements import draw_element
-from ot_lens.plots.paper.legend import add_legend, column_legends, entries_of, entries_per_row
+from ot_lens.plots.paper.legend import add_legend, column_legends, entries_of, entries_per_row, rows_above
 from ot_lens.plots.style import CHANCE, EDGE
 
 # inches of a page for the colour bars and for the tick labels of a panel
@@ -109,7 +109,7 @@ def _size(
     entries = entries_of(description)
     lines = -(-len(entries) // entries_per_row(entries, width, look)) if entries else 0
     if description.legend == "columns":
-        lines = 4
+        lines = max(4, rows_above(panels, columns, width))
     scale = look.text / 6.75
     # Two lines of an axis title need their height at any width.
     height = description.height * (max(1.0, scale) if description.legend == "columns" else scale) + 0.42
