@@ -10,13 +10,12 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import contextlib
 import gc
 import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +23,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests import shapes
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# Imported before the instrumented modules: what those import, jaxtyping's hook compiles from source in every
-# process, which takes ten seconds. Not every environment has all of it.
-for library in (
-    "beartype.door", "dash", "datasets", "matplotlib.figure", "pandas", "plotly.graph_objects", "scipy.stats",
-    "sklearn.metrics", "torch", "transformer_lens", "transformers.modeling_utils",
-):  # fmt: skip
-    with contextlib.suppress(ImportError):
-        importlib.import_module(library)
+shapes.install()
 
 # Time limits of single examples say more about the machine than about the code; derandomized, so that a
 # failure is the same for everyone.
@@ -50,6 +44,12 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+LIBRARIES = (
+    "beartype.door", "dash", "datasets", "matplotlib.figure", "pandas", "plotly.graph_objects", "scipy.stats",
+    "sklearn.metrics", "torch", "transformer_lens", "transformers.modeling_utils",
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,6 +68,15 @@ LONGEST = (
     "trust/test_no_leaks.py", "trust/test_explorer_load.py", "test_paper.py", "trust/test_release.py",
     "trust/test_no_leaks_interrupts.py",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the libraries before warnings are errors, but not where workers run all tests."""
+    if config.getoption("numprocesses", None):
+        return
+    for library in LIBRARIES:
+        with suppress(ImportError):  # not every environment has all of them
+            importlib.import_module(library)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

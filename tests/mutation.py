@@ -116,12 +116,12 @@ def copy_of_working_tree(folder: Path, area: Area) -> None:
             shutil.copy2(REPOSITORY / name, folder / name)
     project = (REPOSITORY / "pyproject.toml").read_text()
     # Without this pytest ends each run with garbage collections, which take half of the time.
-    project = re.sub('"--jaxtyping-packages=[^"]*"', '"-p", "no:unraisableexception"', project)
+    project = project.replace("addopts = [", 'addopts = [\n    "-p", "no:unraisableexception",')
     tests = [str(path.relative_to(folder)) for pattern in area.tests for path in sorted(folder.glob(pattern))]
     options = CONFIGURATION.format(modules=json.dumps(area.modules), tests=json.dumps(tests))
     (folder / "pyproject.toml").write_text(project + options)
-    with (folder / "tests" / "conftest.py").open("a") as conftest:
-        conftest.write(CONFTEST)
+    conftest = folder / "tests" / "conftest.py"
+    conftest.write_text(conftest.read_text().replace("shapes.install()\n", "") + CONFTEST)
 
 
 def mutmut(tools: Path, folder: Path, jobs: int) -> None:
