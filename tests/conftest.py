@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +137,7 @@ def without_figures() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def run_settings() -> dict[str, Any]:
-    """The configuration of `finished_run`: small, and every table and figure is written."""
+    """The configuration of `finished_run`: small, and every table is written."""
     return {
         "sample": [12, 12, 12],
         "layers": [2, 5, 7],
@@ -155,16 +154,24 @@ def run_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def finished_run(run_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One finished run of the embedded model for the whole session, all workers; tests only read it."""
+    """One finished run of the embedded model for the whole session, all workers; tests only read it.
+
+    Its figures on paper are few: that each can be drawn of a run is shown in tests/test_study.py.
+    """
     from filelock import FileLock
 
     from ot_lens import plots
     from ot_lens.study import parse_config, run_study
 
+    def few(tables: dict[str, Any], *arguments: Any, **options: Any) -> plots.Drawn:
+        some = {name: tables[name] for name in ("geometry", "cosines")}
+        return draw_all(some, *arguments, formats=("png",), **options)
+
+    draw_all = plots.draw_all
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ot_lens.plots.draw_all", partial(plots.draw_all, formats=("png",)))
+        patch.setattr("ot_lens.plots.draw_all", few)
         run_study(parse_config(run_settings), shared / "run", resume=True)
     return shared / "run"
 

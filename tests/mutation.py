@@ -13,7 +13,6 @@ mutant is killed by a shape annotation alone.
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
