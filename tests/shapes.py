@@ -84,6 +84,7 @@ SHAPES = ARRAYS | aliases()
 
 
 def install() -> None:
-    """Check the modules of ot_lens that are imported from now on."""
-    assert not any(name.startswith("ot_lens.") for name in sys.modules), "ot_lens is imported already"
-    sys.meta_path.insert(0, Finder)
+    """Check the modules of ot_lens that are imported from now on; a second call changes nothing."""
+    if Finder not in sys.meta_path:
+        assert not any(name.startswith("ot_lens.") for name in sys.modules), "ot_lens is imported already"
+        sys.meta_path.insert(0, Finder)
