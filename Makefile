@@ -164,10 +164,11 @@ uv = $(wheels); \
         uv=$(1)/bin/uv; \
     fi; \
     $(call install,$(1))
-install = "$$uv" pip install --quiet --compile-bytecode --python $(1)/bin/python $$wheels
+install = "$$uv" pip install --quiet --python $(1)/bin/python $$wheels
 
 # $(1) environment, $(2) constraints, $(3) extras, $(4) the stamp, $(5) packages of which nothing but the files is
-# used, installed without what they require.
+# used, installed without what they require. What only tests and tools need is compiled where it is imported: they
+# use a small part of it.
 define environment
 @if ! { { compgen -G '$(1)/core-*' || compgen -G '$(1)/ready-*'; } && $(1)/bin/python -c 'import pip' \
         && grep -qxF '$(CURDIR)' $(1)/made-in; } >/dev/null 2>&1; then \
@@ -184,7 +185,7 @@ else \
     echo "updating $(1) for .[$(3)]"; \
     rm -f $(1)/$$(basename $(4) | cut -d- -f1)-*; \
 fi; \
-$(call uv,$(1)) --constraint $(2) -e '.[$(3)]'; \
+$(call uv,$(1)) $(if $(findstring test,$(3)),,--compile-bytecode) --constraint $(2) -e '.[$(3)]'; \
 $(if $(5),$(call install,$(1)) --constraint $(2) --no-deps $(5);) \
 touch $(4)
 endef
