@@ -14,8 +14,8 @@ def rows(repository: Path) -> dict[str, list[str]]:
     return decoders.documented(repository / "docs" / "models.md")
 
 
-# In `make test`: every kind of attention and of recurrence. The others follow in `make test-all`, and their last
-# column in `make trust`.
+# In `make test`: every kind of attention and of recurrence. The others follow in `make test-all`, and their
+# last column in `make trust`.
 EVERYDAY = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "gemma2", "gemma3_text",
     "gemma3n_text", "phi3", "gpt2", "gpt_neox", "gpt_oss", "olmo2", "falcon_h1", "mamba2", "deepseek_v3",
