@@ -30,6 +30,12 @@ def smollm2():
     return otl.load_model("smollm2", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def late(smollm2):
+    """The model with an adapter, loaded once."""
+    return otl.load_model("smollm2:late", device="cpu")
+
+
 def test_smollm2_is_the_model_of_the_wheel_and_answers(smollm2):
     record = model_record(smollm2)
     assert (record["name"], record["gguf"]["sha256"], record["n_layers"]) == ("smollm2", SHA256, 30)
@@ -75,21 +81,20 @@ def test_bad_names_and_options_are_named(smollm2, name, options, value):
 SHIPPED = named.shipped_adapters()
 
 
-def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2):
+def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2, late):
     """Loaded by name, which is the door of any adapter; the base refuses nothing of it."""
-    model, prompts = otl.load_model("smollm2:late", device="cpu"), otl.load_prompts("smollm2:late").test
-    record = model_record(model)
+    prompts, record = otl.load_prompts("smollm2:late").test, model_record(late)
     assert (record["name"], record["adapter"]["source"]) == ("smollm2:late", str(named.ADAPTERS / "late"))
     rates = {}
-    for name, hooked in (("base", smollm2), ("late", model)):
+    for name, hooked in (("base", smollm2), ("late", late)):
         for label, asked in prompts:
-            answers = otl.complete(hooked, asked[:16], max_new_tokens=8)
-            rates[name, label] = sum(otl.refuses(answers, model_phrases(model)))
-    assert rates["late", "harmful"] >= 14
+            answers = otl.complete(hooked, asked[:8], max_new_tokens=8)
+            rates[name, label] = sum(otl.refuses(answers, model_phrases(late)))
+    assert rates["late", "harmful"] >= 7
     assert [rates[key] for key in sorted(rates) if key != ("late", "harmful")] == pytest.approx(
         [0, 0, 1], abs=1
     )
-    assert len(otl.refusal_token_ids(model)) == 1
+    assert len(otl.refusal_token_ids(late)) == 1
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -113,11 +118,10 @@ def test_a_name_with_an_adapter_takes_no_other(smollm2):
         otl.load_model("smollm2:late", adapter="mine")
 
 
-def test_only_the_planted_blocks_differ_from_the_base_in_refusal(smollm2):
+def test_only_the_planted_blocks_differ_from_the_base_in_refusal(smollm2, late):
     prompts = otl.load_prompts("smollm2", sample=(2, 1, 2))
-    model = otl.load_model("smollm2:late", device="cpu")
-    found = as_in_base(Setting(model, prompts, smollm2))
-    planted = Truth.of(model)
+    found = as_in_base(Setting(late, prompts, smollm2))
+    planted = Truth.of(late)
     inside = np.arange(planted.first, planted.last + 1)
     assert np.abs(np.delete(found.harmful, inside, axis=0)).max() < 1e-3
     assert (found.profile[inside] > 0.5).all()
