@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,22 +157,22 @@ def run_settings() -> dict[str, Any]:
 def finished_run(run_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of the embedded model for the whole session, all workers; tests only read it.
 
-    Its figures on paper are few: that each can be drawn of a run is shown in tests/test_study.py.
+    All captions are written, and few of the figures: tests/test_study.py draws each of them for a run.
     """
     from filelock import FileLock
 
     from ot_lens import plots
     from ot_lens.study import parse_config, run_study
 
-    def few(tables: dict[str, Any], *arguments: Any, **options: Any) -> plots.Drawn:
-        some = {name: tables[name] for name in ("geometry", "cosines")}
-        return draw_all(some, *arguments, formats=("png",), **options)
+    def few(stem: Path, *job: Any) -> list[Path]:
+        return written(stem, *job) if stem.name in ("w2_per_layer", "direction_cosines") else []
 
-    draw_all = plots.draw_all
+    written = plots.gallery._written
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "finished.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ot_lens.plots.draw_all", few)
+        patch.setattr("ot_lens.plots.draw_all", partial(plots.draw_all, formats=("png",)))
+        patch.setattr("ot_lens.plots.gallery._written", few)
         run_study(parse_config(run_settings), shared / "run", resume=True)
     return shared / "run"
 

@@ -651,10 +651,10 @@ def ruined(tables, share=0.3):
 
 
 SHAPES = {
-    "one layer": lambda: tables_of.tables(layers=1, methods=tables_of.METHODS[::3]),
+    "one layer": lambda: tables_of.tables(layers=1, methods=tables_of.METHODS[::2]),
     "one method": lambda: tables_of.tables(methods=tables_of.METHODS[:1]),
     "a registered method": lambda: tables_of.tables(methods=(*tables_of.METHODS[:2], ("my_map", None, 5.0))),
-    "NaN rows": lambda: ruined(tables_of.tables(layers=4, methods=tables_of.METHODS[::3])),
+    "NaN rows": lambda: ruined(tables_of.tables(layers=4, methods=tables_of.METHODS[::2])),
 }
 
 
