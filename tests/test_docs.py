@@ -251,6 +251,7 @@ def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.trust
 def test_the_site_fetches_nothing(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(PAGES) // 2
@@ -261,6 +262,7 @@ def test_the_site_fetches_nothing(site: Path) -> None:
         assert fetched == [], page
 
 
+@pytest.mark.trust
 def test_the_site_shows_docstrings_figures_and_notebooks(site: Path) -> None:
     assert "Fit every method at every layer" in (site / "api/localization/index.html").read_text("utf-8")
     assert (site / "figures/localization_curves.png").is_file()
