@@ -14,7 +14,9 @@ from ot_lens.tables import select
 from tests import generators_tables as tables_of
 
 TABLES = tables_of.tables()
-SMALL = tables_of.tables(layers=2, methods=(*tables_of.METHODS[:2], *tables_of.METHODS[-2:]))
+SMALL = tables_of.tables(
+    layers=2, methods=(*tables_of.METHODS[:2], *tables_of.METHODS[-3:-1])
+)  # PCA-OT with variants
 SUMMARY = ["Unedited, the model refuses 100 % of 64 held-out harmful prompts.", "Nothing else was found."]
 HOSTILE = (
     "</script><script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\u2028&amp;{{ 7*7 }}"
@@ -89,10 +91,12 @@ def test_nothing_is_loaded_from_anywhere(page, text):
 
 
 @pytest.mark.trust
-def test_eighty_layers_are_drawn_and_stay_under_ten_megabytes(tmp_path):
-    text = written(tmp_path, tables_of.tables(layers=80))
+def test_eighty_layers_of_nine_methods_are_drawn_and_stay_under_eleven_megabytes(tmp_path):
+    text = written(
+        tmp_path, tables_of.tables(layers=80, methods=tables_of.METHODS[2:-2])
+    )  # and four variants
     assert all(f'data-figure="{entry.name}"' in text for entry in GALLERY)
-    assert len(text.encode()) < 10_000_000
+    assert len(text.encode()) < 11_000_000
 
 
 # ------------------------------------------------------------------ escaped
