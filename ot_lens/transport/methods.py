@@ -4,7 +4,7 @@ Each method is defined in the file of its fit (see `defines_method`); `register_
 Sweeps, tables, figures, the report and the explorer read these records only.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -128,6 +128,8 @@ def method_named(name: str) -> Method:
     """The method of that name."""
     known = find_method(name)
     if known is None:
+        for base, _ in _bases(name):
+            raise FitError(_why_not_modified(base))
         one_of("method", name, list(METHODS), FitError)
     return cast("Method", known)
 
@@ -136,11 +138,18 @@ def find_method(name: str) -> Method | None:
     """The method of that name, also a modified one such as "pca_ot_null_space"; None if there is none."""
     if name in METHODS:
         return METHODS[name]
+    for base, modifier in _bases(name):
+        if _why_not_modified(base) is None:
+            return _modified(base, modifier)
+    return None
+
+
+def _bases(name: str) -> Iterator[tuple[Method, str]]:
+    """The methods of which a name may be a modified form, with the modifier."""
     for modifier in MODIFIERS:
         base = name.removesuffix(f"_{modifier}")
         if base != name and (known := find_method(base)) is not None:
-            return _modified(known, modifier)
-    return None
+            yield known, modifier
 
 
 def resolved(name: str, parameters: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -161,17 +170,18 @@ def resolved(name: str, parameters: Mapping[str, Any]) -> tuple[Method, dict[str
     return known, others
 
 
-def _modified(known: Method, modifier: str) -> Method:
+def _why_not_modified(known: Method) -> str | None:
     if known.everywhere:
-        raise FitError(
+        return (
             f"{known.name} edits every block with the map of one layer, which no gate or constraint of that "
             "layer fits: modify directional_ablation instead."
         )
     if known.learn is not None:
-        raise FitError(
-            f"{known.name} is trained through the model as it is: leave out {modifier}, or modify a fitted "
-            "method."
-        )
+        return f"{known.name} is trained through the model as it is: modify a fitted method instead."
+    return None
+
+
+def _modified(known: Method, modifier: str) -> Method:
     added = MODIFIERS[modifier]
     return replace(
         known,
