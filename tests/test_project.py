@@ -31,7 +31,7 @@ HELP = (
     "",
     *("demo", "run", "init", "figures", "explore", "verify"),
     *("organism", "organism train", "organism evaluate", "study", "study paper", "study smollm2"),
-    *("benchmark", "benchmark localizers"),
+    *("benchmark", "benchmark localizers", "benchmark methods"),
 )
 # typer, rich and pydantic are about 350 of them; torch alone brings over a thousand.
 MOST_MODULES = 600

@@ -76,7 +76,7 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(page):
 
 def test_a_legend_button_hides_a_method_in_every_panel_by_keyboard(page):
     figure = drawn(page, "localization_curves").locator("#figure-localization_curves")
-    button = figure.get_by_role("button", name="Mean shift")
+    button = figure.get_by_role("button", name="Mean shift", exact=True)
     lines = figure.locator(".scatterlayer .trace.scatter")
     before = lines.count()
     button.focus()

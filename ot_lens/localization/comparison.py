@@ -18,32 +18,10 @@ from ot_lens.localization.settings import SweepSettings, sweep_settings
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 from ot_lens.tables import SINGLE, join, measured
-from ot_lens.transport import ActivationMap, method_named
+from ot_lens.transport import METHODS, ActivationMap, method_named
 
-COMPARED: tuple[str | Mapping[str, Any], ...] = (
-    "directional_ablation",
-    "rfa",
-    "ace",
-    "subspace_ablation",
-    "projected_ablation",
-    "reflection",
-    "inlp",
-    "som",
-    "leace",
-    "mean_shift",
-    "linear_act",
-    "rotation",
-    {"name": "pca_ot", "k": 2},
-    "gaussian_ot",
-    "mixture_ot",
-    "entropic_ot",
-    {"name": "mean_shift", "within": "null_space"},
-    {"name": "mean_shift", "gate": "threshold"},
-    {"name": "pca_ot", "k": 2, "within": "null_space"},
-    {"name": "pca_ot", "k": 2, "gate": "threshold"},
-    {"name": "gaussian_ot", "within": "null_space"},
-    {"name": "gaussian_ot", "gate": "threshold"},
-)
+# Compared with their constrained and gated forms as well.
+SELECTIVE = ("mean_shift", "pca_ot", "gaussian_ot")
 NEXT_TOKEN = ("refusal_score", "kl")
 # Of the sweep's rows: measure and class of prompts.
 REPORTED = (
@@ -61,7 +39,7 @@ TIMED = 4096
 def compare_methods(
     model: Any,
     prompts: ContrastSet,
-    methods: Sequence[str | Mapping[str, Any] | MethodSpec] = COMPARED,
+    methods: Sequence[str | Mapping[str, Any] | MethodSpec] | None = None,
     *,
     layers: str | Sequence[int] = "all",
     max_new_tokens: int = 24,
@@ -78,7 +56,8 @@ def compare_methods(
     Args:
         model: A hooked model that refuses.
         prompts: `train` fits the maps, `val` chooses layers, `test` measures.
-        methods: Methods as `localize` takes them.
+        methods: Methods as `localize` takes them; default: every method that is fitted to activations, and
+            the null-space and hard-gate forms of the best known transports.
         layers: "all" or layer numbers to choose from.
         max_new_tokens: Token budget of an answer.
         batch_size: Prompts per batch.
@@ -99,7 +78,7 @@ def compare_methods(
         HookError: If a layer does not exist.
         ActivationError: If there are fewer than 8 test prompts of a class.
     """
-    specs = as_methods(methods)
+    specs = as_methods(all_methods() if methods is None else methods)
     settings = _settings(model, NEXT_TOKEN, layers, max_new_tokens, batch_size, seed)
     acts = capture(model, prompts.train, layers=settings.layers, batch_size=batch_size)
     maps: dict[MethodSpec, dict[int, ActivationMap]] = {}
@@ -132,6 +111,12 @@ def compare_methods(
             rows += _costs(candidate, maps[candidate.method], seconds[candidate.method], acts)
             step(1)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"k": "Int64", "layer": "Int64"})
+
+
+def all_methods() -> list[str]:
+    """Every registered method that is fitted to activations, and selective forms of the best known ones."""
+    fitted = [name for name, known in METHODS.items() if known.fit is not None]
+    return [*fitted, *(f"{name}_{form}" for name in SELECTIVE for form in ("null_space", "gated_threshold"))]
 
 
 def _settings(

@@ -128,8 +128,9 @@ def method_named(name: str) -> Method:
     """The method of that name."""
     known = find_method(name)
     if known is None:
-        for base, _ in _bases(name):
-            raise FitError(_why_not_modified(base))
+        reasons = [reason for base, _ in _bases(name) if (reason := _why_not_modified(base))]
+        if reasons:
+            raise FitError(reasons[0])
         one_of("method", name, list(METHODS), FitError)
     return cast("Method", known)
 
