@@ -95,7 +95,21 @@ def test_scopes_in_prefill_edit_the_positions_they_name(model, batch):
         torch.testing.assert_close(real(batch, found), real(batch, expected), rtol=1e-5, atol=1e-5)
 
 
-def test_fitted_projections_edit_every_scope(folder):
+EVERY_KIND = (
+    "projected_ablation",
+    "reflection",
+    "inlp",
+    "som",
+    "rotation",
+    "mean_shift_null_space",
+    "mean_shift_gated",
+    "mean_shift_gated_threshold",
+    "mean_shift_norm_preserving",
+    "entropic_ot",
+)
+
+
+def test_maps_of_every_kind_edit_every_scope(folder):
     model = otl.load_model(folder)
     batch = checkpoints.one_batch(model, ["w1 w2 w3 w4", "w5", "w6 w7"])
     acts, served = otl.capture(model, checkpoints.contrast(16), layers=[2]), backend(model)
@@ -107,9 +121,11 @@ def test_fitted_projections_edit_every_scope(folder):
         "last": last,
         "generated": torch.zeros_like(last),
     }
-    for method in ("projected_ablation", "reflection", "inlp", "som"):
+    for method in EVERY_KIND:
         edit = otl.fit(method, acts.harmful(2) + 5, acts.harmless(2))
-        assert edit.rank > 0
+        assert not edit.is_identity
+        half = acts.harmful(2).bfloat16()
+        torch.testing.assert_close(edit.to(torch.float32).map(half), edit.map(half), rtol=0.05, atol=0.05)
         for tokens, chosen in columns.items():
             expected = by_hand(model, batch, 2, edit, chosen)
             with otl.intervene(model, {2: edit}, tokens), evaluating(served.model):
