@@ -9,7 +9,6 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.linalg import check_pair
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.algebra import compressed
 from ot_lens.transport.maps import ActivationMap
 
 VARIANCE = 0.99
@@ -64,7 +63,10 @@ def null_space(
         )
     gram.diagonal().add_(ridge * size)
     displacement = map.map(source) - source
-    U, V = compressed(torch.linalg.solve(gram, displacement).T, R.T)
+    # A shift and k components displace within k + 1 dimensions, and so does what imitates them.
+    values, vectors = torch.linalg.eigh(displacement @ displacement.T)
+    E = vectors[:, values > len(source) * torch.finfo(values.dtype).eps * values[-1]]
+    U, V = displacement.T @ E, R.T @ torch.linalg.solve(gram, E)
     info = dataclasses.replace(map.info, null_space_rank=Q.shape[1], null_space_variance=variance)
     return AffineMap(U, V, torch.zeros_like(source[0]), info=info)
 
