@@ -13,7 +13,7 @@ from torch import Tensor
 from ot_lens.errors import FitError, one_of
 from ot_lens.linalg import PooledPCA, check_pair
 from ot_lens.transport.gated import GATES, LOGISTIC, THRESHOLD, GatedMap, ScoreGate
-from ot_lens.transport.maps import ActivationMap
+from ot_lens.transport.maps import ActivationMap, check_width
 
 COMPONENTS = 8
 FALSE_POSITIVES = 0.01
@@ -61,8 +61,7 @@ def gated(
     """
     one_of("gate", gate, GATES, FitError)
     source, target = check_pair(H, S)
-    if map.d_model != source.shape[1]:
-        raise FitError(f"The samples have width {source.shape[1]}, the map {map.d_model}.")
+    check_width(map, source)
     if not 0.0 < false_positive_rate < 1.0:
         raise FitError(f"false_positive_rate = {false_positive_rate} is outside (0, 1).")
     if components < 1:

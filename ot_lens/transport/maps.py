@@ -166,6 +166,12 @@ def number(settings: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
+def check_width(edit: ActivationMap, samples: Float[Tensor, "n d"]) -> None:
+    """Raise FitError unless samples have the width of a map."""
+    if samples.shape[1] != edit.d_model:
+        raise FitError(f"The samples have width {samples.shape[1]}, the map {edit.d_model}.")
+
+
 def check_strength(strength: float) -> None:
     """Raise FitError unless a strength is in [0, 1]."""
     if not 0.0 <= strength <= 1.0:

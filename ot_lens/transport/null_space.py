@@ -9,7 +9,7 @@ from torch import Tensor
 from ot_lens.errors import FitError
 from ot_lens.linalg import check_pair
 from ot_lens.transport.affine import AffineMap
-from ot_lens.transport.maps import ActivationMap
+from ot_lens.transport.maps import ActivationMap, check_width
 
 VARIANCE = 0.99
 RELATIVE_RIDGE = 1e-2
@@ -45,8 +45,7 @@ def null_space(
         FitError: If the map has another width, an option is out of range, or the source lies within Q.
     """
     source, target = check_pair(H, S)
-    if map.d_model != source.shape[1]:
-        raise FitError(f"The samples have width {source.shape[1]}, the map {map.d_model}.")
+    check_width(map, source)
     if not 0.0 < variance <= 1.0:
         raise FitError(f"variance = {variance} is outside (0, 1].")
     if not ridge > 0.0:

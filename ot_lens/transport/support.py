@@ -12,7 +12,7 @@ from ot_lens.errors import FitError
 from ot_lens.linalg import check_samples
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.maps import ActivationMap
+from ot_lens.transport.maps import ActivationMap, check_width
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +99,7 @@ def restrict_to_support(
         raise FitError(
             f"A support mask is coordinate-wise, this map has rank {affine.rank}: use fit_linear_act."
         )
-    if H.shape[1] != affine.d_model:
-        raise FitError(f"The samples have width {H.shape[1]}, the map {affine.d_model}.")
+    check_width(affine, H)
     if not 0.0 <= quantile < 0.5:
         raise FitError(f"quantile = {quantile} is outside [0, 0.5).")
     low, high = torch.quantile(H, H.new_tensor([quantile, 1 - quantile]), dim=0)
