@@ -102,11 +102,13 @@ def compare_methods(
     rows = _of_sweep(join(list(tables.values())))
     last = settings.n_layers - 1
     own = capture(model, prompts.test, layers=[last], batch_size=batch_size)
+    # Of the edited model, only the harmful class is read.
+    moved = replace(prompts.test, harmless=prompts.test.harmless[:1])
     with stage("monitor", 1 + len(chosen)) as step:
         rows += _seen(own, own, {"method": "none", "k": None, "layer": None}, resamples, seed)
         for candidate in chosen:
             options: dict[str, Any] = {"edits": candidate.edits, "tokens": candidate.tokens}
-            edited = capture(model, prompts.test, layers=[last], batch_size=batch_size, **options)
+            edited = capture(model, moved, layers=[last], batch_size=batch_size, **options)
             rows += _seen(edited, own, _keys(candidate), resamples, seed)
             rows += _costs(candidate, maps[candidate.method], seconds[candidate.method], acts)
             step(1)

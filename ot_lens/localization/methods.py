@@ -179,7 +179,7 @@ def _train(
     """The trained map of each layer of some tasks, which are activations of the layers to train together."""
     learn = method_named(method.name).learn
     for acts in tasks:
-        made = learn(  # type: ignore[misc]  # checked by whoever made the tasks
+        made = learn(  # type: ignore[misc]  # only methods that have it get here
             model, prompts, acts, layers=acts.layers, progress=lambda _done: None, **settings, **method.params
         )
         for layer in acts.layers:
