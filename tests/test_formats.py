@@ -119,6 +119,15 @@ def test_a_quantized_gguf_file_is_unpacked(llama, tmp_path, name):
         otl.complete(model, ["w1"])
 
 
+def test_a_gguf_file_is_parsed_once(packed, monkeypatch):
+    parsed, own = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or own(path))
+    counting = gguf.GGUFReader
+    otl.load_model(packed)
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is counting
+
+
 def test_a_gguf_file_ignores_its_neighbours(packed, llama, tmp_path):
     """Its tokenizer and template come from the file, whatever model lies in the same folder."""
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)

@@ -2,15 +2,23 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 
 from ot_lens.errors import ModelError
 from ot_lens.models.files import held_file
+from ot_lens.models.reversible import Reversible
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_REPEATED = ("GGUFReader", "get_tensor_name_map")
+_LOCK = RLock()  # on what the `with` block below replaces
 
 
 def gguf_path(name: str, gguf_file: str | None, revision: str | None) -> Path | None:
@@ -46,3 +54,18 @@ def gguf_record(path: Path) -> dict[str, str]:
     """Name and SHA-256 of the file."""
     with path.open("rb") as file:
         return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Parse a GGUF file once: transformers does so four times, and maps its names anew for every module."""
+    library = import_module("gguf")
+
+    def replace(changes: Reversible[None]) -> None:
+        for name in _REPEATED:
+            own = getattr(library, name)
+            remembering = lru_cache(maxsize=1)(own)
+            changes.change(partial(setattr, library, name, own), partial(setattr, library, name, remembering))
+
+    with _LOCK, Reversible(replace):
+        yield

@@ -1,5 +1,6 @@
 """Loading a model: a hub name, a local folder, an embedded model, or one already in memory."""
 
+from contextlib import ExitStack
 from copy import copy
 from os.path import exists
 from pathlib import Path
@@ -14,7 +15,7 @@ from ot_lens.models.adapters import apply_adapter, check_unadapted, unadapted, w
 from ot_lens.models.backends import backend
 from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.files import held_file, linked, locate
-from ot_lens.models.gguf import gguf_path, gguf_record
+from ot_lens.models.gguf import gguf_path, gguf_record, parsed_once
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.named import DECLARATION, named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
@@ -147,8 +148,10 @@ def _load(name: str, tokenizer: PreTrainedTokenizerBase | None, hooks: str, sett
     if gguf is None and settings.adapter is None and not embedded:
         check_unadapted(weights, revision)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": settings.trust_remote_code}
-    with linked([gguf]) if gguf is not None else unadapted(locate(weights)) as place:
+    with ExitStack() as stack:
+        place = stack.enter_context(unadapted(locate(weights)) if gguf is None else linked([gguf]))
         if gguf is not None:
+            stack.enter_context(parsed_once())
             options |= {"revision": None, "gguf_file": f"{gguf.stem}{gguf.suffix.lower()}"}
         if tokenizer is None:
             tokenizer = _adapter_tokenizer(settings) or load_tokenizer(name, place, options)
