@@ -127,9 +127,9 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, wi
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
+    before = cached_parts(run)
     errors = process.communicate(timeout=60)[1]
-    assert time.monotonic() - sent < 2
+    assert cached_parts(run) <= before + 1  # nothing but the part in hand is finished
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"ot-lens run {config} --out {run} --resume" in errors.strip().splitlines()[-1]
