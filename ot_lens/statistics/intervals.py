@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 TAIL = 0.025
+NORMAL = float(stats.norm.ppf(1 - TAIL))
 UNBOUNDED = (-np.inf, np.inf)
 
 
@@ -40,7 +41,7 @@ def bootstrap_interval(
         return {name: float(np.clip(np.exp(end), *bounds)) for name, end in logs.items()}
     mean, ends = _mean_and_band(resampled)
     freedom = max(n - 2, 1)
-    stretch = np.sqrt(n / freedom) * stats.t.ppf(1 - TAIL, freedom) / stats.norm.ppf(1 - TAIL)
+    stretch = np.sqrt(n / freedom) * stats.t.ppf(1 - TAIL, freedom) / NORMAL
     low, high = (float(np.clip(value + stretch * (end - mean), *bounds)) for end in ends)
     return {"low": low, "high": high}
 
@@ -69,7 +70,7 @@ def auc_interval(
         return auc * (1 - auc) * (1 + more * ((1 - auc) / (2 - auc) + auc / (1 + auc))) / pairs
 
     def beyond(auc: float) -> float:
-        return (auc - value) ** 2 - stats.norm.ppf(1 - TAIL) ** 2 * variance(auc)
+        return (auc - value) ** 2 - NORMAL**2 * variance(auc)
 
     # 0 and 1 solve the equation too, but bound nothing.
     low = 0.0 if value <= 0 else brentq(beyond, 0.0, min(value, 1 - 1e-9))

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64
+from scipy.linalg import eigh
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ot_lens.errors import FitError, one_of
-from ot_lens.linalg import PooledPCA, check_pair
+from ot_lens.linalg import Pooled, all_equal, check_pair
 from ot_lens.transport.gated import GATES, LOGISTIC, THRESHOLD, GatedMap, ScoreGate
 from ot_lens.transport.maps import ActivationMap, check_width
 
@@ -66,21 +67,21 @@ def gated(
         raise FitError(f"false_positive_rate = {false_positive_rate} is outside (0, 1).")
     if components < 1:
         raise FitError(f"components = {components} must be at least 1.")
-    pca = PooledPCA.of(source, target)
-    if int(pca.rank) == 0:
+    if all_equal(source, target):
         raise FitError("All samples of both classes are identical: no gate can tell them apart.")
-    is_source = torch.arange(len(source) + len(target)) < len(source)
-    scores = _held_out_scores(pca.scores(), is_source, components, seed)
+    pooled = Pooled.of(source, target)
+    gram, is_source = pooled.gram(), torch.arange(len(source) + len(target)) < len(source)
+    scores = _held_out_scores(gram, is_source, components, seed)
     threshold = _conformal(scores[~is_source], false_positive_rate)
-    axes = pca.axes(min(components, int(pca.rank)))
-    weights, offset = _regression(pca.Z @ axes, is_source)
+    axes = (_leading(gram, components).T @ pooled.Z).T
+    weights, offset = _regression(pooled.Z @ axes, is_source)
     direction = axes @ weights
     norm = direction.square().sum()
     if not norm > 0:
         raise FitError("The classes are alike in the leading components: no gate can tell them apart.")
     # The regression's log-odds are direction . (x - mean) + offset; the gate's score is 0 at the threshold.
     step = (threshold - offset) / norm
-    fitted = ScoreGate(direction, pca.mean + step * direction, hard=gate == THRESHOLD)
+    fitted = ScoreGate(direction, pooled.mean + step * direction, hard=gate == THRESHOLD)
     facts = {
         "gate": gate,
         "gate_auc": float(roc_auc_score(is_source.numpy(), scores.numpy())),
@@ -92,19 +93,26 @@ def gated(
 
 
 def _held_out_scores(
-    coordinates: Float64[Tensor, "N m"], is_source: Bool[Tensor, " N"], components: int, seed: int
+    gram: Float64[Tensor, "N N"], is_source: Bool[Tensor, " N"], components: int, seed: int
 ) -> Float64[Tensor, " N"]:
     """Log-odds of each sample by a regression on components that were fitted without it."""
-    scores = coordinates.new_zeros(len(coordinates))
+    scores = gram.new_zeros(len(gram))
     for held_out in _folds(is_source, seed):
-        X, y = coordinates[~held_out], is_source[~held_out]
-        centre = X.mean(0)
-        _, values, Vh = torch.linalg.svd(X - centre, full_matrices=False)
-        kept = int((values.square() > SHARED * values.square().sum()).sum())
-        axes = Vh[: min(components, kept)].T
-        weights, offset = _regression((X - centre) @ axes, y)
-        scores[held_out] = (coordinates[held_out] - centre) @ axes @ weights + offset
+        # Inner products of all samples with those of the other folds, about their mean.
+        products = gram[:, ~held_out] - gram[~held_out][:, ~held_out].mean(0)
+        products = products - products.mean(1, keepdim=True)
+        Z = products @ _leading(products[~held_out], components)
+        weights, offset = _regression(Z[~held_out], is_source[~held_out])
+        scores[held_out] = Z[held_out] @ weights + offset
     return scores
+
+
+def _leading(gram: Float64[Tensor, "n n"], components: int) -> Float64[Tensor, "n q"]:
+    """Weights of the samples in the leading components, from their Gram matrix; none that is rounding."""
+    n = len(gram)
+    squares, vectors = eigh(gram.numpy(), subset_by_index=(max(n - components, 0), n - 1))
+    kept = squares > SHARED * gram.trace().item()
+    return torch.from_numpy(vectors[:, kept] / np.sqrt(squares[kept]))
 
 
 def _folds(is_source: Bool[Tensor, " N"], seed: int) -> Iterator[Bool[Tensor, " N"]]:
@@ -125,6 +133,8 @@ def _regression(
     Z: Float64[Tensor, "n q"], is_source: Bool[Tensor, " n"]
 ) -> tuple[Float64[Tensor, " q"], float]:
     """Weights and offset of the log-odds, by a ridge on standardized components; classes weigh the same."""
+    if Z.shape[1] == 0:  # of equal samples
+        return Z.new_zeros(0), 0.0
     mean, scale = Z.mean(0), Z.std(0, correction=0).clamp_min(torch.finfo(Z.dtype).tiny)
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000, tol=1e-8)
     model.fit(((Z - mean) / scale).numpy(), is_source.numpy())

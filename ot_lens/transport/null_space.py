@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
-from ot_lens.linalg import check_pair
+from ot_lens.linalg import check_pair, gram_spectrum, principal_axes
 from ot_lens.transport.affine import AffineMap
 from ot_lens.transport.maps import ActivationMap, check_width
 
@@ -52,7 +52,6 @@ def null_space(
         raise FitError(f"ridge = {ridge} must be positive.")
     Q = _subspace(target, variance)
     R = source - (source @ Q) @ Q.T
-    R = R - (R @ Q) @ Q.T  # once more, so that Q is left alone to rounding
     gram = R @ R.T
     size = float(gram.diagonal().mean())
     if size <= torch.finfo(R.dtype).eps ** 1.5 * float(source.square().sum(1).mean()):
@@ -65,14 +64,14 @@ def null_space(
     # A shift and k components displace within k + 1 dimensions, and so does what imitates them.
     values, vectors = torch.linalg.eigh(displacement @ displacement.T)
     E = vectors[:, values > len(source) * torch.finfo(values.dtype).eps * values[-1]]
-    U, V = displacement.T @ E, R.T @ torch.linalg.solve(gram, E)
+    V = R.T @ torch.linalg.solve(gram, E)
+    V = V - Q @ (Q.T @ V)  # once more, so that Q is left alone to rounding
     info = dataclasses.replace(map.info, null_space_rank=Q.shape[1], null_space_variance=variance)
-    return AffineMap(U, V, torch.zeros_like(source[0]), info=info)
+    return AffineMap(displacement.T @ E, V, torch.zeros_like(source[0]), info=info)
 
 
 def _subspace(S: Float64[Tensor, "n d"], variance: float) -> Float64[Tensor, "d r"]:
     """Top right singular vectors of S that hold a share of its squared norm."""
-    _, values, Vh = torch.linalg.svd(S, full_matrices=False)
-    held = values.square().cumsum(0) / values.square().sum().clamp_min(torch.finfo(S.dtype).tiny)
-    rank = int((held < variance * (1 - 1e-12)).sum()) + 1
-    return Vh[:rank].T.contiguous()
+    squares, vectors = gram_spectrum(S)
+    held = squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(S.dtype).tiny)
+    return principal_axes(S, vectors, int((held < variance * (1 - 1e-12)).sum()) + 1)

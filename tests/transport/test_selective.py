@@ -120,6 +120,14 @@ def test_equal_classes_give_a_gate_that_knows_nothing():
     assert abs(T.info.gate_auc - 0.5) < 0.12
 
 
+def test_a_fold_that_sees_equal_samples_only_tells_nothing_apart():
+    H, S = torch.ones(6, 5, dtype=torch.float64), torch.ones(6, 5, dtype=torch.float64)
+    S[0, 0] = 2.0
+    T = gated(fit_mean_shift(H, S), H, S)
+    assert 0.0 <= T.info.gate_auc <= 1.0
+    assert torch.isfinite(T.map(H)).all()
+
+
 def test_a_hard_gate_moves_wholly_or_not_at_all_and_a_logistic_one_by_its_weight():
     H, S = apart(50)
     plain = fit_mean_shift(H, S)
