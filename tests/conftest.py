@@ -150,6 +150,7 @@ def run_settings() -> dict[str, Any]:
         "max_new_tokens": 16,
         "batch_size": 8,
         "paper_table": True,
+        "defence": True,
     }
 
 

@@ -1,6 +1,6 @@
 """How many directions a cone can have of which each one removes refusal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,35 +107,35 @@ def cone_dimension(
     random = torch.randn(draws, len(start), generator=generator, dtype=torch.float64)
     drawn = [float(shifts(direction).mean()) for direction in random]
     band = null_band(torch.tensor(drawn, dtype=torch.float64))
-    basis, dimension = start[None], 0
-    rows: list[dict[str, Any]] = []
+    basis, rows = start[None], []
     for k in range(1, max_k + 1):
         trained = train(objective, extended(basis, k, seed + k), replace(settings, seed=seed + k), progress)
         basis = trained.basis
-        effects = [shifts(direction) for direction in basis]
-        worst = int(np.argmax([effect.mean() for effect in effects]))
-        estimate = mean(effects[worst], seed=seed)
-        beyond = estimate.high < band["null_low"]
-        dimension = k if beyond else dimension
-        rows.append(
-            {
-                "layer": layer,
-                "k": k,
-                "quantity": SHIFT,
-                "vector": worst,
-                "value": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                **band,
-                "n": estimate.n,
-                "unit": "nats",
-                "beyond": beyond,
-                "loss_before": trained.before.total,
-                "loss_after": trained.after.total,
-                "steps": len(trained.curve),
-            }
-        )
-    return pd.DataFrame(rows).assign(dimension=dimension)
+        described = {"loss_before": trained.before.total, "loss_after": trained.after.total}
+        described["steps"] = len(trained.curve)
+        rows.append({"layer": layer, "k": k, **_of_worst(basis, shifts, band, seed), **described})
+    table = pd.DataFrame(rows)
+    return table.assign(dimension=table["k"].where(table["beyond"], 0).max())
+
+
+def _of_worst(
+    basis: Float64[Tensor, "k d"], shifts: "_Shifts", band: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """The effect of the vector that lowers the refusal score least."""
+    effects = [shifts(direction) for direction in basis]
+    worst = int(np.argmax([effect.mean() for effect in effects]))
+    estimate = mean(effects[worst], seed=seed)
+    return {
+        "quantity": SHIFT,
+        "vector": worst,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        **band,
+        "n": estimate.n,
+        "unit": "nats",
+        "beyond": estimate.high < band["null_low"],
+    }
 
 
 class _Shifts:

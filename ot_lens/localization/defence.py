@@ -52,6 +52,8 @@ def restore_refusal(
     layers: Sequence[int],
     methods: Sequence[str | Mapping[str, Any] | MethodSpec] = DEFENCES,
     measures: Sequence[str] = MEASURES,
+    phrases: str | Sequence[str] | None = None,
+    refusal_tokens: Sequence[str | int] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 64,
     seed: int = 0,
@@ -71,6 +73,8 @@ def restore_refusal(
         layers: Layers of the defence, each by itself, above the attack's.
         methods: Methods that can be fitted from harmless to harmful, with their modifiers.
         measures: As `localize` takes them.
+        phrases: As `localize` takes them.
+        refusal_tokens: As `localize` takes them.
         max_new_tokens: Token budget of an answer.
         batch_size: Prompts per batch.
         seed: Seed of intervals and tests.
@@ -99,6 +103,8 @@ def restore_refusal(
         measures,
         layers=sites,
         tokens=TOKENS,
+        phrases=phrases,
+        refusal_tokens=refusal_tokens,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,

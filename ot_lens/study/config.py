@@ -173,6 +173,11 @@ class StudyConfig(BaseModel):
         None,
         description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",
     )
+    defence: bool = Field(
+        False,
+        description="Remove refusal by a mean shift below the highest layer, where edits do most, and "
+        "measure which edits above restore it; see restore_refusal.",
+    )
     measures: list[str] = Field(
         ["refusal_rate", "exact_answer_rate", "refusal_score", "kl", "perplexity"],
         min_length=1,

@@ -13,8 +13,9 @@ import pandas as pd
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture
 from ot_lens.errors import FitError, NotMeasuredWarning, SinglePassError
-from ot_lens.execution import Executor, RunCache
+from ot_lens.execution import Executor, RunCache, Runner
 from ot_lens.geometry.quantities import BUILT_IN
+from ot_lens.localization import restore_refusal
 from ot_lens.localization.settings import scope_of
 from ot_lens.localizers import located
 from ot_lens.progress import Stage, silent
@@ -39,6 +40,8 @@ MOST_FITTED = 64
 COMPARED = ("directional_ablation", "mean_shift")
 # Numbers of layers: of the plane figure, with edits for a monitor, and of map quality.
 MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
+# Layers above an attack at which it is defended against.
+MAX_DEFENDED = 3
 # Folder of cached partial tables.
 PARTS = "edited"
 PAPER = "ot_lens.paper_study.table"
@@ -247,6 +250,33 @@ def _localizers(study: Study) -> Tables:
     return {"localizers": table}
 
 
+def _defence(study: Study) -> Tables:
+    """What restores refusal that a mean shift has removed below the highest layer, where edits do most."""
+    config, (*lower, highest) = study.config, study.acts["test"].layers
+    if study.executor is None or study.prompts is None or not config.defence:
+        return {}
+    sweep = reported(study.sweep)
+    attacked = most_effective_layer(sweep[sweep["layer"].isin(lower)])
+    if attacked is None:
+        warnings.warn(
+            f"No defence was measured: no edit below layer {highest} removes refusal. Add lower layers.",
+            NotMeasuredWarning,
+            stacklevel=2,
+        )
+        return {}
+    above = tuple(layer for layer in (*lower, highest) if layer > attacked)
+    names = ("phrases", "refusal_tokens", "max_new_tokens", "batch_size", "seed")
+    with study.stage("defence", None):
+        table = restore_refusal(
+            Runner(study.executor),
+            study.prompts,
+            attack_layer=attacked,
+            layers=spread(above, MAX_DEFENDED),
+            **{name: getattr(config, name) for name in names},
+        )
+    return {"defence": table}
+
+
 def _drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
     """At most so many prompts of each class."""
     chosen = [sorted(rng.permutation(len(group))[:most]) for _, group in contrast]
@@ -290,6 +320,7 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "plane_ellipses": _plane,
     "visibility": _visibility,
     "localizers": _localizers,
+    "defence": _defence,
     "ground_truth": _ground_truth,
     "paper": _paper,
 }

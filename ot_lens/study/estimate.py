@@ -17,13 +17,22 @@ from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
 from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
 from ot_lens.execution import as_runner
 from ot_lens.localization import Candidate, MethodSpec, as_methods, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization.defence import DEFENCES
 from ot_lens.localization.plan import search_budget
 from ot_lens.localization.search import sets_by_size
 from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.models import load_model
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import FEW_RESAMPLES, FEWEST_SEEN, MAKERS, MAX_EDITED, Study, spread
+from ot_lens.study.diagnostics import (
+    FEW_RESAMPLES,
+    FEWEST_SEEN,
+    MAKERS,
+    MAX_DEFENDED,
+    MAX_EDITED,
+    Study,
+    spread,
+)
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
@@ -263,6 +272,10 @@ def _of_model(
     # Each block is left out, and its parts, or replaced: half of the model follows it on average.
     passes = n_layers * (ABLATED + (config.base is not None)) / 2
     yield Cost("localizers", located, "prompts", passes * sample.seconds["capture"] / train)
+    if config.defence:
+        # Alone and under the attack.
+        defended = 1 + 2 * len(DEFENCES) * MAX_DEFENDED
+        yield Cost("defence", defended, "edits", sample.seconds["answer"])
 
 
 def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> Iterator[Cost]:

@@ -6,6 +6,7 @@ Sweeps, tables, figures, the report and the explorer read these records only.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -122,11 +123,15 @@ MODIFIERS: dict[str, Modifier] = {
     ),
 }
 METHODS: dict[str, Method] = {}
+TRAINED = "ot_lens.learned"
 
 
 def method_named(name: str) -> Method:
     """The method of that name."""
     known = find_method(name)
+    if known is None:
+        import_module(TRAINED)  # built in as well, but brings in the model libraries
+        known = find_method(name)
     if known is None:
         reasons = [reason for base, _ in _bases(name) if (reason := _why_not_modified(base))]
         if reasons:
