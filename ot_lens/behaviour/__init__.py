@@ -16,6 +16,7 @@ from ot_lens.behaviour.next_token import (
     score_from_logprobs,
 )
 from ot_lens.behaviour.refusal import model_phrases, phrase_list, refuses
+from ot_lens.behaviour.token_scores import token_scores
 from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "save_completions",
     "score_from_logprobs",
     "text_loss",
+    "token_scores",
 ]

@@ -58,7 +58,7 @@ def likelihoods(
     A model that refuses finds the first token of any other answer unlikely, by ten nats and more; whether
     the answer is one shows in what follows.
     """
-    answers = [_tokens(model, answer) for answer in completions]
+    answers = [answer_tokens(model, answer) for answer in completions]
     return per_token(token_losses(model, prompts, answers, batch_size=batch_size))
 
 
@@ -70,7 +70,8 @@ def per_token(
     return torch.stack([row.mean() for row in losses]), torch.stack([row.mean() for row in rest])
 
 
-def _tokens(model: Any, completion: Completion) -> Sequence[int]:
+def answer_tokens(model: Any, completion: Completion) -> Sequence[int]:
+    """The tokens of an answer with its end, if it was not cut; a saved one is tokenized again."""
     if completion.tokens:
         return completion.tokens
     served = backend(model)
@@ -143,5 +144,8 @@ def lengths_below(budget: int) -> list[int]:
 def within(model: Any, completions: Sequence[Completion], length: int) -> list[str]:
     """The answers in the first tokens, apart from thoughts."""
     served = backend(model)
-    cut = [(_tokens(model, answer)[: min(length, answer.n_tokens)], answer.opened) for answer in completions]
+    cut = [
+        (answer_tokens(model, answer)[: min(length, answer.n_tokens)], answer.opened)
+        for answer in completions
+    ]
     return [read_answer(served, ids, opened=opened).text for ids, opened in cut]

@@ -2,10 +2,10 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -35,6 +35,8 @@ DEFAULT_WINDOW = 1024
 MAX_TEXT = 1024 * MIB
 # Logits of long answers fill memory long before their tokens do: bytes of one, and of those of a batch.
 LOGIT_BYTES, LOGIT_BUDGET = 8, 1024 * MIB
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,29 @@ def token_losses(
     model: Any, prompts: Sequence[Prompt | str], answers: Sequence[Sequence[int]], *, batch_size: int = 64
 ) -> list[Float64[Tensor, " token"]]:
     """Loss of every token of answers that are given as tokens; see `answer_loss`."""
+    losses = over_answers(
+        model, prompts, answers, lambda logprobs, row: -own_logprobs(logprobs, row), batch_size=batch_size
+    )
+    _checked(torch.stack([row.sum() for row in losses]))
+    return losses
+
+
+def own_logprobs(
+    logprobs: Float64[Tensor, "token d_vocab"], row: Int[Tensor, " token"]
+) -> Float64[Tensor, " token"]:
+    """The log-probability of each token of an answer."""
+    return logprobs.gather(-1, row[:, None])[:, 0]
+
+
+def over_answers(
+    model: Any,
+    prompts: Sequence[Prompt | str],
+    answers: Sequence[Sequence[int]],
+    read: Callable[[Float64[Tensor, "token d_vocab"], Int[Tensor, " token"]], T],
+    *,
+    batch_size: int = 64,
+) -> list[T]:
+    """What `read` makes of the log-probabilities before each token of an answer, and its tokens."""
     served = backend(model)
     for i, answer in enumerate(answers):
         check_tokens(answer, served.d_vocab, f"Answer {i}")
@@ -110,9 +135,7 @@ def token_losses(
     rows = encode(served, prompts)
     check_room(served, [[*row, *answer] for row, answer in zip(rows, answers, strict=True)])
     whole = batches_of_rows(served, rows, max(1, min(batch_size, LOGIT_BUDGET // logits)))
-    losses = by_row(served, whole, lambda batch: _answer_losses(served, batch, answers))
-    _checked(torch.stack([row.sum() for row in losses]))
-    return losses
+    return by_row(served, whole, lambda batch: _read_answers(served, batch, answers, read))
 
 
 def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:
@@ -122,9 +145,12 @@ def _checked(nll: Float64[Tensor, " row"]) -> Float64[Tensor, " row"]:
     return nll
 
 
-def _answer_losses(
-    served: Backend, batch: TokenBatch, answers: Sequence[Sequence[int]]
-) -> list[Float64[Tensor, " token"]]:
+def _read_answers(
+    served: Backend,
+    batch: TokenBatch,
+    answers: Sequence[Sequence[int]],
+    read: Callable[[Float64[Tensor, "token d_vocab"], Int[Tensor, " token"]], T],
+) -> list[T]:
     rows = [torch.tensor(answers[index]) for index in batch.indices]
     targets = pad_sequence(rows, batch_first=True, padding_value=served.pad_id)
     real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -134,7 +160,7 @@ def _answer_losses(
         logits = served.logits(tokens, mask, keep=targets.shape[1] + 1)
     # Row by row, so that only one float64 copy of a large vocabulary's logits exists at a time.
     return [
-        -of_row[: len(row)].cpu().double().log_softmax(dim=-1).gather(-1, row[:, None])[:, 0]
+        read(of_row[: len(row)].cpu().double().log_softmax(dim=-1), row)
         for of_row, row in zip(logits, rows, strict=True)
     ]
 

@@ -117,7 +117,8 @@ def _answering(choices: Choices, live: LiveModel, name: str, show: Any) -> Any:
         if "prompt" not in asked:
             return no_update, done
         try:
-            return show(live, live.checked(asked["prompt"]), choices.read(asked)), done
+            request = live.asked(asked, choices.read(asked))
+            return show(live, live.checked(asked["prompt"]), request), done
         except OtLensError as error:
             return trouble(str(error)), done
 

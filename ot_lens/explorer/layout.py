@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import dcc, html
 
-from ot_lens.explorer.live import MOST_CHARACTERS, LiveModel
+from ot_lens.explorer.live import MOST_CHARACTERS, MOST_FURTHER, LiveModel
 from ot_lens.explorer.live_page import attributes
 from ot_lens.explorer.runs import OpenRun, method_key, split_key
 from ot_lens.explorer.state import Choices
@@ -196,6 +196,8 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
         "localized": _localized(first.run),
         "live": {
             "ready": live is not None,
+            "methods": [] if live is None else [_method(key) for key in live.offered],
+            "mostFurther": MOST_FURTHER,
             "most": MOST_CHARACTERS,
             "examples": examples,
         },

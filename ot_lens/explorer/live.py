@@ -1,13 +1,17 @@
-"""One prompt under two edits and without: next token, refusal score and answer, none of them stored."""
+"""One prompt under edits and without: next token, refusal score and answer, none of them stored."""
 
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
 
+from ot_lens.activations import restricted
 from ot_lens.behaviour import (
     kl_divergence,
     model_phrases,
@@ -16,21 +20,43 @@ from ot_lens.behaviour import (
     refusal_token_ids,
     refuses,
     score_from_logprobs,
+    token_scores,
 )
-from ot_lens.errors import ModelError, PromptError
-from ot_lens.explorer.runs import OpenRun
+from ot_lens.errors import FitError, ModelError, PoorFitWarning, PromptError
+from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
-from ot_lens.generation import complete
+from ot_lens.generation import Completion, complete
 from ot_lens.interventions import Edits, intervene
+from ot_lens.localization import MethodSpec
 from ot_lens.localization.candidates import edits_at
+from ot_lens.localization.settings import scope_of
 from ot_lens.models import backend, encode, load_model
+from ot_lens.plots import method_mark
+from ot_lens.plots.style import BASELINE, Mark, method_order
+from ot_lens.transport import METHODS, ActivationMap, fit_all
 
 MOST_CHARACTERS = 2000
 MOST_PROMPT_TOKENS = 512
 MOST_NEW_TOKENS = 64
 SHOWN_TOKENS = 8
+MOST_FURTHER = 4
 UNEDITED = ""
+TOGETHER = Mark("All edits together", BASELINE.color, BASELINE.marker)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks of the model: a state of the page, and edits besides the two that it compares."""
+
+    state: State
+    further: tuple[str, ...] = ()  # keys of methods
+    together: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The methods of the columns after the unedited model, without repetition."""
+        return (self.state.ot, self.state.by, *(key for key in self.further if key not in self.state.keys))
 
 
 @dataclass(frozen=True)
@@ -43,12 +69,23 @@ class NextToken:
 
 
 @dataclass(frozen=True)
+class TokenScore:
+    """One token of an answer: its log-probability under the edit and without, and the score before it."""
+
+    token: str
+    log_probability: float
+    unedited: float
+    score: float | None  # None if the model has no refusal token
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer under one edit: greedy, up to the token budget."""
 
     text: str
     refuses: bool
     truncated: bool
+    tokens: tuple[TokenScore, ...] = ()
 
 
 class LiveModel:
@@ -89,12 +126,60 @@ class LiveModel:
                     "pass the model of the run with --model."
                 )
 
+    @cached_property
+    def fitted_here(self) -> tuple[str, ...]:
+        """Registered methods without stored maps, fitted to the run's activations when asked for."""
+        stored = {split_key(key)[0] for key in self.run.map_folders}
+        if self.run.training is None:
+            return ()
+        return tuple(name for name, known in METHODS.items() if known.fit is not None and name not in stored)
+
+    @property
+    def offered(self) -> list[str]:
+        """Keys of all methods that can be tried, in the order of the figures."""
+        keys = {*self.run.map_folders, *self.fitted_here}
+        return sorted(keys, key=lambda key: method_order(*split_key(key)))
+
+    def asked(self, fields: Mapping[str, Any], state: State) -> Asked:
+        """The further edits of a request; unknown ones are dropped."""
+        given = fields.get("further")
+        further = [key for key in self.offered if key in given] if isinstance(given, list) else []
+        return Asked(state, tuple(further[:MOST_FURTHER]), fields.get("together") is True)
+
     def edits(self, key: str, state: State) -> Edits:
-        """The stored maps of a method at the chosen layers; RFA takes one layer's direction everywhere."""
+        """The maps of a method at the chosen layers; RFA takes one layer's direction everywhere."""
         if key == UNEDITED or not state.layers:
             return {}
-        maps = {layer: self.run.map(key, layer).at(state.strength) for layer in state.layers}
-        return edits_at(self.run.map_folders[key][0], maps, state.layers, backend(self.model).n_layers)
+        maps = {layer: self._map(key, layer).at(state.strength) for layer in state.layers}
+        stored = self.run.map_folders.get(key)
+        method = stored[0] if stored is not None else MethodSpec(key)
+        return edits_at(method, maps, state.layers, backend(self.model).n_layers)
+
+    def _map(self, key: str, layer: int) -> ActivationMap:
+        """The stored map, or one that is fitted to the run's training activations."""
+        training = self.run.training
+        if key in self.run.map_folders or training is None:
+            return self.run.map(key, layer)
+        return self.run.kept(("fitted", key, layer), lambda: self._fit(key, layer))
+
+    def _fit(self, key: str, layer: int) -> ActivationMap:
+        training, position = self.run.training, self.run.position
+        if training is None or layer not in training.layers:
+            raise FitError(f"The run holds no activations of layer {layer} to fit {key} to.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PoorFitWarning)  # of a try on the page
+            return fit_all(restricted(training, [layer], position), key, position)[layer]
+
+    def _scope(self, key: str, tokens: str) -> str:
+        """The token scope of a method's edits; "auto" is the one of the sweep, or the method's own."""
+        if key in self.fitted_here:
+            return scope_of(key, tokens, self.run.position)
+        return Choices(self.run).scope(key, tokens)
+
+    def marks(self, asked: Asked) -> list[Mark]:
+        """The marks of the columns: the unedited model, each edit, and all of them."""
+        edits = [method_mark(*split_key(key)) for key in asked.keys]
+        return [BASELINE, *edits, *([TOGETHER] if asked.together else [])]
 
     def checked(self, prompt: Any) -> str:
         """The prompt, if it is text, not empty and not too long; else PromptError."""
@@ -107,10 +192,10 @@ class LiveModel:
             raise PromptError(f"The prompt has {tokens} tokens; the limit is {MOST_PROMPT_TOKENS}.")
         return prompt
 
-    def next_tokens(self, prompt: str, state: State) -> tuple[list[str], list[bool], list[NextToken]]:
-        """The likeliest next tokens, which of them begin a refusal, and the three columns."""
+    def next_tokens(self, prompt: str, asked: Asked) -> tuple[list[str], list[bool], list[NextToken]]:
+        """The likeliest next tokens, which of them begin a refusal, and the columns."""
         text = self.checked(prompt)
-        rows = torch.cat(self._columns(state, lambda model: next_token_logprobs(model, [text])))
+        rows = torch.cat(self._columns(asked, lambda model: next_token_logprobs(model, [text])))
         # The most likely tokens of any column; ties go to the lower id.
         ids = rows.max(dim=0).values.argsort(descending=True, stable=True)[:SHOWN_TOKENS].tolist()
         scores = score_from_logprobs(rows, self._refusal).tolist() if self._refusal else [None] * len(rows)
@@ -118,22 +203,50 @@ class LiveModel:
         results = [*map(NextToken, map(tuple, rows[:, ids].exp().tolist()), scores, kl)]
         return [*map(self._token, ids)], [i in self._refusal for i in ids], results
 
-    def answers(self, prompt: str, state: State) -> list[Answer]:
-        """The answers of the unedited model and under both edits."""
+    def answers(self, prompt: str, asked: Asked) -> list[Answer]:
+        """The answers of the unedited model and under each edit, token by token."""
         text = self.checked(prompt)
-        asked = self.run.config.max_new_tokens if self.run.config is not None else MOST_NEW_TOKENS
-        budget = min(asked, MOST_NEW_TOKENS)
-        completions = self._columns(state, lambda model: complete(model, [text], max_new_tokens=budget)[0])
-        verdicts = refuses(completions, self._phrases)
-        return [Answer(c.text, r, c.truncated) for c, r in zip(completions, verdicts, strict=True)]
+        most = self.run.config.max_new_tokens if self.run.config is not None else MOST_NEW_TOKENS
+        budget = min(most, MOST_NEW_TOKENS)
 
-    def _columns(self, state: State, function: Callable[[Any], T]) -> list[T]:
-        """A function of the model without an edit and with each of both, which are active for it alone."""
-        model, results = self.model, []
+        def answered(model: Any) -> tuple[Completion, Any]:
+            completion = complete(model, [text], max_new_tokens=budget)[0]
+            return completion, self._scored(text, [completion])
+
+        completions, own = zip(*self._columns(asked, answered), strict=True)
+        with self._lock:
+            unedited = self._scored([text] * len(completions), completions)
+        verdicts = refuses(completions, self._phrases)
+        return [
+            Answer(
+                c.text, refused, c.truncated, self._tokens_of(scores, unedited[unedited["prompt"] == number])
+            )
+            for number, (c, refused, scores) in enumerate(zip(completions, verdicts, own, strict=True))
+        ]
+
+    def _scored(self, prompts: str | list[str], completions: Sequence[Completion]) -> pd.DataFrame:
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        # Any token will do where the vocabulary has none that begins a refusal: its score is not shown.
+        return token_scores(self.model, texts, completions, refusal_tokens=self._refusal or [0])
+
+    def _tokens_of(self, own: pd.DataFrame, unedited: pd.DataFrame) -> tuple[TokenScore, ...]:
+        columns = own["token_id"], own["log_probability"], unedited["log_probability"], own["refusal_score"]
+        return tuple(
+            TokenScore(
+                self._token(int(token)), float(here), float(there), float(score) if self._refusal else None
+            )
+            for token, here, there, score in zip(*columns, strict=True)
+        )
+
+    def _columns(self, asked: Asked, function: Callable[[Any], T]) -> list[T]:
+        """A function of the model without an edit, with each, and with all; they are active for it alone."""
+        model, results, state = self.model, [], asked.state
         hook = self.run.config.hook if self.run.config is not None else "resid_pre"
-        for key in (UNEDITED, state.ot, state.by):
-            edits, tokens = self.edits(key, state), Choices(self.run).scope(key, state.tokens)
-            with self._lock, intervene(model, edits, tokens, hook=hook):
+        edits = [(self.edits(key, state), self._scope(key, state.tokens)) for key in asked.keys]
+        for active in ([], *([edit] for edit in edits), *([edits] if asked.together else [])):
+            with self._lock, ExitStack() as stack:
+                for sites, tokens in active:
+                    stack.enter_context(intervene(model, sites, tokens, hook=hook))
                 results.append(function(model))
         return results
 

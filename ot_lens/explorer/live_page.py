@@ -5,11 +5,8 @@ from typing import Any
 
 from dash import html
 
-from ot_lens.explorer.live import Answer, LiveModel
-from ot_lens.explorer.runs import split_key
-from ot_lens.explorer.state import State
-from ot_lens.plots import method_mark
-from ot_lens.plots.style import BASELINE, Mark
+from ot_lens.explorer.live import Answer, Asked, LiveModel, TokenScore
+from ot_lens.plots.style import Mark
 from ot_lens.report.numbers import cell
 
 
@@ -18,15 +15,10 @@ def attributes(**named: str) -> dict[str, Any]:
     return {name.replace("_", "-"): value for name, value in named.items()}
 
 
-def _marks(state: State) -> list[Mark]:
-    """The marks of the unedited model and of both edits."""
-    return [BASELINE, *(method_mark(*split_key(key)) for key in (state.ot, state.by))]
-
-
-def token_table(live: LiveModel, prompt: str, state: State) -> Any:
+def token_table(live: LiveModel, prompt: str, asked: Asked) -> Any:
     """Next-token probabilities, refusal score and KL, one column per edit."""
-    tokens, refusing, columns = live.next_tokens(prompt, state)
-    marks = _marks(state)
+    tokens, refusing, columns = live.next_tokens(prompt, asked)
+    marks = live.marks(asked)
     rows = []
     for i, (token, refusal) in enumerate(zip(tokens, refusing, strict=True)):
         head = html.Th([html.Code(token), html.Small("refusal") if refusal else None], scope="row")
@@ -59,13 +51,12 @@ def _bar(share: float, mark: Mark) -> Any:
 
 
 def _numbers(name: str, values: Sequence[float | None]) -> Any:
-    texts = [cell(float("nan") if value is None else value).text for value in values]
-    return html.Tr([html.Th(name, scope="row"), *map(html.Td, texts)])
+    return html.Tr([html.Th(name, scope="row"), *map(_value, values)])
 
 
-def answer_cards(live: LiveModel, prompt: str, state: State) -> Any:
+def answer_cards(live: LiveModel, prompt: str, asked: Asked) -> Any:
     """The answers side by side."""
-    return html.Div([*map(_answer, live.answers(prompt, state), _marks(state))], className="answers")
+    return html.Div([*map(_answer, live.answers(prompt, asked), live.marks(asked))], className="answers")
 
 
 def _answer(answer: Answer, mark: Mark) -> Any:
@@ -75,9 +66,36 @@ def _answer(answer: Answer, mark: Mark) -> Any:
             html.H3(_swatch(mark)),
             html.Blockquote(answer.text or "(an empty answer)"),
             html.P(verdict + ("; cut off at the token budget" if answer.truncated else ""), className="said"),
+            _token_by_token(answer.tokens, mark),
         ],
         **attributes(data_refuses=str(answer.refuses).lower()),
     )
+
+
+def _token_by_token(tokens: Sequence[TokenScore], mark: Mark) -> Any:
+    """How likely each token is under the edit and without it, and the refusal score before it."""
+    names = ("token", "log-probability here", "without edits", "refusal score before it")
+    rows = [
+        html.Tr(
+            [
+                html.Th(html.Code(one.token), scope="row"),
+                *map(_value, (one.log_probability, one.unedited, one.score)),
+            ]
+        )
+        for one in tokens
+    ]
+    table = html.Table(
+        [
+            html.Caption(f"{mark.label}, in nats"),
+            html.Thead(html.Tr([html.Th(name, scope="col") for name in names])),
+            html.Tbody(rows),
+        ]
+    )
+    return html.Details([html.Summary("Token by token"), html.Div(table, className="scroll", tabIndex="0")])
+
+
+def _value(value: float | None) -> Any:
+    return html.Td(cell(float("nan") if value is None else value).text)
 
 
 def trouble(text: str) -> Any:

@@ -118,6 +118,14 @@ class OpenRun:
             return None
 
     @cached_property
+    def training(self) -> Activations | None:
+        """Activations of the training prompts, which other methods can be fitted to; None as above."""
+        try:
+            return load_activations(self.path / "activations" / "train")
+        except OtLensError:
+            return None
+
+    @cached_property
     def texts(self) -> dict[str, list[str]]:
         """Texts of the held-out prompts by class; empty if the prompts at hand are not those of the run."""
         config, known = self.config, (self.manifest.get("prompts") or {}).get("sha256", {})

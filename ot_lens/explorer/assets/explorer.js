@@ -452,11 +452,26 @@ window.dash_clientside = window.dash_clientside || {};
         return button;
       }));
       document.getElementById("live-form").append(
-        element("label", { className: "field prompt", htmlFor: "live-prompt" }, element("span", {}, "prompt"), prompt), some, strengthField("live-strength"),
+        element("label", { className: "field prompt", htmlFor: "live-prompt" }, element("span", {}, "prompt"), prompt), some, strengthField("live-strength"), live.furtherField(),
       );
       new IntersectionObserver((entries, watcher) => {
         if (entries.some((entry) => entry.isIntersecting)) { watcher.disconnect(); live.near = true; live.changed(); }
       }, { rootMargin: "300px" }).observe(document.getElementById("view-live"));
+    },
+    furtherField() {
+      const option = (box, text) => element("label", { className: "option" }, box, text);
+      live.boxes = facts.live.methods.map(({ key }) => element("input", { type: "checkbox", value: key }));
+      live.together = element("input", { type: "checkbox", id: "live-together" });
+      const limit = () => {
+        const full = live.boxes.filter((box) => box.checked).length >= facts.live.mostFurther;
+        live.boxes.forEach((box) => { box.disabled = full && !box.checked; });
+        live.changed();
+      };
+      [...live.boxes, live.together].forEach((box) => box.addEventListener("change", limit));
+      const some = facts.live.methods.map((method, i) => option(live.boxes[i], method.full));
+      return element("details", { id: "live-further" }, element("summary", {}, "Further edits"),
+        element("fieldset", {}, element("legend", {}, `At the same layers, up to ${facts.live.mostFurther}`), ...some),
+        option(live.together, "Also apply all edits together"));
     },
     use(text) {
       const prompt = document.getElementById("live-prompt");
@@ -466,7 +481,8 @@ window.dash_clientside = window.dash_clientside || {};
       const prompt = document.getElementById("live-prompt");
       if (!prompt || !live.near || !prompt.value.trim()) return;
       const { measure, ...rest } = chosen;
-      const request = { ...rest, prompt: prompt.value };
+      const further = live.boxes.filter((box) => box.checked).map((box) => box.value);
+      const request = { ...rest, prompt: prompt.value, further, together: live.together.checked };
       ["ask-tokens", "ask-answers"].forEach((what) => { live.wanted[what] = request; live.send(what); });
     },
     send(what) {
