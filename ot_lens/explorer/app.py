@@ -65,6 +65,7 @@ def _on_the_page(app: Any) -> None:
         Output("heard", "data"),
         Input({"type": "graph", "view": "depth", "run": ALL}, "clickData"),
         Input({"type": "graph", "view": "depth", "run": ALL}, "selectedData"),
+        Input({"type": "graph", "view": "interchange", "run": ALL}, "clickData"),
         Input({"type": "graph", "view": "plane", "run": ALL}, "hoverData"),
         Input({"type": "graph", "view": "plane", "run": ALL}, "clickData"),
         prevent_initial_call=True,

@@ -191,6 +191,7 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
         "methods": [_method(key) for key in first.methods],
         "measures": [{"key": key, "label": label} for key, label in first.measures.items()],
         "scopes": list(SCOPES),
+        "sites": first.sites,
         "first": asdict(first.first),
         "views": {name: {"fields": view.fields, "wide": view.wide} for name, view in views().items()},
         "localized": _localized(first.run),

@@ -32,6 +32,7 @@ class State:
     measure: str  # shown in the strip along the depth
     strength: float = 1.0  # t of T_t(x) = x + t (T(x) - x), in [0, 1]
     tokens: str = "all"  # token scope
+    site: str = ""  # token of the interchange map
 
     @property
     def layer(self) -> int:
@@ -114,6 +115,14 @@ class Choices:
         swept = self._own_scopes.get(split_key(key)[0]) if key and self.swept("tokens") else None
         return swept if swept in TOKEN_SCOPES else "all"
 
+    @cached_property
+    def sites(self) -> list[str]:
+        """Tokens of the interchange map, in their order."""
+        table = self.run.tables.get("interchange")
+        if table is None or "position" not in table:
+            return []
+        return list(dict.fromkeys(map(str, table["position"])))
+
     @property
     def strengths(self) -> list[float]:
         """Strengths that the sweep holds."""
@@ -145,6 +154,7 @@ class Choices:
             measure=next(iter(self.measures), ""),
             strength=max(self.strengths, default=1.0),
             tokens="all" if "all" in tokens or not tokens else tokens[0],
+            site=next(iter(reversed(self.sites)), ""),
         )
 
     def _best_layers(self) -> dict[str, int]:
@@ -176,6 +186,7 @@ class Choices:
             measure=_one(fields.get("measure"), self.measures, first.measure),
             strength=_strength(fields.get("strength"), first.strength),
             tokens=_one(fields.get("tokens"), SCOPES, first.tokens),
+            site=_one(fields.get("site"), self.sites, first.site),
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.explorer.plane_view import PLANE
 from ot_lens.explorer.runs import OpenRun
+from ot_lens.explorer.site_views import CONTRIBUTIONS, INTERCHANGE, READOUT
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.sweep_views import DEPTH, LOCALIZATION, METHODS
 from ot_lens.explorer.view import Drawing, View, read
@@ -63,6 +64,8 @@ COSINES = View(
     wide=False,
 )
 OWN = (DEPTH, PLANE, LOCALIZATION, METHODS, DISTANCES, SPECTRA, COSINES)
+# On the page of a run that has their tables.
+OF_SITES = (INTERCHANGE, CONTRIBUTIONS, READOUT)
 # Figures that these views show.
 SHOWN = (
     "localization_curves",
@@ -71,6 +74,9 @@ SHOWN = (
     "w2_per_layer",
     "direction_cosines",
     "covariance_spectra",
+    "interchange_map",
+    "contributions",
+    "readout",
 )
 
 
@@ -78,7 +84,7 @@ def views() -> dict[str, View]:
     """All views by name: our own, and all other figures of the gallery, those registered later included."""
     others = (entry for entry in GALLERY if entry.name not in SHOWN)
     gallery = [View(entry.name, entry.title, "", (), partial(_captioned, entry)) for entry in others]
-    return {view.name: view for view in (*OWN, *gallery)}
+    return {view.name: view for view in (*OWN, *OF_SITES, *gallery)}
 
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
@@ -89,8 +95,8 @@ def views_of(runs: Sequence[OpenRun]) -> list[View]:
 def _holds(run: OpenRun, view: View) -> bool:
     try:
         with going_together(view.name):
-            tables = view.drawing(run, State((), "", "", "")).tables
-            entry_named(view.name).describe(*tables.values())
+            drawing = view.drawing(run, Choices(run).first)
+            entry_named(drawing.figure).describe(*drawing.tables.values())
     except TableError:
         return False
     return True

@@ -201,6 +201,25 @@ def test_live_edits_change_with_the_slider_and_leave_the_model_as_it_was(home):
     page.wait_for_function(f"old => {second} == old", arg=before[1])
 
 
+def test_further_edits_have_their_own_columns_and_every_answer_its_tokens(home):
+    page = ready(home)
+    live_done(page)
+    page.locator("#live-further > summary").click()
+    page.get_by_label("Mean shift", exact=True).check()
+    page.get_by_label("Also apply all edits together").check()
+    page.wait_for_function("() => document.querySelectorAll('#live-answers article').length == 5")
+    heads = page.locator("#live-tokens thead th").all_inner_texts()
+    assert [head.strip() for head in heads[-2:]] == ["Mean shift", "All edits together"]
+    last = page.locator("#live-answers article").last
+    last.get_by_text("Token by token").click()
+    assert last.locator("caption").inner_text() == "All edits together, in nats"
+    assert last.locator("tbody tr").count() >= 1
+    assert overflow(page) == 0
+    page.get_by_label("Mean shift", exact=True).uncheck()
+    page.get_by_label("Also apply all edits together").uncheck()
+    live_done(page)
+
+
 @pytest.mark.trust
 def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(visit, home, address):
     page = ready(home)
@@ -212,7 +231,7 @@ def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(v
     page.locator("#strength").fill("0.5")
     wanted = {
         "layers": "5", "ot": "pca_ot:1", "by": "rfa", "measure": "refusal_score/harmful", "strength": "0.5",
-        "tokens": "last",
+        "tokens": "last", "site": "",
     }  # fmt: skip
     page.wait_for_function("() => location.search.includes('strength=0.5')")
     assert asked_for(page) == wanted

@@ -5,7 +5,7 @@ window.dash_clientside = window.dash_clientside || {};
   const phone = matchMedia("(max-width: 760px)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const fine = matchMedia("(pointer: fine)");
-  const FIELDS = ["layers", "ot", "by", "measure", "strength", "tokens"];
+  const FIELDS = ["layers", "ot", "by", "measure", "strength", "tokens", "site"];
   const IDLE = 90;
 
   let facts = null;
@@ -37,6 +37,7 @@ window.dash_clientside = window.dash_clientside || {};
       measure: facts.measures.some((m) => m.key === given.measure) ? given.measure : first.measure,
       strength: given.strength !== null && given.strength !== "" && Number.isFinite(strength) ? Math.min(Math.max(strength, 0), 1) : first.strength,
       tokens: facts.scopes.includes(given.tokens) ? given.tokens : first.tokens,
+      site: facts.sites.includes(given.site) ? given.site : first.site,
     };
   };
 
@@ -178,6 +179,7 @@ window.dash_clientside = window.dash_clientside || {};
       strengthField("strength"),
       select("tokens", "token scope", facts.scopes.map((key) => ({ key, label: key })), (tokens) => choose({ tokens })),
     );
+    if (facts.sites.length) box.append(select("site", "interchanged token", facts.sites.map((key) => ({ key, label: key })), (site) => choose({ site })));
   };
 
   const syncControls = () => {
@@ -193,6 +195,7 @@ window.dash_clientside = window.dash_clientside || {};
       controls[id].parentElement.querySelector(".swatch").style.background = methodOf(key)?.color ?? "transparent";
     });
     controls.tokens.value = chosen.tokens;
+    if (controls.site) controls.site.value = chosen.site;
     ["strength", "live-strength"].forEach((id) => {
       if (!controls[id]) return;
       controls[id].value = chosen.strength;
@@ -367,6 +370,7 @@ window.dash_clientside = window.dash_clientside || {};
     const id = JSON.parse(trigger.prop_id.slice(0, trigger.prop_id.lastIndexOf(".")));
     const what = trigger.prop_id.slice(trigger.prop_id.lastIndexOf(".") + 1);
     if (id.view === "depth") onStrip(what, trigger.value);
+    else if (id.view === "interchange") onSite(trigger.value);
     else onPlane(what, trigger.value, id.run);
     return nothing;
   };
@@ -380,6 +384,11 @@ window.dash_clientside = window.dash_clientside || {};
       choose({ layers: layers.length ? layers : [near((x[0] + x[1]) / 2)] });
       look();
     } else if (what === "clickData" && value.points?.length) { ruler.active = null; choose({ layers: [near(Number(value.points[0].x))] }); }
+  };
+
+  const onSite = (value) => {
+    const point = value.points?.find((p) => facts.layers.includes(Number(p.y)));
+    if (point) { ruler.active = null; choose({ layers: [Number(point.y)], site: String(point.x) }); }
   };
 
   const onPlane = (what, value, run) => {
