@@ -12,9 +12,9 @@ from torch.testing import assert_close
 import ot_lens as otl
 from ot_lens.errors import FitError
 from ot_lens.interventions import everywhere, intervene
-from ot_lens.learned.cone import extended
 from ot_lens.learned.objective import Loss, Objective, added
 from ot_lens.learned.sphere import TrainingSettings, orthonormal, train
+from ot_lens.learned.start import extended
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.transport import FitInfo
 from ot_lens.transport.projection import ablation_of
@@ -133,8 +133,19 @@ def test_a_basis_keeps_its_first_vectors_and_their_signs():
     assert_close(Q @ Q.T, torch.eye(3).double())
     assert_close(Q[0], normalize(vectors[0], dim=0))
     assert ((Q * vectors).sum(dim=1) > 0).all()
-    assert torch.equal(extended(vectors, 5, 0)[:3], vectors)
-    assert not torch.equal(extended(vectors, 4, 0)[3], extended(vectors, 4, 1)[3])
+
+
+def test_a_cone_grows_by_what_its_vectors_leave_of_the_displacement():
+    """Four clusters of harmful samples about axes: each next vector is an axis that is still left."""
+    axes = torch.eye(6, dtype=torch.float64)[:4]
+    displaced = torch.cat(
+        [size * axis.expand(5, 6) for size, axis in zip((4.0, 3.0, 2.0, 1.0), axes, strict=True)]
+    )
+    grown = extended(axes[:1], displaced, 4)
+    assert torch.equal(grown[0], axes[0])
+    assert_close(grown.abs(), axes)
+    with pytest.raises(FitError, match="k = 7"):
+        extended(axes[:1], displaced, 7)
 
 
 # --- the maps

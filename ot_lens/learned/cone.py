@@ -4,15 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-
 from ot_lens.activations import Activations
-from ot_lens.errors import FitError
 from ot_lens.learned.rdo import SOURCE
 from ot_lens.learned.sphere import TrainingSettings, train
-from ot_lens.learned.start import by_layer, objective_at
+from ot_lens.learned.start import by_layer, extended, objective_at
 from ot_lens.prompts import Contrast
 from ot_lens.transport import PROJECTION, AffineMap, FitInfo, Method
 from ot_lens.transport.methods import register
@@ -41,7 +36,8 @@ def fit_cone(
 
     The loss is that of `fit_rdo`, averaged over the basis vectors, plus its average over random non-negative
     combinations of them, normalized; each vector is ablated by itself while training. The first vector starts
-    at the difference in means, the others at random.
+    at the difference in means, the others at the leading components of what is left of the harmful samples,
+    as seen from the harmless mean.
 
     Source: Wollschläger et al. 2025 (arXiv 2502.17420); the published code starts a cone of k vectors from
     the trained ones of k - 1, as `cone_dimension` does.
@@ -60,21 +56,22 @@ def fit_cone(
         position: Token position of the means.
         hook: Hook point of the means and of the addition.
         batch_size: Prompts per batch.
-        seed: Of the first vectors, the combinations and the order of the prompts.
+        seed: Of the combinations and the order of the prompts.
         progress: Called with the number of steps just done.
 
     Returns:
         The map for `everywhere`; the columns of its V are the basis.
 
     Raises:
-        FitError: If the class means coincide, k is not in 1 .. d, or a parameter is out of range.
+        FitError: If the class means coincide, k exceeds the width or the number of harmful prompts, or a
+            parameter is out of range.
         OtLensTypeError: If `prompts` is a complete set.
         HookError: If the layer or hook point does not exist.
         PromptError: If prompts cannot be rendered, or a refusal token is unknown.
         ActivationError: If logits contain NaN.
     """
     settings = TrainingSettings(steps, learning_rate, prompts_per_step, combinations, seed)
-    objective, first, origin = objective_at(
+    start = objective_at(
         model,
         prompts,
         layer,
@@ -84,19 +81,9 @@ def fit_cone(
         refusal_tokens=refusal_tokens,
         batch_size=batch_size,
     )
-    trained = train(objective, extended(first[None], k, seed), settings, progress)
-    info = FitInfo(method="cone", k=k, rank=k, seed=seed, notes=trained.notes, **origin)
+    trained = train(start.objective, extended(start.unit[None], start.displaced, k), settings, progress)
+    info = FitInfo(method="cone", k=k, rank=k, seed=seed, notes=trained.notes, **start.origin)
     return ablation_of(trained.basis.T.contiguous(), info)
-
-
-def extended(vectors: Float64[Tensor, "m d"], k: int, seed: int) -> Float64[Tensor, "k d"]:
-    """The vectors and random ones, k in all; training makes them orthonormal."""
-    m, d = vectors.shape
-    if not m <= k <= d:
-        raise FitError(f"k = {k} vectors of width {d}: choose {m} <= k <= {d}.")
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(k - m, d, generator=generator, dtype=torch.float64)
-    return torch.cat([vectors, drawn.to(vectors.device)])
 
 
 def _learn(

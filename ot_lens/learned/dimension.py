@@ -13,9 +13,8 @@ from torch import Tensor
 from ot_lens.behaviour import refusal_score, refusal_token_ids
 from ot_lens.errors import FitError, OtLensTypeError
 from ot_lens.interventions import everywhere, intervene
-from ot_lens.learned.cone import extended
 from ot_lens.learned.sphere import TrainingSettings, train
-from ot_lens.learned.start import objective_at
+from ot_lens.learned.start import extended, objective_at
 from ot_lens.models import backend
 from ot_lens.prompts import ContrastSet, Prompt
 from ot_lens.statistics import mean
@@ -46,11 +45,11 @@ def cone_dimension(
 ) -> pd.DataFrame:
     """The effect of the worst basis vector of concept cones of 1 to `max_k` vectors, and their dimension.
 
-    Cones are trained on `prompts.train`, each from the vectors of the one before and a random one (see
-    `fit_cone`). On the harmful prompts of `prompts.test` each vector is ablated everywhere by itself; the
-    worst is the one that lowers the mean refusal score least. The dimension is the largest k whose worst
-    vector still lowers the score beyond the band of random directions, with its whole interval; 0 if none
-    does. A dimension of `max_k` is a lower bound.
+    Cones are trained on `prompts.train`, each from the vectors of the one before and the leading component of
+    what they leave (see `fit_cone`). On the harmful prompts of `prompts.test` each vector is ablated
+    everywhere by itself; the worst is the one that lowers the mean refusal score least. The dimension is the
+    largest k whose worst vector still lowers the score beyond the band of random directions, with its whole
+    interval; 0 if none does. A dimension of `max_k` is a lower bound.
 
     Source: Wollschläger et al. 2025 (arXiv 2502.17420); the band and the interval are ours.
 
@@ -92,7 +91,7 @@ def cone_dimension(
         raise FitError(f"max_k must be at least 1 and draws at least 2, got {max_k} and {draws}.")
     settings = TrainingSettings(steps, learning_rate, prompts_per_step, combinations, seed)
     tokens = refusal_token_ids(model, refusal_tokens)
-    objective, start, _ = objective_at(
+    start = objective_at(
         model,
         prompts.train,
         layer,
@@ -104,12 +103,14 @@ def cone_dimension(
     )
     shifts = _Shifts(model, prompts.test.harmful, tokens, batch_size)
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(draws, len(start), generator=generator, dtype=torch.float64)
+    random = torch.randn(draws, len(start.unit), generator=generator, dtype=torch.float64)
     drawn = [float(shifts(direction).mean()) for direction in random]
     band = null_band(torch.tensor(drawn, dtype=torch.float64))
-    basis, rows = start[None], []
+    basis, rows = start.unit[None], []
     for k in range(1, max_k + 1):
-        trained = train(objective, extended(basis, k, seed + k), replace(settings, seed=seed + k), progress)
+        trained = train(
+            start.objective, extended(basis, start.displaced, k), replace(settings, seed=seed + k), progress
+        )
         basis = trained.basis
         described = {"loss_before": trained.before.total, "loss_after": trained.after.total}
         described["steps"] = len(trained.curve)

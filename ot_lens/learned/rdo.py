@@ -67,7 +67,7 @@ def fit_rdo(
         ActivationError: If logits contain NaN.
     """
     settings = TrainingSettings(steps, learning_rate, prompts_per_step, seed=seed)
-    objective, start, origin = objective_at(
+    start = objective_at(
         model,
         prompts,
         layer,
@@ -77,8 +77,8 @@ def fit_rdo(
         refusal_tokens=refusal_tokens,
         batch_size=batch_size,
     )
-    trained = train(objective, start[None], settings, progress)
-    info = FitInfo(method="rdo", k=1, rank=1, seed=seed, notes=trained.notes, **origin)
+    trained = train(start.objective, start.unit[None], settings, progress)
+    info = FitInfo(method="rdo", k=1, rank=1, seed=seed, notes=trained.notes, **start.origin)
     return ablation_of(trained.basis.T.contiguous(), info)
 
 
