@@ -235,11 +235,15 @@ def test_the_dimension_of_a_cone_counts_the_vectors_beyond_the_band(model, promp
     few = replace(prompts, train=Contrast(prompts.train.harmful[:2], prompts.train.harmless[:2]))
     options = {"max_k": 2, "draws": 3, "combinations": 1, "learning_rate": 0.05}
     table = otl.cone_dimension(model, few, LAYER, steps=2, **options)
-    assert table["k"].tolist() == [1, 2]
+    assert table["k"].tolist() == [1, 1, 2, 2]
+    whole, table = table, table[table["quantity"] == "refusal_score_shift"].reset_index(drop=True)
     assert (table["beyond"] == (table["high"] < table["null_low"])).all()
     assert set(table["dimension"]) == {max([0, *table.loc[table["beyond"], "k"]])}
     assert (table["low"] <= table["value"]).all()
     assert set(table["n"]) == {8}
+    both = whole.groupby("k")["beyond"].all()
+    assert set(whole["needed"]) == {max([0, *both.index[both]])}
+    assert whole.loc[whole["k"] == 1, "value"].nunique() == 1  # there are no others
     first = otl.fit_cone(model, few.train, LAYER, k=1, steps=2, learning_rate=0.05, seed=1)
     unedited = float(otl.refusal_score(model, prompts.test.harmful).mean())
     expected = score_under(model, prompts.test.harmful, first.V[:, 0]) - unedited

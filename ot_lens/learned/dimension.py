@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ot_lens.behaviour import refusal_score, refusal_token_ids
 from ot_lens.errors import FitError, OtLensTypeError
@@ -22,7 +23,7 @@ from ot_lens.statistics.intervals import null_band
 from ot_lens.transport import FitInfo
 from ot_lens.transport.projection import ablation_of
 
-SHIFT = "refusal_score_shift"
+ALONE, FURTHER = "refusal_score_shift", "further_shift"
 
 
 def cone_dimension(
@@ -51,7 +52,12 @@ def cone_dimension(
     largest k whose worst vector still lowers the score beyond the band of random directions, with its whole
     interval; 0 if none does. A dimension of `max_k` is a lower bound.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the band and the interval are ours.
+    Training makes any vector lower the score a little. So each vector is also ablated where all others are
+    ablated already: a cone of k vectors is needed if its worst vector lowers the score both by itself and
+    further. Several vectors each of which removes all refusal are a cone of that dimension, of which one
+    is needed.
+
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420); the band, the interval and what is needed are ours.
 
     Args:
         model: A hooked model.
@@ -71,9 +77,11 @@ def cone_dimension(
         progress: Called with the number of steps just done.
 
     Returns:
-        One row per k: layer, k, quantity ("refusal_score_shift"), vector (index of the worst), value, low,
-        high (95 % over prompts), null_mean, null_low, null_high (of random directions), n, unit, beyond
-        (whether high is below null_low), dimension, loss_before, loss_after and steps of the training.
+        Two rows per k: layer, k, quantity ("refusal_score_shift" by itself, "further_shift" where all others
+        are ablated), vector (index of the worst), value, low, high (95 % over prompts), null_mean, null_low,
+        null_high (of random directions by themselves), n, unit, beyond (whether high is below null_low),
+        dimension (the largest k beyond by itself), needed (beyond in both), loss_before, loss_after and steps
+        of the training.
 
     Raises:
         FitError: If the class means coincide, or a parameter is out of range.
@@ -104,7 +112,7 @@ def cone_dimension(
     shifts = _Shifts(model, prompts.test.harmful, tokens, batch_size)
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(draws, len(start.unit), generator=generator, dtype=torch.float64)
-    drawn = [float(shifts(direction).mean()) for direction in random]
+    drawn = [float(effect.mean()) for effect in shifts.alone(normalize(random, dim=-1))]
     band = null_band(torch.tensor(drawn, dtype=torch.float64))
     basis, rows = start.unit[None], []
     for k in range(1, max_k + 1):
@@ -114,20 +122,27 @@ def cone_dimension(
         basis = trained.basis
         described = {"loss_before": trained.before.total, "loss_after": trained.after.total}
         described["steps"] = len(trained.curve)
-        rows.append({"layer": layer, "k": k, **_of_worst(basis, shifts, band, seed), **described})
+        for quantity, effects in (ALONE, shifts.alone(basis)), (FURTHER, shifts.further(basis)):
+            worst = _worst(effects, band, seed)
+            rows.append({"layer": layer, "k": k, "quantity": quantity, **worst, **described})
     table = pd.DataFrame(rows)
-    return table.assign(dimension=table["k"].where(table["beyond"], 0).max())
+    alone = table.loc[table["quantity"] == ALONE].set_index("k")["beyond"]
+    both = table.groupby("k")["beyond"].all()
+    return table.assign(dimension=_largest(alone), needed=_largest(both))
 
 
-def _of_worst(
-    basis: Float64[Tensor, "k d"], shifts: "_Shifts", band: Mapping[str, float], seed: int
+def _largest(beyond: pd.Series) -> int:
+    """The largest k of those beyond the band; 0 if there is none."""
+    return max([0, *beyond.index[beyond]])
+
+
+def _worst(
+    effects: Sequence[Float64[np.ndarray, " prompt"]], band: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
     """The effect of the vector that lowers the refusal score least."""
-    effects = [shifts(direction) for direction in basis]
     worst = int(np.argmax([effect.mean() for effect in effects]))
     estimate = mean(effects[worst], seed=seed)
     return {
-        "quantity": SHIFT,
         "vector": worst,
         "value": estimate.value,
         "low": estimate.low,
@@ -140,16 +155,27 @@ def _of_worst(
 
 
 class _Shifts:
-    """What the ablation of a direction everywhere does to the refusal score of each prompt."""
+    """What the ablation of directions everywhere does to the refusal score of each prompt."""
 
     def __init__(self, model: Any, prompts: Sequence[Prompt], tokens: Sequence[int], batch_size: int) -> None:
         self._model, self._prompts, self._tokens, self._batch_size = model, prompts, tokens, batch_size
         self._layers = range(backend(model).n_layers)
         self._unedited = self._scores()
 
-    def __call__(self, direction: Float64[Tensor, " d"]) -> Float64[np.ndarray, " prompt"]:
-        unit = direction / direction.norm()
-        edits = everywhere(ablation_of(unit[:, None], FitInfo(k=1)), self._layers)
+    def alone(self, basis: Float64[Tensor, "k d"]) -> list[Float64[np.ndarray, " prompt"]]:
+        """Of each vector by itself."""
+        return [self.of(vector[None]) for vector in basis]
+
+    def further(self, basis: Float64[Tensor, "k d"]) -> list[Float64[np.ndarray, " prompt"]]:
+        """Of each vector where all others are ablated already."""
+        whole, numbers = self.of(basis), range(len(basis))
+        return [whole - self.of(basis[[i for i in numbers if i != left]]) for left in numbers]
+
+    def of(self, orthonormal: Float64[Tensor, "m d"]) -> Float64[np.ndarray, " prompt"]:
+        """Of orthonormal vectors together."""
+        if not len(orthonormal):
+            return np.zeros(len(self._unedited))
+        edits = everywhere(ablation_of(orthonormal.T.contiguous(), FitInfo(k=len(orthonormal))), self._layers)
         with intervene(self._model, edits):
             return self._scores() - self._unedited
 
