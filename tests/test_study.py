@@ -33,7 +33,10 @@ from ot_lens.study import (
 from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.tables import effects
 
-TABLES = ("localization", "localizers", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
+TABLES = (
+    "localization", "localizers", "contributions", "geometry", "spectra", "cosines", "plane",
+    "plane_ellipses",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

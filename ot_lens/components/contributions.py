@@ -57,7 +57,7 @@ def contributions(
         prompts: One split, such as `prompts.test`; not the one the direction was fitted on, if the class
             differences are to be evidence.
         direction: The direction, of any length other than zero; positive contributions point along it.
-        layer: The layer whose input is taken apart; None: what leaves the last layer.
+        layer: The layer whose input is taken apart; None, or the number of layers: what leaves the last one.
         heads: Split attention outputs into heads, where a layer has any that are known: recurrences have
             none, and neither have the layers of a HookedTransformer here.
         tokens: "last": at the prompt's last token; "all": summed over all tokens of the prompt.
@@ -71,8 +71,9 @@ def contributions(
         Three rows per component, by prompts: the class means ("harmful", "harmless") and their "difference".
         Columns component ("embedding", "attention", "head", "bias", "mlp", "block" where the parts of a layer
         are not known, "stream" for the sum), layer, head, value, unit, low and high (95 %), n, tokens and
-        at_layer (`layer`); of differences also null_mean, null_low and null_high (labels permuted), p_value
-        (two-sided, permutation) and p_holm (Holm 1979, over all components but the sum).
+        at_layer (`layer`, missing for the last one's output); of differences also null_mean, null_low and
+        null_high (labels permuted), p_value (two-sided, permutation) and p_holm (Holm 1979, over all
+        components but the sum).
 
     Raises:
         ActivationError: If the direction has another width than the model, or is zero or not finite, or
@@ -91,7 +92,8 @@ def contributions(
     found = read_contributions(served, both, reading, batch_size)
     values = torch.stack(list(found.values()))
     table = _tested(list(found), values, len(prompts.harmful), permutations, bootstrap, seed)
-    table["tokens"], table["at_layer"] = tokens, pd.array([layer] * len(table), dtype="Int64")
+    at = None if reading.stop == served.n_layers else reading.stop
+    table["tokens"], table["at_layer"] = tokens, pd.array([at] * len(table), dtype="Int64")
     return table[list(COLUMNS)]
 
 
@@ -131,7 +133,7 @@ def _unit(direction: Float[Tensor, " width"], d_model: int) -> Float64[Tensor, "
 
 
 def _checked(layer: int | None, served: Backend) -> int:
-    if layer is None:
+    if layer is None or layer == served.n_layers:
         return served.n_layers
     check_layer(layer, served.n_layers)
     return layer
