@@ -109,6 +109,27 @@ def ablate_heads(
     return pd.DataFrame(list(_rows(found, chosen, about, seed)), columns=list(COLUMNS))
 
 
+def has_heads(model: Any) -> bool:
+    """Whether any layer has heads that can be ablated."""
+    served = backend(model)
+    return isinstance(served, HFBackend) and bool(_known(served))
+
+
+def without_heads(
+    model: Any, prompts: ContrastSet, reduce: Reduce, batch_size: int
+) -> dict[str, Float64[Tensor, "site prompt value"]]:
+    """By class, values with all heads of each layer at their mean, and last those of the unedited model."""
+    served = backend(model)
+    layouts = _layouts(served)
+    entering = _read_entering(served, layouts, prompts.train.harmless, batch_size)
+    sets = [
+        [(layer, head) for head in range(_count(entering, layouts, layer) if layer in layouts else 0)]
+        for layer in range(served.n_layers)
+    ]
+    ablation = _Ablation(layouts, sets, entering, None)
+    return {label: _measured(served, group, ablation, reduce, batch_size)[0] for label, group in prompts.test}
+
+
 @dataclass(frozen=True, eq=False)
 class _Ablation:
     """Sets of heads, and what takes the place of their outputs."""
@@ -160,14 +181,18 @@ class _Ablation:
 def _layouts(served: Backend) -> dict[int, Heads]:
     if not isinstance(served, HFBackend):
         raise HookError("Heads are ablated in Hugging Face models only: load this one by ot_lens.load_model.")
-    found = {layer: heads_of(block) for layer, block in enumerate(decoder_layers(served.hf_model))}
-    layouts = {layer: heads for layer, heads in found.items() if heads is not None}
+    layouts = _known(served)
     if not layouts:
         raise HookError(
             f"No layer of this {type(served.hf_model).__name__} has heads that are known: ablate its "
             "attention outputs by `intervene` at attn_out."
         )
     return layouts
+
+
+def _known(served: HFBackend) -> dict[int, Heads]:
+    found = {layer: heads_of(block) for layer, block in enumerate(decoder_layers(served.hf_model))}
+    return {layer: heads for layer, heads in found.items() if heads is not None}
 
 
 def _read_entering(
@@ -230,7 +255,7 @@ def _walked(ablation: _Ablation, reduce: Reduce, batch: TokenBatch, record: Reco
     values = []
     for start in range(0, len(ablation.sets), ROWS):
         chosen = slice(start, start + ROWS)
-        first = min(layer for heads in ablation.sets[chosen] for layer, _ in heads)
+        first = min((layer for heads in ablation.sets[chosen] for layer, _ in heads), default=0)
         rows = record.streams[first].expand(len(ablation.sets[chosen]), *record.streams[first].shape)
         for layer in range(first, len(record.streams) - 1):
             with ablation.editing([layer], batch, chosen):
