@@ -27,6 +27,9 @@ from .behaviour import register_judge as register_judge
 from .behaviour import save_completions as save_completions
 from .behaviour import text_loss as text_loss
 from .behaviour import token_scores as token_scores
+from .components import ablate_heads as ablate_heads
+from .components import contributions as contributions
+from .components import top_heads as top_heads
 from .directions import RefusalDirectionRun as RefusalDirectionRun
 from .directions import Selection as Selection
 from .directions import compare_directions as compare_directions

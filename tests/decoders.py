@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 import ot_lens as otl
+from ot_lens.components import Component, Reading, read_contributions
+from ot_lens.components.reading import KINDS
 from ot_lens.errors import HookError, ModelError, SinglePassError
 from ot_lens.models import backend, batching
 from ot_lens.single_pass import next_token_sweep
@@ -277,7 +279,8 @@ def examine(family: str, folder: Path, hooks: str = "residual") -> list[str]:
     parts = captured(model, _kind(family).from_pretrained(folder).eval())
     answered(model)
     return [
-        summed(parts), ablated(model, parts["resid_post"]), swept(model, "last"), swept(model, "all"),
+        summed(parts), ablated(model, parts["resid_post"]), attributed(model), swept(model, "last"),
+        swept(model, "all"),
     ]  # fmt: skip
 
 
@@ -343,6 +346,33 @@ def ablated(model: Any, plain: torch.Tensor) -> str:
     return "yes"
 
 
+def attributed(model: Any) -> str:
+    """How far the projection of the stream is taken apart; the parts sum to it, and heads to attentions."""
+    served = backend(model)
+    direction = torch.nn.functional.normalize(torch.arange(1.0, WIDTH + 1).cos().double(), dim=0)
+    for tokens in ("last", "all"):
+        found = read_contributions(served, PROMPTS, Reading(direction, served.n_layers, True, tokens), 64)
+        of = {kind: [component for component in found if component.kind == kind] for kind in KINDS}
+        added(
+            found,
+            [c for kind in ("embedding", "attention", "mlp", "block") for c in of[kind]],
+            of["stream"][0],
+        )
+        apart = {component.layer for component in of["head"]}
+        for whole in of["attention"]:
+            if whole.layer in apart:
+                added(found, [c for c in (*of["head"], *of["bias"]) if c.layer == whole.layer], whole)
+    if of["head"]:
+        return "heads" if len(apart) == served.n_layers else "heads of some layers"
+    return "blocks" if of["block"] else "attention, MLP"
+
+
+def added(found: dict[Component, torch.Tensor], parts: list[Component], whole: Component) -> None:
+    """Contributions sum to 1e-5 of what is summed."""
+    terms = torch.stack([found[part] for part in parts])
+    assert ((terms.sum(dim=0) - found[whole]).abs() <= 1e-5 * terms.abs().sum(dim=0)).all()
+
+
 def swept(model: Any, tokens: str) -> str:
     """The single pass gives the logits of hooks, or a reason."""
     generator = torch.Generator().manual_seed(0)
@@ -375,6 +405,8 @@ date.
 - *Inside a block*: hook points other than `resid_pre` and `resid_post`. They sit on what is added to the
   stream, and `resid_mid` on the stream between the two additions. Others raise a `HookError`.
 - *Every write*: whether a direction can be ablated from every write to the stream (`everywhere`).
+- *Contributions*: how far `contributions` takes the projection of the stream apart: into heads, into
+  attention and MLP outputs, or into blocks. The parts sum to the whole within 1e-5.
 - *Next token*: how `localize` measures the next token at the token scopes `last` and `all`: in a single
   pass, or with plain hooks, which give the same numbers more slowly.
 - *All hook points*: the same for `load_model(..., hooks="full")`, a TransformerBridge: "same", what
@@ -388,8 +420,8 @@ batch.
 
 """
 HEAD = (
-    "Family", "Class", "Inside a block", "Every write", "Next token, `last`", "Next token, `all`",
-    "All hook points",
+    "Family", "Class", "Inside a block", "Every write", "Contributions", "Next token, `last`",
+    "Next token, `all`", "All hook points",
 )  # fmt: skip
 
 
@@ -397,7 +429,7 @@ def cells(family: str, folder: Path) -> list[str]:
     """A row of the table but for its last cell."""
     examined = examine(family, folder)
     [architecture] = json.loads((folder / "config.json").read_text("utf-8"))["architectures"]
-    return [family, architecture, *examined, *[""] * (4 - len(examined))]
+    return [family, architecture, *examined, *[""] * (5 - len(examined))]
 
 
 def cell_of_every_hook_point(family: str, folder: Path, row: list[str]) -> str:

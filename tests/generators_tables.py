@@ -275,6 +275,40 @@ def localizers(layers=8, n=64):
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
+def contributions(layers=8, heads=4, n=64):
+    """Two heads in the middle and the MLP behind them write the direction; the other parts are noise."""
+    parts = [("embedding", pd.NA, pd.NA), ("stream", pd.NA, pd.NA)]
+    for layer in range(layers):
+        parts += [
+            ("attention", layer, pd.NA),
+            *(("head", layer, head) for head in range(heads)),
+            ("mlp", layer, pd.NA),
+        ]
+    components = pd.DataFrame(parts, columns=["component", "layer", "head"])
+    rng = np.random.default_rng(0)
+    value = rng.normal(scale=0.2, size=len(components))
+    writes = (components["layer"] == layers // 2) & components["head"].isin([1, 2])
+    writes |= (components["layer"] == layers // 2) & (components["component"] == "attention")
+    writes |= (components["layer"] == layers // 2 + 1) & (components["component"] == "mlp")
+    value = value + 2.5 * writes.to_numpy(bool, na_value=False)
+    tests = {
+        "null_mean": 0.0,
+        "null_low": -0.5,
+        "null_high": 0.5,
+        "p_value": np.where(np.abs(value) > 1, 0.001, 0.4),
+    }
+    tests |= {"p_holm": np.where(np.abs(value) > 1, 0.02, 1.0)}
+    rows = [
+        components.assign(
+            prompts=label, value=share * value, low=share * value - 0.2, high=share * value + 0.2, n=n
+        )
+        for label, share in (("harmful", 0.75), ("harmless", -0.25), ("difference", 1.0))
+    ]
+    rows[2] = rows[2].assign(**tests, n=2 * n)
+    table = pd.concat(rows, ignore_index=True).assign(unit="activation", tokens="last", at_layer=layers - 1)
+    return table.astype({"layer": "Int64", "head": "Int64", "at_layer": "Int64"})
+
+
 def cosines(layers=8, n=128, position=-1):
     table = grid(layer_a=range(layers), layer_b=range(layers))
     apart = (table["layer_a"] - table["layer_b"]).abs()
@@ -418,6 +452,7 @@ def tables(layers=8, methods=METHODS, seed=0):
         "geometry": geometry(layers, seed=seed),
         "spectra": spectra(layers),
         "localizers": localizers(layers),
+        "contributions": contributions(layers),
         "massive": massive(layers),
         "cosines": cosines(layers),
         "plane": points,

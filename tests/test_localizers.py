@@ -16,10 +16,12 @@ from ot_lens.localizers.profiles import (
     as_in_base,
     edited,
     edited_instruction,
+    heads_at_mean,
     interchanged,
     left_out,
     probed,
     written,
+    written_by_attention,
 )
 from ot_lens.localizers.truth import Truth
 from ot_lens.models import (
@@ -143,6 +145,28 @@ def test_a_part_left_out_is_an_edit_that_writes_zeros(setting, part, monkeypatch
     zeros = AffineMap(torch.zeros(d, 0), torch.zeros(d, 0), torch.zeros(d), torch.zeros(d))
     with otl.intervene(setting.model, {(1, part): zeros}):
         np.testing.assert_allclose(found.harmful[1], own - score(setting), atol=1e-4)
+
+
+def test_heads_at_their_mean_are_an_attention_at_its_mean(setting):
+    """The output of an attention without bias is the sum of its heads."""
+    effects = heads_at_mean(setting)
+    means = otl.capture(setting.model, setting.prompts.train, hook="attn_out").data["harmless"][:, :, 0]
+    nothing = torch.zeros(means.shape[-1], 0)
+    for layer, mean in enumerate(means.mean(dim=1)):
+        constant = AffineMap(nothing, nothing, mean, torch.zeros_like(mean))
+        for label, found in (("harmful", effects.harmful), ("harmless", effects.harmless)):
+            with otl.intervene(setting.model, {(layer, "attn_out"): constant}, "last"):
+                without = score(setting, label)
+            expected = score(setting, label) - without
+            np.testing.assert_allclose(found[layer], expected, atol=1e-3)
+
+
+def test_what_attentions_write_is_what_they_add_along_the_direction(setting):
+    effects = written_by_attention(setting)
+    direction = setting.train.harmful[-1].mean(dim=0) - setting.train.harmless[-1].mean(dim=0)
+    added = otl.capture(setting.model, setting.prompts.test, hook="attn_out").data["harmful"][:, :, 0]
+    expected = added.double() @ torch.nn.functional.normalize(direction, dim=0)
+    np.testing.assert_allclose(effects.harmful, expected, atol=1e-4)
 
 
 def test_a_block_that_destroys_the_model_says_nothing(setting, monkeypatch):

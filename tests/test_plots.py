@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -523,6 +524,30 @@ def test_cells_are_outlined_along_the_sides_they_do_not_share():
     a, b, c, d = (0.5, 0.5), (1.5, 0.5), (1.5, 1.5), (0.5, 1.5)
     sides = {frozenset(edge) for edge in cells.chance_edges}
     assert sides == {frozenset(pair) for pair in ((a, b), (b, c), (c, d), (d, a))}
+
+
+def test_cells_of_contributions_are_the_class_differences_of_the_table():
+    table = TABLES["contributions"]
+    [panel] = described("contributions").panels
+    cells = panel.cells
+    assert list(cells.columns) == ["0", "1", "2", "3", "attn", "MLP"]
+    rows = table[table["prompts"] == "difference"]
+    for layer in range(8):
+        own = rows[rows["layer"] == layer]
+        parts = [own[own["component"] == kind] for kind in ("head", "attention", "mlp")]
+        expected = pd.concat(parts)
+        np.testing.assert_array_equal(cells.matrix[layer], expected["value"])
+        assert cells.chance[layer].tolist() == (expected["p_holm"] >= 0.05).tolist()
+    assert "head 2 of layer 4" in ENTRIES["contributions"].caption(table)
+    whole = table[~table["component"].isin(["head", "attention", "mlp"])]
+    with pytest.raises(NothingToDrawError):
+        describe("contributions", {"contributions": whole})
+
+
+@pytest.mark.parametrize("layers", [1, 80])
+def test_contributions_of_any_depth_and_width_are_drawn(layers):
+    drawn = draw("contributions", {"contributions": tables_of.contributions(layers, heads=64)})
+    assert [label.get_text() for label in drawn.axes[0].get_xticklabels()][-2:] == ["attn", "MLP"]
 
 
 @pytest.mark.parametrize("layers", [8, 30])

@@ -15,9 +15,17 @@ import pytest
 import yaml
 
 import ot_lens as otl
+from ot_lens.activations import load_activations
 from ot_lens.cli import console
 from ot_lens.cli.results import print_result
-from ot_lens.errors import ConfigError, NotMeasuredWarning, OtLensError, RunFolderError, SinglePassError
+from ot_lens.errors import (
+    ConfigError,
+    HookError,
+    NotMeasuredWarning,
+    OtLensError,
+    RunFolderError,
+    SinglePassError,
+)
 from ot_lens.execution import LocalExecutor
 from ot_lens.study import (
     RunFolder,
@@ -31,9 +39,12 @@ from ot_lens.study import (
     summarize,
 )
 from ot_lens.study.diagnostics import MAKERS, Study
-from ot_lens.tables import effects
+from ot_lens.tables import effects, most_effective_layer, reported
 
-TABLES = ("localization", "localizers", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
+TABLES = (
+    "localization", "localizers", "contributions", "geometry", "spectra", "cosines", "plane",
+    "plane_ellipses",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,30 @@ def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_
         assert MAKERS["localizers"](study) == {}
     none = replace(study, config=config.model_copy(update={"localizers": 0}))
     assert MAKERS["localizers"](none) == {}
+
+
+def test_contributions_that_do_not_add_up_are_left_out_of_a_study(finished_run, monkeypatch):
+    def fails(*_args, **_options):
+        raise HookError("The contributions miss the stream.")
+
+    folder = RunFolder.open(finished_run)
+    config = folder.config.model_copy(update={"contributions": 3})
+    acts = {"train": load_activations(finished_run / "activations" / "train")}
+    sweep = folder.read_table("localization")
+    executor = LocalExecutor(otl.load_model("organism"))
+    study = Study(folder, acts, {}, config, sweep, executor, otl.load_prompts("organism"))
+    table = MAKERS["contributions"](study)["contributions"]
+    assert set(table.loc[table["prompts"] == "harmful", "n"]) == {3}
+    layer = most_effective_layer(reported(sweep))
+    assert set(table["at_layer"]) == {layer}
+    behind = replace(study, config=config.model_copy(update={"hook": "resid_post"}))
+    after = MAKERS["contributions"](behind)["contributions"]["at_layer"]
+    assert after.isna().all() if layer == 7 else set(after) == {layer + 1}
+    monkeypatch.setattr(diagnostics, "contributions", fails)
+    with pytest.warns(NotMeasuredWarning, match="miss the stream"):
+        assert MAKERS["contributions"](study) == {}
+    none = config.model_copy(update={"contributions": 0})
+    assert MAKERS["contributions"](replace(study, config=none)) == {}
 
 
 def test_the_study_of_smollm2_is_a_valid_configuration_that_can_be_changed():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ot_lens.components import has_heads
 from ot_lens.errors import HookError
 from ot_lens.localizers.bands import NOTHING, Effects, find_band
 from ot_lens.localizers.profiles import LOCALIZERS, Localizer, Setting
@@ -116,7 +117,12 @@ def effects_of(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effec
     """The effects by which each localizer that is possible judges."""
     if setting.base is not None:
         _check_base(setting.model, setting.base)
-    possible = [one for one in LOCALIZERS if setting.base is not None or not one.needs_base]
+    by_head = has_heads(setting.model)
+    possible = [
+        one
+        for one in LOCALIZERS
+        if (setting.base is not None or not one.needs_base) and (by_head or not one.needs_heads)
+    ]
     found = {}
     with stage("localizers", len(possible)) as step:
         for localizer in possible:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ot_lens.activations import capture
 from ot_lens.behaviour import refusal_token_ids
 from ot_lens.behaviour.panel import values_of_logits, without_nan
+from ot_lens.components import Component, Reading, read_contributions, without_heads
 from ot_lens.errors import FitError
 from ot_lens.interventions import Edits, intervene
 from ot_lens.linalg import float64
@@ -110,6 +111,13 @@ def as_in_base(setting: Setting) -> Effects:
     return replace(_loss_of_refusal(setting, branches), parts=True)
 
 
+def heads_at_mean(setting: Setting) -> Effects:
+    """How much less the classes differ where all heads of a layer are, at the last token, as if harmless."""
+    values = without_heads(setting.model, setting.prompts, setting.reduce, setting.batch_size)
+    harmful, harmless = ((x[-1:, :, 0] - x[:-1, :, 0]).numpy() for x in (values[label] for label in CLASSES))
+    return Effects(harmful, harmless)
+
+
 def edited(setting: Setting, tokens: str) -> Effects:
     """How much further a mean shift lowers harmful prompts' refusal score after a block than before it."""
     train = setting.train
@@ -157,6 +165,17 @@ def written(setting: Setting) -> Effects:
     return Effects(_steps(test.harmful @ direction), _steps(test.harmless @ direction))
 
 
+def written_by_attention(setting: Setting) -> Effects:
+    """What each attention adds along that direction, at the last token; a layer not known adds nothing."""
+    train, test, served = setting.train, setting.prompts.test, backend(setting.model)
+    direction = _unit(train.harmful[-1].mean(dim=0) - train.harmless[-1].mean(dim=0))
+    reading = Reading(direction, served.n_layers, heads=False)
+    found = read_contributions(served, [*test.harmful, *test.harmless], reading, setting.batch_size)
+    none = torch.zeros(len(test.harmful) + len(test.harmless), dtype=torch.float64)
+    added = torch.stack([found.get(Component("attention", i), none) for i in range(served.n_layers)]).numpy()
+    return Effects(added[:, : len(test.harmful)], added[:, len(test.harmful) :])
+
+
 def grown(setting: Setting) -> Effects:
     """How much each block moves the classes apart along the class means' difference, in activation norms."""
     train, test = setting.train, setting.test
@@ -196,6 +215,7 @@ class Localizer:
     says: str
     effects: Callable[[Setting], Effects]
     needs_base: bool = False
+    needs_heads: bool = False
     unit: str = "score (nats)"
 
 
@@ -205,11 +225,15 @@ LOCALIZERS = (
     Localizer("block_left_out", "Block left out", MAKES, left_out),
     Localizer("attention_left_out", "Attention left out", MAKES, partial(left_out, part="attn_out")),
     Localizer("mlp_left_out", "MLP left out", MAKES, partial(left_out, part="mlp_out")),
+    Localizer("heads_at_mean", "Heads at their mean", MAKES, heads_at_mean, needs_heads=True),
     Localizer("edit_all", "Shift, all tokens", CHANGES, partial(edited, tokens="all")),
     Localizer("edit_instruction", "Shift, instruction", CHANGES, edited_instruction),
     Localizer("edit_last", "Shift, last token", CHANGES, partial(edited, tokens="last")),
     Localizer("interchange", "Interchange", CHANGES, interchanged),
     Localizer("contribution", "Contribution", SEEN, written, unit="activation"),
+    Localizer(
+        "contribution_attention", "Contribution of attention", SEEN, written_by_attention, unit="activation"
+    ),
     Localizer("direction_norm", "Growth of direction", SEEN, grown, unit="norms"),
     Localizer("probe", "Probe", SEEN, probed, unit="AUC"),
 )

@@ -56,10 +56,17 @@ BRANCHES = (
     # Llama and most others
     Branches((MIXER,), (MLP,), BEFORE_MLP),
 )
+# The projection of an attention that the heads share, and the width of each head's part of its input.
+OUTPUT_PROJECTION = "o_proj|out_proj|c_proj|dense"
+HEAD_WIDTHS = ("v_head_dim", "head_dim", "head_size")
+# Attention in name only: a recurrence in its place, or heads that the projection takes in pairs.
+NOT_BY_HEAD = ("Delta", "Lightning", "DiffLlama")
 # Factors of a branch, as attributes of the layer: Falcon-H1 scales its two apart, Granite every branch alike.
 SCALES = {"mamba": "ssm_out_multiplier", "self_attn": "attn_out_multiplier"}
 EVERY_SCALE = "residual_multiplier"
 PARALLEL = "use_parallel_residual"
+# A TransformerBridge's name for the module that it wraps.
+WRAPPED = "original_component"
 # Where a TransformerBridge normalizes a branch before adding it, the addend is that norm's output.
 BRIDGE_ADDENDS = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
 
@@ -162,6 +169,43 @@ def _modules(layer: Any, names: tuple[str, ...]) -> list[tuple[nn.Module, float]
         scale: float = getattr(layer, SCALES.get(name, ""), getattr(layer, EVERY_SCALE, 1.0))
         found.append((getattr(layer, name), float(scale)))
     return found
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where the heads of a layer's attention meet: each has `width` columns of the projection's input.
+
+    What the projection gives joins the stream times `scale`, or, where there is one, through a norm.
+    """
+
+    projection: nn.Module
+    width: int
+    scale: float
+    norm: nn.Module | None
+
+    @property
+    def weights(self) -> nn.Module:
+        """The projection by itself: that of a TransformerBridge has hook points, which must not see it."""
+        return getattr(self.projection, WRAPPED, self.projection)
+
+
+def heads_of(layer: Any) -> Heads | None:
+    """The heads of a decoder layer; None where there are none, or none that are known to be apart."""
+    added, mixers = branches(layer).get("attn_out", []), _modules(layer, (MIXER,))
+    if len(added) != 1 or not mixers:
+        return None
+    (last, scale), (mixer, _) = added[0], mixers[0]
+    # GPT-Neo has its attention inside another module.
+    attention = getattr(mixer, "attention", mixer)
+    kind = type(getattr(mixer, WRAPPED, mixer)).__name__
+    width = next((int(w) for name in HEAD_WIDTHS if isinstance(w := getattr(attention, name, None), int)), 0)
+    projections = (getattr(attention, name, None) for name in OUTPUT_PROJECTION.split("|"))
+    projection = next((module for module in projections if callable(module)), None)
+    by_head = "Attention" in kind and not any(word in kind for word in NOT_BY_HEAD)
+    normalized = last is not mixer
+    if not (by_head and width and projection) or (normalized and "Norm" not in type(last).__name__):
+        return None
+    return Heads(projection, width, scale, last if normalized else None)
 
 
 def hook_name(names: Container[str], layer: int, hook: str) -> str:

@@ -18,6 +18,8 @@ from ot_lens.models.hooked import HOOKS
 from ot_lens.models.reversible import Reversible, evaluating
 
 INSIDE = ("attn_out", "resid_mid", "mlp_out")
+# Of a block as a whole: resid_pre and all its branches give resid_post.
+WHOLE = "whole"
 # Tokens of the short sequence.
 LENGTH = 6
 # Errors of a sum that rounding explains: relative to the branch, and in roundings of the stream.
@@ -33,7 +35,7 @@ Parts = dict[str, Float[Tensor, "..."]]
 class Inspection:
     """What a short sequence shows of a model."""
 
-    faults: list[dict[str, str]]  # of each layer's hook points; empty where there is none
+    faults: list[dict[str, str]]  # of each layer's hook points, and of their sum; empty where there is none
     causal: bool  # whether a token leaves the logits of those before it as they are
     pads: bool  # whether padding on the left leaves the logits as they are, with a cache too
 
@@ -76,6 +78,18 @@ def check_sums(served: Any, layer: int, hook: str) -> None:
             f"{hook} of layer {layer} is not what a {_name(served)} adds to the stream ({reason}): use "
             "resid_pre or resid_post, or, if this model was loaded with hooks='full', hooks='residual'."
         )
+
+
+def addends(served: Any, layer: int) -> tuple[str, ...]:
+    """The hook points of a block whose parts, added to resid_pre, are resid_post; () if none are known."""
+    faults = inspected(served).faults[layer]
+    return () if faults[WHOLE] else tuple(h for h in ("attn_out", "mlp_out") if not faults[h])
+
+
+def allowed_error(dtype: torch.dtype, branches: Tensor, stream: Tensor) -> Tensor:
+    """The error of a sum that rounding explains: relative to the branches, and in roundings of the stream."""
+    relative = OF_BRANCH.get(dtype, OF_BRANCH_IN_HALF)
+    return relative * branches + ROUNDINGS * torch.finfo(dtype).eps * stream
 
 
 def inspected(served: Any) -> Inspection:
@@ -123,7 +137,7 @@ def _judged(parts: Parts, shape: tuple[int, int]) -> dict[str, str]:
     """What is wrong with each hook point; empty if nothing is."""
     faults = {hook: _shape_fault(parts.get(hook), shape) for hook in HOOKS}
     if faults["resid_pre"] or faults["resid_post"]:
-        return faults
+        return faults | {WHOLE: faults["resid_pre"] or faults["resid_post"]}
     sound = {hook: parts[hook] for hook in HOOKS if not faults[hook]}
     before = _gap(sound, ("resid_pre", "attn_out"), "resid_mid")
     after = _gap(sound, ("resid_mid", "mlp_out"), "resid_post")
@@ -136,7 +150,7 @@ def _judged(parts: Parts, shape: tuple[int, int]) -> dict[str, str]:
         ("mlp_out", after and whole),
     ):
         faults[hook] = faults[hook] or gap
-    return faults
+    return faults | {WHOLE: whole}
 
 
 def _shape_fault(x: Tensor | None, shape: tuple[int, int]) -> str:
@@ -156,8 +170,7 @@ def _gap(parts: Parts, terms: tuple[str, ...], total: str) -> str:
     expected, dtype = float64(parts[total]), parts[total].dtype
     added = torch.stack(branches).norm(dim=-1).amax(0)
     error = (stream + torch.stack(branches).sum(0) - expected).norm(dim=-1)
-    rounding = torch.finfo(dtype).eps * torch.maximum(stream.norm(dim=-1), expected.norm(dim=-1))
-    allowed = OF_BRANCH.get(dtype, OF_BRANCH_IN_HALF) * added + ROUNDINGS * rounding
+    allowed = allowed_error(dtype, added, torch.maximum(stream.norm(dim=-1), expected.norm(dim=-1)))
     # A sequence that overflows compares as false: every measure names it.
     if not bool((error > allowed).any()):
         return ""

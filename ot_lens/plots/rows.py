@@ -22,6 +22,9 @@ COLUMNS = {
     "localizers": (
         "value", "layer", "localizer", "label", "says", "unit", "verdict", "band_first", "band_last",
     ),
+    "contributions": (
+        "value", "prompts", "component", "layer", "head", "low", "high", "p_holm", "tokens", "at_layer",
+    ),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),

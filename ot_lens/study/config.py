@@ -169,6 +169,12 @@ class StudyConfig(BaseModel):
         ge=0,
         description="Test prompts of each class on which `locate` tells which blocks make refusal; 0: none.",
     )
+    contributions: int = Field(
+        64,
+        ge=0,
+        description="Test prompts of each class on which `contributions` tells which heads and MLPs write "
+        "the refusal direction; 0: none.",
+    )
     base: str | None = Field(
         None,
         description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",

@@ -12,7 +12,8 @@ import pandas as pd
 
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture
-from ot_lens.errors import FitError, NotMeasuredWarning, SinglePassError
+from ot_lens.components import contributions
+from ot_lens.errors import ActivationError, FitError, HookError, NotMeasuredWarning, SinglePassError
 from ot_lens.execution import Executor, RunCache, Runner
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization import restore_refusal
@@ -277,6 +278,30 @@ def _defence(study: Study) -> Tables:
     return {"defence": table}
 
 
+def _contributions(study: Study) -> Tables:
+    """Who writes the refusal direction: the class means' difference where edits have the largest effect."""
+    config, train = study.config, study.acts.get("train")
+    if study.executor is None or study.prompts is None or train is None or not config.contributions:
+        return {}
+    most = most_effective_layer(reported(study.sweep))
+    layer = train.layers[-1] if most is None else most
+    harmful, harmless = (getattr(train, label)(layer, config.position) for label in CLASSES)
+    direction = harmful.mean(dim=0) - harmless.mean(dim=0)
+    # The stream that is taken apart enters a layer; all other hook points are part of what enters the next.
+    at = layer if config.hook == "resid_pre" else layer + 1
+    options = {"layer": at, "batch_size": config.batch_size, "seed": config.seed}
+    prompts = _drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
+    try:
+        with study.stage("contributions", None):
+            table = study.executor.call(contributions, prompts, direction, **options)
+    except (ActivationError, HookError) as error:
+        warnings.warn(
+            f"Who writes the refusal direction was not measured: {error}", NotMeasuredWarning, stacklevel=2
+        )
+        return {}
+    return {"contributions": table}
+
+
 def _drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
     """At most so many prompts of each class."""
     chosen = [sorted(rng.permutation(len(group))[:most]) for _, group in contrast]
@@ -321,6 +346,7 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "visibility": _visibility,
     "localizers": _localizers,
     "defence": _defence,
+    "contributions": _contributions,
     "ground_truth": _ground_truth,
     "paper": _paper,
 }

@@ -271,6 +271,8 @@ def _of_model(
     located = sum(min(config.localizers, len(group)) for _, group in prompts.test)
     # Each block is left out, and its parts, or replaced: half of the model follows it on average.
     passes = n_layers * (ABLATED + (config.base is not None)) / 2
+    written = sum(min(config.contributions, len(group)) for _, group in prompts.test)
+    yield Cost("contributions", written, "prompts", sample.seconds["capture"] / train)
     yield Cost("localizers", located, "prompts", passes * sample.seconds["capture"] / train)
     if config.defence:
         # Alone and under the attack.

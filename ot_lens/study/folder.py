@@ -16,8 +16,8 @@ from ot_lens.study.config import StudyConfig, commented_yaml, parse_config
 from ot_lens.study.manifest import SCHEMA, machine, manifest_hash, read_manifest, seeds, source_hash, versions
 
 WHOLE = (
-    "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "component", "coordinate", "prompt", "k",
-    "draw", "draws", "n",
+    "layer", "layer_a", "layer_b", "layer_other", "edited_layer", "at_layer", "head", "component",
+    "coordinate", "prompt", "k", "draw", "draws", "n",
 )  # fmt: skip
 NUMBERS = (
     "value", "low", "high", "null_mean", "null_low", "null_high", "strength", "p_value", "p_holm", "cosine",
@@ -28,6 +28,8 @@ TEXTS = (
     "set", "layers", "method", "tokens", "hook", "transport", "control", "fitting", "measure", "prompts",
     "unit", "interval", "test", "engine", "note", "class", "state", "quantity", "robust", "other",
 )  # fmt: skip
+# Columns of text that are whole numbers in other tables: there, principal components.
+NAMED = {"contributions": ("component",)}
 LARGEST = 10**9
 LONGEST = 4_000
 
@@ -175,11 +177,11 @@ def read_table_file(path: Path) -> pd.DataFrame:
     """A table as it was written; raises a `RunFolderError` if the values of a column do not fit its name."""
     table = read_frame(read_bounded(path, MAX_BYTES, RunFolderError), str(path), RunFolderError)
     for name in table.columns:
-        column = table[name]
-        if name in (*WHOLE, *NUMBERS) and not _holds_numbers(column, whole=name in WHOLE):
+        column, named = table[name], name in NAMED.get(path.stem, ())
+        if not named and name in (*WHOLE, *NUMBERS) and not _holds_numbers(column, whole=name in WHOLE):
             kind = f"whole numbers up to {LARGEST}" if name in WHOLE else "numbers"
             raise RunFolderError(f"{path}: column {name!r} does not contain {kind}: restore the table.")
-        if name in TEXTS and not _holds_text(column):
+        if (named or name in TEXTS) and not _holds_text(column):
             raise RunFolderError(
                 f"{path}: column {name!r} does not contain short plain text: restore the table."
             )

@@ -74,6 +74,8 @@ def _cell_axes(ax: Axes, panel: Panel, cells: Cells) -> None:
         axis.set_major_locator(MaxNLocator(integer=True, nbins=9, min_n_ticks=1, steps=[1, 2, 5, 10]))
         named = dict(enumerate(names))
         axis.set_major_formatter(FuncFormatter(lambda x, _, named=named: named.get(round(x, 6), "")))
+    if panel.x.ticks is not None:
+        ax.set_xticks(*zip(*panel.x.ticks, strict=True))
     if len(cells.rows) <= MOST_NAMES:
         ax.set_yticks(range(len(cells.rows)), cells.rows)
     ax.set_xlabel(panel.x.title)

@@ -22,6 +22,15 @@ from ot_lens.tables import COLUMNS
 from ot_lens.transport import ActivationMap, load_map
 
 T = TypeVar("T")
+# Tables that need a model.
+MODEL_TABLES = (
+    "massive",
+    "visibility",
+    "localizers",
+    "contributions",
+    "defence",
+    "ground_truth",
+)
 
 
 @contextmanager

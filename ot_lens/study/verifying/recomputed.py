@@ -23,7 +23,7 @@ from ot_lens.prompts import CLASSES
 from ot_lens.study.diagnostics import MAKERS, Study, Tables
 from ot_lens.study.sweeping import map_folder, map_path
 from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, listed
-from ot_lens.study.verifying.evidence import Evidence
+from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence
 from ot_lens.tables import COLUMNS, add_holm
 from ot_lens.transport import ActivationMap, load_map
 
@@ -37,8 +37,7 @@ TOLERANCES = {"class_angles": ANGLES, "layer_angles": ANGLES}
 # Tables whose numbers do not depend on resamples.
 NOT_RESAMPLED = ("controls", "plane", "plane_ellipses", "paper")
 LAYERS = ("layer", "layer_a", "layer_b")
-# Tables that need a model.
-OF_THE_MODEL = ("localization", "massive", "visibility", "localizers", "defence", "ground_truth")
+OF_THE_MODEL = ("localization", *MODEL_TABLES)
 ARITHMETIC = "own arithmetic"
 TRAINED = "trained through the model: the activations alone cannot repeat it"
 

@@ -25,13 +25,12 @@ from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.study.preparation import Prepared, prepare, sweep_plan
 from ot_lens.study.sweeping import capture_options, filter_prompts
 from ot_lens.study.verifying.comparing import Check, Checks, compare, different_rows, key_rows, listed
-from ot_lens.study.verifying.evidence import Evidence
+from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence
 from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
 
 # Relative, by the dtype that the model computes in. On the same machine the numbers are equal to the bit; on
 # another the logits move by a few units in the last place of that dtype, and scores and KL with them.
 TOLERANCES = {"torch.float64": 1e-9, "torch.float32": 1e-4, "torch.bfloat16": 5e-2, "torch.float16": 1e-2}
-MODEL_TABLES = ("massive", "visibility", "localizers", "defence", "ground_truth")
 AGAIN = "measured again"
 
 
