@@ -30,8 +30,10 @@ from .directions import RefusalDirectionRun as RefusalDirectionRun
 from .directions import Selection as Selection
 from .directions import compare_directions as compare_directions
 from .directions import read_refusal_direction_run as read_refusal_direction_run
+from .directions import readout as readout
 from .directions import score_directions as score_directions
 from .directions import select_direction as select_direction
+from .directions import vector_logits as vector_logits
 from .errors import NoDirectionLeftError as NoDirectionLeftError
 from .errors import OtLensError as OtLensError
 from .errors import OutOfDomainWarning as OutOfDomainWarning
