@@ -50,7 +50,7 @@ def test_a_direction_by_hand(chain):
 
 
 def test_axes_and_displacement_of_a_map_by_hand(chain):
-    """Ablation writes along its direction; a shift has no axes, and its displacement is minus the direction."""
+    """Ablation writes along its direction; a shift has no axes, and is displaced against the direction."""
     acts = samples(chain, "w0", "w1")
     r = (acts.harmful(1).mean(0) - acts.harmless(1).mean(0)) / 2**0.5
     none = r.new_zeros(len(r), 0)
