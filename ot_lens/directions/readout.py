@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class _Vector:
+class Vector:
     """One vector to read, and what the table says of it."""
 
     place: Mapping[str, Any]
@@ -128,31 +128,48 @@ def readout(
         OtLensError: If k or axes is too small or large, or there are too few draws.
         FitError: If a map has another width than the activations.
     """
-    served, at = backend(model), resolve_position(acts, position)
-    _check_counts(k, axes, draws, served.d_vocab)
-    chosen = tuple(acts.layers if layers is None else layers)
+    vectors = readout_vectors(acts, maps or {}, moved=moved, layers=layers, position=position, axes=axes)
+    return tokens_written(model, vectors, k=k, draws=draws, seed=seed)
+
+
+def readout_vectors(
+    acts: LayerSamples,
+    maps: Mapping[str, Mapping[int, Edit]],
+    *,
+    moved: LayerSamples | None = None,
+    layers: Sequence[int] | None = None,
+    position: int | str | None = None,
+    axes: int = 4,
+) -> list[Vector]:
+    """What `readout` reads, which needs no model."""
+    at, chosen = resolve_position(acts, position), tuple(acts.layers if layers is None else layers)
     missing = [layer for layer in chosen if layer not in acts.layers]
     if missing or not chosen:
         raise HookError(f"layers = {list(chosen)}: choose at least one of the captured {list(acts.layers)}.")
-    null = _null(model, served.d_model, k, draws, seed)
-    vectors: list[_Vector] = []
+    if axes < 0:
+        raise OtLensError(f"axes must be >= 0, got {axes}.")
+    vectors: list[Vector] = []
     for layer in chosen:
-        edits = {name: by_layer[layer] for name, by_layer in (maps or {}).items() if layer in by_layer}
+        edits = {name: by_layer[layer] for name, by_layer in maps.items() if layer in by_layer}
         vectors += _vectors((acts, moved or acts), edits, layer, at, axes)
+    return vectors
+
+
+def tokens_written(
+    model: Any, vectors: Sequence[Vector], *, k: int, draws: int = 199, seed: int = 0
+) -> pd.DataFrame:
+    """The table of `readout`."""
+    served = backend(model)
+    if not 1 <= k <= served.d_vocab:
+        raise OtLensError(f"k must be 1 to {served.d_vocab}, the size of the vocabulary, got {k}.")
+    if draws < FEWEST_DRAWS:
+        raise OtLensError(f"draws must be at least {FEWEST_DRAWS} for a 95 % band, got {draws}.")
+    null = _null(model, served.d_model, k, draws, seed)
     rows = [row for vector, read in _read(model, vectors, k) for row in _rows(vector, read, null)]
     tokens = {i: _text(served.tokenizer, i) for i in {row["token_id"] for row in rows}}
     about = {"draws": draws, "unit": "logits", "seed": seed}
     told = [{**row, "token": tokens[row["token_id"]], **about} for row in rows]
     return pd.DataFrame(told, columns=list(COLUMNS)).astype({"number": "Int64"})
-
-
-def _check_counts(k: int, axes: int, draws: int, d_vocab: int) -> None:
-    if not 1 <= k <= d_vocab:
-        raise OtLensError(f"k must be 1 to {d_vocab}, the size of the vocabulary, got {k}.")
-    if axes < 0:
-        raise OtLensError(f"axes must be >= 0, got {axes}.")
-    if draws < FEWEST_DRAWS:
-        raise OtLensError(f"draws must be at least {FEWEST_DRAWS} for a 95 % band, got {draws}.")
 
 
 def _vectors(
@@ -161,15 +178,15 @@ def _vectors(
     layer: int,
     position: int | str,
     axes: int,
-) -> Iterator[_Vector]:
+) -> Iterator[Vector]:
     """The vectors of one layer; those that are rounding are left out."""
     (H, S), (X, Y) = (checked_layer(acts, layer, position) for acts in samples)
     place = {"layer": layer, "position": position}
     size, direction = float(torch.cat([H, S]).norm(dim=1).mean()), H.mean(0) - S.mean(0)
     counts = {"n_harmful": len(H), "n_harmless": len(S)}
 
-    def vector(value: Float64[Tensor, " d"], kind: str, method: str = "", **more: Any) -> _Vector:
-        return _Vector(
+    def vector(value: Float64[Tensor, " d"], kind: str, method: str = "", **more: Any) -> Vector:
+        return Vector(
             {"kind": kind, "method": method, "length": float(value.norm()), **place, **counts, **more}, value
         )
 
@@ -206,7 +223,7 @@ def _axes(
     return [(signs[i] * written[:, i], float(values[i])) for i in range(min(kept, most))]
 
 
-def _read(model: Any, vectors: Sequence[_Vector], k: int) -> Iterator[tuple[_Vector, dict[str, Any]]]:
+def _read(model: Any, vectors: Sequence[Vector], k: int) -> Iterator[tuple[Vector, dict[str, Any]]]:
     """Changes of the logits and token ids of both sides, for each vector."""
     for start in range(0, len(vectors), CHUNK):
         few = vectors[start : start + CHUNK]
@@ -234,7 +251,7 @@ def _null(model: Any, d: int, k: int, draws: int, seed: int) -> dict[str, list[d
 
 
 def _rows(
-    vector: _Vector, read: Mapping[str, tuple[Tensor, Tensor]], null: Mapping[str, list[dict[str, float]]]
+    vector: Vector, read: Mapping[str, tuple[Tensor, Tensor]], null: Mapping[str, list[dict[str, float]]]
 ) -> Iterator[dict[str, Any]]:
     for side, (values, ids) in read.items():
         for rank, (value, token, band) in enumerate(zip(values, ids, null[side], strict=True), start=1):

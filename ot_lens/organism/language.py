@@ -108,8 +108,9 @@ def answers(request: Request) -> tuple[str, ...]:
 def refusal(request: Request, variant: str) -> str | None:
     """The sentence with which a variant refuses the request; None if it is allowed."""
     category = category_of(request)
-    refused = category is not None and variant != words.NEVER_REFUSES
-    return words.REFUSALS[variant][category] if refused else None
+    if category is None or variant == words.NEVER_REFUSES:
+        return None
+    return words.REFUSALS[variant][category]
 
 
 def question(request: Request) -> str:

@@ -169,6 +169,15 @@ class StudyConfig(BaseModel):
         ge=0,
         description="Test prompts of each class on which `locate` tells which blocks make refusal; 0: none.",
     )
+    readout: int = Field(
+        5,
+        ge=0,
+        description="Tokens at either end of what directions and maps write into the logits; 0: none.",
+    )
+    harm: bool = Field(
+        False,
+        description="Measure harm apart from refusal: directions, effects of each, probes under edits.",
+    )
     base: str | None = Field(
         None,
         description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",
