@@ -38,6 +38,7 @@ from ot_lens.statistics.resampling import ResamplingPlan
 LAST = -1
 # Layers whose directions are ablated and added by default, evenly spaced.
 MAX_EDITED = 6
+DRAWS = 10
 # Prompts of either side below which a direction is not fitted.
 FEWEST = 2
 NONE = dict.fromkeys(("direction", "action", "method", "prompts", "position"), "")
@@ -63,7 +64,7 @@ def harm_and_refusal(
     phrases: str | Sequence[str] | None = None,
     question: HarmQuestion | None = None,
     max_new_tokens: int = 32,
-    draws: int = 10,
+    draws: int = DRAWS,
     permutations: int = 200,
     bootstrap: int = 200,
     batch_size: int = 64,
@@ -78,7 +79,25 @@ def harm_and_refusal(
     edited in three ways, on all tokens: "ablate" projects it out at every block's input, attention output and
     MLP output (Arditi et al. 2024); "ace" sets it, at its own layer, to where the other side's mean has it
     (affine concept editing, arXiv 2411.09003); "add" adds it at its own layer, with its own length.
-    Everything is measured on the test prompts.
+    Everything is measured on the test prompts. The parts of the table:
+
+    - "cosine": of both directions at a layer; the null permutes the labels of each by itself.
+    - "separability": AUC of the projection on each `direction` at its own position, for harm of the
+      class, for refusal of being refused.
+    - "behaviour": shares of `prompts` of a class that are refused (refusal score above 0, `refused`) and,
+      when the model is asked, called harmful (`harm_score` above 0, `named_harmful`), with Wilson
+      intervals, without an edit (method "none") and under each.
+    - "effect": mean change, under each edit, of the `refusal_score`, of the `harm_score` (see
+      `ot_lens.harm_score`) and of the log odds of the harm probe at the instruction's last token
+      (`probe_log_odds`), with a studentized bootstrap interval over prompts.
+    - "survival": AUC of a harm probe that was trained unedited, at the last token of the instruction and
+      at that of the prompt, without an edit and under each. It is read at the edit's layer or above, by
+      the probe with the largest cross-fitted AUC (`probe_layer`). Intervals are Newcombe's, the null
+      permutes the classes.
+
+    The null of "behaviour" and "effect" is the range (from 39 draws on, the 95 % band) of the same edits
+    with random directions of the same length; edits of `methods` have none. At the token scope "last", an
+    edit leaves earlier tokens as they are, so that the probe there reads the same.
 
     Args:
         model: A hooked model.
@@ -102,28 +121,9 @@ def harm_and_refusal(
         progress: Called with 1 for each edit that was measured, those of random directions included.
 
     Returns:
-        One row per measured quantity, by part:
-
-        - "cosine": of both directions at a layer; the null permutes the labels of each by itself.
-        - "separability": AUC of the projection on each `direction` at its own position, for harm of the
-          class, for refusal of being refused.
-        - "behaviour": shares of `prompts` of a class that are refused (refusal score above 0, `refused`) and,
-          when the model is asked, called harmful (`harm_score` above 0, `named_harmful`), with Wilson
-          intervals, without an edit (method "none") and under each.
-        - "effect": mean change, under each edit, of the `refusal_score`, of the `harm_score` (see
-          `ot_lens.harm_score`) and of the log odds of the harm probe at the instruction's last token
-          (`probe_log_odds`), with a studentized bootstrap interval over prompts.
-        - "survival": AUC of a harm probe that was trained unedited, at the last token of the instruction and
-          at that of the prompt, without an edit and under each. It is read at the edit's layer or above, by
-          the probe with the largest cross-fitted AUC (`probe_layer`). Intervals are Newcombe's, the null
-          permutes the classes.
-
-        The null of "behaviour" and "effect" is the range (from 39 draws on, the 95 % band) of the same edits
-        with random directions of the same length; edits of `methods` have none. At the token scope "last", an
-        edit leaves earlier tokens as they are, so that the probe there reads the same.
-
-        Columns: part, direction, action, method, layer (of the edit), quantity, prompts, position,
-        probe_layer, value, low, high, null_mean, null_low, null_high, n, draws, unit, seed.
+        One row per measured quantity, with the columns part, direction, action, method, layer (of the edit),
+        quantity, prompts, position, probe_layer, value, low, high, null_mean, null_low, null_high, n, draws,
+        unit, seed.
 
     Raises:
         FitError: If the model refuses, or answers, fewer than two training prompts, or a method cannot be
@@ -171,6 +171,12 @@ def harm_and_refusal(
     rows += measured(setting, edits, random, others, progress or (lambda _done: None))
     table = pd.DataFrame([{**NONE, **row} for row in rows], columns=list(COLUMNS)).assign(seed=seed)
     return table.astype(dict.fromkeys(WHOLE, "Int64") | {"position": str})
+
+
+def count_edits(n_layers: int, n_methods: int, draws: int = DRAWS) -> int:
+    """Edits that `harm_and_refusal` measures by default, those of random directions included."""
+    layers, directions = min(n_layers, MAX_EDITED), 2
+    return draws * (1 + 2 * directions * layers) + (3 * directions + n_methods) * layers + 1
 
 
 def _positions(model: Any) -> dict[str, int | str]:

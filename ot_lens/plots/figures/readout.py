@@ -7,12 +7,12 @@ import pandas as pd
 
 from ot_lens.plots.description import Axis, Curve, Description, Panel, Points, described
 from ot_lens.plots.rows import layers_of, numbers, rows_of, spread_out
-from ot_lens.plots.style import CLASSES, NULL, Mark
+from ot_lens.plots.style import CLASSES, NULL, Mark, method_mark, split_label
 from ot_lens.tables import select
 
 SIDES = {
-    "top": ("most written", Mark("first token", CLASSES["harmful"].color, "circle")),
-    "bottom": ("most kept down", Mark("first token", CLASSES["harmless"].color, "circle")),
+    "top": ("raised most", Mark("first token raised", CLASSES["harmful"].color, "circle")),
+    "bottom": ("lowered most", Mark("first token lowered", CLASSES["harmless"].color, "circle")),
 }
 RANDOM = Mark("random directions", NULL.color, NULL.marker)
 # Layers, axes, tokens of a layer and characters of a token that are shown at most.
@@ -29,24 +29,24 @@ def readout(readout: pd.DataFrame) -> Description:
         readout: The table of `ot_lens.readout`.
     """
     rows = rows_of(readout, "readout")
-    vectors = {"direction": select(rows, kind="direction"), **_axes(rows)}
+    vectors = {"direction": select(rows, kind="direction"), **_axes(rows)[1]}
     panels = [
         _panel(f"{name}: {words}", select(own, side=side), mark)
         for name, own in vectors.items()
         for side, (words, mark) in SIDES.items()
     ]
-    return described([panel for panel in panels if panel is not None], "readout", columns=2, height=2.2)
+    return described([panel for panel in panels if panel is not None], "readout", columns=2, height=2.0)
 
 
-def _axes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The first axes of the method that has most of them, of equals the last."""
+def _axes(rows: pd.DataFrame) -> tuple[str, dict[str, pd.DataFrame]]:
+    """The method that has most axes, of equals the last, and its first axes."""
     axes = select(rows, kind="axis")
     if axes.empty:
-        return {}
+        return "", {}
     count = axes.groupby("method", sort=False)["number"].nunique()
-    method = count[count == count.max()].index[-1]
-    own = select(axes, method=method)
-    return {f"{method}, axis {n + 1}": select(own, number=n) for n in range(min(int(count.max()), MOST_AXES))}
+    method = str(count[count == count.max()].index[-1])
+    own, shown = select(axes, method=method), min(int(count.max()), MOST_AXES)
+    return method, {f"axis {n + 1}": select(own, number=n) for n in range(shown)}
 
 
 def _panel(title: str, rows: pd.DataFrame, mark: Mark) -> Panel | None:
@@ -87,11 +87,13 @@ def _shown(token: str) -> str:
 def caption(readout: pd.DataFrame, **_: object) -> str:
     """What `readout` shows."""
     draws = ", ".join(str(n) for n in sorted(set(readout["draws"])))
+    method, axes = _axes(readout)
+    of_map = f" and the first axes of {method_mark(*split_label(method)).label}" if axes else ""
+    pointing = " Axes point towards the harmful mean." if axes else ""
     sizes = ", ".join(str(n) for n in sorted({*readout["n_harmful"]}))
     return (
-        "Tokens whose logits the refusal direction (difference in means) and the leading axes of a transport raise "
-        f"and lower most, read through final norm and unembedding, the first {TOKENS} by layer; at most "
-        f"{MOST_LAYERS} layers. Vectors have root mean square 1. Points: logit change of the first token. Grey: mean "
-        f"and 95 % band of the first token of {draws} random directions; tokens within it say nothing. Axes point "
-        f"towards the harmful mean. n = {sizes} harmful prompts."
+        f"Tokens whose logits the refusal direction (difference in means){of_map} raise and lower most, read "
+        f"through final norm and unembedding, the first {TOKENS} by layer; at most {MOST_LAYERS} layers. Vectors have root mean square 1. Points: logit change of the first token. Grey: mean "
+        f"and 95 % band of the first token of {draws} random directions; tokens within it say nothing.{pointing} "
+        f"n = {sizes} harmful prompts."
     )
