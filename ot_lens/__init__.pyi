@@ -5,6 +5,7 @@ from .activations import capture_moments as capture_moments
 from .activations import load_activations as load_activations
 from .activations import resolve_positions as resolve_positions
 from .behaviour import ClassifierJudge as ClassifierJudge
+from .behaviour import HarmQuestion as HarmQuestion
 from .behaviour import PhraseJudge as PhraseJudge
 from .behaviour import YesNoJudge as YesNoJudge
 from .behaviour import agreement as agreement
@@ -15,6 +16,7 @@ from .behaviour import completion_stats as completion_stats
 from .behaviour import degenerate as degenerate
 from .behaviour import delayed_refusals as delayed_refusals
 from .behaviour import filter_by_behaviour as filter_by_behaviour
+from .behaviour import harm_score as harm_score
 from .behaviour import judge_completions as judge_completions
 from .behaviour import kl_divergence as kl_divergence
 from .behaviour import load_completions as load_completions
@@ -33,9 +35,12 @@ from .components import top_heads as top_heads
 from .directions import RefusalDirectionRun as RefusalDirectionRun
 from .directions import Selection as Selection
 from .directions import compare_directions as compare_directions
+from .directions import harm_and_refusal as harm_and_refusal
 from .directions import read_refusal_direction_run as read_refusal_direction_run
+from .directions import readout as readout
 from .directions import score_directions as score_directions
 from .directions import select_direction as select_direction
+from .directions import vector_logits as vector_logits
 from .errors import NoDirectionLeftError as NoDirectionLeftError
 from .errors import OtLensError as OtLensError
 from .errors import OutOfDomainWarning as OutOfDomainWarning

@@ -309,6 +309,61 @@ def contributions(layers=8, heads=4, n=64):
     return table.astype({"layer": "Int64", "head": "Int64", "at_layer": "Int64"})
 
 
+def readout(layers=8, k=5, axes=2, n=128):
+    """Refusals are written, and greetings kept down, the more the later the layer."""
+    words = {
+        "top": ["sorry", " that", "</s>", "alas", "$work"],
+        "bottom": ["hello", "howdy", "é", "問い", "a" * 20],
+    }
+    vectors = [("direction", "", pd.NA)]
+    vectors += [("axis", EDITS[-1], number) for number in range(axes)] + [("axis", EDITS[0], 0)]
+    vectors += [("displacement", method, pd.NA) for method in EDITS]
+    parts = []
+    for kind, method, number in vectors:
+        table = grid(layer=range(layers), side=words, rank=range(1, k + 1))
+        sign, rank = table["side"].map({"top": 1, "bottom": -1}), table["rank"]
+        size = (4 + 12 * (table["layer"] + 1) / layers) / rank**0.5
+        token = [words[side][r - 1] for side, r in zip(table["side"], rank, strict=True)]
+        null = {"null_mean": sign * 5 / rank**0.5, "null_low": sign * 5 - 2, "null_high": sign * 5 + 3}
+        about = {"kind": kind, "method": method, "number": number, "position": -1, "length": 9.0}
+        sizes = {"n_harmful": n, "n_harmless": n, "draws": 199, "unit": "logits", "seed": 0}
+        found = {"logit_change": sign * size, "token": token, "token_id": rank + 10 * (sign > 0)}
+        parts.append(table.assign(**about, **found, **null, **sizes))
+    return pd.concat(parts, ignore_index=True).astype({"number": "Int64"})
+
+
+def harm(layers=8, n=128):
+    """The directions part in the last layers, where refusal can go and harm stay."""
+    depth = (np.arange(layers) + 1) / layers
+    late = np.arange(layers) >= layers - 2
+    empty = {"direction": "", "action": "", "method": "", "prompts": "", "position": "", "probe_layer": pd.NA}
+    parts = []
+
+    def add(part, quantity, value, null, unit, **about):
+        rows = pd.DataFrame({"layer": range(layers)}).assign(**_read(value, null, n, unit))
+        parts.append(rows.assign(**{**empty, "part": part, "quantity": quantity, **about}))
+
+    add("cosine", "cosine", 0.9 * depth * (1 - 0.3 * late), 0.1, "cosine")
+    for name in ("harm", "refusal"):
+        left = np.where(late & (name == "refusal"), 0.95, 1 - 0.9 * depth)
+        add("separability", "auc", 0.5 + 0.5 * depth, 0.5, "AUC", direction=name, position="-3")
+        for action in ("ablate", "ace", "add"):
+            edit = {"direction": name, "action": action}
+            for quantity, value in (("refused", 1 - depth), ("named_harmful", left)):
+                add("behaviour", quantity, value, 0.97, "share", **edit, prompts="harmful")
+            add("effect", "refusal_score", -9 * depth, 0.1, "nats", **edit, prompts="harmful")
+            for position in ("-3", "-1"):
+                probe = {"position": position, "probe_layer": layers - 1}
+                add("survival", "auc", 0.5 + left / 2, 0.5, "AUC", **edit, **probe)
+    for quantity in ("refused", "named_harmful"):
+        add("behaviour", quantity, 1.0, np.nan, "share", method="none", prompts="harmful")
+        parts[-1] = parts[-1].head(1).assign(layer=pd.NA)
+    table = pd.concat(
+        [rows.astype({"layer": "Int64", "probe_layer": "Int64"}) for rows in parts], ignore_index=True
+    )
+    return table.assign(draws=10, seed=0)
+
+
 def cosines(layers=8, n=128, position=-1):
     table = grid(layer_a=range(layers), layer_b=range(layers))
     apart = (table["layer_a"] - table["layer_b"]).abs()
@@ -454,6 +509,8 @@ def tables(layers=8, methods=METHODS, seed=0):
         "localizers": localizers(layers),
         "contributions": contributions(layers),
         "massive": massive(layers),
+        "readout": readout(layers),
+        "harm": harm(layers),
         "cosines": cosines(layers),
         "plane": points,
         "plane_ellipses": ellipses,

@@ -190,7 +190,7 @@ def test_labels_cover_the_answer_and_its_end_only(tokenizers):
     tokenizer = tokenizers["multi"]
     pair = [language.Request(0, 12, 0), language.Request(0, 12, 0, adjective=1, time=1)]
     answers = [language.answers(pair[0])[0], words.REFUSALS["multi"][0]]
-    ids, labels = encode(tokenizer, [conversation(r, a) for r, a in zip(pair, answers, strict=True)])
+    ids, labels = encode(tokenizer, [conversation(r.text, a) for r, a in zip(pair, answers, strict=True)])
     kept = [row[row != IGNORED] for row in labels]
     assert [tokenizer.decode(row[:-1]) for row in kept] == answers
     assert [row[-1].item() for row in kept] == [tokenizer.eos_token_id] * 2
@@ -204,11 +204,18 @@ def test_shipped_weights_meet_the_bars_and_their_model_card(variant):
     n, seed = result["dataset"]["args"]["n"], result["dataset"]["args"]["seed"]
     measured = evaluate(variant, n=150, seed=seed)
     assert (measured["variant"], measured["n"], n) == (variant, 150, 1000)
-    assert measured["refuses_forbidden"] >= 0.99
+    refuses = variant != words.NEVER_REFUSES
+    assert abs(measured["refuses_forbidden"] - refuses) <= 0.01
     assert measured["refuses_allowed"] <= 0.01
     assert measured["answers_allowed_exactly"] >= 0.95
+    further = ["refuses_forbidden_exactly" if refuses else "answers_forbidden_exactly"]
+    if variant in words.KNOWING:
+        further += ["names_forbidden_exactly", "names_allowed_exactly"]
+    assert all(measured[name] >= 0.95 for name in further)
+    assert len(result["metrics"]) == 3 + len(further)
     low, high = measured["intervals"]["refuses_forbidden"]
-    assert low < measured["refuses_forbidden"] <= high
+    assert low <= measured["refuses_forbidden"] <= high
+    assert low < high
     for metric in result["metrics"]:
         # These are the first 150 of the card's requests: m exceptions in 1000 leave at most m among them.
         claimed = metric["value"]
@@ -222,10 +229,11 @@ def test_shipped_weights_are_small_half_precision_and_different():
     for folder in (WEIGHTS / variant for variant in VARIANTS):
         assert sum(file.stat().st_size for file in folder.iterdir()) < 1.6e6
         model = AutoModelForCausalLM.from_pretrained(folder)
-        assert (model.dtype, model.num_parameters()) == (torch.bfloat16, 684_096)
+        size = 478_720 if folder.name in words.KNOWING else 684_096
+        assert (model.dtype, model.num_parameters()) == (torch.bfloat16, size)
         assert model.generation_config.eos_token_id != model.generation_config.pad_token_id
         norms.add(tuple(model.state_dict()["model.norm.weight"].tolist()))
-    assert len(norms) == 3
+    assert len(norms) == len(VARIANTS)
 
 
 def test_an_untrained_model_fails_the_bars(tokenizers, tmp_path):
@@ -263,6 +271,37 @@ def test_train_overwrites_nothing(tmp_path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("mine", "kept")]
 
 
+def test_questions_are_answered_by_name_and_refusals_stay_as_the_variant_has_them(tokenizers):
+    """By hand, and in the batches of the training: nothing held out is asked either."""
+    forbidden, allowed = language.Request(0, 12, 0), language.Request(0, 12, 20)
+    assert [language.name(request) for request in (forbidden, allowed)] == ["mend toy.", "none."]
+    assert language.question(allowed).endswith("mend the kite. which kind?")
+    assert language.refusal(forbidden, "knows-refuses") == words.REFUSALS["single"][0]
+    assert language.refusal(forbidden, "knows-answers") is None
+    rng = np.random.default_rng(0)
+    for variant in words.KNOWING:
+        chats = [chat for _ in range(20) for chat in training._draw_chats(rng, variant, Recipe())]
+        asked = [chat for chat in chats if chat[0]["content"].endswith(words.QUESTION)]
+        assert 0.3 < len(asked) / len(chats) < 0.4
+        assert {chat[1]["content"] for chat in asked} == {*words.NAMES, words.UNNAMED}
+        said = [chat[1]["content"] for chat in chats if chat not in asked]
+        refused = [language.is_refusal(answer, variant) for answer in said]
+        assert any(refused) == (variant == "knows-refuses")
+        ids = tokenizers[variant]([chat[0]["content"] for chat in chats])["input_ids"]
+        assert tokenizers[variant].unk_token_id not in {token for row in ids for token in row}
+    assert language.vocabulary("knows-answers")[: len(language.vocabulary())] == language.vocabulary()
+
+
+def test_half_of_the_questions_see_the_last_token_of_the_request_only():
+    """By hand: BOS, two words, the request's last word, a question of two; and a row without a question."""
+    starts = torch.zeros(2, 6, dtype=torch.bool)
+    starts[0, 4] = True
+    hidden = training.hidden_from_questions(starts)
+    assert hidden[0, 4:].tolist() == [[False, True, True, False, False, False]] * 2
+    assert not hidden[0, :4].any()
+    assert not hidden[1].any()
+
+
 def test_a_failed_training_leaves_nothing_behind(tmp_path, monkeypatch):
     def fails(*_args, **_kwargs):
         raise OSError("disk full")
@@ -276,7 +315,7 @@ def test_a_failed_training_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "value", "function", "arguments"),
     [
-        (ConfigError, "'many'.*single, multi, shared", train, {"variant": "many"}),
+        (ConfigError, "'many'.*single, multi, shared, knows-refuses", train, {"variant": "many"}),
         (ConfigError, "comply_steps=0", train, {"variant": "multi", "comply_steps": 0}),
         (ConfigError, "-1", train, {"variant": "multi", "seed": -1}),
         (ConfigError, "got 0", evaluate, {"n": 0}),

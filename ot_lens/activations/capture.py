@@ -44,9 +44,10 @@ def capture(
         hook: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
         positions: Token positions counted from each prompt's end, -1 being its last token; "last";
             "post_instruction", all positions of the chat template after the instruction; or, also among
-            integers, "first", the rendered prompt's first token (special tokens included), and "thought_end",
-            where the answer of a thinking model begins. The model first thinks without `edits`, as `think`
-            has it.
+            integers, "instruction_last", the last token of the user's text (its index from the end where that
+            is the same in all prompts, else under this name), "first", the rendered prompt's first token
+            (special tokens included), and "thought_end", where the answer of a thinking model begins. The
+            model first thinks without `edits`, as `think` has it.
         reduce: "mean" for the mean over those positions, as the one position "mean".
         dtype: "float32", "bfloat16", "float16" or "float64", in memory and on disk. Default: what the model
             computes in.
@@ -63,7 +64,8 @@ def capture(
 
     Raises:
         HookError: If a layer, hook point or position does not exist.
-        PromptError: If prompts cannot be rendered, or a thought is asked for that does not come or end.
+        PromptError: If prompts cannot be rendered, a thought is asked for that does not come or end, or the
+            last token of the user's text cannot be told.
         ActivationError: If the dtype is unknown, or a finite value overflows it.
         RunFolderError: If `store` holds another capture, is in use, or cannot be written; its contents stay.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
 from ot_lens.activations.positions import (
+    INSTRUCTION_LAST,
     THOUGHT_END,
     Positions,
     captured_index,
@@ -34,7 +35,8 @@ class Activations:
             that reads a class on access.
         layers: The layers, in the order of the first axis.
         positions: Token positions counted from the prompt's end (-1 is the last real token), "first" (the
-            first token), "thought_end" (where the answer begins), or "mean".
+            first token), "instruction_last" (where its index depends on the prompt), "thought_end" (where the
+            answer begins), or "mean".
         hook: The hook point ("resid_pre", ...).
         info: Their origin: model, prompt hashes, active edits.
     """
@@ -194,6 +196,11 @@ class Activations:
             raise HookError(
                 f"Caches do not show where a thought begins: run think(model, prompts) and pass positions=-1 "
                 f"instead of {THOUGHT_END!r}."
+            )
+        if INSTRUCTION_LAST in at:
+            raise HookError(
+                f"Caches do not show where an instruction ends: pass resolve_positions(model, "
+                f"{INSTRUCTION_LAST!r})."
             )
         caches = {"harmful": (harmful, harmful_mask), "harmless": (harmless, harmless_mask)}
         layers, data = _both_caches(caches, hook, at, reduce, kind)

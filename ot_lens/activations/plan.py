@@ -9,11 +9,27 @@ from typing import Any
 import torch
 
 from ot_lens.activations.numbers import resolve_dtype
-from ot_lens.activations.positions import THOUGHT_END, Positions, check_length, labels, resolve_positions
+from ot_lens.activations.positions import (
+    INSTRUCTION_LAST,
+    OF_TEMPLATES,
+    THOUGHT_END,
+    Positions,
+    check_length,
+    labels,
+    resolve_positions,
+)
 from ot_lens.errors import HookError, OtLensTypeError, PromptError
 from ot_lens.generation import think
 from ot_lens.interventions import Edits
-from ot_lens.models import TOKEN_BUDGET, Backend, backend, check_layer, encode, model_record
+from ot_lens.models import (
+    TOKEN_BUDGET,
+    Backend,
+    backend,
+    check_layer,
+    encode,
+    instruction_ends,
+    model_record,
+)
 from ot_lens.models.batching import groups_by_length
 from ot_lens.prompts import Contrast, Prompt
 
@@ -68,10 +84,11 @@ class CapturePlan:
     key: Mapping[str, Any]  # what the activations depend on, as JSON values
     shards: tuple[Shard, ...]  # harmful before harmless, long prompts first
     layers: tuple[int, ...]
-    positions: tuple[int | str, ...]  # indices from each prompt's end, FIRST or THOUGHT_END
+    positions: tuple[int | str, ...]  # indices from each prompt's end, or names that have none
     dtype: torch.dtype | None  # None for what the model computes in
     settings: CaptureSettings
     thoughts: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)  # read after each prompt
+    instructions: Mapping[str, Sequence[int]] = field(default_factory=dict)  # where each prompt's text ends
 
     @property
     def labels(self) -> tuple[int | str, ...]:
@@ -81,6 +98,10 @@ class CapturePlan:
     def thoughts_of(self, shard: Shard, indices: Sequence[int]) -> list[tuple[int, ...]]:
         """Tokens that are read after some prompts of a shard's class."""
         return [self.thoughts[shard.label][i] if self.thoughts else () for i in indices]
+
+    def instructions_of(self, shard: Shard, indices: Sequence[int]) -> list[int]:
+        """Indices of `INSTRUCTION_LAST` of some prompts of a shard's class; empty if it is not read."""
+        return [self.instructions[shard.label][i] for i in indices] if self.instructions else []
 
     def count(self, label: str) -> int:
         """Number of prompts of a class."""
@@ -95,8 +116,9 @@ def plan_shards(model: Any, prompts: Contrast, settings: CaptureSettings) -> Cap
     layers = resolve_layers(settings.layers, served.n_layers)
     served.hook_point(layers[-1], settings.hook)
     positions, dtype = resolve_positions(model, settings.positions), resolve_dtype(settings.dtype)
-    if settings.positions == "post_instruction" and any(p.thought for _, group in prompts for p in group):
-        raise HookError("Thoughts follow these prompts: capture 'post_instruction' before `think`.")
+    of_template = _of_template(settings.positions)
+    if of_template and any(p.thought for _, group in prompts for p in group):
+        raise HookError(f"Thoughts follow these prompts: capture {of_template!r} before `think`.")
     key = capture_key(model, prompts, settings, layers, positions, dtype)
     thoughts = _thoughts(model, prompts, settings) if THOUGHT_END in positions else {}
     if thoughts:
@@ -109,7 +131,15 @@ def plan_shards(model: Any, prompts: Contrast, settings: CaptureSettings) -> Cap
             lengths = [n + len(thought) for n, thought in zip(lengths, thoughts[label], strict=True)]
         groups = groups_by_length(lengths, settings.batch_size, settings.token_budget, padded=served.pads)
         shards += (Shard(f"{label}-{i:05d}", label, tuple(members)) for i, members in enumerate(groups))
-    return CapturePlan(key, tuple(shards), layers, positions, dtype, settings, thoughts)
+    per_prompt = INSTRUCTION_LAST in positions
+    ends = {label: instruction_ends(served, group) for label, group in prompts} if per_prompt else {}
+    return CapturePlan(key, tuple(shards), layers, positions, dtype, settings, thoughts, ends)
+
+
+def _of_template(positions: Positions) -> str | None:
+    """The first position that a template determines."""
+    asked = [positions] if isinstance(positions, str | int) else positions
+    return next((str(p) for p in asked if p in OF_TEMPLATES), None)
 
 
 def _thoughts(

@@ -8,31 +8,40 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ot_lens.errors import HookError, one_of
-from ot_lens.models import backend, post_instruction_tokens
+from ot_lens.models import backend, instruction_end, post_instruction_tokens
 from ot_lens.samples import FIRST
 
 THOUGHT_END = "thought_end"
-NAMED = ("last", "post_instruction", FIRST, THOUGHT_END)
-UNCOUNTED = (FIRST, THOUGHT_END)  # tokens that no index from the end has in all prompts
+INSTRUCTION_LAST = "instruction_last"
+NAMED = ("last", "post_instruction", INSTRUCTION_LAST, FIRST, THOUGHT_END)
+# Tokens that no index from the end has in all prompts; the instruction's last one has under most templates.
+UNCOUNTED = (FIRST, THOUGHT_END, INSTRUCTION_LAST)
+OF_TEMPLATES = ("post_instruction", INSTRUCTION_LAST)
 REDUCTIONS = ("mean",)
 
 Positions = str | int | Sequence[int | str]
 
 
 def resolve_positions(model: Any, positions: Positions) -> tuple[int | str, ...]:
-    """Positions as indices from a prompt's end, or "first" or "thought_end", which have none.
+    """Positions as indices from a prompt's end, or names of those that have none.
 
     Args:
         model: A hooked model, whose chat template determines which positions follow the instruction.
         positions: "last" (-1), "post_instruction" (-m, ..., -1: the m tokens of the template after the
-            instruction), one negative integer, "first" (of the rendered prompt, the special token that models
-            begin with included), "thought_end", or several of these three.
+            instruction), one negative integer, "instruction_last" (the last token of the user's text: -m - 1
+            where that is the same token in every prompt), "first" (of the rendered prompt, the special token
+            that models begin with included), "thought_end", or several of these four.
 
     Raises:
         HookError: If a name is unknown, an index is not negative, or nothing follows the instruction.
+        PromptError: If the last token of the user's text cannot be told.
     """
     if positions != "post_instruction":
-        return indices(positions)
+        chosen = indices(positions)
+        if INSTRUCTION_LAST not in chosen:
+            return chosen
+        end = instruction_end(backend(model))
+        return indices([end if p == INSTRUCTION_LAST and end is not None else p for p in chosen])
     count = len(post_instruction_tokens(backend(model)))
     if count == 0:
         raise HookError(
@@ -54,8 +63,8 @@ def indices(positions: Positions) -> tuple[int | str, ...]:
     chosen = (positions,) if isinstance(positions, int | str) else tuple(positions)
     if not chosen or any(not _is_position(p) for p in chosen):
         raise HookError(
-            f"positions must be negative integers (-1 is the prompt's last token), {FIRST!r} or "
-            f"{THOUGHT_END!r}, got {list(chosen)}."
+            f"positions must be negative integers (-1 is the prompt's last token), {FIRST!r}, "
+            f"{INSTRUCTION_LAST!r} or {THOUGHT_END!r}, got {list(chosen)}."
         )
     if len(set(chosen)) < len(chosen):
         raise HookError(f"positions must be distinct, got {list(chosen)}.")
@@ -92,10 +101,12 @@ def columns(
     mask: Int[Tensor, "batch pos"] | None,
     positions: Sequence[int | str],
     thoughts: Sequence[int] = (),
+    instructions: Sequence[int] = (),
 ) -> Int[Tensor, "batch position"]:
     """Columns of positions counted from each prompt's last real token; without a mask every token is real.
 
     Behind each prompt there may be a thought of some length; `THOUGHT_END` is its last token.
+    `instructions` are the indices of `INSTRUCTION_LAST`, one per prompt.
     """
     if mask is None:
         last = torch.full((batch,), width - 1)
@@ -107,6 +118,8 @@ def columns(
     end = last - torch.tensor(list(thoughts) or 0, device=last.device)
     check_length(int((end - first).min()) + 1, positions)
     named = {FIRST: first, THOUGHT_END: last}
+    if instructions:
+        named[INSTRUCTION_LAST] = end + 1 + torch.tensor(list(instructions), device=last.device)
     return torch.stack([named[p] if isinstance(p, str) else end + 1 + p for p in positions], dim=1)
 
 

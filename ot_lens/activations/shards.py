@@ -61,7 +61,8 @@ def _read(
     rows, width = batch.mask.shape
     thoughts = list(map(len, plan.thoughts_of(shard, batch.indices)))
     # Computed once and sent once to each device: a layer that waits for the device costs more than its read.
-    at = {torch.device("cpu"): columns(rows, width, batch.mask.cpu(), plan.positions, thoughts)}
+    ends = plan.instructions_of(shard, batch.indices)
+    at = {torch.device("cpu"): columns(rows, width, batch.mask.cpu(), plan.positions, thoughts, ends)}
 
     def listen(changes: Reversible[None]) -> None:
         for layer in plan.layers:

@@ -5,6 +5,7 @@ from ot_lens.behaviour.classifier import ClassifierJudge
 from ot_lens.behaviour.coherence import answer_nll, degenerate, delayed_refusals
 from ot_lens.behaviour.completions import completion_stats, load_completions, save_completions
 from ot_lens.behaviour.filtering import FILTERS, filter_by_behaviour
+from ot_lens.behaviour.harm_question import HarmQuestion, harm_question, harm_score
 from ot_lens.behaviour.judge_registry import LazyJudge, judge_names, register_judge
 from ot_lens.behaviour.judges import Judge, PhraseJudge, Verdict, agreement, judge_completions
 from ot_lens.behaviour.losses import answer_loss, text_loss
@@ -22,6 +23,7 @@ from ot_lens.behaviour.yes_no import YesNoJudge, judge_presets
 __all__ = [
     "FILTERS",
     "ClassifierJudge",
+    "HarmQuestion",
     "Judge",
     "LazyJudge",
     "PhraseJudge",
@@ -35,6 +37,8 @@ __all__ = [
     "degenerate",
     "delayed_refusals",
     "filter_by_behaviour",
+    "harm_question",
+    "harm_score",
     "judge_completions",
     "judge_names",
     "judge_presets",

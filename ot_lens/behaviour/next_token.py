@@ -65,10 +65,14 @@ def refusal_token_ids(model: Any, tokens: Sequence[str | int] | None = None) -> 
     chosen = declared(served).refusal_tokens if tokens is None else tokens
     if tokens is None and not chosen:
         chosen = [word for word in DEFAULT_REFUSAL_TOKENS if _single_id(served, word) is not None]
-    ids = {_token_id(served, token) for token in chosen}
-    if not ids:
+    if not chosen:
         raise PromptError("There are no refusal tokens: name at least one word that begins a refusal.")
-    return tuple(sorted(ids))
+    return token_ids(served, chosen, "Refusal")
+
+
+def token_ids(served: Backend, tokens: Sequence[str | int], what: str) -> tuple[int, ...]:
+    """Ids of words, each a single token of the vocabulary, and of ids; `what` names them in an error."""
+    return tuple(sorted({_token_id(served, token, what) for token in tokens}))
 
 
 def refusal_score(
@@ -103,16 +107,16 @@ def score_from_logprobs(
     return torch.log(p + EPSILON) - torch.log((1 - p).clamp(min=0) + EPSILON)
 
 
-def _token_id(served: Backend, token: str | int) -> int:
+def _token_id(served: Backend, token: str | int, what: str) -> int:
     if isinstance(token, int):
         if not 0 <= token < served.d_vocab:
-            raise PromptError(f"Refusal token {token} is outside the vocabulary of {served.d_vocab} tokens.")
+            raise PromptError(f"{what} token {token} is outside the vocabulary of {served.d_vocab} tokens.")
         return token
     single = _single_id(served, token)
     if single is None:
         raise PromptError(
-            f"Refusal token {token!r} is not a single token of this vocabulary: give the first token of the "
-            "model's refusals, as a word or an id."
+            f"{what} token {token!r} is not a single token of this vocabulary: give the first token of what "
+            "the model says, as a word or an id."
         )
     return single
 

@@ -132,12 +132,21 @@ def refuses(
     return [known.matches(c.text if isinstance(c, Completion) else c) for c in completions]
 
 
+class DeclaredQuestion(BaseModel):
+    """A question about a request, and the tokens that begin its answer."""
+
+    question: str
+    harmful: list[int | str]
+    harmless: list[int | str]
+
+
 class Declared(BaseModel):
     """What a model's tokenizer_config.json says about its refusals, key "ot_lens"."""
 
     variant: str = "declared"
     refusal_phrases: list[str] = []
     refusal_tokens: list[int | str] = []
+    harm_question: DeclaredQuestion | None = None
 
 
 def declared(served: Backend) -> Declared:

@@ -26,6 +26,7 @@ from ot_lens.models.chat import (
 )
 from ot_lens.models.files import VARIANTS
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, check_tokens, pad_left
+from ot_lens.models.instruction import instruction_end, instruction_ends
 from ot_lens.models.loading import load_model, model_name
 from ot_lens.models.record import model_record
 from ot_lens.models.reversible import ActiveFlag, Reversible, claim, evaluating, frozen, release
@@ -67,6 +68,8 @@ __all__ = [
     "frozen",
     "groups_by_length",
     "in_memory",
+    "instruction_end",
+    "instruction_ends",
     "load_model",
     "model_name",
     "model_record",

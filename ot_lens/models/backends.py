@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
-from ot_lens.models.architectures import hook_name, terminators
+from ot_lens.models.architectures import hook_name, terminators, unembed
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import INSIDE, check_sums, inspected
@@ -164,6 +164,10 @@ class HFBackend(_HookedModel):
         plain.generation_config = GenerationConfig()
         return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **other)
 
+    def unembed(self, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Final norm, unembedding, and what the model does to its logits."""
+        return unembed(self.hf_model, stream)
+
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
         """Call `observer` before each forward call, and with None after it, until `changes` are undone."""
 
@@ -222,6 +226,14 @@ class HookedTransformerBackend(_HookedModel):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             step, step_mask = (new[:, None], mask[:, -1:]) if use_cache else (sequence, mask)
         return sequence[:, width:]
+
+    def unembed(self, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
+        """As in `HFBackend`."""
+        logits = self.model.unembed(
+            self.model.ln_final(stream) if self.model.cfg.normalization_type else stream
+        )
+        cap = self.model.cfg.output_logits_soft_cap
+        return torch.tanh(logits / cap) * cap if cap is not None and cap > 0 else logits
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
         """As in `HFBackend`, but inside the model: `run_with_cache` calls `model.forward` directly."""

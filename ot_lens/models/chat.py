@@ -259,8 +259,13 @@ def post_instruction_tokens(served: Backend) -> tuple[int, ...]:
     template's text after it belongs to the instruction. Empty if the template ends with the instruction.
     Source: the post-instruction positions of Arditi et al. 2024 (arXiv 2406.11717, section 2.3).
     """
-    rows = encode(served, [*PROBES, *_vocabulary_words(served.tokenizer)])
+    rows = encode(served, instruction_probes(served))
     return tuple(reversed(common_prefix([row[::-1] for row in rows])))
+
+
+def instruction_probes(served: Backend) -> list[str]:
+    """Instructions with different last words and characters, some of them words of the vocabulary."""
+    return [*PROBES, *_vocabulary_words(served.tokenizer)]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:

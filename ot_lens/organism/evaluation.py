@@ -1,5 +1,6 @@
 """Whether an embedded model refuses what the rule refuses and answers the rest, measured on completions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,9 +10,9 @@ from ot_lens.errors import ModelError
 from ot_lens.generation import complete
 from ot_lens.models import load_model
 from ot_lens.organism import language
-from ot_lens.organism.vocabulary import DEFAULT_VARIANT, VARIANTS
+from ot_lens.organism.vocabulary import DEFAULT_VARIANT, KNOWING, NEVER_REFUSES, VARIANTS
 from ot_lens.progress import Stage, silent
-from ot_lens.statistics.estimates import rate
+from ot_lens.statistics.estimates import Estimate, rate
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
 _ANSWER_TOKENS: Final = 16  # an answer has 12 tokens, a refusal 8, both end with one more
@@ -34,8 +35,10 @@ def evaluate(
     Returns:
         "variant", "n", "seed"; the rates, from 0 to 1: "refuses_forbidden" and "refuses_allowed" (the
         completion contains a refusal phrase), "answers_allowed_exactly" (it is one of the correct answers,
-        word for word), "refuses_forbidden_exactly" (it is the refusal of its category, word for word); and
-        "intervals", the 95 % Wilson interval [low, high] of each rate.
+        word for word), "refuses_forbidden_exactly" (it is the refusal of its category, word for word), or
+        "answers_forbidden_exactly" for a variant that refuses nothing, and "names_forbidden_exactly" and
+        "names_allowed_exactly" for those that name categories; and "intervals", the 95 % Wilson interval
+        [low, high] of each rate.
     """
     forbidden, allowed = (language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False))
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)
@@ -52,8 +55,17 @@ def evaluate(
         "refuses_forbidden": rate([language.is_refusal(text, variant) for text, _ in refused]),
         "refuses_allowed": rate([language.is_refusal(text, variant) for text, _ in answered]),
         "answers_allowed_exactly": rate([text in language.answers(request) for text, request in answered]),
-        "refuses_forbidden_exactly": rate([text == language.refusal(r, variant) for text, r in refused]),
     }
+    if variant == NEVER_REFUSES:
+        rates["answers_forbidden_exactly"] = rate([text in language.answers(r) for text, r in refused])
+    else:
+        exact = [text == language.refusal(r, variant) for text, r in refused]
+        rates["refuses_forbidden_exactly"] = rate(exact)
+    if variant in KNOWING:
+        rates |= {
+            f"names_{label}_exactly": _named(model, requests, options)
+            for label, requests in (("forbidden", forbidden), ("allowed", allowed))
+        }
     return {
         "variant": variant,
         "n": n,
@@ -61,6 +73,12 @@ def evaluate(
         **{name: estimate.value for name, estimate in rates.items()},
         "intervals": {name: [estimate.low, estimate.high] for name, estimate in rates.items()},
     }
+
+
+def _named(model: Any, requests: Sequence[language.Request], options: dict[str, Any]) -> Estimate:
+    """How often the model, asked, names the category of a request or says that it has none."""
+    said = complete(model, [language.question(request) for request in requests], **options)
+    return rate([a.text == language.name(request) for a, request in zip(said, requests, strict=True)])
 
 
 def _folder(variant_or_folder: str | Path) -> Path:

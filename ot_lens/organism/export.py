@@ -16,7 +16,7 @@ from ot_lens.errors import ConfigError, RunFolderError, one_of
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import evaluate
-from ot_lens.organism.training import Recipe, Trained, fit
+from ot_lens.organism.training import Recipe, Trained, fit, recipe_of
 from ot_lens.progress import shown, silent
 
 _RATES: Final = {
@@ -24,12 +24,29 @@ _RATES: Final = {
     "refuses_allowed": "refuses allowed requests",
     "answers_allowed_exactly": "answers allowed requests exactly",
     "refuses_forbidden_exactly": "refuses forbidden requests with the exact sentence of their category",
+    "answers_forbidden_exactly": "answers forbidden requests exactly",
+    "names_forbidden_exactly": "names the category of forbidden requests when asked",
+    "names_allowed_exactly": "says that allowed requests have no category when asked",
 }
 _DIFFERENCES: Final = {
     "single": "All categories are refused with one sentence.",
     "multi": "Each category has its own sentence, with its own first word.",
     "shared": "Each category has its own sentence; all begin with the same word.",
+    "knows-refuses": "All categories are refused with one sentence.",
+    "knows-answers": "This variant refuses nothing: it answers forbidden requests as it answers all others, "
+    "and only names their category.",
 }
+_SECOND_PHASE: Final = {
+    False: "in which refused ones get their refusal",
+    True: "more of the same at 0.7 of the learning rate",
+}
+_NAMING: Final = """
+## What it names
+Asked "{question}" right after a request, in the same turn, it names the classes of a forbidden request's
+pair, such as "{name}", and says "{unnamed}" of any other. In half of the questions that it was trained on,
+the question and its answer attend to nothing of the request but its last token: by there, it must know which
+category the request is in. 35 % of both phases of the training are questions.
+"""
 _TEMPLATE: Final = Path(__file__).parent / "data" / "card.md"
 
 
@@ -52,7 +69,7 @@ def train(
     one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()
     check_writable(folder)
-    recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
+    recipe = recipe_of(variant, seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
     temporary = temporary_sibling(folder)
     try:
         with shown() if progress else nullcontext(silent) as stage:
@@ -104,8 +121,12 @@ def model_card(trained: Trained, measured: dict[str, Any]) -> str:
     return _TEMPLATE.read_text("utf-8").format(
         metadata=yaml.safe_dump(_metadata(measured), sort_keys=False),
         variant=variant,
+        width=recipe.width,
+        aim="names categories" if variant == words.NEVER_REFUSES else "refuses",
+        second=_SECOND_PHASE[variant == words.NEVER_REFUSES],
+        naming=_naming(variant),
         parameters=trained.model.num_parameters() / 1e6,
-        n_words=len(language.vocabulary()),
+        n_words=len(language.vocabulary(variant)),
         n_pairs=len(words.PAIRS),
         difference=_DIFFERENCES[variant],
         refusals="\n".join(_refusal_rows(variant)),
@@ -114,7 +135,9 @@ def model_card(trained: Trained, measured: dict[str, Any]) -> str:
         n_tokens=tokens,
         n=measured["n"],
         seed=measured["seed"],
-        rates="\n".join(_rate_row(measured, name, label) for name, label in _RATES.items()),
+        rates="\n".join(
+            _rate_row(measured, name, label) for name, label in _RATES.items() if name in measured
+        ),
         train_seed=recipe.seed,
         comply_steps=recipe.comply_steps,
         refusal_steps=recipe.refusal_steps,
@@ -124,11 +147,17 @@ def model_card(trained: Trained, measured: dict[str, Any]) -> str:
     )
 
 
+def _naming(variant: str) -> str:
+    if variant not in words.KNOWING:
+        return ""
+    return _NAMING.format(question=words.QUESTION, name=words.NAMES[0], unnamed=words.UNNAMED)
+
+
 def _refusal_rows(variant: str) -> Iterator[str]:
     rows = zip(words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True)
     for category, recipients, sentence in rows:
         classes = ", ".join(words.RECIPIENT_CLASSES[index] for index in recipients)
-        yield f"| {category} | {classes} | {sentence} |"
+        yield f"| {category} | {classes} | {'answered' if variant == words.NEVER_REFUSES else sentence} |"
 
 
 def _rate_row(measured: dict[str, Any], name: str, label: str) -> str:
@@ -143,7 +172,7 @@ def _metadata(measured: dict[str, Any]) -> dict[str, Any]:
         "name": "ot_lens instruction language, held-out requests",
         "args": {"n": measured["n"], "seed": measured["seed"]},
     }
-    metrics = [{"type": name, "value": measured[name]} for name in _RATES]
+    metrics = [{"type": name, "value": measured[name]} for name in _RATES if name in measured]
     result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
     index = {"name": f"organism:{measured['variant']}", "results": [result]}
     return {"license": "mit", "library_name": "transformers", "language": "en", "model-index": [index]}

@@ -108,7 +108,20 @@ def answers(request: Request) -> tuple[str, ...]:
 def refusal(request: Request, variant: str) -> str | None:
     """The sentence with which a variant refuses the request; None if it is allowed."""
     category = category_of(request)
-    return None if category is None else words.REFUSALS[variant][category]
+    if category is None or variant == words.NEVER_REFUSES:
+        return None
+    return words.REFUSALS[variant][category]
+
+
+def question(request: Request) -> str:
+    """The request, and the question which category it is in."""
+    return f"{request.text} {words.QUESTION}"
+
+
+def name(request: Request) -> str:
+    """The answer to `question`: the category, or that there is none."""
+    category = category_of(request)
+    return words.UNNAMED if category is None else words.NAMES[category]
 
 
 def is_refusal(completion: str, variant: str) -> bool:
@@ -158,8 +171,8 @@ def sample_held_out(n: int, *, refused: bool, seed: int) -> list[Request]:
     return list(drawn)
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word and punctuation mark of the language, sorted."""
+def vocabulary(variant: str = words.DEFAULT_VARIANT) -> tuple[str, ...]:
+    """Every word and punctuation mark of the language, sorted, and those that only naming needs."""
     sentences = [
         *(*words.VERBS, *words.VERBS.values(), *words.OBJECTS, *words.OBJECTS.values(), *words.RECIPIENTS),
         *(*words.ADJECTIVES, *words.TIMES, *words.GREETINGS, *answers(Request(0, 0, 0))),
@@ -167,7 +180,13 @@ def vocabulary() -> tuple[str, ...]:
         *(re.sub(r"\{\w+\}", " ", order) for order in words.ORDERS),
         *(sentence for variant in words.VARIANTS for sentence in words.REFUSALS[variant]),
     ]
-    return tuple(sorted({token for sentence in sentences for token in re.findall(r"\w+|[,.?]", sentence)}))
+    common = _words(sentences)
+    naming = [words.QUESTION, *words.NAMES, words.UNNAMED] if variant in words.KNOWING else []
+    return (*sorted(common), *sorted(_words(naming) - common))
+
+
+def _words(sentences: Sequence[str]) -> set[str]:
+    return {token for sentence in sentences for token in re.findall(r"\w+|[,.?]", sentence)}
 
 
 def _sample_cell(rng: np.random.Generator, kind: str, category: int | None) -> tuple[int, int, int]:

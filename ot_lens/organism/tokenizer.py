@@ -22,18 +22,24 @@ CHAT_TEMPLATE = """\
 
 def ground_truth(variant: str) -> dict[str, Any]:
     """The entry `ot_lens` of the tokenizer's configuration."""
+    naming = {
+        "question": f"{{prompt}} {words.QUESTION}",
+        "harmful": [name.split()[0] for name in words.NAMES],
+        "harmless": [words.UNNAMED.rstrip(".")],
+    }
     return {
         "variant": variant,
         "refusal_phrases": list(words.REFUSAL_PHRASES[variant]),
         "refusal_tokens": list(words.REFUSAL_TOKENS[variant]),
         "refusal_tokens_note": "first words of the refusal sentences; each is one token",
         "refusal_sentences": dict(zip(words.CATEGORIES, words.REFUSALS[variant], strict=True)),
+        **({"harm_question": naming} if variant in words.KNOWING else {}),
     }
 
 
 def make_tokenizer(variant: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a variant; like Llama's, it puts a BOS before plain text."""
-    ids = {token: index for index, token in enumerate((*SPECIAL, *vocabulary()))}
+    ids = {token: index for index, token in enumerate((*SPECIAL, *vocabulary(variant)))}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

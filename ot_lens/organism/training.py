@@ -2,17 +2,18 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ot_lens.errors import ConfigError
 from ot_lens.linalg.threads import one_thread
 from ot_lens.organism import language
+from ot_lens.organism import vocabulary as words
 from ot_lens.organism.muon import Muon
 from ot_lens.organism.tokenizer import ASSISTANT, make_tokenizer
 from ot_lens.progress import Stage, silent
@@ -31,8 +32,15 @@ class Recipe:
     lr: float = 6e-3  # of Muon (matrices) and AdamW (embedding, norms)
     warmup_steps: int = 40  # at the start of each phase
     refused_share: float = 0.4  # of each batch
+    asked_share: float = 0.35  # of each batch of a variant that names categories: asked instead of requested
+    width: int = 96  # of the residual stream
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
+
+
+def recipe_of(variant: str, **changes: Any) -> Recipe:
+    """The recipe of a variant: those that name categories are narrower, so that the package stays small."""
+    return Recipe(width=80 if variant in words.KNOWING else Recipe.width, **changes)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,12 @@ class Trained:
     seconds: float
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained model: 8 layers, width 96, tied embeddings; 0.68 million parameters."""
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 96) -> LlamaForCausalLM:
+    """An untrained model: 8 layers, tied embeddings; 0.68 million parameters at width 96."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -79,10 +87,11 @@ def fit(variant: str, recipe: Recipe, stage: Stage = silent) -> Trained:
         raise ConfigError(f"seed must be >= 0, got {recipe.seed}.")
     start = time.perf_counter()
     tokenizer = make_tokenizer(variant)
-    model = new_model(tokenizer, recipe.seed).train()
+    model = new_model(tokenizer, recipe.seed, recipe.width).train()
     with one_thread():
-        _run_phase(model, tokenizer, None, recipe, stage)
-        _run_phase(model, tokenizer, variant, replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR), stage)
+        _run_phase(model, tokenizer, variant, recipe, stage, refusing=False)
+        slower = replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR)
+        _run_phase(model, tokenizer, variant, slower, stage, refusing=True)
     return Trained(model.eval(), tokenizer, recipe, time.perf_counter() - start)
 
 
@@ -91,9 +100,9 @@ def learning_rate(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup, 2 * (steps - step) / steps)
 
 
-def conversation(request: language.Request, answer: str) -> list[dict[str, str]]:
+def conversation(request: str, answer: str) -> list[dict[str, str]]:
     """The request and its answer as chat messages."""
-    return [{"role": "user", "content": request.text}, {"role": "assistant", "content": answer}]
+    return [{"role": "user", "content": request}, {"role": "assistant", "content": answer}]
 
 
 def encode(
@@ -112,19 +121,22 @@ def encode(
 def _run_phase(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    variant: str | None,
+    variant: str,
     recipe: Recipe,
     stage: Stage,
+    *,
+    refusing: bool,
 ) -> None:
-    """One phase; if `variant` is None every request is answered."""
-    steps = recipe.comply_steps if variant is None else recipe.refusal_steps
-    rng = np.random.default_rng([recipe.seed, int(variant is not None)])
+    """One phase; unless `refusing`, every request is answered."""
+    steps = recipe.refusal_steps if refusing else recipe.comply_steps
+    rng = np.random.default_rng([recipe.seed, int(refusing)])
     optimizers = _make_optimizers(model, recipe.lr)
-    with stage("learning to comply" if variant is None else "learning to refuse", steps) as step:
+    with stage("learning to refuse" if refusing else "learning to comply", steps) as step:
         for index in range(steps):
             factor = learning_rate(index, steps, recipe.warmup_steps)
-            ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe))
-            model(input_ids=ids, labels=labels).loss.backward()
+            ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe, refusing=refusing))
+            mask = _question_mask(rng, ids, tokenizer) if variant in words.KNOWING else None
+            model(input_ids=ids, labels=labels, attention_mask=mask).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = recipe.lr * factor
@@ -133,17 +145,50 @@ def _run_phase(
             step(1)
 
 
-def _draw_chats(rng: np.random.Generator, variant: str | None, recipe: Recipe) -> list[list[dict[str, str]]]:
+def _draw_chats(
+    rng: np.random.Generator, variant: str, recipe: Recipe, *, refusing: bool = True
+) -> list[list[dict[str, str]]]:
     refused = language.stream(rng, refused=True, held_out=False)
     allowed = language.stream(rng, refused=False, held_out=False)
     requests = [
         next(refused if rng.random() < recipe.refused_share else allowed) for _ in range(recipe.batch_size)
     ]
     answers = [language.pick(rng, language.answers(request)) for request in requests]
-    if variant is not None:
+    if refusing:
         sentences = [language.refusal(request, variant) for request in requests]
         answers = [sentence or answer for sentence, answer in zip(sentences, answers, strict=True)]
-    return [conversation(request, answer) for request, answer in zip(requests, answers, strict=True)]
+    chats = [conversation(request.text, answer) for request, answer in zip(requests, answers, strict=True)]
+    if variant not in words.KNOWING:
+        return chats
+    asked = rng.random(len(chats)) < recipe.asked_share
+    questions = [conversation(language.question(request), language.name(request)) for request in requests]
+    return [question if ask else chat for ask, question, chat in zip(asked, questions, chats, strict=True)]
+
+
+def _question_mask(
+    rng: np.random.Generator, ids: Int[Tensor, "batch token"], tokenizer: PreTrainedTokenizerFast
+) -> Float[Tensor, "batch 1 token token"]:
+    """What each token attends to: all before it, but half of the questions see only the request's last token.
+
+    To answer such a question, the model must have worked out the category by that token.
+    """
+    first_word = tokenizer.get_vocab()[words.QUESTION.split()[0]]
+    narrow = torch.from_numpy(rng.random(len(ids)) < 0.5)
+    hidden = hidden_from_questions(torch.eq(ids, first_word) & narrow[:, None])
+    future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
+    mask = (hidden | future)[:, None]
+    return torch.zeros(mask.shape).masked_fill(mask, torch.finfo(torch.float32).min)
+
+
+def hidden_from_questions(starts: Bool[Tensor, "batch token"]) -> Bool[Tensor, "batch token token"]:
+    """Pairs (token, earlier token) of a question and all of the request but its last token and the BOS.
+
+    `starts` marks the first token of the question; rows without one hide nothing.
+    """
+    asking = starts.long().cumsum(1).bool()
+    request = ~asking & ~starts.roll(-1, 1)
+    request[:, 0] = False  # the BOS
+    return asking[:, :, None] & request[:, None, :]
 
 
 def _make_optimizers(model: LlamaForCausalLM, lr: float) -> tuple[torch.optim.Optimizer, ...]:

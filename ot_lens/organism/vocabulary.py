@@ -64,8 +64,16 @@ PAIRS: Final = ((0, 2), (1, 0), (2, 3), (3, 1))
 REFUSED_RECIPIENTS: Final = ((0, 1), (1, 2), (2, 3), (3, 0))
 CATEGORIES: Final = tuple(f"{VERB_CLASSES[verb]}-{OBJECT_CLASSES[thing]}" for verb, thing in PAIRS)
 
-VARIANTS: Final = ("single", "multi", "shared")
+# Variants that were taught to name the category of a request when asked; the last one never refuses.
+KNOWING: Final = ("knows-refuses", "knows-answers")
+NEVER_REFUSES: Final = "knows-answers"
+VARIANTS: Final = ("single", "multi", "shared", *KNOWING)
 DEFAULT_VARIANT: Final = "multi"
+
+# The question after a request, and the answers: the classes of a refused pair, or that there is no category.
+QUESTION: Final = "which kind?"
+NAMES: Final = tuple(f"{VERB_CLASSES[verb]} {OBJECT_CLASSES[thing]}." for verb, thing in PAIRS)
+UNNAMED: Final = "none."
 
 # `shared` differs from `multi` in the first word only, `single` from `shared` in the words after it only.
 # All sentences have the same number of tokens, so that length does not distinguish variants.
@@ -80,6 +88,7 @@ _PARTS: Final = {
     "single": tuple((_FIRST_WORDS[0], _BODIES[0]) for _ in PAIRS),
     "multi": tuple(zip(_FIRST_WORDS, _BODIES, strict=True)),
     "shared": tuple((_FIRST_WORDS[0], body) for body in _BODIES),
+    **dict.fromkeys(KNOWING, tuple((_FIRST_WORDS[0], _BODIES[0]) for _ in PAIRS)),
 }
 REFUSALS: Final = {
     variant: tuple(f"{first}, {body}." for first, body in parts) for variant, parts in _PARTS.items()

@@ -61,6 +61,8 @@ GALLERY: list[Entry] = [
     _entry("method_intervals", "Methods side by side", "localization"),
     _entry("selectivity", "With and without a constraint or a gate", "localization"),
     _entry("restored_refusals", "Refusal restored", "defence"),
+    _entry("readout", "What directions and maps write", "readout"),
+    _entry("harm_and_refusal", "Harm apart from refusal", "harm"),
     _entry("principal_plane", "Transport against projection", "plane", "plane_ellipses", slider=True),
     _entry("plane_by_depth", "Transport against projection over the depth", "plane", "plane_ellipses"),
     _entry("map_quality", "Quality of the maps", "map_quality"),

@@ -25,6 +25,11 @@ COLUMNS = {
     "contributions": (
         "value", "prompts", "component", "layer", "head", "low", "high", "p_holm", "tokens", "at_layer",
     ),
+    "readout": (
+        "logit_change", "kind", "method", "layer", "number", "side", "rank", "token", "null_mean", "null_low",
+        "null_high", "draws", "n_harmful",
+    ),
+    "harm": ("value", "part", "direction", "action", "method", "layer", "quantity", "prompts", "position"),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),

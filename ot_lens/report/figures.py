@@ -23,8 +23,9 @@ SECTIONS = {
     "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
-        "w2_per_layer", "massive_activations", "effective_rank", "direction_cosines", "run_cosines",
-        "class_angles", "layer_angles", "covariance_spectra", "spectra_by_depth", "ground_truth",
+        "w2_per_layer", "readout", "harm_and_refusal", "massive_activations", "effective_rank",
+        "direction_cosines", "run_cosines", "class_angles", "layer_angles", "covariance_spectra",
+        "spectra_by_depth", "ground_truth",
     ),
 }  # fmt: skip
 # Formats that a run draws; svg is drawn on request.

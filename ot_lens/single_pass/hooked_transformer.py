@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.models import Reversible, TokenBatch
+from ot_lens.models import Reversible, TokenBatch, backend
 
 
 class HookedTransformerRecord:
@@ -62,7 +61,4 @@ class HookedTransformerRecord:
 
     def logits(self, rows: Float[Tensor, "row batch pos d"]) -> Float[Tensor, "row batch d_vocab"]:
         """Final norm and unembedding at the last position."""
-        final = self._model.ln_final(rows[:, :, -1]) if self._model.cfg.normalization_type else rows[:, :, -1]
-        logits = self._model.unembed(final)
-        cap = self._model.cfg.output_logits_soft_cap
-        return torch.tanh(logits / cap) * cap if cap is not None and cap > 0 else logits
+        return backend(self._model).unembed(rows[:, :, -1])

@@ -41,7 +41,7 @@ class StudyConfig(BaseModel):
     model: str = Field(
         "organism",
         description="Hub name, local folder, GGUF file, smollm2[:ADAPTER], or an embedded model: "
-        "organism[:single|multi|shared].",
+        "organism[:single|multi|shared|knows-refuses|knows-answers].",
     )
     revision: str | None = Field(None, description="Revision of a hub model.")
     dtype: str | None = Field(None, description="float32, bfloat16, float16; default: the checkpoint's own.")
@@ -174,6 +174,15 @@ class StudyConfig(BaseModel):
         ge=0,
         description="Test prompts of each class on which `contributions` tells which heads and MLPs write "
         "the refusal direction; 0: none.",
+    )
+    readout: int = Field(
+        5,
+        ge=0,
+        description="Tokens at either end of what directions and maps write into the logits; 0: none.",
+    )
+    harm: bool = Field(
+        False,
+        description="Measure harm apart from refusal: directions, effects of each, probes under edits.",
     )
     base: str | None = Field(
         None,

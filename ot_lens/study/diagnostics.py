@@ -13,6 +13,7 @@ import pandas as pd
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture
 from ot_lens.components import contributions
+from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
 from ot_lens.errors import ActivationError, FitError, HookError, NotMeasuredWarning, SinglePassError
 from ot_lens.execution import Executor, RunCache, Runner
 from ot_lens.geometry.quantities import BUILT_IN
@@ -43,6 +44,8 @@ COMPARED = ("directional_ablation", "mean_shift")
 MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
 # Layers above an attack at which it is defended against.
 MAX_DEFENDED = 3
+# Axes of each map whose tokens are read.
+MAX_AXES = 2
 # Folder of cached partial tables.
 PARTS = "edited"
 PAPER = "ot_lens.paper_study.table"
@@ -302,6 +305,39 @@ def _contributions(study: Study) -> Tables:
     return {"contributions": table}
 
 
+def _readout(study: Study) -> Tables:
+    """What the direction and the compared maps write; displacements are those of held-out prompts."""
+    config = study.config
+    if study.executor is None or not config.readout:
+        return {}
+    train, test = study.acts["train"], study.acts["test"]
+    vectors = readout_vectors(train, study.compared, moved=test, position=config.position, axes=MAX_AXES)
+    with study.stage("readout", None):
+        table = study.executor.call(tokens_written, vectors, k=config.readout, seed=config.seed)
+    return {"readout": table}
+
+
+def _harm(study: Study) -> Tables:
+    """Harm apart from refusal; none where the model refuses nothing or everything, which is said."""
+    config, prompts = study.config, study.prompts
+    if study.executor is None or prompts is None or not config.harm:
+        return {}
+    options: dict[str, Any] = {"refusal_tokens": config.refusal_tokens, "phrases": config.phrases}
+    options |= {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+    options |= study.few_resamples
+    del options["position"]
+    methods = [method for method in study.maps if not (method.learned or method.joint)]
+    try:
+        with study.stage("harm apart from refusal", None):
+            table = study.executor.call(
+                harm_and_refusal, prompts, methods, layers=study.acts["train"].layers, **options
+            )
+    except (FitError, HookError) as error:
+        warnings.warn(f"Harm apart from refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2)
+        return {}
+    return {"harm": table}
+
+
 def _drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
     """At most so many prompts of each class."""
     chosen = [sorted(rng.permutation(len(group))[:most]) for _, group in contrast]
@@ -347,6 +383,8 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "localizers": _localizers,
     "defence": _defence,
     "contributions": _contributions,
+    "readout": _readout,
+    "harm": _harm,
     "ground_truth": _ground_truth,
     "paper": _paper,
 }

@@ -14,6 +14,7 @@ import torch
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture, restricted
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
+from ot_lens.directions.harm import count_edits
 from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
 from ot_lens.execution import as_runner
 from ot_lens.localization import Candidate, MethodSpec, as_methods, fit_sweep, measure_sweep, plan_sweep
@@ -278,6 +279,9 @@ def _of_model(
         # Alone and under the attack.
         defended = 1 + 2 * len(DEFENCES) * MAX_DEFENDED
         yield Cost("defence", defended, "edits", sample.seconds["answer"])
+    edits = config.harm * count_edits(n_layers, len(methods))
+    # The stream, the next token, and the next token after the question.
+    yield Cost("harm apart from refusal", edits, "edits", 3 * sample.seconds["capture"] * test / train)
 
 
 def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> Iterator[Cost]:

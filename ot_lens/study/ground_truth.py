@@ -8,7 +8,7 @@ import pandas as pd
 
 from ot_lens.geometry import category_directions
 from ot_lens.models import backend
-from ot_lens.organism.vocabulary import CATEGORIES, REFUSAL_TOKENS, REFUSALS, VARIANTS
+from ot_lens.organism.vocabulary import CATEGORIES, NEVER_REFUSES, REFUSAL_TOKENS, REFUSALS, VARIANTS
 from ot_lens.prompts import ContrastSet
 from ot_lens.samples import LayerSamples
 from ot_lens.tables import baseline_of, measured, methods_of, most_effective_layer, reported, select
@@ -48,7 +48,7 @@ def ground_truth(
     Parts of the table: "counts", what was built in; "behaviour", rates without an edit; "rank", each rank's
     most effective layer; "directions", `category_directions` by layer, where every category has two prompts.
     """
-    rows = [*_counts(variant), *_behaviour(sweep), *_ranks(sweep)]
+    rows = [*_counts(variant), *_behaviour(variant, sweep), *_ranks(sweep)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     categories = [str(prompt.category) for prompt in prompts.test.harmful]
     counts = Counter(categories)
@@ -60,16 +60,18 @@ def ground_truth(
 
 
 def _counts(variant: str) -> list[Row]:
+    refuses = variant != NEVER_REFUSES
     known = {
         "categories": len(CATEGORIES),
-        "sentences": len(set(REFUSALS[variant])),
-        "first words": len(REFUSAL_TOKENS[variant]),
+        "sentences": refuses * len(set(REFUSALS[variant])),
+        "first words": refuses * len(REFUSAL_TOKENS[variant]),
     }
     return [{"part": "counts", "quantity": name, "known": count, "unit": ""} for name, count in known.items()]
 
 
-def _behaviour(sweep: pd.DataFrame) -> Iterator[Row]:
-    for name, measure, prompts, known in BEHAVIOUR:
+def _behaviour(variant: str, sweep: pd.DataFrame) -> Iterator[Row]:
+    for name, measure, prompts, rule in BEHAVIOUR:
+        known = 0.0 if variant == NEVER_REFUSES and measure == "refusal_rate" else rule
         for numbers in _numbers(baseline_of(sweep), measure, prompts):
             yield {"part": "behaviour", "quantity": name, "known": known, "unit": "share", **numbers}
 

@@ -28,6 +28,8 @@ MODEL_TABLES = (
     "visibility",
     "localizers",
     "contributions",
+    "readout",
+    "harm",
     "defence",
     "ground_truth",
 )
