@@ -15,6 +15,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, terminators
+from ot_lens.models.caches import cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import INSIDE, check_sums, inspected
@@ -162,6 +163,8 @@ class HFBackend(_HookedModel):
         # copy, which shares weights and hooks, has none.
         plain = copy(self.hf_model)
         plain.generation_config = GenerationConfig()
+        if settings.get("use_cache", True) and other.get("past_key_values") is None:
+            other["past_key_values"] = cache_of_everything(plain)
         return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **other)
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
