@@ -182,6 +182,12 @@ def unembed(hf_model: Any, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def longrope_border(hf_model: Any) -> int | None:
+    """Beyond how many tokens the longest row of a batch changes the positions of all (Phi 3's longrope)."""
+    rope = getattr(hf_model.config.get_text_config(), "rope_parameters", None) or {}
+    return int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else None
+
+
 def terminators(hf_model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer, of the tokenizer and of the generation configuration (Llama 3)."""
     configured = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)

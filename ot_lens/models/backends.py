@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
-from ot_lens.models.architectures import hook_name, terminators
+from ot_lens.models.architectures import hook_name, longrope_border, terminators
 from ot_lens.models.caches import cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
@@ -68,6 +68,9 @@ class _HookedModel:
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(model.cfg.d_vocab)
         self.n_ctx = int(model.cfg.n_ctx or 0)
+        self.longrope = longrope_border(hf_model) if hf_model is not None else None
+        if self.longrope is not None:
+            self.n_ctx = min(self.n_ctx or self.longrope, self.longrope)
 
     def hook_point(self, layer: int, hook: str) -> HookPoint:
         """The hook point of a layer."""
