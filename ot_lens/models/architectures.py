@@ -120,9 +120,9 @@ CONFIG_WIDTHS = (
 def _decoder(hf_model: Any) -> Any:
     """The module that holds the decoder layers."""
     found = hf_model.get_decoder()
-    # Llama 4 finds its causal language model rather than the decoder inside.
-    inner = getattr(found, "model", None)
-    return found if inner is None or any(hasattr(found, name) for name in LAYERS) else inner
+    # Llama 4 finds its causal language model rather than the decoder inside, ModernBERT its output layer.
+    places = (found, getattr(found, "model", None), hf_model.base_model)
+    return next((place for place in places if any(hasattr(place, name) for name in LAYERS)), found)
 
 
 def decoder_layers(hf_model: Any) -> nn.ModuleList:

@@ -87,6 +87,10 @@ class _HookedModel:
             check_sums(self, layer, hook)
         return point
 
+    def unpadded_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at every position, which the model itself counts."""
+        return self.logits(tokens, torch.ones_like(tokens))
+
     def two_steps(self, tokens: Int[Tensor, "1 pos"], mask: Int[Tensor, "1 pos"]) -> TwoSteps:
         """The next token of a sequence, and the logits before and behind it."""
         before = self.logits(tokens, mask, keep=1)[:, -1]
@@ -133,6 +137,10 @@ class HFBackend(_HookedModel):
             logits_to_keep=keep,
         )
         return output.logits
+
+    def unpadded_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """As in `_HookedModel`."""
+        return self.hf_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
 
     def generate(
         self,

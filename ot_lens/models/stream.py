@@ -36,6 +36,7 @@ class Inspection:
     faults: list[dict[str, str]]  # of each layer's hook points; empty where there is none
     causal: bool  # whether a token leaves the logits of those before it as they are
     pads: bool  # whether padding on the left leaves the logits as they are, with a cache too
+    counts: bool  # whether the model counts positions as ot_lens does, from 0
 
 
 _INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
@@ -66,6 +67,11 @@ def check_stream(served: Any) -> None:
             f"Cannot serve a {_name(served)}: its tokens attend to later ones, so that it is not a causal "
             "language model. docs/models.md lists the families that are served."
         )
+    if not inspection.counts:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: it does not count positions from 0, so that padding on the left "
+            "would shift its prompts. docs/models.md lists the families that are served."
+        )
 
 
 def check_sums(served: Any, layer: int, hook: str) -> None:
@@ -89,12 +95,15 @@ def inspected(served: Any) -> Inspection:
             token, steps = served.two_steps(padded, torch.cat([0 * mask[:1, :2], mask[:1, 1:]], dim=1))
             # Two rows that differ in their last token: the logits before it must be the same.
             ends = torch.stack([token, (token + 1).remainder(served.d_vocab)]).to(begun.device)
+            tokens = torch.cat([begun.expand(2, -1), ends[:, None]], dim=1)
             with Reversible(partial(_listen, served, read)):
-                whole = served.logits(torch.cat([begun.expand(2, -1), ends[:, None]], dim=1), mask, keep=2)
+                whole = served.logits(tokens, mask, keep=2)
+            own = served.unpadded_logits(tokens[:1])
         _INSPECTED[served.model] = Inspection(
             [_judged(parts, (LENGTH, served.d_model)) for parts in read],
             causal=_alike(whole[1, -2], whole[0, -2]),
             pads=all(_alike(steps[i], whole[0, i - 2]) for i in range(2)),
+            counts=_alike(own[0, -1], whole[0, -1]),
         )
     return _INSPECTED[served.model]
 
