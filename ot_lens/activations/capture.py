@@ -64,7 +64,8 @@ def capture(
     Raises:
         HookError: If a layer, hook point or position does not exist.
         PromptError: If prompts cannot be rendered, or a thought is asked for that does not come or end.
-        ActivationError: If the dtype is unknown, or a finite value overflows it.
+        ActivationError: If the dtype is unknown, a finite value overflows it, or the model overflowed: an
+            activation is NaN or Inf.
         RunFolderError: If `store` holds another capture, is in use, or cannot be written; its contents stay.
     """
     settings = CaptureSettings(

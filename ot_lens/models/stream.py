@@ -69,8 +69,8 @@ def check_stream(served: Any) -> None:
         )
     if not inspection.counts:
         raise ModelError(
-            f"Cannot serve a {_name(served)}: it does not count positions from 0, so that padding on the left "
-            "would shift its prompts. docs/models.md lists the families that are served."
+            f"Cannot serve a {_name(served)}: it does not count positions from 0, so that padding would "
+            "shift its prompts. docs/models.md lists the families that are served."
         )
 
 
