@@ -496,8 +496,8 @@ date.
 
 Other models work if their layers hand on one residual stream. A short sequence, run when a model is loaded,
 shows whether they do, whether tokens see later ones and whether positions are counted from 0 (if not, the
-model is refused), whether the parts of the stream add up, and whether padding changes the logits; in that case
-only prompts of the same length share a batch. Encoders and encoder-decoders are refused.
+model is refused), whether the parts of the stream add up, and whether padding changes the logits; in that
+case only prompts of the same length share a batch. Encoders and encoder-decoders are refused.
 
 A sliding window is what the model's own mask makes of it: the cache of an answer drops no token. Where
 positions depend on the longest row of a batch (the `longrope` of Phi 3), the context ends before they do.

@@ -74,6 +74,8 @@ THOUGHTS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
     ("<longcat_think>", "</longcat_think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<ifm|think>", "</ifm|think>"),
     ("◁think▷", "◁/think▷"),
     ("<thought>", "</thought>"),
     ("<thinking>", "</thinking>"),
@@ -83,6 +85,14 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+# What may be around the answer behind a thought: Hunyuan, Granite and ERNIE, Command A.
+ANSWERS = (
+    ("<answer>", "</answer>"),
+    ("<response>", "</response>"),
+    ("<solution>", "</solution>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 )
 # gpt-oss begins every message with its channel.
 CHANNEL = "<|channel|>{name}<|message|>"
