@@ -86,6 +86,8 @@ THOUGHTS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
 )
+# Words in place of marks (Granite 3.2): a pair only where a template or an answer has the first.
+SPOKEN_THOUGHTS = (("Here is my thought process:", "Here is my response:"),)
 # What may be around the answer behind a thought: Hunyuan, Granite and ERNIE, Command A.
 ANSWERS = (
     ("<answer>", "</answer>"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ot_lens.models.architectures import THOUGHTS
+from ot_lens.models.architectures import SPOKEN_THOUGHTS, THOUGHTS
 
 _MARK = re.compile(r"<\|?[/\w:. |-]{1,40}\|?>|\[/?\w{1,40}\]|◁/?\w{1,40}▷")
 _NAMES_A_THOUGHT = re.compile(r"(?<![a-z])(?:think|thinking|thoughts?|reason|reasoning|inner)(?![a-z])")
@@ -46,7 +46,8 @@ def marks_in(text: str) -> Marks:
         _complete(found)
     pairs = tuple((found["begin"], found["end"]) for found in sides.values() if len(found) == 2)
     alone = tuple(mark for found in sides.values() if len(found) == 1 for mark in found.values())
-    return Marks((*THOUGHTS, *pairs), alone)
+    spoken = (pair for pair in SPOKEN_THOUGHTS if pair[0] in text)
+    return Marks((*THOUGHTS, *spoken, *pairs), alone)
 
 
 def _name(mark: str) -> tuple[str, tuple[str, ...]] | None:
