@@ -170,6 +170,18 @@ def test_answers_are_the_same_with_a_cache_where_only_the_cache_has_a_window(fam
     assert (otl.complete(model, LONG, max_new_tokens=8) == read) == (family == "mistral")
 
 
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "qwen3_next"])
+def test_scopes_know_the_prompt_where_a_cache_does_not_say_what_it_has_read(family, load, mixed_lengths):
+    """States of recurrent models have no length: each step of an answer would look like a prompt."""
+    model = load(family)
+    plain = otl.complete(model, LONG, max_new_tokens=6)
+    edit = AffineMap(torch.zeros(WIDTH, 0), torch.zeros(WIDTH, 0), torch.linspace(-3, 3, WIDTH))
+    for scope in ("last", "prompt", "generated"):
+        with otl.intervene(model, {1: edit}, scope):
+            read = otl.complete(model, LONG, max_new_tokens=6, use_cache=False)
+            assert otl.complete(model, LONG, max_new_tokens=6) == read != plain
+
+
 @pytest.mark.parametrize("hooks", ["residual", "full"])
 def test_a_context_ends_where_positions_begin_to_depend_on_the_batch(hooks, load, monkeypatch):
     """Phi 3's two sets of frequencies: the longest row of a batch chooses one for all rows."""

@@ -15,7 +15,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, longrope_border, terminators
-from ot_lens.models.caches import cache_of_everything
+from ot_lens.models.caches import TokensRead, cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import INSIDE, check_sums, inspected
@@ -180,15 +180,19 @@ class HFBackend(_HookedModel):
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
         """Call `observer` before each forward call, and with None after it, until `changes` are undone."""
+        read = TokensRead()
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tokens = kwargs.get("input_ids", args[0] if args else None)
-            cache = kwargs.get("past_key_values")
-            past = int(cache.get_seq_length()) if cache is not None else 0
+            past = read.before(kwargs, 0 if tokens is None else tokens.shape[1])
             observer(Call(tokens, kwargs.get("attention_mask"), past, announced_width()))
 
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            read.after(output)
+            observer(None)
+
         changes.before(self.hf_model, before, with_kwargs=True)
-        changes.after(self.hf_model, lambda *_: observer(None))
+        changes.after(self.hf_model, after)
 
 
 class HookedTransformerBackend(_HookedModel):
