@@ -404,10 +404,8 @@ def captured(model: Any, plain: PreTrainedModel) -> dict[str, torch.Tensor]:
             logits = backend(model).logits(batch.tokens, batch.mask)
         torch.testing.assert_close(logits, expected.logits, **CLOSE)
         states = expected.hidden_states
-        # The states of Mamba and RWKV begin with the first layer's output.
-        late = any(kind in type(plain).__name__ for kind in ("Mamba", "Rwkv"))
-        first = len(states) > len(read[1].layers) and not late
-        for layer in read[1].layers[1:]:
+        first = len(states) > len(read[1].layers) and "Mamba" not in type(plain).__name__
+        for layer in read[1].layers[1:]:  # Mamba's states begin with the first layer's output
             state = states[layer if first else layer - 1][0, -1]
             torch.testing.assert_close(read[1].harmful(layer)[row], state.double(), **CLOSE)
     parts = {"resid_pre": read[64].data["harmful"]}

@@ -119,6 +119,9 @@ def at_date(source: str, date: datetime = TEMPLATE_DATE) -> tuple[str, dict[str,
 # Tensor arguments of decoder layers that the single pass knows how to replay.
 PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
 
+# Families that transformers itself continues wrongly, by model type.
+REFUSED = {"rwkv": "transformers mixes the rows of a batch when it continues several prompts at once"}
+
 # Names of sizes in configurations.
 CONFIG_COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts",

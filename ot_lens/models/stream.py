@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from ot_lens.errors import HookError, ModelError
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.linalg import float64
-from ot_lens.models.architectures import hook_name
+from ot_lens.models.architectures import REFUSED, hook_name
 from ot_lens.models.hooked import HOOKS
 from ot_lens.models.reversible import Reversible, evaluating
 
@@ -47,6 +47,11 @@ def check_stream(served: Any) -> None:
 
     Its tokens must not see later ones: the stream of a prompt would depend on the answer behind it.
     """
+    refused = REFUSED.get(getattr(getattr(served.hf_model, "config", None), "model_type", ""))
+    if refused is not None:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: {refused}. docs/models.md lists the families that are served."
+        )
     try:
         inspection = inspected(served)
     except Exception as error:
