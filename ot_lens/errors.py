@@ -133,7 +133,8 @@ class BatchHalvedWarning(UserWarning):
 def nan_logits(bad: int, n: int) -> ActivationError:
     """The error of a measure whose model overflowed: a mean over the other prompts would be wrong."""
     return ActivationError(
-        f"The model's logits contain NaN for {bad} of {n} prompts: use bfloat16 or float32, or a weaker edit."
+        f"The model's logits contain NaN or Inf for {bad} of {n} prompts: use bfloat16 or float32, or a "
+        "weaker edit."
     )
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import takewhile
 from typing import Any
 
 from ot_lens.errors import PromptError
@@ -17,7 +15,7 @@ from ot_lens.models import (
     check_room,
     encode,
     read_answer,
-    separates,
+    separator_length,
     template_of,
     thought_ends,
     thought_length,
@@ -209,5 +207,5 @@ def _thoughts(
     ended = [i for i, ids in enumerate(thoughts) if ids]
     after = continued([[*rows[i], *thoughts[i]] for i in ended], SEPARATORS, served.terminators)
     for i, ids in zip(ended, after, strict=True):
-        thoughts[i] += takewhile(partial(separates, served), ids)
+        thoughts[i] += ids[: separator_length(served, ids)]
     return thoughts

@@ -7,7 +7,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 import ot_lens as otl
 from ot_lens.components import Component, Reading, read_contributions
@@ -75,18 +81,19 @@ SIZES = {
 
 # Families that the common sizes suffice for, and what the others need beside them.
 PLAIN = (
-    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "bloom", "codegen", "cohere",
+    "afmoe", "apertus", "arcee", "aria_text", "beam", "biogpt", "bitnet", "bloom", "cohere",
     "cohere2", "cohere2_moe", "cwm", "diffllama", "doge", "dots1", "ernie4_5", "ernie4_5_moe",
     "exaone4", "exaone_moe", "falcon_h1", "falcon_mamba", "flex_olmo", "flint", "gemma", "gemma2",
     "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode",
-    "gpt_neox", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "gpt_neox", "gpt_neox_japanese", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
     "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
-    "hyperclovax", "inkling2_text", "inkling_text", "internlm3", "jais2", "jetmoe", "kolibri1",
+    "hyperclovax", "inkling2_text", "inkling_text", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1",
     "laguna", "lfm3", "llama", "llama4_text", "mamba", "mellum", "mimo_v2_flash", "minimax",
-    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "mpt",
+    "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "mpt",
     "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "persimmon", "phi",
-    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen4_exp_text",
-    "recurrent_gemma", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe",
+    "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma",
     "xglm", "zamba",
 )  # fmt: skip
 INDEXED = {
@@ -103,11 +110,20 @@ KIMI = {
     "linear_head_dim": 8,
     "linear_num_heads": 4,
 }
+QWEN_4 = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "axk1": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
     "axk2": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4},
     "bailing_hybrid": {"num_nextn_predict_layers": 0, **KIMI},
     "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 8},
     "deepseek_v2": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "deepseek_v32": INDEXED,
@@ -144,7 +160,13 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "kimi_linear": KIMI,
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
-    "longcat_flash": {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4, "num_layers": 2},
+    "longcat_flash": {
+        "q_lora_rank": 16,
+        "head_dim": 8,
+        "qk_head_dim": 16,
+        "num_key_value_heads": 4,
+        "num_layers": 2,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "minicpm3": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "nemotron_h": {"n_groups": 1, "chunk_size": 8},
@@ -169,6 +191,7 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "qwen4_exp_text": QWEN_4,
     "youtu": {"head_dim": LEAVE, "num_key_value_heads": 4},
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
@@ -181,56 +204,144 @@ FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in PLAIN} | {
     "zaya": {"num_experts_per_tok": 1},
 }
 
-SEEING = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-SEEING_QWEN = {
+# Sizes of the towers of vision-language models that see, hear and so on; each has some of these.
+SEEING = {
     "hidden_size": 16,
     "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "embed_dim": 16,
     "depth": 1,
     "num_heads": 2,
     "out_hidden_size": WIDTH,
-}
-SEEING_LLAMA = {
-    **SEEING,
+    "text_hidden_size": WIDTH,
     "image_size": 8,
     "patch_size": 4,
     "vision_output_dim": 16,
     "projector_input_dim": 16,
     "projector_output_dim": 16,
-}
-# Vision-language models, whose text towers are served, and the sizes of the towers that see.
-VISION = {
-    "gemma3": SEEING,
-    "internvl": SEEING,
-    "llama4": SEEING_LLAMA,
-    "llava": SEEING,
-    "mistral3": SEEING,
-    "paligemma": SEEING,
-    "qwen2_5_vl": SEEING_QWEN,
-    "qwen3_5": SEEING_QWEN,
-    "qwen3_vl": SEEING_QWEN,
-    "qwen3_vl_moe": SEEING_QWEN,
+    "base_channels": 32,
+    "vocab_size": 16,
+    "num_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [0],
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "d_model": 16,
+    "conf_num_layers": 1,
+    "resampler_n_latents": 4,
+    "resampler_depth": 1,
+    "mlp_dim": 16,
+    "output_channels": 16,
+    "global_attn_indexes": [0],
 }
 PICTURES_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+ROPE = {"rope_parameters": PICTURES_ROPE}
+LATENT = {"q_lora_rank": 16, "head_dim": LEAVE, "num_key_value_heads": 4}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+    "partial_rotary_factor": 0.5,
+}
+# Vision-language models, whose text towers are served, and what these need beside the common sizes.
+VISION: dict[str, dict[str, Any]] = {
+    "aria": {},
+    "aya_vision": {},
+    "chameleon": {"vocabulary_map": {"<image>": 1}},
+    "cohere2_vision": {},
+    "deepseek_vl": {},
+    "ernie4_5_vl_moe": {"moe_intermediate_size": [16, 16], **ROPE},
+    "exaone4_5": {},
+    "fuyu": {},
+    "gemma3": {},
+    "gemma4": {},
+    "gemma4_unified": {},
+    "glm46v": ROPE,
+    "glm4v": ROPE,
+    "glm4v_moe": {
+        "rope_parameters": {**PICTURES_ROPE, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    },
+    "glm_ocr": ROPE,
+    "got_ocr2": {},
+    "granite_docling": {},
+    "hunyuan_vl": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "xdrope_section": [1, 1, 1, 1]}
+    },
+    "hyperclovax_vision_v2": {},
+    "idefics2": {},
+    "idefics3": {},
+    "internvl": {},
+    "janus": {},
+    "kimi_k25": LATENT,
+    "kosmos-2.5": {},
+    "lfm2_vl": {},
+    "lfm3_vl": {},
+    "lighton_ocr": {},
+    "llama4": {},
+    "llava": {},
+    "llava_next": {},
+    "llava_onevision": {},
+    "minicpmv4_6": {},
+    "minimax_m3_vl": {},
+    "mistral3": {},
+    "mistral4": {**LATENT, "qk_head_dim": LEAVE, "rope_parameters": YARN},
+    "mistral_large4": {
+        **LATENT,
+        "head_dim": 8,
+        "qk_head_dim": 16,
+        "index_head_dim": 16,
+        "index_n_heads": 2,
+    },
+    "mllama": {"cross_attention_layers": [1]},
+    "ovis2": {},
+    "paddleocr_vl": ROPE,
+    "paligemma": {},
+    "qianfan_ocr": {},
+    "qwen2_5_vl": ROPE,
+    "qwen2_vl": ROPE,
+    "qwen3_5": ROPE,
+    "qwen3_5_moe": ROPE,
+    "qwen3_vl": ROPE,
+    "qwen3_vl_moe": ROPE,
+    "qwen4_exp": ROPE,
+    "smolvlm": {},
+    "step3p7": {},
+    "video_llama_3": {},
+    "vipllava": {},
+}
 
 
 def config(family: str) -> Any:
     """The configuration of a tiny model of a family."""
-    if family not in VISION:
-        return AutoConfig.for_model(family, **_sizes(AutoConfig.for_model(family), FAMILIES[family]))
     known = AutoConfig.for_model(family)
+    if family not in VISION:
+        return AutoConfig.for_model(family, **_sizes(known, FAMILIES[family]))
     text = known.get_text_config()
-    # Qwen 3 MoE has no window, but its cache would obey one.
-    needs = (
-        {"rope_parameters": PICTURES_ROPE, "sliding_window": LEAVE} if VISION[family] is SEEING_QWEN else {}
-    )
-    return AutoConfig.for_model(
-        family,
-        text_config={
-            "model_type": text.model_type,
-            **_sizes(text, {**FAMILIES.get(text.model_type, {}), **needs}),
-        },
-        vision_config={"model_type": known.vision_config.model_type, **VISION[family]},
-    )
+    sizes = _sizes(text, {**FAMILIES.get(text.model_type, {}), **VISION[family]})
+    if text is known:
+        return AutoConfig.for_model(family, **sizes, **_towers(known))
+    sizes["model_type"] = text.model_type
+    return AutoConfig.for_model(family, text_config=sizes, **_towers(known))
+
+
+def _towers(known: Any) -> dict[str, Any]:
+    """Small sizes of what a model has beside its text tower."""
+    towers = {}
+    for name in known.to_dict():
+        tower = getattr(known, name, None)
+        if name.endswith("_config") and name != "text_config" and isinstance(tower, PreTrainedConfig):
+            sizes = {size: value for size, value in SEEING.items() if size in tower.to_dict()}
+            towers[name] = {"model_type": tower.model_type, **sizes}
+    return towers
 
 
 def _sizes(known: Any, needs: dict[str, Any]) -> dict[str, Any]:
@@ -414,9 +525,12 @@ date.
   that see.
 
 Other models work if their layers hand on one residual stream. A short sequence, run when a model is loaded,
-shows whether they do, whether tokens see later ones (such a model is refused), whether the parts of the
-stream add up, and whether padding changes the logits; in that case only prompts of the same length share a
-batch.
+shows whether they do, whether tokens see later ones and whether positions are counted from 0 (if not, the
+model is refused), whether the parts of the stream add up, and whether padding changes the logits; in that
+case only prompts of the same length share a batch. Encoders and encoder-decoders are refused.
+
+A sliding window is what the model's own mask makes of it: the cache of an answer drops no token. Where
+positions depend on the longest row of a batch (the `longrope` of Phi 3), the context ends before they do.
 
 """
 HEAD = (

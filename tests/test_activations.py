@@ -1,5 +1,7 @@
 """Capture: the correct numbers from both kinds of hooked model, from caches, and under edits."""
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.activations import Activations
-from ot_lens.errors import ActivationError, HookError
+from ot_lens.errors import ActivationError, HookError, RunFolderError
 from ot_lens.models import backend, batches, encode, pad_left
 from ot_lens.prompts import Contrast, Prompt
 from ot_lens.transport import AffineMap
@@ -159,6 +161,22 @@ def test_samples_that_were_not_captured_or_are_not_finite(model, prompts):
         broken.harmful(2, -1)
     with pytest.raises(ActivationError, match="harmless"):
         Activations({"harmful": data["harmful"]}, acts.layers, acts.positions, acts.hook)
+
+
+def test_a_model_that_overflows_is_an_error_of_every_capture(llama_folder, prompts, tmp_path):
+    """From layer 1 on no number of float16 holds the stream; layer 0 is whole."""
+    model = otl.load_model(llama_folder, dtype="float16")
+    with torch.no_grad():
+        model.hf_model.model.layers[0].mlp.down_proj.weight.mul_(2e5)
+    assert otl.capture(model, prompts, layers=[0]).n_harmful == len(prompts.harmful)
+    for captured in (otl.capture, otl.capture_moments, partial(otl.capture, store=tmp_path / "store")):
+        with pytest.raises(ActivationError, match=r"harmful.*NaN or Inf at layer 1.*bfloat16"):
+            captured(model, prompts)
+    with pytest.raises(RunFolderError, match="unfinished"):
+        otl.load_activations(tmp_path / "store")
+    cache = {"blocks.0.hook_resid_pre": torch.full((2, 5, D), math.nan)}
+    with pytest.raises(ActivationError, match=r"2 of 2 harmful .*layer 0"):
+        Activations.from_caches(harmful=cache, harmless=cache)
 
 
 def test_caches_without_the_hook_or_with_a_foreign_mask(model):

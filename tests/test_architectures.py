@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 import ot_lens as otl
 from ot_lens.errors import HookError, ModelError, PromptError, SinglePassError
 from ot_lens.generation import Completion
-from ot_lens.models import architectures, backend
+from ot_lens.models import architectures, backend, backends
 from ot_lens.prompts import Prompt
 from ot_lens.single_pass import hugging_face, next_token_sweep
 from ot_lens.transport import AffineMap
@@ -150,6 +150,51 @@ def test_arguments_that_may_carry_a_state_are_not_replayed(load):
 def test_a_sweep_says_that_a_model_cannot_be_replayed(load):
     with pytest.raises(otl.OtLensError, match="cannot be run again"):
         next_token_sweep(load("qwen3_next"), PROMPTS, [{1: SHIFT}], lambda rows, _: rows)
+
+
+# ------------------------------------------------------------------------------------- what a cache forgets
+
+LONG = [" ".join(checkpoints.WORDS[start : start + 18]) for start in (0, 3, 9, 17)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen3_vl_moe", "mistral"])
+def test_answers_are_the_same_with_a_cache_where_only_the_cache_has_a_window(family, tmp_path, monkeypatch):
+    """A configuration may keep the `sliding_window` of the model it was converted from; Mistral has one."""
+    network = decoders.model(family)
+    network.config.get_text_config().sliding_window = 4
+    network.save_pretrained(tmp_path / family)
+    model = decoders.load(family, tmp_path / family)
+    read = otl.complete(model, LONG, max_new_tokens=8, use_cache=False)
+    assert otl.complete(model, LONG, max_new_tokens=8) == read
+    monkeypatch.setattr(backends, "cache_of_everything", lambda _: None)
+    assert (otl.complete(model, LONG, max_new_tokens=8) == read) == (family == "mistral")
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "qwen3_next"])
+def test_scopes_know_the_prompt_where_a_cache_does_not_say_what_it_has_read(family, load, mixed_lengths):
+    """States of recurrent models have no length: each step of an answer would look like a prompt."""
+    model = load(family)
+    plain = otl.complete(model, LONG, max_new_tokens=6)
+    edit = AffineMap(torch.zeros(WIDTH, 0), torch.zeros(WIDTH, 0), torch.linspace(-3, 3, WIDTH))
+    for scope in ("last", "prompt", "generated"):
+        with otl.intervene(model, {1: edit}, scope):
+            read = otl.complete(model, LONG, max_new_tokens=6, use_cache=False)
+            assert otl.complete(model, LONG, max_new_tokens=6) == read != plain
+
+
+@pytest.mark.parametrize("hooks", ["residual", "full"])
+def test_a_context_ends_where_positions_begin_to_depend_on_the_batch(hooks, load, monkeypatch):
+    """Phi 3's two sets of frequencies: the longest row of a batch chooses one for all rows."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    monkeypatch.setitem(
+        decoders.FAMILIES, "phi3", {"rope_parameters": rope, "original_max_position_embeddings": 32}
+    )
+    model = load("phi3", hooks)
+    assert len(otl.complete(model, LONG, max_new_tokens=6)) == len(LONG)
+    for length, budget in ((18, 16), (40, 1)):
+        with pytest.raises(PromptError, match=r"32.*longrope"):
+            otl.complete(model, [" ".join(checkpoints.WORDS[:length])], max_new_tokens=budget)
 
 
 # ----------------------------------------------------------------------- settings that come with a checkpoint

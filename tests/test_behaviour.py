@@ -137,7 +137,7 @@ def test_a_missing_chat_template_is_named(llama_folder):
 
 def test_nan_logits_are_an_error(model):
     edit = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), math.nan))
-    with pytest.raises(ActivationError, match="NaN for 2 of 2"), otl.intervene(model, {3: edit}):
+    with pytest.raises(ActivationError, match="NaN or Inf for 2 of 2"), otl.intervene(model, {3: edit}):
         otl.refusal_score(model, ["w1", "w2"])
 
 

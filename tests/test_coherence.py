@@ -187,9 +187,15 @@ def test_what_lies_outside_is_the_same_from_the_walk_and_from_hooks(organism, to
         lambda m: otl.localize(m, checkpoints.contrast_set(4), ["mean_shift"], measures=["refusal_rate"]),
     ],
 )
-def test_nan_logits_are_an_error_of_every_measure(llama_folder, measure):
+@pytest.mark.parametrize("value", [math.nan, 1e38])  # the second takes some logits to +Inf
+def test_logits_that_overflow_are_an_error_of_every_measure(llama_folder, measure, value):
     model = otl.load_model(llama_folder)
-    torch.nn.init.constant_(model.hf_model.model.norm.weight, math.nan)
+    if math.isnan(value):
+        torch.nn.init.constant_(model.hf_model.model.norm.weight, value)
+    else:
+        head = model.hf_model.lm_head
+        model.hf_model.lm_head = torch.nn.Linear(*head.weight.shape[::-1], bias=False)
+        model.hf_model.lm_head.weight = torch.nn.Parameter(head.weight.detach() * value)
     with pytest.raises(ActivationError, match="NaN"):
         measure(model)
 
@@ -199,7 +205,7 @@ def test_nan_under_one_edit_is_an_error_of_the_single_pass(model):
     edits = [{2: AffineMap(none, none, torch.full((D,), bias))} for bias in (1.0, math.nan)]
     prompts = [Prompt("w1"), Prompt("w2 w3")]
     assert next_token_readings(model, prompts, edits[:1], settings, "last")[0].isfinite().all()
-    with pytest.raises(ActivationError, match="NaN for 2 of 2"):
+    with pytest.raises(ActivationError, match="NaN or Inf for 2 of 2"):
         next_token_readings(model, prompts, edits, settings, "last")
 
 

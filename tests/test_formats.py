@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PolyConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PolyConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -163,6 +164,9 @@ def test_a_folder_of_gguf_files_names_the_option(tmp_path):
         otl.load_model(tmp_path)
 
 
+LORA = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+
+
 @pytest.fixture(scope="module")
 def adapter(llama, tmp_path_factory):
     """A LoRA adapter of the Llama checkpoint that changes its logits."""
@@ -227,6 +231,25 @@ def test_an_adapter_is_merged_to_the_same_model_or_not_at_all(llama, tmp_path, c
     else:
         with pytest.raises(ModelError, match="leave out merge_adapter"):
             otl.load_model(llama, adapter=tmp_path, merge_adapter=True)
+
+
+def test_several_adapters_are_the_peft_model_s_or_refused_by_name(llama, adapter, tmp_path):
+    mixed = get_peft_model(checkpoints.model("llama"), LoraConfig(**LORA), adapter_name="one", mixed=True)
+    mixed.add_adapter("two", LoHaConfig(r=2, target_modules=["v_proj"], init_weights=False))
+    mixed.set_adapter(["one", "two"])
+    model = otl.load_model(mixed.eval(), tokenizer=checkpoints.tokenizer("llama"))
+    tokens = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(tokens), mixed(input_ids=tokens).logits, atol=1e-5)
+    assert [a["type"] for a in model_record(model)["adapters_in_layers"]] == ["LORA", "LOHA"]
+    with pytest.raises(ModelError, match="one folder or hub name"):
+        otl.load_model(llama, adapter=[adapter, adapter])
+    several = get_peft_model(checkpoints.model("llama"), LoraConfig(**LORA), adapter_name="one")
+    several.add_adapter("two", LoraConfig(**LORA))
+    several.save_pretrained(tmp_path)
+    for call in (partial(otl.load_model, tmp_path), partial(otl.load_model, llama, adapter=tmp_path)):
+        with pytest.raises(ModelError, match=r"one, two.*adapter='.*one'"):
+            call()
 
 
 def test_a_disabled_adapter_is_recorded_as_inactive(llama):

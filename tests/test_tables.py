@@ -17,6 +17,7 @@ from ot_lens.tables import (
     effects,
     methods_of,
     most_effective_layer,
+    one_direction,
     real_edits,
     select,
     verdict,
@@ -139,7 +140,7 @@ def answered_at_one_named_layer():
 
 def test_findings_speak_of_measured_rows_only():
     text = " ".join(summarize(answered_at_one_named_layer()))
-    assert "With answers at layers 2 only, a single-layer edit lowers the refusal rate at layer 2" in text
+    assert "With answers at layer 2 only, a single-layer edit lowers the refusal rate at layer 2" in text
     assert "The refusal score of harmful prompts falls at layers 0-2" in text
     assert "at no layer" not in text
     assert "no single layer" not in text
@@ -148,8 +149,24 @@ def test_findings_speak_of_measured_rows_only():
     assert "lowers the refusal rate" not in text
     assert "by 5.0 nats" in text
     flat = scores.assign(low=-1.0, high=1.0, value=0.0)
-    assert "falls at no single layer" in " ".join(summarize(flat))
+    assert "At the layers measured (0-2) the refusal score of harmful prompts does not fall" in " ".join(
+        summarize(flat)
+    )
+    one = summarize(flat[flat["layer"].isin([1]) | (flat["set"] == "none")])
+    assert "At layer 1, the only one measured, the refusal score" in " ".join(one)
     assert "nan" not in " ".join(summarize(SWEEP[SWEEP["prompts"] != "harmless"]))
+
+
+def test_a_model_that_hardly_refuses_shows_nothing_of_one_direction():
+    """Few refusals under the ablation are no merit of it where there were few before."""
+    ablated = SWEEP[(SWEEP["measure"] == "refusal_rate") & (SWEEP["method"] == "rfa")].index
+    meek = SWEEP.copy()
+    meek.loc[ablated, ["value", "low", "high"]] = 0.0, 0.0, 0.05
+    assert one_direction(meek).suffices
+    unedited = (meek["measure"] == "refusal_rate") & (meek["set"] == "none")
+    meek.loc[unedited, ["value", "low", "high"]] = 0.05, 0.01, 0.2
+    assert one_direction(meek).suffices is None
+    assert "undecided" in " ".join(summarize(meek))
 
 
 def test_findings_tell_what_makes_refusal_from_where_it_can_be_changed():

@@ -7,7 +7,7 @@ import torch
 
 import ot_lens as otl
 from ot_lens.activations import Activations, CaptureSettings, plan_shards
-from ot_lens.errors import HookError, PromptError, RunFolderError
+from ot_lens.errors import HookError, PromptError, PromptWarning, RunFolderError
 from ot_lens.models import HFBackend, backend, encode, set_chat
 from ot_lens.prompts import Contrast
 from tests import checkpoints
@@ -185,6 +185,49 @@ def test_a_checkpoint_that_thinks_is_judged_by_its_answer(
     thoughtful = otl.think(model, prompts.harmful)
     assert otl.next_token_logprobs(model, thoughtful).argmax(-1).unique().tolist() == [own("w9")]
     assert {a.text for a in otl.complete(model, thoughtful)} == {"w9 w8"}
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "answer"),
+    [
+        ("<seed:think>", "</seed:think>", ()),
+        ("[THINK]", "[/THINK]", ()),
+        ("<mm:think>", "</mm:think>", ()),
+        ("<think>", "</think>", ("<answer>", "</answer>")),  # Hunyuan
+        ("<think>", "</think>", ("<response>", "</response>")),  # Granite 3.3, ERNIE
+        ("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+        # Marks that no list has: their names tell.
+        ("<|thought_start|>", "<|thought_end|>", ()),
+        ("<my:reasoning>", "</my:reasoning>", ()),
+        ("[INNER_THOUGHT]", "[/INNER_THOUGHT]", ()),
+    ],
+)
+def test_thoughts_are_known_by_the_names_of_their_marks(prompts, tmp_path, begin, end, answer):
+    tokenizer = checkpoints.tokenizer("llama")
+    tokenizer.add_tokens([begin, end, *answer])
+    tokenizer.chat_template = ALWAYS.replace("<think>", begin) + f"{{% set other = '{end}' %}}"
+    written = [begin, "I", "w1", end, *answer[:1], "w9", "w8", *answer[1:], "</s>"]
+    model = otl.load_model(checkpoints.chain(written, tokenizer, tmp_path), thinking=True)
+    answers = otl.complete(model, prompts.harmful, max_new_tokens=12)
+    assert {(a.text, a.thought) for a in answers} == {("w9 w8", "I w1")}
+    thoughtful = otl.think(model, prompts.harmful)
+    own = tokenizer.convert_tokens_to_ids
+    assert otl.next_token_logprobs(model, thoughtful).argmax(-1).unique().tolist() == [own("w9")]
+
+
+def test_a_mark_without_a_counterpart_is_never_judged_in_silence(prompts, tmp_path):
+    tokenizer = checkpoints.tokenizer("llama")
+    tokenizer.add_tokens(["<|reasoning_start|>"])
+    written = ["<nl>", "<|reasoning_start|>", "I", "w1", "</s>"]
+    silent = otl.load_model(checkpoints.chain(written, tokenizer, tmp_path / "silent"))
+    with pytest.warns(PromptWarning, match=r"reasoning_start.*counterpart"):
+        otl.complete(silent, prompts.harmful, max_new_tokens=4)
+    tokenizer.chat_template += "{% if thinking_mode == 'x' %}<|reasoning_start|>{% endif %}"
+    folder = checkpoints.chain(written, tokenizer, tmp_path / "named")
+    with pytest.warns(PromptWarning, match="knows of thoughts"):
+        otl.next_token_logprobs(otl.load_model(folder), prompts.harmful)
+    with pytest.raises(PromptError, match=r"thinking = False.*reasoning_start"):
+        otl.load_model(folder, thinking=False)
 
 
 def test_the_channels_of_a_checkpoint_are_a_thought_and_an_answer(prompts, tmp_path):

@@ -66,7 +66,8 @@ def capture(
         HookError: If a layer, hook point or position does not exist.
         PromptError: If prompts cannot be rendered, a thought is asked for that does not come or end, or the
             last token of the user's text cannot be told.
-        ActivationError: If the dtype is unknown, or a finite value overflows it.
+        ActivationError: If the dtype is unknown, a finite value overflows it, or the model overflowed: an
+            activation is NaN or Inf.
         RunFolderError: If `store` holds another capture, is in use, or cannot be written; its contents stay.
     """
     settings = CaptureSettings(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ot_lens.activations.numbers import as_dtype, check_finite, resolve_dtype
+from ot_lens.activations.numbers import as_dtype, check_captured, check_finite, resolve_dtype
 from ot_lens.activations.positions import (
     INSTRUCTION_LAST,
     THOUGHT_END,
@@ -189,7 +189,8 @@ class Activations:
 
         Raises:
             HookError: If a cache lacks the hook point, or a position lies before a prompt's first token.
-            ActivationError: If a mask does not match its cache, or a finite value overflows the dtype.
+            ActivationError: If a mask does not match its cache, a finite value overflows the dtype, or
+                a cache holds NaN or Inf.
         """
         at, kind = indices(positions), resolve_dtype(dtype)
         if THOUGHT_END in at:
@@ -240,7 +241,9 @@ def _both_caches(
             )
             for cache, mask in group
         ]
-        data[label] = as_dtype(torch.cat(batches, dim=1), dtype, layers)
+        values = torch.cat(batches, dim=1)
+        check_captured(values, label, layers, range(values.shape[1]))
+        data[label] = as_dtype(values, dtype, layers)
     return layers, data
 
 

@@ -41,6 +41,21 @@ def as_dtype(
     return cast
 
 
+def check_captured(
+    values: Float[Tensor, "layer batch position d"], label: str, layers: Sequence[int], prompts: Sequence[int]
+) -> None:
+    """Refuse what was captured of some prompts, given by number, if the model overflowed on one of them."""
+    bad = ~values.isfinite().flatten(2).all(dim=2)
+    if bool(bad.any()):
+        layer = int(bad.any(dim=1).nonzero()[0])
+        numbers = [prompts[int(i)] for i in bad[layer].nonzero()]
+        raise ActivationError(
+            f"{len(numbers)} of {len(prompts)} {label} activations of a batch hold NaN or Inf at layer "
+            f"{layers[layer]}, the first of prompt {min(numbers)}: load the model in bfloat16 or float32, "
+            "use a weaker edit, or drop those prompts."
+        )
+
+
 def check_finite(rows: Float[Tensor, "n d"], label: str, layer: int) -> None:
     """Refuse samples of a layer that hold NaN or Inf."""
     bad = int((~torch.isfinite(rows)).any(dim=-1).sum())

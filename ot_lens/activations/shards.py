@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ot_lens.activations.numbers import as_dtype
+from ot_lens.activations.numbers import as_dtype, check_captured
 from ot_lens.activations.plan import CapturePlan, Shard
 from ot_lens.activations.positions import columns, gather
 from ot_lens.interventions import intervene
@@ -42,6 +42,7 @@ def capture_shard(
     with evaluating(served.model), intervene(model, settings.edits, settings.tokens):
         parts = [values for _, values in in_memory(lambda part: _read(served, part, plan, shard), batch)]
     values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    check_captured(values, shard.label, plan.layers, shard.indices)
     return as_dtype(values, plan.dtype, plan.layers)
 
 

@@ -20,6 +20,7 @@ from ot_lens.errors import JudgeError, ModelError, one_of
 from ot_lens.generation import Completion
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.models import evaluating, groups_by_length
+from ot_lens.models.overflow import overflowed
 from ot_lens.prompts import Prompt
 
 # Tokenizers without a limit declare 1e30.
@@ -82,7 +83,7 @@ class ClassifierJudge:
     def __call__(
         self, prompts: Sequence[Prompt | str], completions: Sequence[str | Completion]
     ) -> list[Verdict]:
-        """One verdict per completion; None for NaN logits, and a note on a truncated input."""
+        """One verdict per completion; None for logits that overflow, and a note on a truncated input."""
         texts = [fill(self._template, p, c) for p, c in zip(prompts, completions, strict=True)]
         lengths = [len(row) for row in self._tokenizer(texts, verbose=False)["input_ids"]]
         # Without a padding token a decoder cannot tell where a padded text ends: one text at a time.
@@ -102,12 +103,12 @@ class ClassifierJudge:
             logits = self._model(**inputs).logits.float().cpu()
         several = self._model.config.problem_type == "multi_label_classification"
         each = logits.sigmoid() if several or logits.shape[1] == 1 else logits.softmax(dim=-1)
-        return each[:, self._label]
+        return torch.where(overflowed(logits), torch.nan, each[:, self._label])
 
     def _verdict(self, score: float, length: int) -> Verdict:
         note = f"input cut from {length} to {self._limit} tokens" if length > self._limit else ""
         if math.isnan(score):
-            return Verdict(None, note="the classifier's logits contain NaN")
+            return Verdict(None, note="the classifier's logits contain NaN or Inf")
         return Verdict(score >= self._threshold, score=score, note=note)
 
 

@@ -37,6 +37,8 @@ def check_unadapted(name: str, revision: str | None) -> None:
     """
     found = held_file(name, ADAPTER_CONFIG, revision)
     if found is None:
+        if held_file(name, "config.json", revision) is None:
+            _check_subfolders(name)
         return
     if held_file(name, "config.json", revision) is not None:
         raise ModelError(
@@ -48,6 +50,17 @@ def check_unadapted(name: str, revision: str | None) -> None:
     raise ModelError(
         f"{name} is an adapter of {quoted(base)}, not a complete model: load its base with adapter={name!r}."
     )
+
+
+def _check_subfolders(folder: str) -> None:
+    """Refuse a folder whose subfolders are the adapters, as peft saves several of them."""
+    inside = sorted(path.parent.name for path in Path(folder).glob(f"*/{ADAPTER_CONFIG}"))
+    if inside:
+        raise ModelError(
+            f"The folder {folder} holds adapters in its subfolders ({', '.join(inside)}): load their base "
+            f"with adapter={str(Path(folder) / inside[0])!r}, or put several into the model with peft, and "
+            "pass that model with its tokenizer."
+        )
 
 
 def unadapted(place: str) -> AbstractContextManager[str]:
@@ -73,6 +86,8 @@ def apply_adapter(model: PreTrainedModel, adapter: str, merge: bool, name: str) 
     from peft.utils import load_peft_weights
 
     # A short sequence, whose logits show whether the adapter acts as in its PeftModel.
+    if held_file(adapter, ADAPTER_CONFIG) is None:
+        _check_subfolders(adapter)
     n_tokens = model.get_input_embeddings().num_embeddings
     tokens = torch.arange(3, 9, device=input_device(model)).remainder(n_tokens)[None]
     try:
@@ -118,18 +133,21 @@ def _merged(wrapped: Any, adapter: str) -> PreTrainedModel:
 
 
 def without_wrapper(model: Any) -> Any:
-    """The model inside a PeftModel, with its adapters still in its layers; any other object unchanged.
+    """The model inside a PeftModel or PeftMixedModel, with its adapters still in its layers.
+
+    Any other object is returned unchanged.
 
     Raises:
         ModelError: If an adapter acts outside the layers, so that the model inside is not the whole model.
     """
     configs = getattr(model, "peft_config", None)
-    if not isinstance(model, nn.Module) or configs is None or not hasattr(model, "get_base_model"):
+    tuner: Any = getattr(model, "base_model", None)
+    if not isinstance(model, nn.Module) or configs is None or not type(model).__name__.startswith("Peft"):
         return model
     for adapter, config in configs.items():
         _check_kind(config, adapter)
-    base: Any = model
-    return base.get_base_model()
+    # Prompt learning has no tuner, and is refused above; a PeftMixedModel has no `get_base_model`.
+    return tuner.model
 
 
 def adapters_record(hf_model: Any) -> list[dict[str, Any]] | None:

@@ -81,6 +81,8 @@ THOUGHTS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
     ("<longcat_think>", "</longcat_think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<ifm|think>", "</ifm|think>"),
     ("◁think▷", "◁/think▷"),
     ("<thought>", "</thought>"),
     ("<thinking>", "</thinking>"),
@@ -90,6 +92,16 @@ THOUGHTS = (
     ("<|channel>", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+# Words in place of marks (Granite 3.2): a pair only where a template or an answer has the first.
+SPOKEN_THOUGHTS = (("Here is my thought process:", "Here is my response:"),)
+# What may be around the answer behind a thought: Hunyuan, Granite and ERNIE, Command A.
+ANSWERS = (
+    ("<answer>", "</answer>"),
+    ("<response>", "</response>"),
+    ("<solution>", "</solution>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 )
 # gpt-oss begins every message with its channel.
 CHANNEL = "<|channel|>{name}<|message|>"
@@ -114,6 +126,9 @@ def at_date(source: str, date: datetime = TEMPLATE_DATE) -> tuple[str, dict[str,
 # Tensor arguments of decoder layers that the single pass knows how to replay.
 PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
 
+# Families that transformers itself continues wrongly, by model type.
+REFUSED = {"rwkv": "transformers mixes the rows of a batch when it continues several prompts at once"}
+
 # Names of sizes in configurations.
 CONFIG_COUNTS = (
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_local_experts", "num_experts",
@@ -127,9 +142,9 @@ CONFIG_WIDTHS = (
 def _decoder(hf_model: Any) -> Any:
     """The module that holds the decoder layers."""
     found = hf_model.get_decoder()
-    # Llama 4 finds its causal language model rather than the decoder inside.
-    inner = getattr(found, "model", None)
-    return found if inner is None or any(hasattr(found, name) for name in LAYERS) else inner
+    # Llama 4 finds its causal language model rather than the decoder inside, ModernBERT its output layer.
+    places = (found, getattr(found, "model", None), hf_model.base_model)
+    return next((place for place in places if any(hasattr(place, name) for name in LAYERS)), found)
 
 
 def decoder_layers(hf_model: Any) -> nn.ModuleList:
@@ -224,6 +239,12 @@ def unembed(hf_model: Any, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "
     logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def longrope_border(hf_model: Any) -> int | None:
+    """Beyond how many tokens the longest row of a batch changes the positions of all (Phi 3's longrope)."""
+    rope = getattr(hf_model.config.get_text_config(), "rope_parameters", None) or {}
+    return int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else None
 
 
 def terminators(hf_model: Any, tokenizer: Any) -> tuple[int, ...]:

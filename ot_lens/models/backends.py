@@ -14,7 +14,8 @@ from transformer_lens.hook_points import HookPoint
 from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
-from ot_lens.models.architectures import hook_name, terminators, unembed
+from ot_lens.models.architectures import hook_name, longrope_border, terminators, unembed
+from ot_lens.models.caches import TokensRead, cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import INSIDE, check_sums, inspected
@@ -67,6 +68,9 @@ class _HookedModel:
         self.d_model = int(model.cfg.d_model)
         self.d_vocab = int(model.cfg.d_vocab)
         self.n_ctx = int(model.cfg.n_ctx or 0)
+        self.longrope = longrope_border(hf_model) if hf_model is not None else None
+        if self.longrope is not None:
+            self.n_ctx = min(self.n_ctx or self.longrope, self.longrope)
 
     def hook_point(self, layer: int, hook: str) -> HookPoint:
         """The hook point of a layer."""
@@ -82,6 +86,10 @@ class _HookedModel:
         if hook in INSIDE:
             check_sums(self, layer, hook)
         return point
+
+    def unpadded_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at every position, which the model itself counts."""
+        return self.logits(tokens, torch.ones_like(tokens))
 
     def two_steps(self, tokens: Int[Tensor, "1 pos"], mask: Int[Tensor, "1 pos"]) -> TwoSteps:
         """The next token of a sequence, and the logits before and behind it."""
@@ -130,6 +138,10 @@ class HFBackend(_HookedModel):
         )
         return output.logits
 
+    def unpadded_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """As in `_HookedModel`."""
+        return self.hf_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+
     def generate(
         self,
         tokens: Int[Tensor, "batch pos"],
@@ -162,6 +174,8 @@ class HFBackend(_HookedModel):
         # copy, which shares weights and hooks, has none.
         plain = copy(self.hf_model)
         plain.generation_config = GenerationConfig()
+        if settings.get("use_cache", True) and other.get("past_key_values") is None:
+            other["past_key_values"] = cache_of_everything(plain)
         return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **other)
 
     def unembed(self, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
@@ -170,15 +184,19 @@ class HFBackend(_HookedModel):
 
     def watch(self, observer: Observer, changes: Reversible[Any]) -> None:
         """Call `observer` before each forward call, and with None after it, until `changes` are undone."""
+        read = TokensRead()
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tokens = kwargs.get("input_ids", args[0] if args else None)
-            cache = kwargs.get("past_key_values")
-            past = int(cache.get_seq_length()) if cache is not None else 0
+            past = read.before(kwargs, 0 if tokens is None else tokens.shape[1])
             observer(Call(tokens, kwargs.get("attention_mask"), past, announced_width()))
 
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            read.after(output)
+            observer(None)
+
         changes.before(self.hf_model, before, with_kwargs=True)
-        changes.after(self.hf_model, lambda *_: observer(None))
+        changes.after(self.hf_model, after)
 
 
 class HookedTransformerBackend(_HookedModel):

@@ -119,14 +119,14 @@ def check_room(served: Backend, rows: Sequence[Sequence[int]], room: int = 0) ->
         return
     over = sum(len(row) + room > served.n_ctx for row in rows)
     what = f"Prompt {longest} of {len(rows)} has {length} tokens"
+    context = f"the model's context of {served.n_ctx}"
+    if served.n_ctx == served.longrope:
+        context += ", beyond which its positions depend on the batch (longrope)"
     if left < 0:
-        raise PromptError(
-            f"{what}, more than the model's context of {served.n_ctx} ({over} such prompts): shorten or drop "
-            "them."
-        )
+        raise PromptError(f"{what}, more than {context} ({over} such prompts): shorten or drop them.")
     raise PromptError(
-        f"{what} and up to {room} follow, more than the model's context of {served.n_ctx} ({over} such "
-        f"prompts): allow at most {left} new tokens, or shorten or drop them."
+        f"{what} and up to {room} follow, more than {context} ({over} such prompts"
+        f"): allow at most {left} new tokens, or shorten or drop them."
     )
 
 

@@ -27,6 +27,11 @@ class LoadSettings:
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
+        if self.adapter and not isinstance(self.adapter, str | Path):
+            raise ModelError(
+                f"adapter must be one folder or hub name, got {self.adapter!r}: to use several, put them "
+                "into the model with peft, and pass that model with its tokenizer."
+            )
         if self.merge_adapter and not self.adapter:
             raise ModelError("merge_adapter=True needs an adapter: pass adapter=FOLDER.")
         if self.merge_adapter and self.quantization:

@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from ot_lens.errors import HookError, ModelError
 from ot_lens.io.untrusted import abbreviated
 from ot_lens.linalg import float64
-from ot_lens.models.architectures import hook_name
+from ot_lens.models.architectures import REFUSED, hook_name
 from ot_lens.models.hooked import HOOKS
 from ot_lens.models.reversible import Reversible, evaluating
 
@@ -38,6 +38,7 @@ class Inspection:
     faults: list[dict[str, str]]  # of each layer's hook points, and of their sum; empty where there is none
     causal: bool  # whether a token leaves the logits of those before it as they are
     pads: bool  # whether padding on the left leaves the logits as they are, with a cache too
+    counts: bool  # whether the model counts positions as ot_lens does, from 0
 
 
 _INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
@@ -48,6 +49,11 @@ def check_stream(served: Any) -> None:
 
     Its tokens must not see later ones: the stream of a prompt would depend on the answer behind it.
     """
+    refused = REFUSED.get(getattr(getattr(served.hf_model, "config", None), "model_type", ""))
+    if refused is not None:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: {refused}. docs/models.md lists the families that are served."
+        )
     try:
         inspection = inspected(served)
     except Exception as error:
@@ -67,6 +73,11 @@ def check_stream(served: Any) -> None:
         raise ModelError(
             f"Cannot serve a {_name(served)}: its tokens attend to later ones, so that it is not a causal "
             "language model. docs/models.md lists the families that are served."
+        )
+    if not inspection.counts:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: it does not count positions from 0, so that padding would "
+            "shift its prompts. docs/models.md lists the families that are served."
         )
 
 
@@ -103,12 +114,15 @@ def inspected(served: Any) -> Inspection:
             token, steps = served.two_steps(padded, torch.cat([0 * mask[:1, :2], mask[:1, 1:]], dim=1))
             # Two rows that differ in their last token: the logits before it must be the same.
             ends = torch.stack([token, (token + 1).remainder(served.d_vocab)]).to(begun.device)
+            tokens = torch.cat([begun.expand(2, -1), ends[:, None]], dim=1)
             with Reversible(partial(_listen, served, read)):
-                whole = served.logits(torch.cat([begun.expand(2, -1), ends[:, None]], dim=1), mask, keep=2)
+                whole = served.logits(tokens, mask, keep=2)
+            own = served.unpadded_logits(tokens[:1])
         _INSPECTED[served.model] = Inspection(
             [_judged(parts, (LENGTH, served.d_model)) for parts in read],
             causal=_alike(whole[1, -2], whole[0, -2]),
             pads=all(_alike(steps[i], whole[0, i - 2]) for i in range(2)),
+            counts=_alike(own[0, -1], whole[0, -1]),
         )
     return _INSPECTED[served.model]
 

@@ -18,12 +18,16 @@ from ot_lens.models.architectures import (
     TEMPLATE_DATE,
     THINKING_SWITCHES,
     THOUGHT_CHANNEL,
-    THOUGHTS,
     at_date,
 )
+from ot_lens.models.marks import Marks, marks_of
 
 Turn = Mapping[str, Any]
 PROBE = "Name three rivers."
+# A variable in a condition; one behind a dot or in quotes belongs to a turn.
+_VARIABLE = re.compile(
+    r"(?:\bif|\bnot|\band|\bor|\()\s+\(?(\w*(?:think|thought|reason)\w*)(?=\s*(?:is\b|==|!=|%}|-%}|and\b|or\b|\)))"
+)
 _ERRORS = (
     TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
     MemoryError,
@@ -145,7 +149,7 @@ def _worked_out(tokenizer: Any, settings: ChatSettings) -> ChatTemplate:
             "could be repeated: take what is random out of tokenizer.chat_template."
         )
     variables, thinking, opening, opened = _thinking(
-        str(tokenizer.chat_template), name, write, settings.thinking
+        str(tokenizer.chat_template), marks_of(tokenizer), name, write, settings.thinking
     )
     return ChatTemplate(settings, parts, variables, thinking, opening, opened)
 
@@ -168,20 +172,29 @@ def _reads_parts(tokenizer: Any, turns: Sequence[Turn]) -> bool:
 
 
 def _thinking(
-    source: str, name: str, write: Callable[..., str], wanted: bool | str | None
+    source: str, marks: Marks, name: str, write: Callable[..., str], wanted: bool | str | None
 ) -> tuple[dict[str, bool], str | None, str, bool]:
     """Variables, `thinking`, `opening` and `opened` of a template; see `ChatTemplate`."""
-    off, on = (dict.fromkeys(THINKING_SWITCHES, value) for value in (False, True))
+    switches, others = _switches(source)
+    off, on = (dict.fromkeys(switches, value) for value in (False, True))
     has_switch = write(**off) != write(**on)
-    variables = dict.fromkeys(THINKING_SWITCHES, bool(wanted)) if has_switch else {}
+    variables = dict.fromkeys(switches, bool(wanted)) if has_switch else {}
     tail = write(**variables).rpartition(PROBE)[2]
     channels = "<|channel|>" in source
-    begin, end = next((pair for pair in THOUGHTS if any(mark in source for mark in pair)), THOUGHTS[0])
+    named = (pair for pair in marks.pairs if any(mark in source for mark in pair))
+    begin, end = next(named, marks.pairs[0])
     opened = tail.rfind(begin) > tail.rfind(end)
-    knows = channels or has_switch or begin in source or end in source
+    knows = channels or has_switch or any(mark in source for mark in (begin, end, *marks.unpaired))
+    knows = knows or bool(others)
     if wanted and not knows:
         raise PromptError(
             f"thinking = {wanted!r}: the chat template of {name} knows nothing of thoughts: leave it out."
+        )
+    if wanted is not None and knows and not (has_switch or channels or begin in source or end in source):
+        unknown = next(iter((*marks.unpaired, *others)))
+        raise PromptError(
+            f"thinking = {wanted!r}: the chat template of {name} names {unknown!r}, but not what is around "
+            "its thoughts: leave thinking out, or correct tokenizer.chat_template."
         )
     if wanted == "forced":
         opening = CHANNEL.format(name=THOUGHT_CHANNEL) if channels else f"{begin}\n"
@@ -196,6 +209,15 @@ def _thinking(
     if wanted is None:
         warnings.warn(_warning(name, state), PromptWarning, stacklevel=2)
     return variables, state, "", opened
+
+
+def _switches(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Variables of a template that may switch thoughts on, and others that are named after thoughts."""
+    own = set(re.findall(r"\b(?:set|for)\s+(\w+)", source))
+    named = [name for name in dict.fromkeys(_VARIABLE.findall(source)) if name not in own]
+    switches = [name for name in named if name.startswith(("enable", "use", "with", "add"))]
+    known = (*THINKING_SWITCHES, *switches)
+    return tuple(dict.fromkeys(known)), tuple(name for name in named if name not in known)
 
 
 def _closing(channels: bool, opened: bool, begin: str, end: str) -> str:

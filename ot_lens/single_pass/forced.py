@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from ot_lens.errors import nan_logits
 from ot_lens.interventions import AppliedMap, Edits, RowMaps, intervene
 from ot_lens.models import HFBackend, TokenBatch, batches_of_rows, evaluating, in_memory
+from ot_lens.models.overflow import overflowed
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
 from ot_lens.single_pass.prefixes import Prefixes
 from ot_lens.single_pass.walk import replayed
@@ -280,7 +281,7 @@ def _readings(
         values, best = top.values.cpu(), top.indices[..., 0].cpu()
         for number, row in enumerate(some):
             length = len(row.answer)
-            if bool(values[number, :length].isnan().any()):
+            if bool(overflowed(values[number, :length]).any()):
                 raise nan_logits(1, len(rows))
             nll = _nll(logits[number, :length], row.answer) if row.scored else None
             yield Reading(tuple(best[number, :length].tolist()), values[number, :length], nll)

@@ -109,25 +109,44 @@ def _layers_sentences(removal: pd.DataFrame, singles: pd.DataFrame | None) -> It
                 f"{layers}. The band is what random subspaces and permuted labels do at equal rank."
             )
         else:
-            yield "No single-layer edit lowers refusal beyond the control band: nothing is localized."
+            yield (
+                f"{_at_measured(removal)} no single-layer edit lowers refusal beyond the control band: "
+                "nothing is localized."
+            )
         return
     swept = removal["layer"].nunique()
     if singles is not None and len(singles):
         measured = sorted(map(int, singles["layer"].unique()))
-        some = f"With answers at layers {layers_label(measured)} only, a" if len(measured) < swept else "A"
-        layers = _methods_by_layer(singles, "lowers") or ("no layer" if some == "A" else "none of them")
-        yield f"{some} single-layer edit lowers the refusal rate at {layers}."
+        plural = "s" if len(measured) > 1 else ""
+        some = (
+            f"With answers at layer{plural} {layers_label(measured)} only, a"
+            if len(measured) < swept
+            else "A"
+        )
+        layers = _methods_by_layer(singles, "lowers")
+        if layers:
+            yield f"{some} single-layer edit lowers the refusal rate at {layers}."
+        else:
+            yield f"{_at_measured(singles)} no single-layer edit lowers the refusal rate."
     if len(removal) and (singles is None or singles["layer"].nunique() < swept):
         yield _score_sentence(removal)
     if len(removal) or (singles is not None and len(singles)):
         yield "No control was measured, so nothing is localized."
 
 
+def _at_measured(rows: pd.DataFrame) -> str:
+    """The layers that were measured, as the beginning of a sentence about none of them."""
+    layers = sorted(map(int, rows["layer"].unique()))
+    if len(layers) == 1:
+        return f"At layer {layers[0]}, the only one measured,"
+    return f"At the layers measured ({layers_label(layers)})"
+
+
 def _score_sentence(removal: pd.DataFrame) -> str:
     """Where the refusal score falls, by its interval and after Holm's correction."""
     falls = removal[(removal["high"] < 0) & ~(removal["p_holm"] >= LEVEL)]
     if falls.empty:
-        return "The refusal score of harmful prompts falls at no single layer."
+        return f"{_at_measured(removal)} the refusal score of harmful prompts does not fall."
     most = falls.sort_values("shift").iloc[0]
     layers = layers_label(sorted(map(int, falls["layer"].unique())))
     return (
@@ -203,7 +222,11 @@ def _method_sentence(
     beyond = _beyond_band(best, verdicts)
     if not best["lowers"]:
         known = answered[best["method"], None if pd.isna(best["k"]) else int(best["k"])]
-        which = "no single layer lowers" if known > 1 else f"layer {int(best['layer'])} does not lower"
+        which = (
+            f"none of the {known} layers measured lowers"
+            if known > 1
+            else f"layer {int(best['layer'])} does not lower"
+        )
         return f"{start}: {which} the refusal rate (best: {_refusal(best)}){beyond}."
     return (
         f"{start}: best at layer {int(best['layer'])}, {_refusal(best)} still refused"

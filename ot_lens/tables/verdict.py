@@ -128,8 +128,9 @@ def one_direction(table: pd.DataFrame) -> OneDirection | None:
 
     The layer is the best of those swept on the same prompts, which favours a direction. For True the upper
     end of the Wilson interval must therefore lie below one half at a level divided by the number of layers
-    (Bonferroni); for False, which the choice makes no easier, the plain interval above it. What else the
-    ablation destroys is not considered; see the share answered correctly.
+    (Bonferroni), and the unedited model must refuse more than half; for False, which the choice makes no
+    easier, the plain interval above it. What else the ablation destroys is not considered; see the share
+    answered correctly.
 
     Args:
         table: A sweep (`localize`) with method "rfa" and measure "refusal_rate".
@@ -146,5 +147,7 @@ def one_direction(table: pd.DataFrame) -> OneDirection | None:
     n = int(best["n"])
     test = stats.binomtest(round(float(best["value"]) * n), n)
     corrected = float(test.proportion_ci(1 - LEVEL / len(rows), method="wilson").high)
-    suffices = True if corrected < 0.5 else False if low > 0.5 else None
+    unedited = select(measured(table, "refusal_rate", "harmful"), set="none")
+    refuses = unedited.empty or float(unedited.iloc[0]["low"]) > 0.5
+    suffices = True if corrected < 0.5 and refuses else False if low > 0.5 else None
     return OneDirection(int(best["layer"]), float(best["value"]), low, high, n, suffices)

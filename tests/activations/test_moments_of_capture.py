@@ -83,5 +83,5 @@ def test_edits_progress_and_unusable_activations(model, prompts):
     with pytest.raises(ActivationError, match="limit"):
         otl.capture_moments(model, prompts, limit=0)
     broken = AffineMap(torch.zeros(D, 0), torch.zeros(D, 0), torch.full((D,), float("inf")))
-    with pytest.raises(ActivationError, match="24 of 24 harmful activations at layer 0 hold NaN or Inf"):
+    with pytest.raises(ActivationError, match=r"harmful activations .*NaN or Inf at layer 0"):
         otl.capture_moments(model, prompts, edits={0: broken})
