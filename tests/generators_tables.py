@@ -327,7 +327,12 @@ def readout(layers=8, k=5, axes=2, n=128):
         null = {"null_mean": sign * 5 / rank**0.5, "null_low": sign * 5 - 2, "null_high": sign * 5 + 3}
         about = {"kind": kind, "method": method, "number": number, "position": -1, "length": 9.0}
         sizes = {"n_harmful": n, "n_harmless": n, "draws": 199, "unit": "logits", "seed": 0}
-        found = {"logit_change": sign * size, "token": token, "token_id": rank + 10 * (sign > 0)}
+        found = {
+            "logit_change": sign * size,
+            "z": sign * size / 2,
+            "token": token,
+            "token_id": rank + 10 * (sign > 0),
+        }
         parts.append(table.assign(**about, **found, **null, **sizes))
     return pd.concat(parts, ignore_index=True).astype({"number": "Int64"})
 

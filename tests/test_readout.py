@@ -44,6 +44,7 @@ def test_a_direction_by_hand(chain):
     assert table["logit_change"].tolist() == pytest.approx([size, -size], rel=1e-4)
     assert table["length"].tolist() == pytest.approx([2**0.5] * 2)
     assert (table["n_harmful"] == 4).all()
+    assert (table["z"].abs() > 5).all()
     # A random direction has a standard normal entry: far less than sqrt(d / 2), at either end.
     assert (table["null_high"] < size / 2).all()
     assert (table["null_low"] > -size / 2).all()
@@ -128,6 +129,7 @@ def test_the_refusal_word_is_read_on_the_embedded_model_and_not_under_permuted_l
     first = table[(table["side"] == "top") & (table["rank"] == 1)]
     assert first["token"].tolist() == ["sorry", "sorry"]
     assert (first["logit_change"] > first["null_high"]).all()
+    assert (first["z"] > 4).all()
     both = torch.cat([acts.data["harmful"], acts.data["harmless"]], dim=1)
     both = both[:, torch.randperm(128, generator=torch.Generator().manual_seed(0))]
     shuffled = Activations({"harmful": both[:, :64], "harmless": both[:, 64:]}, (6, 7), (-1,), "resid_pre")

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from ot_lens.cli import console
 from ot_lens.cli.results import print_result
 from ot_lens.errors import (
     ConfigError,
+    FitError,
     HookError,
     NotMeasuredWarning,
     OtLensError,
@@ -27,6 +29,7 @@ from ot_lens.errors import (
     SinglePassError,
 )
 from ot_lens.execution import LocalExecutor
+from ot_lens.localization import as_methods
 from ot_lens.study import (
     RunFolder,
     StudyConfig,
@@ -60,6 +63,29 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def cached_parts(run: Path) -> int:
     return len(list((run / "tables" / "parts").glob("[!.]*.parquet")))
+
+
+def test_harm_apart_from_refusal_is_measured_on_request(monkeypatch):
+    """With the study's methods that fit each layer by itself; a model that refuses nothing is told of."""
+    config, acts = StudyConfig(harm=True), {"train": SimpleNamespace(layers=(2, 5))}
+    maps = {method: {} for method in as_methods(["rfa", "linear_act_joint", "mean_shift"])}
+    folder, prompts = RunFolder(Path(), {}), otl.load_prompts("organism", sample=(4, 4, 4))
+    study = Study(folder, acts, maps, config, pd.DataFrame(), LocalExecutor(None), prompts)
+    asked = []
+
+    def measured(_model, prompts, methods, **options):
+        asked.append(([method.name for method in methods], options["layers"]))
+        if len(asked) > 1:
+            raise FitError("refuses 0 of 4")
+        return pd.DataFrame({"n": [len(prompts.test.harmful)]})
+
+    monkeypatch.setattr(diagnostics, "harm_and_refusal", measured)
+    assert MAKERS["harm"](study)["harm"]["n"].tolist() == [4]
+    assert asked == [(["rfa", "mean_shift"], (2, 5))]
+    with pytest.warns(NotMeasuredWarning, match="refuses 0 of 4"):
+        assert MAKERS["harm"](study) == {}
+    for maker, off in (("harm", {"harm": False}), ("readout", {"readout": 0})):
+        assert MAKERS[maker](replace(study, config=config.model_copy(update=off))) == {}
 
 
 def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_run, monkeypatch):

@@ -3,7 +3,8 @@
 A vector v is read as logits(v) - logits(0), where logits is everything that the model does to the stream that
 leaves its last block: final norm, unembedding, scaling and soft cap. The norm is that of v itself, not of an
 activation with v added, as in TransformerLens' `logit_readout`; logits(0), which holds biases alone, is 0 in
-models with an RMS norm. Vectors are first scaled to root mean square 1, so that their length plays no part.
+models with an RMS norm. Vectors are first scaled to root mean square 1, so that their length plays no part,
+and the mean over the vocabulary is subtracted, which no probability depends on.
 
 Source: the logit lens (nostalgebraist 2020), for directions Geva et al. 2022 (arXiv 2203.14680), section 4.
 """
@@ -35,7 +36,7 @@ CHUNK = 64
 SMALLEST = 1e-10
 COLUMNS = (
     "kind", "method", "layer", "position", "number", "side", "rank", "token_id", "token", "logit_change",
-    "null_mean", "null_low", "null_high", "draws", "length", "n_harmful", "n_harmless", "unit", "seed",
+    "z", "null_mean", "null_low", "null_high", "draws", "length", "n_harmful", "n_harmless", "unit", "seed",
 )  # fmt: skip
 
 
@@ -118,7 +119,9 @@ def readout(
 
     Returns:
         One row per vector, side and rank: kind, method ("" for directions), layer, position, number (of the
-        axis, from 0), side ("top" or "bottom"), rank (from 1), token_id, token (as text), logit_change,
+        axis, from 0), side ("top" or "bottom"), rank (from 1), token_id, token (as text), logit_change (of
+        the vector scaled to root mean square 1, about the mean over the vocabulary), z (the same in standard
+        deviations of this token's change over the random directions: some tokens move with any vector),
         null_mean, null_low and null_high (mean and 95 % band of the random directions at that rank), draws,
         length (of the direction or displacement; the singular value of an axis), n_harmful, n_harmless (of
         the samples read), unit, seed. A vector that is 0 has no rows.
@@ -164,8 +167,7 @@ def tokens_written(
         raise OtLensError(f"k must be 1 to {served.d_vocab}, the size of the vocabulary, got {k}.")
     if draws < FEWEST_DRAWS:
         raise OtLensError(f"draws must be at least {FEWEST_DRAWS} for a 95 % band, got {draws}.")
-    null = _null(model, served.d_model, k, draws, seed)
-    rows = [row for vector, read in _read(model, vectors, k) for row in _rows(vector, read, null)]
+    rows = list(_rows(model, vectors, k, _Null.of(model, served.d_model, k, draws, seed)))
     tokens = {i: _text(served.tokenizer, i) for i in {row["token_id"] for row in rows}}
     about = {"draws": draws, "unit": "logits", "seed": seed}
     told = [{**row, "token": tokens[row["token_id"]], **about} for row in rows]
@@ -223,40 +225,60 @@ def _axes(
     return [(signs[i] * written[:, i], float(values[i])) for i in range(min(kept, most))]
 
 
-def _read(model: Any, vectors: Sequence[Vector], k: int) -> Iterator[tuple[Vector, dict[str, Any]]]:
-    """Changes of the logits and token ids of both sides, for each vector."""
-    for start in range(0, len(vectors), CHUNK):
-        few = vectors[start : start + CHUNK]
-        sides = _sides(model, torch.stack([vector.value for vector in few]), k)
-        for i, vector in enumerate(few):
-            yield vector, {side: (values[i], ids[i]) for side, (values, ids) in sides.items()}
+@dataclass(frozen=True)
+class _Null:
+    """What isotropic random directions write: the band of each rank by side, and the spread of each token."""
+
+    bands: Mapping[str, Sequence[Mapping[str, float]]]
+    mean: Float64[Tensor, " d_vocab"]
+    spread: Float64[Tensor, " d_vocab"]
+
+    @classmethod
+    def of(cls, model: Any, d: int, k: int, draws: int, seed: int) -> "_Null":
+        """From so many directions, a chunk of them at a time."""
+        random = torch.randn(draws, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        parts: list[Mapping[str, tuple[Tensor, Tensor]]] = []
+        total, squares = torch.zeros(2, backend(model).d_vocab, dtype=torch.float64)
+        for chunk in random.split(CHUNK):
+            changes = _changes(model, chunk)
+            parts.append(_sides(changes, k))
+            total, squares = total + changes.sum(0), squares + changes.square().sum(0)
+        mean = total / draws
+        spread = ((squares - draws * mean.square()).clamp_min(0) / (draws - 1)).sqrt()
+        by_side = {side: torch.cat([part[side][0] for part in parts]) for side in SIDES}
+        bands = {side: [null_band(column) for column in values.T] for side, values in by_side.items()}
+        return cls(bands, mean, spread)
+
+    def deviation(self, change: float, token: int) -> float:
+        """A change of a token's logit in standard deviations of the same token; NaN if it never changes."""
+        spread = float(self.spread[token])
+        return (change - float(self.mean[token])) / spread if spread else float("nan")
 
 
-def _sides(
-    model: Any, vectors: Float64[Tensor, "n d"], k: int
-) -> dict[str, tuple[Float64[Tensor, "n k"], Tensor]]:
-    """The k largest and smallest changes, the most extreme first, and their tokens."""
+def _changes(model: Any, vectors: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d_vocab"]:
+    """Changes of the logits by vectors of root mean square 1, about their mean over the vocabulary."""
     scaled = vectors / vectors.square().mean(1, keepdim=True).sqrt()
     changes = float64(vector_logits(model, scaled) - vector_logits(model, torch.zeros_like(scaled[:1])))
+    return changes - changes.mean(1, keepdim=True)
+
+
+def _sides(changes: Float64[Tensor, "n d_vocab"], k: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The k largest and smallest changes, the most extreme first, and their tokens."""
     top, bottom = changes.topk(k, dim=1), (-changes).topk(k, dim=1)
     return {"top": (top.values, top.indices), "bottom": (-bottom.values, bottom.indices)}
 
 
-def _null(model: Any, d: int, k: int, draws: int, seed: int) -> dict[str, list[dict[str, float]]]:
-    """The band of random directions at each rank of each side."""
-    random = torch.randn(draws, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    parts = [_sides(model, chunk, k) for chunk in random.split(CHUNK)]
-    by_side = {side: torch.cat([part[side][0] for part in parts]) for side in SIDES}
-    return {side: [null_band(column) for column in values.T] for side, values in by_side.items()}
-
-
-def _rows(
-    vector: Vector, read: Mapping[str, tuple[Tensor, Tensor]], null: Mapping[str, list[dict[str, float]]]
-) -> Iterator[dict[str, Any]]:
-    for side, (values, ids) in read.items():
-        for rank, (value, token, band) in enumerate(zip(values, ids, null[side], strict=True), start=1):
-            found = {"side": side, "rank": rank, "token_id": int(token), "logit_change": float(value), **band}
-            yield {**vector.place, **found}
+def _rows(model: Any, vectors: Sequence[Vector], k: int, null: _Null) -> Iterator[dict[str, Any]]:
+    """The tokens at both ends, with the null, for each vector."""
+    for start in range(0, len(vectors), CHUNK):
+        few = vectors[start : start + CHUNK]
+        sides = _sides(_changes(model, torch.stack([vector.value for vector in few])), k)
+        for i, vector in enumerate(few):
+            for side, (values, ids) in sides.items():
+                for rank, (value, token) in enumerate(zip(values[i].tolist(), ids[i].tolist(), strict=True)):
+                    found = {"side": side, "rank": rank + 1, "token_id": token, "logit_change": value}
+                    z = null.deviation(value, token)
+                    yield {**vector.place, **found, "z": z, **null.bands[side][rank]}
 
 
 def _text(tokenizer: Any, token: int) -> str:
