@@ -80,6 +80,8 @@ from .models import load_model as load_model
 from .moments import Moments as Moments
 from .moments import merge_all as merge_all
 from .paper_study.preset import paper_study as paper_study
+from .patching import interchange as interchange
+from .patching import share_explained as share_explained
 from .plots.gallery import register_figure as register_figure
 from .prompts import Contrast as Contrast
 from .prompts import ContrastSet as ContrastSet

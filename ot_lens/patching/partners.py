@@ -56,8 +56,8 @@ def _given(pairs: Sequence[int], lengths: Lengths, draws: int) -> tuple[Numbers,
         raise PromptError(f"draws = {draws}: each prompt has one given partner; use draws=1.")
     if sorted(pairs) != list(range(n_harmless)) or n_harmful != n_harmless:
         raise PromptError(
-            f"Given partners must pair {n_harmful} harmful with {n_harmless} harmless prompts one to one: give "
-            "the number of each harmful prompt's partner, each once."
+            f"Given partners must pair {n_harmful} harmful with {n_harmless} harmless prompts one to one: "
+            "give the number of each harmful prompt's partner, each once."
         )
     numbers = np.asarray(pairs, dtype=np.int64)
     return numbers[None], np.argsort(numbers)[None]

@@ -1,4 +1,4 @@
-"""Which tokens are replaced: single ones counted from the prompt's end, or those of the instruction together."""
+"""Which tokens are replaced: one counted from the prompt's end, or those of the instruction together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,8 +82,8 @@ def _place(regions: Regions, position: int | str) -> Place:
         index = -1 if isinstance(position, str) else position
         if isinstance(index, bool) or not -regions.of.shape[1] <= index < 0:
             raise HookError(
-                f"Position {index!r} is none of the {regions.of.shape[1]} tokens behind what all prompts begin "
-                "with: count from -1, the last."
+                f"Position {index!r} is none of the {regions.of.shape[1]} tokens behind what all prompts "
+                "begin with: count from -1, the last."
             )
         mask = torch.zeros_like(regions.of, dtype=torch.bool)
         mask[:, index] = regions.of[:, index] > 0

@@ -23,7 +23,7 @@ from ot_lens.prompts import CLASSES, Contrast
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """How each replacement changes the refusal score of each prompt; NaN where a prompt has nothing to replace."""
+    """Changes of each prompt's refusal score; NaN where there is nothing to replace."""
 
     score: Float64[Tensor, "replacement layer place prompt"]
     kl: Float64[Tensor, "replacement layer place prompt"] | None
@@ -157,8 +157,11 @@ class Patching:
 
 
 def _scores(logits: Float[Tensor, "*row d_vocab"], tokens: Sequence[int]) -> Float64[Tensor, " *row"]:
-    double = float64(logits)
-    chosen = double[..., list(tokens)] - double.logsumexp(dim=-1, keepdim=True)
+    """Refusal scores; exponentials in the logits' own precision, summed in float64."""
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    most = wide.amax(dim=-1, keepdim=True)
+    total = float64(most) + float64((wide - most).exp()).sum(dim=-1, keepdim=True).log()
+    chosen = float64(wide[..., list(tokens)]) - total
     flat = score_from_logprobs(chosen.reshape(-1, len(tokens)), range(len(tokens)))
     return flat.reshape(logits.shape[:-1])
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, SinglePassError, one_of
 from ot_lens.models import Backend, HFBackend, Reversible, TokenBatch, backend, batches_of_rows, by_row
@@ -178,7 +179,7 @@ def _with_attention(
     def give(x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001  passed by name
         return given.flatten(1, 2).to(x)
 
-    with Reversible(lambda changes: changes.edit(point, give)):
+    with _edited(point, give):
         return replayed(record.block, layer, entering)
 
 
@@ -200,11 +201,15 @@ def _hooked(
             for place, change in enumerate(places):
                 mask = change.mask[number]
                 edit = partial(_replace, given, mask)
-                with Reversible(lambda changes, point=point, edit=edit: changes.edit(point, edit)):
+                with _edited(point, edit):
                     logits = served.logits(batch.tokens, batch.mask, keep=1)
                 found = setting.reduce(logits[:, -1:], own)[:, 0].cpu()
                 values[number, layer, place] = found.masked_fill(~mask.any(dim=1)[:, None], torch.nan)
     return values, plain
+
+
+def _edited(point: HookPoint, edit: Callable[..., Tensor]) -> Reversible[None]:
+    return Reversible(lambda changes: changes.edit(point, edit))
 
 
 def _replace(given: Tensor, mask: Tensor, x: Tensor, hook: Any) -> Tensor:  # noqa: ARG001  passed by name

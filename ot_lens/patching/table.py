@@ -23,16 +23,16 @@ def cells(
     The first `draws` replacements are averaged; the others are those of the null.
     """
     score = effects.score.numpy()
-    own, null = _averaged(score[:draws]), _averaged(score[draws:])
+    own, null = averaged(score[:draws]), averaged(score[draws:])
     has_null = len(score) > draws
     differences = own - null if has_null else own
     p, adjusted = (
         x.reshape(own.shape[:2]) for x in flip_test(differences.reshape(-1, own.shape[-1]).T, seed)
     )
-    kl = None if effects.kl is None else _averaged(effects.kl.numpy()[:draws])
+    kl = None if effects.kl is None else averaged(effects.kl.numpy()[:draws])
     replaced = effects.replaced.numpy()[:draws]
     for layer, number in np.ndindex(own.shape[:2]):
-        value, of_null = _estimate(own[layer, number], seed), _estimate(null[layer, number], seed)
+        value, of_null = estimate_of(own[layer, number], seed), estimate_of(null[layer, number], seed)
         shares = replaced[:, number][replaced[:, number] > 0]
         yield {
             "layer": layer,
@@ -49,14 +49,14 @@ def cells(
             "share": value.value / gap if gap else np.nan,
             "p_value": p[layer, number],
             "p_adjusted": adjusted[layer, number],
-            "kl": np.nan if kl is None else _estimate(kl[layer, number], seed).value,
+            "kl": np.nan if kl is None else estimate_of(kl[layer, number], seed).value,
             "n": value.n,
             "n_left_out": own.shape[-1] - value.n,
             "replaced": float(shares.mean()) if len(shares) else np.nan,
         }
 
 
-def _averaged(draws: Float[np.ndarray, "draw layer place prompt"]) -> Cells:
+def averaged(draws: Float[np.ndarray, "draw layer place prompt"]) -> Cells:
     """The mean over the draws in which a prompt had something to replace; NaN without any."""
     exists = np.isfinite(draws)
     count = exists.sum(axis=0)
@@ -64,6 +64,7 @@ def _averaged(draws: Float[np.ndarray, "draw layer place prompt"]) -> Cells:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _estimate(values: Float[np.ndarray, " prompt"], seed: int) -> Estimate:
+def estimate_of(values: Float[np.ndarray, " prompt"], seed: int) -> Estimate:
+    """The mean of those that were measured."""
     known = values[np.isfinite(values)]
     return mean(known, seed=seed) if len(known) else unknown(0)

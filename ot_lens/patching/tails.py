@@ -20,7 +20,7 @@ STREAM_IN = "resid_pre"
 
 @dataclass(frozen=True, eq=False)
 class Tails:
-    """By hook point, its values at the last tokens of every prompt on the CPU; zeros before the first token."""
+    """Values at the last tokens of every prompt by hook point, on the CPU; zeros before the first token."""
 
     values: dict[str, Float[Tensor, "prompt layer pos d"]]
     scores: Float64[Tensor, " prompt"]  # of the next token

@@ -24,9 +24,11 @@ class Prefix:
         self.keys, self.values = keys, values
 
     def of(self, sequences: Int[Tensor, " row"]) -> "Prefix":
+        """Of the rows' sequences."""
         return Prefix(self.keys[sequences], self.values[sequences])
 
     def update(self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What a cache returns to attention."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
@@ -221,6 +223,7 @@ def _prefix(cache: DynamicCache | None, layer: int, end: int) -> Prefix:
 
 
 def hidden_of(output: Any) -> Tensor:
+    """The stream that a block returns, alone or in a tuple."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 

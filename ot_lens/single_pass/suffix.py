@@ -1,8 +1,8 @@
-"""A walk whose rows are the last tokens of prompts: streams that leave a block changed, at some of those tokens.
+"""A walk whose rows are the last tokens of prompts, with the stream that leaves a block changed at some.
 
 A change at the token -k of a prompt reaches its last k tokens only, in the blocks above. So a row holds k
-tokens, which attend to the cached keys and values of the earlier ones; rows of one prompt run as one sequence,
-each seeing itself alone, and no cached key is repeated for a row.
+tokens, which attend to the cached keys and values of the earlier ones; rows of one prompt run as one
+sequence, each seeing itself alone, and no cached key is repeated for a row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +89,7 @@ class SuffixRecord(HuggingFaceRecord):
         return unembed(self._hf_model, rows)
 
     def _suffix_mask(self, layer: int, count: int, k: int) -> Tensor:
-        """The last rows of the model's mask for the earlier tokens, and blocks on the diagonal for the rows."""
+        """The last rows of the model's mask: for the earlier tokens, and on the diagonal for the rows."""
         mask = self._calls[layer].get("attention_mask")
         key = id(mask), count, k
         if key not in self._masks:
