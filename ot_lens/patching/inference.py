@@ -1,7 +1,7 @@
 """Is an effect more than that of a partner of the same class, over a whole map of layers and tokens?"""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 FLIPS = 4999
 CHUNK = 2**24  # numbers at a time
@@ -38,15 +38,14 @@ def flip_test(
 
 
 def _statistic(
-    sums: Float[np.ndarray, "*flip cell"], squares: Float[np.ndarray, " cell"], n: Float[np.ndarray, " cell"]
+    sums: Float[np.ndarray, "*flip cell"], squares: Float[np.ndarray, " cell"], n: Int[np.ndarray, " cell"]
 ) -> Float[np.ndarray, "*flip cell"]:
-    """Student's t, but for the last sign: its size is that of the sum over the root of the squares."""
-    size = np.abs(sums) / np.sqrt(np.maximum(squares, 1e-30))
-    # t = r sqrt((n - 1) / (n - r^2)) with r the size; cells of different n become comparable by it.
-    return size * np.sqrt(np.maximum(n - 1, 0) / np.maximum(n - np.square(size), 1e-12))
+    """The size of Student's t: r sqrt((n - 1) / (n - r^2)) with r the sum over the root of the squares."""
+    r = np.abs(sums) / np.sqrt(np.maximum(squares, 1e-30))
+    return r * np.sqrt(np.maximum(n - 1, 0) / np.maximum(n - np.square(r), 1e-12))
 
 
 def _reaches(
-    flipped: Float[np.ndarray, "flip cell"], observed: Float[np.ndarray, " cell"]
+    flipped: Float[np.ndarray, "flip some"], observed: Float[np.ndarray, " cell"]
 ) -> Bool[np.ndarray, "flip cell"]:
     return flipped >= observed * (1 - 1e-9)

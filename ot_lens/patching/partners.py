@@ -11,7 +11,7 @@ RANDOM, LENGTH, PAIRED = "random", "length", "paired"
 PARTNERS = (RANDOM, LENGTH, PAIRED)
 
 # Of each class, the number of each prompt's partner, by draw.
-Numbers = Int[np.ndarray, "draw prompt"]
+Numbers = Int[np.ndarray, "_draw _prompt"]
 Lengths = tuple[Sequence[int], Sequence[int]]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from ot_lens.errors import HookError, SinglePassError, one_of
 from ot_lens.models import Backend, HFBackend, Reversible, TokenBatch, backend, batches_of_rows, by_row
@@ -208,7 +207,7 @@ def _hooked(
     return values, plain
 
 
-def _edited(point: HookPoint, edit: Callable[..., Tensor]) -> Reversible[None]:
+def _edited(point: Any, edit: Callable[..., Tensor]) -> Reversible[None]:
     return Reversible(lambda changes: changes.edit(point, edit))
 
 

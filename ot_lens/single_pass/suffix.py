@@ -151,7 +151,7 @@ def check_replay(record: SuffixRecord) -> None:
 def _last_tokens(
     record: SuffixRecord,
     masks: Bool[Tensor, "change variant batch pos"],
-    changed: Sequence[Float[Tensor, "variant batch pos d"]],
+    changed: Sequence[Float[Tensor, "variant batch whole d"]],
 ) -> Float[Tensor, "batch row d"]:
     """The last token's stream at the top; rows by layer, change and variant."""
     n_layers, (n_changes, n_variants, batch, k) = len(record.streams) - 1, masks.shape
