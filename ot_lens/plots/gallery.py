@@ -52,6 +52,7 @@ def _entry(name: str, title: str, *tables: str, **on_screen: Any) -> Entry:
 GALLERY: list[Entry] = [
     _entry("localization_curves", "Where refusal can be changed", "localization", by_family=False),
     _entry("localizers", "Which blocks make refusal", "localizers"),
+    _entry("interchange_map", "Where the answer follows another prompt", "interchange"),
     _entry("localization_controls", "Against edits that ignore the classes", "controls"),
     _entry("pair_matrix", "Pairs of layers", "localization"),
     _entry("rank_by_layer", "Rank of the transport by layer", "localization"),

@@ -22,6 +22,10 @@ COLUMNS = {
     "localizers": (
         "value", "layer", "localizer", "label", "says", "unit", "verdict", "band_first", "band_last",
     ),
+    "interchange": (
+        "value", "low", "high", "null_low", "null_high", "p_adjusted", "n", "n_left_out", "layer", "position",
+        "token", "kind", "component", "patched",
+    ),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),

@@ -17,8 +17,8 @@ from ot_lens.plots.screen import showing, stacked
 # Figures of each section, in the order of the page.
 SECTIONS = {
     "where": (
-        "localization_curves", "localizers", "localization_controls", "rank_by_layer", "strength_by_layer",
-        "pair_matrix",
+        "localization_curves", "localizers", "interchange_map", "localization_controls", "rank_by_layer",
+        "strength_by_layer", "pair_matrix",
     ),
     "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
