@@ -169,6 +169,12 @@ class StudyConfig(BaseModel):
         ge=0,
         description="Test prompts of each class on which `locate` tells which blocks make refusal; 0: none.",
     )
+    interchange: int = Field(
+        8,
+        ge=0,
+        description="Test prompts of each class whose activations are interchanged at every layer and at each "
+        "of the last 12 tokens (`interchange`); 0: none.",
+    )
     base: str | None = Field(
         None,
         description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",
