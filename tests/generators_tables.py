@@ -280,14 +280,14 @@ def interchange(layers=8, n=32):
     tokens = {"-4": "instruction", "-3": "instruction", "-2": "<|im_end|>", "-1": "\\n"}
     table = grid(
         kind=("interchange",),
-        component=("block", "mlp"),
+        module=("block", "mlp"),
         patched=CLASSES,
         layer=range(layers),
         position=tokens,
     )
     upper = table["layer"] >= layers // 2
     follows = np.where(table["position"] == "-1", upper, ~upper & (table["position"] == "-4"))
-    share = follows * np.where(table["component"] == "block", 0.8, 0.2)
+    share = follows * np.where(table["module"] == "block", 0.8, 0.2)
     gap = np.where(table["patched"] == "harmful", -5.0, 5.0)
     return table.assign(
         token=table["position"].map(tokens), **_read(share * gap, 0.05, n, "nats", 0.3),

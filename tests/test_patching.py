@@ -25,7 +25,7 @@ from tests.checkpoints import one_batch
 
 PLACES = [-1, -3, -5, "instruction", "template", "suffix"]
 EVERYTHING = {
-    "components": ["block", "attention", "mlp"],
+    "modules": ["block", "attention", "mlp"],
     "kinds": ["interchange", "knock_out"],
     "classes": ["harmful"],
     "positions": [-1, -5, "instruction"],
@@ -81,13 +81,13 @@ def outputs(model, module, row) -> torch.Tensor:
     return seen[0][0]
 
 
-@pytest.mark.parametrize("component", ["block", "attention", "mlp"])
+@pytest.mark.parametrize("module", ["block", "attention", "mlp"])
 @pytest.mark.usefixtures("mixed_lengths")
-def test_the_walk_equals_replacing_outputs_of_hugging_face_modules(llama, contrast, component):
+def test_the_walk_equals_replacing_outputs_of_hugging_face_modules(llama, contrast, module):
     """Prompt by prompt, without padding, through hooks of torch alone."""
     pairs = [2, 0, 1, 4, 3]
     table = otl.interchange(
-        llama, contrast, positions=[-1, -3, "instruction"], components=[component], classes=["harmful"],
+        llama, contrast, positions=[-1, -3, "instruction"], modules=[module], classes=["harmful"],
         partners=pairs, null_draws=0, engine="single_pass", batch_size=3,
     )  # fmt: skip
     served, tokens = backend(llama), otl.refusal_token_ids(llama)
@@ -96,16 +96,16 @@ def test_the_walk_equals_replacing_outputs_of_hugging_face_modules(llama, contra
     before = len(rows[0]) - after - len(contrast.harmful[0].text.split())
     layer = 1
     block = llama.hf_model.model.layers[layer]
-    module = {"block": block, "attention": block.self_attn, "mlp": block.mlp}[component]
+    hf_module = {"block": block, "attention": block.self_attn, "mlp": block.mlp}[module]
     effects = {-1: [], -3: [], "instruction": []}
     with torch.no_grad():
         for row, partner in zip(rows, (given[j] for j in pairs), strict=True):
             own = score(llama.hf_model(input_ids=torch.tensor([row])).logits[0, -1], tokens)
-            values = outputs(llama, module, partner)
+            values = outputs(llama, hf_module, partner)
             common = min(len(row), len(partner)) - before - after
             instruction = range(-after - common, -after)
             for name, positions in ((-1, [-1]), (-3, [-3]), ("instruction", instruction)):
-                with writing(module, {p: values[p] for p in positions}):
+                with writing(hf_module, {p: values[p] for p in positions}):
                     logits = llama.hf_model(input_ids=torch.tensor([row])).logits[0, -1]
                 effects[name].append(score(logits, tokens) - own)
     for name, found in effects.items():
@@ -162,7 +162,7 @@ def test_it_agrees_with_the_interchange_of_transformerlens(llama_folder, contras
 
 def test_a_prompt_that_receives_its_own_activations_does_not_change(llama, contrast):
     twins = Contrast(contrast.harmful, contrast.harmful)
-    table = otl.interchange(llama, twins, positions=PLACES, partners="paired", components=["block", "mlp"])
+    table = otl.interchange(llama, twins, positions=PLACES, partners="paired", modules=["block", "mlp"])
     np.testing.assert_allclose(table["value"], 0, atol=1e-5)
     assert table["null_mean"].abs().max() > 1e-2
 
@@ -240,7 +240,7 @@ def test_partners():
         ({"positions": "header"}, HookError, "header"),
         ({"positions": []}, HookError, "[]"),
         ({"positions": [-1, "last"]}, HookError, "last"),
-        ({"components": ["heads"]}, PromptError, "heads"),
+        ({"modules": ["heads"]}, PromptError, "heads"),
         ({"kinds": []}, PromptError, "kind"),
         ({"classes": ["neutral"]}, PromptError, "neutral"),
         ({"partners": "best"}, PromptError, "best"),

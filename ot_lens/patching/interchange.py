@@ -14,7 +14,7 @@ from ot_lens.patching.positions import Positions
 from ot_lens.patching.prepared import Patching
 from ot_lens.patching.sweep import AUTO, Progress, Replacement
 from ot_lens.patching.table import cells
-from ot_lens.patching.tails import BLOCK, COMPONENTS, HOOK_OF, STREAM_IN
+from ot_lens.patching.tails import BLOCK, MODULES, HOOK_OF, STREAM_IN
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 
@@ -29,7 +29,7 @@ OTHER = {CLASSES[0]: CLASSES[1], CLASSES[1]: CLASSES[0]}
 class Settings:
     """What is replaced by what; see `interchange`."""
 
-    components: tuple[str, ...] = (BLOCK,)
+    modules: tuple[str, ...] = (BLOCK,)
     kinds: tuple[str, ...] = (INTERCHANGE,)
     classes: tuple[str, ...] = CLASSES
     partners: str | tuple[int, ...] = "random"
@@ -41,8 +41,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise a PromptError for an option that does not exist."""
-        allowed = {"component": COMPONENTS, "kind": KINDS, "class": CLASSES}
-        for what, names in zip(allowed, (self.components, self.kinds, self.classes), strict=True):
+        allowed = {"module": MODULES, "kind": KINDS, "class": CLASSES}
+        for what, names in zip(allowed, (self.modules, self.kinds, self.classes), strict=True):
             for name in names or ("",):
                 one_of(what, name, allowed[what], PromptError)
         one_of("way of leaving out", self.leaving, LEFT, PromptError)
@@ -51,14 +51,14 @@ class Settings:
 
     @property
     def jobs(self) -> list[tuple[str, str, str]]:
-        """Kind, component and class of each map."""
-        return list(product(self.kinds, self.components, self.classes))
+        """Kind, module and class of each map."""
+        return list(product(self.kinds, self.modules, self.classes))
 
     @property
     def hooks(self) -> list[str]:
         """The hook points that are read."""
-        knocked = [STREAM_IN] if KNOCK_OUT in self.kinds and BLOCK in self.components else []
-        return [HOOK_OF[component] for component in dict.fromkeys(self.components)] + knocked
+        knocked = [STREAM_IN] if KNOCK_OUT in self.kinds and BLOCK in self.modules else []
+        return [HOOK_OF[module] for module in dict.fromkeys(self.modules)] + knocked
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +76,11 @@ class Partners:
         within = (own_class(n, settings.null_draws, rng) for n in patching.sizes)
         return cls(dict(zip(CLASSES, across, strict=True)), dict(zip(CLASSES, within, strict=True)))
 
-    def replacements(self, patching: Patching, component: str, label: str) -> list[Replacement]:
+    def replacements(self, patching: Patching, module: str, label: str) -> list[Replacement]:
         """Of a class by its partners of the other one, then by those of its own."""
         across = [(partners, OTHER[label]) for partners in self.across[label]]
         within = [(partners, label) for partners in self.within[label]]
-        return [patching.interchanged(component, label, *pair) for pair in across + within]
+        return [patching.interchanged(module, label, *pair) for pair in across + within]
 
 
 def interchange(
@@ -88,7 +88,7 @@ def interchange(
     prompts: ContrastSet | Contrast,
     *,
     positions: Positions = 12,
-    components: Sequence[str] = (BLOCK,),
+    modules: Sequence[str] = (BLOCK,),
     kinds: Sequence[str] = (INTERCHANGE,),
     classes: Sequence[str] = CLASSES,
     partners: str | Sequence[int] = "random",
@@ -104,7 +104,7 @@ def interchange(
 
     Interchange puts the activation of a partner in the place of a prompt's own (interchange interventions,
     Geiger et al. 2021, arXiv 2106.02997, section 3; also called activation patching). Harmful prompts receive
-    harmless prompts' activations and the other way round. Knock-out leaves out what a component adds.
+    harmless prompts' activations and the other way round. Knock-out leaves out what a module adds.
 
     Tokens are counted from the prompt's end. A token is replaced only if the partner has one there too that
     belongs to the same part, the instruction or the template behind it; otherwise it is left alone, and the
@@ -117,7 +117,7 @@ def interchange(
         positions: A number n for each of the last n tokens; "last", "instruction", "template" (what the chat
             template writes behind it) or "suffix" (both), whose tokens are replaced together; a negative
             index; or several of these.
-        components: "block" (the stream that leaves a block; for knock-out what the block adds), "attention",
+        modules: "block" (the stream that leaves a block; for knock-out what the block adds), "attention",
             "mlp".
         kinds: "interchange", "knock_out" or both.
         classes: Classes whose activations are replaced.
@@ -125,7 +125,7 @@ def interchange(
             of one class with prompt i of the other; or of each harmful prompt the number of its partner.
         draws: Partners of each prompt, whose effects are averaged.
         null_draws: Partners of the prompt's own class, whose effects are the null; 0: no null.
-        leaving: What knock-out leaves in the place of a component: "nothing", or its "mean" over all prompts
+        leaving: What knock-out leaves in the place of a module: "nothing", or its "mean" over all prompts
             at that token.
         seed: Of partners, intervals and tests.
         batch_size: Prompts per batch.
@@ -133,12 +133,12 @@ def interchange(
         stage: Shows progress; see `ot_lens.progress`.
 
     Returns:
-        One row per kind, component, class, layer and position: kind, component, patched (the class whose
+        One row per kind, module, class, layer and position: kind, module, patched (the class whose
         activations are replaced), layer, position, token (its text, or the group), value (mean change of the
         refusal score), unit, low and high (95 % interval over prompts), null_mean, null_low and null_high
         (partners of the same class), gap (from the mean score of this class to that of the other), share
         (value over gap), p_value and p_adjusted (flipped signs, of the value less the null; adjusted over the
-        map of one kind, component and class), kl (of knock-out: mean KL from the unedited next token), n,
+        map of one kind, module and class), kl (of knock-out: mean KL from the unedited next token), n,
         n_left_out, replaced, partners, draws, null_draws, leaving, seed, engine.
 
     Raises:
@@ -150,7 +150,7 @@ def interchange(
     """
     given = partners if isinstance(partners, str) else tuple(partners)
     settings = Settings(
-        tuple(components), tuple(kinds), tuple(classes), given, draws, null_draws, leaving, seed, engine
+        tuple(modules), tuple(kinds), tuple(classes), given, draws, null_draws, leaving, seed, engine
     )
     contrast = prompts.test if isinstance(prompts, ContrastSet) else prompts
     patching = Patching.read(model, contrast, positions, settings.hooks, batch_size)
@@ -165,18 +165,18 @@ def _map(
     patching: Patching, partners: Partners, settings: Settings, job: tuple[str, str, str], progress: Progress
 ) -> pd.DataFrame:
     """The rows of one map."""
-    kind, component, label = job
+    kind, module, label = job
     if kind == INTERCHANGE:
-        replacements, draws = partners.replacements(patching, component, label), len(partners.across[label])
+        replacements, draws = partners.replacements(patching, module, label), len(partners.across[label])
     else:
         leave = patching.left_out if settings.leaving == NOTHING else patching.at_its_mean
-        replacements, draws = [leave(component)], 1
+        replacements, draws = [leave(module)], 1
     effects = patching.effects(
         label, replacements, kl=kind == KNOCK_OUT, engine=settings.engine, progress=progress
     )
     gap = patching.gap * (1 if label == CLASSES[1] else -1)
     table = pd.DataFrame(cells(effects, patching.places, draws, gap, settings.seed))
-    for name, value in (("patched", label), ("component", component), ("kind", kind)):
+    for name, value in (("patched", label), ("module", module), ("kind", kind)):
         table.insert(0, name, value)
     given = settings.partners if isinstance(settings.partners, str) else "given"
     return table.assign(

@@ -86,41 +86,41 @@ class Patching:
         return harmful - harmless
 
     def interchanged(
-        self, component: str, label: str, partners: Int[np.ndarray, " own"], of: str
+        self, module: str, label: str, partners: Int[np.ndarray, " own"], of: str
     ) -> Replacement:
-        """A component's output at the same token of each prompt's partner, where that has such a token."""
+        """A module's output at the same token of each prompt's partner, where that has such a token."""
         chosen = torch.arange(len(self.rows))
         chosen[list(self.numbers(label))] = torch.from_numpy(partners) + self.numbers(of).start
         exists = (self.regions[chosen] == self.regions) & (self.regions > 0)
 
         def values(layer: int, prompts: Int[Tensor, " batch"]) -> Float[Tensor, "batch pos d"]:
-            return self.tails.of(HOOK_OF[component], layer, chosen[prompts])
+            return self.tails.of(HOOK_OF[module], layer, chosen[prompts])
 
-        return Replacement(component, values, exists)
+        return Replacement(module, values, exists)
 
-    def left_out(self, component: str) -> Replacement:
-        """Nothing in the place of what a component adds."""
+    def left_out(self, module: str) -> Replacement:
+        """Nothing in the place of what a module adds."""
 
         def values(layer: int, prompts: Int[Tensor, " batch"]) -> Float[Tensor, "batch pos d"]:
-            if component == BLOCK:
+            if module == BLOCK:
                 return self.tails.of(STREAM_IN, layer, prompts)
-            return torch.zeros_like(self.tails.of(HOOK_OF[component], layer, prompts))
+            return torch.zeros_like(self.tails.of(HOOK_OF[module], layer, prompts))
 
-        return Replacement(component, values, self.regions > 0)
+        return Replacement(module, values, self.regions > 0)
 
-    def at_its_mean(self, component: str) -> Replacement:
-        """The mean over all prompts at the same token in the place of what a component adds."""
+    def at_its_mean(self, module: str) -> Replacement:
+        """The mean over all prompts at the same token in the place of what a module adds."""
         weights = (self.regions > 0).double()
 
         def values(layer: int, prompts: Int[Tensor, " batch"]) -> Float[Tensor, "batch pos d"]:
-            own = self.tails.of(HOOK_OF[component], layer, prompts)
-            added = self.tails.mean(HOOK_OF[component], layer, weights)
-            if component == BLOCK:
+            own = self.tails.of(HOOK_OF[module], layer, prompts)
+            added = self.tails.mean(HOOK_OF[module], layer, weights)
+            if module == BLOCK:
                 added = added - self.tails.mean(STREAM_IN, layer, weights)
                 added = added + float64(self.tails.of(STREAM_IN, layer, prompts))
             return added.to(own.dtype).expand(own.shape)
 
-        return Replacement(component, values, self.regions > 0)
+        return Replacement(module, values, self.regions > 0)
 
     def effects(
         self,

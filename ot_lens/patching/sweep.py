@@ -1,4 +1,4 @@
-"""The next token with every component replaced at every place, in one walk per batch or by plain hooks."""
+"""The next token with every module replaced at every place, in one walk per batch or by plain hooks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What takes the place of a component's output: by layer and prompts, and where there is something."""
+    """What takes the place of a module's output: by layer and prompts, and where there is something."""
 
-    component: str
+    module: str
     values: Callable[[int, Int[Tensor, " batch"]], Float[Tensor, "batch pos d"]]
     exists: Bool[Tensor, "prompt pos"]
 
@@ -156,13 +156,13 @@ def _leaving(
     """The stream that leaves a block where its output, or a part of it, is replaced at one token alone."""
     stream = record.streams[layer + 1]
     given = [one.values(layer, prompts)[:, -stream.shape[1] :].to(stream.device) for one in replacements]
-    inside = [number for number, one in enumerate(replacements) if one.component == ATTENTION]
+    inside = [number for number, one in enumerate(replacements) if one.module == ATTENTION]
     if inside:
         found = _with_attention(setting.model, record, layer, torch.stack([given[i] for i in inside], dim=1))
         for number, leaving in zip(inside, found.unbind(1), strict=True):
             given[number] = leaving
     for number, one in enumerate(replacements):
-        if one.component == MLP:
+        if one.module == MLP:
             own = setting.tails.of(HOOK_OF[MLP], layer, prompts)[:, -stream.shape[1] :].to(stream.device)
             given[number] = stream + (given[number].to(stream) - own)
     return torch.stack([x.to(stream) for x in given])
@@ -196,7 +196,7 @@ def _hooked(
     for number, one in enumerate(replacements):
         for layer in range(served.n_layers):
             given = one.values(layer, prompts)[:, -count:]
-            point = served.hook_point(layer, HOOK_OF[one.component])
+            point = served.hook_point(layer, HOOK_OF[one.module])
             for place, change in enumerate(places):
                 mask = change.mask[number]
                 edit = partial(_replace, given, mask)

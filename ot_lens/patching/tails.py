@@ -14,7 +14,7 @@ from ot_lens.models import Backend, Reversible, TokenBatch, batches_of_rows, by_
 
 BLOCK, ATTENTION, MLP = "block", "attention", "mlp"
 HOOK_OF = {BLOCK: "resid_post", ATTENTION: "attn_out", MLP: "mlp_out"}
-COMPONENTS = tuple(HOOK_OF)
+MODULES = tuple(HOOK_OF)
 STREAM_IN = "resid_pre"
 
 

@@ -24,7 +24,7 @@ COLUMNS = {
     ),
     "interchange": (
         "value", "low", "high", "null_low", "null_high", "p_adjusted", "n", "n_left_out", "layer", "position",
-        "token", "kind", "component", "patched",
+        "token", "kind", "module", "patched",
     ),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),

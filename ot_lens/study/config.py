@@ -172,7 +172,7 @@ class StudyConfig(BaseModel):
     interchange: int = Field(
         8,
         ge=0,
-        description="Test prompts of each class whose activations are interchanged at every layer and at each "
+        description="Test prompts of each class whose activations are interchanged at every layer and each "
         "of the last 12 tokens (`interchange`); 0: none.",
     )
     base: str | None = Field(

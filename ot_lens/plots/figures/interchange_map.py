@@ -11,14 +11,14 @@ from ot_lens.plots.style import CLASSES, DIVERGING
 from ot_lens.tables import select
 
 LEVEL = 0.05
-MAP = ["kind", "component", "patched"]
+MAP = ["kind", "module", "patched"]
 KINDS = {"interchange": "interchange", "knock_out": "knock-out"}
-COMPONENTS = {"block": "block", "attention": "attention", "mlp": "MLP"}
+MODULES = {"block": "block", "attention": "attention", "mlp": "MLP"}
 INTERVALS = (("low", "high", "95 % interval"), ("null_low", "null_high", "partner of the same class"))
 
 
 def interchange_map(interchange: pd.DataFrame) -> Description:
-    """Heat map of the change of the refusal score by layer and token, one panel per component and class.
+    """Heat map of the change of the refusal score by layer and token, one panel per module and class.
 
     Args:
         interchange: The table of `interchange`.
@@ -31,8 +31,8 @@ def interchange_map(interchange: pd.DataFrame) -> Description:
 
 
 def _maps(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for kind, component, patched in rows[MAP].drop_duplicates().itertuples(index=False):
-        yield select(rows, kind=kind, component=component, patched=patched)
+    for kind, module, patched in rows[MAP].drop_duplicates().itertuples(index=False):
+        yield select(rows, kind=kind, module=module, patched=patched)
 
 
 def _panel(rows: pd.DataFrame, scale: ColorScale) -> Panel:
@@ -50,7 +50,7 @@ def _panel(rows: pd.DataFrame, scale: ColorScale) -> Panel:
         matrix("value"), positions, [str(layer) for layer in layers], scale, _by_chance(matrix("p_adjusted")),
         square=False, details=details,
     )  # fmt: skip
-    what = f"{KINDS.get(first['kind'], first['kind'])}, {COMPONENTS.get(first['component'], first['component'])}"
+    what = f"{KINDS.get(first['kind'], first['kind'])}, {MODULES.get(first['module'], first['module'])}"
     mark = CLASSES.get(str(first["patched"]))
     title = f"{what}, {first['patched']}"
     return Panel(title, Axis("token"), Axis("layer"), (cells,), color=mark.color if mark else "")
