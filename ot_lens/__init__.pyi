@@ -105,6 +105,7 @@ from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo
 from .transport import GatedMap as GatedMap
+from .transport import InterchangeMap as InterchangeMap
 from .transport import Method as Method
 from .transport import NormPreservingMap as NormPreservingMap
 from .transport import RotationMap as RotationMap
@@ -117,6 +118,7 @@ from .transport import fit_entropic_ot as fit_entropic_ot
 from .transport import fit_gaussian_ot as fit_gaussian_ot
 from .transport import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
 from .transport import fit_inlp as fit_inlp
+from .transport import fit_interchange as fit_interchange
 from .transport import fit_leace as fit_leace
 from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift

@@ -7,11 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformer_lens.tools.analysis.interchange import (
-    SubspaceInterchange,
-    collect_activations,
-    run_with_intervention,
-)
 
 import ot_lens as otl
 from ot_lens.errors import FitError, HookError, PromptError, SinglePassError
@@ -130,6 +125,9 @@ def test_both_engines_measure_the_same(family, leaving, tmp_path, contrast):
 
 def test_it_agrees_with_the_interchange_of_transformerlens(llama_folder, contrast):
     """On a full bridge, whose interchange of the whole space replaces the activation."""
+    theirs = pytest.importorskip(
+        "transformer_lens.tools.analysis.interchange", reason="transformer-lens 4.3 has it"
+    )
     bridge = otl.load_model(llama_folder, hooks="full")
     same = [Prompt("w1 w2 w3"), Prompt("w4 w5 w6"), Prompt("w7 w8 w9")], [
         Prompt("w21 w22 w23"), Prompt("w24 w25 w26"), Prompt("w27 w28 w29"),
@@ -145,7 +143,7 @@ def test_it_agrees_with_the_interchange_of_transformerlens(llama_folder, contras
     def task(batch: torch.Tensor) -> torch.Tensor:
         return bridge(batch)[:, -1]
 
-    whole = SubspaceInterchange(torch.eye(backend(bridge).d_model))
+    whole = theirs.SubspaceInterchange(torch.eye(backend(bridge).d_model))
     own = [score(row, tokens) for row in task(inputs)]
     for layer in range(backend(bridge).n_layers):
         for position in (-1, -4):
@@ -153,8 +151,10 @@ def test_it_agrees_with_the_interchange_of_transformerlens(llama_folder, contras
             name = f"blocks.{layer}.hook_resid_post"
             if name not in bridge.hook_dict:
                 name = f"blocks.{layer}.hook_out"
-            source = collect_activations(bridge, name, sources, task, positions=columns)
-            logits = run_with_intervention(bridge, name, whole, inputs, source, task, positions=columns)
+            source = theirs.collect_activations(bridge, name, sources, task, positions=columns)
+            logits = theirs.run_with_intervention(
+                bridge, name, whole, inputs, source, task, positions=columns
+            )
             expected = np.mean([score(row, tokens) - base for row, base in zip(logits, own, strict=True)])
             (value,) = lines(table, layer=layer, position=str(position))["value"]
             assert value == pytest.approx(expected, abs=1e-4)

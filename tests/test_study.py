@@ -33,7 +33,16 @@ from ot_lens.study import (
 from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.tables import effects
 
-TABLES = ("localization", "localizers", "geometry", "spectra", "cosines", "plane", "plane_ellipses")
+TABLES = (
+    "localization",
+    "localizers",
+    "interchange",
+    "geometry",
+    "spectra",
+    "cosines",
+    "plane",
+    "plane_ellipses",
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,23 @@ def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_
         assert MAKERS["localizers"](study) == {}
     none = replace(study, config=config.model_copy(update={"localizers": 0}))
     assert MAKERS["localizers"](none) == {}
+
+
+def test_a_model_that_cannot_be_replayed_is_studied_without_interchange(finished_run, monkeypatch):
+    def fails(*_args, **_options):
+        raise SinglePassError("A block cannot be run again.")
+
+    folder = RunFolder.open(finished_run)
+    config = folder.config.model_copy(update={"interchange": 1})
+    executor = LocalExecutor(otl.load_model("organism"))
+    study = Study(folder, {}, {}, config, pd.DataFrame(), executor, otl.load_prompts("organism"))
+    found = MAKERS["interchange"](study)["interchange"]
+    assert set(found["null_draws"]) == {0}  # one prompt has no partner of its own class
+    monkeypatch.setattr(diagnostics, "interchange", fails)
+    with pytest.warns(NotMeasuredWarning, match="A block cannot be run again"):
+        assert MAKERS["interchange"](study) == {}
+    none = replace(study, config=config.model_copy(update={"interchange": 0}))
+    assert MAKERS["interchange"](none) == {}
 
 
 def test_the_study_of_smollm2_is_a_valid_configuration_that_can_be_changed():

@@ -14,7 +14,7 @@ from ot_lens.patching.positions import Positions
 from ot_lens.patching.prepared import Patching
 from ot_lens.patching.sweep import AUTO, Progress, Replacement
 from ot_lens.patching.table import cells
-from ot_lens.patching.tails import BLOCK, MODULES, HOOK_OF, STREAM_IN
+from ot_lens.patching.tails import BLOCK, HOOK_OF, MODULES, STREAM_IN
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 
