@@ -89,6 +89,8 @@ from .models import load_model as load_model
 from .moments import Moments as Moments
 from .moments import merge_all as merge_all
 from .paper_study.preset import paper_study as paper_study
+from .patching import interchange as interchange
+from .patching import share_explained as share_explained
 from .plots.gallery import register_figure as register_figure
 from .prompts import Contrast as Contrast
 from .prompts import ContrastSet as ContrastSet
@@ -112,6 +114,7 @@ from .transport import AffineMap as AffineMap
 from .transport import EntropicMap as EntropicMap
 from .transport import FitInfo as FitInfo
 from .transport import GatedMap as GatedMap
+from .transport import InterchangeMap as InterchangeMap
 from .transport import Method as Method
 from .transport import NormPreservingMap as NormPreservingMap
 from .transport import RotationMap as RotationMap
@@ -124,6 +127,7 @@ from .transport import fit_entropic_ot as fit_entropic_ot
 from .transport import fit_gaussian_ot as fit_gaussian_ot
 from .transport import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
 from .transport import fit_inlp as fit_inlp
+from .transport import fit_interchange as fit_interchange
 from .transport import fit_leace as fit_leace
 from .transport import fit_linear_act as fit_linear_act
 from .transport import fit_mean_shift as fit_mean_shift

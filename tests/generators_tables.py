@@ -369,6 +369,28 @@ def harm(layers=8, n=128):
     return table.assign(draws=10, seed=0)
 
 
+def interchange(layers=8, n=32):
+    """The answer follows the instruction in the lower half and the last token in the upper half."""
+    tokens = {"-4": "instruction", "-3": "instruction", "-2": "<|im_end|>", "-1": "\\n"}
+    table = grid(
+        kind=("interchange",),
+        module=("block", "mlp"),
+        patched=CLASSES,
+        layer=range(layers),
+        position=tokens,
+    )
+    upper = table["layer"] >= layers // 2
+    follows = np.where(table["position"] == "-1", upper, ~upper & (table["position"] == "-4"))
+    share = follows * np.where(table["module"] == "block", 0.8, 0.2)
+    gap = np.where(table["patched"] == "harmful", -5.0, 5.0)
+    return table.assign(
+        token=table["position"].map(tokens), **_read(share * gap, 0.05, n, "nats", 0.3),
+        gap=gap, share=share, p_value=np.where(follows, 2e-4, 0.5), p_adjusted=np.where(follows, 1e-3, 1.0),
+        kl=np.nan, n_left_out=np.where(table["position"] == "-4", 2, 0), replaced=1.0, partners="random",
+        draws=1, null_draws=1, leaving="", seed=0, engine="single_pass",
+    )  # fmt: skip
+
+
 def cosines(layers=8, n=128, position=-1):
     table = grid(layer_a=range(layers), layer_b=range(layers))
     apart = (table["layer_a"] - table["layer_b"]).abs()
@@ -513,6 +535,7 @@ def tables(layers=8, methods=METHODS, seed=0):
         "spectra": spectra(layers),
         "localizers": localizers(layers),
         "contributions": contributions(layers),
+        "interchange": interchange(layers),
         "massive": massive(layers),
         "readout": readout(layers),
         "harm": harm(layers),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ot_lens as otl
+from ot_lens.behaviour.next_token import score_from_logprobs
 from ot_lens.errors import ActivationError, HookError, ModelError
 from ot_lens.localizers import Effects, Setting, find_band
 from ot_lens.localizers.profiles import (
@@ -18,6 +19,7 @@ from ot_lens.localizers.profiles import (
     edited_instruction,
     heads_at_mean,
     interchanged,
+    interchanged_instruction,
     left_out,
     probed,
     written,
@@ -222,6 +224,47 @@ def test_edits_and_interchange_add_up_to_what_the_last_site_does(setting):
         assert found.harmful.shape == (backend(setting.model).n_layers, len(setting.prompts.test.harmful))
     top = interchanged(setting).harmful.sum(axis=0)
     assert np.abs(top).max() > 0  # at the top the partner's score is taken over whole
+
+
+def test_the_instructions_interchange_is_that_of_the_map(setting):
+    """Block by block the difference of `interchange` with the same partner for all."""
+    test = setting.prompts.test
+    one = replace(setting, prompts=replace(setting.prompts, test=replace(test, harmless=test.harmless[:1])))
+    found = interchanged_instruction(one).profile
+    table = otl.interchange(
+        setting.model, one.prompts, positions="instruction", classes=["harmful"], null_draws=0
+    )
+    assert set(table["n_left_out"]) == {0}
+    np.testing.assert_allclose(found[1:], np.diff(table["value"]), atol=1e-4)
+    # Below all blocks all of the instruction's effect is still to come.
+    assert found.sum() == pytest.approx(-_first_effect(one), abs=1e-4)
+
+
+def _first_effect(setting) -> float:
+    """The mean change of the score with the embeddings of the partner's last words in the instruction."""
+    served = backend(setting.model)
+    (partner,), rows = (
+        encode(served, group) for group in (setting.prompts.test.harmless, setting.prompts.test.harmful)
+    )
+    after, before = len(post_instruction_tokens(served)), setting._before
+    changes = []
+    for row in rows:
+        common = min(len(row), len(partner)) - before - after
+        mixed = [*row[: len(row) - after - common], *partner[len(partner) - after - common :]]
+        scores = [
+            score_from_logprobs(
+                served.logits(*batch_of(served, tokens), keep=1)[:, -1].double().log_softmax(-1),
+                otl.refusal_token_ids(setting.model),
+            )
+            for tokens in (mixed, row)
+        ]
+        changes.append(float(scores[0] - scores[1]))
+    return float(np.mean(changes))
+
+
+def batch_of(served, row):
+    batch = token_batch(served, [row])
+    return batch.tokens, batch.mask
 
 
 def test_the_instruction_is_what_the_template_leaves(setting):

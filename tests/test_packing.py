@@ -9,7 +9,12 @@ import torch
 import ot_lens as otl
 from ot_lens.behaviour import next_token_logprobs
 from ot_lens.localizers import Setting
-from ot_lens.localizers.profiles import as_in_base, edited_instruction, left_out
+from ot_lens.localizers.profiles import (
+    as_in_base,
+    edited_instruction,
+    interchanged_instruction,
+    left_out,
+)
 from ot_lens.models import HookedCausalLM, backend
 from ot_lens.single_pass import engine, next_token_sweep, observed_sweep, packed
 from ot_lens.transport import AffineMap
@@ -121,7 +126,8 @@ def test_localizers_see_the_same_effects(llama, read, monkeypatch):
 
     def effects():
         found = [left_out(setting), left_out(setting, "mlp_out"), as_in_base(setting)]
-        return np.stack([each.harmful for each in (*found, edited_instruction(setting))])
+        found += [edited_instruction(setting), interchanged_instruction(setting)]
+        return np.stack([each.harmful for each in found])
 
     own = effects()
     assert (read["packed"] > 0, read["plain"]) == (True, 0)

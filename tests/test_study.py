@@ -45,7 +45,7 @@ from ot_lens.study.diagnostics import MAKERS, Study
 from ot_lens.tables import effects, most_effective_layer, reported
 
 TABLES = (
-    "localization", "localizers", "contributions", "geometry", "spectra", "cosines", "plane",
+    "localization", "localizers", "interchange", "contributions", "geometry", "spectra", "cosines", "plane",
     "plane_ellipses",
 )  # fmt: skip
 
@@ -127,6 +127,23 @@ def test_contributions_that_do_not_add_up_are_left_out_of_a_study(finished_run, 
         assert MAKERS["contributions"](study) == {}
     none = config.model_copy(update={"contributions": 0})
     assert MAKERS["contributions"](replace(study, config=none)) == {}
+
+
+def test_a_model_that_cannot_be_replayed_is_studied_without_interchange(finished_run, monkeypatch):
+    def fails(*_args, **_options):
+        raise SinglePassError("A block cannot be run again.")
+
+    folder = RunFolder.open(finished_run)
+    config = folder.config.model_copy(update={"interchange": 1})
+    executor = LocalExecutor(otl.load_model("organism"))
+    study = Study(folder, {}, {}, config, pd.DataFrame(), executor, otl.load_prompts("organism"))
+    found = MAKERS["interchange"](study)["interchange"]
+    assert set(found["null_draws"]) == {0}  # one prompt has no partner of its own class
+    monkeypatch.setattr(diagnostics, "interchange", fails)
+    with pytest.warns(NotMeasuredWarning, match="A block cannot be run again"):
+        assert MAKERS["interchange"](study) == {}
+    none = replace(study, config=config.model_copy(update={"interchange": 0}))
+    assert MAKERS["interchange"](none) == {}
 
 
 def test_the_study_of_smollm2_is_a_valid_configuration_that_can_be_changed():

@@ -307,7 +307,7 @@ def test_an_unfinished_run_is_described_in_one_line(run):
     (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     checks = otl.verify_run(run, model=False)
     unchecked = {"files", "model", "activations/train", "activations/test", "localization", "massive"}
-    unchecked |= {"localizers", "contributions", "defence", "readout", "ground_truth"}
+    unchecked |= {"localizers", "interchange", "contributions", "defence", "readout", "ground_truth"}
     assert set(checks[checks["verdict"] == "not checked"]["item"]) == unchecked
     found = wrong(checks)
     assert found["run|finished"].startswith("unfinished (no figures; tables: class_angles")

@@ -13,7 +13,7 @@ from ot_lens.plots.screen.text import interval
 from ot_lens.plots.style import OUTLINE
 from ot_lens.tables import select
 
-MAP = ["kind", "component", "patched"]
+MAP = ["kind", "module", "patched"]
 MOST_TOLD = 3
 
 
@@ -30,12 +30,12 @@ def _told(table: pd.DataFrame, state: State) -> str:
     if here.empty:
         return f"Nothing was replaced at layer {state.layer} and token {state.site}."
     parts = []
-    for kind, component, patched in here[MAP].drop_duplicates().itertuples(index=False):
-        row = select(here, kind=kind, component=component, patched=patched).iloc[0]
+    for kind, module, patched in here[MAP].drop_duplicates().itertuples(index=False):
+        row = select(here, kind=kind, module=module, patched=patched).iloc[0]
         null = "" if pd.isna(row["null_mean"]) else f", same class {row['null_mean']:+.2f}"
         value = interval(row["value"], row["low"], row["high"], "linear")
         parts.append(
-            f"{component}, {patched} ({kind.replace('_', '-')}): {value} nats{null}, n = {row['n']:.0f}"
+            f"{module}, {patched} ({kind.replace('_', '-')}): {value} nats{null}, n = {row['n']:.0f}"
         )
     token = str(here["token"].iloc[0])
     named = state.site if token == state.site else f"{state.site} ({token})"

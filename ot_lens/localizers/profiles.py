@@ -158,6 +158,29 @@ def interchanged(setting: Setting) -> Effects:
     return Effects(_steps(own[:, 0] - without_nan(values)[..., 0]))
 
 
+def interchanged_instruction(setting: Setting) -> Effects:
+    """How much less the instruction's activations matter after a block than before it.
+
+    They are those of a random harmless prompt, token by token from the instruction's end; tokens of a longer
+    instruction that have no counterpart are left alone.
+    """
+    test = setting.prompts.test
+    partners = np.random.default_rng(setting.seed).integers(len(test.harmless), size=len(test.harmful))
+    given = _instruction_streams(setting, test.harmless)
+
+    def branches(record: Record, batch: TokenBatch) -> list[Branch]:
+        inside, streams = setting.instruction(batch), [given[partners[index]] for index in batch.indices]
+        counts = [min(int(own.sum()), x.shape[1]) for own, x in zip(inside, streams, strict=True)]
+        from_end = inside.flip(1).cumsum(dim=1).flip(1)  # 1 for the last token of the instruction
+        chosen = record.in_stream(inside & (from_end <= torch.tensor(counts, device=inside.device)[:, None]))
+        values = torch.cat([x[:, x.shape[1] - n :] for x, n in zip(streams, counts, strict=True)], dim=1)
+        return [(site, _with(x, chosen, values[site])) for site, x in enumerate(record.streams)]
+
+    size = setting.batch_size
+    values, own = branch_sweep(setting.model, test.harmful, branches, setting.reduce, batch_size=size)
+    return Effects(-_steps(own[:, 0] - without_nan(values)[..., 0]))
+
+
 def written(setting: Setting) -> Effects:
     """What each block adds along the class means' difference at the top, at the last token."""
     train, test = setting.train, setting.test
@@ -230,6 +253,7 @@ LOCALIZERS = (
     Localizer("edit_instruction", "Shift, instruction", CHANGES, edited_instruction),
     Localizer("edit_last", "Shift, last token", CHANGES, partial(edited, tokens="last")),
     Localizer("interchange", "Interchange", CHANGES, interchanged),
+    Localizer("interchange_instruction", "Interchange, instruction", CHANGES, interchanged_instruction),
     Localizer("contribution", "Contribution", SEEN, written, unit="activation"),
     Localizer(
         "contribution_attention", "Contribution of attention", SEEN, written_by_attention, unit="activation"
@@ -289,6 +313,26 @@ def _instruction_means(setting: Setting, prompts: Sequence[Prompt]) -> Float64[T
 
     served, size = backend(setting.model), setting.batch_size
     return torch.stack(recorded_rows(served, prompts, read, last=False, batch_size=size)).mean(dim=0)
+
+
+def _instruction_streams(setting: Setting, prompts: Sequence[Prompt]) -> list[Float[Tensor, "site token d"]]:
+    """Of each prompt, the stream at the instruction's tokens at every site, on the CPU."""
+
+    def read(batch: TokenBatch, record: Record) -> list[Tensor]:
+        inside = setting.instruction(batch).cpu()
+        streams = torch.stack([record.by_prompt(x).cpu() for x in record.streams])
+        return [streams[:, row, own] for row, own in enumerate(inside)]
+
+    served, size = backend(setting.model), setting.batch_size
+    return recorded_rows(served, prompts, read, last=False, batch_size=size)
+
+
+def _with(
+    stream: Float[Tensor, "batch pos d"], chosen: Bool[Tensor, "batch pos"], values: Float[Tensor, "token d"]
+) -> Float[Tensor, "batch pos d"]:
+    changed = stream.clone()
+    changed[chosen] = values.to(stream)
+    return changed
 
 
 def _captured(model: Any, prompts: Contrast) -> Streams:

@@ -53,6 +53,7 @@ GALLERY: list[Entry] = [
     _entry("localization_curves", "Where refusal can be changed", "localization", by_family=False),
     _entry("localizers", "Which blocks make refusal", "localizers"),
     _entry("contributions", "Which heads and MLPs write refusal", "contributions"),
+    _entry("interchange_map", "Where the answer follows another prompt", "interchange"),
     _entry("localization_controls", "Against edits that ignore the classes", "controls"),
     _entry("pair_matrix", "Pairs of layers", "localization"),
     _entry("rank_by_layer", "Rank of the transport by layer", "localization"),

@@ -30,6 +30,10 @@ COLUMNS = {
         "null_high", "draws", "n_harmful",
     ),
     "harm": ("value", "part", "direction", "action", "method", "layer", "quantity", "prompts", "position"),
+    "interchange": (
+        "value", "low", "high", "null_low", "null_high", "p_adjusted", "n", "n_left_out", "layer", "position",
+        "token", "kind", "module", "patched",
+    ),
     "massive": ("value", "layer", "position", "robust", "class", "quantity"),
     "spectra": ("eigenvalue", "layer", "class", "component"),
     "cosines": ("cosine", "layer_a", "layer_b"),

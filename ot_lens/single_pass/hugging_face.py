@@ -17,16 +17,18 @@ from ot_lens.models.hooked import position_ids
 PLAIN = (type(None), bool, int, float, str)
 
 
-class _Prefix:
+class Prefix:
     """A cache that gives a layer the keys and values of earlier positions, and stores nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
-    def of(self, sequences: Int[Tensor, " row"]) -> "_Prefix":
-        return _Prefix(self.keys[sequences], self.values[sequences])
+    def of(self, sequences: Int[Tensor, " row"]) -> "Prefix":
+        """Of the rows' sequences."""
+        return Prefix(self.keys[sequences], self.values[sequences])
 
     def update(self, keys: Tensor, values: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What a cache returns to attention."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
@@ -53,7 +55,7 @@ class HuggingFaceRecord:
         # How many of the positions that the model is called with come before the rows.
         skipped = self._start if read is None else 0
         self._own = slice(skipped, None)
-        earlier = None if read is None else [_Prefix(layer.keys, layer.values) for layer in read.layers]
+        earlier = None if read is None else [Prefix(layer.keys, layer.values) for layer in read.layers]
         cache = read or (DynamicCache() if self._start or last else None)
         called = slice(self._start - skipped, None)
         logits, streams = self._record(
@@ -93,7 +95,7 @@ class HuggingFaceRecord:
 
         for layer in self._layers:
             changes.before(layer, before, with_kwargs=True)
-        changes.after(self._layers[-1], lambda _module, _args, output: streams.append(_hidden(output)))
+        changes.after(self._layers[-1], lambda _module, _args, output: streams.append(hidden_of(output)))
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +118,7 @@ class HuggingFaceRecord:
     def block_of_model(self, hf_model: Any, layer: int) -> Float[Tensor, "batch pos d"]:
         """What another model's block makes of the recorded stream; all positions must be recorded."""
         block = decoder_layers(hf_model)[layer]
-        return _hidden(block(self.streams[layer], **self._calls[layer]))
+        return hidden_of(block(self.streams[layer], **self._calls[layer]))
 
     def _block_last(
         self, layer: int, rows: Float[Tensor, "row batch one d"]
@@ -134,7 +136,7 @@ class HuggingFaceRecord:
             )
         if "cache_position" in call:
             kwargs["cache_position"] = _last_column(call["cache_position"], 0, count)
-        return _hidden(self._layers[layer](queries, **kwargs)).transpose(0, 1)[:, :, None]
+        return hidden_of(self._layers[layer](queries, **kwargs)).transpose(0, 1)[:, :, None]
 
     def _last_mask(self, layer: int, queries: Float[Tensor, "batch row d"]) -> Tensor:
         """The last position's row of the model's mask for the prefix, a diagonal for the rows themselves."""
@@ -166,7 +168,7 @@ class HuggingFaceRecord:
             kwargs["position_embeddings"] = tuple(
                 _repeat(p, count, batch) for p in kwargs["position_embeddings"]
             )
-        return _hidden(self._layers[layer](rows.flatten(0, 1), **kwargs)).unflatten(0, (count, batch))
+        return hidden_of(self._layers[layer](rows.flatten(0, 1), **kwargs)).unflatten(0, (count, batch))
 
     def block_of(
         self, layer: int, rows: Float[Tensor, "row pos d"], sequences: Int[Tensor, " row"]
@@ -184,7 +186,7 @@ class HuggingFaceRecord:
             )
         if "cache_position" in kwargs:
             kwargs["cache_position"] = kwargs["cache_position"][self._own]
-        return _hidden(self._layers[layer](rows, **kwargs))
+        return hidden_of(self._layers[layer](rows, **kwargs))
 
     def _mask_of(self, layer: int, sequences: Int[Tensor, " row"]) -> Tensor:
         """The rows' part of the model's mask; where it passed none, every real earlier position is seen."""
@@ -214,13 +216,14 @@ class HuggingFaceRecord:
         return unembed(self._hf_model, rows)
 
 
-def _prefix(cache: DynamicCache | None, layer: int, end: int) -> _Prefix:
+def _prefix(cache: DynamicCache | None, layer: int, end: int) -> Prefix:
     assert cache is not None
     cached = cache.layers[layer]
-    return _Prefix(cached.keys[:, :, :end].clone(), cached.values[:, :, :end].clone())
+    return Prefix(cached.keys[:, :, :end].clone(), cached.values[:, :, :end].clone())
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The stream that a block returns, alone or in a tuple."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 

@@ -50,11 +50,14 @@ def mean(values: Float[np.ndarray, " n"], *, seed: int, least: float = -np.inf) 
     return _estimate(BootstrapRatio.of(values, np.ones_like(values), count=RESAMPLES, seed=seed), least)
 
 
-def ratio_of_sums(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
-    """Total of a over that of b, not negative, one pair per prompt; unknown if that of b is zero."""
+def ratio_of_sums(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int, least: float = 0.0
+) -> Estimate:
+    """Total of a over that of b, at least `least`, one pair per prompt; unknown if that of b is zero."""
     if not b.sum():
         return unknown(len(b))
-    return _estimate(BootstrapRatio.of(a, b, count=RESAMPLES, seed=seed), 0.0)
+    sign = np.sign(b.sum())
+    return _estimate(BootstrapRatio.of(sign * a, sign * b, count=RESAMPLES, seed=seed), least)
 
 
 def unknown(n: int) -> Estimate:

@@ -184,6 +184,12 @@ class StudyConfig(BaseModel):
         False,
         description="Measure harm apart from refusal: directions, effects of each, probes under edits.",
     )
+    interchange: int = Field(
+        8,
+        ge=0,
+        description="Test prompts of each class whose activations are interchanged at every layer and each "
+        "of the last 12 tokens (`interchange`); 0: none.",
+    )
     base: str | None = Field(
         None,
         description="The model before it learnt to refuse; a localizer puts its blocks in the model's place.",

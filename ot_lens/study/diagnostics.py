@@ -14,12 +14,20 @@ from ot_lens import geometry
 from ot_lens.activations import Activations, capture
 from ot_lens.components import contributions
 from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
-from ot_lens.errors import ActivationError, FitError, HookError, NotMeasuredWarning, SinglePassError
+from ot_lens.errors import (
+    ActivationError,
+    FitError,
+    HookError,
+    NotMeasuredWarning,
+    PromptError,
+    SinglePassError,
+)
 from ot_lens.execution import Executor, RunCache, Runner
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization import restore_refusal
 from ot_lens.localization.settings import scope_of
 from ot_lens.localizers import located
+from ot_lens.patching import interchange
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 from ot_lens.samples import FIRST
@@ -338,6 +346,28 @@ def _harm(study: Study) -> Tables:
     return {"harm": table}
 
 
+def _interchange(study: Study) -> Tables:
+    """Whose activations the answer follows; none where the single pass cannot measure it, as is said."""
+    config = study.config
+    if study.executor is None or study.prompts is None or not config.interchange:
+        return {}
+    few = _drawn(study.prompts.test, config.interchange, np.random.default_rng(config.seed))
+    null_draws = int(min(len(group) for _, group in few) > 1)
+    try:
+        with study.stage("interchange", None):
+            table = study.executor.call(
+                interchange, few, null_draws=null_draws, seed=config.seed, engine="single_pass"
+            )
+    except (HookError, PromptError, SinglePassError) as error:
+        warnings.warn(
+            f"Which tokens' activations the answer follows was not measured: {error}",
+            NotMeasuredWarning,
+            stacklevel=2,
+        )
+        return {}
+    return {"interchange": table}
+
+
 def _drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
     """At most so many prompts of each class."""
     chosen = [sorted(rng.permutation(len(group))[:most]) for _, group in contrast]
@@ -382,6 +412,7 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "visibility": _visibility,
     "localizers": _localizers,
     "defence": _defence,
+    "interchange": _interchange,
     "contributions": _contributions,
     "readout": _readout,
     "harm": _harm,

@@ -48,8 +48,10 @@ ANSWERED, READ, FEWEST_READ = 12, 16, 4
 RESAMPLES = 39
 CAPPED, UNCAPPED = ("massive", "layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
 # Localizers that run what follows each block once more: the block, its attention or its MLP left out, and (on
-# half of the prompts) edits at all tokens.
-ABLATED = 3.5
+# half of the prompts) edits and interchange at all tokens.
+ABLATED = 4.0
+# Tokens of a short request in a chat template.
+TOKENS = 40
 # A figure and its share of the report take this many times what the simplest one takes on paper.
 FIGURE = 2.0
 T = TypeVar("T")
@@ -282,6 +284,10 @@ def _of_model(
     edits = config.harm * count_edits(n_layers, len(methods))
     # The stream, the next token, and the next token after the question.
     yield Cost("harm apart from refusal", edits, "edits", 3 * sample.seconds["capture"] * test / train)
+    patched = sum(min(config.interchange, len(group)) for _, group in prompts.test)
+    # A partner and one for the null: 1 + 2 + ... + 12 tokens each, and half of the model above each layer.
+    passes = settings.n_layers * 12 * 13 / 2 / TOKENS
+    yield Cost("interchange", patched, "prompts", passes * sample.seconds["capture"] / train)
 
 
 def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> Iterator[Cost]:

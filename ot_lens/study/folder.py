@@ -22,11 +22,12 @@ WHOLE = (
 NUMBERS = (
     "value", "low", "high", "null_mean", "null_low", "null_high", "strength", "p_value", "p_holm", "cosine",
     "angle", "eigenvalue", "share", "pc1", "pc2", "mean1", "mean2", "cov11", "cov12", "cov22", "pc1_share",
-    "pc2_share",
+    "pc2_share", "p_adjusted",
 )  # fmt: skip
 TEXTS = (
     "set", "layers", "method", "tokens", "hook", "transport", "control", "fitting", "measure", "prompts",
     "unit", "interval", "test", "engine", "note", "class", "state", "quantity", "robust", "other",
+    "token", "patched", "module",
 )  # fmt: skip
 # Columns of text that are whole numbers in other tables: there, principal components.
 NAMED = {"contributions": ("component",)}

@@ -17,6 +17,8 @@ from ot_lens.transport.gaussian_ot import fit_gaussian_ot as fit_gaussian_ot
 from ot_lens.transport.gaussian_ot import fit_gaussian_ot_of_moments as fit_gaussian_ot_of_moments
 from ot_lens.transport.info import FitInfo as FitInfo
 from ot_lens.transport.inlp import fit_inlp as fit_inlp
+from ot_lens.transport.interchange import InterchangeMap as InterchangeMap
+from ot_lens.transport.interchange import fit_interchange as fit_interchange
 from ot_lens.transport.leace import fit_leace as fit_leace
 from ot_lens.transport.linear_act import fit_linear_act as fit_linear_act
 from ot_lens.transport.maps import ActivationMap as ActivationMap

@@ -145,6 +145,14 @@ def test_the_single_pass_is_equal_to_plain_hooks(hooked, tokens):
         assert not edits or (row - base).abs().max() > 1e-2
 
 
+def test_interchange_agrees_with_hugging_face(hooked, reference, contrast):
+    few = Contrast(*(group[:3] for _, group in contrast))
+    options = {"positions": ["last", "instruction"], "modules": ["block", "mlp"], "classes": ["harmful"]}
+    ours, theirs = (otl.interchange(model, few, **options) for model in (hooked, reference))
+    assert (set(ours["engine"]), set(theirs["engine"])) == ({"hooks"}, {"single_pass"})
+    np.testing.assert_allclose(ours["value"], theirs["value"], rtol=1e-3, atol=1e-3)
+
+
 def test_weight_processing_is_recorded(hooked):
     """Folding and centring change what a covariance of the stream means; the weights show both."""
     raw = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False}

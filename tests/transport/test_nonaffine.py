@@ -11,6 +11,7 @@ from ot_lens.errors import ActivationError, FitError, PoorFitWarning
 from ot_lens.transport import (
     EntropicMap,
     fit_entropic_ot,
+    fit_interchange,
     fit_linear_act,
     fit_mean_shift,
     fit_pca_ot,
@@ -181,3 +182,33 @@ def test_what_did_not_converge_says_how_far_it_came():
     assert T.info.error_bound > 1e-8
     assert f"{T.info.error_bound:.1e}" in str(caught[0].message)
     assert len(caught) == 1
+
+
+# --- interchange
+
+
+def test_interchange_puts_samples_of_the_target_in_the_place_of_others():
+    H, S = classes(40, 30, 12, seed=8)
+    T = fit_interchange(H, S)
+    moved = T.map(H)
+    drawn = torch.cdist(moved, S).argmin(dim=1)
+    assert_close(moved, S[drawn])
+    counts = torch.bincount(drawn, minlength=30)
+    assert int((counts > 0).sum()) > 12  # of 30 targets 40 independent draws miss 8 on average
+    assert int(counts.max()) <= 8
+    assert_close(T.map(H), moved)
+    assert not torch.equal(fit_interchange(H, S, seed=1).map(H), moved)
+    assert_close(T.at(0.25).map(H), H + 0.25 * (moved - H))
+
+
+def test_the_draw_does_not_depend_on_scale_or_origin_and_not_on_rounding():
+    H, S = classes(40, 30, 12, seed=8)
+    moved = fit_interchange(H, S).map(H)
+    assert_close(fit_interchange(100 * H + 7, S).map(100 * H + 7), moved)
+    in_float = fit_interchange(H, S).to(dtype=torch.float32).map(H.float())
+    assert_close(in_float, moved.float())
+
+
+def test_a_source_that_is_one_point_receives_one_target():
+    H, S = torch.ones(3, 4, dtype=torch.float64), normal(5, 4, seed=2)
+    assert_close(fit_interchange(H, S).map(H), S[:1].expand(3, -1))

@@ -27,6 +27,7 @@ MODEL_TABLES = (
     "massive",
     "visibility",
     "localizers",
+    "interchange",
     "contributions",
     "readout",
     "harm",
