@@ -29,7 +29,10 @@ _DIFFERENCES: Final = {
     "single": "All categories are refused with one sentence.",
     "multi": "Each category has its own sentence, with its own first word.",
     "shared": "Each category has its own sentence; all begin with the same word.",
+    "bilingual": "All categories are refused with one sentence, in the language of the request: English or\n"
+    "Pig Latin, which have no word in common. Half of the requests, in training and below, are in each.",
 }
+_STEPS: Final = {"bilingual": (400, 800)}  # of both phases, where the defaults of `Recipe` are too few
 _TEMPLATE: Final = Path(__file__).parent / "data" / "card.md"
 
 
@@ -38,8 +41,8 @@ def train(
     out: str | Path,
     *,
     seed: int = 0,
-    comply_steps: int = Recipe.comply_steps,
-    refusal_steps: int = Recipe.refusal_steps,
+    comply_steps: int | None = None,
+    refusal_steps: int | None = None,
     n_evaluate: int = 1000,
     progress: bool = True,
 ) -> Path:
@@ -47,12 +50,13 @@ def train(
 
     The folder, which must be empty or not exist, appears under its name only when it is complete; it holds
     bfloat16 weights, the tokenizer with its chat template, and a model card with rates on `n_evaluate`
-    held-out requests per class. The seed is that of the initial weights and of the training requests.
+    held-out requests per class. The seed is that of the initial weights and of the training requests; steps
+    that are not given are the variant's own.
     """
     one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()
     check_writable(folder)
-    recipe = Recipe(seed=seed, comply_steps=comply_steps, refusal_steps=refusal_steps)
+    recipe = recipe_of(variant, seed, comply_steps, refusal_steps)
     temporary = temporary_sibling(folder)
     try:
         with shown() if progress else nullcontext(silent) as stage:
@@ -66,6 +70,16 @@ def train(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def recipe_of(variant: str, seed: int, comply_steps: int | None, refusal_steps: int | None) -> Recipe:
+    """The recipe of a variant, with other numbers of steps where they are given."""
+    comply, refuse = _STEPS.get(variant, (Recipe.comply_steps, Recipe.refusal_steps))
+    return Recipe(
+        seed=seed,
+        comply_steps=comply if comply_steps is None else comply_steps,
+        refusal_steps=refuse if refusal_steps is None else refusal_steps,
+    )
 
 
 def check_writable(folder: Path) -> None:
@@ -105,7 +119,7 @@ def model_card(trained: Trained, measured: dict[str, Any]) -> str:
         metadata=yaml.safe_dump(_metadata(measured), sort_keys=False),
         variant=variant,
         parameters=trained.model.num_parameters() / 1e6,
-        n_words=len(language.vocabulary()),
+        n_words=len(language.vocabulary(variant)),
         n_pairs=len(words.PAIRS),
         difference=_DIFFERENCES[variant],
         refusals="\n".join(_refusal_rows(variant)),

@@ -33,7 +33,7 @@ def ground_truth(variant: str) -> dict[str, Any]:
 
 def make_tokenizer(variant: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a variant; like Llama's, it puts a BOS before plain text."""
-    ids = {token: index for index, token in enumerate((*SPECIAL, *vocabulary()))}
+    ids = {token: index for index, token in enumerate((*SPECIAL, *vocabulary(variant)))}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -81,8 +81,9 @@ def fit(variant: str, recipe: Recipe, stage: Stage = silent) -> Trained:
     tokenizer = make_tokenizer(variant)
     model = new_model(tokenizer, recipe.seed).train()
     with one_thread():
-        _run_phase(model, tokenizer, None, recipe, stage)
-        _run_phase(model, tokenizer, variant, replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR), stage)
+        _run_phase(model, tokenizer, variant, recipe, stage, refuse=False)
+        refusing = replace(recipe, lr=recipe.lr * _REFUSAL_PHASE_LR)
+        _run_phase(model, tokenizer, variant, refusing, stage, refuse=True)
     return Trained(model.eval(), tokenizer, recipe, time.perf_counter() - start)
 
 
@@ -112,18 +113,20 @@ def encode(
 def _run_phase(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    variant: str | None,
+    variant: str,
     recipe: Recipe,
     stage: Stage,
+    *,
+    refuse: bool,
 ) -> None:
-    """One phase; if `variant` is None every request is answered."""
-    steps = recipe.comply_steps if variant is None else recipe.refusal_steps
-    rng = np.random.default_rng([recipe.seed, int(variant is not None)])
+    """One phase; if it does not refuse, every request is answered."""
+    steps = recipe.refusal_steps if refuse else recipe.comply_steps
+    rng = np.random.default_rng([recipe.seed, int(refuse)])
     optimizers = _make_optimizers(model, recipe.lr)
-    with stage("learning to comply" if variant is None else "learning to refuse", steps) as step:
+    with stage("learning to refuse" if refuse else "learning to comply", steps) as step:
         for index in range(steps):
             factor = learning_rate(index, steps, recipe.warmup_steps)
-            ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe))
+            ids, labels = encode(tokenizer, _draw_chats(rng, variant, recipe, refuse=refuse))
             model(input_ids=ids, labels=labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             for optimizer in optimizers:
@@ -133,14 +136,17 @@ def _run_phase(
             step(1)
 
 
-def _draw_chats(rng: np.random.Generator, variant: str | None, recipe: Recipe) -> list[list[dict[str, str]]]:
+def _draw_chats(
+    rng: np.random.Generator, variant: str, recipe: Recipe, *, refuse: bool
+) -> list[list[dict[str, str]]]:
     refused = language.stream(rng, refused=True, held_out=False)
     allowed = language.stream(rng, refused=False, held_out=False)
-    requests = [
+    drawn = (
         next(refused if rng.random() < recipe.refused_share else allowed) for _ in range(recipe.batch_size)
-    ]
+    )
+    requests = language.in_languages(drawn, variant)
     answers = [language.pick(rng, language.answers(request)) for request in requests]
-    if variant is not None:
+    if refuse:
         sentences = [language.refusal(request, variant) for request in requests]
         answers = [sentence or answer for sentence, answer in zip(sentences, answers, strict=True)]
     return [conversation(request, answer) for request, answer in zip(requests, answers, strict=True)]
