@@ -70,6 +70,7 @@ from .learned import fit_linear_act_joint as fit_linear_act_joint
 from .learned import fit_rdo as fit_rdo
 from .learned import representational_independence as representational_independence
 from .localization import MethodSpec as MethodSpec
+from .localization import across_languages as across_languages
 from .localization import compare_methods as compare_methods
 from .localization import fit_sequentially as fit_sequentially
 from .localization import layer_choices as layer_choices

@@ -75,6 +75,7 @@ def similarity(
     other: LayerSamples | None = None,
     *,
     k: int | None = 4,
+    translations: bool = False,
     position: int | str | None = None,
     permutations: int = 200,
     bootstrap: int = 50,
@@ -94,6 +95,7 @@ def similarity(
         acts: activations of both classes.
         other: activations of the same prompts at some of the same layers.
         k: dimension of the subspaces; None leaves them out, as widths that differ require.
+        translations: the captures are of translations of the same prompts, in the same order.
         position: token position; may be left out when only one was captured.
         permutations: draws of each null; 0 for none.
         bootstrap: resamples of the interval of the kernel; 0 for none.
@@ -111,16 +113,28 @@ def similarity(
     """
     plan = ResamplingPlan(permutations, bootstrap, seed)
     at = resolve_position(acts, position)
+    if other is not None and not translations:
+        _check_prompts(acts, other)
     comparisons = _comparisons(acts, other, position)
     rows = [row for comparison in comparisons for row in comparison.rows(k, plan)]
     return pd.DataFrame(rows).assign(position=at)[list(COLUMNS)]
+
+
+def _check_prompts(acts: LayerSamples, other: LayerSamples) -> None:
+    """Captures know the hash of their prompts."""
+    own, theirs = (getattr(one, "info", {}).get("prompts") for one in (acts, other))
+    if None not in (own, theirs) and own != theirs:
+        raise ActivationError(
+            "The captures are of different prompts: capture the same ones in one order, or pass "
+            "translations=True if they correspond row by row."
+        )
 
 
 @dataclass(frozen=True)
 class _Comparison:
     """Both classes at several sites, and the pairs of sites to compare, by their numbers."""
 
-    classes: Sequence[tuple[Float64[Tensor, "n_H d"], Float64[Tensor, "n_S d"]]]
+    classes: Sequence[tuple[Float64[Tensor, "n_H _"], Float64[Tensor, "n_S _"]]]
     layers: Sequence[int]
     pairs: Sequence[Pair]
 
@@ -189,9 +203,6 @@ def _comparisons(
         numbers = range(len(classes))
         yield _Comparison(classes, acts.layers, list(product(numbers, repeat=2)))
         return
-    prompts = [getattr(one, "info", {}).get("prompts") for one in (acts, other)]
-    if None not in prompts and prompts[0] != prompts[1]:
-        raise ActivationError("The captures are of different prompts: capture the same ones, in one order.")
     layers, their = (
         [layer for layer in acts.layers if layer in other.layers],
         resolve_position(other, position),

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from ot_lens.errors import ModelError
 
-VARIANTS = ("single", "multi", "shared")
+VARIANTS = ("single", "multi", "shared", "bilingual")
 
 
 def locate(name: str) -> str:

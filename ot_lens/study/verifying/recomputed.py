@@ -38,7 +38,7 @@ TOLERANCES = {"class_angles": ANGLES, "layer_angles": ANGLES}
 NOT_RESAMPLED = ("controls", "plane", "plane_ellipses", "paper")
 LAYERS = ("layer", "layer_a", "layer_b")
 # Tables that need a model.
-OF_THE_MODEL = ("localization", "massive", "visibility", "localizers", "ground_truth")
+OF_THE_MODEL = ("localization", "massive", "model_similarity", "visibility", "localizers", "ground_truth")
 ARITHMETIC = "own arithmetic"
 TRAINED = "trained through the model: the activations alone cannot repeat it"
 

@@ -31,7 +31,7 @@ from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
 # Relative, by the dtype that the model computes in. On the same machine the numbers are equal to the bit; on
 # another the logits move by a few units in the last place of that dtype, and scores and KL with them.
 TOLERANCES = {"torch.float64": 1e-9, "torch.float32": 1e-4, "torch.bfloat16": 5e-2, "torch.float16": 1e-2}
-MODEL_TABLES = ("massive", "visibility", "localizers", "ground_truth")
+MODEL_TABLES = ("massive", "model_similarity", "visibility", "localizers", "ground_truth")
 AGAIN = "measured again"
 
 
