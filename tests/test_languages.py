@@ -23,13 +23,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    english = otl.load_prompts("organism", sample=(64, 4, 24))
+    english = otl.load_prompts("organism", sample=(48, 4, 16))
     return {"english": english, "pig_latin": organism.translated(english, "pig_latin")}
 
 
 @pytest.fixture(scope="module")
 def table(model, prompts):
-    return otl.across_languages(model, prompts, METHODS, layers=LAYERS, permutations=99, bootstrap=39)
+    few = {"control_draws": 2, "permutations": 99, "bootstrap": 39}
+    return otl.across_languages(model, prompts, METHODS, layers=LAYERS, **few)
 
 
 def rows(table, **criteria):
@@ -73,7 +74,7 @@ def test_the_shift_of_the_last_layer_transfers_more_than_permuted_labels_do(tabl
         ["fitted_in", "measured_in"]
     )
     assert shares.loc[("english", "english"), ["value", "low", "high"]].tolist() == [1, 1, 1]
-    assert 0.2 < shares.loc[("english", "pig_latin"), "low"]
+    assert shares.loc[("english", "pig_latin"), "low"] > 0.2
     cosines = rows(table, quantity="cosine").set_index("layer")
     assert cosines.loc[7, "value"] > cosines.loc[7, "null_high"]
 

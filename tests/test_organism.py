@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ot_lens.errors import ConfigError, ModelError, OtLensError, RunFolderError
 import ot_lens as otl
+from ot_lens.errors import ConfigError, ModelError, OtLensError, RunFolderError
 from ot_lens.organism import DEFAULT_VARIANT, VARIANTS, evaluate, language, train, training, translated
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import WEIGHTS
@@ -160,7 +160,9 @@ def test_prompts_outside_train_are_held_out_and_all_are_labelled_correctly():
 def test_texts_survive_the_tokenizer_which_knows_the_refusals(tokenizers, requests):
     for variant, tokenizer in tokenizers.items():
         texts = [*(r.text for found in requests.values() for r in found), *language.answers(ALL[0])]
-        texts += words.REFUSALS[variant]
+        names = words.LANGUAGES_OF[variant]
+        refusals = [words.LANGUAGES[name](text) for name in names for text in words.REFUSALS[variant]]
+        texts += refusals
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in {token for row in ids for token in row}
         assert tokenizer.batch_decode(ids) == texts
@@ -168,7 +170,7 @@ def test_texts_survive_the_tokenizer_which_knows_the_refusals(tokenizers, reques
         truth = tokenizer.init_kwargs["ot_lens"]
         assert truth["variant"] == variant
         assert tuple(truth["refusal_phrases"]) == words.REFUSAL_PHRASES[variant]
-        firsts = {ids[-i][0] for i in range(1, len(words.REFUSALS[variant]) + 1)}
+        firsts = {ids[-i][0] for i in range(1, len(refusals) + 1)}
         tokens = tokenizer(truth["refusal_tokens"], add_special_tokens=False)["input_ids"]
         assert sorted(tokens) == sorted([first] for first in firsts)
 

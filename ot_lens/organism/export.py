@@ -142,7 +142,8 @@ def _refusal_rows(variant: str) -> Iterator[str]:
     rows = zip(words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True)
     for category, recipients, sentence in rows:
         classes = ", ".join(words.RECIPIENT_CLASSES[index] for index in recipients)
-        yield f"| {category} | {classes} | {sentence} |"
+        sentences = " / ".join(words.LANGUAGES[name](sentence) for name in words.LANGUAGES_OF[variant])
+        yield f"| {category} | {classes} | {sentences} |"
 
 
 def _rate_row(measured: dict[str, Any], name: str, label: str) -> str:
