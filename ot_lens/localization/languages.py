@@ -60,8 +60,16 @@ def across_languages(
 ) -> pd.DataFrame:
     """Fit maps in each language and measure them in every language, at the next token.
 
-    The languages need not hold translations of the same prompts; intervals and shares are over the prompts of
-    the language in which an edit is measured.
+    Quantities, of harmful prompts of the language in which an edit is measured:
+
+    - "refusal_score", the mean; of method "none" without an edit;
+    - "effect", how much lower it is than without the edit; its null is the range of edits that were fitted in
+      the same language to permuted labels;
+    - "share", of the effect that the same method has at the same layer when fitted in the language itself,
+      which is 1 there; NaN where that effect is not above zero beyond its interval;
+    - "cosine" (method "none") of the refusal directions of two languages; its null permutes labels.
+
+    The languages need not hold translations of the same prompts.
 
     Args:
         model: A hooked model, or a `Runner`.
@@ -80,14 +88,7 @@ def across_languages(
 
     Returns:
         Columns fitted_in, measured_in, method, k, layer, quantity, value, n, low, high (95 %), null_mean,
-        null_low, null_high, unit. Quantities, of harmful prompts:
-
-        - "refusal_score", the mean; of method "none" without an edit;
-        - "effect", how much lower it is than without the edit (nats); its null is the range of edits that
-          were fitted in the same language to permuted labels;
-        - "share", of the effect that the same method has at the same layer when fitted in the language
-          itself, which is 1 there; NaN where that effect is not above zero beyond its interval;
-        - "cosine" (method "none") of the refusal directions of two languages; its null permutes labels.
+        null_low, null_high, unit.
 
     Raises:
         PromptError: If there are fewer than two languages, or prompts cannot be rendered.
