@@ -128,7 +128,8 @@ class _Languages:
         """Scores, effects and shares of every pair of languages."""
         with stage("languages", len(self.prompts) * (1 + self.control_draws)) as step:
             fitted = {name: self._maps(name, acts) for name, acts in self.acts.items()}
-            scores, before = {}, {}
+            scores: dict[str, Mapping[str, Scores]] = {}
+            before: Mapping[str, Tensor] = {}
             for name, maps in fitted.items():
                 scores[name], before = self._scored(maps)
                 step(1)
@@ -165,8 +166,9 @@ class _Languages:
 
     def _maps(self, name: str, acts: Activations) -> dict[tuple[MethodSpec, int], ActivationMap]:
         train, settings = self.prompts[name].train, self.settings
-        options = {"layers": settings.layers, "position": settings.position, "seed": settings.panel.seed}
-        maps = fit_maps(acts, self.methods, model=self.runner, prompts=train, **options)
+        sites: dict[str, Any] = {"layers": settings.layers, "position": settings.position}
+        seed = settings.panel.seed
+        maps = fit_maps(acts, self.methods, model=self.runner, prompts=train, seed=seed, **sites)
         return {(method, layer): edit for method, by in maps.items() for layer, edit in by.items()}
 
     def _scored(
@@ -199,11 +201,12 @@ def _scores(
     if all(why_not(model, edit, settings.hook) is None for edit in edits):
         with suppress(SinglePassError):
             return next_token_readings(model, prompts, everything, settings, scope)[0][..., 0]
-    options = {"tokens": settings.panel.refusal_tokens, "batch_size": settings.panel.batch_size}
-    scores = []
+    panel, scores = settings.panel, []
     for edit in everything:
         with intervene(model, edit, tokens=scope, hook=settings.hook):
-            scores.append(refusal_score(model, prompts, **options))
+            scores.append(
+                refusal_score(model, prompts, tokens=panel.refusal_tokens, batch_size=panel.batch_size)
+            )
     return torch.stack(scores)
 
 

@@ -67,7 +67,7 @@ def translated(prompts: ContrastSet, language: str) -> ContrastSet:
             own, text=translate(own.text), answer=own.answer and translate(own.answer), answers=answers
         )
 
-    splits = {
+    splits: dict[str, Any] = {
         name: Contrast(*(tuple(map(prompt, group)) for _, group in contrast))
         for name, contrast in prompts.splits
     }

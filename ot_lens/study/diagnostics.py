@@ -164,7 +164,9 @@ def _model_similarity(study: Study) -> Tables:
     own = restricted(test, spread(test.layers, MAX_ALIKE), config.position)
     capturing, draws = capture_options(config, own.layers), study.few_resamples
     layer, parts = most_effective_layer(reported(study.sweep)), []
-    for label, by_layer in study.compared.items() if layer is not None else ():
+    for label, by_layer in study.compared.items():
+        if layer is None:
+            continue
         tokens = scope_of(_name(study, label), config.tokens, config.position)
         edit = by_layer[layer], (label, layer), tokens
         parts.append(likeness.against_edit(executor, prompts.test, own, *edit, capturing, draws))

@@ -35,7 +35,8 @@ def across_languages(languages: pd.DataFrame) -> Description:
 
 def _best_layer(rows: pd.DataFrame) -> int:
     own = rows[(rows["quantity"] == "effect") & (rows["fitted_in"] == rows["measured_in"])]
-    return int(own.groupby("layer")["value"].mean().fillna(-np.inf).idxmax())
+    means = own.groupby("layer")["value"].mean().fillna(-np.inf)
+    return int(means.index[int(means.to_numpy().argmax())])
 
 
 def _panel(title: str, rows: pd.DataFrame, names: list[str]) -> Panel:

@@ -33,9 +33,9 @@ def model_similarity(model_similarity: pd.DataFrame, *, position: int | str | No
 def _panel(rows: pd.DataFrame, title: str, one: pd.Series) -> Panel:
     name = "base model" if one["comparison"] == "base" else method_mark(str(one["method"])).label
     by_class = [(label, mark, select(rows, **{"class": label})) for label, mark in CLASSES.items()]
-    nulls = [band for label, _, own in by_class for band in null_of(own, f"{title}/{name}/{label}/null", CHANCE)]
+    nulls = [band for label, _, own in by_class for band in null_of(own, f"{title}/{name}/{label}", CHANCE)]
     lines = [Line(f"{title}/{name}/{label}", mark, curve(own)) for label, mark, own in by_class]
-    edited = [] if pd.isna(one["edited_layer"]) else [Reference(one["edited_layer"], "edited", vertical=True)]
+    edited = [] if pd.isna(one["edited_layer"]) else [Reference(float(one["edited_layer"]), "edited", vertical=True)]
     limits = (min([0.0, *finite(rows, "value", "null_low")]), 1.0)
     return Panel(name, LAYER, Axis(title, limits=limits), (*nulls, *edited, *lines))
 
