@@ -201,7 +201,7 @@ def _comparisons(
     if other is None:
         classes = [checked_layer(acts, layer, at) for layer in acts.layers]
         numbers = range(len(classes))
-        yield _Comparison(classes, acts.layers, list(product(numbers, repeat=2)))
+        yield _Comparison(classes, acts.layers, list(product(numbers, numbers)))
         return
     layers, their = (
         [layer for layer in acts.layers if layer in other.layers],
