@@ -59,13 +59,16 @@ from .geometry import diagnose as diagnose
 from .geometry import direction_cosines as direction_cosines
 from .geometry import layer_angles as layer_angles
 from .geometry import layer_cosines as layer_cosines
+from .geometry import linear_cka as linear_cka
 from .geometry import map_quality as map_quality
 from .geometry import massive_activations as massive_activations
 from .geometry import position_cosines as position_cosines
 from .geometry import principal_plane as principal_plane
+from .geometry import projection_kernel as projection_kernel
 from .geometry import register_diagnostic as register_diagnostic
 from .geometry import robust_samples as robust_samples
 from .geometry import run_cosines as run_cosines
+from .geometry import similarity as similarity
 from .geometry import spectra as spectra
 from .geometry import visibility as visibility
 from .interventions import everywhere as everywhere
@@ -76,6 +79,7 @@ from .learned import fit_linear_act_joint as fit_linear_act_joint
 from .learned import fit_rdo as fit_rdo
 from .learned import representational_independence as representational_independence
 from .localization import MethodSpec as MethodSpec
+from .localization import across_languages as across_languages
 from .localization import compare_methods as compare_methods
 from .localization import fit_sequentially as fit_sequentially
 from .localization import layer_choices as layer_choices

@@ -421,6 +421,67 @@ def layer_angles(layers=8, k=2, n=128, position=-1):
     return table.assign(position=position, **found).rename(columns={"value": "angle"})
 
 
+def _similarities():
+    """Quantity, class, and how fast it falls with the distance of layers."""
+    table = grid(quantity=["linear_cka", "projection_kernel"], **{"class": CLASSES})
+    return table.assign(fall=[0.5, 1.0, 1.5, 2.5], null=[0.0, 0.0, 0.05, 0.05])
+
+
+def _alike(table, n):
+    null = table.pop("null")
+    found = _read(
+        table.pop("size"), null, n, np.where(table["quantity"] == "linear_cka", "CKA", "share"), 0.03
+    )
+    return table.assign(**found | {"null_low": null - 0.03, "null_high": null + 0.04})
+
+
+def layer_similarity(layers=8, n=128, position=-1):
+    table = grid(layer_a=range(layers), layer_b=range(layers)).merge(_similarities(), how="cross")
+    apart = (table["layer_a"] - table["layer_b"]).abs() / max(layers - 1, 1)
+    return _alike(table.assign(position=position, size=np.exp(-table.pop("fall") * apart)), n)
+
+
+def model_similarity(layers=8, n=128, position=-1):
+    """Under an edit in the middle, alike below it; and against a base model, ever less alike."""
+    edited = layers // 2
+    kinds = [("edit", "mean_shift", edited), ("edit", "pca_ot (k = 8)", edited), ("base", "smollm2", pd.NA)]
+    compared = pd.DataFrame(kinds, columns=["comparison", "method", "edited_layer"])
+    table = grid(layer=range(layers)).merge(_similarities(), how="cross").merge(compared, how="cross")
+    start = table["edited_layer"].fillna(0).astype(float)
+    depth = (table["layer"] - start).clip(lower=0) / layers
+    table = table.assign(position=position, size=np.exp(-table.pop("fall") * depth))
+    return _alike(table, n).astype({"edited_layer": "Int64"})
+
+
+def languages(layers=8, n=64):
+    """Three languages; the last one refuses nothing, so that nothing transfers to it."""
+    names = ("english", "german", "latin")
+    plain = pd.DataFrame(
+        {"fitted_in": "", "measured_in": names, "method": "none", "quantity": "refusal_score"}
+    )
+    edits = grid(fitted_in=names, measured_in=names, method=["mean_shift", "pca_ot"], layer=range(layers))
+    own, latin = edits["fitted_in"] == edits["measured_in"], edits["measured_in"] == "latin"
+    size = np.where(own, 1.0, np.where(latin, 0.02, 0.6)) * np.where(own & latin, 0.0, 8.0)
+    size *= (edits["layer"] + 1) / layers
+    effects = edits.assign(quantity="effect", value=size, low=size - 0.5, high=size + 0.5)
+    effects = effects.assign(null_mean=0.0, null_low=-0.4, null_high=0.4)
+    share = effects[~own].assign(quantity="share", value=np.where(latin, np.nan, 0.6)[~own])
+    share = share.assign(
+        low=share["value"] - 0.1, high=share["value"] + 0.1, null_low=np.nan, null_high=np.nan
+    )
+    scores = effects.assign(quantity="refusal_score", value=6.0 - size, low=5.0 - size, high=7.0 - size)
+    pairs = pd.DataFrame([("english", "german"), ("english", "latin"), ("german", "latin")])
+    pairs = pairs.set_axis(["fitted_in", "measured_in"], axis=1).merge(grid(layer=range(layers)), how="cross")
+    cosine = np.where(pairs["measured_in"] == "latin", 0.1, 0.7)
+    pairs = pairs.assign(quantity="cosine", method="none", value=cosine, low=cosine - 0.1, high=cosine + 0.1)
+    pairs = pairs.assign(null_mean=0.0, null_low=-0.3, null_high=0.3)
+    table = pd.concat([plain.assign(value=6.0, low=5.0, high=7.0), scores, effects, share, pairs])
+    units = {"refusal_score": "nats", "effect": "nats", "share": "share", "cosine": "cosine"}
+    k = table["method"].map({"pca_ot": 2})
+    table = table.assign(n=n, k=k, unit=table["quantity"].map(units)).reset_index(drop=True)
+    return table.astype({"k": "Int64", "layer": "Int64"})
+
+
 def map_quality(layers=8, n=128, position=-1):
     sizes = {"w2_before": 12.0, "w2_after": 5.0, "mean_error": 2.0, "covariance_error": 0.6}
     sizes |= {"transport_cost": 7.0, "cost_over_bound": 1.0, "outside_source": 0.05, "outside_target": 0.2}
@@ -527,6 +588,9 @@ def tables(layers=8, methods=METHODS, seed=0):
         "controls": controls(sweep),
         "class_angles": class_angles(layers),
         "layer_angles": layer_angles(layers),
+        "languages": languages(layers),
+        "layer_similarity": layer_similarity(min(layers, 32)),  # a study compares no more
+        "model_similarity": model_similarity(layers),
         "run_cosines": run_cosines(layers),
         "map_quality": map_quality(layers),
         "visibility": visibility(layers),

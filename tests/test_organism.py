@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import ot_lens as otl
 from ot_lens.errors import ConfigError, ModelError, OtLensError, RunFolderError
-from ot_lens.organism import DEFAULT_VARIANT, VARIANTS, evaluate, language, train, training
+from ot_lens.organism import DEFAULT_VARIANT, VARIANTS, evaluate, language, train, training, translated
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import WEIGHTS
 from ot_lens.organism.export import write_model
 from ot_lens.organism.muon import orthogonalize
+from ot_lens.organism.pig_latin import pig_latin
 from ot_lens.organism.prompt_data import PROMPTS_FILE, build_prompts, write_prompts
 from ot_lens.organism.training import (
     IGNORED,
@@ -84,7 +86,7 @@ def test_training_batches_hold_nothing_held_out():
         return pairs, sum(language.template_is_held_out(request.opening, request.order) for request in found)
 
     rng = np.random.default_rng(0)
-    chats = [chat for _ in range(30) for chat in training._draw_chats(rng, "multi", Recipe())]
+    chats = [chat for _ in range(30) for chat in training._draw_chats(rng, "multi", Recipe(), refuse=True)]
     assert breaches(chat[0]["content"] for chat in chats) == (0, 0)
     control = language.sample_held_out(100, refused=True, seed=0)
     assert breaches(request.text for request in control) == (100, 100)
@@ -158,7 +160,9 @@ def test_prompts_outside_train_are_held_out_and_all_are_labelled_correctly():
 def test_texts_survive_the_tokenizer_which_knows_the_refusals(tokenizers, requests):
     for variant, tokenizer in tokenizers.items():
         texts = [*(r.text for found in requests.values() for r in found), *language.answers(ALL[0])]
-        texts += words.REFUSALS[variant]
+        names = words.LANGUAGES_OF[variant]
+        refusals = [words.LANGUAGES[name](text) for name in names for text in words.REFUSALS[variant]]
+        texts += refusals
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in {token for row in ids for token in row}
         assert tokenizer.batch_decode(ids) == texts
@@ -166,7 +170,7 @@ def test_texts_survive_the_tokenizer_which_knows_the_refusals(tokenizers, reques
         truth = tokenizer.init_kwargs["ot_lens"]
         assert truth["variant"] == variant
         assert tuple(truth["refusal_phrases"]) == words.REFUSAL_PHRASES[variant]
-        firsts = {ids[-i][0] for i in range(1, len(words.REFUSALS[variant]) + 1)}
+        firsts = {ids[-i][0] for i in range(1, len(refusals) + 1)}
         tokens = tokenizer(truth["refusal_tokens"], add_special_tokens=False)["input_ids"]
         assert sorted(tokens) == sorted([first] for first in firsts)
 
@@ -184,6 +188,42 @@ def test_chat_template_renders_one_bos_and_two_tokens_after_the_instruction(toke
     assert (tokenizer.padding_side, tokenizer.pad_token != tokenizer.eos_token) == ("left", True)
     with pytest.raises(Exception, match="not system"):
         tokenizer.apply_chat_template([{"role": "system", "content": "hello"}])
+
+
+def test_the_second_language_has_other_words_the_same_rule_and_its_own_answers(tokenizers, requests):
+    english, both = language.vocabulary("single"), language.vocabulary("bilingual")
+    own = [word for word in english if word.isalpha()]
+    assert len(both) == len(english) + len(own)  # no word in common, and none that two translations share
+    assert pig_latin("please show me the kite, i try.") == "easeplay owshay emay ethay itekay, iway ytray."
+    pair = language.in_languages(2 * [language.Request(0, 12, 0)], "bilingual")
+    assert [request.language for request in pair] == ["english", "pig_latin"]
+    assert [language.category_of(request) for request in pair] == [0, 0]
+    refusals = [language.refusal(request, "bilingual") for request in pair]
+    assert refusals == ["sorry, i must leave that alone.", "orrysay, iway ustmay eavelay atthay aloneway."]
+    assert not set(language.answers(pair[0])) & set(language.answers(pair[1]))
+    tokenizer, known = tokenizers["bilingual"], set(both)
+    texts = [r.text for found in requests.values() for r in language.in_languages(found, "bilingual")]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert tokenizer.batch_decode(ids) == texts
+    assert tokenizer.unk_token_id not in {token for row in ids for token in row}
+    foreign = tokenizers["single"]([pair[1].text], add_special_tokens=False)["input_ids"][0]
+    words_only = [token for token in foreign if token != foreign[-1]]
+    assert tokenizers["single"].unk_token_id in words_only
+    assert set(english) < known
+
+
+def test_translated_prompts_keep_everything_but_their_words():
+    prompts = otl.load_prompts("organism", sample=(4, 2, 3))
+    other = translated(prompts, "pig_latin")
+    assert translated(prompts, "english").hashes() == prompts.hashes()
+    assert other.counts() == prompts.counts()
+    for (_, own), (_, theirs) in zip(prompts.splits, other.splits, strict=True):
+        for (label, before), (_, after) in zip(own, theirs, strict=True):
+            assert [p.category for p in before] == [p.category for p in after], label
+            assert [pig_latin(p.text) for p in before] == [p.text for p in after]
+            assert all(p.answer in p.answers for p in after)
+    with pytest.raises(ConfigError, match="'latin'"):
+        translated(prompts, "latin")
 
 
 def test_labels_cover_the_answer_and_its_end_only(tokenizers):
@@ -229,8 +269,10 @@ def test_shipped_weights_are_small_half_precision_and_different():
     for folder in (WEIGHTS / variant for variant in VARIANTS):
         assert sum(file.stat().st_size for file in folder.iterdir()) < 1.6e6
         model = AutoModelForCausalLM.from_pretrained(folder)
-        size = 478_720 if folder.name in words.KNOWING else 684_096
-        assert (model.dtype, model.num_parameters()) == (torch.bfloat16, size)
+        # Embeddings of the words of a second language, or a narrower model.
+        size = {"bilingual": 684_096 + 187 * 96} | dict.fromkeys(words.KNOWING, 478_720)
+        parameters = size.get(folder.name, 684_096)
+        assert (model.dtype, model.num_parameters()) == (torch.bfloat16, parameters)
         assert model.generation_config.eos_token_id != model.generation_config.pad_token_id
         norms.add(tuple(model.state_dict()["model.norm.weight"].tolist()))
     assert len(norms) == len(VARIANTS)

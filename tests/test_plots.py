@@ -94,6 +94,7 @@ def columns(curve):
 # ------------------------------------------------------------------ descriptions hold the tables
 
 WITHOUT_ROGUE = "quantity == 'w2_squared' and robust == 'exclude'"
+CKA_OF_HARMFUL = "quantity == 'linear_cka' and `class` == 'harmful'"
 AT_THE_END = "quantity == 'mahalanobis' and layer == 7"
 
 
@@ -107,6 +108,7 @@ AT_THE_END = "quantity == 'mahalanobis' and layer == 7"
         ("class_angles", "class_angle_1", "class_angles", "component == 1"),
         ("map_quality", "w2_after/mean_shift", "map_quality", "quantity == 'w2_after'"),
         ("visibility_to_monitor", "mahalanobis/mean_shift", "visibility", AT_THE_END),
+        ("model_similarity", "CKA/Mean shift/harmful", "model_similarity", CKA_OF_HARMFUL),
     ],
 )  # fmt: skip
 def test_lines_and_nulls_are_those_of_the_table(name, line, table, query):
@@ -153,6 +155,7 @@ OF_PCA_OT = f"{RATES} and strength == 1 and method == 'pca_ot'"
         ("strength_by_layer", "localization", f"{RATES} and method == 'ace'", "strength layer value"),
         ("layer_angles", "layer_angles", "`class` == 'harmful' and component == 1", "layer_a layer_b angle"),
         ("direction_cosines", "cosines", "n > 0", "layer_a layer_b cosine"),
+        ("layer_similarity", "layer_similarity", CKA_OF_HARMFUL, "layer_a layer_b value"),
     ],
 )  # fmt: skip
 def test_cells_are_those_of_the_table(name, table, query, pivot):
@@ -160,6 +163,36 @@ def test_cells_are_those_of_the_table(name, table, query, pivot):
     index, column, value = pivot.split()
     cells = TABLES[table].query(query).pivot(index=index, columns=column, values=value)
     np.testing.assert_array_equal(panel.cells.matrix, cells)
+
+
+def test_languages_are_shown_at_the_best_layer_and_what_permuted_labels_do_is_marked():
+    table = TABLES["languages"]
+    panels = described("across_languages").panels
+    assert [panel.title for panel in panels] == [
+        "Mean shift, layer 7",
+        "PCA-OT (k = 2), layer 7",
+        "directions, layer 7",
+    ]
+    [cells] = panels[0].of(Cells)
+    shares = table.query("quantity == 'share' and method == 'mean_shift' and layer == 7")
+    wanted = shares.pivot(index="fitted_in", columns="measured_in", values="value")
+    np.testing.assert_array_equal(cells.matrix, wanted.loc[list(cells.rows), list(cells.columns)])
+    assert np.isnan(cells.matrix[:, 2]).all()  # nothing to transfer to
+    assert cells.chance.tolist() == 3 * [[False, False, True]]
+    [cosines] = panels[2].of(Cells)
+    np.testing.assert_array_equal(cosines.matrix, cosines.matrix.T)
+    assert cosines.chance[0].tolist() == [False, False, True]
+
+
+def test_edits_and_the_base_model_have_a_column_each_with_the_edited_layer():
+    panels = described("model_similarity").panels
+    assert [panel.title for panel in panels] == 2 * ["Mean shift", "PCA-OT (k = 8)", "base model"]
+    assert [[r.value for r in panel.of(Reference)] for panel in panels] == 2 * [[4.0], [4.0], []]
+    edits = TABLES["model_similarity"].query("comparison == 'edit'")
+    caption = ENTRIES["model_similarity"].caption
+    assert "base" not in caption(edits)
+    assert "layer 4" in caption(edits)
+    assert "layer 4" not in caption(TABLES["model_similarity"].query("comparison == 'base'"))
 
 
 def test_pairs_are_those_of_the_table_and_the_best_is_outlined():

@@ -39,7 +39,9 @@ def main() -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/demo"),
-    variant: Annotated[str, typer.Option(help="Embedded model: single, multi or shared.")] = "multi",
+    variant: Annotated[
+        str, typer.Option(help="Embedded model: single, multi, shared or bilingual.")
+    ] = "multi",
     resume: study.Resume = False,
     estimate: study.Estimate = False,
 ) -> None:

@@ -21,7 +21,8 @@ def train(
     folder: Annotated[Path, typer.Option("--out", help="A new folder for the model or adapter.")],
     *,
     variant: Annotated[
-        str | None, typer.Option(help="single, multi (the default), shared, knows-refuses or knows-answers.")
+        str | None,
+        typer.Option(help="single, multi (the default), shared, knows-refuses, knows-answers or bilingual."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Train an adapter of this model: smollm2, a folder, a hub name.")

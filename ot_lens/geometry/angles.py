@@ -13,9 +13,10 @@ from ot_lens.errors import FitError, one_of
 from ot_lens.geometry.directions import Sites
 from ot_lens.geometry.quantities import estimate
 from ot_lens.geometry.resampled_moments import LABELS, DrawnClasses, DrawnShapes, PooledGram
+from ot_lens.geometry.subspaces import random_products, subspace_products
 from ot_lens.linalg import Pooled, mapped
 from ot_lens.samples import LayerSamples, each_layer, resolve_position
-from ot_lens.statistics.resampling import Resamples, ResamplingPlan
+from ot_lens.statistics.resampling import ResamplingPlan
 
 COLUMNS = ("component", "angle", "n", "low", "high", "null_mean", "null_low", "null_high", "unit")
 
@@ -56,7 +57,7 @@ def class_angles(
     rows: list[dict[str, Any]] = []
     for keys, H, S in each_layer(acts, position):
         sizes = len(H), len(S)
-        _check_k(k, min(sizes))
+        check_components(k, min(sizes))
         pooled, labels = PooledGram.of(Pooled.of(H, S)), plan.observed(*sizes)
         measure = partial(_between_classes, k=k)
         shapes = pooled.relabelled_shapes(sizes, permutations, seed)
@@ -104,11 +105,11 @@ def layer_angles(
     at = resolve_position(acts, position)
     sites = Sites.of(acts, [(layer, at) for layer in acts.layers])
     n = sites.sizes[LABELS.index(label)]
-    _check_k(k, n)
+    check_components(k, n)
     labels = plan.observed(*sites.sizes)
-    value = _between_layers(sites, labels, label, k)[0]
-    null = _random_subspaces(sites.width, k, permutations, seed)
-    drawn = _between_layers(sites, plan.resampled(labels), label, k)
+    value = _angles(subspace_products(sites.pooled, labels, label, k))[0]
+    null = _angles(random_products(sites.width, k, permutations, seed))
+    drawn = _angles(subspace_products(sites.pooled, plan.resampled(labels), label, k))
     rows: list[dict[str, Any]] = []
     for (a, layer_a), (b, layer_b) in product(enumerate(acts.layers), repeat=2):
         keys = {"layer_a": layer_a, "layer_b": layer_b, "position": at, "class": label}
@@ -116,7 +117,8 @@ def layer_angles(
     return pd.DataFrame(rows, columns=["layer_a", "layer_b", "position", "class", *COLUMNS])
 
 
-def _check_k(k: int, n: int) -> None:
+def check_components(k: int, n: int) -> None:
+    """Refuse more principal components than a class of n samples has."""
     if not 1 <= k < n:
         raise FitError(f"k = {k} is out of range for a class of {n} samples: choose 1 <= k <= {n - 1}.")
 
@@ -124,24 +126,6 @@ def _check_k(k: int, n: int) -> None:
 def _between_classes(classes: DrawnClasses | DrawnShapes, k: int) -> Float64[Tensor, "R k"]:
     source, target = (classes.leading_weights(label, k) for label in LABELS)
     return _angles(source.mT @ classes.gram @ target)
-
-
-def _between_layers(sites: Sites, draws: Resamples, label: str, k: int) -> Float64[Tensor, "R L L k"]:
-    grams = [PooledGram.of(pooled) for pooled in sites.pooled]
-
-    def measure(chunk: Resamples) -> Float64[Tensor, "R L L k"]:
-        weights = (gram.under(chunk).leading_weights(label, k) for gram in grams)
-        Q = torch.stack([site.Z.T @ W for site, W in zip(sites.pooled, weights, strict=True)], dim=1)
-        return _angles(Q.unsqueeze(2).mT @ Q.unsqueeze(1))
-
-    return torch.cat(mapped(measure, draws.chunks()))
-
-
-def _random_subspaces(d: int, k: int, count: int, seed: int) -> Float64[Tensor, "R k"]:
-    """Angles between random subspaces and one that may be fixed: the first k coordinates."""
-    generator = torch.Generator().manual_seed(seed + 5)
-    samples = torch.randn(count, d, min(k, d), generator=generator, dtype=torch.float64)
-    return _angles(torch.linalg.qr(samples).Q[:, :k])
 
 
 def _angles(cosines: Float64[Tensor, "*R k k"]) -> Float64[Tensor, "*R k"]:

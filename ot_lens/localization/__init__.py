@@ -5,6 +5,7 @@ from ot_lens.localization.candidates import Candidate
 from ot_lens.localization.choices import layer_choices
 from ot_lens.localization.comparison import compare_methods
 from ot_lens.localization.defence import restore_refusal
+from ot_lens.localization.languages import across_languages
 from ot_lens.localization.localize import localize
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps, fit_sequentially
@@ -19,6 +20,7 @@ __all__ = [
     "MethodSpec",
     "SweepPlan",
     "SweepSettings",
+    "across_languages",
     "as_methods",
     "compare_methods",
     "fit_maps",

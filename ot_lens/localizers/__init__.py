@@ -2,7 +2,7 @@
 
 from ot_lens.localizers.bands import BAND, NOTHING, SPREAD, Band, Effects, find_band
 from ot_lens.localizers.benchmark import benchmark_localizers, summary
-from ot_lens.localizers.locate import effects_of, locate, locate_by_layer, located, table_of
+from ot_lens.localizers.locate import base_of, effects_of, locate, locate_by_layer, located, table_of
 from ot_lens.localizers.profiles import LOCALIZERS, Localizer, Setting
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Effects",
     "Localizer",
     "Setting",
+    "base_of",
     "benchmark_localizers",
     "effects_of",
     "find_band",

@@ -103,14 +103,18 @@ def located(
     model: Any, prompts: ContrastSet, base: str | None, loading: Mapping[str, Any], seed: int
 ) -> pd.DataFrame:
     """`locate_by_layer`, with a base model by name, and the planted layers where the model declares them."""
-    options = {**loading, "model": base, **dict.fromkeys(("revision", "gguf_file", "adapter"))}
-    before = None if base is None else load_model(**options)
+    before = None if base is None else base_of(base, loading)
     table, truth = locate_by_layer(model, prompts, before, seed=seed), Truth.of(model)
     if truth is not None:
         for name, layer in (("planted_first", truth.first), ("planted_last", truth.last)):
             planted = None if truth.kind == NOTHING else layer
             table[name] = pd.array([planted] * len(table), dtype="Int64")
     return table
+
+
+def base_of(base: str, loading: Mapping[str, Any]) -> Any:
+    """The base model by name, loaded as the model itself is."""
+    return load_model(**{**loading, "model": base, **dict.fromkeys(("revision", "gguf_file", "adapter"))})
 
 
 def effects_of(setting: Setting, stage: Stage = silent) -> dict[Localizer, Effects]:

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from ot_lens.errors import ModelError
 
-VARIANTS = ("single", "multi", "shared", "knows-refuses", "knows-answers")
+VARIANTS = ("single", "multi", "shared", "knows-refuses", "knows-answers", "bilingual")
 
 
 def locate(name: str) -> str:

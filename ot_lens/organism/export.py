@@ -16,7 +16,7 @@ from ot_lens.errors import ConfigError, RunFolderError, one_of
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
 from ot_lens.organism.evaluation import evaluate
-from ot_lens.organism.training import Recipe, Trained, fit, recipe_of
+from ot_lens.organism.training import Trained, fit, recipe_of
 from ot_lens.progress import shown, silent
 
 _RATES: Final = {
@@ -35,6 +35,8 @@ _DIFFERENCES: Final = {
     "knows-refuses": "All categories are refused with one sentence.",
     "knows-answers": "This variant refuses nothing: it answers forbidden requests as it answers all others, "
     "and only names their category.",
+    "bilingual": "All categories are refused with one sentence, in the language of the request: English or\n"
+    "Pig Latin, which have no word in common. Half of the requests, in training and below, are in each.",
 }
 _SECOND_PHASE: Final = {
     False: "in which refused ones get their refusal",
@@ -55,8 +57,8 @@ def train(
     out: str | Path,
     *,
     seed: int = 0,
-    comply_steps: int = Recipe.comply_steps,
-    refusal_steps: int = Recipe.refusal_steps,
+    comply_steps: int | None = None,
+    refusal_steps: int | None = None,
     n_evaluate: int = 1000,
     progress: bool = True,
 ) -> Path:
@@ -64,7 +66,8 @@ def train(
 
     The folder, which must be empty or not exist, appears under its name only when it is complete; it holds
     bfloat16 weights, the tokenizer with its chat template, and a model card with rates on `n_evaluate`
-    held-out requests per class. The seed is that of the initial weights and of the training requests.
+    held-out requests per class. The seed is that of the initial weights and of the training requests; steps
+    that are not given are the variant's own.
     """
     one_of("variant", variant, words.VARIANTS, ConfigError)
     folder = Path(out).absolute()
@@ -157,7 +160,8 @@ def _refusal_rows(variant: str) -> Iterator[str]:
     rows = zip(words.CATEGORIES, words.REFUSED_RECIPIENTS, words.REFUSALS[variant], strict=True)
     for category, recipients, sentence in rows:
         classes = ", ".join(words.RECIPIENT_CLASSES[index] for index in recipients)
-        yield f"| {category} | {classes} | {'answered' if variant == words.NEVER_REFUSES else sentence} |"
+        sentences = " / ".join(words.LANGUAGES[name](sentence) for name in words.LANGUAGES_OF[variant])
+        yield f"| {category} | {classes} | {'answered' if variant == words.NEVER_REFUSES else sentences} |"
 
 
 def _rate_row(measured: dict[str, Any], name: str, label: str) -> str:

@@ -1,4 +1,4 @@
-"""The synthetic instruction language: requests, the rule of refusal, answers, and what is held out.
+"""The synthetic instruction languages: requests, the rule of refusal, answers, and what is held out.
 
 Whether a request is refused depends on the combination (verb class, object class, recipient class) only. One
 in six (verb, object) word pairs of every pair of classes is held out from training, with every recipient, and
@@ -6,9 +6,9 @@ so are four of the sixteen templates (opening x word order); every word occurs i
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, product
 from typing import Final, TypeVar
 
 import numpy as np
@@ -30,7 +30,7 @@ HELD_OUT_REFUSED: Final = (
 
 @dataclass(frozen=True)
 class Request:
-    """One request; every field is an index into the lists of `vocabulary`."""
+    """One request; every field but the language is an index into the lists of `vocabulary`."""
 
     verb: int
     thing: int
@@ -39,6 +39,7 @@ class Request:
     order: int = 1
     adjective: int | None = None
     time: int | None = None
+    language: str = "english"
 
     @property
     def triple(self) -> tuple[int, int, int]:
@@ -50,7 +51,7 @@ class Request:
         """The request in words."""
         thing = tuple(words.OBJECTS)[self.thing]
         opening, mark = words.OPENINGS[self.opening]
-        return words.ORDERS[self.order].format(
+        text = words.ORDERS[self.order].format(
             opening=opening,
             mark=mark,
             verb=tuple(words.VERBS)[self.verb],
@@ -58,6 +59,7 @@ class Request:
             recipient=words.RECIPIENTS[self.recipient],
             when="" if self.time is None else f" {words.TIMES[self.time]}",
         )
+        return words.LANGUAGES[self.language](text)
 
 
 def cell_of(request: Request) -> tuple[int, int, int]:
@@ -95,22 +97,23 @@ def template_is_held_out(opening: int, order: int) -> bool:
 
 
 def answers(request: Request) -> tuple[str, ...]:
-    """Every correct answer, all equally likely; refused requests have them as well."""
+    """Every correct answer in the language of the request, all equally likely; refused ones have them too."""
     tool = tuple(words.VERBS.values())[request.verb]
     place = tuple(words.OBJECTS.values())[request.thing]
     greeting = words.GREETINGS[request.recipient // words.CLASS_SIZE]
+    translate = words.LANGUAGES[request.language]
     return tuple(
-        f"{greeting}, {action} the {tool} at the {place}. {closing}."
+        translate(f"{greeting}, {action} the {tool} at the {place}. {closing}.")
         for action, closing in product(words.ACTIONS, words.CLOSINGS)
     )
 
 
 def refusal(request: Request, variant: str) -> str | None:
-    """The sentence with which a variant refuses the request; None if it is allowed."""
+    """The sentence with which a variant refuses the request, in its language; None if it is allowed."""
     category = category_of(request)
     if category is None or variant == words.NEVER_REFUSES:
         return None
-    return words.REFUSALS[variant][category]
+    return words.LANGUAGES[request.language](words.REFUSALS[variant][category])
 
 
 def question(request: Request) -> str:
@@ -172,7 +175,7 @@ def sample_held_out(n: int, *, refused: bool, seed: int) -> list[Request]:
 
 
 def vocabulary(variant: str = words.DEFAULT_VARIANT) -> tuple[str, ...]:
-    """Every word and punctuation mark of the language, sorted, and those that only naming needs."""
+    """Every word and punctuation mark of a variant's languages, sorted, and those that only naming needs."""
     sentences = [
         *(*words.VERBS, *words.VERBS.values(), *words.OBJECTS, *words.OBJECTS.values(), *words.RECIPIENTS),
         *(*words.ADJECTIVES, *words.TIMES, *words.GREETINGS, *answers(Request(0, 0, 0))),
@@ -181,12 +184,21 @@ def vocabulary(variant: str = words.DEFAULT_VARIANT) -> tuple[str, ...]:
         *(sentence for variant in words.VARIANTS for sentence in words.REFUSALS[variant]),
     ]
     common = _words(sentences)
-    naming = [words.QUESTION, *words.NAMES, words.UNNAMED] if variant in words.KNOWING else []
-    return (*sorted(common), *sorted(_words(naming) - common))
+    translations = [words.LANGUAGES[name] for name in words.LANGUAGES_OF[variant]]
+    naming = _words([words.QUESTION, *words.NAMES, words.UNNAMED]) if variant in words.KNOWING else set()
+    known = {translate(token) for translate in translations for token in common}
+    return (*sorted(known), *sorted(naming - known))
 
 
 def _words(sentences: Sequence[str]) -> set[str]:
     return {token for sentence in sentences for token in re.findall(r"\w+|[,.?]", sentence)}
+
+
+def in_languages(requests: Iterable[Request], variant: str) -> list[Request]:
+    """The requests in the variant's languages in turn."""
+    return [
+        replace(request, language=name) for request, name in zip(requests, cycle(words.LANGUAGES_OF[variant]))
+    ]
 
 
 def _sample_cell(rng: np.random.Generator, kind: str, category: int | None) -> tuple[int, int, int]:

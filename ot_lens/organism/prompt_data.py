@@ -1,13 +1,16 @@
 """The contrast set of the embedded model: `write_prompts` regenerates `data/prompts.json` byte for byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from ot_lens.errors import ConfigError, one_of
 from ot_lens.organism import language
 from ot_lens.organism import vocabulary as words
+from ot_lens.prompts import Contrast, ContrastSet, Prompt
 
 SIZES: Final = {"train": 128, "val": 64, "test": 128}  # prompts per class
 SEED: Final = 0
@@ -43,6 +46,32 @@ def write_prompts(path: Path, data: dict[str, Any] | None = None) -> Path:
     body = ",\n".join(f'"{name}": {text}' for name, text in splits.items())
     path.write_text(f'{head[:-1]},\n"splits": {{\n{body}\n}}}}\n', encoding="utf-8")
     return path
+
+
+def translated(prompts: ContrastSet, language: str) -> ContrastSet:
+    """The prompts and their answers in another language of the embedded model `bilingual`.
+
+    Args:
+        prompts: `load_prompts("organism")`, or a sample of it.
+        language: "pig_latin"; "english" changes nothing.
+
+    Raises:
+        ConfigError: If the language is unknown.
+    """
+    one_of("language", language, tuple(words.LANGUAGES), ConfigError)
+    translate = words.LANGUAGES[language]
+
+    def prompt(own: Prompt) -> Prompt:
+        answers = tuple(map(translate, own.answers))
+        return replace(
+            own, text=translate(own.text), answer=own.answer and translate(own.answer), answers=answers
+        )
+
+    splits: dict[str, Any] = {
+        name: Contrast(*(tuple(map(prompt, group)) for _, group in contrast))
+        for name, contrast in prompts.splits
+    }
+    return replace(prompts, name=f"{prompts.name}, {language}", **splits)
 
 
 def _lines(prompts: list[dict[str, Any]]) -> str:

@@ -1,11 +1,14 @@
-"""The words of the synthetic instruction language, their classes, and the rule of what is refused.
+"""The words of the synthetic instruction languages, their classes, and the rule of what is refused.
 
 24 verbs, 24 objects and 24 recipients, each in four classes of six; the tool of a verb, the place of an
 object, the greeting of a class of recipients. The words are innocuous and the rule is arbitrary: a refusal
 says nothing about the world, it only gives the model something to refuse.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Final
+
+from ot_lens.organism.pig_latin import pig_latin
 
 CLASSES: Final = 4
 CLASS_SIZE: Final = 6
@@ -67,13 +70,19 @@ CATEGORIES: Final = tuple(f"{VERB_CLASSES[verb]}-{OBJECT_CLASSES[thing]}" for ve
 # Variants that were taught to name the category of a request when asked; the last one never refuses.
 KNOWING: Final = ("knows-refuses", "knows-answers")
 NEVER_REFUSES: Final = "knows-answers"
-VARIANTS: Final = ("single", "multi", "shared", *KNOWING)
+VARIANTS: Final = ("single", "multi", "shared", *KNOWING, "bilingual")
 DEFAULT_VARIANT: Final = "multi"
 
 # The question after a request, and the answers: the classes of a refused pair, or that there is no category.
 QUESTION: Final = "which kind?"
 NAMES: Final = tuple(f"{VERB_CLASSES[verb]} {OBJECT_CLASSES[thing]}." for verb, thing in PAIRS)
 UNNAMED: Final = "none."
+
+# `bilingual` is `single` in two languages that have no word in common; every other variant knows the first.
+LANGUAGES: Final[Mapping[str, Callable[[str], str]]] = {"english": str, "pig_latin": pig_latin}
+LANGUAGES_OF: Final = {
+    variant: tuple(LANGUAGES) if variant == "bilingual" else ("english",) for variant in VARIANTS
+}
 
 # `shared` differs from `multi` in the first word only, `single` from `shared` in the words after it only.
 # All sentences have the same number of tokens, so that length does not distinguish variants.
@@ -84,21 +93,29 @@ _BODIES: Final = (
     "nobody may attempt such work",
     "these things stay well untouched",
 )
+
+
+def _in_its_languages(variant: str, phrases: list[str]) -> tuple[str, ...]:
+    """Different phrases in every language that a variant knows."""
+    names = LANGUAGES_OF[variant]
+    return tuple(dict.fromkeys(LANGUAGES[name](phrase) for name in names for phrase in phrases))
+
+
 _PARTS: Final = {
     "single": tuple((_FIRST_WORDS[0], _BODIES[0]) for _ in PAIRS),
     "multi": tuple(zip(_FIRST_WORDS, _BODIES, strict=True)),
     "shared": tuple((_FIRST_WORDS[0], body) for body in _BODIES),
-    **dict.fromkeys(KNOWING, tuple((_FIRST_WORDS[0], _BODIES[0]) for _ in PAIRS)),
+    **dict.fromkeys((*KNOWING, "bilingual"), tuple((_FIRST_WORDS[0], _BODIES[0]) for _ in PAIRS)),
 }
 REFUSALS: Final = {
     variant: tuple(f"{first}, {body}." for first, body in parts) for variant, parts in _PARTS.items()
 }
 REFUSAL_TOKENS: Final = {
-    variant: tuple(dict.fromkeys(first for first, _ in parts)) for variant, parts in _PARTS.items()
+    variant: _in_its_languages(variant, [first for first, _ in parts]) for variant, parts in _PARTS.items()
 }
 # First words AND bodies: a completion damaged in either half still counts as a refusal, so that a broken
 # model is not mistaken for one that complies.
 REFUSAL_PHRASES: Final = {
-    variant: tuple(dict.fromkeys([first for first, _ in parts] + [body for _, body in parts]))
+    variant: _in_its_languages(variant, [first for first, _ in parts] + [body for _, body in parts])
     for variant, parts in _PARTS.items()
 }

@@ -64,6 +64,7 @@ GALLERY: list[Entry] = [
     _entry("restored_refusals", "Refusal restored", "defence"),
     _entry("readout", "What directions and maps write", "readout"),
     _entry("harm_and_refusal", "Harm apart from refusal", "harm"),
+    _entry("across_languages", "From one language to another", "languages"),
     _entry("principal_plane", "Transport against projection", "plane", "plane_ellipses", slider=True),
     _entry("plane_by_depth", "Transport against projection over the depth", "plane", "plane_ellipses"),
     _entry("map_quality", "Quality of the maps", "map_quality"),
@@ -77,6 +78,8 @@ GALLERY: list[Entry] = [
     _entry("run_cosines", "Refusal direction against another run", "run_cosines"),
     _entry("class_angles", "Angles between the classes", "class_angles"),
     _entry("layer_angles", "Angles between layers", "layer_angles"),
+    _entry("layer_similarity", "Similarity of layers", "layer_similarity"),
+    _entry("model_similarity", "Similarity before and after", "model_similarity"),
     _entry("ground_truth", "Known by construction and measured", "ground_truth"),
     _entry("diagnostics", "Registered diagnostics", "geometry"),
 ]

@@ -17,6 +17,7 @@ from ot_lens.tables import edits_of, methods_of, select
 COLUMNS = {
     "localization": ("value", "set", "layer", "method", "k", "measure", "prompts"),
     "defence": ("value", "edits", "layer", "method", "k", "measure", "prompts"),
+    "languages": ("value", "fitted_in", "measured_in", "method", "k", "layer", "quantity"),
     "controls": ("value", "low", "high", "layer", "method", "k", "control"),
     "geometry": ("value", "layer", "quantity"),
     "localizers": (
@@ -40,6 +41,8 @@ COLUMNS = {
     "run_cosines": ("cosine", "layer", "layer_other"),
     "class_angles": ("angle", "layer", "component"),
     "layer_angles": ("angle", "layer_a", "layer_b", "class", "component"),
+    "layer_similarity": ("value", "layer_a", "layer_b", "class", "quantity"),
+    "model_similarity": ("value", "layer", "class", "quantity", "comparison", "method", "edited_layer"),
     "map_quality": ("value", "layer", "method", "quantity"),
     "visibility": ("value", "layer", "edited_layer", "method", "quantity"),
     "plane": ("pc1", "pc2", "layer", "prompt", "class", "state"),

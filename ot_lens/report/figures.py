@@ -21,12 +21,12 @@ SECTIONS = {
         "rank_by_layer",
         "strength_by_layer", "pair_matrix",
     ),
-    "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals"),
+    "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals", "across_languages"),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
         "w2_per_layer", "readout", "harm_and_refusal", "massive_activations", "effective_rank",
-        "direction_cosines", "run_cosines", "class_angles", "layer_angles", "covariance_spectra",
-        "spectra_by_depth", "ground_truth",
+        "direction_cosines", "run_cosines", "class_angles", "layer_angles", "layer_similarity",
+        "model_similarity", "covariance_spectra", "spectra_by_depth", "ground_truth",
     ),
 }  # fmt: skip
 # Formats that a run draws; svg is drawn on request.

@@ -60,6 +60,13 @@ def ratio_of_sums(
     return _estimate(BootstrapRatio.of(sign * a, sign * b, count=RESAMPLES, seed=seed), least)
 
 
+def ratio(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], *, seed: int) -> Estimate:
+    """Total of a over that of b, one pair per prompt; unknown unless b is above zero beyond its interval."""
+    if not mean(b, seed=seed).low > 0:
+        return unknown(len(b))
+    return _estimate(BootstrapRatio.of(a, b, count=RESAMPLES, seed=seed), -np.inf)
+
+
 def unknown(n: int) -> Estimate:
     """What n prompts cannot tell."""
     return Estimate(np.nan, np.nan, np.nan, n, "")

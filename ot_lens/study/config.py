@@ -41,7 +41,7 @@ class StudyConfig(BaseModel):
     model: str = Field(
         "organism",
         description="Hub name, local folder, GGUF file, smollm2[:ADAPTER], or an embedded model: "
-        "organism[:single|multi|shared|knows-refuses|knows-answers].",
+        "organism[:single|multi|shared|knows-refuses|knows-answers|bilingual].",
     )
     revision: str | None = Field(None, description="Revision of a hub model.")
     dtype: str | None = Field(None, description="float32, bfloat16, float16; default: the checkpoint's own.")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ot_lens import geometry
-from ot_lens.activations import Activations, capture
+from ot_lens.activations import Activations, capture, restricted
 from ot_lens.components import contributions
 from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
 from ot_lens.errors import (
@@ -31,6 +31,7 @@ from ot_lens.patching import interchange
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import CLASSES, Contrast, ContrastSet
 from ot_lens.samples import FIRST
+from ot_lens.study import likeness
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.ground_truth import ground_truth, variant_of
@@ -54,6 +55,8 @@ MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
 MAX_DEFENDED = 3
 # Axes of each map whose tokens are read.
 MAX_AXES = 2
+# Prompts of each class that a similarity needs, and the number of layers that are compared.
+FEWEST_ALIKE, MAX_ALIKE = 5, 32
 # Folder of cached partial tables.
 PARTS = "edited"
 PAPER = "ot_lens.paper_study.table"
@@ -156,6 +159,37 @@ def _angles(study: Study) -> Tables:
         "class_angles": geometry.class_angles(train, k=k, **study.few_resamples),
         "layer_angles": pd.concat(parts, ignore_index=True),
     }
+
+
+def _layer_similarity(study: Study) -> Tables:
+    """Of every two layers, if each class has enough prompts."""
+    train = study.acts["train"]
+    if min(train.n_harmful, train.n_harmless) < FEWEST_ALIKE:
+        return {}
+    few = restricted(train, spread(train.layers, MAX_ALIKE), study.config.position)
+    table = geometry.similarity(few, k=likeness.components_of(few), **study.few_resamples)
+    return {"layer_similarity": table}
+
+
+def _model_similarity(study: Study) -> Tables:
+    """The test prompts before and after edits at the most effective layer, and in the base model."""
+    config, test, executor, prompts = study.config, study.acts["test"], study.executor, study.prompts
+    if executor is None or prompts is None or min(test.n_harmful, test.n_harmless) < FEWEST_ALIKE:
+        return {}
+    own = restricted(test, spread(test.layers, MAX_ALIKE), config.position)
+    capturing, draws = capture_options(config, own.layers), study.few_resamples
+    layer, parts = most_effective_layer(reported(study.sweep)), []
+    for label, by_layer in study.compared.items():
+        if layer is None:
+            continue
+        tokens = scope_of(_name(study, label), config.tokens, config.position)
+        edit = by_layer[layer], (label, layer), tokens
+        parts.append(likeness.against_edit(executor, prompts.test, own, *edit, capturing, draws))
+    if config.base is not None:
+        base = config.base, config.loading()
+        parts.append(likeness.against_base(executor, prompts.test, own, *base, capturing, draws))
+    table = pd.concat(parts, ignore_index=True) if parts else None
+    return {} if table is None else {"model_similarity": table.astype({"edited_layer": "Int64"})}
 
 
 def _map_quality(study: Study) -> Tables:
@@ -406,6 +440,8 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "massive": _massive,
     "cosines": _cosines,
     "layer_angles": _angles,
+    "layer_similarity": _layer_similarity,
+    "model_similarity": _model_similarity,
     "map_quality": _map_quality,
     "controls": _controls,
     "plane_ellipses": _plane,

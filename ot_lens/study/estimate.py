@@ -46,7 +46,8 @@ FIRST, GROWTH, SECONDS, MOST = 12, 4, 3.0, 20.0
 ANSWERED, READ, FEWEST_READ = 12, 16, 4
 # Resamples for the geometry of two layers; tables whose resamples are capped, and others that take time.
 RESAMPLES = 39
-CAPPED, UNCAPPED = ("massive", "layer_angles", "map_quality"), ("geometry", "spectra", "cosines")
+CAPPED = ("massive", "layer_angles", "layer_similarity", "map_quality")
+UNCAPPED = ("geometry", "spectra", "cosines")
 # Localizers that run what follows each block once more: the block, its attention or its MLP left out, and (on
 # half of the prompts) edits and interchange at all tokens.
 ABLATED = 4.0

@@ -25,6 +25,7 @@ T = TypeVar("T")
 # Tables that need a model.
 MODEL_TABLES = (
     "massive",
+    "model_similarity",
     "visibility",
     "localizers",
     "interchange",
