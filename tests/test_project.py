@@ -80,7 +80,17 @@ def declared(repository: Path) -> dict[str, Any]:
 WITH_MODELS = {
     *("models", "generation", "organism", "activations", "interventions", "single_pass", "behaviour"),
     "learned",
-    *("localization", "directions", "localizers", "execution", "study", "paper_study", "report", "explorer"),
+    *(
+        "components",
+        "localization",
+        "directions",
+        "localizers",
+        "execution",
+        "study",
+        "paper_study",
+        "report",
+        "explorer",
+    ),
     "cli",
 }
 
