@@ -280,6 +280,8 @@ def test_no_other_module_names_the_parts_of_a_family(repository: Path):
             for part in (*entry.attention, *entry.mlp, entry.before_mlp)
         ),
         *architectures.SCALES.values(),
+        architectures.OUTPUT_PROJECTION,
+        architectures.WRAPPED,
         architectures.EVERY_SCALE,
         architectures.PARALLEL,
         "logits_scaling",

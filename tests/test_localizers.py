@@ -240,6 +240,7 @@ def test_the_instructions_interchange_is_that_of_the_map(setting):
     assert found.sum() == pytest.approx(-_first_effect(one), abs=1e-4)
 
 
+@torch.no_grad()
 def _first_effect(setting) -> float:
     """The mean change of the score with the embeddings of the partner's last words in the instruction."""
     served = backend(setting.model)

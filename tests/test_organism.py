@@ -86,7 +86,7 @@ def test_training_batches_hold_nothing_held_out():
         return pairs, sum(language.template_is_held_out(request.opening, request.order) for request in found)
 
     rng = np.random.default_rng(0)
-    chats = [chat for _ in range(30) for chat in training._draw_chats(rng, "multi", Recipe(), refuse=True)]
+    chats = [chat for _ in range(30) for chat in training._draw_chats(rng, "multi", Recipe(), refusing=True)]
     assert breaches(chat[0]["content"] for chat in chats) == (0, 0)
     control = language.sample_held_out(100, refused=True, seed=0)
     assert breaches(request.text for request in control) == (100, 100)

@@ -83,6 +83,8 @@ WITH_MODELS = {
     *(
         "localization",
         "patching",
+        "components",
+        "localization",
         "directions",
         "localizers",
         "execution",
