@@ -84,7 +84,6 @@ WITH_MODELS = {
         "localization",
         "patching",
         "components",
-        "localization",
         "directions",
         "localizers",
         "execution",
