@@ -220,6 +220,28 @@ def test_further_edits_have_their_own_columns_and_every_answer_its_tokens(home):
     live_done(page)
 
 
+def test_a_click_on_the_map_of_layers_and_tokens_chooses_what_the_other_views_show(home, opened):
+    page = ready(home)
+    node = drawn(page, "interchange")
+    plot = node.locator(".nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    layers = sorted({*map(int, opened.run.tables["interchange"]["layer"])})
+    x = box["x"] + box["width"] * 0.5 / len(opened.sites)  # the first token
+    y = box["y"] + box["height"] * (1 - (layers.index(5) + 0.5) / len(layers))
+    page.mouse.move(x - 2, y)
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    wait_for_layers(page, "5")
+    assert asked_for(page)["site"] == opened.sites[0]
+    wait_for_note(page, f"Layer 5, token {opened.sites[0]}", "interchange")
+    for view in ("readout", "contributions"):
+        drawn(page, view)
+        wait_for_note(page, "ayer 5", view)
+    page.locator("#site").select_option(opened.sites[-1])
+    wait_for_note(page, f"token {opened.sites[-1]}", "interchange")
+
+
 @pytest.mark.trust
 def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(visit, home, address):
     page = ready(home)
@@ -231,7 +253,7 @@ def test_edits_and_measures_are_chosen_and_the_link_restores_all_that_there_is(v
     page.locator("#strength").fill("0.5")
     wanted = {
         "layers": "5", "ot": "pca_ot:1", "by": "rfa", "measure": "refusal_score/harmful", "strength": "0.5",
-        "tokens": "last", "site": "",
+        "tokens": "last", "site": "-1",
     }  # fmt: skip
     page.wait_for_function("() => location.search.includes('strength=0.5')")
     assert asked_for(page) == wanted
