@@ -18,9 +18,11 @@ from ot_lens.geometry import (
     diagnose,
     direction_cosines,
     layer_angles,
+    linear_cka,
     map_quality,
     massive_activations,
     principal_plane,
+    similarity,
     spectra,
 )
 from ot_lens.linalg import PooledPCA
@@ -67,6 +69,11 @@ def check_one_class_constant(n_H: int, n_S: int, d: int, scale: float, offset: f
     acts = one_layer(H, S)
     assert class_angles(acts, k=1, **DRAWS)["angle"].isna().all()
     assert layer_angles(acts, k=1, **DRAWS)["angle"].isna().all()
+    if min(n_H, n_S) >= 4:
+        alike = similarity(acts, k=1, **DRAWS)
+        assert alike.loc[alike["class"] == "harmful", ["value", "low", "high"]].isna().all(axis=None)
+        with pytest.raises(FitError, match="no pattern"):
+            linear_cka(H, H)
     assert (spectra(acts, bootstrap=0).query("`class` == 'harmful'")["eigenvalue"] == 0).all()
     table = diagnose(acts, **DRAWS).set_index("quantity")["value"]
     for name in ("effective_rank", "participation_ratio", "condition_number", "mardia_skewness"):

@@ -79,6 +79,17 @@ def test_the_shift_of_the_last_layer_transfers_more_than_permuted_labels_do(tabl
     assert cosines.loc[7, "value"] > cosines.loc[7, "null_high"]
 
 
+def test_nothing_transfers_from_a_language_without_a_policy(prompts):
+    """The model of one language does not know the words of the other."""
+    options = {"layers": [7], "control_draws": 0, "permutations": 0, "bootstrap": 0}
+    table = otl.across_languages(otl.load_model("organism:single"), prompts, ["mean_shift"], **options)
+    effects = rows(table, quantity="effect", measured_in="english").set_index("fitted_in")
+    assert effects.loc["english", "low"] > 5
+    assert abs(effects.loc["pig_latin", "high"]) < 0.5
+    share = rows(table, quantity="share", fitted_in="pig_latin", measured_in="english")
+    assert share["high"].item() < 0.05
+
+
 def test_a_model_that_cannot_be_walked_gives_the_same_scores(model, prompts, table, monkeypatch):
     def refuses(*_args, **_options):
         raise SinglePassError("not this one")

@@ -44,6 +44,8 @@ def work(acts):
     geometry.direction_cosines(acts, **few)
     geometry.class_angles(acts, **few)
     geometry.layer_angles(acts, **few)
+    geometry.similarity(acts, **few)
+    geometry.similarity(acts, acts, **few)
     geometry.map_quality(maps, acts, acts, **few)
     geometry.visibility(acts, acts, **few)
     geometry.principal_plane(acts.harmful(0), acts.harmless(0), {{"T": T}})

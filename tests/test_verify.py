@@ -28,10 +28,10 @@ from ot_lens.study.verifying.recomputed import fitted, recomputed, relative_dist
 from ot_lens.tables import select
 
 OF_STORED = (
-    "geometry", "spectra", "cosines", "class_angles", "layer_angles", "map_quality", "controls", "plane",
-    "plane_ellipses", "paper",
+    "geometry", "spectra", "cosines", "class_angles", "layer_angles", "layer_similarity", "map_quality",
+    "controls", "plane", "plane_ellipses", "paper",
 )  # fmt: skip
-OF_MODEL = ("localization", "massive", "visibility", "ground_truth")
+OF_MODEL = ("localization", "massive", "model_similarity", "visibility", "ground_truth")
 
 
 run = pytest.fixture(lambda copied_run: copied_run)
@@ -307,7 +307,8 @@ def test_an_unfinished_run_is_described_in_one_line(run):
     (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     checks = otl.verify_run(run, model=False)
     unchecked = {"files", "model", "activations/train", "activations/test", "localization", "massive"}
-    unchecked |= {"localizers", "interchange", "contributions", "defence", "readout", "ground_truth"}
+    unchecked |= {"model_similarity", "localizers", "interchange", "contributions", "readout", "defence"}
+    unchecked |= {"ground_truth"}
     assert set(checks[checks["verdict"] == "not checked"]["item"]) == unchecked
     found = wrong(checks)
     assert found["run|finished"].startswith("unfinished (no figures; tables: class_angles")
