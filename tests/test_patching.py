@@ -371,3 +371,11 @@ def test_share_explained_of_fitted_maps(llama):
     assert (table["value"].isna() == holds_zero).all()
     with pytest.raises(FitError, match="every block"):
         otl.share_explained(llama, checkpoints.contrast_set(4), ["rfa"])
+
+
+def test_the_method_of_the_sweep_explains_about_everything():
+    """It puts in training prompts' activations, the interchange those of test prompts."""
+    model, prompts = otl.load_model("organism"), otl.load_prompts("organism", sample=(32, 4, 16))
+    table = otl.share_explained(model, prompts, ["interchange", "mean_shift"], layers=[6]).set_index("method")
+    assert 0.8 < table.loc["interchange", "value"] < 1.2
+    assert table.loc["mean_shift", "value"] < 0.8
