@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import gguf
@@ -372,6 +373,15 @@ def vision(tmp_path_factory):
     checkpoints.random_weights(LlavaForConditionalGeneration, config, 0).save_pretrained(folder)
     checkpoints.tokenizer("llama").save_pretrained(folder)
     return folder
+
+
+def test_nothing_is_installed_for_a_vision_language_model(vision, monkeypatch):
+    """TransformerLens would install torchvision on the fly, and with it another torch."""
+    asked = []
+    monkeypatch.setattr("subprocess.check_call", lambda command, *_, **__: asked.append(command))
+    with suppress(ModelError):
+        otl.load_model(vision, hooks="full")
+    assert asked == []
 
 
 def test_the_text_tower_of_a_vision_language_folder_is_read(vision):

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.named import DECLARATION, named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
 from ot_lens.models.settings import DeviceMap, LoadSettings
+from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import check_stream
 
 HOOK_SETS = ("residual", "full")
@@ -217,11 +219,28 @@ def _bridge(name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrai
     own = copy(tokenizer)
     own.init_kwargs = {**tokenizer.init_kwargs, "name_or_path": name, "add_bos_token": True}
     try:
-        return TransformerBridge.boot_transformers(
-            place, hf_model=hf_model, tokenizer=own, dtype=hf_model.dtype, device=device
-        )
+        with _installing_nothing():
+            return TransformerBridge.boot_transformers(
+                place, hf_model=hf_model, tokenizer=own, dtype=hf_model.dtype, device=device
+            )
     except Exception as error:
         raise ModelError(
             f"TransformerLens cannot load {name!r} with every hook point ({abbreviated(error)}): use "
             "hooks='residual'."
         ) from error
+
+
+def _installing_nothing() -> Reversible[None]:
+    """For processors of images, TransformerLens would install torchvision, which may replace torch itself."""
+    from transformer_lens.model_bridge.sources.transformers import helpers
+
+    name = "_ensure_torchvision"
+    own = getattr(helpers, name, None)
+
+    def replace(changes: Reversible[None]) -> None:
+        if own is not None:
+            changes.change(
+                partial(setattr, helpers, name, own), partial(setattr, helpers, name, lambda: False)
+            )
+
+    return Reversible(replace)
