@@ -20,8 +20,8 @@ from ot_lens.models.gguf import gguf_path, gguf_record, parsed_once
 from ot_lens.models.hooked import HookedCausalLM
 from ot_lens.models.named import DECLARATION, named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
-from ot_lens.models.settings import DeviceMap, LoadSettings
 from ot_lens.models.reversible import Reversible
+from ot_lens.models.settings import DeviceMap, LoadSettings
 from ot_lens.models.stream import check_stream
 
 HOOK_SETS = ("residual", "full")
