@@ -41,7 +41,8 @@ from ot_lens.study import (
     smollm2_study,
     summarize,
 )
-from ot_lens.study.diagnostics import MAKERS, Study
+from ot_lens.study.diagnostics import MAKERS
+from ot_lens.study.subject import Study
 from ot_lens.tables import effects, most_effective_layer, reported
 
 TABLES = (

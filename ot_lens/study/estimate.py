@@ -25,17 +25,11 @@ from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.models import load_model
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import (
-    FEW_RESAMPLES,
-    FEWEST_SEEN,
-    MAKERS,
-    MAX_DEFENDED,
-    MAX_EDITED,
-    Study,
-    spread,
-)
+from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, MAX_EDITED
 from ot_lens.study.folder import RunFolder
+from ot_lens.study.mechanisms import MAX_DEFENDED
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
+from ot_lens.study.subject import FEW_RESAMPLES, Study, spread
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
 from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SINGLE
 

@@ -17,12 +17,13 @@ from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.progress import Stage, silent
 from ot_lens.study import sweeping
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import PAPER, Study, geometry_tables
+from ot_lens.study.diagnostics import PAPER, geometry_tables
 from ot_lens.study.drawing import drawing_options, write_page
 from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.manifest import file_hashes
 from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
+from ot_lens.study.subject import Study
 from ot_lens.study.weights import parameter_bytes
 from ot_lens.transport import as_record, method_named
 

@@ -20,7 +20,8 @@ from ot_lens.activations import restricted
 from ot_lens.errors import PoorFitWarning, RunFolderError
 from ot_lens.localization import MethodSpec, fit_maps
 from ot_lens.prompts import CLASSES
-from ot_lens.study.diagnostics import MAKERS, Study, Tables
+from ot_lens.study.diagnostics import MAKERS
+from ot_lens.study.subject import Study, Tables
 from ot_lens.study.sweeping import map_folder, map_path
 from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, listed
 from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence

@@ -21,8 +21,9 @@ from ot_lens.localization import Candidate, as_methods, fit_sweep, measure_sweep
 from ot_lens.localization.rows import identity
 from ot_lens.models import load_model
 from ot_lens.prompts import ContrastSet
-from ot_lens.study.diagnostics import MAKERS, Study
+from ot_lens.study.diagnostics import MAKERS
 from ot_lens.study.preparation import Prepared, prepare, sweep_plan
+from ot_lens.study.subject import Study
 from ot_lens.study.sweeping import capture_options, filter_prompts
 from ot_lens.study.verifying.comparing import Check, Checks, compare, different_rows, key_rows, listed
 from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence

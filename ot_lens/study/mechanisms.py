@@ -1,0 +1,158 @@
+"""Tables of what a model does inside: which blocks, tokens and parts refuse, what they write, and harm."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ot_lens.components import contributions
+from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
+from ot_lens.errors import (
+    ActivationError,
+    FitError,
+    HookError,
+    NotMeasuredWarning,
+    PromptError,
+    SinglePassError,
+)
+from ot_lens.execution import Runner
+from ot_lens.localization import restore_refusal
+from ot_lens.localizers import located
+from ot_lens.patching import interchange
+from ot_lens.prompts import CLASSES
+from ot_lens.study.subject import Study, Tables, drawn, spread
+from ot_lens.tables import most_effective_layer, reported
+
+# Prompts of each class to which localizers fit edits, directions and probes.
+MOST_FITTED = 64
+# Layers above an attack at which it is defended against.
+MAX_DEFENDED = 3
+# Axes of each map whose tokens are read.
+MAX_AXES = 2
+
+
+def localizers_table(study: Study) -> Tables:
+    """Which blocks make refusal; none where the model cannot be replayed block by block, which is said."""
+    config = study.config
+    if study.executor is None or study.prompts is None or not config.localizers:
+        return {}
+    rng = np.random.default_rng(config.seed)
+    train = drawn(study.prompts.train, MOST_FITTED, rng)
+    test = drawn(study.prompts.test, config.localizers, rng)
+    prompts = replace(study.prompts, train=train, test=test)
+    try:
+        with study.stage("localizers", None):
+            table = study.executor.call(located, prompts, config.base, config.loading(), config.seed)
+    except (FitError, SinglePassError) as error:
+        warnings.warn(
+            f"Which blocks make refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2
+        )
+        return {}
+    return {"localizers": table}
+
+
+def defence_table(study: Study) -> Tables:
+    """What restores refusal that a mean shift has removed below the highest layer, where edits do most."""
+    config, (*lower, highest) = study.config, study.acts["test"].layers
+    if study.executor is None or study.prompts is None or not config.defence:
+        return {}
+    sweep = reported(study.sweep)
+    attacked = most_effective_layer(sweep[sweep["layer"].isin(lower)])
+    if attacked is None:
+        warnings.warn(
+            f"No defence was measured: no edit below layer {highest} removes refusal. Add lower layers.",
+            NotMeasuredWarning,
+            stacklevel=2,
+        )
+        return {}
+    above = tuple(layer for layer in (*lower, highest) if layer > attacked)
+    names = ("phrases", "refusal_tokens", "max_new_tokens", "batch_size", "seed")
+    with study.stage("defence", None):
+        table = restore_refusal(
+            Runner(study.executor),
+            study.prompts,
+            attack_layer=attacked,
+            layers=spread(above, MAX_DEFENDED),
+            **{name: getattr(config, name) for name in names},
+        )
+    return {"defence": table}
+
+
+def contributions_table(study: Study) -> Tables:
+    """Who writes the refusal direction: the class means' difference where edits have the largest effect."""
+    config, train = study.config, study.acts.get("train")
+    if study.executor is None or study.prompts is None or train is None or not config.contributions:
+        return {}
+    most = most_effective_layer(reported(study.sweep))
+    layer = train.layers[-1] if most is None else most
+    harmful, harmless = (getattr(train, label)(layer, config.position) for label in CLASSES)
+    direction = harmful.mean(dim=0) - harmless.mean(dim=0)
+    # The stream that is taken apart enters a layer; all other hook points are part of what enters the next.
+    at = layer if config.hook == "resid_pre" else layer + 1
+    options = {"layer": at, "batch_size": config.batch_size, "seed": config.seed}
+    prompts = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
+    try:
+        with study.stage("contributions", None):
+            table = study.executor.call(contributions, prompts, direction, **options)
+    except (ActivationError, HookError) as error:
+        warnings.warn(
+            f"Who writes the refusal direction was not measured: {error}", NotMeasuredWarning, stacklevel=2
+        )
+        return {}
+    return {"contributions": table}
+
+
+def readout_table(study: Study) -> Tables:
+    """What the direction and the compared maps write; displacements are those of held-out prompts."""
+    config = study.config
+    if study.executor is None or not config.readout:
+        return {}
+    train, test = study.acts["train"], study.acts["test"]
+    vectors = readout_vectors(train, study.compared, moved=test, position=config.position, axes=MAX_AXES)
+    with study.stage("readout", None):
+        table = study.executor.call(tokens_written, vectors, k=config.readout, seed=config.seed)
+    return {"readout": table}
+
+
+def harm_table(study: Study) -> Tables:
+    """Harm apart from refusal; none where the model refuses nothing or everything, which is said."""
+    config, prompts = study.config, study.prompts
+    if study.executor is None or prompts is None or not config.harm:
+        return {}
+    options: dict[str, Any] = {"refusal_tokens": config.refusal_tokens, "phrases": config.phrases}
+    options |= {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
+    options |= study.few_resamples
+    del options["position"]
+    methods = [method for method in study.maps if not (method.learned or method.joint)]
+    try:
+        with study.stage("harm apart from refusal", None):
+            table = study.executor.call(
+                harm_and_refusal, prompts, methods, layers=study.acts["train"].layers, **options
+            )
+    except (FitError, HookError) as error:
+        warnings.warn(f"Harm apart from refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2)
+        return {}
+    return {"harm": table}
+
+
+def interchange_table(study: Study) -> Tables:
+    """Whose activations the answer follows; none where the single pass cannot measure it, as is said."""
+    config = study.config
+    if study.executor is None or study.prompts is None or not config.interchange:
+        return {}
+    few = drawn(study.prompts.test, config.interchange, np.random.default_rng(config.seed))
+    null_draws = int(min(len(group) for _, group in few) > 1)
+    try:
+        with study.stage("interchange", None):
+            table = study.executor.call(
+                interchange, few, null_draws=null_draws, seed=config.seed, engine="single_pass"
+            )
+    except (HookError, PromptError, SinglePassError) as error:
+        warnings.warn(
+            f"Which tokens' activations the answer follows was not measured: {error}",
+            NotMeasuredWarning,
+            stacklevel=2,
+        )
+        return {}
+    return {"interchange": table}
