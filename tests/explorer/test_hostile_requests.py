@@ -200,8 +200,9 @@ def test_no_request_raises_the_token_budget_of_an_answer(opened, monkeypatch):
     assert opened.run.config.max_new_tokens == 16
     monkeypatch.setattr("ot_lens.explorer.live.MOST_NEW_TOKENS", 3)
     monkeypatch.setattr("ot_lens.explorer.live.complete", completed)
-    state = opened.read({"layers": [7], "max_new_tokens": 10**6, "batch": 64})
-    live_model(opened.run, None).answers("hello", state)
+    live = live_model(opened.run, None)
+    fields = {"layers": [7], "max_new_tokens": 10**6, "batch": 64}
+    live.answers("hello", live.asked(fields, opened.read(fields)))
     assert budgets == [(1, 3)] * 3
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ot_lens.models.files import VARIANTS
 from ot_lens.models.named import shipped_adapters
 
 SMALL = {
@@ -88,7 +89,7 @@ def test_the_wheel_holds_every_file_of_the_package(
     assert "ot_lens/py.typed" in inside
     assert f"{metadata}/licenses/LICENSE" in inside
     weights = [name for name in inside if name.endswith(".safetensors")]
-    assert {Path(name).parent.name for name in weights} == {"single", "multi", "shared", *shipped_adapters()}
+    assert {Path(name).parent.name for name in weights} == {*VARIANTS, *shipped_adapters()}
     assert release.wheel.stat().st_size < 20e6
     record_property("wheel_bytes", release.wheel.stat().st_size)
     record_property("sdist_bytes", release.sdist.stat().st_size)

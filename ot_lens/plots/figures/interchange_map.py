@@ -88,4 +88,4 @@ def caption(interchange: pd.DataFrame, **_: object) -> str:
         parts.append(f"Behind the instruction: {_template(interchange)}.")
     if left > 0:
         parts.append(f"Up to {int(left)} prompts had no counterpart at a token and were left out there.")
-    return f"{' '.join(parts)} n = {counts(interchange)} prompts."
+    return f"{' '.join(parts)} Intervals (95 %) are in the table. n = {counts(interchange)} prompts."
