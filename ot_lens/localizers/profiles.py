@@ -256,7 +256,7 @@ LOCALIZERS = (
     Localizer("interchange_instruction", "Interchange, instruction", CHANGES, interchanged_instruction),
     Localizer("contribution", "Contribution", SEEN, written, unit="activation"),
     Localizer(
-        "contribution_attention", "Contribution of attention", SEEN, written_by_attention, unit="activation"
+        "contribution_attention", "Attention output", SEEN, written_by_attention, unit="activation"
     ),
     Localizer("direction_norm", "Growth of direction", SEEN, grown, unit="norms"),
     Localizer("probe", "Probe", SEEN, probed, unit="AUC"),

@@ -50,7 +50,7 @@ def smollm2_study(adapter: str = "early", **overrides: Any) -> StudyConfig:
         "measures": ["refusal_rate", "refusal_score", "kl"],
         "max_new_tokens": 16,
         "localizers": 16,
-        "interchange": 4,
+        "interchange": 6,
         "permutations": 100,
         "bootstrap": 100,
         "batch_size": 64,
