@@ -255,9 +255,7 @@ LOCALIZERS = (
     Localizer("interchange", "Interchange", CHANGES, interchanged),
     Localizer("interchange_instruction", "Interchange, instruction", CHANGES, interchanged_instruction),
     Localizer("contribution", "Contribution", SEEN, written, unit="activation"),
-    Localizer(
-        "contribution_attention", "Attention output", SEEN, written_by_attention, unit="activation"
-    ),
+    Localizer("contribution_attention", "Attention output", SEEN, written_by_attention, unit="activation"),
     Localizer("direction_norm", "Growth of direction", SEEN, grown, unit="norms"),
     Localizer("probe", "Probe", SEEN, probed, unit="AUC"),
 )
