@@ -26,7 +26,6 @@ from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet, Prompt
 from ot_lens.single_pass import why_not
 from ot_lens.statistics.estimates import Estimate, mean, ratio
-from ot_lens.statistics.intervals import null_band
 from ot_lens.tables import UNEDITED
 from ot_lens.transport import ActivationMap
 
@@ -39,7 +38,7 @@ COLUMNS = (
     "fitted_in", "measured_in", "method", "k", "layer", "quantity", "value", "n", "low", "high", "null_mean",
     "null_low", "null_high", "unit",
 )  # fmt: skip
-NO_NULL = null_band(torch.empty(0, dtype=torch.float64))
+NO_NULL = dict.fromkeys(("null_mean", "null_low", "null_high"), float("nan"))
 # Of every method and layer: an edit, or one fitted to permuted labels.
 Scores = Mapping[tuple[MethodSpec, int], Float64[Tensor, " prompt"]]
 
