@@ -32,7 +32,7 @@ class OpenRun:
         self.path = self._folder.path.resolve()
         self.name = name or self.path.name
         self.manifest: Mapping[str, Any] = self._folder.manifest
-        self._kept: LRUCache[Any, Any] = LRUCache(1024)
+        self._kept: LRUCache[Any, Any] = LRUCache(256)
         self._lock = threading.Lock()
         self.tables: dict[str, pd.DataFrame] = {}
         self.faults: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,8 +18,6 @@ CLEANUP_SECONDS = 5
 # A browser opens up to six connections for each page.
 MOST_CONNECTIONS = 256
 THREADS = 8
-# Between two steps of what is made ahead, so that requests come first.
-PAUSE = 0.05
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -28,8 +25,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class Server:
     """Serves an application on a bound socket, which it closes in the end, until it is stopped."""
 
-    def __init__(self, app: Application, listener: socket.socket, ahead: Iterable[object] = ()) -> None:
-        """Serve `app`; meanwhile another thread goes through what can be made `ahead`, step by step."""
+    def __init__(self, app: Application, listener: socket.socket) -> None:
         # It warns of every request that waits for a thread.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         self.app = app
@@ -45,26 +41,17 @@ class Server:
         )
         server.channel_class = _Channel
         self._server, self.port = server, int(server.effective_port)
-        self._ahead, self._stopped = ahead, threading.Event()
 
     def serve(self) -> None:
         """Serve until Ctrl-C, or until another thread calls `stop`."""
-        threading.Thread(target=self._work_ahead, daemon=True).start()
         self._server.run()
-
-    def _work_ahead(self) -> None:
-        for _ in self._ahead:
-            if self._stopped.wait(PAUSE):
-                return
 
     def stop(self) -> None:
         """End `serve`, which runs in another thread."""
-        self._stopped.set()
         self._server.trigger.pull_trigger(lambda: wasyncore.close_all(self._server._map))
 
     def close(self) -> None:
         """Close the socket and end the threads."""
-        self._stopped.set()
         self._server.close()
         self._server.task_dispatcher.shutdown()
 

@@ -74,7 +74,7 @@ def make_server(
         raise ExplorerError(f"The explorer needs {error.name}: pip install 'ot-lens[page]'.") from error
     from ot_lens.explorer.live import live_model
     from ot_lens.explorer.runs import OpenRun
-    from ot_lens.explorer.views import ahead, warm
+    from ot_lens.explorer.views import warm
 
     paths = [Path(path) for path in (run, compare) if path is not None]
     names = [path.resolve().name for path in paths]
@@ -88,7 +88,7 @@ def make_server(
             live.model  # noqa: B018  loaded now, so that a mistake in --model ends the command
         app = build_app(runs, live, host=host)
         warm(runs)
-        return Server(app.server, listener, ahead(runs))
+        return Server(app.server, listener)
     except BaseException:
         listener.close()
         raise

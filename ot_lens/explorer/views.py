@@ -1,7 +1,7 @@
 """All views of the page by name: those of complete tables, and the content that goes to the browser."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -109,18 +109,6 @@ def warm(runs: Sequence[OpenRun]) -> None:
         state = first if number == 0 else Choices(run).read(asdict(first), strict=True)
         for view in OWN:
             content(view, run, state)
-
-
-def ahead(runs: Sequence[OpenRun]) -> Iterator[None]:
-    """Make the views of every other layer, one at each step, so that a change of layer finds them made."""
-    first = Choices(runs[0]).first
-    for layer in Choices(runs[0]).layers:
-        for number, run in enumerate(runs):
-            state = Choices(run).read(asdict(replace(first, layers=(layer,))), strict=number > 0)
-            for view in (*OWN, *OF_SITES):
-                if "layers" in view.fields:
-                    content(view, run, state)
-                    yield
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,10 @@ def test_further_edits_have_their_own_columns_and_every_answer_its_tokens(home):
     page.locator("#live-further > summary").click()
     page.get_by_label("Mean shift", exact=True).check()
     page.get_by_label("Also apply all edits together").check()
-    page.wait_for_function("() => document.querySelectorAll('#live-answers article').length == 5")
+    page.wait_for_function(
+        "() => document.querySelectorAll('#live-answers article').length == 5"
+        " && document.querySelectorAll('#live-tokens thead th').length == 6"
+    )
     heads = page.locator("#live-tokens thead th").all_inner_texts()
     assert [head.strip() for head in heads[-2:]] == ["Mean shift", "All edits together"]
     last = page.locator("#live-answers article").last

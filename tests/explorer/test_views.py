@@ -15,7 +15,7 @@ from ot_lens.explorer.layout import facts
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
 from ot_lens.explorer.sweep_views import control_range
-from ot_lens.explorer.views import ahead, content, views, views_of, warm
+from ot_lens.explorer.views import content, views, views_of, warm
 from ot_lens.plots.measures import MEASURES
 from tests import generators_tables
 from tests.explorer.conftest import LAYERS
@@ -132,20 +132,6 @@ def test_any_request_gives_a_state_that_a_view_answers(opened, asked, strict):
     assert 0 <= state.strength <= 1
     assert strict or set(state.layers) <= set(LAYERS)
     assert content(views()["spectra"], opened.run, state) is not None
-
-
-def test_the_views_of_every_layer_are_made_ahead(opened):
-    def never():
-        raise AssertionError("made only now")
-
-    for _ in ahead([opened.run]):
-        pass
-    for layer in opened.layers:
-        state = opened.read({"layers": str(layer)})
-        for name in ("plane", "methods", "spectra", "interchange", "contributions", "readout"):
-            view = views()[name]
-            kept = opened.run.kept(("content", *view.key(state)), never)
-            assert kept == content(view, opened.run, state)
 
 
 def test_layers_and_methods_that_a_second_run_lacks_are_said_to_be_missing(opened, copied_run):
