@@ -1,10 +1,12 @@
 """Tables of what a model does inside: which blocks, tokens and parts refuse, what they write, and harm."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ot_lens.components import contributions
 from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
@@ -13,6 +15,7 @@ from ot_lens.errors import (
     FitError,
     HookError,
     NotMeasuredWarning,
+    OtLensError,
     PromptError,
     SinglePassError,
 )
@@ -30,6 +33,8 @@ MOST_FITTED = 64
 MAX_DEFENDED = 3
 # Axes of each map whose tokens are read.
 MAX_AXES = 2
+# Stages that are not named like their table.
+STAGES = {"harm": "harm apart from refusal"}
 
 
 def localizers_table(study: Study) -> Tables:
@@ -41,15 +46,9 @@ def localizers_table(study: Study) -> Tables:
     train = drawn(study.prompts.train, MOST_FITTED, rng)
     test = drawn(study.prompts.test, config.localizers, rng)
     prompts = replace(study.prompts, train=train, test=test)
-    try:
-        with study.stage("localizers", None):
-            table = study.executor.call(located, prompts, config.base, config.loading(), config.seed)
-    except (FitError, SinglePassError) as error:
-        warnings.warn(
-            f"Which blocks make refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2
-        )
-        return {}
-    return {"localizers": table}
+    errors, what = (FitError, SinglePassError), "Which blocks make refusal"
+    arguments = (prompts, config.base, config.loading(), config.seed)
+    return _unless(errors, study, "localizers", what, located, *arguments)
 
 
 def defence_table(study: Study) -> Tables:
@@ -92,15 +91,8 @@ def contributions_table(study: Study) -> Tables:
     at = layer if config.hook == "resid_pre" else layer + 1
     options = {"layer": at, "batch_size": config.batch_size, "seed": config.seed}
     prompts = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
-    try:
-        with study.stage("contributions", None):
-            table = study.executor.call(contributions, prompts, direction, **options)
-    except (ActivationError, HookError) as error:
-        warnings.warn(
-            f"Who writes the refusal direction was not measured: {error}", NotMeasuredWarning, stacklevel=2
-        )
-        return {}
-    return {"contributions": table}
+    errors, what = (ActivationError, HookError), "Who writes the refusal direction"
+    return _unless(errors, study, "contributions", what, contributions, prompts, direction, **options)
 
 
 def readout_table(study: Study) -> Tables:
@@ -125,15 +117,9 @@ def harm_table(study: Study) -> Tables:
     options |= study.few_resamples
     del options["position"]
     methods = [method for method in study.maps if not (method.learned or method.joint)]
-    try:
-        with study.stage("harm apart from refusal", None):
-            table = study.executor.call(
-                harm_and_refusal, prompts, methods, layers=study.acts["train"].layers, **options
-            )
-    except (FitError, HookError) as error:
-        warnings.warn(f"Harm apart from refusal was not measured: {error}", NotMeasuredWarning, stacklevel=2)
-        return {}
-    return {"harm": table}
+    options["layers"] = study.acts["train"].layers
+    errors, what = (FitError, HookError), "Harm apart from refusal"
+    return _unless(errors, study, "harm", what, harm_and_refusal, prompts, methods, **options)
 
 
 def interchange_table(study: Study) -> Tables:
@@ -143,16 +129,25 @@ def interchange_table(study: Study) -> Tables:
         return {}
     few = drawn(study.prompts.test, config.interchange, np.random.default_rng(config.seed))
     null_draws = int(min(len(group) for _, group in few) > 1)
+    options = {"null_draws": null_draws, "seed": config.seed, "engine": "single_pass"}
+    errors, what = (HookError, PromptError, SinglePassError), "Which tokens' activations the answer follows"
+    return _unless(errors, study, "interchange", what, interchange, few, **options)
+
+
+def _unless(
+    errors: tuple[type[OtLensError], ...],
+    study: Study,
+    name: str,
+    what: str,
+    function: Callable[..., pd.DataFrame],
+    *arguments: Any,
+    **options: Any,
+) -> Tables:
+    """The table that a function of the model makes; none if it raises one of the errors, which is said."""
+    assert study.executor is not None
     try:
-        with study.stage("interchange", None):
-            table = study.executor.call(
-                interchange, few, null_draws=null_draws, seed=config.seed, engine="single_pass"
-            )
-    except (HookError, PromptError, SinglePassError) as error:
-        warnings.warn(
-            f"Which tokens' activations the answer follows was not measured: {error}",
-            NotMeasuredWarning,
-            stacklevel=2,
-        )
+        with study.stage(STAGES.get(name, name), None):
+            return {name: study.executor.call(function, *arguments, **options)}
+    except errors as error:
+        warnings.warn(f"{what} was not measured: {error}", NotMeasuredWarning, stacklevel=3)
         return {}
-    return {"interchange": table}
