@@ -60,7 +60,7 @@ help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 demo: $(CORE) ## run the complete study on the embedded model: tables, figures and report in runs/demo
-	@.venv/bin/ot-lens demo --resume $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/ot-lens demo --resume $(ARGS)
 
 figures: demo ## redraw figures/*.png
 	@.venv/bin/ot-lens figures runs/demo --out figures --format png
@@ -93,7 +93,7 @@ trust: $(VENV) chromium ## run the campaigns behind "What you can rely on" at fu
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) --full $(CAMPAIGNS) --junitxml runs/trust.xml $(ARGS)
 
 real: $(REAL) $(if $(GEMMA),gemma) ## study a real language model, SmolLM2 with planted refusal (93 MB, a quarter of an hour)
-	@.venv/bin/ot-lens study smollm2 --resume $(ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/ot-lens study smollm2 --resume $(ARGS)
 
 gemma: $(GEMMA_FILE) ## download Gemma 3 270M (238 MB) and look for massive activations in its real weights
 	@OT_LENS_GEMMA=$(GEMMA_FILE) .venv/bin/python -m pytest --full tests/trust/test_gemma.py $(ARGS)

@@ -126,6 +126,10 @@ class NotMeasuredWarning(UserWarning):
     """A part of a study that cannot be measured on this model; the message says why."""
 
 
+class HelperLostWarning(UserWarning):
+    """Another process that shared the work has ended; the work goes on without it."""
+
+
 class BatchHalvedWarning(UserWarning):
     """A batch did not fit into memory and was split in two; the results are those of the whole batch."""
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.errors import BatchHalvedWarning, ExecutorError, ModelError
-from ot_lens.execution import RayExecutor, Runner, as_runner, open_executor, ray_cluster
+from ot_lens.errors import BatchHalvedWarning, ExecutorError, HelperLostWarning, ModelError
+from ot_lens.execution import LocalExecutor, RayExecutor, Runner, as_runner, open_executor, ray_cluster
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import MethodSpec, measure_sweep, sweep_settings
 from ot_lens.localization.candidates import candidates
 from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap
+from tests import tasks
 from tests.processes import descendants, workers
 from tests.trust.kill_harness import write_study
 
@@ -100,6 +101,89 @@ def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(p
 
 
 @pytest.fixture(scope="module")
+def helped(one_thread: None) -> Iterator[LocalExecutor]:
+    """This process and another."""
+    with open_executor("local", MODEL, processes=2) as executor:
+        yield executor
+
+
+def _unsent() -> Any:
+    """A function that cannot be pickled."""
+
+    def done(_model: object, driver: int, given: Any) -> Any:
+        return tasks.die(_model, driver, given)
+
+    return done
+
+
+class TestHelper:
+    """Another process shares the tasks."""
+
+    def test_it_shares_the_tasks_and_each_is_done_once(self, helped):
+        seen, until = set(), time.monotonic() + 120
+        while len(seen) < 2 and time.monotonic() < until:  # it may still load the model
+            results = list(helped.stream(tasks.busy, range(6), 100))
+            assert sorted(value for value, _ in results) == list(range(100, 106))
+            seen |= {pid for _, pid in results}
+        assert len(seen) == 2
+        assert os.getpid() in seen
+        assert list(helped.stream(tasks.busy, [5], 1)) == [(6, os.getpid())], "one task is done here"
+
+    def test_localize_returns_the_table_of_one_process(self, helped, prompts):
+        options = {"methods": ["rfa", "mean_shift"], "layers": [5, 7], "search_size": 2, "batch_size": 3}
+        options |= {"fitting": ["independent", "sequential"], "max_new_tokens": 3}
+        together = otl.localize(Runner(helped), prompts, **options)
+        alone = otl.localize(otl.load_model("organism"), prompts, **options)
+        pd.testing.assert_frame_equal(together, alone, check_exact=True)
+
+    def test_its_warnings_are_given_here(self, helped):
+        with pytest.warns(BatchHalvedWarning, match="cut in half") as given:
+            assert sorted(helped.stream(tasks.warn, range(6))) == list(range(6))
+        assert len(given) == 6
+
+    def test_what_it_fails_at_is_done_here_where_the_error_is_met_again(self, helped):
+        assert sorted(helped.stream(tasks.fail, range(4), os.getpid())) == list(range(4))
+        with pytest.raises(ModelError, match="task 99 in the driver: True"):
+            list(helped.stream(tasks.fail, [99, 99], os.getpid()))
+
+    @pytest.mark.parametrize("lost", ["killed", "cannot be sent"])
+    def test_it_can_be_lost(self, lost, one_thread):
+        with open_executor("local", MODEL, processes=2) as executor:
+            function = tasks.die if lost == "killed" else _unsent()
+            with pytest.warns(HelperLostWarning, match="done without it"):
+                assert sorted(executor.stream(function, range(4), os.getpid())) == list(range(4))
+            assert {pid for _, pid in executor.stream(tasks.busy, range(3), 0)} == {os.getpid()}
+
+    def test_a_stream_that_is_given_up_ends_it_in_the_middle_of_its_task(self, one_thread):
+        before = set(descendants(os.getpid()))
+        with open_executor("local", MODEL, processes=2) as executor:
+            assert set(descendants(os.getpid())) - before
+            stream = executor.stream(tasks.busy, range(100), 0)
+            next(stream)
+            stream.close()
+            assert set(descendants(os.getpid())) <= before
+
+    @pytest.mark.parametrize(("name", "processes"), [("ray", 2), ("local", 0)])
+    def test_numbers_of_processes_that_make_no_sense_are_errors(self, name, processes):
+        with (
+            pytest.raises(ExecutorError, match=f"{processes} processes"),
+            open_executor(name, MODEL, processes=processes),
+        ):
+            pass
+
+
+@pytest.mark.trust
+def test_a_study_in_two_processes_is_that_of_one(config, tmp_path, monkeypatch):
+    """Tables, maps and activations byte for byte; a stop in the middle, in one process, leaves no trace."""
+    monkeypatch.setattr(study_run, "_draw", lambda *_args: None)
+    run_study(config, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, tmp_path / "two", processes=2, stage=Disturbance(sweep=stop).stage)
+    run_study(config, tmp_path / "two", processes=2, resume=True)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
 def cluster(one_thread: None) -> Iterator[None]:
     """A cluster of two CPUs on the loopback address, shared by all tests."""
     ray = start_here(num_cpus=2)
@@ -167,14 +251,9 @@ class TestTwoWorkers:
         assert {at.laddr.ip.removeprefix("::ffff:") for at in sockets} == {"127.0.0.1"}
 
     def test_two_workers_share_the_tasks_and_run_each_once(self, executor):
-        def busy(_model: object, base: int, tasks: Sequence[int]) -> Iterator[tuple[int, int]]:
-            for task in tasks:
-                time.sleep(0.1)
-                yield base + task, os.getpid()
-
         seen, until = set(), time.monotonic() + 60
         while len(seen) < 2 and time.monotonic() < until:  # the second worker may still load the model
-            results = list(executor.stream(busy, range(6), 100))
+            results = list(executor.stream(tasks.busy, range(6), 100))
             assert sorted(value for value, _ in results) == list(range(100, 106))
             seen |= {pid for _, pid in results}
         assert seen == workers(os.getpid())

@@ -42,13 +42,20 @@ def demo(
     variant: Annotated[
         str, typer.Option(help="Embedded model: single, multi, shared or bilingual.")
     ] = "multi",
+    processes: study.Processes = 0,
     resume: study.Resume = False,
     estimate: study.Estimate = False,
 ) -> None:
     """Run the complete study on the embedded model: sweep, geometry, figures, report."""
     # The longest answer of the embedded language has 13 tokens; four draws keep the demo within minutes.
     fields = {"model": f"organism:{variant}", "max_new_tokens": 16, "control_draws": 4}
-    study.study_into(lambda package: package.StudyConfig(**fields), folder, resume=resume, estimate=estimate)
+    study.study_into(
+        lambda package: package.StudyConfig(**fields),
+        folder,
+        processes=processes,
+        resume=resume,
+        estimate=estimate,
+    )
 
 
 @app.command()
@@ -60,6 +67,7 @@ def run(
     *,
     settings: study.Settings = None,
     executor: study.Executor = "local",
+    processes: study.Processes = 1,
     address: study.Address = None,
     resume: study.Resume = False,
     estimate: study.Estimate = False,
@@ -74,6 +82,7 @@ def run(
         estimate=estimate,
         resume=resume,
         executor=executor,
+        processes=processes,
         address=address,
         allow_code=allow_code,
     )

@@ -38,6 +38,7 @@ def paper(
         bool, typer.Option("--yes", help="Start even if memory is short or weights must be downloaded.")
     ] = False,
     executor: study.Executor = "local",
+    processes: study.Processes = 1,
     address: study.Address = None,
     resume: study.Resume = False,
     allow_code: study.AllowCode = False,
@@ -75,6 +76,7 @@ def paper(
         folder,
         resume=resume,
         executor=executor,
+        processes=processes,
         address=address,
         allow_code=allow_code,
     )
@@ -90,6 +92,7 @@ def smollm2(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run folder; default runs/smollm2-ADAPTER.")
     ] = None,
+    processes: study.Processes = 0,
     estimate: study.Estimate = False,
     resume: study.Resume = False,
 ) -> None:
@@ -98,6 +101,7 @@ def smollm2(
     study.study_into(
         lambda package: package.smollm2_study(adapter, **overrides),
         folder or Path("runs") / f"smollm2-{adapter}",
+        processes=processes,
         estimate=estimate,
         resume=resume,
     )

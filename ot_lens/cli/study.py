@@ -22,6 +22,14 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Continue a stopped run, or show a finished one again.")
 ]
 Executor = Annotated[str, typer.Option(help="Where the work is done: local or ray.")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Processes on this machine that share the work, each with a copy of the model; 0: one a core on "
+        "a CPU, as far as memory allows.",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster: ray://HOST:10001 or auto; default: a cluster on this machine."),
@@ -44,7 +52,12 @@ Settings = Annotated[
 
 
 def study_into(
-    configure: "Callable[[Any], StudyConfig]", folder: Path, *, estimate: bool = False, **options: Any
+    configure: "Callable[[Any], StudyConfig]",
+    folder: Path,
+    *,
+    estimate: bool = False,
+    processes: int = 1,
+    **options: Any,
 ) -> None:
     """Run a study and print its findings; on interruption or a full disk, one line says how to continue.
 
@@ -64,11 +77,28 @@ def study_into(
             print_estimate(costs)
             return
         try:
+            count = processes or _one_a_core(config)
             with progress() as stage:
-                result = study.run_study(config, folder, stage=stage, **options)
+                result = study.run_study(config, folder, stage=stage, processes=count, **options)
         except CannotWriteError as error:
             raise CannotWriteError(f"{error} {_stored(folder)}") from error
         print_result(result)
+
+
+def _one_a_core(config: "StudyConfig") -> int:
+    """How many processes have room, each with one thread unless the environment says how many."""
+    import torch
+
+    from ot_lens.execution import processes_that_fit
+    from ot_lens.study.weights import parameter_bytes
+
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    count = processes_that_fit(parameter_bytes(config), config.device)
+    if count == 1:
+        torch.set_num_threads(threads)
+    return count
 
 
 def prepare_process(*, allow_code: bool = False) -> None:

@@ -1,14 +1,12 @@
 """The executor on a Ray cluster: each worker holds the model and takes the next task when it is free."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, TypeVar
 
 from ot_lens.errors import ExecutorError, OtLensError
-from ot_lens.execution.modules import import_modules
 from ot_lens.execution.ray_address import connect
+from ot_lens.execution.worker import Warned, Worker, warn_again
 
 # How often a killed worker is restarted and its task repeated.
 RESTARTS = 3
@@ -16,49 +14,18 @@ RESTARTS = 3
 START_TIMEOUT = 120.0
 
 T = TypeVar("T")
-Warned = list[tuple[type[Warning], str]]
 
 
-class Worker:
-    """One model in one process; a restarted worker loads it again when it is first needed."""
+class RayWorker(Worker):
+    """A worker in a process of Ray; a restarted one loads the model again when it is first needed."""
 
     def __init__(self, model: Mapping[str, Any], threads: int, modules: Sequence[str] = ()) -> None:
-        # Sums depend on the number of threads: torch uses as many as in the driver.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        import torch
-
-        torch.set_num_threads(threads)
-        self._arguments, self._modules = dict(model), tuple(modules)
+        super().__init__(model, threads, modules)
         self._fetched: tuple[Any, tuple[Any, ...]] = (None, ())
-
-    @cached_property
-    def _model(self) -> Any:
-        from transformers.utils import logging
-
-        from ot_lens.models import load_model
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        import_modules(self._modules)
-        return load_model(**self._arguments)
 
     def ready(self) -> int:
         """The process id, once the process runs."""
         return os.getpid()
-
-    def load(self) -> None:
-        """Load the model."""
-        _ = self._model
-
-    def call(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]
-    ) -> tuple[Any, Warned]:
-        """function(model, ...), and the warnings of this package that it raised."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            result = function(self._model, *arguments, **options)
-        ours = [w for w in caught if w.category.__module__.startswith("ot_lens.")]
-        return result, [(w.category, str(w.message)) for w in ours]
 
     def collect(
         self, function: Callable[..., Iterator[Any]], task: Any, shared: list[Any]
@@ -72,7 +39,7 @@ class Worker:
         (reference,) = shared
         if self._fetched[0] != reference:
             self._fetched = (reference, ray.get(reference))
-        return self.call(lambda *given: list(function(*given)), (*self._fetched[1], [task]), {})
+        return self.listed(function, self._fetched[1], task)
 
 
 class RayExecutor:
@@ -162,7 +129,7 @@ class RayExecutor:
                 f"No node of the Ray cluster has {_described(needs)}: add one, or use a smaller model."
             )
         room = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "memory": needs["memory"]}
-        actor = self._ray.remote(Worker).options(**room, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+        actor = self._ray.remote(RayWorker).options(**room, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         workers = [actor.remote(model, threads, modules) for _ in range(count)]
         ready = self._ray.wait([w.ready.remote() for w in workers], num_returns=1, timeout=START_TIMEOUT)[0]
         if not ready:
@@ -177,8 +144,7 @@ class RayExecutor:
 
     def _result(self, reference: Any) -> Any:
         result, warned = self._get(reference)
-        for category, message in warned:
-            warnings.warn(message, category, stacklevel=4)
+        warn_again(warned)
         return result
 
     def _get(self, reference: Any) -> Any:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from ot_lens.execution.executor import Executor, LocalExecutor
+from ot_lens.execution.executor import Executor
+from ot_lens.execution.local import LocalExecutor
 
 T = TypeVar("T")
 

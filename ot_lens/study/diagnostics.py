@@ -1,9 +1,10 @@
 """The tables of a study besides the sweep: geometry, controls, what a monitor sees; and their list."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from ot_lens.activations import capture, restricted
 from ot_lens.errors import (
     FitError,
 )
+from ot_lens.execution import Executor
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
 from ot_lens.progress import Stage
@@ -44,17 +46,23 @@ PARTS = "edited"
 PAPER = "ot_lens.paper_study.table"
 
 
-def geometry_tables(study: Study, stage: Stage) -> None:
+def geometry_tables(study: Study, executor: Executor, stage: Stage) -> None:
     """Write the tables that a run folder does not have yet."""
     folder = study.folder
-    study = replace(study, cache=FolderCache(folder, PARTS), stage=stage)
-    with stage("geometry", len(MAKERS)) as step:
-        for name, make in MAKERS.items():
-            if not folder.has_table(name):
-                for table_name, table in make(study).items():
-                    folder.write_table(table_name, table)
+    study = replace(study, executor=executor, cache=FolderCache(folder, PARTS), stage=stage)
+    missing = [name for name in MAKERS if not folder.has_table(name)]
+    with stage("geometry", len(missing)) as step:
+        for tables in executor.stream(_made, missing, study):
+            for table_name, table in tables.items():
+                folder.write_table(table_name, table)
             step(1)
     folder.drop(PARTS)
+
+
+def _made(model: Any, study: Study, names: Sequence[str]) -> Iterator[Tables]:
+    """The tables of some makers, in this process or in another that has the model."""
+    for name in names:
+        yield MAKERS[name](study.on(model))
 
 
 def _geometry(study: Study) -> Tables:

@@ -36,9 +36,10 @@ def draw_figures(
     return draw_all(folder.tables(), Path(out), tuple(formats), **drawing_options(folder, style, stage))
 
 
-def drawing_options(folder: RunFolder, style: str, stage: Stage) -> dict[str, Any]:
-    """How `draw_all` draws a run: with as many processes as torch has threads."""
-    return {"style": style, "about": about(folder), "processes": torch.get_num_threads(), "stage": stage}
+def drawing_options(folder: RunFolder, style: str, stage: Stage, processes: int = 1) -> dict[str, Any]:
+    """How `draw_all` draws a run: with at least as many processes as torch has threads."""
+    count = max(processes, torch.get_num_threads())
+    return {"style": style, "about": about(folder), "processes": count, "stage": stage}
 
 
 def about(folder: RunFolder) -> str:

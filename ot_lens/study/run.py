@@ -45,6 +45,7 @@ def run_study(
     resume: bool = False,
     stage: Stage = silent,
     executor: str = "local",
+    processes: int = 1,
     address: str | None = None,
     allow_code: bool = False,
 ) -> StudyResult:
@@ -58,6 +59,8 @@ def run_study(
             yields a function that takes steps done; see `ot_lens.progress.shown`.
         executor: Where the work is done, "local" or "ray"; the tables do not depend on it, and a run stopped
             with one can continue with the other.
+        processes: How many processes on this machine share the work of the executor "local". Each loads the
+            model and has as many threads as torch has here.
         address: Address of a Ray cluster; see `ot_lens.execution.open_executor`.
         allow_code: Import the modules with your own code that the configuration names.
 
@@ -84,6 +87,7 @@ def run_study(
         else:
             size = parameter_bytes(config) if executor == "ray" else 0
             options: dict[str, Any] = {"parameter_bytes": size, "modules": config.modules}
+            options["processes"] = processes
             with ExitStack() as opened:
                 with stage("loading the model", None):
                     workers = opened.enter_context(
@@ -97,7 +101,7 @@ def run_study(
                 _measure(Work(folder, config, prompts, workers, ready, stage), methods)
         for cached in (sweeping.FILTERED, sweeping.LEARNED):
             folder.drop(cached)
-        _draw(folder, config, stage)
+        _draw(folder, config, stage, processes)
         folder.save_manifest(finished=True, files=file_hashes(folder.path))
     return _result(folder)
 
@@ -117,7 +121,7 @@ def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
     candidates, maps = sweeping.plan_into(work, acts["train"], methods)
     sweeping.sweep_into(work, candidates)
     sweep = folder.read_table("localization")
-    geometry_tables(Study(folder, acts, maps, config, sweep, workers, prompts), work.stage)
+    geometry_tables(Study(folder, acts, maps, config, sweep, prompts=prompts), workers, work.stage)
     folder.save_manifest(measured=True)
 
 
@@ -129,10 +133,10 @@ def _result(folder: RunFolder) -> StudyResult:
     return StudyResult(folder.path, tables, sentences, folder.path / "report.html")
 
 
-def _draw(folder: RunFolder, config: StudyConfig, stage: Stage) -> None:
+def _draw(folder: RunFolder, config: StudyConfig, stage: Stage, processes: int) -> None:
     from ot_lens.plots import draw_all
 
-    tables, options = folder.tables(), drawing_options(folder, config.figure_style, stage)
+    tables, options = folder.tables(), drawing_options(folder, config.figure_style, stage, processes)
     draw_all(tables, folder.path / "figures", **options)
     if "paper" in tables:
         import_module(PAPER).export(tables["paper"], folder.path / "tables")

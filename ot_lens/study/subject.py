@@ -1,14 +1,14 @@
 """What the tables of a study are made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ot_lens.activations import Activations
-from ot_lens.execution import Executor, RunCache
+from ot_lens.execution import Executor, LocalExecutor, RunCache
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
@@ -40,6 +40,14 @@ class Study:
     prompts: ContrastSet | None = None
     cache: RunCache = field(default_factory=dict[str, Any])
     stage: Stage = silent
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: its model, cache and progress are its own."""
+        return {**vars(self), "executor": None, "cache": {}, "stage": silent}
+
+    def on(self, model: Any) -> "Study":
+        """The study where a model is: in this process itself, or in another."""
+        return self if self.executor is not None else replace(self, executor=LocalExecutor(model))
 
     @property
     def resamples(self) -> dict[str, Any]:

@@ -192,13 +192,13 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path):
         otl.read_refusal_direction_run(tmp_path)
 
 
-PIPES = {("painters.py", f"pickle.load({pipe})") for pipe in ("painter.stdout", "sys.stdin.buffer")}
+PIPES = {("helpers.py", "pickle.load(self._process.stdout)")}
 
 
 def test_the_sources_never_load_a_pickle():
     """torch.load only with weights_only; no unpickling of arrays, no YAML that makes objects.
 
-    The processes that draw figures speak in pickles with the process that started them, and read no file.
+    Helpers speak in pickles with the process that started them, and read no file.
     """
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
