@@ -100,10 +100,18 @@ def test_a_candidate_depends_neither_on_other_batches_nor_on_what_was_measured(p
     assert all(again[key] is whole[key] for key in whole), "nothing is measured twice"
 
 
+def until_it_helps(executor: LocalExecutor) -> None:
+    """Wait until the other process has loaded its model; before, it takes no tasks."""
+    until = time.monotonic() + 120
+    while len({pid for _, pid in executor.stream(tasks.busy, range(4), 0)}) < 2:
+        assert time.monotonic() < until
+
+
 @pytest.fixture(scope="module")
 def helped(one_thread: None) -> Iterator[LocalExecutor]:
     """This process and another."""
     with open_executor("local", MODEL, processes=2) as executor:
+        until_it_helps(executor)
         yield executor
 
 
@@ -120,13 +128,11 @@ class TestHelper:
     """Another process shares the tasks."""
 
     def test_it_shares_the_tasks_and_each_is_done_once(self, helped):
-        seen, until = set(), time.monotonic() + 120
-        while len(seen) < 2 and time.monotonic() < until:  # it may still load the model
-            results = list(helped.stream(tasks.busy, range(6), 100))
-            assert sorted(value for value, _ in results) == list(range(100, 106))
-            seen |= {pid for _, pid in results}
-        assert len(seen) == 2
-        assert os.getpid() in seen
+        results = list(helped.stream(tasks.busy, range(6), 100))
+        assert sorted(value for value, _ in results) == list(range(100, 106))
+        pids = {pid for _, pid in results}
+        assert len(pids) == 2
+        assert os.getpid() in pids
         assert list(helped.stream(tasks.busy, [5], 1)) == [(6, os.getpid())], "one task is done here"
 
     def test_localize_returns_the_table_of_one_process(self, helped, prompts):
@@ -149,6 +155,7 @@ class TestHelper:
     @pytest.mark.parametrize("lost", ["killed", "cannot be sent"])
     def test_it_can_be_lost(self, lost, one_thread):
         with open_executor("local", MODEL, processes=2) as executor:
+            until_it_helps(executor)
             function = tasks.die if lost == "killed" else _unsent()
             with pytest.warns(HelperLostWarning, match="done without it"):
                 assert sorted(executor.stream(function, range(4), os.getpid())) == list(range(4))

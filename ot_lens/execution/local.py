@@ -106,6 +106,8 @@ def _help(
 ) -> None:
     """Hand tasks to a helper until there are no more; those it fails at are returned."""
     try:
+        while waiting and not helper.ready(0.1):
+            pass
         while (task := _next(waiting)) is not None:
             answer = None
             try:

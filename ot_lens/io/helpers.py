@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from select import select
+from typing import Any, BinaryIO
 
 START = "from ot_lens.io.helpers import serve; serve()"
 
@@ -28,15 +29,31 @@ class Helper:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)  # noqa: S603
         self._send((make, arguments))
+        self._made = False
+
+    def ready(self, seconds: float) -> bool:
+        """Whether the process can answer; it is waited for so long.
+
+        Raises:
+            OSError, EOFError: If the process has ended.
+        """
+        assert self._process.stdout is not None
+        if not self._made and select([self._process.stdout], [], [], seconds)[0]:
+            self._made = bool(pickle.load(self._process.stdout))  # noqa: S301  of a process of our own
+        return self._made
 
     def ask(self, *question: Any) -> Any:
         """The answer; None if there was an error, so that the caller does it and reports the error.
+
+        The process is waited for until it can answer.
 
         Raises:
             OSError, EOFError: If the process has ended.
         """
         assert self._process.stdout is not None
         self._send(question)
+        while not self.ready(60.0):
+            pass
         return pickle.load(self._process.stdout)  # noqa: S301  of a process of our own
 
     def end(self) -> None:
@@ -71,9 +88,14 @@ def serve() -> None:
     with suppress(EOFError, BrokenPipeError):
         make, arguments = read()
         answer = make(*arguments)
+        _give(True, answers)
         while True:
-            pickle.dump(_answered(answer, read()), answers)
-            answers.flush()
+            _give(_answered(answer, read()), answers)
+
+
+def _give(answer: Any, answers: BinaryIO) -> None:
+    pickle.dump(answer, answers)
+    answers.flush()
 
 
 def _answered(answer: Callable[..., Any], question: tuple[Any, ...]) -> Any:
