@@ -200,7 +200,10 @@ def single_pass_sweep() -> Iterator[Row]:
 
 
 def whole_sweeps() -> Iterator[Row]:
-    """`localize` end to end, the single pass against plain hooks: next tokens alone, and with answers."""
+    """`localize` end to end, the single pass against plain hooks, in processor time.
+
+    Next tokens alone, and with answers.
+    """
     both = Comparison(WHOLE)
     text = {"measures": ["refusal_score", "kl"], "refusal_tokens": [5], "tokens": "last"}
     methods = ["mean_shift", "linear_act", {"name": "pca_ot", "k": 1}, {"name": "pca_ot", "k": 2}]
@@ -266,7 +269,7 @@ def _engines(name: str, model: Any, prompts: ContrastSet, bar: float, **options:
             tables[engine] = otl.localize(model, prompts, engine=engine, **options)
 
         def timed(engine: str = engine, run: Callable[[], None] = run) -> None:
-            times[engine] = seconds(run, 1, warm=False)
+            times[engine] = _processor_seconds(run)
 
         peaks[engine] = peak_memory(timed)
     apart = (tables["auto"]["value"] - tables["hooks"]["value"]).abs().max()
