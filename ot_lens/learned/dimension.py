@@ -63,9 +63,9 @@ def cone_dimension(
     its worst vector lowers the score beyond the band both by itself and further. Several vectors each of
     which removes all refusal are a cone of that dimension, of which one is needed.
 
-    Source: Wollschläger et al. 2025 (arXiv 2502.17420), where every direction of a cone is to mediate
-    refusal, and success rates of directions drawn in it are compared with those of a single direction. The
-    least share, the band, the intervals and what is needed are ours.
+    Source: Wollschläger et al. 2025 (arXiv 2502.17420), where all directions of a cone are to mediate refusal
+    and directions drawn in it are tested. The least share, the band, the intervals and what is needed are
+    ours.
 
     Args:
         model: A hooked model.
