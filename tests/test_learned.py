@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
@@ -12,10 +13,11 @@ from torch.testing import assert_close
 import ot_lens as otl
 from ot_lens.errors import FitError
 from ot_lens.interventions import everywhere, intervene
+from ot_lens.learned.dimension import ALONE, DRAWN, FURTHER, _counted, _worst
 from ot_lens.learned.objective import Loss, Objective, added
 from ot_lens.learned.sphere import TrainingSettings, orthonormal, train
 from ot_lens.learned.start import extended
-from ot_lens.prompts import Contrast, ContrastSet
+from ot_lens.prompts import Contrast, ContrastSet, Prompt
 from ot_lens.transport import FitInfo
 from ot_lens.transport.projection import ablation_of
 from tests.generators.gaussians import normal
@@ -78,6 +80,21 @@ def test_the_gradient_is_that_of_finite_differences(prompts):
         objective.loss(normalize(unit + t * turn, dim=0), objective.everything).total for t in (-step, step)
     ]
     assert float(slope @ turn) == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-2)
+
+
+def test_prompts_that_begin_alike_are_read_together_with_the_same_result(model, prompts):
+    beginning = " ".join(prompt.text for prompt in prompts.val.harmful[:4])
+    alike = Contrast(
+        *(tuple(Prompt(f"{beginning} {p.text}") for p in group[:3]) for _, group in prompts.train)
+    )
+    unit = normalize(normal(1, 96, seed=10)[0], dim=0)
+    packed, plain = (Objective(model, alike, SITE, 2.0) for _ in range(2))
+    assert packed._packing is not None
+    plain._packing = None
+    few = {"harmful": [0, 2], "harmless": [1]}
+    (loss, slope), (expected, its_slope) = (x.gradient(unit, few) for x in (packed, plain))
+    assert vars(loss) == pytest.approx(vars(expected), rel=1e-4, abs=1e-4)
+    assert_close(slope, its_slope, rtol=1e-2, atol=1e-3 * float(its_slope.norm()))
 
 
 # --- the optimizer, on losses whose minimum is known
@@ -223,6 +240,8 @@ def test_what_cannot_be_trained_is_named(model, prompts):
         otl.fit_cone(model, prompts.train, LAYER, k=97)
     with pytest.raises(FitError, match="max_k"):
         otl.cone_dimension(model, prompts, LAYER, max_k=0)
+    with pytest.raises(FitError, match=r"least_share.*1\.5"):
+        otl.cone_dimension(model, prompts, LAYER, least_share=1.5)
     acts = otl.capture(model, prompts.train, layers=[LAYER])
     with pytest.raises(FitError, match=r"'rdo'.*localize"):
         otl.fit_all(acts, "rdo")
@@ -231,23 +250,77 @@ def test_what_cannot_be_trained_is_named(model, prompts):
 # --- what they measure
 
 
-def test_the_dimension_of_a_cone_counts_the_vectors_beyond_the_band(model, prompts):
+def test_the_table_of_a_dimension_follows_from_its_columns(model, prompts):
     few = replace(prompts, train=Contrast(prompts.train.harmful[:2], prompts.train.harmless[:2]))
     options = {"max_k": 2, "draws": 3, "combinations": 1, "learning_rate": 0.05}
     table = otl.cone_dimension(model, few, LAYER, steps=2, **options)
-    assert table["k"].tolist() == [1, 1, 2, 2]
-    whole, table = table, table[table["quantity"] == "refusal_score_shift"].reset_index(drop=True)
+    assert table["k"].tolist() == [1, 1, 1, 2, 2, 2]
     assert (table["beyond"] == (table["high"] < table["null_low"])).all()
-    assert set(table["dimension"]) == {max([0, *table.loc[table["beyond"], "k"]])}
     assert (table["low"] <= table["value"]).all()
     assert set(table["n"]) == {8}
-    both = whole.groupby("k")["beyond"].all()
-    assert set(whole["needed"]) == {max([0, *both.index[both]])}
-    assert whole.loc[whole["k"] == 1, "value"].nunique() == 1  # there are no others
+    assert table.loc[table["k"] == 1, ["value", "share", "share_low"]].drop_duplicates().shape == (1, 3)
+    value = table.set_index(["k", "quantity"])["value"]
+    expected_share = value / value[1, "refusal_score_shift"]
+    assert table["share"].tolist() == pytest.approx(expected_share.tolist())
+    mediates = table["beyond"] & (table["share_low"] >= 0.5)
+    assert set(table["dimension"]) == {largest(table, mediates, "drawn_shift")}
+    assert set(table["needed"]) == {largest(table, table["beyond"], "further_shift")}
     first = otl.fit_cone(model, few.train, LAYER, k=1, steps=2, learning_rate=0.05, seed=1)
     unedited = float(otl.refusal_score(model, prompts.test.harmful).mean())
     expected = score_under(model, prompts.test.harmful, first.V[:, 0]) - unedited
     assert table["value"][0] == pytest.approx(expected, abs=1e-4)
+
+
+def largest(table, passed, other):
+    """The largest k that passed by itself and in another way."""
+    asked = table["quantity"].isin(["refusal_score_shift", other])
+    by_k = passed[asked].groupby(table["k"]).all()
+    return max([0, *by_k.index[by_k]])
+
+
+def test_a_vector_that_keeps_less_than_the_share_is_none_of_the_cone():
+    """By hand: all of the single direction's effect, half of it, and a third, beyond the band each time."""
+    single, band = np.full(4, -9.0), {"null_mean": 0.0, "null_low": -1.0, "null_high": 1.0}
+    worst = partial(_worst, single=single, band=band, seed=0)
+    rows = [
+        {"k": k, "quantity": quantity, **worst([single, share * single])}
+        for k, share in enumerate((1.0, 0.5, 1 / 3), start=1)
+        for quantity in (ALONE, DRAWN, FURTHER)
+    ]
+    table = pd.DataFrame(rows)
+    assert table["vector"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert table["beyond"].all()
+    for least, dimension in ((0.6, 1), (0.5, 2), (0.0, 3)):
+        counted = _counted(table, least)
+        assert (set(counted["dimension"]), set(counted["needed"])) == ({dimension}, {3})
+    only_basis = table.assign(share_low=table["share_low"].where(table["quantity"] != DRAWN, 0.1))
+    assert set(_counted(only_basis, 0.5)["dimension"]) == {0}
+    assert set(_counted(table.assign(beyond=False), 0.0)["dimension"]) == {0}
+
+
+def dimension(name, sample, **options):
+    table = otl.cone_dimension(
+        otl.load_model(name), otl.load_prompts("organism", sample=sample, seed=0), LAYER, **options
+    )
+    (found,) = set(table["dimension"])
+    return found
+
+
+def test_one_sentence_has_a_cone_of_one_dimension_and_four_have_one_of_more():
+    """On `organism:single` a second vector lowers the score beyond the band too, but by less than half."""
+    options = {
+        "max_k": 2, "steps": 8, "learning_rate": 0.03, "combinations": 1, "prompts_per_step": 8, "draws": 3,
+    }  # fmt: skip
+    assert dimension("organism:single", (16, 2, 24), **options) == 1
+    assert dimension("organism:multi", (16, 2, 24), **options) > 1
+
+
+@pytest.mark.parametrize(("name", "sentences"), [("single", 1), ("multi", 4)])
+def test_the_dimension_of_a_cone_is_the_number_of_sentences(name, sentences, full_size):
+    if not full_size:
+        pytest.skip("a campaign: run with --full")
+    options = {"max_k": 5, "steps": 30, "combinations": 4}
+    assert dimension(f"organism:{name}", (64, 8, 128), **options) == sentences
 
 
 def test_ablating_a_direction_erases_its_own_profile_and_the_table_says_how_much_of_another(model, prompts):

@@ -1,11 +1,11 @@
 """The loss of a direction: refusal under its ablation and when it is added, and what ablation changes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.behaviour import kl_divergence, next_token_logprobs, refusal_token_ids
@@ -13,8 +13,9 @@ from ot_lens.behaviour.next_token import score_from_logprobs
 from ot_lens.errors import nan_logits
 from ot_lens.interventions import Edits, everywhere, intervene
 from ot_lens.linalg import float64
-from ot_lens.models import TokenBatch, backend, batches_of_rows, encode, frozen, in_memory
+from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches_of_rows, encode, frozen, in_memory
 from ot_lens.prompts import CLASSES, Contrast
+from ot_lens.single_pass.packed import packable, packed_logits, parts
 from ot_lens.transport import AffineMap, FitInfo
 from ot_lens.transport.projection import ablation_of
 
@@ -73,6 +74,7 @@ class Objective:
         self._served, self._batch_size = backend(model), batch_size
         tokens = refusal_token_ids(model, refusal_tokens)
         self._rows = {label: encode(self._served, group) for label, group in prompts}
+        self._packing = _packing(self._served, [row for rows in self._rows.values() for row in rows])
         original = next_token_logprobs(model, prompts.harmless, batch_size=batch_size)
 
         def score(logprobs: Tensor, _chosen: Sequence[int]) -> Tensor:
@@ -128,8 +130,7 @@ class Objective:
                 torch.set_grad_enabled(gradient),
                 intervene(self._served.model, term.edits(leaf / leaf.norm())),
             ):
-                logits = self._served.logits(batch.tokens, batch.mask, keep=1)[:, -1]
-                values = term.value(_logprobs(logits), numbers)
+                values = term.value(_logprobs(self._logits(batch)), numbers)
             summed = values.sum()
             slope = torch.autograd.grad(summed, leaf)[0] if gradient else torch.zeros_like(leaf)
             return summed.item(), slope
@@ -137,9 +138,24 @@ class Objective:
         rows = [self._rows[term.label][index] for index in chosen]
         total, slope = 0.0, torch.zeros_like(direction)
         for whole in batches_of_rows(self._served, rows, self._batch_size):
-            for _, (summed, own) in in_memory(run, whole):
-                total, slope = total + summed, slope + own
+            for part in self._parts(whole):
+                for _, (summed, own) in in_memory(run, part):
+                    total, slope = total + summed, slope + own
         return total / len(rows), slope / len(rows)
+
+    def _parts(self, batch: TokenBatch) -> Iterable[TokenBatch]:
+        return [batch] if self._packing is None else parts(self._packing, batch)
+
+    def _logits(self, batch: TokenBatch) -> Float[Tensor, "batch d_vocab"]:
+        """Of the next token."""
+        if self._packing is None:
+            return self._served.logits(batch.tokens, batch.mask, keep=1)[:, -1]
+        return packed_logits(self._packing, batch)
+
+
+def _packing(served: Backend, rows: Sequence[Sequence[int]]) -> HFBackend | None:
+    """The model if it can read what all prompts begin with once, which edits of all tokens do not hinder."""
+    return served if isinstance(served, HFBackend) and packable(served, rows) else None
 
 
 def added(direction: Float64[Tensor, " d"], size: float) -> AffineMap:

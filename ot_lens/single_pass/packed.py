@@ -27,18 +27,12 @@ class PackedRecord(HuggingFaceRecord):
 
     def __init__(self, hf_model: Any, batch: TokenBatch) -> None:
         packed, self._index = _packed(batch)
-        device = batch.tokens.device
+        inputs, device = _inputs(packed, hf_model), batch.tokens.device
         self._hf_model, self._layers = hf_model, decoder_layers(hf_model)
         self._calls, self._prefixes, self._last, self._start = [], [], False, 0
         self._mask, self._real = torch.ones_like(packed.ids, device=device), batch.mask.bool()
-        self._last_tokens = torch.tensor(packed.ends, device=device) - 1
-        logits, self.streams = self._record(
-            input_ids=packed.ids.to(device),
-            attention_mask=packed.additive_mask(hf_model.dtype).to(device),
-            position_ids=packed.positions.to(device),
-            use_cache=False,
-            logits_to_keep=self._last_tokens,
-        )
+        self._last_tokens = inputs["logits_to_keep"]
+        logits, self.streams = self._record(**inputs)
         self.own_logits = logits[0]
 
     def logits(self, rows: Float[Tensor, "row one pos d"]) -> Float[Tensor, "row batch d_vocab"]:
@@ -54,6 +48,12 @@ class PackedRecord(HuggingFaceRecord):
         found = torch.zeros_like(self._mask, dtype=torch.bool)
         found[0, self._index[chosen & self._real]] = True
         return found
+
+
+def packed_logits(served: HFBackend, batch: TokenBatch) -> Float[Tensor, "batch d_vocab"]:
+    """Next-token logits of a batch as one sequence, with gradients, under active edits of all tokens."""
+    logits: Tensor = served.hf_model(**_inputs(_packed(batch)[0], served.hf_model)).logits
+    return logits[0]
 
 
 def parts(served: HFBackend, batch: TokenBatch) -> Iterator[TokenBatch]:
@@ -95,3 +95,14 @@ def _packed(batch: TokenBatch) -> tuple[Packed, Int[Tensor, "batch width"]]:
         rest = len(row) - len(prefix)
         index[number, -len(row) :] = torch.cat([torch.arange(len(prefix)), torch.arange(end - rest, end)])
     return packed, index
+
+
+def _inputs(packed: Packed, hf_model: Any) -> dict[str, Any]:
+    """A call of the model that reads a packed sequence and gives the logits at the end of each row."""
+    inputs = {
+        "input_ids": packed.ids,
+        "attention_mask": packed.additive_mask(hf_model.dtype),
+        "position_ids": packed.positions,
+        "logits_to_keep": torch.tensor(packed.ends) - 1,
+    }
+    return {"use_cache": False, **{name: value.to(hf_model.device) for name, value in inputs.items()}}

@@ -1,25 +1,26 @@
 """Entropic optimal transport by POT: the reference that is not affine (Cuturi 2013)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.errors import FitError
 from ot_lens.linalg import all_equal
 from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.maps import ActivationMap, cast_back, check_strength, moved_to, number
+from ot_lens.transport.maps import number
 from ot_lens.transport.methods import TRANSPORT
+from ot_lens.transport.to_samples import MapToSamples
 
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class EntropicMap(ActivationMap):
+class EntropicMap(MapToSamples):
     """Barycentric projection of the Sinkhorn plan, T(x) = sum_j y_j w_j(x).
 
     w(x) is the softmax of (potential_j - ||x - y_j||^2) / epsilon. On the samples it was fitted to this is
@@ -41,47 +42,14 @@ class EntropicMap(ActivationMap):
 
     SHAPES: ClassVar[Mapping[str, str]] = {"targets": "n_S d", "potential": "n_S"}
 
-    @property
-    def d_model(self) -> int:
-        """Width of the activations."""
-        return self.targets.shape[1]
-
-    def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The moved activations, in their dtype; computed in that of the targets.
-
-        Raises:
-            ActivationError: see `AffineMap.map`.
-        """
-        self._check_input(x)
-        rows = x.reshape(-1, self.d_model).to(self.targets.dtype)
-        weights = torch.softmax(
-            (self.potential - _squared_distances(rows, self.targets)) / self.epsilon, dim=1
-        )
-        moved = rows + self.strength * (weights @ self.targets - rows)
-        return cast_back(moved, x)
-
-    def at(self, strength: float) -> "EntropicMap":
-        """T_t(x) = x + t (T(x) - x).
-
-        Raises:
-            FitError: t outside [0, 1].
-        """
-        check_strength(strength)
-        info = replace(self.info, strength=self.info.strength * strength)
-        return replace(self, strength=strength * self.strength, info=info)
-
-    def to(self, *args: Any, **kwargs: Any) -> "EntropicMap":
-        """The same on a device or in a dtype."""
-        targets, potential = (moved_to(part, *args, **kwargs) for part in (self.targets, self.potential))
-        return replace(self, targets=targets, potential=potential)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters by name."""
-        return {"targets": self.targets, "potential": self.potential}
+    def _image(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """The barycentre of each row."""
+        logits = (self.potential - _squared_distances(rows, self.targets)) / self.epsilon
+        return torch.softmax(logits, dim=1) @ self.targets
 
     def settings(self) -> dict[str, Any]:
         """Regularization and strength."""
-        return {"epsilon": self.epsilon, "strength": self.strength}
+        return {"epsilon": self.epsilon, **super().settings()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], info: FitInfo) -> "EntropicMap":

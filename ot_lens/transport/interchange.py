@@ -1,24 +1,25 @@
 """Interchange as a map: a harmless sample itself in the place of x, whichever a random draw gives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ot_lens.transport.fitting import defines_method
 from ot_lens.transport.info import FitInfo
-from ot_lens.transport.maps import ActivationMap, cast_back, check_strength, moved_to, number
+from ot_lens.transport.maps import number
 from ot_lens.transport.methods import TRANSPORT
+from ot_lens.transport.to_samples import MapToSamples
 
 # Leading components of the source that the draw reads, and the least spread among them, of the largest.
 COMPONENTS, LEAST = 32, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class InterchangeMap(ActivationMap):
+class InterchangeMap(MapToSamples):
     """T(x) = y_j with j the largest of g_j^T (x - centre): a random sample of the target for each x.
 
     The draw is made from x, so that the same prompt always receives the same sample, in any engine.
@@ -39,45 +40,10 @@ class InterchangeMap(ActivationMap):
 
     SHAPES: ClassVar[Mapping[str, str]] = {"targets": "n_S d", "directions": "n_S d", "centre": "d"}
 
-    @property
-    def d_model(self) -> int:
-        """Width of the activations."""
-        return self.targets.shape[1]
-
-    def map(self, x: Shaped[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The moved activations, in their dtype; computed in that of the targets.
-
-        Raises:
-            ActivationError: see `AffineMap.map`.
-        """
-        self._check_input(x)
-        rows = x.reshape(-1, self.d_model).to(self.targets.dtype)
+    def _image(self, rows: Float[Tensor, "rows d"]) -> Float[Tensor, "rows d"]:
+        """The sample drawn for each row."""
         drawn = ((rows - self.centre) @ self.directions.T).argmax(dim=1)
-        return cast_back(rows + self.strength * (self.targets[drawn] - rows), x)
-
-    def at(self, strength: float) -> "InterchangeMap":
-        """T_t(x) = x + t (T(x) - x).
-
-        Raises:
-            FitError: t outside [0, 1].
-        """
-        check_strength(strength)
-        info = replace(self.info, strength=self.info.strength * strength)
-        return replace(self, strength=strength * self.strength, info=info)
-
-    def to(self, *args: Any, **kwargs: Any) -> "InterchangeMap":
-        """The same on a device or in a dtype."""
-        parts = (self.targets, self.directions, self.centre)
-        targets, directions, centre = (moved_to(part, *args, **kwargs) for part in parts)
-        return replace(self, targets=targets, directions=directions, centre=centre)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The parameters by name."""
-        return {"targets": self.targets, "directions": self.directions, "centre": self.centre}
-
-    def settings(self) -> dict[str, Any]:
-        """Strength."""
-        return {"strength": self.strength}
+        return self.targets[drawn]
 
     @classmethod
     def of(

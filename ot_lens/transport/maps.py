@@ -30,10 +30,11 @@ class ActivationMap(Edit):
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
     info: FitInfo
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """List the kind, so that `load_map` finds it."""
+    def __init_subclass__(cls, *, stored: bool = True, **kwargs: Any) -> None:
+        """List a kind that is stored, so that `load_map` finds it."""
         super().__init_subclass__(**kwargs)
-        KINDS[cls.__name__] = cls
+        if stored:
+            KINDS[cls.__name__] = cls
 
     @property
     @abstractmethod
