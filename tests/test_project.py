@@ -29,7 +29,7 @@ HEAVY = (
 # Of each command and group that `ot-lens --help` names; the first is the program itself.
 HELP = (
     "",
-    *("demo", "run", "init", "figures", "explore", "verify"),
+    *("demo", "run", "init", "figures", "explore", "verify", "doctor"),
     *("organism", "organism train", "organism evaluate", "study", "study paper", "study smollm2"),
     *("benchmark", "benchmark localizers", "benchmark methods"),
 )
@@ -91,6 +91,7 @@ WITH_MODELS = {
         "paper_study",
         "report",
         "explorer",
+        "installation",
     ),
     "cli",
 }
@@ -163,6 +164,8 @@ def test_one_version_and_no_invented_author(repository: Path, declared: dict[str
     assert ot_lens.__version__ == version == importlib.metadata.version("ot_lens")
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
     assert citation["version"] == version
+    headings = re.findall(r"^## (\S+) \((\S+)\)$", (repository / "CHANGELOG.md").read_text(), flags=re.M)
+    assert headings[0] == (version, str(citation["date-released"]))
     (paper,) = citation["references"]
     assert paper["url"].endswith("2603.04355")
     assert [set(author) for author in paper["authors"]] == [{"name"}]  # an entity: no person is named
