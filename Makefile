@@ -53,7 +53,7 @@ VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | 
 # Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo real figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
+.PHONY: help demo real figures paper-figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
     format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -106,6 +106,12 @@ bench: $(VENV) ## measure speed
 
 wheel-check: $(VENV) ## build the package, install it into an empty environment and run the demo there
 	@.venv/bin/python -m pytest --full tests/trust/test_release.py $(ARGS)
+
+paper-figures: real ## redraw the figures of docs/paper/paper.md from the study of SmolLM2
+	@.venv/bin/ot-lens figures runs/smollm2-early --out runs/paper-figures --format png
+	@for figure in $$(grep -oE 'figures/smollm2/[a-z_]+' docs/paper/paper.md); do \
+	    cp runs/paper-figures/$${figure##*/}.{png,txt} figures/smollm2/; \
+	done
 
 audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
 	@for lock in constraints.txt constraints-tl3.txt; do \
