@@ -113,10 +113,17 @@ paper-figures: real ## redraw the figures of docs/paper/paper.md from the study 
 	    cp runs/paper-figures/$${figure##*/}.{png,txt} figures/smollm2/; \
 	done
 
+# pip is on every index: where even it cannot be looked up, nothing can, and a failure says nothing of the locks.
+AUDIT := .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off
 audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
+	@answer="$$($(AUDIT) -r <(echo pip==26.0) 2>&1 || true)"; \
+	if [[ "$$answer" != *'nown vulnerabilit'* ]]; then \
+	    echo "nothing was audited: vulnerabilities cannot be looked up from here (https://pypi.org/pypi/pip/26.0/json);" \
+	        "run make audit on a machine that reaches it before the release" >&2; \
+	    exit 2; \
+	fi
 	@for lock in constraints.txt constraints-tl3.txt; do \
-	    .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
-	        -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
+	    $(AUDIT) -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
 	done
 
 release-check: wheel-check test-lowest test-newest audit ## everything a release needs besides the tests

