@@ -53,7 +53,7 @@ VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | 
 # Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo real figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
+.PHONY: help demo real figures paper-figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
     format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -107,10 +107,23 @@ bench: $(VENV) ## measure speed
 wheel-check: $(VENV) ## build the package, install it into an empty environment and run the demo there
 	@.venv/bin/python -m pytest --full tests/trust/test_release.py $(ARGS)
 
+paper-figures: real ## redraw the figures of docs/paper/paper.md from the study of SmolLM2
+	@.venv/bin/ot-lens figures runs/smollm2-early --out runs/paper-figures --format png
+	@for figure in $$(grep -oE 'figures/smollm2/[a-z_]+' docs/paper/paper.md); do \
+	    cp runs/paper-figures/$${figure##*/}.{png,txt} figures/smollm2/; \
+	done
+
+# pip is on every index: where even it cannot be looked up, nothing can, and a failure says nothing of the locks.
+AUDIT := .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off
 audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
+	@answer="$$($(AUDIT) -r <(echo pip==26.0) 2>&1 || true)"; \
+	if [[ "$$answer" != *'nown vulnerabilit'* ]]; then \
+	    echo "nothing was audited: vulnerabilities cannot be looked up from here (https://pypi.org/pypi/pip/26.0/json);" \
+	        "run make audit on a machine that reaches it before the release" >&2; \
+	    exit 2; \
+	fi
 	@for lock in constraints.txt constraints-tl3.txt; do \
-	    .venv-release/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
-	        -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
+	    $(AUDIT) -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
 	done
 
 release-check: wheel-check test-lowest test-newest audit ## everything a release needs besides the tests

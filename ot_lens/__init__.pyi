@@ -71,6 +71,7 @@ from .geometry import run_cosines as run_cosines
 from .geometry import similarity as similarity
 from .geometry import spectra as spectra
 from .geometry import visibility as visibility
+from .installation import doctor as doctor
 from .interventions import everywhere as everywhere
 from .interventions import intervene as intervene
 from .learned import cone_dimension as cone_dimension

@@ -80,6 +80,10 @@ class ExecutorError(OtLensError):
     """An executor that is not installed, cannot be reached, or has no room for the model."""
 
 
+class InstallationError(OtLensError):
+    """Something that the core needs is not installed, or does not work."""
+
+
 class SinglePassError(OtLensError):
     """The single-pass engine does not serve this model or edit; plain hooks do."""
 

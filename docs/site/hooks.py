@@ -1,11 +1,19 @@
-"""Adds the figures of the repository and the notebooks to the site."""
+"""Adds the version, the figures of the repository and the notebooks to the site."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Name the version that is documented in the header of every page."""
+    project = Path(config.config_file_path).with_name("pyproject.toml")
+    config.site_name = f"ot_lens {tomllib.loads(project.read_text())['project']['version']}"
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -8,6 +8,7 @@ import typer
 
 from ot_lens.cli import benchmark, organism, paper, study
 from ot_lens.cli.console import complain, err, progress, quiet_libraries, say
+from ot_lens.cli.doctor import doctor
 from ot_lens.cli.verify import verify
 from ot_lens.errors import OtLensError
 
@@ -20,6 +21,7 @@ app.add_typer(organism.app, name="organism")
 app.add_typer(paper.app, name="study")
 app.add_typer(benchmark.app, name="benchmark")
 app.command()(verify)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 # Columns of tables that hold text; the others hold numbers, on the right.
-TEXTS = ("model", "method", "layers", "item", "check", "verdict", "stage", "of")
+TEXTS = ("model", "method", "layers", "item", "found", "state", "check", "verdict", "stage", "of")
 out = Console()
 err = Console(stderr=True)
 

