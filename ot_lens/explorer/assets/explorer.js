@@ -343,7 +343,7 @@ window.dash_clientside = window.dash_clientside || {};
     const same = view.painted === view.drawn && view.look === look;
     if (same && view.marked === marked) return;
     Object.assign(view, { painted: view.drawn, look, marked });
-    await plotly;
+    await plotly();
     if (same) { await window.Plotly.relayout(view.graph, { shapes, ...(view.name === "depth" ? { selections: [] } : {}) }); return; }
     const { height, layout } = layoutOf(view, view.drawn, tone);
     view.graph.style.height = `${height}px`;
@@ -354,10 +354,15 @@ window.dash_clientside = window.dash_clientside || {};
   // ---------------------------------------------------------------- views: asked for where they are near the screen
   const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: "reset", showTips: false };
   const PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js";
-  const plotly = new Promise((loaded) => { document.head.append(element("script", { src: PLOTLY, onload: loaded })); });
   const views = [];
+  let loading = null;
+  const plotly = () => {
+    loading ??= new Promise((loaded) => { document.head.append(element("script", { src: PLOTLY, onload: loaded })); });
+    return loading;
+  };
 
   const addViews = () => {
+    plotly();
     const sized = new ResizeObserver((entries) => entries.forEach(({ target }) => {
       const drawn = target._fullLayout;
       const apart = drawn ? Math.max(Math.abs(target.clientWidth - drawn.width), Math.abs(target.clientHeight - drawn.height)) : 0;
