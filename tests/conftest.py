@@ -24,6 +24,7 @@ import pytest
 from hypothesis import settings
 
 from tests import shapes
+from tests.chromium import CHROMIUM_FLAGS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -34,17 +35,6 @@ shapes.install()
 # failure is the same for everyone.
 settings.register_profile("ot_lens", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ot_lens")
-
-CHROMIUM_FLAGS = [
-    "--no-sandbox",  # tests may run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 LIBRARIES = (
     "beartype.door", "dash", "datasets", "matplotlib.figure", "pandas", "plotly.graph_objects", "scipy.stats",

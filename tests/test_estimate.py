@@ -23,6 +23,8 @@ def test_the_estimate_counts_what_the_run_does(finished_run, run_settings):
     assert costs["search"].count == tried.astype(int).sum()
     edits = pd.read_parquet(finished_run / "tables" / "visibility.parquet")
     assert costs["visibility"].count == len(edits[["method", "edited_layer"]].drop_duplicates())
+    alike = pd.read_parquet(finished_run / "tables" / "model_similarity.parquet")
+    assert costs["similarity of models"].count == len(alike[["comparison", "method"]].drop_duplicates())
 
 
 def test_twice_the_prompts_take_longer():

@@ -1,12 +1,14 @@
-"""The Dash application: the page, its callbacks, its downloads, its guard."""
+"""The Dash application: the page, its views and downloads, the callbacks of the live panel, its guard."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash import ClientsideFunction, Dash, Input, Output, no_update
 from flask import Flask, Response, abort, request
 
 from ot_lens.errors import OtLensError
@@ -37,61 +39,38 @@ def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "1
     )
     app.server.debug = False  # even if FLASK_DEBUG is set
     app.layout = page(choices, live)
-    _on_the_page(app)
-    _drawing(app, choices)
+    _begin(app)
     if live is not None:
         _live(app, choices[0], live)
+    _views(app.server, choices)
     _downloads(app.server, choices)
     install_guard(app, host)
     return app
 
 
-def _on_the_page(app: Any) -> None:
-    """Callbacks that run only in the browser."""
+def _begin(app: Any) -> None:
+    """The page's script fills in the controls and asks for the views."""
     app.clientside_callback(
         ClientsideFunction(SCRIPT, "start"), Output("started", "data"), Input("facts", "data")
     )
-    app.clientside_callback(
-        ClientsideFunction(SCRIPT, "paint"),
-        Output({"type": "graph", "view": MATCH, "run": MATCH}, "figure"),
-        Output({"type": "graph", "view": MATCH, "run": MATCH}, "style"),
-        Input({"type": "drawn", "view": MATCH, "run": MATCH}, "data"),
-        Input("look", "data"),
-        State({"type": "drawn", "view": MATCH, "run": MATCH}, "id"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ClientsideFunction(SCRIPT, "listen"),
-        Output("heard", "data"),
-        Input({"type": "graph", "view": "depth", "run": ALL}, "clickData"),
-        Input({"type": "graph", "view": "depth", "run": ALL}, "selectedData"),
-        Input({"type": "graph", "view": "interchange", "run": ALL}, "clickData"),
-        Input({"type": "graph", "view": "plane", "run": ALL}, "hoverData"),
-        Input({"type": "graph", "view": "plane", "run": ALL}, "clickData"),
-        prevent_initial_call=True,
-    )
 
 
-def _drawing(app: Dash, choices: Sequence[Choices]) -> None:
-    each = {"view": MATCH, "run": MATCH}
+def _views(server: Flask, choices: Sequence[Choices]) -> None:
+    """The route `/view/RUN/NAME?STATE`: a view as JSON, with `figure=no` only what is said about it.
 
-    @app.callback(
-        Output({"type": "drawn", **each}, "data"),
-        Output({"type": "missing", **each}, "children"),
-        Output({"type": "missing", **each}, "hidden"),
-        Output({"type": "note", **each}, "children"),
-        Output({"type": "code", **each}, "children"),
-        Input({"type": "state", **each}, "data"),
-        prevent_initial_call=True,
-    )
-    def draw(fields: Any) -> tuple[Any, ...]:
-        target = ctx.outputs_list[0]["id"]
-        view, number = views().get(target.get("view")), target.get("run")
-        if view is None or not isinstance(number, int) or not 0 <= number < len(choices):
-            abort(400)
-        state = choices[number].read(_mapping(fields), strict=number > 0)
-        shown = content(view, choices[number].run, state)
-        return shown.figure, shown.missing, not shown.missing, shown.note, shown.code
+    The page asks for its views here and draws them itself: callbacks of Dash notify every component of the
+    page, several times for each view, which takes longer than drawing.
+    """
+
+    @server.get("/view/<int:number>/<name>")
+    def view(number: int, name: str) -> Response:
+        if number >= len(choices) or name not in views():
+            abort(404)
+        state = choices[number].read(request.args, strict=number > 0)
+        found = asdict(content(views()[name], choices[number].run, state))
+        if request.args.get("figure") == "no":
+            del found["figure"]
+        return Response(json.dumps(found), mimetype="application/json")
 
 
 def _live(app: Any, choices: Choices, live: LiveModel) -> None:

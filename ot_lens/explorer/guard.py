@@ -7,7 +7,6 @@ valid Unicode.
 """
 
 import ipaddress
-import json
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -122,18 +121,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _PatternId(_Strict, extra="forbid"):
-    """The identifier of one of several components of a type."""
-
-    type: str
-    view: str
-    run: int
-
-
 class _Property(_Strict):
     """A property of a component, with its value if it is an input."""
 
-    id: str | _PatternId
+    id: str
     property: str
     value: Value = None
 
@@ -159,17 +150,8 @@ def _is_known(body: bytes, callbacks: Mapping[str, Any]) -> bool:
         return False
     outputs = [(output.component_id, output.component_property) for output in known["output"]]
     inputs = [(given["id"], given["property"]) for given in known["inputs"]]
-    return _are(update.outputs, outputs) and _are(update.inputs, inputs)
+    return _named(update.outputs) == outputs and _named(update.inputs) == inputs
 
 
-def _are(given: list[_Property], known: list[tuple[Any, str]]) -> bool:
-    """Whether these are the properties that a callback declares, of components that fit its patterns."""
-    if len(given) != len(known):
-        return False
-    for own, (known_id, name) in zip(given, known, strict=True):
-        pattern = json.loads(known_id) if str(known_id).startswith('{"') else known_id
-        kind = {"type": own.id.type} if isinstance(own.id, _PatternId) else own.id
-        expected = {"type": pattern["type"]} if isinstance(pattern, Mapping) else pattern
-        if (kind, own.property) != (expected, name):
-            return False
-    return True
+def _named(properties: list[_Property]) -> list[tuple[str, str]]:
+    return [(given.id, given.property) for given in properties]

@@ -14,16 +14,10 @@ from ot_lens.explorer.view import View
 from ot_lens.explorer.views import views, views_of
 from ot_lens.localization.settings import SCOPES
 from ot_lens.plots import method_mark
+from ot_lens.plots.style import OUTLINE
 from ot_lens.tables import verdict
 
-STORES = ("started", "heard", "ask-tokens", "ask-answers", "told-tokens", "told-answers", "noted")
-GRAPH: Any = {
-    "displaylogo": False,
-    "responsive": True,
-    "displayModeBar": False,
-    "doubleClick": "reset",
-    "showTips": False,
-}
+STORES = ("started", "ask-tokens", "ask-answers", "told-tokens", "told-answers", "noted")
 HELP = (
     "Choose layers by clicking or dragging on the strip, or with the arrow keys in the row of layers (Shift "
     "extends the selection, Home and End jump to the ends). Every figure is drawn from the tables of the "
@@ -48,7 +42,6 @@ def page(choices: Sequence[Choices], live: LiveModel | None) -> Any:
             html.Main([*cards[:1], _live_card(runs[0], live), *cards[1:]], id="views", tabIndex="-1"),
             html.Footer([HELP]),
             dcc.Store(id="facts", data=facts(choices, live)),
-            dcc.Store(id="look", data={}),
             *(dcc.Store(id=name) for name in STORES),
         ],
         id="page",
@@ -115,22 +108,20 @@ def _figures(view: View, runs: Sequence[OpenRun]) -> list[Any]:
 
 
 def _figure(view: View, number: int, run: OpenRun, *, named: bool) -> Any:
-    component = {"view": view.name, "run": number}
+    """The place of a view of a run, which the page's script fills."""
     return html.Div(
         [
             html.H3(run.name) if named else None,
-            html.P(id={"type": "missing", **component}, className="missing", hidden=True),
+            html.P(className="missing", hidden=True),
             html.Div(
-                dcc.Graph(id={"type": "graph", **component}, config=GRAPH, responsive=True),
+                html.Div(className="graph"),
                 className="plot",
                 role="img",
                 **attributes(
                     aria_label=f"Figure: {view.title}, {run.name}; its numbers are in the CSV file."
                 ),
             ),
-            html.P(id={"type": "note", **component}, className="note", **attributes(aria_live="polite")),
-            dcc.Store(id={"type": "state", **component}),
-            dcc.Store(id={"type": "drawn", **component}),
+            html.P(className="note", **attributes(aria_live="polite")),
         ],
         className="of-run",
         **attributes(data_view=view.name, data_run=str(number)),
@@ -155,7 +146,7 @@ def _files(view: View, number: int, run: OpenRun, *, named: bool) -> Any:
         for suffix in ("csv", "png", "svg")
     ]
     copy = html.Button("Copy", type="button", className="copy", **attributes(data_copy="1"))
-    code = html.Pre(html.Code(id={"type": "code", "view": view.name, "run": number}), tabIndex="0")
+    code = html.Pre(html.Code(**attributes(data_view=view.name, data_run=str(number))), tabIndex="0")
     python = html.Details([html.Summary("Python"), html.Div([copy, code], className="code")])
     return html.Div(
         [html.Span(run.name, className="of") if named else None, *links, python], className="files"
@@ -193,7 +184,8 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
         "scopes": list(SCOPES),
         "sites": first.sites,
         "first": asdict(first.first),
-        "views": {name: {"fields": view.fields, "wide": view.wide} for name, view in views().items()},
+        "views": {name: _reported(view) for name, view in views().items()},
+        "outline": OUTLINE,
         "localized": _localized(first.run),
         "live": {
             "ready": live is not None,
@@ -204,6 +196,11 @@ def facts(choices: Sequence[Choices], live: LiveModel | None) -> dict[str, Any]:
         },
         "texts": [c.run.texts for c in choices],
     }
+
+
+def _reported(view: View) -> dict[str, Any]:
+    """What the page's script needs to know of a view."""
+    return {"fields": view.fields, "told": view.told, "depth": view.depth, "sites": view.sites}
 
 
 def _method(key: str) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import State
-from ot_lens.explorer.view import Drawing, View, on_screen, read
+from ot_lens.explorer.view import Drawing, View, read
 from ot_lens.plots.screen.text import interval
-from ot_lens.plots.style import OUTLINE
 from ot_lens.tables import select
 
 MAP = ["kind", "module", "patched"]
@@ -40,19 +38,6 @@ def _told(table: pd.DataFrame, state: State) -> str:
     token = str(here["token"].iloc[0])
     named = state.site if token == state.site else f"{state.site} ({token})"
     return f"Layer {state.layer}, token {named}. {'; '.join(parts)}."
-
-
-def _outlined(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
-    """The map, with the chosen cell outlined in every panel."""
-    figure = on_screen(drawing, run, state)
-    look = {"symbol": "square-open", "size": 18, "color": OUTLINE, "line": {"width": 3}}
-    for panel in [trace for trace in figure.data if trace.type == "heatmap"]:
-        if state.site in panel.x and str(state.layer) in panel.y:
-            at = {"x": [state.site], "y": [str(state.layer)], "xaxis": panel.xaxis, "yaxis": panel.yaxis}
-            figure.add_trace(
-                go.Scatter(**at, mode="markers", marker=look, hoverinfo="skip", showlegend=False)
-            )
-    return figure
 
 
 def _readout(run: OpenRun, state: State) -> Drawing:
@@ -87,7 +72,8 @@ INTERCHANGE = View(
     "distribution with and without the edits at that layer.",
     ("layers", "site"),
     _interchange,
-    _outlined,
+    sites=True,
+    told=("layers", "site"),
 )
 CONTRIBUTIONS = View(
     "contributions",
@@ -95,6 +81,7 @@ CONTRIBUTIONS = View(
     "Difference between the classes in what each head, attention and MLP adds along the refusal direction.",
     ("layers",),
     _contributions,
+    told=("layers",),
 )
 READOUT = View(
     "readout",

@@ -91,10 +91,11 @@ class Choices:
             labels |= {f"geometry/{name}": name.replace("_", " ") for name in names}
         return labels
 
-    @property
+    @cached_property
     def tokens(self) -> list[str]:
         """Token scopes that the sweep holds; "auto" where each method has one of its own."""
-        scopes = [scope for scope in TOKEN_SCOPES if scope in self.swept("tokens")]
+        swept = self.swept("tokens")
+        scopes = [scope for scope in TOKEN_SCOPES if scope in swept]
         return [AUTO] if len(scopes) > 1 and len(self._own_scopes) == len(self._scopes) else scopes
 
     @cached_property
@@ -123,7 +124,7 @@ class Choices:
             return []
         return list(dict.fromkeys(map(str, table["position"])))
 
-    @property
+    @cached_property
     def strengths(self) -> list[float]:
         """Strengths that the sweep holds."""
         return sorted(map(float, self.swept("strength")))

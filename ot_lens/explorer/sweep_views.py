@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -12,7 +13,7 @@ from ot_lens.explorer.runs import OpenRun, split_key
 from ot_lens.explorer.state import Choices, State
 from ot_lens.explorer.view import Drawing, View, read
 from ot_lens.plots import screen
-from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference
+from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference, Scale
 from ot_lens.plots.figures.diagnostics import quantity_panel
 from ot_lens.plots.measures import Measure, axis_of, measure_named, sweep_rows
 from ot_lens.plots.rows import checked, curve, marked_methods, numbers, some, unit_of
@@ -32,14 +33,19 @@ GEOMETRY = "geometry/"
 STRIP = 120
 
 
+def _choices(run: OpenRun) -> Choices:
+    """What a run offers, which is read from its sweep once."""
+    return run.kept("choices", lambda: Choices(run))
+
+
 def _swept(
     run: OpenRun, state: State, keys: Sequence[str] | None = None, **criteria: Any
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the unedited model and of some (or all) methods at a state, and the code that selects them."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     wanted = {"tokens": state.tokens, "strength": state.strength}
-    choices = Choices(run)
-    held = {"tokens": set(choices.tokens), "strength": choices.swept("strength")}
+    choices = _choices(run)
+    held: dict[str, list[Any]] = {"tokens": choices.tokens, "strength": choices.strengths}
     varied = {name: value for name, value in wanted.items() if len(held[name]) > 1 and value in held[name]}
     criteria = varied | criteria
     if keys is not None:
@@ -53,7 +59,7 @@ def _swept(
 
 def _sweep_note(run: OpenRun, state: State) -> str:
     """What the sweep holds instead, if it was not run at the state's strength or token scope."""
-    choices, parts = Choices(run), []
+    choices, parts = _choices(run), []
     if choices.tokens and state.tokens not in choices.tokens:
         parts.append(f"token scope {', '.join(choices.tokens)}, not {state.tokens}")
     if choices.strengths and state.strength not in choices.strengths:
@@ -81,26 +87,26 @@ def _depth(run: OpenRun, state: State) -> Drawing:
         return Drawing("diagnostics", {"geometry": rows}, [read("geometry")], {"quantity": quantity})
     if not state.measure:
         raise NothingToDrawError("This run has neither a sweep nor a geometry table.")
-    rows, code = _swept(run, state, state.keys)
-    note = f"{_reading(_real_rows(rows, run, state), state)} {_sweep_note(run, state)}".strip()
+    rows, code = _both(run, state)
+    note = f"{_reading(run, state)} {_sweep_note(run, state)}".strip()
     return Drawing("localization_curve", {"localization": rows}, code, {"measure": state.measure}, note)
 
 
-def _real_rows(rows: pd.DataFrame, run: OpenRun, state: State) -> pd.DataFrame:
-    """Real edits by both methods; the same for every chosen layer, so kept."""
+def _both(run: OpenRun, state: State) -> tuple[pd.DataFrame, list[str]]:
+    """`_swept` of both methods; the same for every chosen layer, so kept."""
+    key = ("rows of both", state.keys, state.strength, state.tokens)
+    return run.kept(key, lambda: _swept(run, state, state.keys))
+
+
+def _real_rows(run: OpenRun, state: State) -> pd.DataFrame:
+    """Real edits by both methods; kept too."""
     key = ("real rows", state.keys, state.strength, state.tokens)
-    return run.kept(key, lambda: sweep_rows(rows))
+    return run.kept(key, lambda: sweep_rows(_both(run, state)[0]))
 
 
 def _strip(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
-    """The figure does not depend on the chosen layers, which the page marks itself."""
-    key = ("strip", state.keys, state.strength, state.tokens, state.measure)
-    return run.kept(key, lambda: _on_screen(drawing, run, state))
-
-
-def _on_screen(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
     """A click or a drag across the strip chooses layers."""
-    layers = Choices(run).layers
+    layers = _choices(run).layers
     x = replace(LAYER, title="", limits=(layers[0] - 0.5, layers[-1] + 0.5))
     panel = replace(_panel(drawing, run, state), title="", x=x)
     figure = screen.draw(Description((panel,), columns=1))
@@ -117,7 +123,7 @@ def _panel(drawing: Drawing, run: OpenRun, state: State) -> Panel:
     (rows,) = drawing.tables.values()
     if drawing.figure == "diagnostics":
         return replace(quantity_panel(rows, drawing.options["quantity"]), y=Axis(unit_of(rows, "")))
-    measure, real = measure_named(state.measure), _real_rows(rows, run, state)
+    measure, real = measure_named(state.measure), _real_rows(run, state)
     own = measured(real, measure.name, measure.prompts)
     baseline = numbers(baseline_of(own)["value"])[:1]
     elements = (
@@ -147,17 +153,27 @@ def _controls(sweep: pd.DataFrame, measure: Measure, key: str) -> Iterator[Band]
             yield Band(kind, replace(mark, label=f"{mark.label} ({limits[1]} draws)"), limits[0])
 
 
-def _reading(real: pd.DataFrame, state: State) -> str:
+def _reading(run: OpenRun, state: State) -> str:
     """What the strip says at the chosen layer, in words: value, interval, n."""
     measure = measure_named(state.measure)
+    scale: Scale = "share" if measure.scale == "share" else "linear"
     texts = []
-    for mark, own in marked_methods(single_layers(measured(real, measure.name, measure.prompts))):
-        here = curve(select(own, layer=state.layer))
-        n = here.n if here.n is not None else here.value
-        for value, low, high, count in zip(here.value, here.low, here.high, n, strict=True):
-            text = interval(value, low, high, "share" if measure.scale == "share" else "linear")
-            texts.append(f"{mark.label} {text}, n = {count:.0f}")
+    for label, here in _curves(run, state, measure):
+        n = here.value if here.n is None else here.n
+        for at in np.flatnonzero(here.x == state.layer):
+            value = interval(here.value[at], here.low[at], here.high[at], scale)
+            texts.append(f"{label} {value}, n = {n[at]:.0f}")
     return f"Layer {state.layer}: {'; '.join(texts)}." if texts else ""
+
+
+def _curves(run: OpenRun, state: State, measure: Measure) -> list[tuple[str, Curve]]:
+    """A measure along the depth under both methods; kept too."""
+
+    def made() -> list[tuple[str, Curve]]:
+        real = measured(_real_rows(run, state), measure.name, measure.prompts)
+        return [(mark.label, curve(own)) for mark, own in marked_methods(single_layers(real))]
+
+    return run.kept(("curves", state.keys, state.strength, state.tokens, measure.key), made)
 
 
 DEPTH = View(
@@ -168,6 +184,7 @@ DEPTH = View(
     _depth,
     _strip,
     depth=True,
+    told=("layers",),
 )
 LOCALIZATION = View(
     "localization",

@@ -87,9 +87,17 @@ class View:
     fields: tuple[str, ...]  # of the state, on which it depends
     drawing: Callable[[OpenRun, State], Drawing]
     screen: Callable[[Drawing, OpenRun, State], go.Figure] = on_screen
-    depth: bool = False  # the x axes are layers: the chosen ones are marked
+    depth: bool = False  # the x axes are layers: the page marks the chosen ones
+    sites: bool = False  # cells are tokens and layers: the page outlines the chosen one
     wide: bool = True
+    told: tuple[
+        str, ...
+    ] = ()  # those of the fields that change what is said about the figure, not the figure
 
     def key(self, state: State) -> tuple[Any, ...]:
         """A key shared by all states that look the same in this view."""
         return (self.name, *(getattr(state, name) for name in self.fields))
+
+    def figure_key(self, state: State) -> tuple[Any, ...]:
+        """A key shared by all states with the same figure."""
+        return (self.name, *(getattr(state, name) for name in self.fields if name not in self.told))

@@ -128,10 +128,13 @@ def content(view: View, run: OpenRun, state: State) -> Content:
 
 def _made(view: View, run: OpenRun, state: State) -> Content:
     try:
-        with going_together(view.name):
-            drawing = view.drawing(run, state)
-            figure = view.screen(drawing, run, state)
+        drawing = view.drawing(run, state)
+        drawn = run.kept(("figure", *view.figure_key(state)), lambda: _drawn(view, drawing, run, state))
     except OtLensError as error:
         return Content(None, str(error), "", "")
-    drawn = {"figure": json.loads(figure.to_json()), "narrow": stacked(figure), "depth": view.depth}
     return Content(drawn, "", drawing.note, drawing.program(run, view.name))
+
+
+def _drawn(view: View, drawing: Drawing, run: OpenRun, state: State) -> dict[str, Any]:
+    figure = view.screen(drawing, run, state)
+    return {"figure": json.loads(figure.to_json()), "narrow": stacked(figure)}

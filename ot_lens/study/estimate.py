@@ -25,8 +25,9 @@ from ot_lens.localization.settings import SweepPlan, SweepSettings
 from ot_lens.models import load_model
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import FEWEST_SEEN, MAKERS, MAX_EDITED
+from ot_lens.study.diagnostics import FEWEST_ALIKE, FEWEST_SEEN, MAKERS, MAX_ALIKE, MAX_EDITED
 from ot_lens.study.folder import RunFolder
+from ot_lens.study.likeness import components_of
 from ot_lens.study.mechanisms import MAX_DEFENDED
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.subject import FEW_RESAMPLES, Study, spread
@@ -309,6 +310,13 @@ def _of_tables(config: StudyConfig, prompts: ContrastSet, sample: _Sample) -> It
         edits = 1 + len(study.compared) * min(len(layers), MAX_EDITED)
         captured = sample.seconds["capture"] / _count(prompts.train) * len(prompts.test.harmful)
         yield Cost("visibility", edits, "edits", captured + seen * capped / (2 * RESAMPLES))
+    if min(test.n_harmful, test.n_harmless) >= FEWEST_ALIKE:
+        comparisons = len(study.compared) + (config.base is not None)
+        alike = partial(geometry.similarity, test, test, k=components_of(test), **study.few_resamples)
+        compared = min(len(layers), MAX_ALIKE) / len(few)
+        price = _timed(alike)[0] * capped / (2 * RESAMPLES) * compared
+        captured = sample.seconds["capture"] / _count(prompts.train) * _count(prompts.test)
+        yield Cost("similarity of models", comparisons, "comparisons", captured + price)
     shown = entry_named("w2_per_layer").describe(MAKERS["geometry"](study)["geometry"])
     draw = partial(pictures, shown, ("png", "pdf"), config.figure_style)
     drawing = min(_timed(draw)[0] for _ in range(2))

@@ -92,7 +92,8 @@ def most_effective_layer(table: pd.DataFrame) -> int | None:
     Returns:
         The layer, or None when no edit of a single layer was measured.
     """
-    singles = single_layers(real_edits(table))
+    # Without the other columns, which each selection would copy.
+    singles = single_layers(real_edits(table))[["layer", "measure", "prompts", "value"]]
     for measure, more_is_better in EFFECT:
         effect = measured(singles, measure, "harmful").groupby("layer")["value"].mean().dropna()
         if len(effect):

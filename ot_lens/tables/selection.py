@@ -3,7 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, LISTED, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
 
@@ -31,16 +33,18 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
     return table[_matches(table, criteria)]
 
 
-def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> pd.Series:
-    keep = pd.Series(data=True, index=table.index)
+def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> Bool[np.ndarray, " rows"]:
+    # An array, not a column: a view selects dozens of times, and columns align their indices each time.
+    keep = np.ones(len(table), dtype=bool)
     for column, value in criteria.items():
         values = table[column]
         if value is None:
-            keep &= values.isna()
+            own = values.isna()
         elif isinstance(value, (tuple, list, set, frozenset)):
-            keep &= values.isin(list(value))
+            own = values.isin(list(value))
         else:
-            keep &= values.eq(value).fillna(value=False).astype(bool)
+            own = values.eq(value)
+        keep &= own.to_numpy(dtype=bool, na_value=False)
     return keep
 
 
@@ -56,7 +60,7 @@ def with_baseline(
     """
     keep = _matches(table, criteria)
     if methods is not None:
-        wanted = pd.Series(data=False, index=table.index)
+        wanted = np.zeros(len(table), dtype=bool)
         for method, k in methods:
             wanted |= _matches(table, {"method": method} | ({} if k is None else {"k": k}))
         keep &= wanted

@@ -14,10 +14,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import speed, transport  # noqa: E402
+from tests.benchmarks import page, speed, transport  # noqa: E402
 from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHES = [*transport.BENCHES, *speed.BENCHES]
+BENCHES = [*transport.BENCHES, *speed.BENCHES, *page.BENCHES]
 
 
 def main() -> None:

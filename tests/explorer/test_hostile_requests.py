@@ -12,11 +12,12 @@ from ot_lens.explorer.guard import MOST_BYTES, UPDATE
 from ot_lens.explorer.live import MOST_CHARACTERS, live_model
 from ot_lens.generation import Completion
 from tests.explorer.conftest import serving
-from tests.explorer.requests import asked, live
+from tests.explorer.requests import live, update, view_path
 
 ROUTES = (
     "/ /anything /_dash-layout /_dash-dependencies /_reload-hash /_favicon.ico /assets/explorer.js "
-    "/_dash-component-suites/dash/dcc/dash_core_components.js /export/0/spectra.csv /export/0/spectra.svg"
+    "/_dash-component-suites/dash/dcc/dash_core_components.js /export/0/spectra.csv /export/0/spectra.svg "
+    "/view/0/spectra"
 )
 HOSTS = (
     "evil.example localhost.evil 192.168.0.9:{port} evil.example@127.0.0.1 127.0.0.1@evil.example "
@@ -28,7 +29,8 @@ ELSEWHERE = (
     "/_dash-component-suites/dash/../../../../pyproject.toml /_dash-component-suites/os/os.py "
     "/assets/..%2f..%2f..%2fpyproject.toml /assets/..%5c..%5capp.py /assets/%2e%2e/app.py /assets/%00 "
     "/export/0/..%2f..%2fmanifest.csv /export/0/%2e%2e/%2e%2e/config.yaml /export/0/manifest.json "
-    "/export/0/spectra.parquet /export/0/spectra.csv%00 /export/9/spectra.csv"
+    "/export/0/spectra.parquet /export/0/spectra.csv%00 /export/9/spectra.csv "
+    "/view/9/spectra /view/-1/spectra /view/0/nothing /view/0/..%2fmanifest /view/0/__class__ /view/0/"
 )
 
 
@@ -138,7 +140,7 @@ def test_false_lengths_and_chunks_harm_nobody(port):
         assert said(port, head(port, f"Content-Length: {length}") + b"{}")[0] in (400, 413), length
     for chunks in ("2\r\n{}\r\n0\r\n\r\n", "zz\r\n", "-5\r\nabc\r\n0\r\n\r\n", "7fffffffffff\r\nabc"):
         assert said(port, head(port, "Transfer-Encoding: chunked") + chunks.encode())[0] in (0, 400, 413)
-    assert send(port, json.dumps(asked())) == 200
+    assert send(port, json.dumps(update({}))) == 200
 
 
 @pytest.mark.trust
@@ -146,32 +148,36 @@ def test_false_lengths_and_chunks_harm_nobody(port):
 def test_forged_callbacks_are_refused(port, part):
     for odd in (None, "x", [], {}, [None], [{}], [{"id": {"view": [], "run": 0}}]):
         expected = 200 if part in ("state", "changedPropIds") and odd == [] else 400
-        assert send(port, json.dumps({**asked(), part: odd})) == expected, odd
+        assert send(port, json.dumps({**update({}), part: odd})) == expected, odd
 
 
-def test_callbacks_of_other_shapes_names_and_states_are_refused_or_fall_back(port):
-    real = asked(data={"layers": [5]})
+def test_callbacks_of_other_shapes_and_names_are_refused(port):
+    real = update({"layers": [5]})
     assert send(port, json.dumps(real)) == 200
     for forged in (
         {**real, "inputs": real["inputs"] * 2},
         {**real, "outputs": real["outputs"][:1]},
         {**real, "outputs": real["outputs"][::-1]},
         {**real, "outputs": [{**output, "id": "page"} for output in real["outputs"]]},
+        {**real, "outputs": [{**output, "id": {"type": "page"}} for output in real["outputs"]]},
         {**real, "output": "started.data"},  # runs in the browser alone
         {**real, "output": "page.children"},
-        *(asked(run=run) for run in (7, -1, "0", None, [0])),
-        *(asked(view=view) for view in ("../manifest", "nothing", "", "__class__")),
     ):
         assert send(port, json.dumps(forged)) == 400, forged
-    for data in (
+
+
+def test_states_of_any_kind_fall_back(port):
+    for state in (
         {"strength": 10**4000},
-        {"strength": float("nan")},
+        {"strength": "nan"},
         {"strength": "9" * 50_000},
-        {"layers": [float("nan"), -1, 10**4000, 99999, "../.."]},
+        {"layers": f"nan,-1,{10**4000},99999,../.."},
         {"layers": "5," * 50_000},
         {"ot": "../../manifest", "by": "\x00", "measure": "geometry/../../x", "tokens": "__class__"},
+        {"figure": "../..", "other": "x"},
     ):
-        assert send(port, json.dumps(asked("plane", data=data))) == 200, str(data)[:40]
+        line = f"GET {view_path('plane', **state)} HTTP/1.1"
+        assert ask(port, f"Host: 127.0.0.1:{port}", line=line) == 200, str(state)[:40]
 
 
 @pytest.mark.filterwarnings("ignore::ot_lens.errors.PromptWarning")

@@ -107,6 +107,7 @@ def test_layers_are_chosen_with_the_keyboard_and_the_back_button_undoes_it(home)
     page.go_back()
     page.go_back()
     assert asked_for(page)["layers"] == "2"
+    drawn(page, "spectra")  # the browser has scrolled back to where it was, too
     wait_for_note(page, "Layer 2.")
     assert page.locator("#ruler [aria-selected=true]").inner_text() == "2"
 

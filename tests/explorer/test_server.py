@@ -12,14 +12,15 @@ from ot_lens.errors import ExplorerError
 from ot_lens.explorer import start
 from ot_lens.explorer.app import TYPES, build_app
 from ot_lens.explorer.guard import MOST_BYTES, UPDATE, is_loopback
-from tests.explorer.requests import asked
+from ot_lens.explorer.live import live_model
+from tests.explorer.requests import update, view_path
 
 LOCAL = "127.0.0.1:8050"
 
 
 @pytest.fixture(scope="module")
 def client(opened):
-    return build_app([opened.run], None).server.test_client()
+    return build_app([opened.run], live_model(opened.run, None)).server.test_client()
 
 
 def get(client, path, host=LOCAL, **headers):
@@ -35,13 +36,23 @@ def test_on_another_address_numbers_and_this_machine_s_name_are_served(opened):
 
 def test_small_updates_from_the_page_are_served_and_no_other_method(client):
     headers = {"Host": LOCAL, "Origin": f"http://{LOCAL}"}
-    done = client.post(UPDATE, json=asked(data={"layers": [5]}), headers=headers)
-    assert done.status_code == 200
-    assert "Layer 5." in done.text
-    assert client.post(UPDATE, json=asked(data={"x": "y" * MOST_BYTES}), headers=headers).status_code == 413
+    assert client.post(UPDATE, json=update({"number": 1}), headers=headers).status_code == 200
+    assert client.post(UPDATE, json=update({"x": "y" * MOST_BYTES}), headers=headers).status_code == 413
     assert client.post(UPDATE, data="x", headers=headers).status_code == 415
     assert client.post("/", json={}, headers=headers).status_code == 405
+    assert client.post(view_path(), json={}, headers=headers).status_code == 405
     assert {client.open("/", method=m, headers=headers).status_code for m in ("PUT", "TRACE")} == {405}
+
+
+def test_a_view_is_sent_with_its_figure_or_without(client):
+    complete = get(client, view_path(layers="5"))
+    assert complete.mimetype == "application/json"
+    assert complete.headers["Cache-Control"] == "no-store"
+    assert complete.json["note"] == "Layer 5."
+    assert complete.json["figure"]["figure"]["data"]
+    words = get(client, view_path(layers="5", figure="no"))
+    assert words.json == {name: part for name, part in complete.json.items() if name != "figure"}
+    assert get(client, view_path("nothing")).status_code == get(client, view_path(run=1)).status_code == 404
 
 
 def test_pages_carry_security_headers_and_load_nothing_from_elsewhere(client):

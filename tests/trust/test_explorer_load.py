@@ -1,6 +1,5 @@
 """Twenty users at once: no errors, no live edit in another user's answer; times are recorded, not judged."""
 
-import json
 import random
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import psutil
 from ot_lens.explorer.guard import UPDATE
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.state import Choices
-from tests.explorer.requests import asked, live
+from tests.explorer.requests import live, view_path
 
 USERS, PATIENCE = 20, 120.0
 VIEWS = ("depth", "plane", "localization", "methods", "distances", "spectra", "cosines")
@@ -91,7 +90,8 @@ class Crowd:
     def question(self, chance: random.Random) -> None:
         state, drawn = chance.choice(self.states), chance.random()
         if drawn < 0.75:
-            self.ask("view", UPDATE, json.dumps(asked(chance.choice(VIEWS), data=state)))
+            layers = ",".join(map(str, state["layers"]))
+            self.ask("view", view_path(chance.choice(VIEWS), **state | {"layers": layers}))
         elif drawn < 0.85:
             query = f"layers={state['layers'][0]}&ot={state['ot']}&by={state['by']}"
             self.ask("file", f"/export/0/{chance.choice(VIEWS)}.{chance.choice(['csv', 'py'])}?{query}")

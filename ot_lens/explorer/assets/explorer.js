@@ -1,5 +1,6 @@
 "use strict";
-// State of the page, its controls and its links. What is chosen stands in the address; Dash draws what it asks for.
+// State of the page, its controls, its links and its figures. What is chosen stands in the address; the server describes
+// a view of it, and plotly draws that here.
 window.dash_clientside = window.dash_clientside || {};
 (() => {
   const phone = matchMedia("(max-width: 760px)");
@@ -10,8 +11,6 @@ window.dash_clientside = window.dash_clientside || {};
 
   let facts = null;
   let chosen = null;
-  const sent = new Map();
-  const near = new Set();
   const set = (id, props) => window.dash_clientside.set_props(id, props);
 
   const element = (name, properties = {}, ...children) => {
@@ -64,8 +63,7 @@ window.dash_clientside = window.dash_clientside || {};
     syncControls();
     syncRuler();
     syncLinks();
-    look();
-    ask();
+    refresh();
     live.changed();
   };
 
@@ -75,35 +73,8 @@ window.dash_clientside = window.dash_clientside || {};
     document.querySelectorAll("a.permalink").forEach((link) => { link.href = `${search}#view-${link.dataset.view}`; });
   };
 
-  // Views near the screen are asked for and painted; others wait until they come near.
-  const ask = () => {
-    document.querySelectorAll(".of-run").forEach((node) => {
-      const view = node.dataset.view;
-      const place = { view, run: Number(node.dataset.run) };
-      if (!near.has(`${view}/${place.run}`)) return;
-      const part = Object.fromEntries(FIELDS.filter((name) => facts.views[view].fields.includes(name)).map((name) => [name, chosen[name]]));
-      const key = JSON.stringify(part);
-      if (sent.get(`${view}/${place.run}`) === key) return;
-      sent.set(`${view}/${place.run}`, key);
-      set({ type: "state", ...place }, { data: { ...part, layers: chosen.layers } });
-    });
-  };
-
-  const watch = () => {
-    const watcher = new IntersectionObserver((entries) => {
-      entries.forEach(({ isIntersecting, target: { dataset } }) => {
-        if (isIntersecting) near.add(`${dataset.view}/${dataset.run}`);
-        else near.delete(`${dataset.view}/${dataset.run}`);
-      });
-      ask();
-      look();
-    }, { rootMargin: "500px" });
-    document.querySelectorAll(".of-run").forEach((node) => watcher.observe(node));
-  };
-
-  // ---------------------------------------------------------------- look: colours, width, marked layers
+  // ---------------------------------------------------------------- look: colours and width
   const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
-  const look = () => set("look", { data: { dark: isDark(), phone: phone.matches, fine: fine.matches, layers: chosen.layers } });
   const remembered = () => { try { return localStorage.getItem("ot_lens-theme"); } catch { return null; } };
 
   // What is left of the depth when the page is scrolled: the row of layers and what is chosen.
@@ -121,11 +92,11 @@ window.dash_clientside = window.dash_clientside || {};
       document.documentElement.dataset.theme = theme;
       try { localStorage.setItem("ot_lens-theme", theme); } catch { /* private windows may refuse */ }
       label();
-      look();
+      refresh();
     });
     label();
-    dark.addEventListener("change", () => { label(); look(); });
-    phone.addEventListener("change", look);
+    dark.addEventListener("change", () => { label(); refresh(); });
+    phone.addEventListener("change", refresh);
     const copy = element("button", { type: "button" }, "Copy link");
     copy.addEventListener("click", () => toClipboard(location.href, copy));
     document.getElementById("tools").append(copy, button);
@@ -330,60 +301,166 @@ window.dash_clientside = window.dash_clientside || {};
     return found;
   };
 
-  const marks = (layout, layers, colour) => Array.from({ length: layout.meta?.panels ?? 1 }, (_, panel) => bands(layers).map(([a, b]) => ({
+  const marks = (layout, colour) => Array.from({ length: layout.meta?.panels ?? 1 }, (_, panel) => bands(chosen.layers).map(([a, b]) => ({
     type: "rect", xref: `x${panel ? panel + 1 : ""}`, yref: `y${panel ? panel + 1 : ""} domain`, x0: a - 0.5, x1: b + 0.5, y0: 0, y1: 1,
     fillcolor: colour, line: { width: 0 }, layer: "below",
   }))).flat();
 
-  const paint = (drawn, now, id) => {
-    const nothing = window.dash_clientside.no_update;
-    if (!drawn) return [nothing, nothing];
-    const trigger = window.dash_clientside.callback_context.triggered_id;
-    const state = now.layers ? now : { layers: chosen.layers, phone: phone.matches, fine: fine.matches, dark: isDark() };
-    const key = JSON.stringify([state.dark, state.phone, drawn.depth ? state.layers : null]);
-    const place = `${id.view}/${id.run}`;
-    if (trigger === "look" && (painted.get(place) === key || !near.has(place))) return [nothing, nothing];
-    painted.set(place, key);
-    const tone = colours();
-    let layout = state.phone ? merged(drawn.figure.layout, drawn.narrow) : drawn.figure.layout;
-    layout = merged(merged(layout, tone.layout), { autosize: true });
-    Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name)).forEach((name) => {
-      layout[name] = merged(layout[name], { title: { font: { size: 12.5 } }, tickfont: { size: 11.5 } });
-    });
-    if (id.view === "depth") {
-      layout.margin = drawn.figure.layout.margin;
-      layout.height = drawn.figure.layout.height;
-      layout.selections = [];
-      layout.showlegend = !state.phone && (layout.showlegend ?? true);
-      if (!state.fine) layout.dragmode = false;
-    } else layout.dragmode = false;
-    if (drawn.depth) layout.shapes = [...(layout.shapes ?? []), ...marks(layout, state.layers, tone.mark)];
-    return [{ data: drawn.figure.data, layout }, { height: `${layout.height}px` }];
+  // Categories have no corners to draw along.
+  const outlines = (data) => data.filter((t) => t.type === "heatmap").map((t) => [t, t.x.indexOf(chosen.site), t.y.indexOf(String(chosen.layers[0]))])
+    .filter(([, x, y]) => x >= 0 && y >= 0).map(([t, x, y]) => ({
+      type: "rect", xref: t.xaxis, yref: t.yaxis, xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -9, x1: 9, y0: -9, y1: 9,
+      line: { color: facts.outline, width: 3 },
+    }));
+
+  const shapesOf = ({ name }, { data, layout }, tone) => {
+    const { depth, sites } = facts.views[name];
+    return [...(layout.shapes ?? []), ...(depth ? marks(layout, tone.mark) : []), ...(sites ? outlines(data) : [])];
   };
-  const painted = new Map();
+
+  const layoutOf = ({ name }, { figure, narrow }, tone) => {
+    // As high as the node says, which has no say in it otherwise.
+    const { height, ...own } = phone.matches ? merged(figure.layout, narrow) : figure.layout;
+    const layout = merged(merged(own, tone.layout), { autosize: true });
+    Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).forEach((key) => {
+      layout[key] = merged(layout[key], { title: { font: { size: 12.5 } }, tickfont: { size: 11.5 } });
+    });
+    if (name !== "depth") return { height, layout: { ...layout, dragmode: false } };
+    layout.margin = figure.layout.margin;
+    layout.selections = [];
+    layout.showlegend = !phone.matches && (layout.showlegend ?? true);
+    if (!fine.matches) layout.dragmode = false;
+    return { height: figure.layout.height, layout };
+  };
+
+  // Draw a view as it is to look now: where only marks have moved, only these.
+  const paint = async (view) => {
+    if (!view.drawn) return;
+    const look = JSON.stringify([isDark(), phone.matches, fine.matches]);
+    const tone = colours();
+    const shapes = shapesOf(view, view.drawn.figure, tone);
+    const marked = JSON.stringify(shapes);
+    const same = view.painted === view.drawn && view.look === look;
+    if (same && view.marked === marked) return;
+    Object.assign(view, { painted: view.drawn, look, marked });
+    await plotly();
+    if (same) { await window.Plotly.relayout(view.graph, { shapes, ...(view.name === "depth" ? { selections: [] } : {}) }); return; }
+    const { height, layout } = layoutOf(view, view.drawn, tone);
+    view.graph.style.height = `${height}px`;
+    await window.Plotly.react(view.graph, view.drawn.figure.data, { ...layout, shapes }, CONFIG);
+    if (!view.heard) hear(view);
+  };
+
+  // ---------------------------------------------------------------- views: asked for where they are near the screen
+  const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: "reset", showTips: false };
+  const PLOTLY = "/_dash-component-suites/plotly/package_data/plotly.min.js";
+  const views = [];
+  let loading = null;
+  const plotly = () => {
+    loading ??= new Promise((loaded) => { document.head.append(element("script", { src: PLOTLY, onload: loaded })); });
+    return loading;
+  };
+
+  const addViews = () => {
+    plotly();
+    const sized = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+      const drawn = target._fullLayout;
+      const apart = drawn ? Math.max(Math.abs(target.clientWidth - drawn.width), Math.abs(target.clientHeight - drawn.height)) : 0;
+      if (target.clientWidth && apart > 1) window.Plotly.Plots.resize(target);
+    }));
+    document.querySelectorAll(".of-run").forEach((node) => {
+      const [name, run] = [node.dataset.view, Number(node.dataset.run)];
+      const code = document.querySelector(`code[data-view="${name}"][data-run="${run}"]`);
+      const [graph, missing, note] = [".graph", ".missing", ".note"].map((part) => node.querySelector(part));
+      views.push({ node, name, run, graph, missing, note, code, near: false, seen: false });
+      sized.observe(graph);
+    });
+  };
+
+  const watch = () => {
+    const watching = (mark, rootMargin) => {
+      const watcher = new IntersectionObserver((entries) => {
+        entries.forEach(({ isIntersecting, target }) => { views.find((view) => view.node === target)[mark] = isIntersecting; });
+        refresh();
+      }, { rootMargin });
+      views.forEach((view) => watcher.observe(view.node));
+    };
+    watching("seen", "0px");
+    watching("near", "500px");
+  };
+
+  // What is on the screen first and together; what is near it afterwards, one after the other, unless more has changed.
+  let turn = 0;
+  const refresh = async () => {
+    turn += 1;
+    const mine = turn;
+    await Promise.all(views.filter((view) => view.seen).map(update));
+    for (const view of views.filter((one) => one.near && !one.seen)) {
+      if (mine !== turn) return;
+      await update(view);
+    }
+  };
+
+  const stateOf = (names) => names.map((name) => `${name}=${encodeURIComponent(String(chosen[name]))}`).join("&");
+
+  const update = (view) => {
+    const { fields, told } = facts.views[view.name];
+    const state = stateOf(fields);
+    if (view.state !== state) {
+      view.state = state;
+      view.underWay = change(view, state, stateOf(fields.filter((name) => !told.includes(name))));
+    }
+    return view.underWay.then(() => paint(view));
+  };
+
+  const change = async (view, state, figure) => {
+    view.request?.abort();
+    view.request = new AbortController();
+    const words = view.figure === figure ? "&figure=no" : "";
+    const answer = await answered(`/view/${view.run}/${view.name}?${state}${words}`, view.request.signal);
+    if (view.state !== state) return;
+    if (answer === null) { view.state = null; return; }
+    if (answer.figure) Object.assign(view, { drawn: answer.figure, figure });
+    view.missing.hidden = answer.missing === "";
+    [["missing", answer.missing], ["note", answer.note], ["code", answer.code]].forEach(([part, text]) => {
+      if (view[part].textContent !== text) view[part].textContent = text;
+    });
+  };
+
+  // The answers seen last are kept: going back to a layer asks for nothing.
+  const MOST_ANSWERS = 96;
+  const answers = new Map();
+  const answered = async (address, signal) => {
+    if (answers.has(address)) return answers.get(address);
+    try {
+      const answer = await fetch(address, { signal });
+      if (!answer.ok) return null;
+      answers.set(address, await answer.json());
+    } catch { return null; }
+    if (answers.size > MOST_ANSWERS) answers.delete(answers.keys().next().value);
+    return answers.get(address);
+  };
 
   // ---------------------------------------------------------------- pointer on figures
-  const listen = (...values) => {
-    const nothing = window.dash_clientside.no_update;
-    const trigger = window.dash_clientside.callback_context.triggered[0];
-    if (!trigger || !trigger.value) return nothing;
-    const id = JSON.parse(trigger.prop_id.slice(0, trigger.prop_id.lastIndexOf(".")));
-    const what = trigger.prop_id.slice(trigger.prop_id.lastIndexOf(".") + 1);
-    if (id.view === "depth") onStrip(what, trigger.value);
-    else if (id.view === "interchange") onSite(trigger.value);
-    else onPlane(what, trigger.value, id.run);
-    return nothing;
+  const hear = (view) => {
+    view.heard = true;
+    const on = (event, listener) => view.graph.on(`plotly_${event}`, (value) => { if (value) listener(value); });
+    if (view.name === "depth") ["click", "selected"].forEach((what) => on(what, (value) => onStrip(what, value)));
+    if (view.name === "interchange") on("click", onSite);
+    if (view.name === "plane") ["click", "hover"].forEach((what) => on(what, (value) => onPlane(what, value, view.run)));
   };
 
   const onStrip = (what, value) => {
     const near = (x) => facts.layers.reduce((best, n) => (Math.abs(n - x) < Math.abs(best - x) ? n : best), facts.layers[0]);
     const x = value.range && Object.entries(value.range).find(([axis]) => axis.startsWith("x"))?.[1];
-    if (what === "selectedData" && x) {
+    if (what === "selected" && x) {
       const layers = facts.layers.filter((n) => n >= Math.min(...x) && n <= Math.max(...x));
       ruler.active = null;
+      // The rectangle goes, even if it chooses nothing new.
+      views.filter(({ name }) => name === "depth").forEach((view) => { view.marked = null; });
+      refresh();
       choose({ layers: layers.length ? layers : [near((x[0] + x[1]) / 2)] });
-      look();
-    } else if (what === "clickData" && value.points?.length) { ruler.active = null; choose({ layers: [near(Number(value.points[0].x))] }); }
+    } else if (what === "click" && value.points?.length) { ruler.active = null; choose({ layers: [near(Number(value.points[0].x))] }); }
   };
 
   const onSite = (value) => {
@@ -392,7 +469,6 @@ window.dash_clientside = window.dash_clientside || {};
   };
 
   const onPlane = (what, value, run) => {
-    // Dash leaves customdata out where the figure carries it as a typed array.
     const traces = plotOf("plane", run)?._fullData ?? [];
     const point = value.points?.find((p) => traces[p.curveNumber]?.customdata?.length > p.pointNumber);
     if (!point) return;
@@ -401,10 +477,10 @@ window.dash_clientside = window.dash_clientside || {};
     const label = trace.legendgroup === "harmless" ? "harmless" : "harmful";
     follow(label, prompt, run);
     const text = facts.texts[run]?.[label]?.[prompt];
-    if (what === "clickData" && text !== undefined) live.use(text);
+    if (what === "click" && text !== undefined) live.use(text);
   };
 
-  const plotOf = (view, run) => document.querySelector(`.of-run[data-view="${view}"][data-run="${run}"] .js-plotly-plot`);
+  const plotOf = (view, run) => document.querySelector(`.of-run[data-view="${view}"][data-run="${run}"] .graph`);
 
   // The same prompt in every panel: where it was and where each edit put it.
   const follow = (label, prompt, run) => {
@@ -528,7 +604,8 @@ window.dash_clientside = window.dash_clientside || {};
     live.add();
     chosen = fromAddress();
     window.history.replaceState(null, "", `${location.pathname}?${query(chosen)}${location.hash}`);
-    facts.runs.forEach((_, run) => ["depth", "plane"].forEach((view) => near.add(`${view}/${run}`)));
+    addViews();
+    views.filter(({ name }) => name === "depth" || name === "plane").forEach((view) => { view.seen = true; });
     show();
     watch();
     addEventListener("popstate", () => { chosen = fromAddress(); ruler.active = chosen.layers[0]; show(); });
@@ -539,5 +616,5 @@ window.dash_clientside = window.dash_clientside || {};
   document.documentElement.lang = "en-GB";
   const kept = remembered();
   if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
-  window.dash_clientside.explorer = { start, paint, listen, told: live.told };
+  window.dash_clientside.explorer = { start, told: live.told };
 })();

@@ -149,9 +149,11 @@ def _mean_arrow(outlines: pd.DataFrame, state: str, group: str) -> list[Arrows]:
 def displacements(points: pd.DataFrame, state: str, most: int = MOST_ARROWS) -> Float[np.ndarray, "arrows 4"]:
     """Rows (x, y, dx, dy) from where harmful prompts stood to where the edit puts them, `most` at most."""
     harmful = select(points, **{"class": "harmful"}).dropna(subset=["pc1", "pc2"])
-    before, after = (select(harmful, state=name)[["prompt", "pc1", "pc2"]] for name in (BEFORE, state))
-    both = before.merge(after, on="prompt").drop(columns="prompt").to_numpy(float)
-    start, end = np.hsplit(both[spread_out(range(len(both)), most)], 2)
+    before, after = (select(harmful, state=name) for name in (BEFORE, state))
+    _, first, second = np.intersect1d(before["prompt"], after["prompt"], return_indices=True)
+    chosen = np.argsort(first)[spread_out(range(len(first)), most)]
+    start = before[["pc1", "pc2"]].to_numpy(float)[first[chosen]]
+    end = after[["pc1", "pc2"]].to_numpy(float)[second[chosen]]
     return np.concatenate([start, end - start], axis=1)
 
 

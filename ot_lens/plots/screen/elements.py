@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from ot_lens.plots import description as d
@@ -14,6 +13,8 @@ from ot_lens.plots.style import DASHES, MARKERS, Mark
 
 BAND_ALPHA, NULL_ALPHA = 0.16, 0.3
 MEAN = "#6E7681"
+# A trace of plotly by its properties, which the figure checks: a graph object would be checked twice.
+Trace = dict[str, Any]
 
 
 def axes_of(panel: int) -> dict[str, str]:
@@ -45,7 +46,7 @@ class Place:
         return d.Curve(x, value, low, high, None, x_low, x_high)
 
 
-def traces_of(element: d.Element, place: Place) -> Iterator[go.Scatter]:
+def traces_of(element: d.Element, place: Place) -> Iterator[Trace]:
     """The traces of one element."""
     return TRACES[type(element)](element, place)
 
@@ -70,20 +71,20 @@ def error_bars(errors: np.ndarray | None, color: str) -> dict[str, Any]:
     return bars | {"color": color, "thickness": 1.2, "width": 0}
 
 
-def _scatter(x: Any, y: Any, place: Place, group: str = "", **look: Any) -> go.Scatter:
+def _scatter(x: Any, y: Any, place: Place, group: str = "", **look: Any) -> Trace:
     """A trace without hover text or entry in the legend."""
     style = {"mode": "lines", "hoverinfo": "skip", "showlegend": False, "name": plain(group)}
-    return go.Scatter(x=x, y=y, legendgroup=group, **place.axes, **(style | look))
+    return {"type": "scatter", "x": x, "y": y, "legendgroup": group, **place.axes, **(style | look)}
 
 
-def _filled(curve: d.Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> go.Scatter:
+def _filled(curve: d.Curve, mark: Mark, place: Place, alpha: float, **look: Any) -> Trace:
     color = translucent(mark.color, alpha)
     style: dict[str, Any] = {"fill": "toself", "fillcolor": color, "line": {"width": 0}}
     x, y = band_outline(curve).astype(np.float32)
     return _scatter(x, y, place, mark.label, **(style | look))
 
 
-def _line(line: d.Line, place: Place) -> Iterator[go.Scatter]:
+def _line(line: d.Line, place: Place) -> Iterator[Trace]:
     curve, mark = place.at(line.curve), line.mark
     yield _filled(curve, mark, place, BAND_ALPHA)
     look: dict[str, Any] = {"line": {"color": mark.color, "dash": DASHES[mark.dash][1], "width": 2}}
@@ -96,7 +97,7 @@ def _line(line: d.Line, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(curve.x, curve.value, place, mark.label, showlegend=True, **look)
 
 
-def _points(points: d.Points, place: Place) -> Iterator[go.Scatter]:
+def _points(points: d.Points, place: Place) -> Iterator[Trace]:
     curve, mark = place.at(points.curve), points.mark
     symbol, hollow = MARKERS[mark.marker][1], points.hollow
     marker: dict[str, Any] = {"symbol": f"{symbol}-open" if hollow else symbol, "color": mark.color}
@@ -118,20 +119,20 @@ def _points(points: d.Points, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(curve.x, curve.value, place, mark.label, **look)
 
 
-def _band(band: d.Band, place: Place) -> Iterator[go.Scatter]:
+def _band(band: d.Band, place: Place) -> Iterator[Trace]:
     curve, mark = place.at(band.curve), band.mark
     yield _filled(curve, mark, place, NULL_ALPHA, showlegend=True)
     dotted = {"color": mark.color, "dash": "dot", "width": 1.2}
     yield _scatter(curve.x, curve.value, place, mark.label, line=dotted)
 
 
-def _area(area: d.Area, place: Place) -> Iterator[go.Scatter]:
+def _area(area: d.Area, place: Place) -> Iterator[Trace]:
     curve = place.at(d.Curve(area.x, area.low, area.low, area.high))
     mark = Mark(area.label, area.color, "circle")
     yield _filled(curve, mark, place, area.opacity, showlegend=bool(area.label))
 
 
-def _reference(reference: d.Reference, place: Place) -> Iterator[go.Scatter]:
+def _reference(reference: d.Reference, place: Place) -> Iterator[Trace]:
     if reference.vertical and place.panel.y.limits is None:
         return
     across, along = (place.panel.y, place.panel.x) if reference.vertical else (place.panel.x, place.panel.y)
@@ -152,20 +153,20 @@ def _reference(reference: d.Reference, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(x, y, place, reference.label, **look)
 
 
-def _path(path: d.Path, place: Place) -> Iterator[go.Scatter]:
+def _path(path: d.Path, place: Place) -> Iterator[Trace]:
     line: dict[str, Any] = {"color": path.color, "dash": path.dash, "width": 1.5 if path.label else 1}
     line |= {"shape": "hv"} if path.steps else {}
     x, y = position(path.x, place.panel.x.scale), position(path.y, place.panel.y.scale)
     yield _scatter(x, y, place, path.label, line=line, showlegend=bool(path.label))
 
 
-def _ellipse(ellipse: d.Ellipse, place: Place) -> Iterator[go.Scatter]:
+def _ellipse(ellipse: d.Ellipse, place: Place) -> Iterator[Trace]:
     x, y = ellipse.outline().astype(np.float32).T
     line = {"color": ellipse.color, "dash": DASHES[ellipse.dash][1], "width": 2}
     yield _scatter(x, y, place, ellipse.group, line=line)
 
 
-def _arrows(arrows: d.Arrows, place: Place) -> Iterator[go.Scatter]:
+def _arrows(arrows: d.Arrows, place: Place) -> Iterator[Trace]:
     """One broken line with arrow heads at its ends."""
     x, y, dx, dy = arrows.rows.T
     xs, ys = (
@@ -179,7 +180,7 @@ def _arrows(arrows: d.Arrows, place: Place) -> Iterator[go.Scatter]:
     yield _scatter(xs, ys, place, arrows.group, mode="lines+markers", line=line, marker=marker)
 
 
-def _text(text: d.Text, place: Place) -> Iterator[go.Scatter]:
+def _text(text: d.Text, place: Place) -> Iterator[Trace]:
     yield _scatter([text.x], [text.y], place, mode="text", text=[plain(text.text)])
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ot_lens.plots.description import Axis, Description, Panel
 from ot_lens.plots.gallery import Entry
 from ot_lens.plots.screen.cells import color_bar, heat_map
-from ot_lens.plots.screen.elements import Place, traces_of
+from ot_lens.plots.screen.elements import Place, Trace, traces_of
 from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
 from ot_lens.plots.screen.text import position, title
 from ot_lens.plots.style import CHANCE, EDGE, MOST_NAMES
@@ -56,16 +56,16 @@ def showing(entry: Entry) -> Callable[..., go.Figure]:
     return shown
 
 
-def _traces(panels: Sequence[Panel]) -> list[go.Scatter]:
+def _traces(panels: Sequence[Panel]) -> list[Trace]:
     """Traces of all panels at one position of the slider, each label once in the legend."""
-    traces: list[go.Scatter] = []
+    traces: list[Trace] = []
     seen: set[str] = set()
     for number, panel in enumerate(panels):
         for element in panel.elements:
             for trace in traces_of(element, Place(panel, number)):
-                if trace.showlegend:
-                    trace.showlegend = trace.legendgroup not in seen
-                    seen.add(trace.legendgroup)
+                if trace["showlegend"]:
+                    trace["showlegend"] = trace["legendgroup"] not in seen
+                    seen.add(trace["legendgroup"])
                 traces.append(trace)
     return traces
 
