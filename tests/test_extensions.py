@@ -19,7 +19,7 @@ from ot_lens.explorer.views import content, views
 from ot_lens.plots import method_mark
 from ot_lens.study import RunFolder, parse_config, run_study
 from ot_lens.transport import METHODS
-from tests.conftest import forgetting
+from tests.conftest import NO_MECHANISMS, forgetting
 
 PACKAGE = Path(transport.__file__).parents[1]
 MODULE = '''
@@ -64,6 +64,7 @@ def own_run(run_settings, tmp_path_factory, without_figures):
         "layers": [5, 7],
         "search_size": 0,
         "paper_table": False,
+        **NO_MECHANISMS,
     }
     config = parse_config({**run_settings, **own})
     with forgetting(), pytest.MonkeyPatch.context() as patch, without_figures():

@@ -3,7 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, LISTED, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
 
@@ -31,16 +33,18 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
     return table[_matches(table, criteria)]
 
 
-def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> pd.Series:
-    keep = pd.Series(data=True, index=table.index)
+def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """A figure selects rows dozens of times: an array takes half as long as a series with its index."""
+    keep = np.ones(len(table), dtype=np.bool_)
     for column, value in criteria.items():
         values = table[column]
         if value is None:
-            keep &= values.isna()
+            found = values.isna()
         elif isinstance(value, (tuple, list, set, frozenset)):
-            keep &= values.isin(list(value))
+            found = values.isin(list(value))
         else:
-            keep &= values.eq(value).fillna(value=False).astype(bool)
+            found = values.eq(value)
+        keep &= found.to_numpy(np.bool_, na_value=False)
     return keep
 
 
@@ -56,7 +60,7 @@ def with_baseline(
     """
     keep = _matches(table, criteria)
     if methods is not None:
-        wanted = pd.Series(data=False, index=table.index)
+        wanted = np.zeros(len(table), dtype=np.bool_)
         for method, k in methods:
             wanted |= _matches(table, {"method": method} | ({} if k is None else {"k": k}))
         keep &= wanted
