@@ -3,9 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ot_lens.tables.schema import ALL, INDEPENDENT, INDUCE, LISTED, NOT_A_CONTROL, PAIR, SINGLE, UNEDITED
 
@@ -33,18 +31,16 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
     return table[_matches(table, criteria)]
 
 
-def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """A figure selects rows dozens of times: an array takes half as long as a series with its index."""
-    keep = np.ones(len(table), dtype=np.bool_)
+def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> pd.Series:
+    keep = pd.Series(data=True, index=table.index)
     for column, value in criteria.items():
         values = table[column]
         if value is None:
-            found = values.isna()
+            keep &= values.isna()
         elif isinstance(value, (tuple, list, set, frozenset)):
-            found = values.isin(list(value))
+            keep &= values.isin(list(value))
         else:
-            found = values.eq(value)
-        keep &= found.to_numpy(np.bool_, na_value=False)
+            keep &= values.eq(value).fillna(value=False).astype(bool)
     return keep
 
 
@@ -60,7 +56,7 @@ def with_baseline(
     """
     keep = _matches(table, criteria)
     if methods is not None:
-        wanted = np.zeros(len(table), dtype=np.bool_)
+        wanted = pd.Series(data=False, index=table.index)
         for method, k in methods:
             wanted |= _matches(table, {"method": method} | ({} if k is None else {"k": k}))
         keep &= wanted
