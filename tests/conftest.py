@@ -42,6 +42,10 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+# Tables of a model's mechanisms, which `finished_run` has: a third of a small study.
+NO_MECHANISMS = {"localizers": 0, "contributions": 0, "readout": 0, "interchange": 0, "defence": False}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Campaigns (kills, fuzzing, simulations) are small in the suite and of full size in `make trust`."""
     parser.addoption("--full", action="store_true", help="run campaigns at full size")
@@ -81,6 +85,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Full collections of garbage, as after each lack of memory, pass over the imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def little_garbage() -> None:
+    """Collections of garbage that a test causes pass over what other tests left on this worker."""
     gc.collect()
     gc.freeze()
 
