@@ -143,6 +143,7 @@ from .transport import fit_reflection as fit_reflection
 from .transport import fit_rotation as fit_rotation
 from .transport import fit_som as fit_som
 from .transport import fit_subspace_ablation as fit_subspace_ablation
+from .transport import fit_weighted_ablation as fit_weighted_ablation
 from .transport import gated as gated
 from .transport import load_map as load_map
 from .transport import norm_preserving as norm_preserving

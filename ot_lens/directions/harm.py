@@ -28,7 +28,7 @@ from ot_lens.directions.harm_edits import Edit, Setting, direction_edits, measur
 from ot_lens.directions.harm_probes import fit_probes
 from ot_lens.errors import FitError, HookError, OtLensError, OtLensTypeError, one_of
 from ot_lens.generation import complete
-from ot_lens.interventions import everywhere
+from ot_lens.localization.candidates import edits_at
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
 from ot_lens.localization.settings import AUTO, scope_of
 from ot_lens.models import backend
@@ -282,7 +282,7 @@ def _method_edits(
     return [
         Edit(
             {"method": method.label, "layer": layer},
-            everywhere(by_layer[layer], range(n_layers)) if method.everywhere else {layer: by_layer[layer]},
+            edits_at(method, by_layer, (layer,), n_layers),
             scope_of(method.name, AUTO, LAST),
         )
         for method, by_layer in maps.items()

@@ -22,7 +22,7 @@ from ot_lens.tables import (
     SINGLE,
     layers_label,
 )
-from ot_lens.transport import ActivationMap
+from ot_lens.transport import ActivationMap, method_named
 
 Layers = tuple[int, ...]
 NOTHING_CHOSEN = "the fit chose no layer"
@@ -149,6 +149,9 @@ def edits_at(
     method: MethodSpec, by_layer: Mapping[int, ActivationMap], layers: Sequence[int], n_layers: int
 ) -> Edits:
     """The edits of a method at a set of layers; "rfa" uses one layer's direction everywhere."""
+    place = method_named(method.name).place
+    if place is not None:
+        return place(by_layer, layers, n_layers, **method.params)
     if method.everywhere:
         return everywhere(by_layer[layers[0]], range(n_layers))
     return {layer: by_layer[layer] for layer in layers}
@@ -184,10 +187,8 @@ def _layer_sets(
         yield ALL, chosen or layers, among
         return
     if SINGLE in sets:
-        yield from ((SINGLE, (layer,), "") for layer in layers)
-    if method.everywhere:
-        return
-    if PAIR in sets:
+        yield from ((SINGLE, (layer,), "") for layer in method.single_layers(layers))
+    if PAIR in sets and not method.everywhere:
         yield from ((PAIR, pair, "") for pair in combinations(sorted(layers), 2))
-    if ALL in sets and len(layers) > 1:
+    if ALL in sets and len(layers) > 1 and method.has_sets:
         yield ALL, layers, ""

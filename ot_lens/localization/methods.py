@@ -3,6 +3,7 @@
 Each layer is fitted by itself or from the bottom up, or trained through the model.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
@@ -16,6 +17,9 @@ from ot_lens.errors import FitError, HookError, OtLensTypeError
 from ot_lens.execution import Runner, as_runner
 from ot_lens.prompts import Contrast
 from ot_lens.transport import ActivationMap, fit_all, method_named, resolved
+
+# Parameter of methods with one direction for all layers, wherever it was fitted.
+DIRECTION = "direction_index"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class MethodSpec:
     def everywhere(self) -> bool:
         """Whether the map of one layer edits every block."""
         return method_named(self.name).everywhere
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether it has a form for all layers together, in which several maps take part."""
+        one = self.everywhere and method_named(self.name).place is None
+        return not one and DIRECTION not in self.params
+
+    def single_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """The layers whose maps are edits by themselves: all, or the one that a direction index names."""
+        index = self.params.get(DIRECTION)
+        if index is None or math.floor(index) not in layers:
+            return tuple(layers)
+        return (math.floor(index),)
 
     @property
     def learned(self) -> bool:

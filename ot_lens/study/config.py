@@ -30,7 +30,7 @@ JUDGE_MODELS = ("model", "classifier", "yes_no")
 # A method's parameters name the folder of its maps: short words and numbers, no path.
 PLAIN = re.compile(r"[\w.+-]*", re.ASCII)
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*", re.ASCII)
-MAX_LENGTH = 120
+MAX_LENGTH = 160
 
 
 class StudyConfig(BaseModel):
@@ -255,7 +255,12 @@ class StudyConfig(BaseModel):
         for method in methods:
             settings = {"name": method} if isinstance(method, str) else dict(method)
             modules = [settings.pop("module")] if "module" in settings else []
-            texts = [str(part) for item in settings.items() for part in item]
+            values = [
+                part
+                for value in settings.values()
+                for part in (value if isinstance(value, list) else [value])
+            ]
+            texts = [str(part) for part in (*settings, *values)]
             wrong = [text for text in texts if not PLAIN.fullmatch(text)]
             if wrong or sum(map(len, texts)) > MAX_LENGTH:
                 raise _invalid("the parameters of a method are short words and numbers", [*wrong, method][0])

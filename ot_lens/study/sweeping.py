@@ -121,7 +121,13 @@ def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> t
 
 def map_folder(method: MethodSpec) -> str:
     """The folder of a method's maps, below maps/."""
-    return "-".join([method.name, *(f"{key}{value}" for key, value in sorted(method.params.items()))])
+    return "-".join(
+        [method.name, *(f"{key}{_written(value)}" for key, value in sorted(method.params.items()))]
+    )
+
+
+def _written(value: Any) -> str:
+    return "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def map_path(run: Path, method: MethodSpec, layer: int) -> Path:

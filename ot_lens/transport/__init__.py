@@ -52,6 +52,7 @@ from ot_lens.transport.som import fit_som as fit_som
 from ot_lens.transport.subspace import fit_subspace_ablation as fit_subspace_ablation
 from ot_lens.transport.support import SupportMask as SupportMask
 from ot_lens.transport.support import restrict_to_support as restrict_to_support
+from ot_lens.transport.weighted_ablation import fit_weighted_ablation as fit_weighted_ablation
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

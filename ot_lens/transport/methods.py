@@ -26,6 +26,7 @@ SPARE_MARKERS = ("star", "plus", "pentagon", "hexagon")
 Fit = Callable[..., "ActivationMap"]
 BatchFit = Callable[..., Sequence["ActivationMap"]]
 Learn = Callable[..., Mapping[int, "ActivationMap"]]
+Place = Callable[..., Mapping[tuple[int, str], "ActivationMap"]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Method:
         tokens: Token scope of its edits in a sweep at scope "auto"; "auto": that of its family, where it was
             fitted for transport, else all tokens.
         reversible: Whether it can also be fitted from the harmless to the harmful class.
-        everywhere: Whether the map of one layer edits every block's input, attention output and MLP output.
+        everywhere: Whether the map of one layer edits every block: its input, attention output and MLP
+            output, unless `place` says where.
+        place: `place(maps, layers, n_layers, **parameters)`, for methods that act elsewhere than at their
+            layer: the edits by (block, hook point), from the map of each layer and the layers of a set.
         group: Heading under which figures show it.
         colour: Colour in figures, "#RRGGBB".
         marker: Marker in figures, a key of `ot_lens.plots.style.MARKERS`.
@@ -70,6 +74,7 @@ class Method:
     tokens: str = "auto"
     reversible: bool = False
     everywhere: bool = False
+    place: Place | None = None
     group: str = "Other"
     colour: str = SPARE_COLOURS[0]
     marker: str = SPARE_MARKERS[0]
@@ -133,7 +138,7 @@ def method_named(name: str) -> Method:
         import_module(TRAINED)  # built in as well, but brings in the model libraries
         known = find_method(name)
     if known is None:
-        reasons = [reason for base, _ in _bases(name) if (reason := _why_not_modified(base))]
+        reasons = [reason for named in _bases(name) if (reason := _why_not_modified(*named))]
         if reasons:
             raise FitError(reasons[0])
         one_of("method", name, list(METHODS), FitError)
@@ -145,7 +150,7 @@ def find_method(name: str) -> Method | None:
     if name in METHODS:
         return METHODS[name]
     for base, modifier in _bases(name):
-        if _why_not_modified(base) is None:
+        if _why_not_modified(base, modifier) is None:
             return _modified(base, modifier)
     return None
 
@@ -176,8 +181,8 @@ def resolved(name: str, parameters: Mapping[str, Any]) -> tuple[Method, dict[str
     return known, others
 
 
-def _why_not_modified(known: Method) -> str | None:
-    if known.everywhere:
+def _why_not_modified(known: Method, modifier: str) -> str | None:
+    if known.everywhere and MODIFIERS[modifier].is_local:
         return (
             f"{known.name} edits every block with the map of one layer, which no gate or constraint of that "
             "layer fits: modify directional_ablation instead."
@@ -287,7 +292,7 @@ def register(known: Method) -> None:
 
 def as_record(known: Method) -> dict[str, Any]:
     """A method as JSON values, without its functions, for the manifest of a run."""
-    functions = ("fit", "batch", "learn", "joint")
+    functions = ("fit", "batch", "learn", "joint", "place")
     return {name: value for name, value in asdict(known).items() if name not in functions}
 
 

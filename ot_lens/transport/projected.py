@@ -37,6 +37,13 @@ def fit_projected_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L 
         ActivationError: If samples cannot be used (see `check_samples`).
         FitError: If the class means coincide, or their difference is parallel to the harmless mean.
     """
+    return [ablation_of(q.unsqueeze(1), FitInfo(k=1)) for q in projected_directions(H, S)]
+
+
+def projected_directions(
+    H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L n_S d"]
+) -> Float64[Tensor, "L d"]:
+    """q^, the unit difference in means less its part along the harmless mean."""
     directions, mean = unit_directions(H, S)
     gap, rounding = mean_gap(H, S)
     size = mean.norm(dim=-1, keepdim=True)
@@ -51,4 +58,4 @@ def fit_projected_ablation(H: Float64[Tensor, "L n_H d"], S: Float64[Tensor, "L 
             "The difference in means is parallel to the harmless mean (share left "
             f"{float(length.min()):.1e}): use directional_ablation, or another layer or position."
         )
-    return [ablation_of(q.unsqueeze(1), FitInfo(k=1)) for q in left / length]
+    return left / length
