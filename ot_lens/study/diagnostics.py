@@ -18,6 +18,7 @@ from ot_lens.progress import Stage
 from ot_lens.prompts import CLASSES, Contrast
 from ot_lens.samples import FIRST
 from ot_lens.study import likeness
+from ot_lens.study.capability import capability_table
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.mechanisms import (
     contributions_table,
@@ -41,7 +42,7 @@ MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
 FEWEST_ALIKE, MAX_ALIKE = 5, 32
 # Folder of cached partial tables.
 PARTS = "edited"
-PAPER = "ot_lens.paper_study.table"
+PAPER, CLAIMS = "ot_lens.paper_study.table", "ot_lens.paper_study.claims"
 
 
 def geometry_tables(study: Study, stage: Stage) -> None:
@@ -234,6 +235,17 @@ def _paper(study: Study) -> Tables:
     return {"paper": make(study.sweep, *names)}
 
 
+def _claims(study: Study) -> Tables:
+    """What the paper claims, tested on the tables of this run."""
+    if not study.config.claims:
+        return {}
+    folder, model = study.folder, study.folder.manifest["model"]
+    read = {name: folder.read_table(name) for name in ("validation", "variants", "outcomes")}
+    items = folder.read_table("capability") if study.config.capability else None
+    about = {"model": model["name"], "n_layers": model["n_layers"], "seed": study.config.seed}
+    return {"claims": import_module(CLAIMS).claims(study.sweep, **read, capability=items, **about)}
+
+
 # In the order in which they are made; the key is the table that a maker writes last.
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "geometry": _geometry,
@@ -255,4 +267,6 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "harm": harm_table,
     "ground_truth": _ground_truth,
     "paper": _paper,
+    "capability": capability_table,
+    "claims": _claims,
 }
