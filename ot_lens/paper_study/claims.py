@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ot_lens.errors import RunFolderError
 from ot_lens.io.files import write_text
 from ot_lens.paper_study import comparisons
 from ot_lens.paper_study.comparisons import Comparison
@@ -15,6 +16,7 @@ from ot_lens.paper_study.evidence import Measured
 from ot_lens.paper_study.published import published
 from ot_lens.paper_study.verdicts import margin_of, verdict
 from ot_lens.statistics import holm
+from ot_lens.study.folder import RunFolder
 
 TYPES = {
     "claim": "string", "statement": "string", "comparison": "string", "quantity": "string", "edit": "string",
@@ -45,8 +47,9 @@ def claims(
 
     Source: arXiv 2603.04355. Which edits are compared is chosen on the validation prompts; the numbers are
     those of the test prompts. The claims are "layers" (one or two layers against all), "depth" (40-60 % of
-    the depth against the rest), "collapse" (beyond 80 %), "gain" (over RFA and Linear-AcT at equal perplexity),
-    "sensitivity" (rank, lift, token scope), "capability", "success" and "agreement" (what counts as success).
+    the depth against the rest), "collapse" (beyond 80 %), "gain" (over RFA and Linear-AcT at equal
+    perplexity), "sensitivity" (rank, lift, token scope), "capability", "success" and "agreement" (what counts
+    as success).
 
     Args:
         localization: The sweep on the test prompts.
@@ -60,9 +63,10 @@ def claims(
 
     Returns:
         One row per comparison: claim, statement, comparison, quantity, edit and reference (the two sides,
-        with their keys), method and k, value (the difference; of "agreement" Cohen's kappa), low, high (95 %),
-        n, interval, p_value, p_holm (Holm within a claim), test, margin, verdict ("supported", "not supported" or
-        "cannot tell"), published and source ("P" read in the paper, "S" known from others).
+        with their keys), method and k, value (the difference; of "agreement" Cohen's kappa), low, high
+        (95 %), n, interval, p_value, p_holm (Holm within a claim), test, margin, verdict ("supported",
+        "not supported" or "cannot tell"), published and source ("P" read in the paper, "S" known from
+        others).
 
     Raises:
         ConfigError: If the model has too few layers to speak of a depth.
@@ -72,6 +76,40 @@ def claims(
     corrected = _holm(made)
     rows = [_row(one, p, model) for one, p in zip(made, corrected, strict=True)]
     return pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
+
+
+def paper_claims(run: str | Path) -> pd.DataFrame:
+    """Test what arXiv 2603.04355 claims on a run of its study, from the stored tables alone.
+
+    Args:
+        run: A run folder, made with `claims: true` as `paper_study` sets it.
+
+    Returns:
+        The table of `ot_lens.paper_study.claims.claims`, one row per comparison.
+
+    Raises:
+        RunFolderError: If the folder contains no run, or one that did not measure what the claims need.
+    """
+    return claims_of(RunFolder.open(Path(run)))
+
+
+def claims_of(folder: RunFolder) -> pd.DataFrame:
+    """The claims of an open run."""
+    config, model = folder.config, folder.manifest.get("model", {})
+    if not config.claims or "n_layers" not in model:
+        raise RunFolderError(
+            f"{folder.path} did not measure what the claims need: run the study with claims: true."
+        )
+    return claims(
+        folder.read_table("localization"),
+        folder.read_table("validation"),
+        folder.read_table("variants"),
+        folder.read_table("outcomes"),
+        folder.read_table("capability") if config.capability else None,
+        model=str(model.get("name")),
+        n_layers=int(model["n_layers"]),
+        seed=config.seed,
+    )
 
 
 def _compared(

@@ -239,11 +239,7 @@ def _claims(study: Study) -> Tables:
     """What the paper claims, tested on the tables of this run."""
     if not study.config.claims:
         return {}
-    folder, model = study.folder, study.folder.manifest["model"]
-    read = {name: folder.read_table(name) for name in ("validation", "variants", "outcomes")}
-    items = folder.read_table("capability") if study.config.capability else None
-    about = {"model": model["name"], "n_layers": model["n_layers"], "seed": study.config.seed}
-    return {"claims": import_module(CLAIMS).claims(study.sweep, **read, capability=items, **about)}
+    return {"claims": import_module(CLAIMS).claims_of(study.folder)}
 
 
 # In the order in which they are made; the key is the table that a maker writes last.

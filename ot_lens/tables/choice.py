@@ -39,8 +39,8 @@ def chosen_edits(validation: pd.DataFrame, layers: Collection[int] | None = None
     """The best edit of each method and role on the validation prompts.
 
     That is the one with which most harmful prompts are answered coherently, or else fewest refused; ties go
-    to the smaller KL on harmless prompts, then to the earlier row. Edits without that measure are left out, such
-    as those at which only the next token was read.
+    to the smaller KL on harmless prompts, then to the earlier row. Edits without that measure are left out,
+    such as those at which only the next token was read.
 
     Args:
         validation: A sweep, measured on validation prompts.
