@@ -194,6 +194,89 @@ def with_strengths(sweep, strengths=(0.25, 0.5, 0.75)):
     return pd.concat([sweep, *weaker], ignore_index=True)
 
 
+CHOSEN = (("rfa", pd.NA), ("linear_act", pd.NA), ("pca_ot", 1), ("pca_ot", 2))
+
+
+def variants(sweep, methods=CHOSEN, strengths=(0.25, 0.5, 0.75)):
+    """Weaker forms of each method's edit of one layer, and of all layers."""
+    parts = []
+    for method, k in methods:
+        same = sweep["k"].isna() if pd.isna(k) else sweep["k"] == k
+        own = sweep[(sweep["method"] == method) & same & (sweep["strength"] == 1)]
+        if own.empty:
+            continue
+        start = own["measure"].map({"refusal_rate": 1.0, "refusal_score": 9.0, "perplexity": 1.4}).fillna(0.0)
+        for key in [own["key"].iloc[0], own["key"].iloc[-1]]:
+            rows, base = own[own["key"] == key], start[own["key"] == key]
+            for t in strengths:
+                changed = rows.assign(value=base + t * (rows["value"] - base), strength=t, key=f"{key}|{t}")
+                parts.append(changed.assign(of=key, axis="strength", level=f"{t:g}"))
+    columns = [*sweep.columns, "of", "axis", "level"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def claims(n=64, seed=0):
+    """Comparisons of every claim, of each verdict."""
+    rng, rows = np.random.default_rng(seed), []
+    labels = {
+        ("linear_act", pd.NA): "Linear-AcT",
+        ("pca_ot", 1): "PCA-OT (k = 1)",
+        ("pca_ot", 2): "PCA-OT (k = 2)",
+    }
+
+    def add(claim, comparison, quantity, edit, reference, method, k, margin=0.05):
+        value = rng.uniform(-0.4, 0.6)
+        half = rng.uniform(0.08, 0.2)
+        said = "supported" if value > half else "not supported" if value < -half else "cannot tell"
+        rows.append(
+            {
+                "claim": claim, "statement": f"The {claim}.", "comparison": comparison, "quantity": quantity,
+                "edit": edit, "reference": reference, "method": method, "k": k, "value": value,
+                "low": max(-1.0, value - half), "high": min(1.0, value + half), "margin": margin,
+                "verdict": said, "p_holm": 0.03,
+            }
+        )  # fmt: skip
+
+    for (method, k), label in labels.items():
+        for few in ("layer 4", "layers 3,5"):
+            for whole in ("all layers", "all layers, sequential"):
+                for quantity in ("coherent success", "attack success"):
+                    add(
+                        "layers", "few minus all", quantity, f"{label}, {few}", f"{label}, {whole}", method, k
+                    )
+            for task in ("mmlu, acc", "arc_challenge, acc", "truthfulqa_mc1, acc"):
+                add("capability", task, "accuracy", f"{label}, {few}", "unedited", method, k)
+            if method == "pca_ot":
+                for other in (
+                    "RFA (every block), direction of layer 4",
+                    "Linear-AcT, all layers, sequential",
+                ):
+                    for about in ("at equal perplexity", "at equal perplexity, mean over strengths"):
+                        add("gain", about, "coherent success", f"{label}, {few}", other, method, k)
+                    add("gain", "at equal perplexity", "attack success", f"{label}, {few}", other, method, k)
+                for level in ("k 4", "k 8", "k 64", "lift subspace", "lift discard", "tokens last"):
+                    edit = f"{label}, layer 4"
+                    add("sensitivity", level, "coherent success", f"{edit}, {level}", edit, method, k)
+            add("success", "attack minus coherent", "share", f"{label}, {few}", f"{label}, {few}", method, k)
+            add(
+                "agreement",
+                "judge against phrases",
+                "kappa",
+                f"{label}, {few}",
+                f"{label}, {few}",
+                method,
+                k,
+                0.6,
+            )
+        for quantity in ("coherent success", "attack success"):
+            add(
+                "depth", "inside minus outside", quantity, f"{label}, layer 4", f"{label}, layer 7", method, k
+            )
+        for quantity in ("coherent success", "degenerate answers"):
+            add("collapse", "band minus end", quantity, f"{label}, 3-5", f"{label}, layer 7", method, k)
+    return pd.DataFrame(rows).assign(n=n).astype({"k": "Int64"})
+
+
 def geometry(layers=8, n=128, position=-1, seed=0):
     depth = (np.arange(layers) + 1) / layers
     location, bures = 40 * depth**2, 6 * depth**1.5 + 0.5
@@ -595,6 +678,8 @@ def tables(layers=8, methods=METHODS, seed=0):
         "map_quality": map_quality(layers),
         "visibility": visibility(layers),
         "ground_truth": ground_truth(layers),
+        "claims": claims(),
+        "variants": variants(sweep),
         "geometry": geometry(layers, seed=seed),
         "spectra": spectra(layers),
         "localizers": localizers(layers),

@@ -46,9 +46,9 @@ def paper_study(
         layer_rule: "grid": every layer of a model of up to 32, else 20 evenly spaced ones and all at 40-60 %
             of the depth (the band), each with answers; all of them together, fitted apart and from the bottom
             up; and the pair with the lowest mean refusal score on the harmful validation prompts. Cheaper,
-            but without the rest of the depth to compare with: "validation", the single layer and the pair of the
-            band that are best in that way; "every", each layer and each pair of the band; "fixed", the layer
-            at half depth, and the first with the last layer of the band.
+            but without the rest of the depth to compare with: "validation", the single layer and the pair of
+            the band that are best in that way; "every", each layer and each pair of the band; "fixed", the
+            layer at half depth, and the first with the last layer of the band.
         mean_shift: Lift of PCA-OT: "full" moves the mean in all dimensions, "subspace" in the components.
         overrides: Any other field of `StudyConfig`, over the preset's. The preset's judge is HarmBench's
             classifier, and none for the embedded models, whose answers are checked exactly; only the paper's
