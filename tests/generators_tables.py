@@ -215,66 +215,51 @@ def variants(sweep, methods=CHOSEN, strengths=(0.25, 0.5, 0.75)):
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
+LABELS = (
+    ("linear_act", pd.NA, "Linear-AcT"),
+    ("pca_ot", 1, "PCA-OT (k = 1)"),
+    ("pca_ot", 2, "PCA-OT (k = 2)"),
+)
+COHERENT, ATTACK = "coherent success", "attack success"
+LEVELS = ("k 4", "k 8", "k 64", "lift subspace", "lift discard", "tokens last")
+
+
+def _of_pca_ot(few, layer):
+    """Claim, comparison, quantity, edit and reference, of PCA-OT alone."""
+    for other in ("RFA (every block), direction of layer 4", "Linear-AcT, all layers, sequential"):
+        yield from (("gain", "at equal perplexity", quantity, few, other) for quantity in (COHERENT, ATTACK))
+        yield "gain", "at equal perplexity, mean over strengths", COHERENT, few, other
+    if few == layer:
+        yield from (("sensitivity", level, COHERENT, f"{layer}, {level}", layer) for level in LEVELS)
+
+
+def _compared(label, pca_ot):
+    """The same of every claim."""
+    layer, late = f"{label}, layer 4", f"{label}, layer 7"
+    for few in (layer, f"{label}, layers 3,5"):
+        for whole in ("all layers", "all layers, sequential"):
+            yield from (("layers", "few minus all", q, few, f"{label}, {whole}") for q in (COHERENT, ATTACK))
+        for task in ("mmlu, acc", "arc_challenge, acc", "truthfulqa_mc1, acc"):
+            yield "capability", task, "accuracy", few, "unedited"
+        yield "success", "attack minus coherent", "share of prompts", few, few
+        yield "agreement", "judge against phrases", "Cohen's kappa", few, few
+        yield from _of_pca_ot(few, layer) if pca_ot else ()
+    yield from (("depth", "inside minus outside", q, layer, late) for q in (COHERENT, ATTACK))
+    yield from (("collapse", "band and end", q, layer, late) for q in (COHERENT, "degenerate answers"))
+
+
 def claims(n=64, seed=0):
-    """Comparisons of every claim, of each verdict."""
-    rng, rows = np.random.default_rng(seed), []
-    labels = {
-        ("linear_act", pd.NA): "Linear-AcT",
-        ("pca_ot", 1): "PCA-OT (k = 1)",
-        ("pca_ot", 2): "PCA-OT (k = 2)",
-    }
-
-    def add(claim, comparison, quantity, edit, reference, method, k, margin=0.05):
-        value = rng.uniform(-0.4, 0.6)
-        half = rng.uniform(0.08, 0.2)
-        said = "supported" if value > half else "not supported" if value < -half else "cannot tell"
-        rows.append(
-            {
-                "claim": claim, "statement": f"The {claim}.", "comparison": comparison, "quantity": quantity,
-                "edit": edit, "reference": reference, "method": method, "k": k, "value": value,
-                "low": max(-1.0, value - half), "high": min(1.0, value + half), "margin": margin,
-                "verdict": said, "p_holm": 0.03,
-            }
-        )  # fmt: skip
-
-    for (method, k), label in labels.items():
-        for few in ("layer 4", "layers 3,5"):
-            for whole in ("all layers", "all layers, sequential"):
-                for quantity in ("coherent success", "attack success"):
-                    add(
-                        "layers", "few minus all", quantity, f"{label}, {few}", f"{label}, {whole}", method, k
-                    )
-            for task in ("mmlu, acc", "arc_challenge, acc", "truthfulqa_mc1, acc"):
-                add("capability", task, "accuracy", f"{label}, {few}", "unedited", method, k)
-            if method == "pca_ot":
-                for other in (
-                    "RFA (every block), direction of layer 4",
-                    "Linear-AcT, all layers, sequential",
-                ):
-                    for about in ("at equal perplexity", "at equal perplexity, mean over strengths"):
-                        add("gain", about, "coherent success", f"{label}, {few}", other, method, k)
-                    add("gain", "at equal perplexity", "attack success", f"{label}, {few}", other, method, k)
-                for level in ("k 4", "k 8", "k 64", "lift subspace", "lift discard", "tokens last"):
-                    edit = f"{label}, layer 4"
-                    add("sensitivity", level, "coherent success", f"{edit}, {level}", edit, method, k)
-            add("success", "attack minus coherent", "share", f"{label}, {few}", f"{label}, {few}", method, k)
-            add(
-                "agreement",
-                "judge against phrases",
-                "kappa",
-                f"{label}, {few}",
-                f"{label}, {few}",
-                method,
-                k,
-                0.6,
-            )
-        for quantity in ("coherent success", "attack success"):
-            add(
-                "depth", "inside minus outside", quantity, f"{label}, layer 4", f"{label}, layer 7", method, k
-            )
-        for quantity in ("coherent success", "degenerate answers"):
-            add("collapse", "band minus end", quantity, f"{label}, 3-5", f"{label}, layer 7", method, k)
-    return pd.DataFrame(rows).assign(n=n).astype({"k": "Int64"})
+    """Comparisons of every claim, with every verdict."""
+    names = ("method", "k", "claim", "comparison", "quantity", "edit", "reference")
+    rows = [
+        (method, k, *found) for method, k, label in LABELS for found in _compared(label, method == "pca_ot")
+    ]
+    table, rng = pd.DataFrame(rows, columns=names).astype({"k": "Int64"}), np.random.default_rng(seed)
+    value, half = rng.uniform(-0.4, 0.6, len(table)), rng.uniform(0.08, 0.2, len(table))
+    said = np.select([value > half, value < -half], ["supported", "not supported"], "cannot tell")
+    margin = np.where(table["claim"] == "agreement", 0.6, 0.05)
+    ends = {"low": np.maximum(-1, value - half), "high": np.minimum(1, value + half)}
+    return table.assign(value=value, **ends, margin=margin, verdict=said, p_holm=0.03, n=n)
 
 
 def geometry(layers=8, n=128, position=-1, seed=0):

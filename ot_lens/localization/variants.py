@@ -128,6 +128,13 @@ def _refitted(
     return candidate_at(candidate.layer_set, candidate.layers, method, maps, settings, note=problems)
 
 
+def count_variants(methods: Sequence[MethodSpec], chosen: int, axes: Mapping[str, Sequence[Any]]) -> int:
+    """At most how many variants so many chosen edits of some methods have."""
+    levels = {axis: len(values) for axis, values in axes.items()}
+    weaker = levels.pop(STRENGTH, 0)
+    return chosen * weaker + sum(method.name == PCA_OT for method in methods) * sum(levels.values())
+
+
 def variant_table(made: Sequence[Variant], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The rows of each variant with the edit that it varies, the axis and the level; `tables` are by key."""
     if not made:
