@@ -1,6 +1,8 @@
 """The paper's claims as tests: verdicts on tables with a known answer, nulls, and a run of a model."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +384,100 @@ def test_settings_that_do_not_go_together_are_named(named, settings, tmp_path):
 def test_a_run_without_claims_says_so(finished_run: Path):
     with pytest.raises(RunFolderError, match="claims: true"):
         otl.paper_claims(finished_run)
+
+
+# ------------------------------------------------------------------------------------------ a complete run
+SMALL = {
+    "sample": [48, 8, 16],
+    "layers": [3, 4, 7],
+    "plane_layer": 4,
+    "methods": ["linear_act", {"name": "pca_ot", "k": 1, "mean_shift": "full"}],
+    "variants": {"strength": [0.5], "k": [4], "tokens": ["last"]},
+    "max_new_tokens": 12,
+    "permutations": 39,
+    "bootstrap": 39,
+    **dict.fromkeys(("localizers", "contributions", "interchange", "readout"), 0),
+}
+
+
+class Stopped(Exception):
+    """Raised where a test stops a run."""
+
+
+@pytest.fixture(scope="module")
+def tested_run(tmp_path_factory: pytest.TempPathFactory, without_figures) -> Path:
+    """The paper's study of an embedded model, small, in one go."""
+    folder = tmp_path_factory.mktemp("claims") / "run"
+    with without_figures():
+        otl.run_study(otl.paper_study("organism:single", **SMALL), folder)
+    return folder
+
+
+def test_the_embedded_model_refutes_the_claim_about_depth(tested_run: Path):
+    """Refusal of organism:single flips at its last layer: there alone do edits let it answer correctly."""
+    sweep = pd.read_parquet(tested_run / "tables" / "localization.parquet")
+    correct = select(sweep, measure="exact_answer_rate", prompts="harmful", method="pca_ot", set="single")
+    by_layer = correct.set_index("layer")["value"]
+    assert by_layer.idxmax() == 7, "what is known of the model"
+    assert by_layer[7] > by_layer[[3, 4]].max() + 0.3
+    found = otl.paper_claims(tested_run)
+    assert set(select(found, claim=("depth", "collapse"), method="pca_ot")["verdict"]) == {NOT_SUPPORTED}
+    row = select(found, claim="depth", method="pca_ot", quantity="coherent success").iloc[0]
+    assert row["reference"] == "PCA-OT (k = 1), layer 7"
+    assert {"layers", "sensitivity", "success"} <= set(found["claim"])
+
+
+def test_outcomes_are_what_the_rates_of_the_sweep_are_of(tested_run: Path):
+    tables = {
+        name: pd.read_parquet(tested_run / "tables" / f"{name}.parquet")
+        for name in ("localization", "outcomes")
+    }
+    sweep, prompts = tables["localization"], tables["outcomes"]
+    for measure, column in (("refusal_rate", "refused"), ("coherent_success_rate", "coherent"), ("kl", "kl")):
+        for label in ("harmful", "harmless"):
+            rows = select(sweep, measure=measure, prompts=label).set_index("key")["value"]
+            own = select(prompts, prompts=label).groupby("key")[column].mean()[rows.index].astype(float)
+            np.testing.assert_allclose(own, rows, atol=1e-9)
+    own = select(prompts, prompts="harmless").groupby("key")[["nll", "n_tokens"]].sum()
+    rows = select(sweep, measure="perplexity", prompts="harmless").set_index("key")["value"]
+    np.testing.assert_allclose(np.exp(own["nll"] / own["n_tokens"])[rows.index].astype(float), rows)
+
+
+def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
+    tested_run: Path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ot_lens.study.verify.shown", lambda *_, **__: None)  # no figure was drawn
+    checks = otl.verify_run(tested_run, sample=20)
+    own = checks[checks["item"].isin(["claims", "validation", "variants", "outcomes", "localization"])]
+    assert set(own["verdict"]) == {"ok"}
+    assert {"validation", "variants", "outcomes", "claims"} <= set(own["item"])
+    run = Path(shutil.copytree(tested_run, tmp_path / "run"))
+    path = run / "tables" / "outcomes.parquet"
+    table = pd.read_parquet(path)
+    harmful = (table["prompts"] == "harmful") & (table["key"] != "none")
+    table.loc[harmful, "coherent"] = ~table.loc[harmful, "coherent"]
+    table.to_parquet(path, index=False)
+    checks = otl.verify_run(run, sample=20, model=False)
+    assert "claims" in set(checks.loc[checks["verdict"] == "differs", "item"])
+
+
+@pytest.mark.parametrize("stage", ["choice on validation prompts", "variants of the chosen edits"])
+def test_a_stopped_run_goes_on_to_the_same_tables(stage, tested_run: Path, tmp_path, without_figures):
+    @contextmanager
+    def stopping(name: str, _count: int | None) -> Iterator[Callable[[int], None]]:
+        left = iter([1, 2])
+
+        def step(_done: int) -> None:
+            if name == stage and next(left, None) is None:
+                raise Stopped
+
+        yield step
+
+    config = otl.paper_study("organism:single", **SMALL)
+    with without_figures():
+        with pytest.raises(Stopped):
+            otl.run_study(config, tmp_path / "run", stage=stopping)
+        otl.run_study(config, tmp_path / "run", resume=True)
+    for name in ("localization", "validation", "variants", "outcomes", "claims"):
+        file = f"tables/{name}.parquet"
+        assert (tmp_path / "run" / file).read_bytes() == (tested_run / file).read_bytes(), name
