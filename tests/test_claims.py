@@ -298,9 +298,9 @@ def test_success_and_agreement():
 
 
 def test_two_edits_that_do_the_same_are_not_told_apart_more_often_than_by_chance():
-    """Independent prompts of equal rates, 100 seeds: at most 5 % of comparisons may be supported."""
+    """Independent prompts of equal rates, 40 seeds: at most 5 % of comparisons may be supported."""
     rng, said = np.random.default_rng(3), []
-    for _ in range(100):
+    for _ in range(40):
         rates = {"inside": 0.5, "pair": 0.5, "all": 0.5, "outside": 0.5, "late": 0.5}
         flags = {"none": share(0.0), **{name: rng.random(N) < 0.5 for name in rates}}
         found = claimed(rates, outcomes=outcomes(flags))
@@ -310,7 +310,7 @@ def test_two_edits_that_do_the_same_are_not_told_apart_more_often_than_by_chance
 
 def test_the_gain_of_an_edit_over_an_equal_one_is_rarely_supported():
     rng, said = np.random.default_rng(5), []
-    for seed in range(60):
+    for seed in range(40):
         curves = [
             Frontier(
                 np.vstack([np.zeros(N), rng.random((2, N)) < [[0.3], [0.6]]]).astype(float),
@@ -400,7 +400,7 @@ SMALL = {
 }
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Raised where a test stops a run."""
 
 
@@ -469,13 +469,13 @@ def test_a_stopped_run_goes_on_to_the_same_tables(stage, tested_run: Path, tmp_p
 
         def step(_done: int) -> None:
             if name == stage and next(left, None) is None:
-                raise Stopped
+                raise StoppedError
 
         yield step
 
     config = otl.paper_study("organism:single", **SMALL)
     with without_figures():
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             otl.run_study(config, tmp_path / "run", stage=stopping)
         otl.run_study(config, tmp_path / "run", resume=True)
     for name in ("localization", "validation", "variants", "outcomes", "claims"):

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
 from ot_lens.models.sizes import model_size, published, published_models
-from ot_lens.paper_study.estimate import Available, Counts, Hardware, estimate, is_local, obstacles
 from ot_lens.paper_study.depth import depth_band, depth_grid
+from ot_lens.paper_study.estimate import Available, Counts, Hardware, estimate, is_local, obstacles
 from ot_lens.paper_study.preset import CAPABILITY, paper_study
 from ot_lens.paper_study.table import PUBLISHED, paper_table, printable
 from ot_lens.study import run_study
@@ -315,7 +315,7 @@ def test_the_judge_is_in_the_table_and_said_what_the_table_says(finished, table,
 
 
 def test_the_claims_are_tested_on_what_was_measured(finished, table):
-    """Within the band: no full network and no other depth, but the judge, the text and variants of the edits."""
+    """Within the band: no full network and no other depth, but the judge, the text and variants."""
     tables = {p.stem: pd.read_parquet(p) for p in (finished / "tables").glob("*.parquet")}
     claims, outcomes, variants = (tables[name] for name in ("claims", "outcomes", "variants"))
     assert set(claims["claim"]) == {"gain", "sensitivity", "success", "agreement"}
@@ -323,9 +323,7 @@ def test_the_claims_are_tested_on_what_was_measured(finished, table):
     assert set(claims.loc[claims["claim"] == "gain", "quantity"]) == {"coherent success", "judged success"}
     assert set(claims["verdict"]) <= {"supported", "not supported", "cannot tell"}
     assert set(variants["axis"]) == {"strength", "lift", "tokens", "k"}
-    assert set(variants.loc[variants["axis"] == "k", "level"]) == {"1"}, (
-        "99 components are more than there are"
-    )
+    assert set(variants.loc[variants["axis"] == "k", "level"]) == {"1"}, "99 components are too many"
     harmful = outcomes[outcomes["prompts"] == "harmful"]
     assert set(outcomes["prompts"]) == {"harmful", "harmless", "text"}
     assert {*outcomes["key"]} == {*table["key"], *variants["key"]}
@@ -428,7 +426,7 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
     name, root, judge_folder, tiny_folders, tmp_path, without_figures
 ):
-    """Its own configuration, of a random model of its family and a random judge; no result, but every table."""
+    """Its own configuration, of a random model of its family and a random judge: every table."""
     small = {
         "model": str(tiny_folders["qwen2" if "Qwen" in name else "llama"]),
         "judge": {"preset": "harmbench", "model": str(judge_folder)},
