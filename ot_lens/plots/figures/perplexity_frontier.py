@@ -15,6 +15,7 @@ from ot_lens.tables import UNEDITED, measured, select
 
 GREY = "#555555"
 SHAPES = {"one": (4.2, False), "two": (4.2, True), "all": (2.4, False)}
+MEANINGS = {COHERENT: f"answered coherently ({COHERENT_MEANS})", SUCCESS: "not refused"}
 KEYS = (
     Key("one layer", GREY, "circle", size=SHAPES["one"][0]),
     Key("two layers", GREY, "circle", hollow=True, size=SHAPES["two"][0]),
@@ -33,11 +34,15 @@ def perplexity_frontier(localization: pd.DataFrame, variants: pd.DataFrame) -> D
     if not found:
         raise NothingToDrawError("The variants table has no edit at several strengths.")
     panels = []
-    for measure in (COHERENT, SUCCESS):
+    for measure in _successes(localization):
         x, y = (measures.axis_of(m, localization, f"{m.prompts}: {m.label}", 0.25) for m in (cost, measure))
         elements = [element for edit in found for element in _elements(*edit, cost, measure)]
         panels.append(Panel("", x, y, tuple(elements)))
     return described(panels, "variants", columns=2, height=2.4, keys=KEYS, letters=False)
+
+
+def _successes(localization: pd.DataFrame) -> list[Measure]:
+    return [measure for measure in MEANINGS if measures.present(localization, measure)]
 
 
 def _cost(localization: pd.DataFrame) -> Measure:
@@ -92,7 +97,7 @@ def caption(localization: pd.DataFrame, variants: pd.DataFrame, **_: object) -> 
     if _cost(localization) is KL:
         cost = "KL(original || edited) of the next token on harmless prompts"
     return (
-        f"Share of harmful prompts answered coherently ({COHERENT_MEANS}; left) and not refused (right) against "
-        f"the {cost}, for each edit that was chosen on validation prompts, from the unedited model (grey) over "
+        f"Share of harmful prompts {' and '.join(MEANINGS[m] for m in _successes(localization))} against the "
+        f"{cost}, for each edit that was chosen on validation prompts, from the unedited model (grey) over "
         f"the strengths {levels} (faint) to 1. Bars: 95 % intervals. n = {counts(rows)} prompts."
     )
