@@ -123,7 +123,7 @@ def _collapse(
             continue
         label = method_label(first.method, first.k)
         sides = [
-            (Edit("", f"{label}, mean of layers {_spanned(part)}", first.method, first.k), _keys(rows, part))
+            (Edit("", f"{label}, {_spanned(part)}", first.method, first.k), _keys(rows, part))
             for part in (inside, beyond)
         ]
         (band, band_keys), (end, end_keys) = sides
@@ -144,7 +144,7 @@ def _keys(rows: pd.DataFrame, layers: Sequence[int]) -> list[str]:
 
 
 def _spanned(layers: Sequence[int]) -> str:
-    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else ", ".join(map(str, layers))
+    return f"mean of layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
 
 
 def _mean_flags(run: Measured, keys: Sequence[str], name: str) -> Differences:
