@@ -21,7 +21,7 @@ from ot_lens.paper_study.evidence import (
 )
 from ot_lens.paper_study.frontier import gain, on_known
 from ot_lens.paper_study.verdicts import AGREE, MORE, NO_LOSS, SAME
-from ot_lens.statistics import Estimate, mcnemar, mean, paired_bootstrap, rate_difference
+from ot_lens.statistics import Estimate, mcnemar, mean, rate_difference, sign_flip
 from ot_lens.tables import UNEDITED, chosen_edits
 from ot_lens.transport import find_method, method_label
 
@@ -241,7 +241,7 @@ def _scores(
             "mcnemar",
         )
     else:
-        estimate, p, test = mean(a - b, seed=seed), paired_bootstrap(a - b, seed=seed), "paired_bootstrap"
+        estimate, p, test = mean(a - b, seed=seed), sign_flip(a - b, seed=seed), "sign_flip"
     yield Comparison(
         "capability", statement, about, "accuracy", edit, UNCHANGED, estimate, p, test, NO_LOSS, about=task
     )
@@ -310,5 +310,5 @@ def _means(
     """The mean of each prompt's difference, where it is known."""
     known = difference[np.isfinite(difference)]
     if len(known):
-        estimate, p = mean(known, seed=seed), paired_bootstrap(known, seed=seed)
-        yield Comparison(claim, statement, about, quantity, edit, reference, estimate, p, "paired_bootstrap")
+        estimate, p = mean(known, seed=seed), sign_flip(known, seed=seed)
+        yield Comparison(claim, statement, about, quantity, edit, reference, estimate, p, "sign_flip")

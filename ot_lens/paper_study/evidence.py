@@ -113,7 +113,7 @@ class Measured:
 
 
 def both_known(
-    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
+    first: Float[np.ndarray, " _"], second: Float[np.ndarray, " _"]
 ) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Two outcomes as flags, on the prompts at which both are known."""
     if len(first) != len(second):

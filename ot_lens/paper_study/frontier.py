@@ -18,7 +18,7 @@ DRAWS = 4999  # enough for a p-value below 0.05 after correction over 100 compar
 # would have no spread (Agresti & Min 2005, Statistics in Medicine 24, 729-740, add as many observations).
 ADDED = 2
 
-Weights = Float[np.ndarray, "draws n"]
+Weights = Float[np.ndarray, "draws _"]
 Points = Float[np.ndarray, "draws strengths"]
 
 

@@ -1,14 +1,15 @@
-"""Two conditions on the same prompts: the difference of their rates."""
+"""Two conditions on the same prompts: the difference of their rates, and a test of any other difference."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ot_lens.errors import ActivationError
 from ot_lens.statistics.estimates import Estimate, share
 
-Flags = Bool[np.ndarray, " n"]
+Flags = Bool[np.ndarray, " _"]
+SIGNS = 4999
 
 
 def rate_difference(first: Sequence[bool] | Flags, second: Sequence[bool] | Flags) -> Estimate:
@@ -49,3 +50,24 @@ def _correlation(a: Flags, b: Flags) -> float:
     if excess > 0:
         excess = max(0.0, excess - len(a) / 2)
     return excess / float(np.sqrt(margins))
+
+
+def sign_flip(differences: Float[np.ndarray, " n"], *, seed: int) -> float:
+    """Two-sided randomization test that two conditions do the same: the sides of each prompt are exchanged.
+
+    Exact whatever the distribution, but for the number of random exchanges (Ernst 2004, Statistical Science
+    19, 676-685). With differences of flags it is McNemar's test.
+
+    Args:
+        differences: One per prompt.
+        seed: Of the exchanges.
+
+    Raises:
+        ActivationError: If there is no prompt.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if not len(d):
+        raise ActivationError("A paired test needs at least one prompt, got none.")
+    signs = np.random.default_rng(seed).integers(0, 2, size=(SIGNS, len(d))) * 2.0 - 1.0
+    rounding = 1e-9 * np.abs(d).sum()
+    return float(((np.abs(signs @ d) >= abs(d.sum()) - rounding).sum() + 1) / (SIGNS + 1))
