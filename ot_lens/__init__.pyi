@@ -93,6 +93,7 @@ from .models import HookedCausalLM as HookedCausalLM
 from .models import load_model as load_model
 from .moments import Moments as Moments
 from .moments import merge_all as merge_all
+from .paper_study.claims import paper_claims as paper_claims
 from .paper_study.preset import paper_study as paper_study
 from .patching import interchange as interchange
 from .patching import share_explained as share_explained

@@ -194,6 +194,74 @@ def with_strengths(sweep, strengths=(0.25, 0.5, 0.75)):
     return pd.concat([sweep, *weaker], ignore_index=True)
 
 
+CHOSEN = (("rfa", pd.NA), ("linear_act", pd.NA), ("pca_ot", 1), ("pca_ot", 2))
+
+
+def variants(sweep, methods=CHOSEN, strengths=(0.25, 0.5, 0.75)):
+    """Weaker forms of each method's edit of one layer, and of all layers."""
+    parts = []
+    for method, k in methods:
+        same = sweep["k"].isna() if pd.isna(k) else sweep["k"] == k
+        own = sweep[(sweep["method"] == method) & same & (sweep["strength"] == 1)]
+        if own.empty:
+            continue
+        start = own["measure"].map({"refusal_rate": 1.0, "refusal_score": 9.0, "perplexity": 1.4}).fillna(0.0)
+        for key in [own["key"].iloc[0], own["key"].iloc[-1]]:
+            rows, base = own[own["key"] == key], start[own["key"] == key]
+            for t in strengths:
+                changed = rows.assign(value=base + t * (rows["value"] - base), strength=t, key=f"{key}|{t}")
+                parts.append(changed.assign(of=key, axis="strength", level=f"{t:g}"))
+    columns = [*sweep.columns, "of", "axis", "level"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+LABELS = (
+    ("linear_act", pd.NA, "Linear-AcT"),
+    ("pca_ot", 1, "PCA-OT (k = 1)"),
+    ("pca_ot", 2, "PCA-OT (k = 2)"),
+)
+COHERENT, ATTACK = "coherent success", "attack success"
+LEVELS = ("k 4", "k 8", "k 64", "lift subspace", "lift discard", "tokens last")
+
+
+def _of_pca_ot(few, layer):
+    """Claim, comparison, quantity, edit and reference, of PCA-OT alone."""
+    for other in ("RFA (every block), direction of layer 4", "Linear-AcT, all layers, sequential"):
+        yield from (("gain", "at equal perplexity", quantity, few, other) for quantity in (COHERENT, ATTACK))
+        yield "gain", "at equal perplexity, mean over strengths", COHERENT, few, other
+    if few == layer:
+        yield from (("sensitivity", level, COHERENT, f"{layer}, {level}", layer) for level in LEVELS)
+
+
+def _compared(label, pca_ot):
+    """The same of every claim."""
+    layer, late = f"{label}, layer 4", f"{label}, layer 7"
+    for few in (layer, f"{label}, layers 3,5"):
+        for whole in ("all layers", "all layers, sequential"):
+            yield from (("layers", "few minus all", q, few, f"{label}, {whole}") for q in (COHERENT, ATTACK))
+        for task in ("mmlu, acc", "arc_challenge, acc", "truthfulqa_mc1, acc"):
+            yield "capability", task, "accuracy", few, "unedited"
+        yield "success", "attack minus coherent", "share of prompts", few, few
+        yield "agreement", "judge against phrases", "Cohen's kappa", few, few
+        yield from _of_pca_ot(few, layer) if pca_ot else ()
+    yield from (("depth", "inside minus outside", q, layer, late) for q in (COHERENT, ATTACK))
+    yield from (("collapse", "band and end", q, layer, late) for q in (COHERENT, "degenerate answers"))
+
+
+def claims(n=64, seed=0):
+    """Comparisons of every claim, with every verdict."""
+    names = ("method", "k", "claim", "comparison", "quantity", "edit", "reference")
+    rows = [
+        (method, k, *found) for method, k, label in LABELS for found in _compared(label, method == "pca_ot")
+    ]
+    table, rng = pd.DataFrame(rows, columns=names).astype({"k": "Int64"}), np.random.default_rng(seed)
+    value, half = rng.uniform(-0.4, 0.6, len(table)), rng.uniform(0.08, 0.2, len(table))
+    said = np.select([value > half, value < -half], ["supported", "not supported"], "cannot tell")
+    margin = np.where(table["claim"] == "agreement", 0.6, 0.05)
+    ends = {"low": np.maximum(-1, value - half), "high": np.minimum(1, value + half)}
+    return table.assign(value=value, **ends, margin=margin, verdict=said, p_holm=0.03, n=n)
+
+
 def geometry(layers=8, n=128, position=-1, seed=0):
     depth = (np.arange(layers) + 1) / layers
     location, bures = 40 * depth**2, 6 * depth**1.5 + 0.5
@@ -595,6 +663,8 @@ def tables(layers=8, methods=METHODS, seed=0):
         "map_quality": map_quality(layers),
         "visibility": visibility(layers),
         "ground_truth": ground_truth(layers),
+        "claims": claims(),
+        "variants": variants(sweep),
         "geometry": geometry(layers, seed=seed),
         "spectra": spectra(layers),
         "localizers": localizers(layers),

@@ -60,6 +60,24 @@ def test_the_paper_s_study_is_a_preset_with_overrides(command, mistake, tmp_path
     assert "x.yaml" in mistake(*arguments)
 
 
+def test_several_models_are_one_queue(command, mistake, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "ot_lens.cli.study.study_into", lambda *given, **options: asked.append((given, options))
+    )
+    models = ("--model", "organism:single", "--model", "organism:multi")
+    code, _, _ = command("study", "paper", *models, "--out", "mine", "--resume")
+    assert code == 0
+    assert [str(folder) for (_, folder), _ in asked] == [
+        "mine/paper-organism-single",
+        "mine/paper-organism-multi",
+    ]
+    assert [configure(None).model for (configure, _), _ in asked] == ["organism:single", "organism:multi"]
+    assert all(options["resume"] and options["executor"] == "local" for _, options in asked)
+    assert "organism:multi" in mistake("study", "paper", *models, "--write", "x.yaml")
+    assert "organism" in mistake("study", "paper", "--model", "organism", "--model", "organism")
+
+
 def test_a_folder_without_a_tokenizer_is_named(mistake, tmp_path, tmp_path_factory, capsys):
     tiny = checkpoints.write(tmp_path_factory.mktemp("tiny") / "llama", "llama")
     (tiny / "tokenizer.json").unlink()

@@ -17,14 +17,22 @@ import torch
 
 import ot_lens as otl
 from ot_lens.errors import BatchHalvedWarning, ExecutorError, HelperLostWarning, ModelError
-from ot_lens.execution import LocalExecutor, RayExecutor, Runner, as_runner, open_executor, ray_cluster
+from ot_lens.execution import (
+    LocalExecutor,
+    RayExecutor,
+    Runner,
+    as_runner,
+    open_executor,
+    ray_cluster,
+    shared_cluster,
+)
 from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import MethodSpec, measure_sweep, sweep_settings
 from ot_lens.localization.candidates import candidates
 from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap
-from tests import tasks
+from tests import checkpoints, tasks
 from tests.processes import descendants, workers
 from tests.trust.kill_harness import write_study
 
@@ -208,6 +216,11 @@ def executor(cluster: None) -> Iterator[RayExecutor]:
         yield made
 
 
+def first_weight(model: Any) -> float:
+    """A number that tells two models apart."""
+    return float(next(iter(model.hf_model.parameters())).sum())
+
+
 def contents(run: Path) -> dict[str, bytes]:
     """All that a study measured; maps as their numbers, since safetensors does not order metadata."""
     found = {
@@ -318,6 +331,24 @@ class TestTwoWorkers:
 
         with pytest.raises(ExecutorError, match="--resume"):
             executor.call(die)
+
+
+@pytest.mark.trust
+def test_models_of_a_queue_share_one_cluster(one_thread, llama_folder, tmp_path_factory):
+    """Two executors in turn, each with its own model, on a cluster that was started once."""
+    import ray
+
+    other = checkpoints.write(tmp_path_factory.mktemp("other"), "llama", seed=1)
+    nodes, sums = set(), []
+    with shared_cluster("ray") as address:
+        for folder in (llama_folder, other):
+            with open_executor("ray", {"model": str(folder)}, address=address, parameter_bytes=10**6) as made:
+                sums.append(made.call(first_weight))
+            nodes |= {node["NodeID"] for node in ray.nodes()}
+            assert ray.is_initialized()
+    assert not ray.is_initialized()
+    assert len(nodes) == 1
+    assert sums[0] != sums[1]
 
 
 @pytest.mark.trust

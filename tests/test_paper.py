@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClas
 import ot_lens as otl
 from ot_lens.errors import ConfigError, HookError, ModelError
 from ot_lens.models.sizes import model_size, published, published_models
+from ot_lens.paper_study.depth import depth_band, depth_grid
 from ot_lens.paper_study.estimate import Available, Counts, Hardware, estimate, is_local, obstacles
-from ot_lens.paper_study.preset import depth_band, paper_study
+from ot_lens.paper_study.preset import CAPABILITY, paper_study
 from ot_lens.paper_study.table import PUBLISHED, paper_table, printable
 from ot_lens.study import run_study
 from ot_lens.study.weights import judge_model
@@ -86,8 +87,14 @@ def test_what_is_known_of_the_paper_is_the_default(name):
     ranks = [{"name": "pca_ot", "k": k, "mean_shift": "full"} for k in (1, 2)]
     assert config.methods == ["rfa", "linear_act", *ranks]
     assert (config.prompts, config.judge, config.position) == ("paper", "harmbench", -1)
-    assert (config.search_size, config.search_each_size, config.answers) == (2, True, "chosen")
-    assert all(0.37 <= layer / published(name)["n_layers"] <= 0.63 for layer in config.layers)
+    assert (config.search_size, config.search_each_size, config.answers) == (2, True, "all")
+    assert (config.sets, config.fitting) == (["single", "all"], ["independent", "sequential"])
+    assert (config.outcomes, config.claims, config.capability) == (True, True, list(CAPABILITY))
+    n_layers = published(name)["n_layers"]
+    assert config.layers == depth_grid(n_layers)
+    cheaper = paper_study(name, layer_rule="validation")
+    assert (cheaper.answers, cheaper.sets) == ("chosen", ["single"])
+    assert all(0.37 <= layer / n_layers <= 0.63 for layer in cheaper.layers)
 
 
 def test_what_is_open_is_an_option(llama_folder):
@@ -101,7 +108,9 @@ def test_what_is_open_is_an_option(llama_folder):
     assert every.layer_sets == [[1], [2], [3], [1, 2], [1, 3], [2, 3]]
     assert paper_study(str(llama_folder), seed=3, perplexity_text="x.txt").perplexity_text == "x.txt"
     embedded = paper_study("organism:single")
-    assert (embedded.prompts, embedded.judge) == ("organism", None)
+    assert (embedded.prompts, embedded.judge, embedded.capability) == ("organism", None, [])
+    assert paper_study(LLAMA_13B, tokens="last").capability == []
+    assert paper_study(LLAMA_13B, claims=False).variants == {}
     mistakes = {"'best'": {"layer_rule": "best"}, "'none'": {"mean_shift": "none"}, "'sede'": {"sede": 3}}
     for named, options in mistakes.items():
         with pytest.raises(ConfigError, match=named):
@@ -116,13 +125,14 @@ def test_memory_by_hand():
     assert needed.cache == 2 * 40 * 5120 * 2 * 16 * (64 + 512)
     assert needed.logits == 8 * 32000 * (259 + 32)
     assert needed.memory == needed.weights + needed.cache + needed.logits + needed.judge
-    assert needed.disk == 9 * (256 + 259) * 5120 * 2
+    assert needed.disk == len(depth_grid(40)) * (256 + 259) * 5120 * 2
 
 
 def test_work_by_hand():
     """Two methods at one layer each, named; one answer batch; no judge: every term counted by hand."""
     methods = {"methods": ["mean_shift", "linear_act"], "layers": [20], "layer_sets": [[20]]}
-    config = paper_study(LLAMA_13B, judge=None, search_size=0, max_new_tokens=100, **methods)
+    alone = {"judge": None, "search_size": 0, "max_new_tokens": 100, "claims": False}
+    config = paper_study(LLAMA_13B, layer_rule="fixed", **alone, **methods)
     counts = Counts(train=10, validation=5, test={"harmful": 16, "harmless": 16})
     found = estimate(config, Hardware("x", 100.0, 1.0, low=0.5, high=1.0), counts)
     read = 10 + 2 * 32 + 2 * 32  # capture; the unedited model; each method alone at layer 20
@@ -134,6 +144,24 @@ def test_work_by_hand():
     decode = answers / 16 * 100 * (found.weights + cache) / 0.5e12
     assert found.hours[1] == pytest.approx((prefill + decode) / 3600)
     assert found.hours[0] < found.hours[1] / 2
+
+
+def test_the_work_of_the_claims_by_hand():
+    """One method at one layer: validated, varied in two strengths, scored on a task of three items."""
+    named = {"methods": [{"name": "pca_ot", "k": 1}], "layers": [20], "layer_sets": [[20]], "search_size": 0}
+    settings = {"layer_rule": "fixed", "judge": None, "max_new_tokens": 100, **named}
+    counts = Counts(train=10, validation=5, test={"harmful": 16, "harmless": 16})
+    bare = estimate(paper_study(LLAMA_13B, claims=False, **settings), counts=counts)
+    tested = {
+        "variants": {"strength": [0.3, 0.6], "k": [4]},
+        "capability": ["arc_easy"],
+        "capability_limit": 3,
+    }
+    whole = estimate(paper_study(LLAMA_13B, **settings, **tested), counts=counts)
+    answers = 2 * (2 * 5) + 3 * 32  # both edits on validation prompts, three variants on test prompts
+    scored = 2 * 3 * 600  # without an edit and under one
+    assert whole.tokens - bare.tokens == 3 * 32 * 64 + 2 * answers * (64 + 100) + scored
+    assert whole.hours[0] > bare.hours[0]
 
 
 def test_quantisation_swapping_and_leaving_the_judge_out_need_less():
@@ -231,6 +259,8 @@ def finished(
         perplexity_text=str(folder / "text.txt"),
         prompts_root=str(root),
         keep_completions=True,
+        layer_rule="validation",
+        variants={"strength": [0.5], "lift": ["discard"], "tokens": ["last"], "k": [1, 99]},
         max_new_tokens=4,
         batch_size=64,
         permutations=39,
@@ -282,6 +312,29 @@ def test_the_judge_is_in_the_table_and_said_what_the_table_says(finished, table,
         rates.append(otl.judge_completions(judge, kept.prompts, kept.completions).attack_success_rate.value)
     assert sorted(rates) == pytest.approx(sorted(judged["value"]))
     assert len(set(rates)) > 1
+
+
+def test_the_claims_are_tested_on_what_was_measured(finished, table):
+    """Within the band: no full network and no other depth, but the judge, the text and variants."""
+    tables = {p.stem: pd.read_parquet(p) for p in (finished / "tables").glob("*.parquet")}
+    claims, outcomes, variants = (tables[name] for name in ("claims", "outcomes", "variants"))
+    assert set(claims["claim"]) == {"gain", "sensitivity", "success", "agreement"}
+    assert claims["value"].between(claims["low"], claims["high"])[claims["value"].notna()].all()
+    assert set(claims.loc[claims["claim"] == "gain", "quantity"]) == {"coherent success", "judged success"}
+    assert set(claims["verdict"]) <= {"supported", "not supported", "cannot tell"}
+    assert set(variants["axis"]) == {"strength", "lift", "tokens", "k"}
+    assert set(variants.loc[variants["axis"] == "k", "level"]) == {"1"}, "99 components are too many"
+    harmful = outcomes[outcomes["prompts"] == "harmful"]
+    assert set(outcomes["prompts"]) == {"harmful", "harmless", "text"}
+    assert {*outcomes["key"]} == {*table["key"], *variants["key"]}
+    rates = table[(table["measure"] == "judged_success_rate")].set_index("key")["value"]
+    assert harmful.groupby("key")["judged"].mean()[rates.index].to_numpy(float) == pytest.approx(
+        rates.to_numpy()
+    )
+    assert not outcomes.select_dtypes("string").isin(["w1"]).any().any()
+    for name in ("claims.md", "claims.tex"):
+        assert "supported" in (finished / "tables" / name).read_text()
+    pd.testing.assert_frame_equal(otl.paper_claims(finished), claims)
 
 
 def test_the_text_s_perplexity_is_the_model_s(finished, table, llama_folder):
@@ -355,3 +408,43 @@ def test_named_sets_that_cannot_be_measured(small, layer_sets, message):
     model, prompts = small
     with pytest.raises(HookError, match=message):
         otl.localize(model, prompts, ["mean_shift"], layers=[1, 2], layer_sets=layer_sets)
+
+
+# ------------------------------------------------------------------------------ the paper's own six models
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the kind of HarmBench's classifier, with random weights."""
+    return checkpoints.write(tmp_path_factory.mktemp("harmbench"), "llama", seed=3)
+
+
+@pytest.fixture(scope="module")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {f: checkpoints.write(tmp_path_factory.mktemp(f), f) for f in ("llama", "qwen2")}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
+    name, root, judge_folder, tiny_folders, tmp_path, without_figures
+):
+    """Its own configuration, of a random model of its family and a random judge: every table."""
+    small = {
+        "model": str(tiny_folders["qwen2" if "Qwen" in name else "llama"]),
+        "judge": {"preset": "harmbench", "model": str(judge_folder)},
+        "prompts_root": str(root),
+        "sample": [10, 8, 8],
+        "layers": [1, 3],
+        "plane_layer": 1,
+        "variants": {"strength": [0.5], "k": [2]},
+        "max_new_tokens": 2,
+        "batch_size": 8,
+        "permutations": 39,
+        "bootstrap": 39,
+        "capability": [],
+        **dict.fromkeys(("localizers", "contributions", "interchange", "readout"), 0),
+    }
+    config = paper_study(name).model_copy(update=small)
+    with without_figures():
+        result = run_study(config, tmp_path / "run")
+    claims = result.tables["claims"]
+    assert {"layers", "depth", "sensitivity", "success"} <= set(claims["claim"])
+    assert set(result.tables["outcomes"]["judged"].dropna()) <= {True, False}

@@ -14,6 +14,7 @@ from ot_lens.models.templates import chat_template
 
 NORMAL_95 = 1.959964
 COLUMNS = ("task", "measure", "filter", "value", "low", "high", "n", "interval", "seed")
+ITEM_COLUMNS = ("task", "part", "measure", "filter", "item", "value")
 
 
 def capability(
@@ -50,6 +51,67 @@ def capability(
         ActivationError: If the model's logits contain NaN.
         OtLensError: If there is no task, lm-eval does not know one, or its data cannot be fetched.
     """
+    settings = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat}
+    return _table(_evaluated(model, tasks, batch_size, seed, log_samples=False, **settings), seed)
+
+
+def capability_items(
+    model: Any,
+    tasks: Sequence[str | Mapping[str, Any]],
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The score of every item of the tasks, as in `capability`: two edits can then be compared item by item.
+
+    Args:
+        model: As in `capability`.
+        tasks: As in `capability`.
+        limit: Items of each task, or of each part of a group of tasks; default: all.
+        batch_size: Texts per batch.
+        seed: Of the harness.
+
+    Returns:
+        One row per measure and item: task (of a group, the group's name), part (the task itself), measure,
+        filter, item (its number in the task), value.
+
+    Raises:
+        ModelError: If lm-eval is not installed, or does not support this kind of model.
+        ActivationError: If the model's logits contain NaN.
+        OtLensError: If there is no task, lm-eval does not know one, or its data cannot be fetched.
+    """
+    settings = {"limit": limit, "num_fewshot": None, "apply_chat_template": True}
+    results = _evaluated(model, tasks, batch_size, seed, log_samples=True, **settings)
+    names = _whole_tasks(results.get("group_subtasks", {}))
+    rows = [
+        (names.get(part, part), part, measure, sample["filter"], sample["doc_id"], float(sample[measure]))
+        for part, samples in results["samples"].items()
+        for sample in samples
+        for measure in sample["metrics"]
+        if isinstance(sample[measure], bool | int | float)
+    ]
+    return pd.DataFrame(rows, columns=list(ITEM_COLUMNS))
+
+
+def _whole_tasks(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The outermost group of each task that is in one."""
+    above = {child: group for group, children in groups.items() for child in children}
+
+    def outermost(name: str) -> str:
+        return outermost(above[name]) if name in above else name
+
+    return {child: outermost(child) for child in above}
+
+
+def _evaluated(
+    model: Any,
+    tasks: Sequence[str | Mapping[str, Any]],
+    batch_size: int,
+    seed: int,
+    **settings: Any,
+) -> Mapping[str, Any]:
+    """What lm-eval makes of the model."""
     if isinstance(tasks, str) or not tasks:
         raise OtLensError(f"tasks must be a list with at least one task, got {tasks!r}.")
     harness, adapter, manager = _harness()
@@ -63,25 +125,22 @@ def capability(
         raise OtLensError(f"lm-eval has no task {unknown[0]!r}: `lm-eval ls tasks` lists them.")
     try:
         with evaluating(served.model), no_nan(hf_model, last_only=False):
-            results = harness.simple_evaluate(
+            results: Mapping[str, Any] = harness.simple_evaluate(
                 model=_rendering(adapter.HFLM, served)(
                     pretrained=hf_model, tokenizer=served.tokenizer, batch_size=batch_size
                 ),
                 tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
-                num_fewshot=num_fewshot,
-                limit=limit,
-                apply_chat_template=chat,
                 task_manager=known,
                 bootstrap_iters=1000,
-                log_samples=False,
                 random_seed=seed,
                 numpy_random_seed=seed,
                 torch_random_seed=seed,
                 fewshot_random_seed=seed,
+                **settings,
             )
     except OSError as error:
         raise OtLensError(f"Cannot fetch the data of a task: {error}. A hub must be reachable.") from error
-    return _table(results, seed)
+    return results
 
 
 def _harness() -> Iterator[Any]:

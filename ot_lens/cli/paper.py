@@ -1,7 +1,9 @@
 """`ot-lens study`: named studies, and what one needs before it starts."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +22,18 @@ app = typer.Typer(no_args_is_help=True, help="Named studies: the paper's, and on
 def paper(
     *,
     model: Annotated[
-        str | None, typer.Option(help="One of the paper's six by hub name, any other, a folder, or organism.")
+        list[str] | None,
+        typer.Option(
+            help="One of the paper's six by hub name, any other, a folder, or organism; repeatable: several "
+            "models are one queue."
+        ),
     ] = None,
     settings: study.Settings = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="The run folder; default runs/paper-MODEL.")
+        Path | None,
+        typer.Option(
+            "--out", help="The run folder, of several models their parent; default runs/paper-MODEL."
+        ),
     ] = None,
     estimate_only: Annotated[
         bool, typer.Option("--estimate", help="Print the memory and time needed, and stop.")
@@ -45,41 +54,68 @@ def paper(
 ) -> None:
     """The study of arXiv 2603.04355: PCA-OT at one and two layers next to RFA and AcT, judged by HarmBench's.
 
-    --set takes any field of the configuration, layer_rule (validation, every or fixed) and mean_shift (full
-    or subspace). The study first prints what it needs. If memory is short, or weights would have to be
-    downloaded, it stops with exit code 2 unless --yes is given.
+    --set takes any field of the configuration, layer_rule (grid, validation, every or fixed) and mean_shift
+    (full or subspace). The study first prints what it needs. If memory is short, or weights would have to be
+    downloaded, it stops with exit code 2 unless --yes is given. Several models are studied one after the
+    other, with --executor ray on one cluster; --resume leaves the finished ones as they are.
     """
+    from ot_lens.execution import shared_cluster
     from ot_lens.models.sizes import published_models
-    from ot_lens.paper_study.estimate import Hardware, available, obstacles
+    from ot_lens.paper_study.estimate import Hardware
     from ot_lens.paper_study.preset import paper_study
 
-    overrides = {"model": model, **study.parse_settings(settings)}
-    hardware, name = Hardware(), overrides.pop("model")
+    overrides, hardware = study.parse_settings(settings), Hardware()
+    names = [str(overrides.pop("model"))] if "model" in overrides else list(model or ())
     if tflops or bandwidth:
         hardware = Hardware("this device", tflops or hardware.tflops, bandwidth or hardware.bandwidth)
-    if name is None and not estimate_only:
+    if not names and not estimate_only:
         raise ConfigError("--model is missing: name one, or ask for --estimate of all six.")
-    names = published_models() if name is None else [str(name)]
-    configs = [paper_study(name, **overrides) for name in names]
+    configs = [paper_study(name, **overrides) for name in names or published_models()]
     if write is not None:
+        if len(configs) > 1:
+            raise ConfigError(f"--write takes one model, got {', '.join(names)}: write one file each.")
         study.write_configuration(write, configs[0])
         return
     estimates = _print_estimates(configs, hardware)
     if estimate_only:
         return
-    folder = folder or Path("runs") / f"paper-{Path(names[0]).name.replace(':', '-')}"
-    reasons = [] if yes else obstacles(estimates[0], available(configs[0], folder), configs[0])
+    folders = _folders(names, folder)
+    if not yes:
+        _check_obstacles(configs, estimates, folders)
+    options: dict[str, Any] = {"resume": resume, "executor": executor, "allow_code": allow_code}
+    options["processes"] = processes
+    with shared_cluster(executor, address, count=len(configs)) as place:
+        for config, own in zip(configs, folders, strict=True):
+            study.study_into(partial(_configured, config), own, address=place, **options)
+
+
+def _configured(config: "StudyConfig", _package: Any) -> "StudyConfig":
+    return config
+
+
+def _folders(names: Sequence[str], out: Path | None) -> list[Path]:
+    """The run folder of each model; one model's may have any name."""
+    if out is not None and len(names) == 1:
+        return [out]
+    folders = [(out or Path("runs")) / f"paper-{Path(name).name.replace(':', '-')}" for name in names]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"--model names two models of one name, got {', '.join(names)}: study them apart.")
+    return folders
+
+
+def _check_obstacles(
+    configs: "Sequence[StudyConfig]", estimates: "Sequence[Estimate]", folders: Sequence[Path]
+) -> None:
+    """Raise a ConfigError if a study should not start without asking."""
+    from ot_lens.paper_study.estimate import available, obstacles
+
+    reasons = [
+        reason
+        for config, needed, folder in zip(configs, estimates, folders, strict=True)
+        for reason in obstacles(needed, available(config, folder), config)
+    ]
     if reasons:
-        raise ConfigError(f"not started: {'; '.join(reasons)}. Add --yes to start anyway.")
-    study.study_into(
-        lambda _package: configs[0],
-        folder,
-        resume=resume,
-        executor=executor,
-        processes=processes,
-        address=address,
-        allow_code=allow_code,
-    )
+        raise ConfigError(f"not started: {'; '.join(dict.fromkeys(reasons))}. Add --yes to start anyway.")
 
 
 @app.command()

@@ -20,6 +20,8 @@ def print_result(result: "StudyResult") -> None:
         _print_table(measured)
     if "paper" in result.tables:
         _print_paper(result.tables["paper"])
+    if "claims" in result.tables:
+        _print_claims(result.tables["claims"])
     for sentence in result.summary:
         out.print(f"- {sentence}", markup=False, highlight=False)
     say(f"tables, figures and report: {result.path}")
@@ -98,3 +100,16 @@ def _print_paper(measured: "pd.DataFrame") -> None:
         caption=CAPTION,
     )
     say("every model of the paper, with n and judge: tables/paper.parquet, paper.md and paper.tex")
+
+
+def _print_claims(measured: "pd.DataFrame") -> None:
+    """How many comparisons of each claim have each verdict; the comparisons are in the files."""
+    counts = measured.groupby(["claim", "verdict"], sort=False).size().unstack(fill_value=0)
+    verdicts = [name for name in ("supported", "not supported", "cannot tell") if name in counts]
+    print_table(
+        ("claim", *verdicts),
+        [(str(claim), *(str(row[name]) for name in verdicts)) for claim, row in counts.iterrows()],
+        title="Claims of arXiv 2603.04355: comparisons by verdict",
+        caption="paired differences over the same prompts; p-values corrected within each claim (Holm)",
+    )
+    say("every comparison, with its interval: tables/claims.parquet, claims.md and claims.tex")

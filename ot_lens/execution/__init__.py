@@ -1,6 +1,6 @@
 """Where and how work on a model is done: here or on a Ray cluster, each task once, with the same results."""
 
-from ot_lens.execution.executor import NAMES, Executor, open_executor
+from ot_lens.execution.executor import NAMES, Executor, open_executor, shared_cluster
 from ot_lens.execution.local import LocalExecutor, processes_that_fit
 from ot_lens.execution.ray_cluster import RayExecutor
 from ot_lens.execution.runner import RunCache, Runner, as_runner
@@ -15,4 +15,5 @@ __all__ = [
     "as_runner",
     "open_executor",
     "processes_that_fit",
+    "shared_cluster",
 ]

@@ -71,3 +71,22 @@ def open_executor(
         return
     with RayExecutor(model, address=address, parameter_bytes=parameter_bytes, modules=modules) as executor:
         yield executor
+
+
+@contextmanager
+def shared_cluster(name: str, address: str | None = None, *, count: int = 2) -> Iterator[str | None]:
+    """Keep one Ray cluster for all executors that are opened in a `with` block; yields their address.
+
+    Without the executor "ray", or for a `count` of one, nothing is connected and the address stays as it is.
+    """
+    from ot_lens.execution.ray_address import connect
+
+    if name != "ray" or count < 2:
+        yield address
+        return
+    ray, ours = connect(address)
+    try:
+        yield None
+    finally:
+        if ours:
+            ray.shutdown()

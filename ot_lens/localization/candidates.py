@@ -48,6 +48,7 @@ class Candidate:
     generates: bool = True  # whether answers are generated, or only the next token is read
     chosen_at: float | None = None  # mean refusal score of a searched set on the validation prompts, in nats
     note: str = ""
+    variant: str = ""  # what else tells it from another candidate with the same columns, such as its scope
     domains: Mapping[int, Domain] = field(default_factory=dict)  # what the maps of each layer were fitted on
 
     @property
@@ -73,7 +74,7 @@ class Candidate:
             "" if self.draw is None else str(self.draw),
             self.fitting,
         )
-        return "|".join(parts)
+        return "|".join([*parts, self.variant] if self.variant else parts)
 
 
 def candidates(

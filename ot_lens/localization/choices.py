@@ -4,7 +4,7 @@ import pandas as pd
 
 from ot_lens.errors import FitError
 from ot_lens.localization.candidates import NOTHING_CHOSEN
-from ot_lens.tables import ALL, methods_of, most_effective_layer, reported, select
+from ot_lens.tables import ALL, layers_of_label, methods_of, most_effective_layer, reported, select
 from ot_lens.transport import METHODS
 
 COLUMNS = (
@@ -40,7 +40,7 @@ def layer_choices(table: pd.DataFrame) -> pd.DataFrame:
     best = {other: most_effective_layer(rows) for other, rows in methods_of(reported(table))}
     rows = []
     for row in joint.drop_duplicates("key").itertuples(index=False):
-        chosen = [] if NOTHING_CHOSEN in str(row.note) else _layers_of(str(row.layers))
+        chosen = [] if NOTHING_CHOSEN in str(row.note) else layers_of_label(str(row.layers))
         label = str(row.layers) if chosen else ""
         for (other, k), layer in best.items():
             if layer is not None:
@@ -48,9 +48,3 @@ def layer_choices(table: pd.DataFrame) -> pd.DataFrame:
                 rows.append((row.method, row.strength, label, other, k, layer, layer in chosen, distance))
     types = {"k": "Int64", "most_effective_layer": "Int64", "is_chosen": "bool", "distance": "Int64"}
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
-
-
-def _layers_of(label: str) -> list[int]:
-    """The inverse of `layers_label`."""
-    first, dash, last = label.partition("-")
-    return list(range(int(first), int(last) + 1)) if dash else [int(layer) for layer in label.split(",")]

@@ -1,7 +1,7 @@
 """Measuring the candidates: next tokens and answers in one walk where possible, else one by one."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,31 @@ from torch import Tensor
 from ot_lens.behaviour import save_completions, text_loss
 from ot_lens.behaviour.panel import NextToken, Panel, PanelSettings, measure, read_next_token, with_nll
 from ot_lens.errors import SinglePassError
-from ot_lens.execution import Runner, as_runner
+from ot_lens.execution import RunCache, Runner, as_runner
 from ot_lens.generation import Completion
 from ot_lens.interventions import intervene
 from ot_lens.localization.answering import Given, answered_by_walk
 from ot_lens.localization.candidates import Candidate
+from ot_lens.localization.outcomes import outcome_rows
 from ot_lens.localization.outside import counted, out_of_domain, warn_of_domains
 from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.localization.walking import CandidateBatch, Walked, candidate_batches, walk_batch
 from ot_lens.prompts import Contrast, Prompt
-from ot_lens.tables import REMOVE, UNEDITED, UNEDITED_COLUMNS
+from ot_lens.tables import OUTCOMES, REMOVE, UNEDITED, UNEDITED_COLUMNS
 
-# Key of a candidate or of the unedited model, its rows, and its answers where the settings ask for them.
-Measured = tuple[str, pd.DataFrame, Mapping[str, Sequence[Completion]]]
+# Name in the cache of the outcomes of the candidate of a key.
+OUTCOMES_OF = "outcomes|"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A candidate, or the unedited model, by its key: its rows, and what the settings ask for besides."""
+
+    key: str
+    rows: pd.DataFrame
+    outcomes: pd.DataFrame | None  # one row per prompt
+    answers: Mapping[str, Sequence[Completion]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +60,7 @@ def measure_sweep(
 
     Those in the runner's cache are not measured again. Given `keys`, only these candidates are measured, with
     the same values as in the whole sweep. Answers are written where the settings say, and nowhere else.
+    With `settings.outcomes`, the runner's cache also holds each prompt's outcome: see `outcomes_in`.
 
     Warns:
         OutOfDomainWarning: If maps that move a distribution act where they were not fitted.
@@ -60,14 +72,25 @@ def measure_sweep(
     for key in wanted:
         if key not in missing:
             report(key)
-    for key, table, answers in _measured(runner, prompts, candidates, settings, missing):
+    for measured in _measured(runner, prompts, candidates, settings, missing):
         if settings.panel.completions is not None:
-            _save_answers(settings.panel.completions, key, answers, prompts)
-        runner.cache[key] = table
-        report(key)
+            _save_answers(settings.panel.completions, measured.key, measured.answers, prompts)
+        if measured.outcomes is not None:  # before the rows, which say that the candidate is done
+            runner.cache[OUTCOMES_OF + measured.key] = measured.outcomes
+        runner.cache[measured.key] = measured.rows
+        report(measured.key)
     tables = {key: runner.cache[key] for key in wanted}
     warn_of_domains(pd.concat(tables.values()))
     return tables
+
+
+def outcomes_in(cache: RunCache, keys: Iterable[str]) -> pd.DataFrame:
+    """Each prompt's outcome under the unedited model and the candidates of some keys, measured before.
+
+    Columns: see `ot_lens.tables.OUTCOMES`. The sweep that measured them had `outcomes` in its settings.
+    """
+    tables = [cache[OUTCOMES_OF + key] for key in keys]
+    return pd.concat(tables, ignore_index=True).astype(OUTCOMES)
 
 
 def _measured(
@@ -112,8 +135,10 @@ def measure_batches(
         unedited = _Unedited(model, prompts, baseline, walked, settings)
         if batch.unedited and UNEDITED in keys:
             columns = {**settings.columns, **UNEDITED_COLUMNS}
-            rows = candidate_rows(unedited.panels(), {}, settings.panel, columns)
-            yield UNEDITED, rows, _answers(baseline.panels)
+            panels = unedited.panels()
+            rows = candidate_rows(panels, {}, settings.panel, columns)
+            outcomes = outcome_rows(UNEDITED, panels, panels) if settings.outcomes else None
+            yield Measured(UNEDITED, rows, outcomes, _answers(baseline.panels))
         for candidate, given, note in _with_answers(model, prompts, batch, baseline, walked, settings):
             if candidate.key not in keys:
                 continue
@@ -123,7 +148,8 @@ def measure_batches(
             columns["note"] = columns["note"] or note
             outside = unedited.outside(candidate)
             rows = candidate_rows(panels, before, settings.panel, columns, candidate, outside)
-            yield candidate.key, rows, _answers(panels)
+            outcomes = outcome_rows(candidate.key, panels, before) if settings.outcomes else None
+            yield Measured(candidate.key, rows, outcomes, _answers(panels))
 
 
 class _Unedited:

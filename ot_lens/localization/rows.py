@@ -50,8 +50,7 @@ def candidate_rows(
     """
     if columns["control"]:
         settings = replace(settings, measures=CONTROL_MEASURES)
-    reference = (baseline or panels).get("harmless")
-    limit = None if reference is None or reference.later_nll is None else coherence_limit(reference.later_nll)
+    limit = limit_of(baseline or panels)
     rows = []
     for prompts, panel in panels.items():
         before = baseline.get(prompts)
@@ -79,6 +78,12 @@ def candidate_rows(
             row["test"], row["p_value"] = test
             rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
+
+
+def limit_of(unedited: Mapping[str, Panel]) -> float | None:
+    """The largest NLL of a coherent answer, from the unedited model's answers; None if there are none."""
+    reference = unedited.get("harmless")
+    return None if reference is None or reference.later_nll is None else coherence_limit(reference.later_nll)
 
 
 def _of_candidate(

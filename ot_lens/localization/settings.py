@@ -85,6 +85,7 @@ class SweepSettings:
     # model once per candidate, "auto" walks where possible, and the table says where not. Answers that are
     # known already are verified instead of generated, except with "hooks".
     engine: str = "auto"
+    outcomes: bool = False  # keep what happened to each prompt, too; see `ot_lens.localization.outcomes`
 
     def __post_init__(self) -> None:
         """Raise a HookError if token scope or engine is unknown."""
@@ -129,6 +130,7 @@ def sweep_settings(
     engine: str = "auto",
     phrases: str | Sequence[str] | None = None,
     refusal_tokens: Sequence[str | int] | None = None,
+    outcomes: bool = False,
     **panel: Any,
 ) -> SweepSettings:
     """Settings with the model's own layers, phrases and refusal tokens where none are given."""
@@ -139,4 +141,5 @@ def sweep_settings(
         refusal_tokens=refusal_token_ids(model, refusal_tokens),
         **panel,
     )
-    return SweepSettings(readings, resolve_layers(layers, n_layers), n_layers, position, tokens, hook, engine)
+    swept = resolve_layers(layers, n_layers)
+    return SweepSettings(readings, swept, n_layers, position, tokens, hook, engine, outcomes)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.files import read_json
+from ot_lens.localization import as_methods
 from ot_lens.localization.search import sets_by_size
+from ot_lens.localization.variants import count_variants
 from ot_lens.models.named import named_weights
 from ot_lens.models.sizes import BYTES, ModelSize, model_size
 from ot_lens.prompts import CLASSES
@@ -18,6 +20,8 @@ from ot_lens.study.weights import judge_model, judge_size, size_of
 GB = 1e9
 # A rendered request, and the judge's template around request and answer.
 PROMPT_TOKENS, JUDGE_TOKENS = 64, 330
+# Of a task: parts of a group, items of a part without a limit, and tokens read for an item with its choices.
+TASK_PARTS, ALL_ITEMS, ITEM_TOKENS = {"mmlu": 57}, 1000, 600
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Estimate:
 def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Counts | None = None) -> Estimate:
     """Memory, disk and time of a study; an upper bound of the work, a range of the speed."""
     hardware, counts = hardware or Hardware(), counts or Counts()
-    size = size_of(config)
+    size, edited = size_of(config), _work(config, counts)
     weights = size.weight_bytes(config.dtype, config.quantization)
     stored = config.activation_dtype or config.dtype or size.dtype
     one_of("activation_dtype", stored, tuple(BYTES))
@@ -73,13 +77,14 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
     longest = PROMPT_TOKENS + config.max_new_tokens
     cache = _cache_values(size, float(config.batch_size * longest)) * BYTES[config.dtype or size.dtype]
     logits = 8.0 * size.d_vocab * (tested + 2 * config.batch_size)
-    layers = size.n_layers if isinstance(config.layers, str) else len(config.layers)
-    read, edits = _prompts_read_and_edits(config, layers, counts)
-    answers = edits * tested
+    layers, read = _swept(config), edited.read
+    answers = edited.edits * tested + edited.validated
     # The unedited model reads each answer once more, for `answer_nll`.
     reread = answers if "refusal_rate" in config.measures else 0.0
     judged = (
-        edits * counts.test["harmful"] * (JUDGE_TOKENS + config.max_new_tokens) if judge_parameters else 0.0
+        edited.edits * counts.test["harmful"] * (JUDGE_TOKENS + config.max_new_tokens)
+        if judge_parameters
+        else 0.0
     )
     running = weights + cache + logits
     together = max if config.judge_memory == "swap" else sum
@@ -89,7 +94,7 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
         batch, tokens = config.batch_size, config.max_new_tokens * length
         flops, bandwidth = hardware.tflops * 1e12 * share, hardware.bandwidth * 1e12 * share
         per_token = 2 * size.n_parameters
-        prefill = per_token * (read + answers + reread) * PROMPT_TOKENS / flops
+        prefill = per_token * ((read + answers + reread) * PROMPT_TOKENS + edited.scored) / flops
         rereading = per_token * reread * tokens / flops
         read_each_step = weights + 2 * _cache_values(size, batch * tokens)
         step = max(per_token * batch / flops, read_each_step / bandwidth)
@@ -105,7 +110,7 @@ def estimate(config: StudyConfig, hardware: Hardware | None = None, counts: Coun
         judge=judge_weights,
         memory=together((running, judge_weights)),
         disk=layers * (counts.train + tested) * size.d_model * BYTES[stored],
-        tokens=read * PROMPT_TOKENS + (answers + reread) * longest,
+        tokens=read * PROMPT_TOKENS + (answers + reread) * longest + edited.scored,
         judged_tokens=judged,
         hours=(hours(hardware.high, 0.25), hours(hardware.low, 1.0)),
     )
@@ -116,12 +121,13 @@ def assumptions(config: StudyConfig, hardware: Hardware) -> str:
     counts = Counts()
     tested = " + ".join(f"{counts.test[label]} {label}" for label in CLASSES)
     return (
-        f"Assumes {counts.train} training, {counts.validation} harmful validation and {tested} test prompts "
+        f"Assumes {counts.train} training, twice {counts.validation} validation and {tested} test prompts "
         f"of {PROMPT_TOKENS} tokens; answers of {config.max_new_tokens // 4} to {config.max_new_tokens} "
         f"tokens in batches of {config.batch_size}, each read once more for its likelihood; 2 x parameters x "
         f"tokens floating-point operations; every generated token reads all weights and the cache once; "
         f"{hardware.name} ({hardware.tflops:g} TFLOP/s, {hardware.bandwidth:g} TB/s) at {hardware.low:.0%} "
-        f"to {hardware.high:.0%} of its peak. Excludes downloads, the perplexity of a text and figures."
+        f"to {hardware.high:.0%} of its peak; {ITEM_TOKENS} tokens read for each item of a task. Excludes "
+        "downloads, the perplexity of a text and figures."
     )
 
 
@@ -130,19 +136,47 @@ def _cache_values(size: ModelSize, tokens: float) -> float:
     return 2.0 * size.n_layers * size.n_kv_heads * size.d_head * tokens
 
 
-def _prompts_read_and_edits(config: StudyConfig, n_layers: int, counts: Counts) -> tuple[float, float]:
-    """Prompts read under any edit or none; and edits, none being one, under which answers are generated."""
-    methods, tested = len(config.methods), sum(counts.test.values())
-    sets = methods * n_layers * len(config.strength)
+@dataclass(frozen=True)
+class _Work:
+    """What a study does with prompts and tasks."""
+
+    read: float  # prompts read under any edit or none
+    edits: float  # under which answers to the test prompts are generated; none is one of them
+    validated: float  # answers to validation prompts
+    scored: float  # tokens of tasks
+
+
+def _swept(config: StudyConfig) -> int:
+    return size_of(config).n_layers if isinstance(config.layers, str) else len(config.layers)
+
+
+def _work(config: StudyConfig, counts: Counts) -> _Work:
+    methods, n_layers, tested = len(config.methods), _swept(config), sum(counts.test.values())
+    together = len(config.fitting) * ("all" in config.sets)
+    sets = methods * (n_layers + together) * len(config.strength)
     read = counts.train + 2 * tested + sets * tested
     edits = 1 + methods * len(config.layer_sets)
+    if "sequential" in config.fitting and together:
+        read += methods * n_layers * counts.train
     if config.search_size:
         tried = sum(sets_by_size(n_layers, config.search_size, config.search).values())
         read += methods * tried * counts.validation
         edits += methods * (config.search_size if config.search_each_size else 1)
     if config.answers == "all":
         edits += sets
-    return float(read), float(edits)
+    if not config.claims:
+        return _Work(float(read), float(edits), 0.0, 0.0)
+    validated = edits * 2 * counts.validation
+    chosen = methods * (1 + (config.search_size > 1) + together)
+    varied = count_variants(as_methods(config.method_entries), chosen, config.variants)
+    scored = _tasks(config) * (1 + methods * (1 + (config.search_size > 1)))
+    return _Work(float(read + varied * tested), float(edits + varied), float(validated), float(scored))
+
+
+def _tasks(config: StudyConfig) -> int:
+    """Tokens that the tasks read under one edit."""
+    parts = sum(TASK_PARTS.get(task, 1) if isinstance(task, str) else 1 for task in config.capability)
+    return parts * (config.capability_limit or ALL_ITEMS) * ITEM_TOKENS
 
 
 @dataclass(frozen=True)

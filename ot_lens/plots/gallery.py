@@ -48,6 +48,12 @@ def _entry(name: str, title: str, *tables: str, **on_screen: Any) -> Entry:
     return Entry(name, title, tables, getattr(module, name), module.caption, on_screen)
 
 
+def _claim(name: str) -> Entry:
+    """A figure of one of the paper's claims."""
+    module = import_module("ot_lens.plots.figures.claims")
+    return Entry(name, module.SHOWN[name].title, ("claims",), getattr(module, name), module.caption_of(name))
+
+
 # The only list of figures: file, title, tables, options for screens.
 GALLERY: list[Entry] = [
     _entry("localization_curves", "Where refusal can be changed", "localization", by_family=False),
@@ -81,6 +87,13 @@ GALLERY: list[Entry] = [
     _entry("layer_similarity", "Similarity of layers", "layer_similarity"),
     _entry("model_similarity", "Similarity before and after", "model_similarity"),
     _entry("ground_truth", "Known by construction and measured", "ground_truth"),
+    _claim("claim_layers"),
+    _claim("claim_depth"),
+    _claim("claim_gain"),
+    _entry("perplexity_frontier", "Success against cost along the strengths", "localization", "variants"),
+    _claim("claim_sensitivity"),
+    _claim("claim_capability"),
+    _claim("claim_success"),
     _entry("diagnostics", "Registered diagnostics", "geometry"),
 ]
 

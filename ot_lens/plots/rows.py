@@ -47,6 +47,11 @@ COLUMNS = {
     "visibility": ("value", "layer", "edited_layer", "method", "quantity"),
     "plane": ("pc1", "pc2", "layer", "prompt", "class", "state"),
     "plane_ellipses": ("mean1", "mean2", "cov11", "cov12", "cov22", "layer", "class", "state"),
+    "variants": ("value", "of", "axis", "level", "measure", "prompts"),
+    "claims": (
+        "value", "low", "high", "n", "claim", "comparison", "quantity", "edit", "reference", "method", "k",
+        "margin", "verdict",
+    ),
     "ground_truth": ("value", "low", "high", "known", "part", "quantity", "method", "k", "layer"),
 }  # fmt: skip
 

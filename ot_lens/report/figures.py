@@ -22,6 +22,10 @@ SECTIONS = {
         "strength_by_layer", "pair_matrix",
     ),
     "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals", "across_languages"),
+    "claims": (
+        "claim_layers", "claim_depth", "claim_gain", "perplexity_frontier", "claim_sensitivity",
+        "claim_capability", "claim_success",
+    ),
     "plane": ("principal_plane", "plane_by_depth", "map_quality", "visibility_to_monitor"),
     "geometry": (
         "w2_per_layer", "readout", "harm_and_refusal", "massive_activations", "effective_rank",

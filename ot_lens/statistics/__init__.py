@@ -12,3 +12,5 @@ from ot_lens.statistics.estimates import share as share
 from ot_lens.statistics.hypotheses import holm as holm
 from ot_lens.statistics.hypotheses import mcnemar as mcnemar
 from ot_lens.statistics.hypotheses import paired_bootstrap as paired_bootstrap
+from ot_lens.statistics.paired import rate_difference as rate_difference
+from ot_lens.statistics.paired import sign_flip as sign_flip

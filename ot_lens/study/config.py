@@ -230,6 +230,27 @@ class StudyConfig(BaseModel):
     keep_completions: bool = Field(
         False, description="Store the answers in the run folder's completions/; scores are always stored."
     )
+    outcomes: bool = Field(
+        False, description="Write tables/outcomes.parquet: the scores of every single prompt, never its text."
+    )
+    variants: dict[str, list[int | float | str]] = Field(
+        {},
+        description="Settings in which the edits chosen on the validation prompts are varied one at a time: "
+        "strength, and of PCA-OT at one layer k, lift (full, subspace, discard) and tokens; with claims.",
+    )
+    capability: list[str | dict[str, Any]] = Field(
+        [],
+        description="Tasks of lm-eval, by name or as configurations, under the edits chosen on the "
+        "validation prompts (ot-lens[capability]); with claims, and tokens: all.",
+    )
+    capability_limit: int | None = Field(
+        None, ge=1, description="Items of each task, or of each part of a group of tasks; default: all."
+    )
+    claims: bool = Field(
+        False,
+        description="Measure the sweep on the validation prompts too, choose edits there, and test what "
+        "arXiv 2603.04355 claims of them: tables/claims.*; with outcomes.",
+    )
     paper_table: bool = Field(
         False, description="Write tables/paper.*: this run next to the numbers of arXiv 2603.04355."
     )

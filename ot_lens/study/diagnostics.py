@@ -20,6 +20,7 @@ from ot_lens.progress import Stage
 from ot_lens.prompts import CLASSES, Contrast
 from ot_lens.samples import FIRST
 from ot_lens.study import likeness
+from ot_lens.study.capability import capability_table
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.mechanisms import (
     contributions_table,
@@ -43,7 +44,7 @@ MAX_PLANES, MAX_EDITED, MAX_MEASURED = 6, 5, 8
 FEWEST_ALIKE, MAX_ALIKE = 5, 32
 # Folder of cached partial tables.
 PARTS = "edited"
-PAPER = "ot_lens.paper_study.table"
+PAPER, CLAIMS = "ot_lens.paper_study.table", "ot_lens.paper_study.claims"
 
 
 def geometry_tables(study: Study, executor: Executor, stage: Stage) -> None:
@@ -242,6 +243,13 @@ def _paper(study: Study) -> Tables:
     return {"paper": make(study.sweep, *names)}
 
 
+def _claims(study: Study) -> Tables:
+    """What the paper claims, tested on the tables of this run."""
+    if not study.config.claims:
+        return {}
+    return {"claims": import_module(CLAIMS).claims_of(study.folder)}
+
+
 # In the order in which they are made; the key is the table that a maker writes last.
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "geometry": _geometry,
@@ -263,4 +271,6 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "harm": harm_table,
     "ground_truth": _ground_truth,
     "paper": _paper,
+    "capability": capability_table,
+    "claims": _claims,
 }

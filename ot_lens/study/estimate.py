@@ -13,6 +13,7 @@ import torch
 
 from ot_lens import geometry
 from ot_lens.activations import Activations, capture, restricted
+from ot_lens.behaviour.capability import capability_items
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
 from ot_lens.directions.harm import count_edits
 from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
@@ -22,6 +23,7 @@ from ot_lens.localization.defence import DEFENCES
 from ot_lens.localization.plan import search_budget
 from ot_lens.localization.search import sets_by_size
 from ot_lens.localization.settings import SweepPlan, SweepSettings
+from ot_lens.localization.variants import count_variants
 from ot_lens.models import load_model
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.config import StudyConfig
@@ -32,7 +34,7 @@ from ot_lens.study.mechanisms import MAX_DEFENDED
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.subject import FEW_RESAMPLES, Study, spread
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
-from ot_lens.tables import INDEPENDENT, SEQUENTIAL, SINGLE
+from ot_lens.tables import ALL, INDEPENDENT, SEQUENTIAL, SINGLE
 
 # Prompts of each class in the first round. Two rounds at least tell what is fixed from what grows with the
 # prompts; rounds grow until one takes `SECONDS`, and there is only one if it takes `MOST`.
@@ -46,6 +48,8 @@ UNCAPPED = ("geometry", "spectra", "cosines")
 # Localizers that run what follows each block once more: the block, its attention or its MLP left out, and (on
 # half of the prompts) edits and interchange at all tokens.
 ABLATED = 4.0
+# Items of a task without a limit.
+UNLIMITED = 1000
 # Tokens of a short request in a chat template.
 TOKENS = 40
 # A figure and its share of the report take this many times what the simplest one takes on paper.
@@ -102,6 +106,7 @@ def estimate_run(config: StudyConfig, *, allow_code: bool = False) -> list[Cost]
             n *= GROWTH
         whole = _extrapolated(*samples[-2:])
         costs = [*_of_training(model, prompts.train, settings, methods, config)]
+        costs += [*_of_tasks(model, config, methods)]
         costs += [*_of_model(config, prompts, settings, methods, whole), *_of_tables(config, prompts, whole)]
     return [Cost("loading the model", 1, "model", loading), *(cost for cost in costs if cost.count)]
 
@@ -225,6 +230,14 @@ def _of_training(
         yield Cost(f"training {method.label}", count, unit, seconds)
 
 
+def _of_tasks(model: Any, config: StudyConfig, methods: Sequence[MethodSpec]) -> Iterator[Cost]:
+    """The tasks without an edit and under those of one and two layers, from one item of each."""
+    if config.capability:
+        seconds, _ = _timed(partial(capability_items, model, config.capability, limit=1))
+        edits = 1 + len(methods) * (1 + (config.search_size > 1))
+        yield Cost("capability", edits, "edits", seconds * (config.capability_limit or UNLIMITED))
+
+
 def _evenly(items: Sequence[T], most: int) -> list[T]:
     """At most `most` of some items, evenly spaced."""
     return [items[index] for index in spread(tuple(range(len(items))), most)]
@@ -267,6 +280,14 @@ def _of_model(
     yield Cost("unedited model", 1, "", sample.seconds["unedited"])
     yield Cost("sweep, answers", len(sample.answered) + more, "edits", sample.seconds["answer"])
     yield Cost("sweep, next token", len(sample.read), "edits", sample.seconds["score"])
+    if config.claims:
+        tried = 1 + len(sample.answered) + more
+        share = _count(prompts.val) / test
+        yield Cost("choice on validation prompts", tried, "edits", share * sample.seconds["answer"])
+        # Of each method one layer, a pair, and all layers in each fitting.
+        chosen = len(methods) * (1 + (plan.search_size > 1) + len(plan.fitting) * (ALL in plan.sets))
+        varied = count_variants(methods, chosen, config.variants)
+        yield Cost("variants of the chosen edits", varied, "edits", sample.seconds["answer"])
     located = sum(min(config.localizers, len(group)) for _, group in prompts.test)
     # Each block is left out, and its parts, or replaced: half of the model follows it on average.
     passes = n_layers * (ABLATED + (config.base is not None)) / 2

@@ -14,6 +14,7 @@ from ot_lens.execution import Executor
 from ot_lens.execution.modules import import_modules
 from ot_lens.localization import ENGINES, SEARCHES, SweepPlan, SweepSettings, sweep_settings
 from ot_lens.localization.settings import SCOPES
+from ot_lens.localization.variants import check_axes
 from ot_lens.models import backend, control_tokens, encode, model_record
 from ot_lens.progress import Stage
 from ot_lens.prompts import ContrastSet
@@ -31,7 +32,7 @@ CHOICES = {
 # Fields of the configuration that `sweep_settings` takes under the same names.
 SWEPT = {
     "layers", "position", "tokens", "hook", "engine", "phrases", "refusal_tokens", "max_new_tokens",
-    "batch_size", "seed",
+    "batch_size", "seed", "outcomes",
 }  # fmt: skip
 
 
@@ -108,11 +109,25 @@ def check_choices(config: StudyConfig) -> None:
         if getattr(config, name) is not None:
             one_of(name, getattr(config, name), allowed)
     sweep_plan(config)
+    _check_claims(config)
     if config.judge is not None:
         LazyJudge(config.judge)
     text = config.perplexity_text
     if text is not None and not isfile(text):
         raise ConfigError(f"perplexity_text = {text!r}: there is no such file.")
+
+
+def _check_claims(config: StudyConfig) -> None:
+    check_axes(config.variants)
+    for name, value in (("variants", config.variants), ("capability", config.capability)):
+        if value and not config.claims:
+            raise ConfigError(f"{name} = {value} needs the edits that claims chooses: add claims: true.")
+    if config.claims and not config.outcomes:
+        raise ConfigError("claims = true needs the scores of every prompt: add outcomes: true.")
+    if config.capability and config.tokens != "all":
+        raise ConfigError(
+            f"capability needs tokens: all, got {config.tokens!r}: lm-eval knows no prompts and answers."
+        )
 
 
 def check_study(config: StudyConfig, model: Any, prompts: ContrastSet, settings: SweepSettings) -> None:

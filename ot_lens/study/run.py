@@ -17,11 +17,12 @@ from ot_lens.localization import MethodSpec, as_methods
 from ot_lens.progress import Stage, silent
 from ot_lens.study import sweeping
 from ot_lens.study.config import StudyConfig
-from ot_lens.study.diagnostics import PAPER, geometry_tables
+from ot_lens.study.diagnostics import CLAIMS, PAPER, geometry_tables
 from ot_lens.study.drawing import drawing_options, write_page
 from ot_lens.study.findings import findings
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.manifest import file_hashes
+from ot_lens.study.measuring import sweep_into
 from ot_lens.study.preparation import Work, check_choices, import_extensions, prepare
 from ot_lens.study.subject import Study
 from ot_lens.study.weights import parameter_bytes
@@ -119,7 +120,7 @@ def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
     )
     acts = {split: sweeping.capture_split(work, split) for split in ("train", "test")}
     candidates, maps = sweeping.plan_into(work, acts["train"], methods)
-    sweeping.sweep_into(work, candidates)
+    sweep_into(work, candidates, acts["train"])
     sweep = folder.read_table("localization")
     geometry_tables(Study(folder, acts, maps, config, sweep, prompts=prompts), workers, work.stage)
     folder.save_manifest(measured=True)
@@ -138,7 +139,8 @@ def _draw(folder: RunFolder, config: StudyConfig, stage: Stage, processes: int) 
 
     tables, options = folder.tables(), drawing_options(folder, config.figure_style, stage, processes)
     draw_all(tables, folder.path / "figures", **options)
-    if "paper" in tables:
-        import_module(PAPER).export(tables["paper"], folder.path / "tables")
+    for name, module in (("paper", PAPER), ("claims", CLAIMS)):
+        if name in tables:
+            import_module(module).export(tables[name], folder.path / "tables")
     with stage("report", None):
         write_page(folder, tables, folder.path / "report.html")

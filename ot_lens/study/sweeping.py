@@ -10,21 +10,20 @@ import pandas as pd
 from ot_lens.activations import Activations, capture
 from ot_lens.behaviour import filter_by_behaviour
 from ot_lens.execution import Runner
-from ot_lens.localization import Candidate, MethodSpec, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization import Candidate, MethodSpec, fit_sweep, plan_sweep
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet, load_prompts
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.preparation import Work, sweep_plan
-from ot_lens.tables import join
 from ot_lens.transport import ActivationMap, load_map
 
 # Folders of cached results below tables/: what the filter keeps and the trained maps, needed as long as the
-# model is; the measured candidates until they are joined, and what planning them needed.
+# model is; the measured candidates until all tables of them are written, and what planning them needed.
 FILTERED = "filtered"
 LEARNED = "learned"
 PARTS = "parts"
-PLANNED = f"{PARTS}/planned"
+PLANNED, VALIDATED, VARIED = (f"{PARTS}/{name}" for name in ("planned", "validation", "variants"))
 Maps = Mapping[MethodSpec, Mapping[int, ActivationMap]]
 
 
@@ -105,7 +104,7 @@ def capture_split(work: Work, split: str) -> Activations:
 
 
 def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> tuple[list[Candidate], Maps]:
-    """Fit the maps and write them; returns the candidates, none if they were measured, and the maps."""
+    """Fit the maps and write them; returns the candidates, none if all were measured, and the maps."""
     plan, settings, folder = sweep_plan(work.config), work.ready.settings, work.folder
     learning = Runner(work.executor, FolderCache(folder, LEARNED))
     maps = fit_sweep(acts, methods, settings, plan, work.stage, model=learning, prompts=work.prompts.train)
@@ -113,10 +112,16 @@ def plan_into(work: Work, acts: Activations, methods: Sequence[MethodSpec]) -> t
         for layer, edit in by_layer.items():
             edit.save(map_path(folder.path, method, layer))
     candidates = []
-    if not folder.has_table("localization"):
+    if any(not folder.has_table(name) for name in measured_tables(work.config)):
         runner = Runner(work.executor, FolderCache(folder, PLANNED))
         candidates = plan_sweep(runner, work.prompts, acts, methods, maps, settings, plan, work.stage)
     return candidates, maps
+
+
+def measured_tables(config: StudyConfig) -> tuple[str, ...]:
+    """Tables of what edits do, made from the same candidates."""
+    tested = ("validation", "variants") if config.claims else ()
+    return ("localization", *tested, *(("outcomes",) if config.outcomes else ()))
 
 
 def map_folder(method: MethodSpec) -> str:
@@ -133,16 +138,3 @@ def _written(value: Any) -> str:
 def map_path(run: Path, method: MethodSpec, layer: int) -> Path:
     """The file of a map."""
     return run / "maps" / map_folder(method) / f"layer-{layer:03d}.safetensors"
-
-
-def sweep_into(work: Work, candidates: Sequence[Candidate]) -> None:
-    """Measure the candidates that are missing, and join the results in their order."""
-    folder = work.folder
-    if not folder.has_table("localization"):
-        runner, test = Runner(work.executor, FolderCache(folder, PARTS)), work.prompts.test
-        with work.stage("sweep over layers and methods", 1 + len(candidates)) as step:
-            tables = measure_sweep(
-                runner, test, candidates, work.ready.settings, progress=lambda _key: step(1)
-            )
-        folder.write_table("localization", join(list(tables.values())))
-    folder.drop(PARTS)

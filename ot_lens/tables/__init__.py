@@ -1,5 +1,9 @@
 """The sweep's table: its schema, selections of its rows, effects, control bands and the verdict."""
 
+from ot_lens.tables.choice import ROLES as ROLES
+from ot_lens.tables.choice import chosen_edits as chosen_edits
+from ot_lens.tables.choice import edits_with_roles as edits_with_roles
+from ot_lens.tables.choice import label_of as label_of
 from ot_lens.tables.effects import best_singles as best_singles
 from ot_lens.tables.effects import effects as effects
 from ot_lens.tables.effects import most_effective_layer as most_effective_layer
@@ -15,6 +19,7 @@ from ot_lens.tables.schema import INDEPENDENT as INDEPENDENT
 from ot_lens.tables.schema import INDUCE as INDUCE
 from ot_lens.tables.schema import LISTED as LISTED
 from ot_lens.tables.schema import NOT_A_CONTROL as NOT_A_CONTROL
+from ot_lens.tables.schema import OUTCOMES as OUTCOMES
 from ot_lens.tables.schema import PAIR as PAIR
 from ot_lens.tables.schema import REMOVE as REMOVE
 from ot_lens.tables.schema import SEARCHED as SEARCHED
@@ -24,9 +29,11 @@ from ot_lens.tables.schema import SINGLE as SINGLE
 from ot_lens.tables.schema import TYPES as TYPES
 from ot_lens.tables.schema import UNEDITED as UNEDITED
 from ot_lens.tables.schema import UNEDITED_COLUMNS as UNEDITED_COLUMNS
+from ot_lens.tables.schema import VARIANT_COLUMNS as VARIANT_COLUMNS
 from ot_lens.tables.schema import add_holm as add_holm
 from ot_lens.tables.schema import join as join
 from ot_lens.tables.schema import layers_label as layers_label
+from ot_lens.tables.schema import layers_of_label as layers_of_label
 from ot_lens.tables.selection import at_one_setting as at_one_setting
 from ot_lens.tables.selection import baseline_of as baseline_of
 from ot_lens.tables.selection import by_depth as by_depth

@@ -34,6 +34,15 @@ UNEDITED_COLUMNS: dict[str, Any] = {
     "strength": 0.0, "tokens": "", "hook": "", "transport": "", "control": NOT_A_CONTROL, "draw": None,
     "fitting": "", "engine": "hooks", "note": "",
 }  # fmt: skip
+# Columns of the outcomes of single prompts and their types; `key` is that of an edit of the sweep.
+OUTCOMES = {
+    "key": "string", "prompts": "string", "prompt": "int64", "refused": "boolean", "coherent": "boolean",
+    "degenerate": "boolean", "judged": "boolean", "correct": "boolean", "refusal_score": "float64",
+    "kl": "float64", "nll": "float64", "n_tokens": "Int64",
+}  # fmt: skip
+# Columns of the table of variants besides those of the sweep: the key of the edit that was varied, which of
+# its settings, and the value of it.
+VARIANT_COLUMNS = ("of", "axis", "level")
 # Column `edits` of a table of defences, which also has UNEDITED: see `restore_refusal`.
 ATTACK, DEFENCE, ATTACK_AND_DEFENCE = "attack", "defence", "attack and defence"
 # A layer is tried once for each combination of these: the rows that share them form one family of tests.
@@ -62,3 +71,9 @@ def layers_label(layers: Sequence[int]) -> str:
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}-{layers[-1]}"
     return ",".join(map(str, layers))
+
+
+def layers_of_label(label: str) -> list[int]:
+    """The inverse of `layers_label`."""
+    first, dash, last = label.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(layer) for layer in label.split(",")]

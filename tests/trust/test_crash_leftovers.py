@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from ot_lens.activations import Activations
 from ot_lens.activations.index import CHECKSUMS, add_checksum, read_checksums
 from ot_lens.behaviour import phrase_list
 from ot_lens.behaviour.panel import PanelSettings
@@ -22,8 +23,8 @@ from ot_lens.plots.gallery import save
 from ot_lens.progress import silent
 from ot_lens.prompts import load_prompts
 from ot_lens.study import RunFolder, StudyConfig, parse_config, run_study
+from ot_lens.study.measuring import sweep_into
 from ot_lens.study.preparation import Prepared, Work
-from ot_lens.study.sweeping import sweep_into
 
 
 def test_a_run_killed_before_its_manifest_was_written_is_no_obstacle(tmp_path):
@@ -76,7 +77,7 @@ def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
     unused, ready, prompts = Mock(spec=Executor), Prepared(settings, {}, {}), load_prompts("organism")
-    sweep_into(Work(folder, StudyConfig(), prompts, unused, ready, silent), [])
+    sweep_into(Work(folder, StudyConfig(), prompts, unused, ready, silent), [], Mock(spec=Activations))
     assert unused.method_calls == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 

@@ -34,6 +34,7 @@ MODEL_TABLES = (
     "harm",
     "defence",
     "ground_truth",
+    "capability",
 )
 
 
@@ -84,9 +85,13 @@ class Evidence:
     @cached_property
     def sweep(self) -> pd.DataFrame:
         """The stored sweep, with all its columns."""
-        table = self.table("localization")
-        if list(table.columns) != list(COLUMNS):
-            raise EvidenceError("needs the localization table with its columns")
+        return self.measured("localization")
+
+    def measured(self, name: str, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
+        """A stored table of measured edits, with all its columns."""
+        table = self.table(name)
+        if list(table.columns) != list(columns):
+            raise EvidenceError(f"needs the {name} table with its columns")
         return table
 
     @cached_property

@@ -22,7 +22,7 @@ from ot_lens.localization import MethodSpec, fit_maps
 from ot_lens.prompts import CLASSES
 from ot_lens.study.diagnostics import MAKERS
 from ot_lens.study.subject import Study, Tables
-from ot_lens.study.sweeping import map_folder, map_path
+from ot_lens.study.sweeping import map_folder, map_path, measured_tables
 from ot_lens.study.verifying.comparing import EXACT, Check, Checks, compare, listed
 from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence
 from ot_lens.tables import COLUMNS, add_holm
@@ -36,7 +36,7 @@ RESAMPLED = ("null_mean", "null_low", "null_high", "low", "high")
 ANGLES = 1e-5
 TOLERANCES = {"class_angles": ANGLES, "layer_angles": ANGLES}
 # Tables whose numbers do not depend on resamples.
-NOT_RESAMPLED = ("controls", "plane", "plane_ellipses", "paper")
+NOT_RESAMPLED = ("controls", "plane", "plane_ellipses", "paper", "claims")
 LAYERS = ("layer", "layer_a", "layer_b")
 OF_THE_MODEL = ("localization", *MODEL_TABLES)
 ARITHMETIC = "own arithmetic"
@@ -126,6 +126,9 @@ def recomputed(run: Evidence, checks: Checks) -> None:
     expected = {*OF_THE_MODEL, *MAKERS, "class_angles", "plane", "run_cosines"}
     if not run.config.paper_table:
         expected.remove("paper")
+    if not run.config.claims:
+        expected -= {"claims", "capability"}
+    expected |= {*measured_tables(run.config)}
     makers = [maker for maker in MAKERS if maker not in OF_THE_MODEL]
     with run.stage("tables, recomputed", len(makers)) as step:
         for maker in makers:

@@ -17,22 +17,34 @@ from ot_lens.activations.plan import differences
 from ot_lens.activations.stored import TENSOR, shard_path
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.execution import LocalExecutor, Runner
-from ot_lens.localization import Candidate, as_methods, fit_sweep, measure_sweep, plan_sweep
+from ot_lens.localization import (
+    Candidate,
+    SweepSettings,
+    as_methods,
+    fit_sweep,
+    measure_sweep,
+    plan_sweep,
+)
+from ot_lens.localization.measure import outcomes_in
 from ot_lens.localization.rows import identity
+from ot_lens.localization.variants import Variant, to_measure
 from ot_lens.models import load_model
-from ot_lens.prompts import ContrastSet
+from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.study.diagnostics import MAKERS
+from ot_lens.study.measuring import chosen_variants, tried_on_validation, validation_settings
 from ot_lens.study.preparation import Prepared, prepare, sweep_plan
 from ot_lens.study.subject import Study
 from ot_lens.study.sweeping import capture_options, filter_prompts
 from ot_lens.study.verifying.comparing import Check, Checks, compare, different_rows, key_rows, listed
 from ot_lens.study.verifying.evidence import MODEL_TABLES, Evidence
-from ot_lens.tables import IDENTITY, TYPES, UNEDITED_COLUMNS
+from ot_lens.tables import COLUMNS, IDENTITY, TYPES, UNEDITED, UNEDITED_COLUMNS, VARIANT_COLUMNS
 
 # Relative, by the dtype that the model computes in. On the same machine the numbers are equal to the bit; on
 # another the logits move by a few units in the last place of that dtype, and scores and KL with them.
 TOLERANCES = {"torch.float64": 1e-9, "torch.float32": 1e-4, "torch.bfloat16": 5e-2, "torch.float16": 1e-2}
 AGAIN = "measured again"
+# Variants that are measured again, of a sample; they are many and alike.
+FEW_VARIED = 4
 
 
 @dataclass(frozen=True)
@@ -145,23 +157,101 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     refitted = fit_sweep(run.train, refittable, ready.settings, plan, run.stage)
     maps = {method: run.maps[method] if method.learned else refitted[method] for method in run.methods}
     candidates = plan_sweep(runner, prompts, run.train, methods, maps, ready.settings, plan, run.stage)
-    table = run.sweep
-    rows = {str(key): group for key, group in table.groupby("key", sort=False)}
+    rows = _by_key(run.sweep)
+    yield _check_planned("localization", run.sweep, candidates)
+    yield _check_measures(candidates, rows, len(run.sweep))
+    keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
+    yield _check_measured(again, runner, "localization", run.sweep, prompts.test, candidates, keys)
+    keys = [UNEDITED, *keys]
+    if run.config.claims:
+        yield from _check_choice(again, candidates)
+        made = _variants(again, candidates)
+        yield _check_variants(run, made)
+        varied = to_measure(made, rows)
+        few = run.choice("variants", varied)[: None if run.sample is None else FEW_VARIED]
+        keys += [candidate.key for candidate in few]
+        table = run.measured("variants", (*COLUMNS, *VARIANT_COLUMNS)).drop(columns=list(VARIANT_COLUMNS))
+        yield _check_measured(again, runner, "variants", table, prompts.test, varied, [c.key for c in few])
+    if run.config.outcomes:
+        yield _check_outcomes(again, outcomes_in(runner.cache, keys))
+
+
+def _by_key(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {str(key): group for key, group in table.groupby("key", sort=False)}
+
+
+def _check_planned(item: str, table: pd.DataFrame, candidates: Sequence[Candidate]) -> Check:
     planned = pd.DataFrame([UNEDITED_COLUMNS, *map(identity, candidates)])[KEYS]
     stored = [row for row, _ in groupby(key_rows(table[KEYS]))]
     trouble = different_rows(stored, key_rows(planned), KEYS)
-    yield Check.exact("localization", "planned again", [trouble] if trouble else [], len(table))
-    yield _check_measures(candidates, rows, len(table))
-    keys = _sampled(run, candidates, {key: len(group) for key, group in rows.items()})
-    with run.stage("sweep, measured again", 1 + len(keys)) as step:
-        measured = measure_sweep(
-            runner, prompts.test, candidates, ready.settings, keys=keys, progress=lambda _key: step(1)
-        )
-    few = pd.concat([rows[key] for key in measured if key in rows], ignore_index=True)
-    expected = pd.concat(list(measured.values()), ignore_index=True).astype(TYPES)
-    yield compare(
-        "localization", "measured again", few, expected, again.tolerance, of=len(table), without=("p_holm",)
+    return Check.exact(item, "planned again", [trouble] if trouble else [], len(table))
+
+
+def _check_choice(again: _Again, candidates: Sequence[Candidate]) -> Iterator[Check]:
+    """The same of the table that edits are chosen by, on the validation prompts."""
+    run, tried = again.run, tried_on_validation(candidates)
+    table = run.measured("validation")
+    yield _check_planned("validation", table, tried)
+    keys = _sampled(run, tried, {key: len(group) for key, group in _by_key(table).items()})
+    settings = validation_settings(again.ready.settings)
+    runner, prompts = Runner(again.executor), again.prompts.val
+    yield _check_measured(again, runner, "validation", table, prompts, tried, keys, settings)
+
+
+def _variants(again: _Again, candidates: Sequence[Candidate]) -> list[Variant]:
+    run = again.run
+    return chosen_variants(
+        run.config, run.measured("validation"), candidates, run.train, again.ready.settings
     )
+
+
+def _check_variants(run: Evidence, made: Sequence[Variant]) -> Check:
+    """Whether the variants are those of the edits that the stored validation table chooses."""
+    columns = ["key", *VARIANT_COLUMNS]
+    table = run.measured("variants", (*COLUMNS, *VARIANT_COLUMNS))
+    stored = [row for row, _ in groupby(key_rows(table[columns]))]
+    planned = [(one.candidate.key, one.of, one.axis, one.level) for one in made]
+    trouble = different_rows(stored, planned, columns)
+    return Check.exact("variants", "planned again", [trouble] if trouble else [], len(table))
+
+
+def _check_measured(
+    again: _Again,
+    runner: Runner,
+    item: str,
+    table: pd.DataFrame,
+    prompts: Contrast,
+    candidates: Sequence[Candidate],
+    keys: Sequence[str],
+    settings: SweepSettings | None = None,
+) -> Check:
+    """Some candidates measured again; the unedited model too, where the table has it."""
+    with again.run.stage(f"{item}, measured again", 1 + len(keys)) as step:
+        measured = measure_sweep(
+            runner,
+            prompts,
+            candidates,
+            settings or again.ready.settings,
+            keys=keys,
+            progress=lambda _key: step(1),
+        )
+    rows = _by_key(table)
+    known = {key: found for key, found in measured.items() if key in rows}
+    stored = [rows[key].drop_duplicates(["measure", "prompts"]) for key in known]
+    if not known:
+        return Check.exact(item, AGAIN, [], 0, len(table))
+    few = pd.concat(stored, ignore_index=True)
+    expected = pd.concat(list(known.values()), ignore_index=True).astype(TYPES)
+    return compare(item, AGAIN, few, expected, again.tolerance, of=len(table), without=("p_holm",))
+
+
+def _check_outcomes(again: _Again, expected: pd.DataFrame) -> Check:
+    """The outcomes of the candidates that were measured again, prompt by prompt."""
+    table = again.run.table("outcomes")
+    few = table[table["key"].isin(expected["key"].unique())]
+    order = {key: number for number, key in enumerate(expected["key"].unique())}
+    few = few.iloc[few["key"].map(order).argsort(kind="stable")]
+    return compare("outcomes", AGAIN, few, expected, again.tolerance, of=len(table))
 
 
 def _kind(candidate: Candidate) -> Hashable:
