@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -52,8 +53,10 @@ def geometry_tables(study: Study, executor: Executor, stage: Stage) -> None:
     folder = study.folder
     study = replace(study, executor=executor, cache=FolderCache(folder, PARTS), stage=stage)
     missing = [name for name in MAKERS if not folder.has_table(name)]
+    apart = [name for name in missing if name not in OF_OTHERS]
+    last = (MAKERS[name](study) for name in missing if name in OF_OTHERS)
     with stage("geometry", len(missing)) as step:
-        for tables in executor.stream(_made, missing, study):
+        for tables in chain(executor.stream(_made, apart, study), last):
             for table_name, table in tables.items():
                 folder.write_table(table_name, table)
             step(1)
@@ -274,3 +277,5 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "capability": capability_table,
     "claims": _claims,
 }
+# Made from other tables of the run folder, when these are there.
+OF_OTHERS = ("claims",)
