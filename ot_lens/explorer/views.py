@@ -89,13 +89,14 @@ def views() -> dict[str, View]:
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
     """The views of a page: the explorer's own, and figures of the gallery for which a run has tables."""
-    return [view for view in views().values() if view in OWN or any(_holds(run, view) for run in runs)]
+    states = [(run, Choices(run).first) for run in runs]
+    return [view for view in views().values() if view in OWN or any(_holds(*at, view) for at in states)]
 
 
-def _holds(run: OpenRun, view: View) -> bool:
+def _holds(run: OpenRun, state: State, view: View) -> bool:
     try:
         with going_together(view.name):
-            drawing = view.drawing(run, Choices(run).first)
+            drawing = view.drawing(run, state)
             entry_named(drawing.figure).describe(*drawing.tables.values())
     except TableError:
         return False
