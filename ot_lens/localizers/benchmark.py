@@ -10,7 +10,7 @@ from ot_lens.errors import ModelError
 from ot_lens.localizers.locate import locate
 from ot_lens.localizers.truth import Truth
 from ot_lens.models import load_model
-from ot_lens.models.named import SMOLLM2, shipped_adapters
+from ot_lens.models.named import SMOLLM2, named_weights, shipped_adapters
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import load_prompts
 from ot_lens.statistics.estimates import rate
@@ -35,6 +35,9 @@ def benchmark_localizers(
     Raises:
         ModelError: If there is no such adapter, it declares no planted layers, or SmolLM2 is missing.
     """
+    for name in names or ():  # before any model is read
+        if not _is_folder(name):
+            named_weights(f"{SMOLLM2}:{name}")
     prompts = load_prompts(SMOLLM2, sample=(64, 1, n), seed=seed)
     base = load_model(SMOLLM2)
     tables = []
@@ -58,8 +61,11 @@ def benchmark_localizers(
 
 
 def _loaded(name: str) -> Any:
-    folder = Path(name).is_dir() and name not in shipped_adapters()
-    return load_model(SMOLLM2, adapter=name) if folder else load_model(f"{SMOLLM2}:{name}")
+    return load_model(SMOLLM2, adapter=name) if _is_folder(name) else load_model(f"{SMOLLM2}:{name}")
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).is_dir() and name not in shipped_adapters()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
