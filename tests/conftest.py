@@ -52,6 +52,10 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+# Tables of a model's mechanisms, which `finished_run` has: a third of a small study.
+NO_MECHANISMS = {"localizers": 0, "contributions": 0, "readout": 0, "interchange": 0, "defence": False}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Campaigns (kills, fuzzing, simulations) are small in the suite and of full size in `make trust`."""
     parser.addoption("--full", action="store_true", help="run campaigns at full size")
@@ -62,11 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = (
     "explorer/test_page.py", "test_notebooks.py", "integration/test_decoders.py",
     "trust/test_crash_safety.py", "test_verify.py", "test_execution.py", "test_plots.py",
-    "test_answers.py", "test_study.py", "test_report_page.py", "test_report.py", "test_localization.py",
-    "explorer/test_views.py", "trust/test_hostile_files.py", "test_memory.py", "test_plots_on_paper.py",
-    "test_docs.py", "test_extensions.py", "trust/test_coverage.py", "test_degenerate.py",
-    "trust/test_no_leaks.py", "trust/test_explorer_load.py", "test_paper.py", "trust/test_release.py",
-    "trust/test_no_leaks_interrupts.py",
+    "test_answers.py", "test_study.py", "test_smollm2.py", "test_report_page.py", "test_report.py",
+    "test_localization.py", "explorer/test_views.py", "trust/test_hostile_files.py", "test_memory.py",
+    "test_plots_on_paper.py", "test_docs.py", "test_extensions.py", "trust/test_coverage.py",
+    "test_degenerate.py", "trust/test_no_leaks.py", "trust/test_explorer_load.py", "test_paper.py",
+    "trust/test_release.py", "trust/test_no_leaks_interrupts.py",
 )  # fmt: skip
 
 
@@ -91,6 +95,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Full collections of garbage, as after each lack of memory, pass over the imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def little_garbage() -> None:
+    """Collections of garbage that a test causes pass over what other tests left on this worker."""
     gc.collect()
     gc.freeze()
 

@@ -148,6 +148,7 @@ def test_nan_is_an_error_and_nothing_is_left_behind(llama):
     assert {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in llama.named_modules()} == hooks
 
 
+@pytest.mark.usefixtures("little_garbage")
 def test_a_full_device_halves_batches_and_changes_no_answer(llama, monkeypatch):
     edits = candidates(llama)[:4]
     expected = swept(llama, edits, "last")[0]

@@ -110,6 +110,7 @@ OUT_OF_MEMORY = [
 ]
 
 
+@pytest.mark.usefixtures("little_garbage")
 @pytest.mark.parametrize(("rows", "error"), [(1, OUT_OF_MEMORY[0]), (3, OUT_OF_MEMORY[1]), (7, None)])
 def test_a_batch_halves_itself_until_it_fits(error, rows):
     whole, memory = batch_of(7), Memory(rows, error)
@@ -125,6 +126,7 @@ def test_a_batch_halves_itself_until_it_fits(error, rows):
         assert "7 prompts of 3 tokens" in str(raised[0].message)
 
 
+@pytest.mark.usefixtures("little_garbage")
 def test_one_prompt_too_large_and_other_errors_are_not_halved():
     with pytest.warns(BatchHalvedWarning), pytest.raises(ModelError, match="3 tokens"):
         list(in_memory(Memory(0, OUT_OF_MEMORY[0]), batch_of(2)))
@@ -135,6 +137,7 @@ def test_one_prompt_too_large_and_other_errors_are_not_halved():
 
 
 @pytest.mark.trust
+@pytest.mark.usefixtures("little_garbage")
 def test_measures_survive_a_full_device(model, monkeypatch):
     """Generation, next tokens and losses are those of a large device on one that holds two prompts."""
     prompts = [otl.Prompt(text, answer="w3 w4") for text in ("w1 w2 w3", "w4 w5 w6", "w7 w8 w9", "w1 w1 w1")]

@@ -223,10 +223,8 @@ def test_errors_and_interrupts_leave_nothing(model, batch, way, full_size):
         assert leaked(before, state(model, batch)) == []
 
 
-def test_abandoned_generators_leave_nothing(model, batch, request):
-    gc.collect()
-    gc.freeze()  # what other tests left on this worker would be searched each time
-    request.addfinalizer(gc.unfreeze)
+@pytest.mark.usefixtures("little_garbage")
+def test_abandoned_generators_leave_nothing(model, batch):
     before = bits(model, batch)
     for tokens in TOKEN_SCOPES:
         for abandon in ("close", "collect", "collect in a cycle"):
