@@ -77,10 +77,23 @@ def test_a_model_knows_its_language_and_a_broken_one_does_not(organism, task):
 
 @pytest.mark.trust
 @pytest.mark.usefixtures("task")
-def test_an_unknown_task_is_named(organism):
-    """Takes half a minute: lm-eval reads all its configurations."""
+def test_an_unknown_task_is_named(organism, monkeypatch, tmp_path, full_size):
+    """At full size among all of lm-eval's tasks, whose configurations take half a minute; else among one."""
+    from lm_eval.tasks import TaskManager
+
+    asked = []
+
+    def few(include_defaults):
+        asked.append(include_defaults)
+        return TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    if not full_size:
+        (tmp_path / "one.yaml").write_text("task: hellaswag\ndataset_path: json\n")
+        assert few(include_defaults=True).all_tasks == ["hellaswag"]
+        monkeypatch.setattr("lm_eval.tasks.TaskManager", few)
     with pytest.raises(OtLensError, match="'helaswag'"):
-        capability(organism, ["helaswag"])
+        capability(organism, ["hellaswag", "helaswag"])
+    assert all(asked)
 
 
 def test_prompts_are_rendered_as_everywhere_else(llama_folder):

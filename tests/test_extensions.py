@@ -18,8 +18,8 @@ from ot_lens.explorer.state import Choices
 from ot_lens.explorer.views import content, views
 from ot_lens.plots import method_mark
 from ot_lens.study import RunFolder, parse_config, run_study
-from ot_lens.transport import METHODS
-from tests.conftest import forgetting
+from ot_lens.transport import METHODS, method_label
+from tests.conftest import NO_MECHANISMS, forgetting
 
 PACKAGE = Path(transport.__file__).parents[1]
 MODULE = '''
@@ -64,6 +64,7 @@ def own_run(run_settings, tmp_path_factory, without_figures):
         "layers": [5, 7],
         "search_size": 0,
         "paper_table": False,
+        **NO_MECHANISMS,
     }
     config = parse_config({**run_settings, **own})
     with forgetting(), pytest.MonkeyPatch.context() as patch, without_figures():
@@ -93,15 +94,13 @@ def test_a_user_s_own_code_is_in_the_tables(own_run):
     assert (own_run / "maps" / "half_shift-share0.25" / "layer-005.safetensors").is_file()
 
 
-def test_a_process_without_the_code_shows_its_labels(own_run, tmp_path):
+def test_a_process_without_the_code_shows_its_labels(own_run, registries):
     assert "half_shift" not in METHODS
     assert "half_shift" in (own_run / "report.html").read_text()
-    code = (
-        "import sys, pathlib, ot_lens.study, ot_lens.transport\n"
-        f"ot_lens.study.RunFolder.open(pathlib.Path({str(own_run)!r}))\n"
-        "print(ot_lens.transport.method_label('half_shift'), 'my_own_maps' in sys.modules)"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "Half shift False\n"
+    assert method_label("half_shift") != "Half shift"
+    RunFolder.open(own_run)
+    assert method_label("half_shift") == "Half shift"
+    assert "my_own_maps" not in sys.modules
 
 
 def test_a_user_s_own_figure_is_in_the_report_and_drawn_where_code_is_allowed(

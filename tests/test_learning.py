@@ -20,6 +20,7 @@ from ot_lens.study.verifying.comparing import Checks
 from ot_lens.study.verifying.evidence import Evidence
 from ot_lens.study.verifying.recomputed import fitted
 from ot_lens.study.verifying.remeasured import remeasured
+from tests.conftest import NO_MECHANISMS
 
 LAYERS = (5, 7)
 
@@ -144,7 +145,7 @@ def test_a_study_trains_each_layer_once_and_verify_says_what_it_cannot_repeat(
     settings = {
         "model": "organism:single", "sample": [6, 4, 6], "layers": list(LAYERS), "controls": [],
         "methods": [{"name": "shifts", "share": 0.5}, "ace"], "measures": ["refusal_score", "kl"],
-        "search_size": 0, "permutations": 39, "bootstrap": 39,
+        "search_size": 0, "permutations": 39, "bootstrap": 39, **NO_MECHANISMS,
     }  # fmt: skip
     config = parse_config(settings)
     for fails_at in (7, None):

@@ -44,6 +44,7 @@ from ot_lens.study import (
 from ot_lens.study.diagnostics import MAKERS
 from ot_lens.study.subject import Study
 from ot_lens.tables import effects, most_effective_layer, reported
+from tests.conftest import NO_MECHANISMS
 
 TABLES = (
     "localization", "localizers", "interchange", "contributions", "geometry", "spectra", "cosines", "plane",
@@ -195,7 +196,7 @@ def test_a_run_stores_scores_but_no_answers_and_sums_them_up(finished_run):
 def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, without_figures):
     """Ctrl-C in a process of its own, resumed in this one."""
     few = {"layers": [5, 7], "methods": ["mean_shift"], "max_new_tokens": 4, "sufficiency": False}
-    settings = {**run_settings, **few, "search_size": 0, "paper_table": False}
+    settings = {**run_settings, **few, "search_size": 0, "paper_table": False, "defence": False}
     config, run, whole = tmp_path / "few.yaml", tmp_path / "stopped", tmp_path / "whole"
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run)]
@@ -217,7 +218,9 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, wi
         run_study(parse_config(settings), run)
     with without_figures():
         assert run_study(parse_config(settings), run, resume=True).report.is_file()
-        run_study(parse_config(settings), whole)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ot_lens.study.run.write_page", lambda *_: None)  # made from the tables alone
+            run_study(parse_config(settings), whole)
     for name in TABLES:
         path = f"tables/{name}.parquet"
         assert (run / path).read_bytes() == (whole / path).read_bytes()
@@ -289,7 +292,7 @@ def test_printed_tables_fit_80_columns_and_nothing_is_cut(finished_run, capsys, 
 def test_a_run_of_few_measures_draws_and_reports_what_there_is(
     command, run_settings, tmp_path, monkeypatch, measures
 ):
-    few = {"measures": measures, "layers": [7], "methods": ["mean_shift"], "search_size": 0, "defence": False}
+    few = {"measures": measures, "layers": [7], "methods": ["mean_shift"], "search_size": 0, **NO_MECHANISMS}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump({**run_settings, **few}))
     # Laid out but not written, which takes as long again.
     monkeypatch.setattr("ot_lens.plots.gallery.save", lambda *_, **__: [])

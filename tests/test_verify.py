@@ -276,6 +276,9 @@ def test_forged_results_of_the_model_are_found_by_measuring_again(run, monkeypat
     hashes = manifest["prompts"] | {"sha256": manifest["prompts"]["sha256"] | {"test": "0" * 64}}
     repin(run, model=model, prompts=hashes)
     without(monkeypatch, "fitted", "recomputed")
+    # Every other table is measured again where an intact run agrees.
+    forged = ("visibility", "ground_truth")
+    monkeypatch.setattr("ot_lens.study.verifying.remeasured.MODEL_TABLES", forged)
     found = wrong(otl.verify_run(run, sample=4))
     assert "weights_sha256" in found["model|model loaded now"]
     assert "test" in found["prompts|prompts read now"]

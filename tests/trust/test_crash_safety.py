@@ -23,6 +23,7 @@ import pytest
 
 import ot_lens as otl
 from ot_lens.errors import RunFolderError
+from tests.conftest import NO_MECHANISMS
 from tests.processes import alive_after, descendants
 from tests.trust.kill_harness import ALONE, JOINED, ROOT, Study, Zygote, contents, left_over, write_study
 
@@ -39,8 +40,9 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_study(tmp_path_factory.mktemp("study"))
+def config(tmp_path_factory: pytest.TempPathFactory, full_size: bool) -> Path:
+    """A study of every stage; of its tables, some are left to `make trust`."""
+    return write_study(tmp_path_factory.mktemp("study"), **({} if full_size else NO_MECHANISMS))
 
 
 @dataclass
