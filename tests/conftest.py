@@ -57,11 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LONGEST = (
     "explorer/test_page.py", "test_notebooks.py", "integration/test_decoders.py",
     "trust/test_crash_safety.py", "test_verify.py", "test_execution.py", "test_plots.py",
-    "test_answers.py", "test_study.py", "test_report_page.py", "test_report.py", "test_localization.py",
-    "explorer/test_views.py", "trust/test_hostile_files.py", "test_memory.py", "test_plots_on_paper.py",
-    "test_docs.py", "test_extensions.py", "trust/test_coverage.py", "test_degenerate.py",
-    "trust/test_no_leaks.py", "trust/test_explorer_load.py", "test_paper.py", "trust/test_release.py",
-    "trust/test_no_leaks_interrupts.py",
+    "test_answers.py", "test_study.py", "test_smollm2.py", "test_report_page.py", "test_report.py",
+    "test_localization.py", "explorer/test_views.py", "trust/test_hostile_files.py", "test_memory.py",
+    "test_plots_on_paper.py", "test_docs.py", "test_extensions.py", "trust/test_coverage.py",
+    "test_degenerate.py", "trust/test_no_leaks.py", "trust/test_explorer_load.py", "test_paper.py",
+    "trust/test_release.py", "trust/test_no_leaks_interrupts.py",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 import ot_lens as otl
 from ot_lens.behaviour.next_token import score_from_logprobs
 from ot_lens.errors import ActivationError, HookError, ModelError
-from ot_lens.localizers import Effects, Setting, find_band
+from ot_lens.localizers import Effects, Setting, benchmark_localizers, find_band
 from ot_lens.localizers.profiles import (
     as_in_base,
     edited,
@@ -389,3 +389,9 @@ def test_a_localizer_is_right_if_its_band_meets_the_planted_one():
     assert Truth("spread", 0, 29).judge(row("spread"))[0]
     assert Truth("nothing", 5, 7).judge(row("nothing"))[0]
     assert not Truth("nothing", 5, 7).judge(row("band", 5, 7))[0]
+
+
+def test_a_wrong_name_in_the_benchmark_is_told_before_a_model_is_read(monkeypatch):
+    monkeypatch.setattr("ot_lens.localizers.benchmark.load_model", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(ModelError, match="'nowhere'"):
+        benchmark_localizers(["nowhere"])
