@@ -448,5 +448,5 @@ def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
     with without_figures():
         result = run_study(config, tmp_path / "run")
     claims = result.tables["claims"]
-    assert {"layers", "depth", "sensitivity", "success"} <= set(claims["claim"])
+    assert {"layers", "gain", "sensitivity", "success"} <= set(claims["claim"])
     assert set(result.tables["outcomes"]["judged"].dropna()) <= {True, False}
