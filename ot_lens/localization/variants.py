@@ -128,11 +128,11 @@ def _refitted(
     return candidate_at(candidate.layer_set, candidate.layers, method, maps, settings, note=problems)
 
 
-def count_variants(methods: Sequence[MethodSpec], chosen: int, axes: Mapping[str, Sequence[Any]]) -> int:
-    """At most how many variants so many chosen edits of some methods have."""
+def count_variants(names: Sequence[str], chosen: int, axes: Mapping[str, Sequence[Any]]) -> int:
+    """At most how many variants so many chosen edits have, of methods with these names."""
     levels = {axis: len(values) for axis, values in axes.items()}
     weaker = levels.pop(STRENGTH, 0)
-    return chosen * weaker + sum(method.name == PCA_OT for method in methods) * sum(levels.values())
+    return chosen * weaker + list(names).count(PCA_OT) * sum(levels.values())
 
 
 def variant_table(made: Sequence[Variant], tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ot_lens.errors import ModelError, one_of
 from ot_lens.io.files import read_json
-from ot_lens.localization import as_methods
 from ot_lens.localization.search import sets_by_size
 from ot_lens.localization.variants import count_variants
 from ot_lens.models.named import named_weights
@@ -168,7 +167,8 @@ def _work(config: StudyConfig, counts: Counts) -> _Work:
         return _Work(float(read), float(edits), 0.0, 0.0)
     validated = edits * 2 * counts.validation
     chosen = methods * (1 + (config.search_size > 1) + together)
-    varied = count_variants(as_methods(config.method_entries), chosen, config.variants)
+    names = [str(method if isinstance(method, str) else method["name"]) for method in config.methods]
+    varied = count_variants(names, chosen, config.variants)
     scored = _tasks(config) * (1 + methods * (1 + (config.search_size > 1)))
     return _Work(float(read + varied * tested), float(edits + varied), float(validated), float(scored))
 

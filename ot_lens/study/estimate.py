@@ -286,7 +286,7 @@ def _of_model(
         yield Cost("choice on validation prompts", tried, "edits", share * sample.seconds["answer"])
         # Of each method one layer, a pair, and all layers in each fitting.
         chosen = len(methods) * (1 + (plan.search_size > 1) + len(plan.fitting) * (ALL in plan.sets))
-        varied = count_variants(methods, chosen, config.variants)
+        varied = count_variants([method.name for method in methods], chosen, config.variants)
         yield Cost("variants of the chosen edits", varied, "edits", sample.seconds["answer"])
     located = sum(min(config.localizers, len(group)) for _, group in prompts.test)
     # Each block is left out, and its parts, or replaced: half of the model follows it on average.
