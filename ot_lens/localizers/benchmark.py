@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ot_lens.errors import ModelError
+from ot_lens.errors import ModelError, one_of
 from ot_lens.localizers.locate import locate
 from ot_lens.localizers.truth import Truth
 from ot_lens.models import load_model
@@ -35,10 +35,14 @@ def benchmark_localizers(
     Raises:
         ModelError: If there is no such adapter, it declares no planted layers, or SmolLM2 is missing.
     """
+    chosen = shipped_adapters() if names is None else names
+    for name in chosen:
+        if not Path(name).is_dir():
+            one_of("adapter of smollm2", name, shipped_adapters(), ModelError)
     prompts = load_prompts(SMOLLM2, sample=(64, 1, n), seed=seed)
     base = load_model(SMOLLM2)
     tables = []
-    for name in shipped_adapters() if names is None else names:
+    for name in chosen:
         model = _loaded(name)
         truth = Truth.of(model)
         if truth is None and names is None:
