@@ -232,9 +232,10 @@ def _bridge(name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrai
 
 def _installing_nothing() -> Reversible[None]:
     """For processors of images, TransformerLens would install torchvision, which may replace torch itself."""
-    from transformer_lens.model_bridge.sources.transformers import helpers
+    from transformer_lens.model_bridge.sources import transformers
 
     name = "_ensure_torchvision"
+    helpers = getattr(transformers, "helpers", None)  # of transformer-lens 4
     own = getattr(helpers, name, None)
 
     def replace(changes: Reversible[None]) -> None:
