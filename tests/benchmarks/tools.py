@@ -39,7 +39,6 @@ from ot_lens.localization.settings import sweep_settings
 from ot_lens.models import backend, encode
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import LISTED, SINGLE, join, measured
-from tests.benchmarks.measure import peak_memory
 
 OURS = (
     "mean_shift",
@@ -81,7 +80,6 @@ class Same:
     tool: str
     difference: float
     seconds: tuple[float, float]  # theirs, ours
-    memory: tuple[float, float] = (math.nan, math.nan)  # MiB, theirs, ours
 
 
 class Subject:
@@ -386,16 +384,9 @@ def of_libraries(subject: Subject) -> Iterator[Same]:
 def same_map(
     name: str, tool: str, their: Callable[[], torch.Tensor], our: Callable[[], torch.Tensor]
 ) -> Same:
-    """The image of the samples under two libraries' maps, with time and memory of fit and image."""
+    """The image of the samples under two libraries' maps, with the time of fit and image."""
     (a, first), (b, second) = best(their), best(our)
-    before = resident()
-    memory = peak_memory(their) - before, peak_memory(our) - before
-    return Same(name, tool, gap(a, b), (first, second), memory)
-
-
-def resident() -> float:
-    """Memory of this process, in MiB."""
-    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+    return Same(name, tool, gap(a, b), (first, second))
 
 
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -420,14 +411,10 @@ def edits_in_markdown(rows: pd.DataFrame) -> str:
 
 def same_in_markdown(rows: Sequence[Same]) -> str:
     """The second table."""
-    lines = [
-        "| number | tool | largest difference | s, theirs | s, ours | MiB, theirs | MiB, ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| number | tool | largest difference | s, theirs | s, ours |", "|---|---|---|---|---|"]
     for row in rows:
-        memory = ["" if math.isnan(number) else f"{max(number, 0):.0f}" for number in row.memory]
         seconds = [f"{number:.2g}" for number in row.seconds]
-        lines.append(f"| {' | '.join([row.name, row.tool, f'{row.difference:.0e}', *seconds, *memory])} |")
+        lines.append(f"| {' | '.join([row.name, row.tool, f'{row.difference:.0e}', *seconds])} |")
     return "\n".join(lines)
 
 
