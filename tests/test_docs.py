@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def check_code(code: str | ast.Module) -> None:
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ot_lens"):
             module = __import__(node.module, fromlist=[alias.name for alias in node.names])
             for alias in node.names:
-                assert hasattr(module, alias.name), f"{node.module}.{alias.name} does not exist"
+                known = hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                assert known, f"{node.module}.{alias.name} does not exist"
 
 
 def commands() -> dict[str, click.Command]:

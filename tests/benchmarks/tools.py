@@ -36,10 +36,9 @@ from ot_lens.localization.comparison import _cell
 from ot_lens.localization.measure import measure_sweep
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
 from ot_lens.localization.settings import sweep_settings
-from ot_lens.models import backend, batches, encode
+from ot_lens.models import backend, encode
 from ot_lens.prompts import Contrast, ContrastSet
 from ot_lens.tables import LISTED, SINGLE, join, measured
-from tests.benchmarks.measure import peak_memory
 
 OURS = (
     "mean_shift",
@@ -56,6 +55,9 @@ SHOWN = (
 NEXT_TOKEN = ("refusal_score", "kl")
 # Prompts whose logits are compared between libraries.
 COMPARED = 8
+PAIRED: dict[str, Any] = {
+    "positions": "last", "partners": "paired", "classes": ["harmful"], "null_draws": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,6 @@ class Same:
     tool: str
     difference: float
     seconds: tuple[float, float]  # theirs, ours
-    memory: tuple[float, float] = (math.nan, math.nan)  # MiB, theirs, ours
 
 
 class Subject:
@@ -114,6 +115,11 @@ def clocked(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - started
 
 
+def best(run: Callable[[], Any]) -> tuple[Any, float]:
+    """A result, and the processor seconds of the fastest of three runs."""
+    return min((clocked(run) for _ in range(3)), key=lambda result: result[1])
+
+
 # ------------------------------------------------------------------------------------------------ edits
 def chosen_layer(subject: Subject, acts: otl.Activations, entry: Any) -> tuple[Candidate, str]:
     """A method's edit of the layer with the lowest mean refusal score on the prompts to choose with."""
@@ -130,9 +136,9 @@ def by_choice(subject: Subject, tool: str, entry: Any) -> Edit:
     """A method of the registry at the layer that it chooses."""
 
     acts, captured = subject.captured("resid_pre", subject.layers)
-    (best, found), seconds = clocked(lambda: chosen_layer(subject, acts, entry))
-    name = f"{tool}: {label(best.method)}"
-    return Edit(name, best.method.label, found, best.edits, best.tokens, captured + seconds)
+    (chosen, found), seconds = clocked(lambda: chosen_layer(subject, acts, entry))
+    name = f"{tool}: {label(chosen.method)}"
+    return Edit(name, chosen.method.label, found, chosen.edits, chosen.tokens, captured + seconds)
 
 
 def label(spec: MethodSpec) -> str:
@@ -179,7 +185,8 @@ def middle(n_layers: int, *, heretic: bool) -> dict[str, Any]:
 def searched_ranges(subject: Subject, *, heretic: bool) -> Iterator[Edit]:
     """The edits of heretic and abliterix in the middle of the ranges that they search."""
     tool, parameters = ("heretic", "abliterix")[not heretic], middle(subject.n_layers, heretic=heretic)
-    index = round(0.65 * (subject.n_layers - 1), 4)
+    last = subject.n_layers - 1
+    index = round((0.65 if heretic or last >= 20 else 0.625) * last, 4)
 
     every = tuple(range(subject.n_layers))
     acts, captured = subject.captured("resid_post", every)
@@ -254,10 +261,10 @@ def of_transformerlens(subject: Subject) -> Iterator[Same]:
     layer = subject.layers[-1]
     edit = otl.fit_directional_ablation(acts.harmful(layer), acts.harmless(layer))
     yield ablation(subject, bridge, edit)
-    yield interchanged(subject, bridge, layer)
+    yield interchanged(subject, bridge)
     r = (acts.harmful(layer).mean(0) - acts.harmless(layer).mean(0)).float()
-    their, their_seconds = clocked(lambda: logit_readout(bridge, r[None], apply_ln=True).values[0])
-    our, our_seconds = clocked(lambda: otl.vector_logits(subject.model, r))
+    their, their_seconds = best(lambda: logit_readout(bridge, r[None], apply_ln=True).values[0])
+    our, our_seconds = best(lambda: otl.vector_logits(subject.model, r))
     yield Same(
         "logit readout of the direction", "TransformerLens", gap(their, our), (their_seconds, our_seconds)
     )
@@ -272,7 +279,8 @@ def ablation(subject: Subject, bridge: Any, edit: otl.AffineMap) -> Same:
         for name in ("hook_in", "attn.hook_out", "mlp.hook_out")
     ]
     known = [point for point in points if point in bridge.hook_dict]
-    batch = one_batch(subject)
+    batch = of_one_length(subject, "harmful")
+    mask = torch.ones_like(batch)
 
     def project(x: torch.Tensor, hook: Any) -> torch.Tensor:
         return x - (x @ r)[..., None] * r
@@ -280,69 +288,69 @@ def ablation(subject: Subject, bridge: Any, edit: otl.AffineMap) -> Same:
     @torch.no_grad()
     def their() -> torch.Tensor:
         hooks = [(point, project) for point in known]
-        return bridge.run_with_hooks(batch.tokens, fwd_hooks=hooks, attention_mask=batch.mask)[:, -1]
+        return bridge.run_with_hooks(batch, fwd_hooks=hooks, attention_mask=mask)[:, -1]
 
     def our() -> torch.Tensor:
         with otl.intervene(subject.model, otl.everywhere(edit, range(subject.n_layers))):
-            return backend(subject.model).logits(batch.tokens, batch.mask, keep=1)[:, -1]
+            return backend(subject.model).logits(batch, mask, keep=1)[:, -1]
 
-    (a, first), (b, second) = clocked(their), clocked(our)
+    (a, first), (b, second) = best(their), best(our)
     return Same(f"directional ablation at {len(known)} sites", "TransformerLens", gap(a, b), (first, second))
 
 
-def one_batch(subject: Subject) -> Any:
-    """Some harmful test prompts of one length, so that no padding is compared."""
-    rows = encode(backend(subject.model), subject.prompts.test.harmful)
-    length = max({len(row) for row in rows}, key=lambda n: sum(len(row) == n for row in rows))
-    chosen = [p for p, row in zip(subject.prompts.test.harmful, rows, strict=True) if len(row) == length]
-    (batch, *_) = batches(backend(subject.model), chosen[:COMPARED], COMPARED)
-    return batch
+def of_one_length(subject: Subject, label: str) -> torch.Tensor:
+    """Tokens of some test prompts of a class that have one length, so that no padding is compared."""
+    rows = encode(backend(subject.model), getattr(subject.prompts.test, label))
+    lengths = [len(row) for row in rows]
+    return torch.tensor([row for row in rows if len(row) == max(lengths, key=lengths.count)][:COMPARED])
 
 
-def interchanged(subject: Subject, bridge: Any, layer: int) -> Same:
-    """Interchange of the whole stream at the last token, harmful with harmless in pairs."""
-    served = backend(subject.model)
-    pairs = list(zip(*(group[:COMPARED] for _, group in subject.prompts.test), strict=True))
-    contrast = Contrast(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
-    options: dict[str, Any] = {
-        "positions": "last",
-        "partners": "paired",
-        "classes": ["harmful"],
-        "null_draws": 0,
-    }
-    table, ours = clocked(lambda: otl.interchange(subject.model, contrast, **options))
+def interchanged(subject: Subject, bridge: Any) -> Same:
+    """Interchange of the whole stream at the last token, harmful with harmless in pairs, at every layer."""
+    inputs, sources = (of_one_length(subject, label) for label in ("harmful", "harmless"))
+    n = min(len(inputs), len(sources))
+    inputs, sources = inputs[:n], sources[:n]
+    table, ours = clocked(
+        lambda: otl.interchange(subject.model, as_prompts(subject, inputs, sources), **PAIRED)
+    )
     tokens = torch.tensor(otl.refusal_token_ids(subject.model))
-    whole = theirs.SubspaceInterchange(torch.eye(served.d_model))
+    whole = theirs.SubspaceInterchange(torch.eye(backend(subject.model).d_model))
+    columns, others = (torch.full((n,), rows.shape[1] - 1) for rows in (inputs, sources))
 
     @torch.no_grad()
-    def scores(batch: torch.Tensor) -> torch.Tensor:
+    def logits(batch: torch.Tensor) -> torch.Tensor:
         return bridge(batch)[:, -1]
 
-    def score(logits: torch.Tensor) -> float:
-        p = logits.double().softmax(-1)[tokens].sum()
-        return float(torch.log(p + 1e-8) - torch.log(1 - p + 1e-8))
+    def score(rows: torch.Tensor) -> torch.Tensor:
+        p = rows.double().softmax(-1)[:, tokens].sum(1)
+        return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
 
     def their() -> list[float]:
-        effects = []
+        own, effects = score(logits(inputs)), []
         for block in range(subject.n_layers):
-            changes = []
-            for a, b in pairs:
-                inputs, sources = (torch.tensor(encode(served, [p])) for p in (a, b))
-                column, other = (torch.tensor([row.shape[1] - 1]) for row in (inputs, sources))
-                names = (f"blocks.{block}.hook_resid_post", f"blocks.{block}.hook_out")
-                name = next(name for name in names if name in bridge.hook_dict)
-                source = theirs.collect_activations(bridge, name, sources, scores, positions=other)
-                logits = theirs.run_with_intervention(
-                    bridge, name, whole, inputs, source, scores, positions=column
-                )
-                changes.append(score(logits[0]) - score(scores(inputs)[0]))
-            effects.append(float(np.mean(changes)))
+            names = (f"blocks.{block}.hook_resid_post", f"blocks.{block}.hook_out")
+            point = next(name for name in names if name in bridge.hook_dict)
+            source = theirs.collect_activations(bridge, point, sources, logits, positions=others)
+            found = theirs.run_with_intervention(
+                bridge, point, whole, inputs, source, logits, positions=columns
+            )
+            effects.append(float((score(found) - own).mean()))
         return effects
 
     effects, seconds = clocked(their)
     own = table[table["patched"] == "harmful"].sort_values("layer")["value"].to_numpy()
     off = float(np.abs(own - np.array(effects)).max())
-    return Same(f"interchange, {len(pairs)} pairs, every layer", "TransformerLens", off, (seconds, ours))
+    return Same(f"interchange, {n} pairs, every layer", "TransformerLens", off, (seconds, ours))
+
+
+def as_prompts(subject: Subject, inputs: torch.Tensor, sources: torch.Tensor) -> Contrast:
+    """The test prompts that have these tokens."""
+    groups = []
+    for label, rows in (("harmful", inputs), ("harmless", sources)):
+        group = getattr(subject.prompts.test, label)
+        known = {tuple(row): p for p, row in zip(group, encode(backend(subject.model), group), strict=True)}
+        groups.append(tuple(known[tuple(row)] for row in rows.tolist()))
+    return Contrast(*groups)
 
 
 def of_libraries(subject: Subject) -> Iterator[Same]:
@@ -376,18 +384,9 @@ def of_libraries(subject: Subject) -> Iterator[Same]:
 def same_map(
     name: str, tool: str, their: Callable[[], torch.Tensor], our: Callable[[], torch.Tensor]
 ) -> Same:
-    """The image of the samples under two libraries' maps, with time (best of three) and memory."""
-    (a, first), (b, second) = (
-        min((clocked(run) for _ in range(3)), key=lambda c: c[1]) for run in (their, our)
-    )
-    before = resident()
-    memory = peak_memory(their) - before, peak_memory(our) - before
-    return Same(name, tool, gap(a, b), (first, second), memory)
-
-
-def resident() -> float:
-    """Memory of this process, in MiB."""
-    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+    """The image of the samples under two libraries' maps, with the time of fit and image."""
+    (a, first), (b, second) = best(their), best(our)
+    return Same(name, tool, gap(a, b), (first, second))
 
 
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -412,14 +411,10 @@ def edits_in_markdown(rows: pd.DataFrame) -> str:
 
 def same_in_markdown(rows: Sequence[Same]) -> str:
     """The second table."""
-    lines = [
-        "| number | tool | largest difference | s, theirs | s, ours | MiB, theirs | MiB, ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| number | tool | largest difference | s, theirs | s, ours |", "|---|---|---|---|---|"]
     for row in rows:
-        memory = ["" if math.isnan(number) else f"{max(number, 0):.0f}" for number in row.memory]
         seconds = [f"{number:.2g}" for number in row.seconds]
-        lines.append(f"| {' | '.join([row.name, row.tool, f'{row.difference:.0e}', *seconds, *memory])} |")
+        lines.append(f"| {' | '.join([row.name, row.tool, f'{row.difference:.0e}', *seconds])} |")
     return "\n".join(lines)
 
 

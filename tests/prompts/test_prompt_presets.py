@@ -8,7 +8,9 @@ import pytest
 import ot_lens as otl
 from ot_lens.errors import PromptError
 from ot_lens.prompts import CLASSES, SPLITS
+from ot_lens.prompts.loading import SHIPPED
 from ot_lens.prompts.presets import PRESETS, REFUSAL_DIRECTION_REVISION, SETS
+from ot_lens.study.config import from_folder
 from tests.generators.prompt_sets import (
     refusal_direction_clone,
     sentences,
@@ -39,6 +41,12 @@ def test_the_table_names_class_licence_and_source_of_every_preset():
     assert table.loc["tdc2023", "licence"] == "unknown"
     assert (table[["class", "licence", "source", "note"]] != "").all(axis=None)
     assert set(table["class"]) == {"both", *CLASSES}
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "polyrefuse:de", "refusal_direction"])
+def test_a_configuration_names_a_set_of_the_package_and_not_a_file(name, tmp_path):
+    assert from_folder(tmp_path, {"prompts": name}) == {"prompts": name}
+    assert from_folder(tmp_path, {"prompts": "mine.json"}) == {"prompts": str(tmp_path / "mine.json")}
 
 
 def test_the_published_splits_are_drawn_as_the_repository_draws_them(clone):
