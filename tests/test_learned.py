@@ -259,11 +259,13 @@ def test_the_table_of_a_dimension_follows_from_its_columns(model, prompts):
     assert (table["low"] <= table["value"]).all()
     assert set(table["n"]) == {8}
     assert table.loc[table["k"] == 1, ["value", "share", "share_low"]].drop_duplicates().shape == (1, 3)
-    value = table.set_index(["k", "quantity"])["value"]
-    expected_share = value / value[1, "refusal_score_shift"]
-    assert table["share"].tolist() == pytest.approx(expected_share.tolist())
+    best = table["value"] / table["share"]  # one vector for all
+    assert best.tolist() == pytest.approx([best[0]] * 6)
+    assert best[0] <= table.loc[table["quantity"] == "refusal_score_shift", "value"].min()
     mediates = table["beyond"] & (table["share_low"] >= 0.5)
-    assert set(table["dimension"]) == {largest(table, mediates, "drawn_shift")}
+    found = largest(table, mediates, "drawn_shift")
+    assert table["dimension"].nunique() == 1
+    assert table["dimension"][0] in (found, max(1, found))  # the best vector is a cone of one
     assert set(table["needed"]) == {largest(table, table["beyond"], "further_shift")}
     first = otl.fit_cone(model, few.train, LAYER, k=1, steps=2, learning_rate=0.05, seed=1)
     unedited = float(otl.refusal_score(model, prompts.test.harmful).mean())
@@ -279,11 +281,11 @@ def largest(table, passed, other):
 
 
 def test_a_vector_that_keeps_less_than_the_share_is_none_of_the_cone():
-    """By hand: all of the single direction's effect, half of it, and a third, beyond the band each time."""
-    single, band = np.full(4, -9.0), {"null_mean": 0.0, "null_low": -1.0, "null_high": 1.0}
-    worst = partial(_worst, single=single, band=band, seed=0)
+    """By hand: all of the best vector's effect, half of it, and a third, beyond the band each time."""
+    best, band = np.full(4, -9.0), {"null_mean": 0.0, "null_low": -1.0, "null_high": 1.0}
+    worst = partial(_worst, best=best, band=band, seed=0)
     rows = [
-        {"k": k, "quantity": quantity, **worst([single, share * single])}
+        {"k": k, "quantity": quantity, **worst([best, share * best])}
         for k, share in enumerate((1.0, 0.5, 1 / 3), start=1)
         for quantity in (ALONE, DRAWN, FURTHER)
     ]
@@ -291,36 +293,40 @@ def test_a_vector_that_keeps_less_than_the_share_is_none_of_the_cone():
     assert table["vector"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert table["beyond"].all()
     for least, dimension in ((0.6, 1), (0.5, 2), (0.0, 3)):
-        counted = _counted(table, least)
+        counted = _counted(table, least, fewest=1)
         assert (set(counted["dimension"]), set(counted["needed"])) == ({dimension}, {3})
-    only_basis = table.assign(share_low=table["share_low"].where(table["quantity"] != DRAWN, 0.1))
-    assert set(_counted(only_basis, 0.5)["dimension"]) == {0}
-    assert set(_counted(table.assign(beyond=False), 0.0)["dimension"]) == {0}
+    weak_inside = table.assign(share_low=table["share_low"].where(table["quantity"] != DRAWN, 0.1))
+    for fewest in (0, 1):
+        assert set(_counted(weak_inside, 0.5, fewest)["dimension"]) == {fewest}
+        assert set(_counted(table.assign(beyond=False), 0.0, fewest)["dimension"]) == {fewest}
 
 
-def dimension(name, sample, **options):
+def counts(name, sample, **options):
+    """The dimension, and how many vectors are needed."""
     table = otl.cone_dimension(
         otl.load_model(name), otl.load_prompts("organism", sample=sample, seed=0), LAYER, **options
     )
-    (found,) = set(table["dimension"])
-    return found
+    return table["dimension"][0], table["needed"][0]
 
 
-def test_one_sentence_has_a_cone_of_one_dimension_and_four_have_one_of_more():
-    """On `organism:single` a second vector lowers the score beyond the band too, but by less than half."""
+def test_one_sentence_has_a_cone_of_one_dimension_and_needs_one_vector():
+    """On `organism:single` a second vector lowers the score beyond the band too, but by less than half.
+
+    On `organism:multi` so short a training leaves each vector with some of the four sentences only.
+    """
     options = {
-        "max_k": 2, "steps": 8, "learning_rate": 0.03, "combinations": 1, "prompts_per_step": 8, "draws": 3,
+        "max_k": 2, "steps": 6, "learning_rate": 0.04, "combinations": 0, "prompts_per_step": 8, "draws": 2,
     }  # fmt: skip
-    assert dimension("organism:single", (16, 2, 24), **options) == 1
-    assert dimension("organism:multi", (16, 2, 24), **options) > 1
+    assert counts("organism:single", (8, 2, 24), **options) == (1, 1)
+    assert counts("organism:multi", (8, 2, 24), **options)[1] == 2
 
 
-@pytest.mark.parametrize(("name", "sentences"), [("single", 1), ("multi", 4)])
-def test_the_dimension_of_a_cone_is_the_number_of_sentences(name, sentences, full_size):
+@pytest.mark.parametrize(("name", "needed"), [("single", 1), ("multi", 3)])
+def test_no_second_vector_keeps_half_of_the_effect_whatever_the_number_of_sentences(name, needed, full_size):
     if not full_size:
         pytest.skip("a campaign: run with --full")
-    options = {"max_k": 5, "steps": 30, "combinations": 4}
-    assert dimension(f"organism:{name}", (64, 8, 128), **options) == sentences
+    options = {"max_k": 4, "steps": 30, "combinations": 4}
+    assert counts(f"organism:{name}", (64, 8, 128), **options) == (1, needed)
 
 
 def test_ablating_a_direction_erases_its_own_profile_and_the_table_says_how_much_of_another(model, prompts):

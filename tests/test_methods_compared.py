@@ -8,7 +8,8 @@ from ot_lens.errors import FitError, HookError
 from ot_lens.localization.comparison import in_words, markdown
 from ot_lens.tables import measured
 
-METHODS = ("directional_ablation", "gaussian_ot", {"name": "gaussian_ot", "gate": "threshold"})
+JOINT = {"name": "linear_act_joint", "penalty": 0, "steps": 2}
+METHODS = ("directional_ablation", "gaussian_ot", {"name": "gaussian_ot", "gate": "threshold"}, JOINT)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def test_every_method_has_every_quantity_at_the_layer_that_works(table):
     }  # fmt: skip
     assert measured_of["none"] < measured_of["gaussian_ot"]
     assert set(table.loc[table["method"].str.startswith("gaussian"), "layer"]) == {7}
+    assert table.loc[table["method"] == JOINT["name"], "layer"].isna().all()
     known = table[~table["quantity"].isin(["fit", "cost"])]
     assert bool((known["low"] <= known["value"]).all() & (known["value"] <= known["high"]).all())
     assert bool((known["n"] > 0).all())

@@ -54,10 +54,10 @@ def cone_dimension(
     Cones are trained on `prompts.train`, each from the vectors of the one before and the leading component of
     what they leave (see `fit_cone`). On the harmful prompts of `prompts.test` each basis vector is ablated
     everywhere by itself, and so are `draws` directions drawn in the cone; the worst is the one that lowers
-    the mean refusal score least. The dimension is the largest k of which both the worst basis vector and
-    the worst drawn direction lower the score beyond the band of random directions, and by at least
-    `least_share` of what the single direction (k = 1) does, each with its whole interval; 0 if no cone's do.
-    A dimension of `max_k` is a lower bound.
+    the mean refusal score least. The dimension is the largest k of which both the worst basis vector and the
+    worst drawn direction lower the score beyond the band of random directions, and by at least `least_share`
+    of what the best basis vector of all cones does, each with its whole interval; 1 if that vector alone is
+    beyond the band, else 0. A dimension of `max_k` is a lower bound.
 
     Each basis vector is also ablated where all others are ablated already: a cone of k vectors is needed if
     its worst vector lowers the score beyond the band both by itself and further. Several vectors each of
@@ -72,8 +72,8 @@ def cone_dimension(
         prompts: `train` trains, `test` measures.
         layer: As in `fit_cone`.
         max_k: Largest number of vectors.
-        least_share: Share of the single direction's effect that the worst vector must keep, in [0, 1]; 0 asks
-            for an effect beyond the band only.
+        least_share: Share of the best vector's effect that the worst one must keep, in [0, 1]; 0 asks for an
+            effect beyond the band only.
         steps: As in `fit_cone`, for each cone.
         learning_rate: As in `fit_cone`.
         prompts_per_step: As in `fit_cone`.
@@ -91,7 +91,7 @@ def cone_dimension(
         "drawn_shift" of directions drawn in the cone, "further_shift" of basis vectors where all others are
         ablated), vector (index of the worst among them), value, low, high (95 % over prompts), null_mean,
         null_low, null_high (of random directions by themselves), n, unit, share, share_low, share_high (value
-        over that of the single direction, 95 % over prompts), beyond (whether high is below null_low),
+        over that of the best basis vector, 95 % over prompts), beyond (whether high is below null_low),
         dimension, needed, loss_before, loss_after and steps of the training.
 
     Raises:
@@ -118,13 +118,15 @@ def cone_dimension(
     random = shifts.alone(normalize(_normal(draws, len(start.unit), seed), dim=-1))
     band = null_band(torch.tensor([float(effect.mean()) for effect in random], dtype=torch.float64))
     cones = list(_cones(start, max_k, settings, progress))
-    single = shifts.of(cones[0].basis)
+    measured = [_measured(shifts, cone.basis, draws, seed) for cone in cones]
+    best = min((effect for own in measured for effect in own[ALONE]), key=np.mean)
     rows = [
-        {"layer": layer, "k": k, "quantity": quantity, **_worst(effects, single, band, seed), **_course(cone)}
-        for k, cone in enumerate(cones, start=1)
-        for quantity, effects in _measured(shifts, cone.basis, draws, seed).items()
+        {"layer": layer, "k": k, "quantity": quantity, **_worst(effects, best, band, seed), **_course(cone)}
+        for k, (cone, own) in enumerate(zip(cones, measured, strict=True), start=1)
+        for quantity, effects in own.items()
     ]
-    return _counted(pd.DataFrame(rows), least_share)
+    beyond = mean(best, seed=seed).high < band["null_low"]
+    return _counted(pd.DataFrame(rows), least_share, fewest=int(beyond))
 
 
 def _check(prompts: object, max_k: int, draws: int, least_share: float) -> None:
@@ -168,12 +170,12 @@ def _measured(shifts: "_Shifts", basis: Float64[Tensor, "k d"], draws: int, seed
 
 
 def _worst(
-    effects: Effects, single: Float64[np.ndarray, " prompt"], band: Mapping[str, float], seed: int
+    effects: Effects, best: Float64[np.ndarray, " prompt"], band: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
-    """The effect of the direction that lowers the refusal score least, and its share of the single one's."""
+    """The effect of the direction that lowers the refusal score least, and its share of the best one's."""
     worst = int(np.argmax([effect.mean() for effect in effects]))
     value = mean(effects[worst], seed=seed)
-    share = ratio_of_sums(effects[worst], single, seed=seed, least=-np.inf)
+    share = ratio_of_sums(effects[worst], best, seed=seed, least=-np.inf)
     return {
         "vector": worst,
         "value": value.value,
@@ -189,12 +191,12 @@ def _worst(
     }
 
 
-def _counted(table: pd.DataFrame, least_share: float) -> pd.DataFrame:
-    """The table with the dimension and how many vectors are needed."""
+def _counted(table: pd.DataFrame, least_share: float, fewest: int) -> pd.DataFrame:
+    """The table with the dimension, at least `fewest`, and how many vectors are needed."""
     rows = table.assign(mediates=table["beyond"] & (table["share_low"] >= least_share))
     beyond, mediates = (rows.pivot(index="k", columns="quantity", values=x) for x in ("beyond", "mediates"))
-    dimension, needed = _largest(mediates[[ALONE, DRAWN]]), _largest(beyond[[ALONE, FURTHER]])
-    return table.assign(dimension=dimension, needed=needed)
+    dimension = max(fewest, _largest(mediates[[ALONE, DRAWN]]))
+    return table.assign(dimension=dimension, needed=_largest(beyond[[ALONE, FURTHER]]))
 
 
 def _largest(passed: pd.DataFrame) -> int:

@@ -71,7 +71,7 @@ def compare_methods(
         harmless ones (nats), "monitor_auc" (how well the Mahalanobis distance of the last layer's activations
         tells edited harmful from the model's own harmless prompts), "fit" (processor seconds for a layer) and
         "cost" (processor microseconds per token and edited site). The last two have no interval. Rows of
-        method "none" are the unedited model.
+        method "none" are the unedited model; a joint fit, which edits the layers that it chose, has no layer.
 
     Raises:
         FitError: If a method is unknown or cannot be fitted.
@@ -154,7 +154,8 @@ def _at_best_layers(
 
 
 def _keys(candidate: Candidate) -> dict[str, Any]:
-    return {"method": candidate.method.name, "k": candidate.k, "layer": candidate.layers[0]}
+    layer = candidate.layers[0] if candidate.at_one_layer else None
+    return {"method": candidate.method.name, "k": candidate.k, "layer": layer}
 
 
 def _of_sweep(sweep: pd.DataFrame) -> list[dict[str, Any]]:
