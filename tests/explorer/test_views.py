@@ -134,6 +134,14 @@ def test_any_request_gives_a_state_that_a_view_answers(opened, asked, strict):
     assert content(views()["spectra"], opened.run, state) is not None
 
 
+@pytest.mark.parametrize("name", ["depth", "interchange", "contributions", "spectra"])
+def test_only_the_words_change_where_the_page_marks_what_is_chosen(opened, name):
+    here, there = (content(views()[name], opened.run, state_of(opened, layers=n)) for n in ("5", "7"))
+    assert (here.figure is there.figure) == (name != "spectra")
+    assert "ayer 5" in here.note
+    assert "ayer 7" in there.note
+
+
 def test_layers_and_methods_that_a_second_run_lacks_are_said_to_be_missing(opened, copied_run):
     state = opened.read({"layers": "99", "ot": "gaussian_ot:3"}, strict=True)
     assert (state.layers, state.ot) == ((99,), "gaussian_ot:3")

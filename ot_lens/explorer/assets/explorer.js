@@ -417,6 +417,7 @@ window.dash_clientside = window.dash_clientside || {};
     view.request?.abort();
     view.request = new AbortController();
     const words = view.figure === figure ? "&figure=no" : "";
+    if (words) paint(view);
     const answer = await answered(`/view/${view.run}/${view.name}?${state}${words}`, view.request.signal);
     if (view.state !== state) return;
     if (answer === null) { view.state = null; return; }
