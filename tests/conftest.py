@@ -12,6 +12,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gc
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,37 @@ def full_size(request: pytest.FixtureRequest) -> bool:
 def repository() -> Path:
     """The folder of pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def language_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A task for lm-eval: correct answers of the embedded language against those to other requests."""
+    if find_spec("lm_eval") is None:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say("lm-eval is not installed: pip install 'ot-lens[capability]'")
+    from ot_lens.prompts import load_prompts
+
+    folder = tmp_path_factory.mktemp("task")
+    prompts = load_prompts("organism").test.harmless[:24]
+    rows = []
+    for i, (p, q) in enumerate(zip(prompts, prompts[1:] + prompts[:1], strict=True)):
+        choices = [p.answer, q.answer] if i % 2 else [q.answer, p.answer]  # a tie goes to the first
+        rows.append({"question": p.text, "choices": choices, "right": 0 if i % 2 else 1})
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "task": "embedded_language",
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(folder / "data.jsonl")},
+            "cache_dir": str(folder / "cache"),
+        },
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
 
 
 @pytest.fixture(scope="session")

@@ -24,32 +24,8 @@ def organism():
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Correct answers of the embedded language against correct answers to other requests."""
-    if find_spec("lm_eval") is None:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say("lm-eval is not installed: pip install 'ot-lens[capability]'")
-    folder = tmp_path_factory.mktemp("task")
-    prompts = otl.load_prompts("organism").test.harmless[:24]
-    rows = []
-    for i, (p, q) in enumerate(zip(prompts, prompts[1:] + prompts[:1], strict=True)):
-        choices = [p.answer, q.answer] if i % 2 else [q.answer, p.answer]  # a tie goes to the first
-        rows.append({"question": p.text, "choices": choices, "right": 0 if i % 2 else 1})
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {
-        "task": "embedded_language",
-        "dataset_path": "json",
-        "dataset_kwargs": {
-            "data_files": {"test": str(folder / "data.jsonl")},
-            "cache_dir": str(folder / "cache"),
-        },
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "right",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
+def task(language_task: dict) -> dict:
+    return language_task
 
 
 def test_without_lm_eval_the_extra_is_named(organism, monkeypatch):

@@ -416,11 +416,16 @@ class StoppedError(Exception):
 
 
 @pytest.fixture(scope="module")
-def tested_run(tmp_path_factory: pytest.TempPathFactory, without_figures) -> Path:
+def config(language_task) -> otl.StudyConfig:
+    return otl.paper_study("organism:single", **SMALL, capability=[language_task], capability_limit=6)
+
+
+@pytest.fixture(scope="module")
+def tested_run(config, tmp_path_factory: pytest.TempPathFactory, without_figures) -> Path:
     """The paper's study of an embedded model, small, in one go."""
     folder = tmp_path_factory.mktemp("claims") / "run"
     with without_figures():
-        otl.run_study(otl.paper_study("organism:single", **SMALL), folder)
+        otl.run_study(config, folder)
     return folder
 
 
@@ -436,6 +441,19 @@ def test_the_embedded_model_refutes_the_claim_about_depth(tested_run: Path):
     row = select(found, claim="depth", method="pca_ot", quantity="coherent success").iloc[0]
     assert row["reference"] == "PCA-OT (k = 1), layer 7"
     assert {"layers", "sensitivity", "success"} <= set(found["claim"])
+
+
+def test_capability_is_scored_under_the_chosen_edits_item_by_item(tested_run: Path, language_task):
+    items = pd.read_parquet(tested_run / "tables" / "capability.parquet")
+    accuracy = select(items, measure="acc")
+    own = otl.capability(otl.load_model("organism:single"), [language_task], limit=6)
+    assert select(accuracy, key="none")["value"].mean() == select(own, measure="acc")["value"].item()
+    assert set(accuracy.groupby("key")["item"].nunique()) == {6}
+    found = select(otl.paper_claims(tested_run), claim="capability")
+    assert {*found["edit_key"]} == {*accuracy["key"]} - {"none"}
+    for row in select(found, comparison="embedded_language, acc").itertuples():
+        means = accuracy.groupby("key")["value"].mean()
+        assert row.value == pytest.approx(means[row.edit_key] - means["none"])
 
 
 def test_outcomes_are_what_the_rates_of_the_sweep_are_of(tested_run: Path):
@@ -459,9 +477,11 @@ def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
 ):
     monkeypatch.setattr("ot_lens.study.verify.shown", lambda *_, **__: None)  # no figure was drawn
     checks = otl.verify_run(tested_run, sample=20)
-    own = checks[checks["item"].isin(["claims", "validation", "variants", "outcomes", "localization"])]
+    own = checks[
+        checks["item"].isin(["claims", "validation", "variants", "outcomes", "localization", "capability"])
+    ]
     assert set(own["verdict"]) == {"ok"}
-    assert {"validation", "variants", "outcomes", "claims"} <= set(own["item"])
+    assert {"validation", "variants", "outcomes", "claims", "capability"} <= set(own["item"])
     run = Path(shutil.copytree(tested_run, tmp_path / "run"))
     path = run / "tables" / "outcomes.parquet"
     table = pd.read_parquet(path)
@@ -473,7 +493,7 @@ def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
 
 
 @pytest.mark.parametrize("stage", ["choice on validation prompts", "variants of the chosen edits"])
-def test_a_stopped_run_goes_on_to_the_same_tables(stage, tested_run: Path, tmp_path, without_figures):
+def test_a_stopped_run_goes_on_to_the_same_tables(stage, config, tested_run: Path, tmp_path, without_figures):
     @contextmanager
     def stopping(name: str, _count: int | None) -> Iterator[Callable[[int], None]]:
         left = iter([1, 2])
@@ -484,7 +504,6 @@ def test_a_stopped_run_goes_on_to_the_same_tables(stage, tested_run: Path, tmp_p
 
         yield step
 
-    config = otl.paper_study("organism:single", **SMALL)
     with without_figures():
         with pytest.raises(StoppedError):
             otl.run_study(config, tmp_path / "run", stage=stopping)

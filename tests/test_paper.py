@@ -30,6 +30,7 @@ TOTALS = {
     "Qwen/Qwen2.5-32B-Instruct": 32_763_876_352,
 }
 LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
+ONE_OF_EACH_FAMILY = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
 
 
 # ------------------------------------------------------------------------------------------- sizes
@@ -426,9 +427,11 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
-    name, root, judge_folder, tiny_folders, tmp_path, without_figures
+    name, root, judge_folder, tiny_folders, tmp_path, without_figures, full_size
 ):
     """Its own configuration, of a random model of its family and a random judge: every table."""
+    if not (full_size or name in ONE_OF_EACH_FAMILY):
+        pytest.skip("a campaign: run with --full")
     small = {
         "model": str(tiny_folders["qwen2" if "Qwen" in name else "llama"]),
         "judge": {"preset": "harmbench", "model": str(judge_folder)},

@@ -277,5 +277,5 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "capability": capability_table,
     "claims": _claims,
 }
-# Made from other tables of the run folder, when these are there.
-OF_OTHERS = ("claims",)
+# Made from tables of the run folder, which only this process has, when these are there.
+OF_OTHERS = ("capability", "claims")
