@@ -1,10 +1,7 @@
 """Capability tasks through lm-eval, on a task written out here: no hub is asked."""
 
-import json
 import math
-import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
