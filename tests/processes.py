@@ -36,7 +36,7 @@ def workers(root: int) -> set[int]:
     found = set()
     for pid in descendants(root):
         with suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Worker"):
+            if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::RayWorker"):
                 found.add(pid)
     return found
 

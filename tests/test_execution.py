@@ -216,11 +216,6 @@ def executor(cluster: None) -> Iterator[RayExecutor]:
         yield made
 
 
-def first_weight(model: Any) -> float:
-    """A number that tells two models apart."""
-    return float(next(iter(model.hf_model.parameters())).sum())
-
-
 def contents(run: Path) -> dict[str, bytes]:
     """All that a study measured; maps as their numbers, since safetensors does not order metadata."""
     found = {
@@ -258,6 +253,30 @@ class Disturbance:
 
 def stop() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.trust
+def test_models_of_a_queue_share_one_cluster(one_thread, llama_folder, tmp_path_factory):
+    """Two executors in turn, each with its own model, on a cluster that was started once.
+
+    In a process that no other test has connected to a cluster yet.
+    """
+    import ray
+
+    def first_weight(model: Any) -> float:
+        return float(next(iter(model.hf_model.parameters())).sum())
+
+    other = checkpoints.write(tmp_path_factory.mktemp("other"), "llama", seed=1)
+    nodes, sums = set(), []
+    with shared_cluster("ray") as address:
+        for folder in (llama_folder, other):
+            with open_executor("ray", {"model": str(folder)}, address=address, parameter_bytes=10**6) as made:
+                sums.append(made.call(first_weight))
+            nodes |= {node["NodeID"] for node in ray.nodes()}
+            assert ray.is_initialized()
+    assert not ray.is_initialized()
+    assert len(nodes) == 1
+    assert sums[0] != sums[1]
 
 
 @pytest.mark.trust
@@ -331,24 +350,6 @@ class TestTwoWorkers:
 
         with pytest.raises(ExecutorError, match="--resume"):
             executor.call(die)
-
-
-@pytest.mark.trust
-def test_models_of_a_queue_share_one_cluster(one_thread, llama_folder, tmp_path_factory):
-    """Two executors in turn, each with its own model, on a cluster that was started once."""
-    import ray
-
-    other = checkpoints.write(tmp_path_factory.mktemp("other"), "llama", seed=1)
-    nodes, sums = set(), []
-    with shared_cluster("ray") as address:
-        for folder in (llama_folder, other):
-            with open_executor("ray", {"model": str(folder)}, address=address, parameter_bytes=10**6) as made:
-                sums.append(made.call(first_weight))
-            nodes |= {node["NodeID"] for node in ray.nodes()}
-            assert ray.is_initialized()
-    assert not ray.is_initialized()
-    assert len(nodes) == 1
-    assert sums[0] != sums[1]
 
 
 @pytest.mark.trust

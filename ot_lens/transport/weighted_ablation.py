@@ -19,7 +19,7 @@ from ot_lens.transport.norm_preserving import NormPreservingMap
 from ot_lens.transport.projected import projected_directions
 from ot_lens.transport.projection import ablation_of, unit_directions
 
-Weights = float | Sequence[float]
+Weights = float | Sequence[float | int]  # as YAML has them
 HOOKS = ("attn_out", "mlp_out")
 
 

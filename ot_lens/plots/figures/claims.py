@@ -172,7 +172,7 @@ def _panel(rows: pd.DataFrame, names: Sequence[str], y: Axis, shown: Shown) -> P
 def _title(row: pd.Series, shown: Shown) -> str:
     claim, quantity, comparison = (str(row[name]) for name in ("claim", "quantity", "comparison"))
     if claim == "gain" and comparison.endswith("mean over strengths"):
-        return "coherent, all strengths"
+        return "all strengths"
     if claim in ("depth", "collapse"):
         return f"{claim}: {quantity.removesuffix(' success').removesuffix(' answers')}"
     if claim in ("success", AGREEMENT):
