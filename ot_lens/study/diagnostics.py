@@ -253,8 +253,9 @@ def _claims(study: Study) -> Tables:
     return {"claims": import_module(CLAIMS).claims_of(study.folder)}
 
 
-# In the order in which they are made; the key is the table that a maker writes last.
+# In the order in which they are begun, the longest first; the key is the table that a maker writes last.
 MAKERS: Mapping[str, Callable[[Study], Tables]] = {
+    "localizers": localizers_table,
     "geometry": _geometry,
     "spectra": _spectra,
     "massive": _massive,
@@ -266,7 +267,6 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "controls": _controls,
     "plane_ellipses": _plane,
     "visibility": _visibility,
-    "localizers": localizers_table,
     "defence": defence_table,
     "interchange": interchange_table,
     "contributions": contributions_table,
