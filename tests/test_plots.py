@@ -41,6 +41,7 @@ from ot_lens.plots.figures import (
 )
 from ot_lens.plots.screen.elements import band_outline
 from ot_lens.plots.screen.text import position
+from ot_lens.tables import most_effective_layer
 from tests import generators_tables as tables_of
 
 TABLES = tables_of.tables()
@@ -256,6 +257,16 @@ def test_methods_are_compared_at_their_best_layer_and_at_all_with_intervals(kind
         curve = element("method_intervals", Points, name).curve
         ends = np.ravel([curve.x, curve.x_low, curve.x_high])
         np.testing.assert_array_equal(ends, values["refusal_rate/harmful"])
+
+
+@pytest.mark.parametrize("left", ["refusal_rate", "refusal_score", "kl"])
+def test_of_one_layer_the_most_effective_is_that_one_if_an_effect_was_measured(left):
+    sweep = measures.sweep_rows(SWEEP)
+    kept = sweep[sweep["measure"].isin([left, "perplexity"])]
+    for layer in sorted(set(sweep["layer"].dropna())):
+        here = kept[(kept["layer"] == layer) | kept["layer"].isna()]
+        for (_, rows_of), found in zip(rows.marked_methods(here), plots.contenders(here), strict=True):
+            assert found.layer == most_effective_layer(rows_of) == (None if left == "kl" else layer)
 
 
 def test_a_sweep_of_everything_else_gives_the_same_figures():

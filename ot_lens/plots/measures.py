@@ -12,6 +12,7 @@ from ot_lens.plots.description import Axis
 from ot_lens.plots.rows import checked, finite, marked_methods, numbers
 from ot_lens.plots.style import Mark
 from ot_lens.tables import ALL, baseline_of, by_depth, measured, most_effective_layer, select, single_layers
+from ot_lens.tables.effects import EFFECT
 
 # asinh scale of costs: linear below the knee, logarithmic above, with a place for zero
 COST_KNEE = 0.01
@@ -103,9 +104,19 @@ def _contender(mark: Mark, rows: pd.DataFrame) -> Contender:
     needed = [name for name in ("layer", "measure", "prompts", *ENDS) if name in single]
     groups: Any = single[needed].groupby("layer")
     layers = {int(layer): values(own) for layer, own in groups}
-    best = most_effective_layer(rows)
+    best = most_effective_layer(rows) if len(layers) > 1 else _only_layer(layers)
     at_best = {} if best is None else layers[best]
     return Contender(mark, best, at_best, values(select(rows, set=ALL)), layers)
+
+
+def _only_layer(layers: Mapping[int, Values]) -> int | None:
+    """What `most_effective_layer` says of one layer: that one, if an effect was measured there."""
+    effects = [f"{measure}/harmful" for measure, _ in EFFECT]
+    nothing = (np.nan,)
+    for layer, found in layers.items():
+        if any(np.isfinite(found.get(effect, nothing)[0]) for effect in effects):
+            return layer
+    return None
 
 
 def baseline(sweep: pd.DataFrame) -> Values:

@@ -34,7 +34,7 @@ def method_intervals(localization: pd.DataFrame) -> Description:
         localization: The table of `localize`.
     """
     sweep = measures.sweep_rows(localization)
-    methods = measures.contenders(sweep)
+    methods, unedited = measures.contenders(sweep), measures.baseline(sweep)
     shown = [measure for measure in COLUMNS if measures.present(sweep, measure)]
     if not shown:
         raise NothingToDrawError("The localization table holds no finite rate or cost.")
@@ -42,14 +42,16 @@ def method_intervals(localization: pd.DataFrame) -> Description:
     y = Axis(limits=(len(methods) - 0.4, -0.6), ticks=tuple((float(i), name) for i, name in enumerate(names)))
     keys = (*KINDS, Key(BASELINE.label, BASELINE.color, dash="dash"))
     return described(
-        [_panel(sweep, methods, measure, y) for measure in shown], "localization", columns=len(shown),
+        [_panel(sweep, unedited, methods, measure, y) for measure in shown], "localization", columns=len(shown),
         height=0.2 + 0.21 * len(methods), share="y", keys=keys, collect=False, letters=False,
     )  # fmt: skip
 
 
-def _panel(sweep: pd.DataFrame, methods: list[Contender], measure: Measure, y: Axis) -> Panel:
+def _panel(
+    sweep: pd.DataFrame, unedited: Values, methods: list[Contender], measure: Measure, y: Axis
+) -> Panel:
     x = measures.axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"))
-    level = measures.interval(measures.baseline(sweep), measure)[0]
+    level = measures.interval(unedited, measure)[0]
     elements: list[Any] = []
     if np.isfinite(level):
         elements.append(Reference(level, BASELINE.label, vertical=True, mark=replace(BASELINE, label="")))
