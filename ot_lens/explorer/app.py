@@ -17,7 +17,7 @@ from ot_lens.explorer.layout import page
 from ot_lens.explorer.live import LiveModel
 from ot_lens.explorer.live_page import answer_cards, token_table, trouble
 from ot_lens.explorer.runs import OpenRun
-from ot_lens.explorer.state import Choices
+from ot_lens.explorer.state import Choices, choices_of
 from ot_lens.explorer.views import content, views
 
 SCRIPT = "explorer"
@@ -26,7 +26,7 @@ TYPES = {"csv": "text/csv", "png": "image/png", "svg": "image/svg+xml", "py": "t
 
 def build_app(runs: Sequence[OpenRun], live: LiveModel | None, *, host: str = "127.0.0.1") -> Dash:
     """The application over opened runs; the controls are those of the first one."""
-    choices = [Choices(run) for run in runs]
+    choices = [choices_of(run) for run in runs]
     app = Dash(
         __name__,
         # Dash inserts it into the page unescaped, and substitutes names between {% and %}.

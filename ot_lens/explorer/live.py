@@ -24,7 +24,7 @@ from ot_lens.behaviour import (
 )
 from ot_lens.errors import FitError, ModelError, PoorFitWarning, PromptError
 from ot_lens.explorer.runs import OpenRun, split_key
-from ot_lens.explorer.state import Choices, State
+from ot_lens.explorer.state import State, choices_of
 from ot_lens.generation import Completion, complete
 from ot_lens.interventions import Edits, intervene
 from ot_lens.localization import MethodSpec
@@ -174,7 +174,7 @@ class LiveModel:
         """The token scope of a method's edits; "auto" is the one of the sweep, or the method's own."""
         if key in self.fitted_here:
             return scope_of(key, tokens, self.run.position)
-        return Choices(self.run).scope(key, tokens)
+        return choices_of(self.run).scope(key, tokens)
 
     def marks(self, asked: Asked) -> list[Mark]:
         """The marks of the columns: the unedited model, each edit, and all of them."""

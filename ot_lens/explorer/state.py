@@ -215,3 +215,8 @@ def _strength(value: Any, otherwise: float) -> float:
     except (TypeError, ValueError, OverflowError):
         return otherwise
     return min(max(number, 0.0), 1.0) if np.isfinite(number) else otherwise
+
+
+def choices_of(run: OpenRun) -> Choices:
+    """What a run offers, read from its tables once."""
+    return run.kept("choices", lambda: Choices(run))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from ot_lens.errors import NothingToDrawError
 from ot_lens.explorer.runs import OpenRun, split_key
-from ot_lens.explorer.state import Choices, State
+from ot_lens.explorer.state import State, choices_of
 from ot_lens.explorer.view import Drawing, View, read
 from ot_lens.plots import screen
 from ot_lens.plots.description import LAYER, Axis, Band, Curve, Description, Line, Panel, Reference, Scale
@@ -33,18 +33,13 @@ GEOMETRY = "geometry/"
 STRIP = 120
 
 
-def _choices(run: OpenRun) -> Choices:
-    """What a run offers, which is read from its sweep once."""
-    return run.kept("choices", lambda: Choices(run))
-
-
 def _swept(
     run: OpenRun, state: State, keys: Sequence[str] | None = None, **criteria: Any
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the unedited model and of some (or all) methods at a state, and the code that selects them."""
     sweep = checked(run.table("localization"), "localization", ("method", "k", "measure", "prompts", "value"))
     wanted = {"tokens": state.tokens, "strength": state.strength}
-    choices = _choices(run)
+    choices = choices_of(run)
     held: dict[str, list[Any]] = {"tokens": choices.tokens, "strength": choices.strengths}
     varied = {name: value for name, value in wanted.items() if len(held[name]) > 1 and value in held[name]}
     criteria = varied | criteria
@@ -59,7 +54,7 @@ def _swept(
 
 def _sweep_note(run: OpenRun, state: State) -> str:
     """What the sweep holds instead, if it was not run at the state's strength or token scope."""
-    choices, parts = _choices(run), []
+    choices, parts = choices_of(run), []
     if choices.tokens and state.tokens not in choices.tokens:
         parts.append(f"token scope {', '.join(choices.tokens)}, not {state.tokens}")
     if choices.strengths and state.strength not in choices.strengths:
@@ -106,7 +101,7 @@ def _real_rows(run: OpenRun, state: State) -> pd.DataFrame:
 
 def _strip(drawing: Drawing, run: OpenRun, state: State) -> go.Figure:
     """A click or a drag across the strip chooses layers."""
-    layers = _choices(run).layers
+    layers = choices_of(run).layers
     x = replace(LAYER, title="", limits=(layers[0] - 0.5, layers[-1] + 0.5))
     panel = replace(_panel(drawing, run, state), title="", x=x)
     figure = screen.draw(Description((panel,), columns=1))

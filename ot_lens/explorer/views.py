@@ -10,7 +10,7 @@ from ot_lens.errors import NothingToDrawError, OtLensError, TableError
 from ot_lens.explorer.plane_view import PLANE
 from ot_lens.explorer.runs import OpenRun
 from ot_lens.explorer.site_views import CONTRIBUTIONS, INTERCHANGE, READOUT
-from ot_lens.explorer.state import Choices, State
+from ot_lens.explorer.state import State, choices_of
 from ot_lens.explorer.sweep_views import DEPTH, LOCALIZATION, METHODS
 from ot_lens.explorer.view import Drawing, View, read
 from ot_lens.plots.gallery import GALLERY, Entry, entry_named
@@ -89,7 +89,7 @@ def views() -> dict[str, View]:
 
 def views_of(runs: Sequence[OpenRun]) -> list[View]:
     """The views of a page: the explorer's own, and figures of the gallery for which a run has tables."""
-    states = [(run, Choices(run).first) for run in runs]
+    states = [(run, choices_of(run).first) for run in runs]
     return [view for view in views().values() if view in OWN or any(_holds(*at, view) for at in states)]
 
 
@@ -105,9 +105,9 @@ def _holds(run: OpenRun, state: State, view: View) -> bool:
 
 def warm(runs: Sequence[OpenRun]) -> None:
     """Make the initial views of a page before anyone requests them."""
-    first = Choices(runs[0]).first
+    first = choices_of(runs[0]).first
     for number, run in enumerate(runs):
-        state = first if number == 0 else Choices(run).read(asdict(first), strict=True)
+        state = first if number == 0 else choices_of(run).read(asdict(first), strict=True)
         for view in OWN:
             content(view, run, state)
 
