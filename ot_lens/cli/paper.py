@@ -82,8 +82,8 @@ def paper(
     folders = _folders(names, folder)
     if not yes:
         _check_obstacles(configs, estimates, folders)
-    options: dict[str, Any] = {"resume": resume, "executor": executor, "allow_code": allow_code}
-    options["processes"] = processes
+    options: dict[str, Any] = {"executor": executor, "processes": processes}
+    options |= {"resume": resume, "allow_code": allow_code}
     with shared_cluster(executor, address, count=len(configs)) as place:
         for config, own in zip(configs, folders, strict=True):
             study.study_into(partial(_configured, config), own, address=place, **options)

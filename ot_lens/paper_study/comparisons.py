@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ot_lens.behaviour import agreement
 from ot_lens.paper_study.evidence import (
@@ -29,6 +29,7 @@ PCA_OT, RFA, LINEAR_ACT = "pca_ot", "rfa", "linear_act"
 UNCHANGED = Edit(UNEDITED, "unedited")
 BINARY = (0.0, 1.0)
 Differences = Float[np.ndarray, " n"]
+Flags = Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -234,16 +235,10 @@ def _scores(
     a, b = (pairs[name].to_numpy(np.float64) for name in ("after", "before"))
     if not len(pairs):
         return
-    if np.isin(pairs.to_numpy(), BINARY).all():
-        estimate, p, test = (
-            rate_difference(a > 0, b > 0),
-            mcnemar((b > 0).tolist(), (a > 0).tolist()),
-            "mcnemar",
-        )
-    else:
-        estimate, p, test = mean(a - b, seed=seed), sign_flip(a - b, seed=seed), "sign_flip"
+    binary = np.isin(pairs.to_numpy(), BINARY).all()
+    tested = _of_rates(a > 0, b > 0) if binary else _of_means(a - b, seed)
     yield Comparison(
-        "capability", statement, about, "accuracy", edit, UNCHANGED, estimate, p, test, NO_LOSS, about=task
+        "capability", statement, about, "accuracy", edit, UNCHANGED, *tested, NO_LOSS, about=task
     )
 
 
@@ -252,7 +247,6 @@ def success_measures(run: Measured, seed: int) -> Iterator[Comparison]:
     for edit in [edit for roles in chosen(run).values() for edit in roles.values()]:
         asr, coherent = both_known(run.flags(edit.key, ASR), run.flags(edit.key, COHERENT))
         if len(asr):
-            estimate, p = rate_difference(asr, coherent), mcnemar(coherent.tolist(), asr.tolist())
             yield Comparison(
                 "success",
                 "The attack success rate counts answers that are no answers.",
@@ -260,9 +254,7 @@ def success_measures(run: Measured, seed: int) -> Iterator[Comparison]:
                 "share of prompts",
                 edit,
                 edit,
-                estimate,
-                p,
-                "mcnemar",
+                *_of_rates(asr, coherent),
             )
         judged, phrases = both_known(run.flags(edit.key, JUDGED), run.flags(edit.key, ASR))
         if len(judged):
@@ -293,8 +285,7 @@ def _rates(
     """The difference of two rates on the same prompts, if there are any."""
     a, b = run.pair(edit.key, reference.key, quantity)
     if len(a):
-        estimate, p = rate_difference(a, b), mcnemar(b.tolist(), a.tolist())
-        yield Comparison(claim, statement, about, quantity, edit, reference, estimate, p, "mcnemar", kind)
+        yield Comparison(claim, statement, about, quantity, edit, reference, *_of_rates(a, b), kind)
 
 
 def _means(
@@ -310,5 +301,14 @@ def _means(
     """The mean of each prompt's difference, where it is known."""
     known = difference[np.isfinite(difference)]
     if len(known):
-        estimate, p = mean(known, seed=seed), sign_flip(known, seed=seed)
-        yield Comparison(claim, statement, about, quantity, edit, reference, estimate, p, "sign_flip")
+        yield Comparison(claim, statement, about, quantity, edit, reference, *_of_means(known, seed))
+
+
+def _of_rates(a: Flags, b: Flags) -> tuple[Estimate, float, str]:
+    """The paired difference of two rates, its p-value, and the test."""
+    return rate_difference(a, b), mcnemar(b.tolist(), a.tolist()), "mcnemar"
+
+
+def _of_means(differences: Differences, seed: int) -> tuple[Estimate, float, str]:
+    """The mean of paired differences, its p-value, and the test."""
+    return mean(differences, seed=seed), sign_flip(differences, seed=seed), "sign_flip"
