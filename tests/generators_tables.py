@@ -521,6 +521,25 @@ def model_similarity(layers=8, n=128, position=-1):
     return _alike(table, n).astype({"edited_layer": "Int64"})
 
 
+def ablated_heads(n=64, heads=8, random_sets=39):
+    """Eight heads carry refusal when they are replaced by a mean, and half of it when resampled."""
+    sizes = {"mean": (-7.0, 0.4, 0.07), "resample": (-3.5, 0.2, 0.3)}
+    measured = [("refusal_score", "harmful"), ("refusal_score", "harmless"), ("kl", "harmless")]
+    names = ", ".join(f"{layer}.{head}" for layer in (5, 6) for head in range(heads // 2))
+    rows = []
+    for mode, changes in sizes.items():
+        about = {"mode": mode, "heads": names, "n_heads": heads, "random_sets": random_sets, "n": n}
+        for (measure, prompts), change in zip(measured, changes, strict=True):
+            own = {**about, "measure": measure, "prompts": prompts, "unit": "nats", "engine": "single_pass"}
+            ends = {"change": change, "change_low": change - 0.3, "change_high": change + 0.3}
+            null = {"null_mean": 0.02, "null_low": 0.0 if measure == "kl" else -0.5, "null_high": 0.6}
+            p = 0.025 if prompts == "harmful" else np.nan
+            rows.append({**own, **ends, **null, "set": "chosen", "value": 6.0 + change, "p_value": p})
+            rows.append({**own, "set": "random", "value": 6.0, "change": 0.02, "heads": ""})
+            rows.append({**own, "set": "unedited", "value": 6.0, "change": 0.0, "heads": "", "n_heads": 0})
+    return pd.DataFrame(rows)
+
+
 def languages(layers=8, n=64):
     """Three languages; the last one refuses nothing, so that nothing transfers to it."""
     names = ("english", "german", "latin")
@@ -669,6 +688,7 @@ def tables(layers=8, methods=METHODS, seed=0):
         "spectra": spectra(layers),
         "localizers": localizers(layers),
         "contributions": contributions(layers),
+        "ablated_heads": ablated_heads(),
         "interchange": interchange(layers),
         "massive": massive(layers),
         "readout": readout(layers),

@@ -1,16 +1,20 @@
 """Maps fitted in one language and measured in another, on a model that has one policy in two."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import ot_lens as otl
 from ot_lens import organism
 from ot_lens.behaviour import refusal_score
-from ot_lens.errors import PromptError, SinglePassError
+from ot_lens.errors import ConfigError, PromptError, SinglePassError
 from ot_lens.interventions import intervene
 from ot_lens.statistics.estimates import mean, ratio
+from tests.conftest import NO_MECHANISMS
 
 LAYERS = (4, 7)
 METHODS = ("directional_ablation", "mean_shift")
@@ -133,3 +137,39 @@ def test_translations_can_be_compared_prompt_by_prompt(model, prompts):
     shuffled = otl.similarity(captures[0], other, permutations=39, bootstrap=39)
     first, second = (rows(t, quantity="linear_cka")["value"].to_numpy() for t in (table, shuffled))
     assert (first > second + 0.1).all()
+
+
+def test_a_study_of_two_languages_is_verified(prompts, without_figures, tmp_path):
+    """File names count from the configuration; the table, its manifest and the second reading agree."""
+    for name, own in prompts.items():
+        few = {split: {label: texts(group) for label, group in both} for split, both in own.splits}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"splits": few}))
+    settings = {
+        "model": "organism:bilingual", "prompts": "english.json", "sample": [12, 4, 8], "layers": [6, 7],
+        "methods": ["mean_shift"], "controls": [], "sufficiency": False, "search_size": 0, "sets": ["single"],
+        "languages": {name: f"{name}.json" for name in prompts}, "measures": ["refusal_score"],
+        "permutations": 39, "bootstrap": 39, **NO_MECHANISMS,
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    config = otl.read_config(tmp_path / "study.yaml")
+    with without_figures():
+        result = otl.run_study(config, tmp_path / "run")
+    table = result.tables["languages"]
+    assert set(table["measured_in"]) == set(prompts)
+    assert set(rows(table, quantity="effect")["layer"]) == {6, 7}
+    assert "From one language to another" in result.report.read_text()
+    found = otl.verify_run(tmp_path / "run").set_index("item")["verdict"]
+    assert found[["languages", "prompts/english", "prompts/pig_latin"]].tolist() == ["ok"] * 3
+    english = tmp_path / "english.json"
+    english.write_text(english.read_text().replace(" ", "  ", 1))
+    assert (otl.verify_run(tmp_path / "run")["verdict"] == "differs").any()
+    with pytest.raises(ConfigError, match=r"\['english'\]"):
+        otl.run_study(config.model_copy(update={"languages": {"english": "organism"}}), tmp_path / "other")
+    lost = {**config.languages, "german": "missing.json"}
+    with pytest.raises(PromptError, match=r"missing\.json"):
+        otl.run_study(config.model_copy(update={"languages": lost}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def texts(group):
+    return [{"text": prompt.text, "answer": prompt.answer} for prompt in group]

@@ -779,7 +779,7 @@ def test_one_prompt_per_class_is_drawn_without_ellipses():
 def test_an_empty_table_and_one_of_missing_values_have_nothing_to_draw():
     for entry in plots.GALLERY:
         needed = [TABLES[name] for name in entry.tables]
-        measured = ("value", "angle", "cosine", "pc1", "eigenvalue", "logit_change")
+        measured = {columns[0] for columns in rows.COLUMNS.values()}
         blank = [table.assign(**{c: np.nan for c in measured if c in table}) for table in needed]
         for tables in ([table.iloc[:0] for table in needed], blank):
             with pytest.raises(NothingToDrawError):

@@ -44,6 +44,7 @@ from ot_lens.study import (
 from ot_lens.study.diagnostics import MAKERS
 from ot_lens.study.subject import Study
 from ot_lens.tables import effects, most_effective_layer, reported
+from tests import checkpoints, decoders
 from tests.conftest import NO_MECHANISMS
 
 TABLES = (
@@ -129,6 +130,40 @@ def test_contributions_that_do_not_add_up_are_left_out_of_a_study(finished_run, 
         assert MAKERS["contributions"](study) == {}
     none = config.model_copy(update={"contributions": 0})
     assert MAKERS["contributions"](replace(study, config=none)) == {}
+
+
+def test_a_study_leaves_out_the_heads_that_write_most_on_training_prompts(finished_run):
+    """The heads are those of the training prompts, at most every second one; a study without any says so."""
+    folder, prompts = RunFolder.open(finished_run), otl.load_prompts("organism", sample=(12, 1, 6))
+    table, model = folder.read_table("ablated_heads"), otl.load_model("organism")
+    chosen = table[table["set"] == "chosen"]
+    assert set(chosen["mode"]) == {"mean", "resample"}
+    assert chosen.groupby("mode")["p_value"].count().tolist() == [1, 1]
+    config = folder.config.model_copy(update={"ablated_heads": 100, "contributions": 4})
+    acts = {"train": load_activations(finished_run / "activations" / "train")}
+    sweep = folder.read_table("localization")
+    study = Study(folder, acts, {}, config, sweep, LocalExecutor(model), prompts)
+    table = MAKERS["ablated_heads"](study)["ablated_heads"]
+    layer = most_effective_layer(reported(sweep))
+    assert set(table.loc[table["set"] == "chosen", "n_heads"]) == {layer * 4 // 2}
+    assert set(table["n"]) == {4}
+    direction = acts["train"].harmful(layer).mean(dim=0) - acts["train"].harmless(layer).mean(dim=0)
+    written = otl.contributions(model, prompts.train, direction, layer, permutations=1, bootstrap=1)
+    heads = ", ".join(f"{a}.{b}" for a, b in otl.top_heads(written, layer * 4 // 2))
+    assert set(table["heads"]) == {heads, ""}
+    for off in ({"ablated_heads": 0}, {"contributions": 0}):
+        assert MAKERS["ablated_heads"](replace(study, config=config.model_copy(update=off))) == {}
+
+
+def test_a_model_without_heads_is_studied_without_ablating_any(finished_run, tmp_path):
+    folder = RunFolder.open(finished_run)
+    model, config = decoders.load("mamba2", tmp_path), folder.config
+    few, nothing = checkpoints.contrast_set(2), folder.read_table("localization").head(0)
+    study = Study(
+        folder, {"train": otl.capture(model, few.train)}, {}, config, nothing, LocalExecutor(model), few
+    )
+    with pytest.warns(NotMeasuredWarning, match="heads"):
+        assert MAKERS["ablated_heads"](study) == {}
 
 
 def test_a_model_that_cannot_be_replayed_is_studied_without_interchange(finished_run, monkeypatch):

@@ -313,11 +313,11 @@ def test_an_unfinished_run_is_described_in_one_line(run):
     (run / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_hash(manifest)}))
     checks = otl.verify_run(run, model=False)
     unchecked = {"files", "model", "activations/train", "activations/test", "localization", "massive"}
-    unchecked |= {"model_similarity", "localizers", "interchange", "contributions", "readout", "defence"}
-    unchecked |= {"ground_truth"}
+    unchecked |= {"model_similarity", "localizers", "interchange", "contributions", "ablated_heads"}
+    unchecked |= {"readout", "defence", "ground_truth"}
     assert set(checks[checks["verdict"] == "not checked"]["item"]) == unchecked
     found = wrong(checks)
-    assert found["run|finished"].startswith("unfinished (no figures; tables: class_angles")
+    assert found["run|finished"].startswith("unfinished (no figures; tables: ablated_heads, class_angles")
     assert found["run|finished"].endswith("--resume")
     assert set(found) <= {"run|finished", "plane|recomputed", "plane_ellipses|recomputed"}
 

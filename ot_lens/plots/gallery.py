@@ -59,6 +59,7 @@ GALLERY: list[Entry] = [
     _entry("localization_curves", "Where refusal can be changed", "localization", by_family=False),
     _entry("localizers", "Which blocks make refusal", "localizers"),
     _entry("contributions", "Which heads and MLPs write refusal", "contributions"),
+    _entry("ablated_heads", "Without the heads that write refusal", "ablated_heads"),
     _entry("interchange_map", "Where the answer follows another prompt", "interchange"),
     _entry("localization_controls", "Against edits that ignore the classes", "controls"),
     _entry("pair_matrix", "Pairs of layers", "localization"),

@@ -26,6 +26,10 @@ COLUMNS = {
     "contributions": (
         "value", "prompts", "component", "layer", "head", "low", "high", "p_holm", "tokens", "at_layer",
     ),
+    "ablated_heads": (
+        "change", "change_low", "change_high", "null_mean", "null_low", "null_high", "p_value", "set",
+        "heads", "n_heads", "mode", "measure", "prompts", "n", "random_sets",
+    ),
     "readout": (
         "logit_change", "kind", "method", "layer", "number", "side", "rank", "token", "null_mean", "null_low",
         "null_high", "draws", "n_harmful",

@@ -17,9 +17,8 @@ from ot_lens.plots.screen import showing, stacked
 # Figures of each section, in the order of the page.
 SECTIONS = {
     "where": (
-        "localization_curves", "localizers", "interchange_map", "contributions", "localization_controls",
-        "rank_by_layer",
-        "strength_by_layer", "pair_matrix",
+        "localization_curves", "localizers", "interchange_map", "contributions", "ablated_heads",
+        "localization_controls", "rank_by_layer", "strength_by_layer", "pair_matrix",
     ),
     "cost": ("method_comparison", "method_intervals", "selectivity", "restored_refusals", "across_languages"),
     "claims": (

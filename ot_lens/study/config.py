@@ -175,6 +175,12 @@ class StudyConfig(BaseModel):
         description="Test prompts of each class on which `contributions` tells which heads and MLPs write "
         "the refusal direction; 0: none.",
     )
+    ablated_heads: int = Field(
+        8,
+        ge=0,
+        description="Heads that are left out together, those that write most of the refusal direction on "
+        "training prompts, against as many random ones, measured on the prompts of `contributions`; 0: none.",
+    )
     readout: int = Field(
         5,
         ge=0,
@@ -189,6 +195,11 @@ class StudyConfig(BaseModel):
         ge=0,
         description="Test prompts of each class whose activations are interchanged at every layer and each "
         "of the last 12 tokens (`interchange`); 0: none.",
+    )
+    languages: dict[str, str | dict[str, Any]] = Field(
+        {},
+        description="Prompts of at least two languages by name, each as in `prompts`: edits fitted in one "
+        "are measured in all. Name the refusal_tokens of every language.",
     )
     base: str | None = Field(
         None,
@@ -369,6 +380,8 @@ def from_folder(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     }
     named = {name: _found(folder, content[name]) for name in NAMED if name in content}
     prompts = {"prompts": relative_to(folder, content["prompts"])} if "prompts" in content else {}
+    if isinstance(content.get("languages"), Mapping):
+        prompts["languages"] = {name: relative_to(folder, own) for name, own in content["languages"].items()}
     return {**content, **paths, **named, **prompts}
 
 

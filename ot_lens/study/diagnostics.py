@@ -24,10 +24,12 @@ from ot_lens.study import likeness
 from ot_lens.study.capability import capability_table
 from ot_lens.study.ground_truth import ground_truth, variant_of
 from ot_lens.study.mechanisms import (
+    ablated_heads_table,
     contributions_table,
     defence_table,
     harm_table,
     interchange_table,
+    languages_table,
     localizers_table,
     readout_table,
 )
@@ -270,6 +272,8 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "defence": defence_table,
     "interchange": interchange_table,
     "contributions": contributions_table,
+    "ablated_heads": ablated_heads_table,
+    "languages": languages_table,
     "readout": readout_table,
     "harm": harm_table,
     "ground_truth": _ground_truth,

@@ -15,6 +15,7 @@ from ot_lens import geometry
 from ot_lens.activations import Activations, capture, restricted
 from ot_lens.behaviour.capability import capability_items
 from ot_lens.behaviour.panel import NEXT_TOKEN_MEASURES
+from ot_lens.components.ablation import MODES
 from ot_lens.directions.harm import count_edits
 from ot_lens.errors import FitError, OutOfDomainWarning, PoorFitWarning
 from ot_lens.execution import as_runner
@@ -30,7 +31,7 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import FEWEST_ALIKE, FEWEST_SEEN, MAKERS, MAX_ALIKE, MAX_EDITED
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.likeness import components_of
-from ot_lens.study.mechanisms import MAX_DEFENDED
+from ot_lens.study.mechanisms import MAX_DEFENDED, MAX_TRANSLATED, RANDOM_HEADS
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.subject import FEW_RESAMPLES, Study, spread
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
@@ -52,6 +53,8 @@ ABLATED = 4.0
 UNLIMITED = 1000
 # Tokens of a short request in a chat template.
 TOKENS = 40
+# Fits to permuted labels in each language.
+CONTROLS = 4
 # A figure and its share of the report take this many times what the simplest one takes on paper.
 FIGURE = 2.0
 T = TypeVar("T")
@@ -292,8 +295,14 @@ def _of_model(
     # Each block is left out, and its parts, or replaced: half of the model follows it on average.
     passes = n_layers * (ABLATED + (config.base is not None)) / 2
     written = sum(min(config.contributions, len(group)) for _, group in prompts.test)
-    yield Cost("contributions", written, "prompts", sample.seconds["capture"] / train)
+    # Without heads: once more to choose them, and as many last tokens as sets, in half of the model.
+    readings = 1 + bool(config.ablated_heads) * (1 + len(MODES) * (1 + RANDOM_HEADS / 2 / TOKENS))
+    yield Cost("contributions", written, "prompts", readings * sample.seconds["capture"] / train)
     yield Cost("localizers", located, "prompts", passes * sample.seconds["capture"] / train)
+    # In each language a capture, and edits of three methods at some layers, with controls, in all languages.
+    edits = 3 * min(n_layers, MAX_TRANSLATED) * (1 + CONTROLS)
+    translated = len(config.languages) * (1 + edits * len(config.languages) / TOKENS)
+    yield Cost("languages", round(translated * train), "prompts", sample.seconds["capture"] / train)
     if config.defence:
         # Alone and under the attack.
         defended = 1 + 2 * len(DEFENCES) * MAX_DEFENDED

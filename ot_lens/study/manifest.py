@@ -79,6 +79,7 @@ class _Manifest(_Open):
     model: _Model = _Model()
     measuring: dict[str, Any] = {}
     prompts: _Prompts = _Prompts()
+    languages: dict[str, _Prompts] = {}
     executors: list[str] = []
     methods: list[_Method] = []
     diagnostics: list[str] = []

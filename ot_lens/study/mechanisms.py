@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Float64
+from torch import Tensor
 
-from ot_lens.components import contributions
+from ot_lens.components import ablate_heads, contributions, top_heads
+from ot_lens.components.ablation import MODES
 from ot_lens.directions import harm_and_refusal, readout_vectors, tokens_written
 from ot_lens.errors import (
     ActivationError,
@@ -20,10 +23,10 @@ from ot_lens.errors import (
     SinglePassError,
 )
 from ot_lens.execution import Runner
-from ot_lens.localization import restore_refusal
+from ot_lens.localization import across_languages, restore_refusal
 from ot_lens.localizers import located
 from ot_lens.patching import interchange
-from ot_lens.prompts import CLASSES
+from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.subject import Study, Tables, drawn, spread
 from ot_lens.tables import most_effective_layer, reported
 
@@ -33,8 +36,12 @@ MOST_FITTED = 64
 MAX_DEFENDED = 3
 # Axes of each map whose tokens are read.
 MAX_AXES = 2
+# Sets of random heads: a p-value can be as small as 1/40.
+RANDOM_HEADS = 39
+# Layers at which edits are tried in other languages.
+MAX_TRANSLATED = 8
 # Stages that are not named like their table.
-STAGES = {"harm": "harm apart from refusal"}
+STAGES = {"harm": "harm apart from refusal", "ablated_heads": "heads left out"}
 
 
 def localizers_table(study: Study) -> Tables:
@@ -80,19 +87,87 @@ def defence_table(study: Study) -> Tables:
 
 def contributions_table(study: Study) -> Tables:
     """Who writes the refusal direction: the class means' difference where edits have the largest effect."""
-    config, train = study.config, study.acts.get("train")
-    if study.executor is None or study.prompts is None or train is None or not config.contributions:
+    config = study.config
+    if (
+        study.executor is None
+        or study.prompts is None
+        or "train" not in study.acts
+        or not config.contributions
+    ):
         return {}
-    most = most_effective_layer(reported(study.sweep))
-    layer = train.layers[-1] if most is None else most
-    harmful, harmless = (getattr(train, label)(layer, config.position) for label in CLASSES)
-    direction = harmful.mean(dim=0) - harmless.mean(dim=0)
-    # The stream that is taken apart enters a layer; all other hook points are part of what enters the next.
-    at = layer if config.hook == "resid_pre" else layer + 1
+    direction, at = _refusal_direction(study)
     options = {"layer": at, "batch_size": config.batch_size, "seed": config.seed}
     prompts = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
     errors, what = (ActivationError, HookError), "Who writes the refusal direction"
     return _unless(errors, study, "contributions", what, contributions, prompts, direction, **options)
+
+
+def ablated_heads_table(study: Study) -> Tables:
+    """Whether the heads that write most of the refusal direction are needed."""
+    config = study.config
+    if study.executor is None or study.prompts is None or not (config.contributions and config.ablated_heads):
+        return {}
+    direction, at = _refusal_direction(study)
+    test = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
+    train = drawn(study.prompts.train, MOST_FITTED, np.random.default_rng(config.seed))
+    prompts = replace(study.prompts, train=train, test=test)
+    options = {
+        "layer": at,
+        "count": config.ablated_heads,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+    errors, what = (ActivationError, HookError), "Whether heads are needed"
+    return _unless(errors, study, "ablated_heads", what, _without_top_heads, prompts, direction, **options)
+
+
+def _refusal_direction(study: Study) -> tuple[Float64[Tensor, " d"], int]:
+    """The class means' difference where edits do most, and the layer that its stream enters."""
+    config, train = study.config, study.acts["train"]
+    most = most_effective_layer(reported(study.sweep))
+    layer = train.layers[-1] if most is None else most
+    harmful, harmless = (getattr(train, label)(layer, config.position) for label in CLASSES)
+    # The stream that is taken apart enters a layer; all other hook points are part of what enters the next.
+    at = layer if config.hook == "resid_pre" else layer + 1
+    return harmful.mean(dim=0) - harmless.mean(dim=0), at
+
+
+def _without_top_heads(
+    model: Any,
+    prompts: ContrastSet,
+    direction: Float[Tensor, " width"],
+    *,
+    layer: int,
+    count: int,
+    batch_size: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The heads that write most on training prompts, replaced in both modes."""
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    written = contributions(
+        model, prompts.train, direction, layer=layer, permutations=1, bootstrap=1, **options
+    )
+    known = len(written[written["component"] == "head"].groupby(["layer", "head"]))
+    # At most every second head, so that random sets are others.
+    heads = top_heads(written, min(count, -(-known // 2))) if known else []
+    options["random_sets"] = RANDOM_HEADS
+    tables = [ablate_heads(model, prompts, heads, mode=mode, **options) for mode in MODES]
+    return pd.concat(tables, ignore_index=True)
+
+
+def languages_table(study: Study) -> Tables:
+    """What edits fitted in one language do in others, of the prompts that the configuration names."""
+    config = study.config
+    if study.executor is None or not study.languages:
+        return {}
+    methods = [method for method in study.maps if method.label in study.compared]
+    options: dict[str, Any] = {"layers": spread(study.acts["train"].layers, MAX_TRANSLATED)}
+    names = ("refusal_tokens", "batch_size", "seed")
+    options |= {name: getattr(config, name) for name in names}
+    options |= {name: study.few_resamples[name] for name in ("permutations", "bootstrap")}
+    with study.stage("languages", None):
+        table = across_languages(Runner(study.executor), study.languages, methods, **options)
+    return {"languages": table}
 
 
 def readout_table(study: Study) -> Tables:

@@ -1,5 +1,6 @@
 """What must hold before a study begins, and what it needs from the model, wherever the model is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os.path import isfile
 from pathlib import Path
@@ -47,11 +48,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Work:
-    """A study while it runs: its folder, configuration and prompts, where its model is, and progress."""
+    """A study while it runs: its folder, configuration, prompts, where its model is, and progress."""
 
     folder: RunFolder
     config: StudyConfig
     prompts: ContrastSet
+    languages: Mapping[str, ContrastSet]
     executor: Executor
     ready: Prepared
     stage: Stage
@@ -110,11 +112,17 @@ def check_choices(config: StudyConfig) -> None:
             one_of(name, getattr(config, name), allowed)
     sweep_plan(config)
     _check_claims(config)
+    _check_languages(config.languages)
     if config.judge is not None:
         LazyJudge(config.judge)
     text = config.perplexity_text
     if text is not None and not isfile(text):
         raise ConfigError(f"perplexity_text = {text!r}: there is no such file.")
+
+
+def _check_languages(languages: Mapping[str, Any]) -> None:
+    if len(languages) == 1:
+        raise ConfigError(f"languages names {list(languages)} alone: give the prompts of at least two.")
 
 
 def _check_claims(config: StudyConfig) -> None:

@@ -71,7 +71,7 @@ def run_study(
     import_extensions(config, allow_code=allow_code)
     methods = as_methods(config.method_entries)
     check_choices(config)
-    prompts, path = sweeping.read_prompts(config), Path(out)
+    prompts, languages, path = sweeping.read_prompts(config), sweeping.read_languages(config), Path(out)
     existing = RunFolder.existing(path, config, resume=resume)  # before the model is loaded
     if existing is not None and existing.finished:
         release(path)
@@ -99,7 +99,7 @@ def run_study(
                 prompts = sweeping.filter_prompts(
                     Runner(workers, sweeping.FolderCache(folder, sweeping.FILTERED)), prompts, config, stage
                 )
-                _measure(Work(folder, config, prompts, workers, ready, stage), methods)
+                _measure(Work(folder, config, prompts, languages, workers, ready, stage), methods)
         for cached in (sweeping.FILTERED, sweeping.LEARNED):
             folder.drop(cached)
         _draw(folder, config, stage, processes)
@@ -114,6 +114,7 @@ def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
         model=work.ready.record,
         measuring=work.ready.measuring,
         prompts=prompts.manifest(),
+        languages={name: own.manifest() for name, own in work.languages.items()},
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
         methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
         diagnostics=[quantity.name for quantity in registered()],
@@ -122,7 +123,8 @@ def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
     candidates, maps = sweeping.plan_into(work, acts["train"], methods)
     sweep_into(work, candidates, acts["train"])
     sweep = folder.read_table("localization")
-    geometry_tables(Study(folder, acts, maps, config, sweep, prompts=prompts), workers, work.stage)
+    study = Study(folder, acts, maps, config, sweep, prompts=prompts, languages=work.languages)
+    geometry_tables(study, workers, work.stage)
     folder.save_manifest(measured=True)
 
 

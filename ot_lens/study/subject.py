@@ -27,6 +27,8 @@ Tables = dict[str, pd.DataFrame]
 class Study:
     """What the tables are made from; tables of edited models also need `executor` and `prompts`.
 
+    `languages` are the prompt sets of the languages that the study compares.
+
     Tables that need many forward passes are cached in parts: with a cache in the run folder, a stopped run
     repeats one part only.
     """
@@ -38,6 +40,7 @@ class Study:
     sweep: pd.DataFrame
     executor: Executor | None = None
     prompts: ContrastSet | None = None
+    languages: Mapping[str, ContrastSet] = field(default_factory=dict[str, ContrastSet])
     cache: RunCache = field(default_factory=dict[str, Any])
     stage: Stage = silent
 

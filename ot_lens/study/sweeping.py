@@ -62,6 +62,12 @@ def read_prompts(config: StudyConfig) -> ContrastSet:
     return load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
 
 
+def read_languages(config: StudyConfig) -> dict[str, ContrastSet]:
+    """The prompts of every language that a configuration compares."""
+    options: dict[str, Any] = {"seed": config.seed, "sample": config.sample, "root": config.prompts_root}
+    return {name: load_prompts(source, **options) for name, source in config.languages.items()}
+
+
 def filter_prompts(
     runner: Runner, prompts: ContrastSet, config: StudyConfig, stage: Stage = silent
 ) -> ContrastSet:

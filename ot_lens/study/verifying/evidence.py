@@ -17,7 +17,7 @@ from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
 from ot_lens.study.folder import RunFolder
-from ot_lens.study.sweeping import map_path, read_prompts
+from ot_lens.study.sweeping import map_path, read_languages, read_prompts
 from ot_lens.tables import COLUMNS
 from ot_lens.transport import ActivationMap, load_map
 
@@ -30,6 +30,8 @@ MODEL_TABLES = (
     "localizers",
     "interchange",
     "contributions",
+    "ablated_heads",
+    "languages",
     "readout",
     "harm",
     "defence",
@@ -110,6 +112,12 @@ class Evidence:
     def prompts(self) -> ContrastSet:
         """The prompts, read again from their sources; not yet filtered."""
         return read_prompts(self.config)
+
+    @cached_property
+    @_needed("the prompts of the languages cannot be read again")
+    def languages(self) -> dict[str, ContrastSet]:
+        """The prompts of every language that the run compares, read again."""
+        return read_languages(self.config)
 
     def table(self, name: str) -> pd.DataFrame:
         """A stored table that something else is computed from."""

@@ -71,8 +71,7 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
         return
     again = _Again(run, executor, ready, prompts, TOLERANCES.get(ready.record["dtype"], 5e-2))
     checks.append(_check_model(run.folder.manifest, ready))
-    stored = run.folder.manifest.get("prompts", {}).get("sha256", {})
-    checks.append(Check.entries("prompts", "prompts read now", prompts.manifest()["sha256"], stored))
+    checks += _check_prompts(run, prompts)
     for split in ("train", "test"):
         checks.make(f"activations/{split}", "captured again", _check_activations, again, split)
     checks.make("localization", AGAIN, _check_sweep, again)
@@ -80,6 +79,18 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
         for name in MODEL_TABLES:
             checks.make(name, AGAIN, _check_table, again, name)
             step(1)
+
+
+def _check_prompts(run: Evidence, prompts: ContrastSet) -> Iterator[Check]:
+    """Whether the prompts read now, those of other languages too, are those that the run has read."""
+    stored = {"prompts": run.folder.manifest.get("prompts", {})}
+    stored |= {f"prompts/{name}": own for name, own in run.folder.manifest.get("languages", {}).items()}
+    for item, own in {
+        "prompts": prompts,
+        **{f"prompts/{name}": own for name, own in run.languages.items()},
+    }.items():
+        known = stored.get(item, {}).get("sha256", {})
+        yield Check.entries(item, "prompts read now", own.manifest()["sha256"], known)
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
@@ -137,7 +148,8 @@ def _stored(folder: Path, name: str) -> torch.Tensor:
 def _check_table(again: _Again, name: str) -> list[Check]:
     """A table of edited models, made again as a whole; none if the study has no such table."""
     run = again.run
-    study = Study(run.folder, run.acts, run.maps, run.config, run.sweep, again.executor, again.prompts)
+    parts = run.folder, run.acts, run.maps, run.config, run.sweep
+    study = Study(*parts, again.executor, again.prompts, run.languages)
     expected = MAKERS[name](study).get(name)
     if expected is None:
         return []
