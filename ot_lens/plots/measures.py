@@ -58,6 +58,8 @@ MEASURES = {
 SCORE, REFUSES_HARMLESS = MEASURES["refusal_score/harmful"], MEASURES["refusal_rate/harmless"]
 REFUSES, RIGHT = MEASURES["refusal_rate/harmful"], MEASURES["exact_answer_rate/harmful"]
 SUCCESS, COHERENT = MEASURES["attack_success_rate/harmful"], MEASURES["coherent_success_rate/harmful"]
+# Columns that no figure reads: a page selects rows dozens of times, and every column costs.
+UNREAD = ("key", "layers", "draw", "interval", "p_value", "p_holm", "test", "verified", "note")
 # For captions.
 COHERENT_MEANS = "neither refused nor repetitive, and likely enough to the unedited model"
 KL, RIGHT_HARMLESS = MEASURES["kl/harmless"], MEASURES["exact_answer_rate/harmless"]
@@ -71,8 +73,9 @@ def measure_named(key: str) -> Measure:
 
 
 def sweep_rows(localization: pd.DataFrame) -> pd.DataFrame:
-    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`)."""
-    return by_depth(checked(localization, "localization"))
+    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`), without unread columns."""
+    rows = checked(localization, "localization")
+    return by_depth(rows.drop(columns=[name for name in UNREAD if name in rows]))
 
 
 @dataclass(frozen=True)

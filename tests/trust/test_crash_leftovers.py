@@ -77,7 +77,8 @@ def test_parts_are_removed_even_if_the_kill_came_after_they_were_joined(tmp_path
         folder.write_table(name, pd.DataFrame({"x": [1]}))
     settings = SweepSettings(PanelSettings(("kl",), phrase_list("arditi"), (1,)), (0,), 1)
     unused, ready, prompts = Mock(spec=Executor), Prepared(settings, {}, {}), load_prompts("organism")
-    sweep_into(Work(folder, StudyConfig(), prompts, unused, ready, silent), [], Mock(spec=Activations))
+    work = Work(folder, StudyConfig(), prompts, {}, unused, ready, silent)
+    sweep_into(work, [], Mock(spec=Activations))
     assert unused.method_calls == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["localization.parquet"]
 
