@@ -425,6 +425,7 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {f: checkpoints.write(tmp_path_factory.mktemp(f), f) for f in ("llama", "qwen2")}
 
 
+@pytest.mark.trust
 @pytest.mark.parametrize("name", TOTALS)
 def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
     name, root, judge_folder, tiny_folders, tmp_path, without_figures, full_size
