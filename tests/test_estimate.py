@@ -55,4 +55,8 @@ def test_the_command_prints_80_columns_and_writes_nothing(command, tmp_path, mon
     assert max(map(len, printed.splitlines())) <= 80
     assert re.search(r"sweep, next token +123,456 edits +12 ms +24 min 41 s", printed)
     assert re.search(r"total +2 h 23 min", printed)
+    _, printed, _ = command("demo", "--estimate", "--processes", 2)  # the sweep is shared, loading is not
+    assert re.search(r"in 2 processes, at least +2 h 11 min", printed)
+    _, printed, _ = command("demo", "--estimate", "--processes", 1)
+    assert "processes" not in printed
     assert list(tmp_path.iterdir()) == []

@@ -29,17 +29,20 @@ def print_result(result: "StudyResult") -> None:
     say(f"explore it: ot-lens explore {result.path}")
 
 
-def print_estimate(costs: "Sequence[Cost]") -> None:
-    """Print what each stage of a study will take."""
+def print_estimate(costs: "Sequence[Cost]", processes: int = 1) -> None:
+    """Print what each stage of a study will take in one process, and all of them in several."""
     rows = [
         (cost.stage, f"{cost.count:,}", cost.unit, _price(cost.price), duration(cost.seconds))
         for cost in costs
     ]
-    total = duration(sum(cost.seconds for cost in costs))
+    totals = [("total", "", "", "", duration(sum(cost.seconds for cost in costs)))]
+    if processes > 1:
+        least = duration(sum(cost.seconds_of(processes) for cost in costs))
+        totals.append((f"in {processes} processes, at least", "", "", "", least))
     print_table(
         ("stage", "n", "of", "each", "time"),
         rows,
-        [("total", "", "", "", total)],
+        totals,
         title="What each stage will take",
         caption="measured now, in this process, on a sample of each stage: few prompts, edits and layers",
     )

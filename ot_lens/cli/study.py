@@ -71,13 +71,13 @@ def study_into(
 
             config = configure(study)
             quiet_libraries()
+        count = processes or _one_a_core(config)
         if estimate:
             with progress() as stage, stage("estimating", None):
                 costs = study.estimate_run(config, allow_code=options.get("allow_code", False))
-            print_estimate(costs)
+            print_estimate(costs, count)
             return
         try:
-            count = processes or _one_a_core(config)
             with progress() as stage:
                 result = study.run_study(config, folder, stage=stage, processes=count, **options)
         except CannotWriteError as error:

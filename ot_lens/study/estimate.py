@@ -55,6 +55,8 @@ UNLIMITED = 1000
 TOKENS = 40
 # Fits to permuted labels in each language.
 CONTROLS = 4
+# Stages of one process, however many share the others.
+ALONE = ("loading the model", "maps", "controls", "unedited model", "filter by behaviour")
 # A figure and its share of the report take this many times what the simplest one takes on paper.
 FIGURE = 2.0
 T = TypeVar("T")
@@ -73,6 +75,10 @@ class Cost:
     def seconds(self) -> float:
         """Of the whole stage."""
         return self.count * self.price
+
+    def seconds_of(self, processes: int) -> float:
+        """Of the whole stage if some processes share it evenly, which is the least that it takes."""
+        return self.seconds if self.stage in ALONE else self.seconds / processes
 
 
 def estimate_run(config: StudyConfig, *, allow_code: bool = False) -> list[Cost]:
