@@ -73,7 +73,7 @@ def measure_named(key: str) -> Measure:
 
 
 def sweep_rows(localization: pd.DataFrame) -> pd.DataFrame:
-    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`), with the columns read."""
+    """The real edits of a sweep at one setting each (see `ot_lens.tables.by_depth`), as far as drawn."""
     rows = checked(localization, "localization")
     return by_depth(rows.drop(columns=[name for name in UNREAD if name in rows]))
 
