@@ -79,7 +79,8 @@ SHIPPED = named.shipped_adapters()
 def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2, late):
     """Loaded by name, which is the door of any adapter; the base refuses nothing of it."""
     prompts, record = otl.load_prompts("smollm2:late").test, model_record(late)
-    assert (record["name"], record["adapter"]["source"]) == ("smollm2:late", str(named.ADAPTERS / "late"))
+    # The name, not where it lies: another installation can verify the run.
+    assert (record["name"], record["adapter"]["source"]) == ("smollm2:late", "smollm2:late")
     rates = {}
     for name, hooked in (("base", smollm2), ("late", late)):
         for label, asked in prompts:

@@ -19,7 +19,7 @@ from ot_lens.models.chat import set_chat, template_of
 from ot_lens.models.files import held_file, linked, locate
 from ot_lens.models.gguf import gguf_path, gguf_record, parsed_once
 from ot_lens.models.hooked import HookedCausalLM
-from ot_lens.models.named import DECLARATION, named_weights
+from ot_lens.models.named import DECLARATION, adapter_name, named_weights
 from ot_lens.models.pretrained import load_hf, load_tokenizer
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.settings import DeviceMap, LoadSettings
@@ -208,7 +208,7 @@ def _declare(tokenizer: PreTrainedTokenizerBase, settings: LoadSettings) -> None
 
 
 def _source(gguf: Path | None, settings: LoadSettings) -> dict[str, Any]:
-    adapter = {"source": str(settings.adapter), "merged": settings.merge_adapter}
+    adapter = {"source": adapter_name(str(settings.adapter)), "merged": settings.merge_adapter}
     return {"gguf": gguf and gguf_record(gguf), "adapter": adapter if settings.adapter else None}
 
 

@@ -36,6 +36,12 @@ def shipped_adapters() -> tuple[str, ...]:
     return tuple(sorted(file.parent.name for file in ADAPTERS.glob("*/adapter_config.json")))
 
 
+def adapter_name(adapter: str) -> str:
+    """The name of an adapter in records: that of one in the package does not depend on where it lies."""
+    folder = Path(adapter)
+    return f"{SMOLLM2}:{folder.name}" if folder.parent == ADAPTERS else adapter
+
+
 def installed_smollm2() -> Path | None:
     """The GGUF file of the installed wheel, or None."""
     # Importing the package would need llama.cpp.

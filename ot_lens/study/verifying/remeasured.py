@@ -177,12 +177,12 @@ def _check_sweep(again: _Again) -> Iterator[Check]:
     keys = [UNEDITED, *keys]
     if run.config.claims:
         yield from _check_choice(again, candidates)
-        made = _variants(again, candidates)
-        yield _check_variants(run, made)
+        made, table = _variants(again, candidates), run.measured("variants", (*COLUMNS, *VARIANT_COLUMNS))
+        yield _check_variants(table, made)
         varied = to_measure(made, rows)
         few = run.choice("variants", varied)[: None if run.sample is None else FEW_VARIED]
         keys += [candidate.key for candidate in few]
-        table = run.measured("variants", (*COLUMNS, *VARIANT_COLUMNS)).drop(columns=list(VARIANT_COLUMNS))
+        table = table.drop(columns=list(VARIANT_COLUMNS))
         yield _check_measured(again, runner, "variants", table, prompts.test, varied, [c.key for c in few])
     if run.config.outcomes:
         yield _check_outcomes(again, outcomes_in(runner.cache, keys))
@@ -217,10 +217,9 @@ def _variants(again: _Again, candidates: Sequence[Candidate]) -> list[Variant]:
     )
 
 
-def _check_variants(run: Evidence, made: Sequence[Variant]) -> Check:
+def _check_variants(table: pd.DataFrame, made: Sequence[Variant]) -> Check:
     """Whether the variants are those of the edits that the stored validation table chooses."""
     columns = ["key", *VARIANT_COLUMNS]
-    table = run.measured("variants", (*COLUMNS, *VARIANT_COLUMNS))
     stored = [row for row, _ in groupby(key_rows(table[columns]))]
     planned = [(one.candidate.key, one.of, one.axis, one.level) for one in made]
     trouble = different_rows(stored, planned, columns)
