@@ -187,7 +187,8 @@ with warnings.catch_warnings(record=True) as caught:
     otl.fit_gaussian_ot(H, S, shrinkage=None, ridge=1e-10)
     otl.fit_gaussian_ot_of_moments(*moments, shrinkage=None, ridge=1e-10)
     otl.fit_entropic_ot(H, S, epsilon=0.001, iterations=2)
-print(*(f"{warning.filename}:{warning.lineno}" for warning in caught))
+ours = [warning for warning in caught if issubclass(warning.category, otl.errors.PoorFitWarning)]
+print(*(f"{warning.filename}:{warning.lineno}" for warning in ours))
 """
 
 
