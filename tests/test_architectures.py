@@ -82,6 +82,20 @@ def test_a_model_that_fails_on_a_short_sequence_is_refused_at_load(monkeypatch):
         otl.load_model(model, tokenizer=checkpoints.tokenizer("llama"))
 
 
+def test_a_model_whose_cache_changes_what_it_says_is_refused_at_load(monkeypatch):
+    """As a bridge of transformer-lens 4.3 does with the cache of transformers 5.24, which it drops."""
+    model = checkpoints.model("llama")
+    own = model.model.layers[1].forward
+
+    def forward(hidden, *args, **kwargs):
+        alone = hidden.shape[1] == 1
+        return own(1.5 * hidden if alone else hidden, *args, **kwargs)
+
+    monkeypatch.setattr(model.model.layers[1], "forward", forward)
+    with pytest.raises(ModelError, match="cache"):
+        otl.load_model(model, tokenizer=checkpoints.tokenizer("llama"))
+
+
 def test_prompts_share_a_batch_only_where_padding_changes_nothing(load, mixed_lengths):
     """RecurrentGemma ignores the mask: a padded prompt would be another one."""
     model = load("recurrent_gemma")

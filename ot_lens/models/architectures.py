@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ot_lens.errors import ModelError, PromptError
+from ot_lens.models.caches import CACHE, KEYS_AND_VALUES
 
 # Attributes of a decoder that may hold its layers, and its final norm.
 LAYERS = ("layers", "h", "blocks")
@@ -124,7 +125,9 @@ def at_date(source: str, date: datetime = TEMPLATE_DATE) -> tuple[str, dict[str,
 
 
 # Tensor arguments of decoder layers that the single pass knows how to replay.
-PER_POSITION = ("position_ids", "position_embeddings", "attention_mask", "past_key_values", "cache_position")
+PER_POSITION = (
+    "position_ids", "position_embeddings", "attention_mask", "cache_position", CACHE, KEYS_AND_VALUES,
+)  # fmt: skip
 
 # Families that transformers itself continues wrongly, by model type.
 REFUSED = {"rwkv": "transformers mixes the rows of a batch when it continues several prompts at once"}

@@ -15,7 +15,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin
 
 from ot_lens.errors import HookError, ModelError, one_of
 from ot_lens.models.architectures import hook_name, longrope_border, terminators, unembed
-from ot_lens.models.caches import TokensRead, cache_of_everything
+from ot_lens.models.caches import TokensRead, cache_argument, cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
 from ot_lens.models.stream import INSIDE, check_sums, inspected
@@ -156,7 +156,7 @@ class HFBackend(_HookedModel):
         `read` is what the model has read of the tokens already, all but the last.
         """
         settings = {"max_new_tokens": max_new_tokens, "eos_token_id": list(eos), "use_cache": use_cache}
-        return self._greedy(tokens, mask, settings, past_key_values=read).sequences[:, tokens.shape[1] :]
+        return self._greedy(tokens, mask, settings, read).sequences[:, tokens.shape[1] :]
 
     def two_steps(self, tokens: Int[Tensor, "1 pos"], mask: Int[Tensor, "1 pos"]) -> TwoSteps:
         """As in `_HookedModel`, with a cache."""
@@ -165,7 +165,9 @@ class HFBackend(_HookedModel):
         out = self._greedy(tokens, mask, {"max_new_tokens": 2, "output_logits": True})
         return out.sequences[0, tokens.shape[1]], torch.cat(out.logits)
 
-    def _greedy(self, tokens: Tensor, mask: Tensor, settings: dict[str, Any], **other: Any) -> Any:
+    def _greedy(
+        self, tokens: Tensor, mask: Tensor, settings: dict[str, Any], read: Cache | None = None
+    ) -> Any:
         """What Hugging Face's `generate` gives with these settings and no others."""
         only = GenerationConfig(
             do_sample=False, pad_token_id=self.pad_id, return_dict_in_generate=True, **settings
@@ -174,9 +176,10 @@ class HFBackend(_HookedModel):
         # copy, which shares weights and hooks, has none.
         plain = copy(self.hf_model)
         plain.generation_config = GenerationConfig()
-        if settings.get("use_cache", True) and other.get("past_key_values") is None:
-            other["past_key_values"] = cache_of_everything(plain)
-        return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **other)
+        if settings.get("use_cache", True) and read is None:
+            read = cache_of_everything(plain)
+        cache = {cache_argument(plain): read}
+        return plain.generate(input_ids=tokens, attention_mask=mask, generation_config=only, **cache)
 
     def unembed(self, stream: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_vocab"]:
         """Final norm, unembedding, and what the model does to its logits."""

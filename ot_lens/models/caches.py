@@ -1,7 +1,8 @@
 """Caches: which tokens are seen is for the model's masks to say; and how much a cache has read."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from inspect import signature
 from typing import Any
 
 from transformers import Cache, DynamicCache
@@ -9,8 +10,20 @@ from transformers import Cache, DynamicCache
 # More tokens than any prompt has, as the window of a layer of a cache.
 ENDLESS = 2**31
 
-# Where a model takes and gives what it has read: keys and values, or the states of a recurrent model.
-NAMES = ("past_key_values", "cache_params", "state")
+# Where a model takes and gives what it has read: keys and values, or the states of a recurrent model. From
+# transformers 5.24 on the first name does for all.
+CACHE, KEYS_AND_VALUES = "cache", "past_key_values"
+NAMES = (CACHE, KEYS_AND_VALUES, "cache_params", "state")
+
+
+def cache_argument(hf_model: Any) -> str:
+    """What a model calls its cache of keys and values."""
+    return cache_in(signature(hf_model.forward).parameters)
+
+
+def cache_in(arguments: Container[str]) -> str:
+    """The same by the arguments that a model or one of its layers takes."""
+    return CACHE if CACHE in arguments else KEYS_AND_VALUES
 
 
 class TokensRead(threading.local):

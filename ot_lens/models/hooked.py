@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ot_lens.errors import ModelError, PromptError
 from ot_lens.models.architectures import branches, decoder_layers
+from ot_lens.models.caches import NAMES
 
 HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
@@ -144,7 +145,7 @@ class HookedCausalLM(HookedRootModule):
         Args:
             input: Tokens, or text already rendered by the chat template.
             attention_mask: 1 for real tokens. The padding's for text; all ones for tokens.
-            kwargs: Passed to the Hugging Face model (position_ids, past_key_values, logits_to_keep ...).
+            kwargs: Passed to the Hugging Face model (position_ids, cache, logits_to_keep ...).
 
         Returns:
             Logits in the model's dtype.
@@ -153,7 +154,7 @@ class HookedCausalLM(HookedRootModule):
             tokens, attention_mask = self._tokenized(input)
         else:
             tokens = input
-        if attention_mask is not None and "position_ids" not in kwargs and "past_key_values" not in kwargs:
+        if attention_mask is not None and not {"position_ids", *NAMES} & set(kwargs):
             kwargs["position_ids"] = position_ids(attention_mask)
         return self.hf_model(input_ids=tokens, attention_mask=attention_mask, **kwargs).logits
 

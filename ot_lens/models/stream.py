@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -39,6 +39,7 @@ class Inspection:
     causal: bool  # whether a token leaves the logits of those before it as they are
     pads: bool  # whether padding on the left leaves the logits as they are, with a cache too
     counts: bool  # whether the model counts positions as ot_lens does, from 0
+    continues: bool  # whether a cache leaves the logits as they are
 
 
 _INSPECTED: "WeakKeyDictionary[nn.Module, Inspection]" = WeakKeyDictionary()
@@ -80,6 +81,13 @@ def check_stream(served: Any) -> None:
             "shift its prompts. docs/models.md lists the families that are served."
         )
 
+    if not inspection.continues:
+        raise ModelError(
+            f"Cannot serve a {_name(served)}: with its cache it continues a short sequence otherwise than it "
+            "reads it without one. If it was loaded with hooks='full', transformer-lens may not know the "
+            "cache of this version of transformers: use hooks='residual'."
+        )
+
 
 def check_sums(served: Any, layer: int, hook: str) -> None:
     """Refuse a hook point inside a block unless resid_pre + attn_out = resid_mid, + mlp_out = resid_post."""
@@ -118,13 +126,23 @@ def inspected(served: Any) -> Inspection:
             with Reversible(partial(_listen, served, read)):
                 whole = served.logits(tokens, mask, keep=2)
             own = served.unpadded_logits(tokens[:1])
+            pads = all(_alike(steps[i], whole[0, i - 2]) for i in range(2))
+            continues = pads or _continues(served, begun[None])
         _INSPECTED[served.model] = Inspection(
             [_judged(parts, (LENGTH, served.d_model)) for parts in read],
             causal=_alike(whole[1, -2], whole[0, -2]),
-            pads=all(_alike(steps[i], whole[0, i - 2]) for i in range(2)),
+            pads=pads,
             counts=_alike(own[0, -1], whole[0, -1]),
+            continues=continues,
         )
     return _INSPECTED[served.model]
+
+
+def _continues(served: Any, tokens: Int[Tensor, "1 pos"]) -> bool:
+    """Whether two steps with a cache have the logits of all tokens read at once, without any padding."""
+    token, steps = served.two_steps(tokens, torch.ones_like(tokens))
+    read = served.unpadded_logits(torch.cat([tokens, token[None, None]], dim=1))
+    return all(_alike(steps[i], read[0, i - 2]) for i in range(2))
 
 
 def _alike(logits: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> bool:

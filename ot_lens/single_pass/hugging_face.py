@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from ot_lens.errors import SinglePassError
 from ot_lens.models import Reversible, TokenBatch
 from ot_lens.models.architectures import PER_POSITION, decoder_layers, unembed
+from ot_lens.models.caches import cache_argument, cache_in
 from ot_lens.models.hooked import position_ids
 
 # Arguments that are the same for every row; a tensor or a container might not be.
@@ -62,9 +63,9 @@ class HuggingFaceRecord:
             input_ids=batch.tokens[:, called],
             attention_mask=batch.mask,
             position_ids=position_ids(batch.mask)[:, called],
-            past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=1,
+            **{cache_argument(hf_model): cache},
         )
         self.own_logits = logits[:, -1]
         # A slice would keep all of a stream alive.
@@ -127,7 +128,7 @@ class HuggingFaceRecord:
         prefix, call = self._prefixes[layer], self._calls[layer]
         queries = rows[:, :, 0].transpose(0, 1).contiguous()  # as experts want it
         count = queries.shape[1]
-        kwargs = {**call, "past_key_values": prefix, "attention_mask": self._last_mask(layer, queries)}
+        kwargs = {**call, cache_in(call): prefix, "attention_mask": self._last_mask(layer, queries)}
         if "position_ids" in call:
             kwargs["position_ids"] = _last_column(call["position_ids"], 1, count)
         if "position_embeddings" in call:
@@ -175,7 +176,7 @@ class HuggingFaceRecord:
     ) -> Float[Tensor, "row pos d"]:
         """Run a block on rows, each of which belongs to one of the batch's sequences."""
         kwargs = {**self._calls[layer], "attention_mask": self._mask_of(layer, sequences)}
-        kwargs["past_key_values"] = self._prefixes[layer].of(sequences) if self._start else None
+        kwargs[cache_in(kwargs)] = self._prefixes[layer].of(sequences) if self._start else None
         if "position_ids" in kwargs:
             position_ids = _of_rows(kwargs["position_ids"], sequences, len(self._mask))
             kwargs["position_ids"] = position_ids[:, self._own]

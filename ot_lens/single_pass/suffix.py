@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from ot_lens.errors import SinglePassError
 from ot_lens.models import HFBackend, TokenBatch
 from ot_lens.models.architectures import decoder_layers, unembed
+from ot_lens.models.caches import cache_argument, cache_in
 from ot_lens.models.hooked import position_ids
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord, Prefix, hidden_of
 from ot_lens.single_pass.walk import difference_of, replayed, rounding
@@ -57,9 +58,9 @@ class SuffixRecord(HuggingFaceRecord):
             input_ids=batch.tokens,
             attention_mask=batch.mask,
             position_ids=position_ids(batch.mask),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(served.hf_model): cache},
         )
         self.own_logits = logits[:, -1]
         self.streams = [stream[:, -count:].clone() for stream in streams]
@@ -71,7 +72,7 @@ class SuffixRecord(HuggingFaceRecord):
         call, prefix, earlier = self._calls[layer], self._prefixes[layer], self._width - k
         kwargs = {
             **call,
-            "past_key_values": Prefix(prefix.keys[:, :, :earlier], prefix.values[:, :, :earlier]),
+            cache_in(call): Prefix(prefix.keys[:, :, :earlier], prefix.values[:, :, :earlier]),
             "attention_mask": self._suffix_mask(layer, count, k),
         }
         if "position_ids" in call:
