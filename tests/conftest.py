@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 shapes.install()
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Time limits of single examples say more about the machine than about the code; derandomized, so that a
 # failure is the same for everyone.
