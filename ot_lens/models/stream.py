@@ -80,7 +80,6 @@ def check_stream(served: Any) -> None:
             f"Cannot serve a {_name(served)}: it does not count positions from 0, so that padding would "
             "shift its prompts. docs/models.md lists the families that are served."
         )
-
     if not inspection.continues:
         raise ModelError(
             f"Cannot serve a {_name(served)}: with its cache it continues a short sequence otherwise than it "
@@ -142,13 +141,16 @@ def _continues(served: Any, tokens: Int[Tensor, "1 pos"]) -> bool:
     """Whether two steps with a cache have the logits of all tokens read at once, without any padding."""
     token, steps = served.two_steps(tokens, torch.ones_like(tokens))
     read = served.unpadded_logits(torch.cat([tokens, token[None, None]], dim=1))
-    return all(_alike(steps[i], read[0, i - 2]) for i in range(2))
+    # Whatever the dtype of the logits, weights may be quantized: a cache that is lost changes more.
+    return all(_alike(steps[i], read[0, i - 2], OF_LOGITS_IN_HALF) for i in range(2))
 
 
-def _alike(logits: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"]) -> bool:
+def _alike(
+    logits: Float[Tensor, " d_vocab"], expected: Float[Tensor, " d_vocab"], share: float | None = None
+) -> bool:
     """Whether rounding explains a difference; NaN, which every measure names, is no difference."""
-    largest = OF_LOGITS.get(expected.dtype, OF_LOGITS_IN_HALF) * expected.abs().max()
-    return not bool((logits - expected).abs().max() > largest)
+    share = OF_LOGITS.get(expected.dtype, OF_LOGITS_IN_HALF) if share is None else share
+    return not bool((logits - expected).abs().max() > share * expected.abs().max())
 
 
 def _listen(served: Any, read: list[Parts], changes: Reversible[None]) -> None:
