@@ -169,6 +169,9 @@ def test_a_study_of_two_languages_is_verified(prompts, without_figures, tmp_path
     with pytest.raises(PromptError, match=r"missing\.json"):
         otl.run_study(config.model_copy(update={"languages": lost}), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    (tmp_path / "pig_latin.json").unlink()  # what needs it is not checked, and the rest still is
+    found = otl.verify_run(tmp_path / "run")
+    assert found.loc[found["item"] == "languages", "verdict"].tolist() == ["not checked"]
 
 
 def texts(group):

@@ -55,6 +55,7 @@ class _Again:
     executor: LocalExecutor
     ready: Prepared
     prompts: ContrastSet
+    languages: Mapping[str, ContrastSet]
     tolerance: float
 
 
@@ -66,12 +67,13 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
             executor = LocalExecutor(load_model(**config.loading()))
             ready = executor.call(prepare, config, run.prompts, run.folder.path)
         prompts = filter_prompts(Runner(executor), run.prompts, config, run.stage)
+        languages = run.languages
     except OtLensError as error:
         unmeasured(run, checks, str(error))
         return
-    again = _Again(run, executor, ready, prompts, TOLERANCES.get(ready.record["dtype"], 5e-2))
+    again = _Again(run, executor, ready, prompts, languages, TOLERANCES.get(ready.record["dtype"], 5e-2))
     checks.append(_check_model(run.folder.manifest, ready))
-    checks += _check_prompts(run, prompts)
+    checks += _check_prompts(again)
     for split in ("train", "test"):
         checks.make(f"activations/{split}", "captured again", _check_activations, again, split)
     checks.make("localization", AGAIN, _check_sweep, again)
@@ -81,16 +83,14 @@ def remeasured(run: Evidence, checks: Checks, *, trust_remote_code: bool) -> Non
             step(1)
 
 
-def _check_prompts(run: Evidence, prompts: ContrastSet) -> Iterator[Check]:
+def _check_prompts(again: _Again) -> Iterator[Check]:
     """Whether the prompts read now, those of other languages too, are those that the run has read."""
-    stored = {"prompts": run.folder.manifest.get("prompts", {})}
-    stored |= {f"prompts/{name}": own for name, own in run.folder.manifest.get("languages", {}).items()}
-    for item, own in {
-        "prompts": prompts,
-        **{f"prompts/{name}": own for name, own in run.languages.items()},
-    }.items():
-        known = stored.get(item, {}).get("sha256", {})
-        yield Check.entries(item, "prompts read now", own.manifest()["sha256"], known)
+    manifest = again.run.folder.manifest
+    sets = [("prompts", again.prompts, manifest.get("prompts", {}))]
+    languages = manifest.get("languages", {})
+    sets += [(f"prompts/{name}", own, languages.get(name, {})) for name, own in again.languages.items()]
+    for item, own, stored in sets:
+        yield Check.entries(item, "prompts read now", own.manifest()["sha256"], stored.get("sha256", {}))
 
 
 def unmeasured(run: Evidence, checks: Checks, reason: str) -> None:
@@ -149,7 +149,7 @@ def _check_table(again: _Again, name: str) -> list[Check]:
     """A table of edited models, made again as a whole; none if the study has no such table."""
     run = again.run
     parts = run.folder, run.acts, run.maps, run.config, run.sweep
-    study = Study(*parts, again.executor, again.prompts, run.languages)
+    study = Study(*parts, again.executor, again.prompts, again.languages)
     expected = MAKERS[name](study).get(name)
     if expected is None:
         return []
