@@ -31,7 +31,7 @@ from ot_lens.study.config import StudyConfig
 from ot_lens.study.diagnostics import FEWEST_ALIKE, FEWEST_SEEN, MAKERS, MAX_ALIKE, MAX_EDITED
 from ot_lens.study.folder import RunFolder
 from ot_lens.study.likeness import components_of
-from ot_lens.study.mechanisms import MAX_DEFENDED, MAX_TRANSLATED, RANDOM_HEADS
+from ot_lens.study.mechanisms import MAX_DEFENDED, MAX_TRANSLATED, RANDOM_HEADS, TRANSLATED_CONTROLS
 from ot_lens.study.preparation import check_choices, import_extensions, prepare, sweep_plan
 from ot_lens.study.subject import FEW_RESAMPLES, Study, spread
 from ot_lens.study.sweeping import Maps, capture_options, read_prompts
@@ -53,8 +53,6 @@ ABLATED = 4.0
 UNLIMITED = 1000
 # Tokens of a short request in a chat template.
 TOKENS = 40
-# Fits to permuted labels in each language.
-CONTROLS = 4
 # Stages of one process, however many share the others.
 ALONE = ("loading the model", "maps", "controls", "unedited model", "filter by behaviour")
 # A figure and its share of the report take this many times what the simplest one takes on paper.
@@ -306,7 +304,7 @@ def _of_model(
     yield Cost("contributions", written, "prompts", readings * sample.seconds["capture"] / train)
     yield Cost("localizers", located, "prompts", passes * sample.seconds["capture"] / train)
     # In each language a capture, and edits of three methods at some layers, with controls, in all languages.
-    edits = 3 * min(n_layers, MAX_TRANSLATED) * (1 + CONTROLS)
+    edits = 3 * min(n_layers, MAX_TRANSLATED) * (1 + TRANSLATED_CONTROLS)
     translated = len(config.languages) * (1 + edits * len(config.languages) / TOKENS)
     yield Cost("languages", round(translated * train), "prompts", sample.seconds["capture"] / train)
     if config.defence:

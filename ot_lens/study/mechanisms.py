@@ -38,8 +38,8 @@ MAX_DEFENDED = 3
 MAX_AXES = 2
 # Sets of random heads: a p-value can be as small as 1/40.
 RANDOM_HEADS = 39
-# Layers at which edits are tried in other languages.
-MAX_TRANSLATED = 8
+# Layers at which edits are tried in other languages, and fits to permuted labels in each.
+MAX_TRANSLATED, TRANSLATED_CONTROLS = 8, 4
 # Stages that are not named like their table.
 STAGES = {"harm": "harm apart from refusal", "ablated_heads": "heads left out"}
 
@@ -163,7 +163,7 @@ def languages_table(study: Study) -> Tables:
     methods = [method for method in study.maps if method.label in study.compared]
     options: dict[str, Any] = {"layers": spread(study.acts["train"].layers, MAX_TRANSLATED)}
     names = ("refusal_tokens", "batch_size", "seed")
-    options |= {name: getattr(config, name) for name in names}
+    options |= {name: getattr(config, name) for name in names} | {"control_draws": TRANSLATED_CONTROLS}
     options |= {name: study.few_resamples[name] for name in ("permutations", "bootstrap")}
     with study.stage("languages", None):
         table = across_languages(Runner(study.executor), study.languages, methods, **options)

@@ -59,13 +59,16 @@ class FolderCache:
 
 def read_prompts(config: StudyConfig) -> ContrastSet:
     """The prompts that a configuration names."""
-    return load_prompts(config.prompts, seed=config.seed, sample=config.sample, root=config.prompts_root)
+    return _read(config.prompts, config)
 
 
 def read_languages(config: StudyConfig) -> dict[str, ContrastSet]:
     """The prompts of every language that a configuration compares."""
-    options: dict[str, Any] = {"seed": config.seed, "sample": config.sample, "root": config.prompts_root}
-    return {name: load_prompts(source, **options) for name, source in config.languages.items()}
+    return {name: _read(source, config) for name, source in config.languages.items()}
+
+
+def _read(source: str | Mapping[str, Any], config: StudyConfig) -> ContrastSet:
+    return load_prompts(source, seed=config.seed, sample=config.sample, root=config.prompts_root)
 
 
 def filter_prompts(
