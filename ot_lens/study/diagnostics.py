@@ -1,6 +1,6 @@
 """The tables of a study besides the sweep: geometry, controls, what a monitor sees; and their list."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -11,9 +11,7 @@ import pandas as pd
 
 from ot_lens import geometry
 from ot_lens.activations import capture, restricted
-from ot_lens.errors import (
-    FitError,
-)
+from ot_lens.errors import FitError
 from ot_lens.execution import Executor
 from ot_lens.geometry.quantities import BUILT_IN
 from ot_lens.localization.settings import scope_of
@@ -23,17 +21,8 @@ from ot_lens.samples import FIRST
 from ot_lens.study import likeness
 from ot_lens.study.capability import capability_table
 from ot_lens.study.ground_truth import ground_truth, variant_of
-from ot_lens.study.mechanisms import (
-    ablated_heads_table,
-    contributions_table,
-    defence_table,
-    harm_table,
-    interchange_table,
-    languages_table,
-    localizers_table,
-    readout_table,
-)
-from ot_lens.study.subject import Study, Tables, spread
+from ot_lens.study.mechanisms import MECHANISMS
+from ot_lens.study.subject import Maker, Study, Tables, spread
 from ot_lens.study.sweeping import FolderCache, capture_options
 from ot_lens.tables import UNEDITED, control_bands, most_effective_layer, reported
 
@@ -256,8 +245,8 @@ def _claims(study: Study) -> Tables:
 
 
 # In the order in which they are begun, the longest first; the key is the table that a maker writes last.
-MAKERS: Mapping[str, Callable[[Study], Tables]] = {
-    "localizers": localizers_table,
+MAKERS: Mapping[str, Maker] = {
+    **MECHANISMS,
     "geometry": _geometry,
     "spectra": _spectra,
     "massive": _massive,
@@ -269,13 +258,6 @@ MAKERS: Mapping[str, Callable[[Study], Tables]] = {
     "controls": _controls,
     "plane_ellipses": _plane,
     "visibility": _visibility,
-    "defence": defence_table,
-    "interchange": interchange_table,
-    "contributions": contributions_table,
-    "ablated_heads": ablated_heads_table,
-    "languages": languages_table,
-    "readout": readout_table,
-    "harm": harm_table,
     "ground_truth": _ground_truth,
     "paper": _paper,
     "capability": capability_table,

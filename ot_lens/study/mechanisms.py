@@ -1,9 +1,10 @@
 """Tables of what a model does inside: which blocks, tokens and parts refuse, what they write, and harm."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,12 @@ from ot_lens.errors import (
     PromptError,
     SinglePassError,
 )
-from ot_lens.execution import Runner
+from ot_lens.execution import Executor, Runner
 from ot_lens.localization import across_languages, restore_refusal
 from ot_lens.localizers import located
 from ot_lens.patching import interchange
 from ot_lens.prompts import CLASSES, ContrastSet
-from ot_lens.study.subject import Study, Tables, drawn, spread
+from ot_lens.study.subject import Maker, Study, Tables, drawn, spread
 from ot_lens.tables import most_effective_layer, reported
 
 # Prompts of each class to which localizers fit edits, directions and probes.
@@ -44,25 +45,20 @@ MAX_TRANSLATED, TRANSLATED_CONTROLS = 8, 4
 STAGES = {"harm": "harm apart from refusal", "ablated_heads": "heads left out"}
 
 
-def localizers_table(study: Study) -> Tables:
+def _localizers(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """Which blocks make refusal; none where the model cannot be replayed block by block, which is said."""
     config = study.config
-    if study.executor is None or study.prompts is None or not config.localizers:
-        return {}
     rng = np.random.default_rng(config.seed)
-    train = drawn(study.prompts.train, MOST_FITTED, rng)
-    test = drawn(study.prompts.test, config.localizers, rng)
-    prompts = replace(study.prompts, train=train, test=test)
+    train = drawn(prompts.train, MOST_FITTED, rng)
+    few = replace(prompts, train=train, test=drawn(prompts.test, config.localizers, rng))
     errors, what = (FitError, SinglePassError), "Which blocks make refusal"
-    arguments = (prompts, config.base, config.loading(), config.seed)
-    return _unless(errors, study, "localizers", what, located, *arguments)
+    run = partial(executor.call, located, few, config.base, config.loading(), config.seed)
+    return _unless(errors, study, "localizers", what, run)
 
 
-def defence_table(study: Study) -> Tables:
+def _defence(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """What restores refusal that a mean shift has removed below the highest layer, where edits do most."""
     config, (*lower, highest) = study.config, study.acts["test"].layers
-    if study.executor is None or study.prompts is None or not config.defence:
-        return {}
     sweep = reported(study.sweep)
     attacked = most_effective_layer(sweep[sweep["layer"].isin(lower)])
     if attacked is None:
@@ -76,8 +72,8 @@ def defence_table(study: Study) -> Tables:
     names = ("phrases", "refusal_tokens", "max_new_tokens", "batch_size", "seed")
     with study.stage("defence", None):
         table = restore_refusal(
-            Runner(study.executor),
-            study.prompts,
+            Runner(executor),
+            prompts,
             attack_layer=attacked,
             layers=spread(above, MAX_DEFENDED),
             **{name: getattr(config, name) for name in names},
@@ -85,32 +81,26 @@ def defence_table(study: Study) -> Tables:
     return {"defence": table}
 
 
-def contributions_table(study: Study) -> Tables:
+def _contributions(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """Who writes the refusal direction: the class means' difference where edits have the largest effect."""
     config = study.config
-    if (
-        study.executor is None
-        or study.prompts is None
-        or "train" not in study.acts
-        or not config.contributions
-    ):
-        return {}
     direction, at = _refusal_direction(study)
     options = {"layer": at, "batch_size": config.batch_size, "seed": config.seed}
-    prompts = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
+    few = drawn(prompts.test, config.contributions, np.random.default_rng(config.seed))
     errors, what = (ActivationError, HookError), "Who writes the refusal direction"
-    return _unless(errors, study, "contributions", what, contributions, prompts, direction, **options)
+    run = partial(executor.call, contributions, few, direction, **options)
+    return _unless(errors, study, "contributions", what, run)
 
 
-def ablated_heads_table(study: Study) -> Tables:
+def _ablated_heads(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """Whether the heads that write most of the refusal direction are needed."""
     config = study.config
-    if study.executor is None or study.prompts is None or not (config.contributions and config.ablated_heads):
+    if not config.contributions:
         return {}
     direction, at = _refusal_direction(study)
-    test = drawn(study.prompts.test, config.contributions, np.random.default_rng(config.seed))
-    train = drawn(study.prompts.train, MOST_FITTED, np.random.default_rng(config.seed))
-    prompts = replace(study.prompts, train=train, test=test)
+    test = drawn(prompts.test, config.contributions, np.random.default_rng(config.seed))
+    train = drawn(prompts.train, MOST_FITTED, np.random.default_rng(config.seed))
+    few = replace(prompts, train=train, test=test)
     options = {
         "layer": at,
         "count": config.ablated_heads,
@@ -118,7 +108,8 @@ def ablated_heads_table(study: Study) -> Tables:
         "seed": config.seed,
     }
     errors, what = (ActivationError, HookError), "Whether heads are needed"
-    return _unless(errors, study, "ablated_heads", what, _without_top_heads, prompts, direction, **options)
+    run = partial(executor.call, _without_top_heads, few, direction, **options)
+    return _unless(errors, study, "ablated_heads", what, run)
 
 
 def _refusal_direction(study: Study) -> tuple[Float64[Tensor, " d"], int]:
@@ -155,38 +146,32 @@ def _without_top_heads(
     return pd.concat(tables, ignore_index=True)
 
 
-def languages_table(study: Study) -> Tables:
+def _languages(study: Study, executor: Executor, _: ContrastSet) -> Tables:
     """What edits fitted in one language do in others, of the prompts that the configuration names."""
     config = study.config
-    if study.executor is None or not study.languages:
-        return {}
     methods = [method for method in study.maps if method.label in study.compared]
     options: dict[str, Any] = {"layers": spread(study.acts["train"].layers, MAX_TRANSLATED)}
     names = ("refusal_tokens", "batch_size", "seed")
     options |= {name: getattr(config, name) for name in names} | {"control_draws": TRANSLATED_CONTROLS}
     options |= {name: study.few_resamples[name] for name in ("permutations", "bootstrap")}
     with study.stage("languages", None):
-        table = across_languages(Runner(study.executor), study.languages, methods, **options)
+        table = across_languages(Runner(executor), study.languages, methods, **options)
     return {"languages": table}
 
 
-def readout_table(study: Study) -> Tables:
+def _readout(study: Study, executor: Executor, _: ContrastSet) -> Tables:
     """What the direction and the compared maps write; displacements are those of held-out prompts."""
     config = study.config
-    if study.executor is None or not config.readout:
-        return {}
     train, test = study.acts["train"], study.acts["test"]
     vectors = readout_vectors(train, study.compared, moved=test, position=config.position, axes=MAX_AXES)
     with study.stage("readout", None):
-        table = study.executor.call(tokens_written, vectors, k=config.readout, seed=config.seed)
+        table = executor.call(tokens_written, vectors, k=config.readout, seed=config.seed)
     return {"readout": table}
 
 
-def harm_table(study: Study) -> Tables:
+def _harm(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """Harm apart from refusal; none where the model refuses nothing or everything, which is said."""
-    config, prompts = study.config, study.prompts
-    if study.executor is None or prompts is None or not config.harm:
-        return {}
+    config = study.config
     options: dict[str, Any] = {"refusal_tokens": config.refusal_tokens, "phrases": config.phrases}
     options |= {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     options |= study.few_resamples
@@ -194,19 +179,18 @@ def harm_table(study: Study) -> Tables:
     methods = [method for method in study.maps if not (method.learned or method.joint)]
     options["layers"] = study.acts["train"].layers
     errors, what = (FitError, HookError), "Harm apart from refusal"
-    return _unless(errors, study, "harm", what, harm_and_refusal, prompts, methods, **options)
+    run = partial(executor.call, harm_and_refusal, prompts, methods, **options)
+    return _unless(errors, study, "harm", what, run)
 
 
-def interchange_table(study: Study) -> Tables:
+def _interchange(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
     """Whose activations the answer follows; none where the single pass cannot measure it, as is said."""
     config = study.config
-    if study.executor is None or study.prompts is None or not config.interchange:
-        return {}
-    few = drawn(study.prompts.test, config.interchange, np.random.default_rng(config.seed))
+    few = drawn(prompts.test, config.interchange, np.random.default_rng(config.seed))
     null_draws = int(min(len(group) for _, group in few) > 1)
     options = {"null_draws": null_draws, "seed": config.seed, "engine": "single_pass"}
     errors, what = (HookError, PromptError, SinglePassError), "Which tokens' activations the answer follows"
-    return _unless(errors, study, "interchange", what, interchange, few, **options)
+    return _unless(errors, study, "interchange", what, partial(executor.call, interchange, few, **options))
 
 
 def _unless(
@@ -214,15 +198,40 @@ def _unless(
     study: Study,
     name: str,
     what: str,
-    function: Callable[..., pd.DataFrame],
-    *arguments: Any,
-    **options: Any,
+    run: Callable[[], pd.DataFrame],
 ) -> Tables:
-    """The table that a function of the model makes; none if it raises one of the errors, which is said."""
-    assert study.executor is not None
+    """The table that a run of the model makes; none if it raises one of the errors, which is said."""
     try:
         with study.stage(STAGES.get(name, name), None):
-            return {name: study.executor.call(function, *arguments, **options)}
+            return {name: run()}
     except errors as error:
-        warnings.warn(f"{what} was not measured: {error}", NotMeasuredWarning, stacklevel=3)
+        warnings.warn(f"{what} was not measured: {error}", NotMeasuredWarning, stacklevel=4)
         return {}
+
+
+def _of_the_model(field: str, make: Callable[[Study, Executor, ContrastSet], Tables]) -> Maker:
+    """A maker that makes nothing without a model and prompts, or unless the configuration asks for it."""
+
+    def made(study: Study) -> Tables:
+        executor, prompts = study.executor, study.prompts
+        if executor is None or prompts is None or not getattr(study.config, field):
+            return {}
+        return make(study, executor, prompts)
+
+    return made
+
+
+# By table, whose name is also that of the field which asks for it.
+MECHANISMS: Final[Mapping[str, Maker]] = {
+    name: _of_the_model(name, make)
+    for name, make in {
+        "localizers": _localizers,
+        "defence": _defence,
+        "interchange": _interchange,
+        "contributions": _contributions,
+        "ablated_heads": _ablated_heads,
+        "languages": _languages,
+        "readout": _readout,
+        "harm": _harm,
+    }.items()
+}

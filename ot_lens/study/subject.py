@@ -1,6 +1,6 @@
 """What the tables of a study are made from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +73,9 @@ class Study:
         if ranks:
             chosen.append(max(ranks, key=lambda method: int(method.params.get("k", 0))))
         return {m.label: self.maps[m] for m in [*chosen, *own] or list(self.maps)[:3]}
+
+
+Maker = Callable[[Study], Tables]
 
 
 def drawn(contrast: Contrast, most: int, rng: np.random.Generator) -> Contrast:
