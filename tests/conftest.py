@@ -58,10 +58,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # The longest files start first, so that no worker is left with one at the end; two that share `finished_run`
-# do not start together, so that no worker waits for it.
+# do not start together, so that no worker waits for it, nor without those that `make test` leaves out.
 LONGEST = (
     "explorer/test_page.py", "test_notebooks.py", "integration/test_decoders.py",
-    "trust/test_crash_safety.py", "test_verify.py", "test_execution.py", "test_plots.py",
+    "trust/test_crash_safety.py", "test_execution.py", "test_verify.py", "test_plots.py",
     "test_answers.py", "test_study.py", "test_smollm2.py", "test_report_page.py", "test_report.py",
     "test_localization.py", "explorer/test_views.py", "trust/test_hostile_files.py", "test_memory.py",
     "test_plots_on_paper.py", "test_docs.py", "test_extensions.py", "trust/test_coverage.py",

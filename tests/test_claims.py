@@ -492,10 +492,8 @@ def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
     assert "claims" in set(checks.loc[checks["verdict"] == "differs", "item"])
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["choice on validation prompts", pytest.param("variants of the chosen edits", marks=pytest.mark.trust)],
-)
+@pytest.mark.trust
+@pytest.mark.parametrize("stage", ["choice on validation prompts", "variants of the chosen edits"])
 def test_a_stopped_run_goes_on_to_the_same_tables(stage, config, tested_run: Path, tmp_path, without_figures):
     @contextmanager
     def stopping(name: str, _count: int | None) -> Iterator[Callable[[int], None]]:

@@ -139,6 +139,7 @@ def test_translations_can_be_compared_prompt_by_prompt(model, prompts):
     assert (first > second + 0.1).all()
 
 
+@pytest.mark.trust
 def test_a_study_of_two_languages_is_verified(prompts, without_figures, tmp_path):
     """File names count from the configuration; the table, its manifest and the second reading agree."""
     for name, own in prompts.items():
