@@ -30,7 +30,7 @@ def select(table: pd.DataFrame, **criteria: Any) -> pd.DataFrame:
     Raises:
         KeyError: If a column does not exist.
     """
-    return table[_matches(table, criteria)]
+    return _kept(table, _matches(table, criteria))
 
 
 def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> Bool[np.ndarray, " rows"]:
@@ -46,6 +46,11 @@ def _matches(table: pd.DataFrame, criteria: Mapping[str, Any]) -> Bool[np.ndarra
             own = values.eq(value)
         keep &= own.to_numpy(dtype=bool, na_value=False)
     return keep
+
+
+def _kept(table: pd.DataFrame, keep: "pd.Series | Bool[np.ndarray, ' rows']") -> pd.DataFrame:
+    """Rows by number, which takes less than half as long as by a mask where columns are text."""
+    return table.take(np.flatnonzero(keep))
 
 
 def with_baseline(
@@ -64,7 +69,7 @@ def with_baseline(
         for method, k in methods:
             wanted |= _matches(table, {"method": method} | ({} if k is None else {"k": k}))
         keep &= wanted
-    return table[(table["method"] == UNEDITED) | keep]
+    return _kept(table, (table["method"] == UNEDITED) | keep)
 
 
 def measured(table: pd.DataFrame, measure: str, prompts: str) -> pd.DataFrame:
@@ -79,30 +84,30 @@ def baseline_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def edits_of(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of edited models, controls included."""
-    return table[table["method"] != UNEDITED]
+    return _kept(table, table["method"] != UNEDITED)
 
 
 def controls_of(table: pd.DataFrame, kind: str | None = None) -> pd.DataFrame:
     """Rows of the controls, or of one kind of control; none where the table has no such column."""
     if "control" not in table:
         return table.iloc[:0]
-    return table[_control(table) != NOT_A_CONTROL] if kind is None else select(table, control=kind)
+    return _kept(table, _control(table) != NOT_A_CONTROL) if kind is None else select(table, control=kind)
 
 
 def not_controls(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that are not controls; the unedited model is among them."""
-    return table[_control(table) == NOT_A_CONTROL] if "control" in table else table
+    return _kept(table, _control(table) == NOT_A_CONTROL) if "control" in table else table
 
 
 def real_edits(table: pd.DataFrame) -> pd.DataFrame:
     """The unedited model and the edits from harmful to harmless, without controls."""
     real = not_controls(table)
-    return real[real["transport"].fillna("") != INDUCE] if "transport" in real else real
+    return _kept(real, real["transport"].fillna("") != INDUCE) if "transport" in real else real
 
 
 def single_layers(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of edits at a single layer."""
-    return table[table["layer"].notna()]
+    return _kept(table, table["layer"].notna())
 
 
 def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +122,7 @@ def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
         if preferred is not None:
             chosen = chosen.mask((values == preferred).groupby(edit[keep]).transform("any"), preferred)
         keep[values.index] = values.isna() | (values == chosen)
-    return table[keep]
+    return _kept(table, keep)
 
 
 def by_depth(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +142,7 @@ def by_depth(table: pd.DataFrame) -> pd.DataFrame:
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """What the findings are about: real edits at one setting each; pairs, which have no answers, left out."""
     real = real_edits(table)
-    return at_one_setting(real[real["set"] != PAIR])
+    return at_one_setting(_kept(real, real["set"] != PAIR))
 
 
 def methods_of(table: pd.DataFrame) -> Iterator[tuple[tuple[str, int | None], pd.DataFrame]]:
