@@ -191,7 +191,11 @@ class TestHelper:
 def test_a_study_in_two_processes_is_that_of_one(config, tmp_path, monkeypatch):
     """Tables, maps and activations byte for byte; a stop in the middle, in one process, leaves no trace."""
     monkeypatch.setattr(study_run, "_draw", lambda *_args: None)
-    run_study(config, tmp_path / "one")
+    progress = Disturbance()
+    sweep = run_study(config, tmp_path / "one", stage=progress.stage).tables["localization"]
+    answered = sweep.loc[sweep["measure"] == "refusal_rate", "key"].nunique()
+    assert progress.counts["sweep, answers"] == answered
+    assert progress.counts["sweep, next token"] == sweep["key"].nunique() - answered > 0
     with pytest.raises(KeyboardInterrupt):
         run_study(config, tmp_path / "two", processes=2, stage=Disturbance(sweep=stop).stage)
     run_study(config, tmp_path / "two", processes=2, resume=True)
@@ -236,12 +240,13 @@ class Disturbance:
     """Follows a study's progress, and does something once, in the middle of each stage named."""
 
     def __init__(self, after: int = 3, **actions: Any) -> None:
-        self.after, self.actions, self.steps, self.totals = after, actions, {}, {}
+        self.after, self.actions, self.steps, self.totals, self.counts = after, actions, {}, {}, {}
 
     @contextmanager
     def stage(self, name: str, total: int | None):
         key = name.split(maxsplit=1)[0].strip(",")
         self.totals[key] = self.totals.get(key, 0) + (total or 0)
+        self.counts[name] = total
 
         def step(done: int) -> None:
             self.steps[key] = self.steps.get(key, 0) + done

@@ -56,7 +56,7 @@ def test_an_error_ends_the_lines_and_adds_none(log, monkeypatch):
 def test_bars_fit_80_columns():
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with shown(terminal) as stage:
-        with stage("sweep over layers and methods", 1234) as step:
+        with stage("choice on validation prompts", 1234) as step:
             step(1)
             time.sleep(0.01)
             step(1233)

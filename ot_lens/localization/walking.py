@@ -82,15 +82,19 @@ def walk_batch(
     return Walked(readings, unedited, outside, columns, obstacle)
 
 
+def is_answered(candidate: Candidate, panel: PanelSettings) -> bool:
+    """Whether more is measured under a candidate than the next token, which takes far longer."""
+    return candidate.generates and (panel.needs_answers or bool({*panel.measures} - {*NEXT_TOKEN_MEASURES}))
+
+
 def candidate_batches(candidates: Sequence[Candidate], panel: PanelSettings) -> list[CandidateBatch]:
     """Candidates that are walked together, always the same ones.
 
     The last digits of a sum depend on the rest of its batch: a candidate is always walked with all of its
     batch, also when the others are not needed, so that its values do not depend on where a run was stopped.
     """
-    answers = panel.needs_answers or bool(set(panel.measures) - set(NEXT_TOKEN_MEASURES))
-    answered = [candidate for candidate in candidates if answers and candidate.generates]
-    read = [candidate for candidate in candidates if not (answers and candidate.generates)]
+    answered = [candidate for candidate in candidates if is_answered(candidate, panel)]
+    read = [candidate for candidate in candidates if not is_answered(candidate, panel)]
     groups = [
         tuple(group[start : start + size])
         for together, size in ((answered, ANSWERED), (read, READ))
