@@ -194,6 +194,7 @@ def test_a_study_in_two_processes_is_that_of_one(config, tmp_path, monkeypatch):
     progress = Disturbance()
     sweep = run_study(config, tmp_path / "one", stage=progress.stage).tables["localization"]
     answered = sweep.loc[sweep["measure"] == "refusal_rate", "key"].nunique()
+    assert all(progress.counts[name] for name in ("localizers", "interchange", "heads left out"))
     assert progress.counts["sweep, answers"] == answered
     assert progress.counts["sweep, next token"] == sweep["key"].nunique() - answered > 0
     with pytest.raises(KeyboardInterrupt):

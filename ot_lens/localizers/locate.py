@@ -100,11 +100,16 @@ def locate_by_layer(
 
 
 def located(
-    model: Any, prompts: ContrastSet, base: str | None, loading: Mapping[str, Any], seed: int
+    model: Any,
+    prompts: ContrastSet,
+    base: str | None,
+    loading: Mapping[str, Any],
+    seed: int,
+    stage: Stage = silent,
 ) -> pd.DataFrame:
     """`locate_by_layer`, with a base model by name, and the planted layers where the model declares them."""
     before = None if base is None else base_of(base, loading)
-    table, truth = locate_by_layer(model, prompts, before, seed=seed), Truth.of(model)
+    table, truth = locate_by_layer(model, prompts, before, seed=seed, stage=stage), Truth.of(model)
     if truth is not None:
         for name, layer in (("planted_first", truth.first), ("planted_last", truth.last)):
             planted = None if truth.kind == NOTHING else layer

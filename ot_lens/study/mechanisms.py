@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -27,6 +28,7 @@ from ot_lens.execution import Executor, Runner
 from ot_lens.localization import across_languages, restore_refusal
 from ot_lens.localizers import located
 from ot_lens.patching import interchange
+from ot_lens.progress import Stage
 from ot_lens.prompts import CLASSES, ContrastSet
 from ot_lens.study.subject import Maker, Study, Tables, drawn, spread
 from ot_lens.tables import most_effective_layer, reported
@@ -42,7 +44,7 @@ RANDOM_HEADS = 39
 # Layers at which edits are tried in other languages, and fits to permuted labels in each.
 MAX_TRANSLATED, TRANSLATED_CONTROLS = 8, 4
 # Stages that are not named like their table.
-STAGES = {"harm": "harm apart from refusal", "ablated_heads": "heads left out"}
+STAGES = {"harm": "harm apart from refusal"}
 
 
 def _localizers(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
@@ -52,8 +54,9 @@ def _localizers(study: Study, executor: Executor, prompts: ContrastSet) -> Table
     train = drawn(prompts.train, MOST_FITTED, rng)
     few = replace(prompts, train=train, test=drawn(prompts.test, config.localizers, rng))
     errors, what = (FitError, SinglePassError), "Which blocks make refusal"
-    run = partial(executor.call, located, few, config.base, config.loading(), config.seed)
-    return _unless(errors, study, "localizers", what, run)
+    arguments = few, config.base, config.loading(), config.seed
+    run = partial(executor.call, located, *arguments, stage=study.stage)
+    return _unless(errors, study, "localizers", what, run, counted=True)
 
 
 def _defence(study: Study, executor: Executor, prompts: ContrastSet) -> Tables:
@@ -106,10 +109,11 @@ def _ablated_heads(study: Study, executor: Executor, prompts: ContrastSet) -> Ta
         "count": config.ablated_heads,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "stage": study.stage,
     }
     errors, what = (ActivationError, HookError), "Whether heads are needed"
     run = partial(executor.call, _without_top_heads, few, direction, **options)
-    return _unless(errors, study, "ablated_heads", what, run)
+    return _unless(errors, study, "ablated_heads", what, run, counted=True)
 
 
 def _refusal_direction(study: Study) -> tuple[Float64[Tensor, " d"], int]:
@@ -132,17 +136,22 @@ def _without_top_heads(
     count: int,
     batch_size: int,
     seed: int,
+    stage: Stage,
 ) -> pd.DataFrame:
     """The heads that write most on training prompts, replaced in both modes."""
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-    written = contributions(
-        model, prompts.train, direction, layer=layer, permutations=1, bootstrap=1, **options
-    )
-    known = len(written[written["component"] == "head"].groupby(["layer", "head"]))
-    # At most every second head, so that random sets are others.
-    heads = top_heads(written, min(count, -(-known // 2))) if known else []
-    options["random_sets"] = RANDOM_HEADS
-    tables = [ablate_heads(model, prompts, heads, mode=mode, **options) for mode in MODES]
+    tables = []
+    with stage("heads left out", 1 + len(MODES)) as step:
+        written = contributions(
+            model, prompts.train, direction, layer=layer, permutations=1, bootstrap=1, **options
+        )
+        step(1)
+        known = len(written[written["component"] == "head"].groupby(["layer", "head"]))
+        # At most every second head, so that random sets are others.
+        heads = top_heads(written, min(count, -(-known // 2))) if known else []
+        for mode in MODES:
+            tables.append(ablate_heads(model, prompts, heads, mode=mode, random_sets=RANDOM_HEADS, **options))
+            step(1)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -154,9 +163,8 @@ def _languages(study: Study, executor: Executor, _: ContrastSet) -> Tables:
     names = ("refusal_tokens", "batch_size", "seed")
     options |= {name: getattr(config, name) for name in names} | {"control_draws": TRANSLATED_CONTROLS}
     options |= {name: study.few_resamples[name] for name in ("permutations", "bootstrap")}
-    with study.stage("languages", None):
-        table = across_languages(Runner(executor), study.languages, methods, **options)
-    return {"languages": table}
+    options["stage"] = study.stage
+    return {"languages": across_languages(Runner(executor), study.languages, methods, **options)}
 
 
 def _readout(study: Study, executor: Executor, _: ContrastSet) -> Tables:
@@ -188,9 +196,10 @@ def _interchange(study: Study, executor: Executor, prompts: ContrastSet) -> Tabl
     config = study.config
     few = drawn(prompts.test, config.interchange, np.random.default_rng(config.seed))
     null_draws = int(min(len(group) for _, group in few) > 1)
-    options = {"null_draws": null_draws, "seed": config.seed, "engine": "single_pass"}
+    options = {"null_draws": null_draws, "seed": config.seed, "engine": "single_pass", "stage": study.stage}
     errors, what = (HookError, PromptError, SinglePassError), "Which tokens' activations the answer follows"
-    return _unless(errors, study, "interchange", what, partial(executor.call, interchange, few, **options))
+    run = partial(executor.call, interchange, few, **options)
+    return _unless(errors, study, "interchange", what, run, counted=True)
 
 
 def _unless(
@@ -199,10 +208,15 @@ def _unless(
     name: str,
     what: str,
     run: Callable[[], pd.DataFrame],
+    *,
+    counted: bool = False,
 ) -> Tables:
-    """The table that a run of the model makes; none if it raises one of the errors, which is said."""
+    """The table that a run of the model makes, which counts its own steps or has no steps to count.
+
+    None if it raises one of the errors, which is said.
+    """
     try:
-        with study.stage(STAGES.get(name, name), None):
+        with nullcontext() if counted else study.stage(STAGES.get(name, name), None):
             return {name: run()}
     except errors as error:
         warnings.warn(f"{what} was not measured: {error}", NotMeasuredWarning, stacklevel=4)
