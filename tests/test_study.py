@@ -92,7 +92,7 @@ def test_harm_apart_from_refusal_is_measured_on_request(monkeypatch):
 
 
 def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_run, monkeypatch):
-    def fails(*_args):
+    def fails(*_args, **_options):
         raise SinglePassError("A block cannot be run again.")
 
     folder = RunFolder.open(finished_run)

@@ -63,3 +63,7 @@ class _Channel(HTTPChannel):
         before = self.last_activity
         super().handle_read()
         self.last_activity = before if self.request is not None else time.time()
+
+    def close(self) -> None:
+        """Close the temporary file of an answer that was not sent in full, too."""
+        self.handle_close()

@@ -259,3 +259,24 @@ def test_connections_over_the_limit_wait(another_server, monkeypatch):
         for connection in held:
             connection.close()
         assert said(port, request)[0] == 200
+
+
+def test_a_server_that_stops_closes_the_answer_that_nobody_read():
+    """Of a long answer, what the client does not take goes to a temporary file."""
+
+    def app(_request, respond):
+        respond("200 OK", [("Content-Type", "text/plain")])
+        return [b"x" * 2**20] * 32
+
+    server = server_module.Server(app, socket.create_server(("127.0.0.1", 0)))
+    channels = server._server.active_channels
+    with socket.socket() as client, serving(server) as port:
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while not any(buffer.overflowed for channel in [*channels.values()] for buffer in channel.outbufs):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        files = [b.buf.file for channel in channels.values() for b in channel.outbufs if b.overflowed]
+    assert files
+    assert all(file.closed for file in files)
