@@ -412,3 +412,37 @@ def test_maps_are_compared_by_how_they_move_samples():
     assert relative_distance(still, still, samples) == 0
     assert relative_distance(edit, still, samples) == float("inf")
     assert relative_distance(otl.AffineMap.identity(5), still, samples) == float("inf")
+
+
+# -------------------------------------------------------------------------------- what rounding may change
+MEASURED = pd.DataFrame(
+    {
+        "measure": ["score"] * 3,
+        "value": [-12.0, 3.0, 0.5],
+        "low": [-13.0, 2.0, -0.1],
+        "null_mean": [5.3e-5, -2e-3, 0.01],
+        "p_value": [0.0004, 0.0312, 0.6858],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "change", "verdict"),
+    [
+        # With another number of threads float32 sums differ in their last digits.
+        ("null_mean", 0, 4e-8, "ok"),
+        ("null_mean", 1, 2e-6, "ok"),
+        ("p_value", 2, 4e-4, "ok"),
+        ("value", 0, 1e-4, "ok"),
+        ("null_mean", 0, 1e-4, "differs"),
+        ("low", 2, 1e-4, "differs"),
+        ("value", 2, 1e-4, "differs"),
+        ("p_value", 1, 0.02, "differs"),
+        ("p_value", 0, float("nan"), "differs"),
+    ],
+)
+def test_what_is_measured_again_may_differ_by_rounding_and_by_no_more(column, row, change, verdict):
+    stored = MEASURED.copy()
+    stored.loc[row, column] += change
+    assert compare("table", "measured again", stored, MEASURED, 1e-4).verdict == verdict
+    assert compare("table", "recomputed", stored, MEASURED).verdict == "differs"

@@ -1,10 +1,11 @@
 """One line of a verification; and a stored table compared with the same table recomputed.
 
 Columns, rows and their order are compared first, then every number. The deviation of a number is
-|stored - recomputed| / max(|recomputed|, 0.001 M), where M is the largest number of its column and quantity:
-relative, except for numbers that are rounding errors themselves, such as a trailing eigenvalue or the mean of
-a centred coordinate. pandas.testing has no such scale, does not report the deviation of tables that agree,
-and does not name a row by its columns.
+|stored - recomputed| / max(|recomputed|, 0.01 M), where M is the largest number of its column and quantity,
+for the ends of an interval and for a null the largest value as well: relative, except for numbers that are
+rounding errors themselves, such as a trailing eigenvalue or the mean of many changes that cancel. A p-value
+counts resamples, and rounding decides their ties: a hundredth of the difference counts. pandas.testing has no
+such scale, does not report the deviation of tables that agree, and does not name a row by its columns.
 """
 
 import io
@@ -27,7 +28,10 @@ UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 # On the same machine with the same seed the bytes are equal. Other threads or another BLAS add in another
 # order, which changes the 12th to 14th digit of float64.
 EXACT = 1e-9
-FLOOR = 1e-3
+FLOOR = 1e-2
+# Columns whose rounding errors are those of the values, and the part of a difference of p-values that counts.
+OF_VALUES, VALUES = ("low", "high", "null_"), "value"
+P_VALUES, OF_TIES = "p_", 1e-2
 # Columns that say which numbers of a table are of one kind.
 KINDS = ("quantity", "measure", "prompts", "unit")
 NAMED = 4
@@ -136,7 +140,7 @@ def compare(
         return check.differing(trouble)
     if not numbers or ours.empty:
         return replace(check, deviation=0.0)
-    off = np.stack([_deviations(theirs[name], ours[name], _kinds(ours)) for name in numbers])
+    off = np.stack([_deviations(name, theirs[name], ours) for name in numbers])
     check = replace(check, deviation=float(off.max()))
     if off.max() <= tolerance:
         return check
@@ -187,12 +191,24 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     return ["|".join(map(str, row)) for row in table[kinds].itertuples(index=False)]
 
 
-def _deviations(stored: pd.Series, expected: pd.Series, kinds: list[str]) -> np.ndarray:
-    a, b = (x.astype("float64").to_numpy() for x in (stored, expected))
-    finite = pd.Series(np.where(np.isfinite(b), np.abs(b), 0.0))
-    largest = finite.groupby(kinds).transform("max")
-    scale = np.maximum(finite.to_numpy(), FLOOR * largest.to_numpy())
+def _deviations(name: str, stored: pd.Series, expected: pd.DataFrame) -> np.ndarray:
+    a, b = (x.astype("float64").to_numpy() for x in (stored, expected[name]))
+    scale = np.full(len(b), 1 / OF_TIES) if name.startswith(P_VALUES) else _scale(name, expected)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.abs(a - b) / scale
     return np.where(same, 0.0, np.where(np.isfinite(off), off, np.inf))
+
+
+def _scale(name: str, table: pd.DataFrame) -> np.ndarray:
+    """Each number's own size, or a share of the largest of its kind."""
+    own, kinds = _sizes(table[name]), _kinds(table)
+    sizes = own
+    if name.startswith(OF_VALUES) and VALUES in table:
+        sizes = np.maximum(own, _sizes(table[VALUES]))
+    return np.maximum(own, FLOOR * pd.Series(sizes).groupby(kinds).transform("max").to_numpy())
+
+
+def _sizes(column: pd.Series) -> np.ndarray:
+    numbers = column.astype("float64").to_numpy()
+    return np.where(np.isfinite(numbers), np.abs(numbers), 0.0)
