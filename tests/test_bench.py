@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import torch
 
 from tests.benchmarks import bench, speed
@@ -17,6 +18,7 @@ def test_a_bar_is_a_ratio_and_a_right_answer():
     assert not within("fit", 3.1, "floor", 2.0, 1.5).meets
 
 
+@pytest.mark.trust
 def test_rows_are_written_and_printed(tmp_path, monkeypatch, capsys):
     out = tmp_path / "runs" / "bench.json"
     monkeypatch.setattr("sys.argv", ["bench.py", "--only", "applying", "--out", str(out)])

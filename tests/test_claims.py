@@ -307,6 +307,7 @@ def test_success_and_agreement():
         assert verdicts(claimed({"inside": 0.5}, outcomes=flags), "agreement") == {said}
 
 
+@pytest.mark.trust
 def test_two_edits_that_do_the_same_are_not_told_apart_more_often_than_by_chance():
     """Independent prompts of equal rates, 40 seeds: at most 5 % of comparisons may be supported."""
     rng, said = np.random.default_rng(3), []
@@ -472,6 +473,7 @@ def test_outcomes_are_what_the_rates_of_the_sweep_are_of(tested_run: Path):
     np.testing.assert_allclose(np.exp(own["nll"] / own["n_tokens"])[rows.index].astype(float), rows)
 
 
+@pytest.mark.trust
 def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
     tested_run: Path, tmp_path, monkeypatch
 ):

@@ -404,6 +404,7 @@ def test_weights_without_a_place_are_named(llama, tmp_path):
         otl.load_model(tmp_path)
 
 
+@pytest.mark.trust
 def test_every_stage_runs_on_a_device_without_float64():
     """In a process of its own, on a stand-in for MPS that refuses float64; results are those of the CPU."""
     done = subprocess.run(

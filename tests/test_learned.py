@@ -309,6 +309,7 @@ def counts(name, sample, **options):
     return table["dimension"][0], table["needed"][0]
 
 
+@pytest.mark.trust
 def test_one_sentence_has_a_cone_of_one_dimension_and_needs_one_vector():
     """On `organism:single` a second vector lowers the score beyond the band too, but by less than half.
 

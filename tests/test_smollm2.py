@@ -114,6 +114,7 @@ def test_a_name_with_an_adapter_takes_no_other(smollm2):
         otl.load_model("smollm2:late", adapter="mine")
 
 
+@pytest.mark.trust
 def test_only_the_planted_blocks_differ_from_the_base_in_refusal(smollm2, late):
     prompts = otl.load_prompts("smollm2", sample=(2, 1, 2))
     found = as_in_base(Setting(late, prompts, smollm2))
