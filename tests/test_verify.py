@@ -444,5 +444,16 @@ MEASURED = pd.DataFrame(
 def test_what_is_measured_again_may_differ_by_rounding_and_by_no_more(column, row, change, verdict):
     stored = MEASURED.copy()
     stored.loc[row, column] += change
-    assert compare("table", "measured again", stored, MEASURED, 1e-4).verdict == verdict
-    assert compare("table", "recomputed", stored, MEASURED).verdict == "differs"
+    assert compare("table", "measured again", stored, MEASURED, 1e-4, again=True).verdict == verdict
+
+
+def test_what_is_computed_again_from_stored_activations_has_stricter_bounds():
+    for column, change in (("p_value", 4e-4), ("null_mean", 4e-8), ("null_mean", 4e-11)):
+        stored = MEASURED.copy()
+        stored.loc[0, column] += change
+        assert compare("table", "recomputed", stored, MEASURED).verdict == "differs"
+    spectrum = pd.DataFrame({"value": [1.0, 1e-6]})
+    other = spectrum.assign(value=[1.0, 1.01e-6])
+    for again, floor in ((False, 1e-3), (True, 1e-2)):
+        deviation = compare("table", "any", other, spectrum, again=again).deviation
+        assert deviation == pytest.approx(1e-8 / floor, rel=1e-6), again

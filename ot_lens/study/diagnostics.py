@@ -244,7 +244,7 @@ def _claims(study: Study) -> Tables:
     return {"claims": import_module(CLAIMS).claims_of(study.folder)}
 
 
-# In the order in which they are begun, the longest first; the key is the table that a maker writes last.
+# In the order in which they are begun, mechanisms of the model first; the key is the table written last.
 MAKERS: Mapping[str, Maker] = {
     **MECHANISMS,
     "geometry": _geometry,

@@ -1,11 +1,12 @@
 """One line of a verification; and a stored table compared with the same table recomputed.
 
-Columns, rows and their order are compared first, then every number. The deviation of a number is
-|stored - recomputed| / max(|recomputed|, 0.01 M), where M is the largest number of its column and quantity,
-for the ends of an interval and for a null the largest value as well: relative, except for numbers that are
-rounding errors themselves, such as a trailing eigenvalue or the mean of many changes that cancel. A p-value
-counts resamples, and rounding decides their ties: a hundredth of the difference counts. pandas.testing has no
-such scale, does not report the deviation of tables that agree, and does not name a row by its columns.
+Columns, rows and their order are compared first, then every number. The deviation of a number is |stored -
+recomputed| / max(|recomputed|, 0.001 M), where M is the largest number of its column and quantity: relative,
+except for numbers that are rounding errors themselves, such as a trailing eigenvalue. Where the model is run
+again in float32, 0.01 takes the place of 0.001; M takes in the values for an interval and a null, which may
+be a mean of many changes that cancel; and a hundredth of a difference of p-values counts, since they count
+resamples and rounding decides their ties. pandas.testing has no such scale, does not report the deviation of
+tables that agree, and does not name a row by its columns.
 """
 
 import io
@@ -28,7 +29,8 @@ UNSOUND = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 # On the same machine with the same seed the bytes are equal. Other threads or another BLAS add in another
 # order, which changes the 12th to 14th digit of float64.
 EXACT = 1e-9
-FLOOR = 1e-2
+# Below this share of the largest number of its kind, a number is rounding: recomputed, and measured again.
+FLOOR, FLOOR_AGAIN = 1e-3, 1e-2
 # Columns whose rounding errors are those of the values, and the part of a difference of p-values that counts.
 OF_VALUES, VALUES = ("low", "high", "null_"), "value"
 P_VALUES, OF_TIES = "p_", 1e-2
@@ -122,8 +124,12 @@ def compare(
     *,
     of: int | None = None,
     without: Sequence[str] = (),
+    again: bool = False,
 ) -> Check:
-    """Check a stored table, or some of its rows, against the rows expected; `without` columns are ignored."""
+    """Check a stored table, or some of its rows, against the rows expected; `without` columns are ignored.
+
+    `again` if the model was run for the rows expected, in float32.
+    """
     check = Check(item, how, 0, len(stored) if of is None else of, tolerance=tolerance)
     if list(stored.columns) != list(expected.columns):
         different = sorted({*stored.columns} ^ {*expected.columns}) or ["their order"]
@@ -140,7 +146,10 @@ def compare(
         return check.differing(trouble)
     if not numbers or ours.empty:
         return replace(check, deviation=0.0)
-    off = np.stack([_deviations(name, theirs[name], ours) for name in numbers])
+    kinds = _kinds(ours)
+    off = np.stack(
+        [_deviations(theirs[name], ours[name], _scale(name, ours, kinds, again=again)) for name in numbers]
+    )
     check = replace(check, deviation=float(off.max()))
     if off.max() <= tolerance:
         return check
@@ -191,22 +200,23 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     return ["|".join(map(str, row)) for row in table[kinds].itertuples(index=False)]
 
 
-def _deviations(name: str, stored: pd.Series, expected: pd.DataFrame) -> np.ndarray:
-    a, b = (x.astype("float64").to_numpy() for x in (stored, expected[name]))
-    scale = np.full(len(b), 1 / OF_TIES) if name.startswith(P_VALUES) else _scale(name, expected)
+def _deviations(stored: pd.Series, expected: pd.Series, scale: np.ndarray) -> np.ndarray:
+    a, b = (x.astype("float64").to_numpy() for x in (stored, expected))
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.abs(a - b) / scale
     return np.where(same, 0.0, np.where(np.isfinite(off), off, np.inf))
 
 
-def _scale(name: str, table: pd.DataFrame) -> np.ndarray:
+def _scale(name: str, table: pd.DataFrame, kinds: list[str], *, again: bool) -> np.ndarray:
     """Each number's own size, or a share of the largest of its kind."""
-    own, kinds = _sizes(table[name]), _kinds(table)
-    sizes = own
-    if name.startswith(OF_VALUES) and VALUES in table:
+    if again and name.startswith(P_VALUES):
+        return np.full(len(table), 1 / OF_TIES)
+    own = sizes = _sizes(table[name])
+    if again and name.startswith(OF_VALUES) and VALUES in table:
         sizes = np.maximum(own, _sizes(table[VALUES]))
-    return np.maximum(own, FLOOR * pd.Series(sizes).groupby(kinds).transform("max").to_numpy())
+    largest = pd.Series(sizes).groupby(kinds).transform("max").to_numpy()
+    return np.maximum(own, (FLOOR_AGAIN if again else FLOOR) * largest)
 
 
 def _sizes(column: pd.Series) -> np.ndarray:

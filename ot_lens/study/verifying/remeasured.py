@@ -155,7 +155,7 @@ def _check_table(again: _Again, name: str) -> list[Check]:
         return []
     if not run.folder.has_table(name):
         return [Check.missing(name, AGAIN, of=len(expected))]
-    return [compare(name, AGAIN, run.folder.read_table(name), expected, again.tolerance)]
+    return [compare(name, AGAIN, run.folder.read_table(name), expected, again.tolerance, again=True)]
 
 
 KEYS = list(IDENTITY)
@@ -253,7 +253,9 @@ def _check_measured(
         return Check.exact(item, AGAIN, [], 0, len(table))
     few = pd.concat(stored, ignore_index=True)
     expected = pd.concat(list(known.values()), ignore_index=True).astype(TYPES)
-    return compare(item, AGAIN, few, expected, again.tolerance, of=len(table), without=("p_holm",))
+    return compare(
+        item, AGAIN, few, expected, again.tolerance, of=len(table), without=("p_holm",), again=True
+    )
 
 
 def _check_outcomes(again: _Again, expected: pd.DataFrame) -> Check:
@@ -262,7 +264,7 @@ def _check_outcomes(again: _Again, expected: pd.DataFrame) -> Check:
     few = table[table["key"].isin(expected["key"].unique())]
     order = {key: number for number, key in enumerate(expected["key"].unique())}
     few = few.iloc[few["key"].map(order).argsort(kind="stable")]
-    return compare("outcomes", AGAIN, few, expected, again.tolerance, of=len(table))
+    return compare("outcomes", AGAIN, few, expected, again.tolerance, of=len(table), again=True)
 
 
 def _kind(candidate: Candidate) -> Hashable:
