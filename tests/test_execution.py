@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ from ot_lens.execution import (
     Runner,
     as_runner,
     open_executor,
+    ray_address,
     ray_cluster,
     shared_cluster,
 )
-from ot_lens.execution.ray_address import start_here
 from ot_lens.localization import MethodSpec, measure_sweep, sweep_settings
 from ot_lens.localization.candidates import candidates
 from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
 from ot_lens.study import run as study_run
 from ot_lens.transport import AffineMap
-from tests import checkpoints, tasks
+from tests import tasks
 from tests.processes import descendants, workers
 from tests.trust.kill_harness import write_study
 
@@ -204,11 +205,20 @@ def test_a_study_in_two_processes_is_that_of_one(config, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def cluster(one_thread: None) -> Iterator[None]:
-    """A cluster of two CPUs on the loopback address, shared by all tests."""
-    ray = start_here(num_cpus=2)
-    yield
-    ray.shutdown()
+def cluster(one_thread: None) -> Iterator[str]:
+    """The node of a cluster of two CPUs on the loopback address, shared by all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_address, "start_here", partial(ray_address.start_here, num_cpus=2))
+        with shared_cluster("ray"):
+            import ray
+
+            yield only_node(ray)
+    assert not ray.is_initialized(), "it ends with the block"
+
+
+def only_node(ray: Any) -> str:
+    [node] = ray.nodes()
+    return str(node["NodeID"])
 
 
 @pytest.fixture(scope="class")
@@ -259,30 +269,6 @@ class Disturbance:
 
 def stop() -> None:
     raise KeyboardInterrupt
-
-
-@pytest.mark.trust
-def test_models_of_a_queue_share_one_cluster(one_thread, llama_folder, tmp_path_factory):
-    """Two executors in turn, each with its own model, on a cluster that was started once.
-
-    In a process that no other test has connected to a cluster yet.
-    """
-    import ray
-
-    def first_weight(model: Any) -> float:
-        return float(next(iter(model.hf_model.parameters())).sum())
-
-    other = checkpoints.write(tmp_path_factory.mktemp("other"), "llama", seed=1)
-    nodes, sums = set(), []
-    with shared_cluster("ray") as address:
-        for folder in (llama_folder, other):
-            with open_executor("ray", {"model": str(folder)}, address=address, parameter_bytes=10**6) as made:
-                sums.append(made.call(first_weight))
-            nodes |= {node["NodeID"] for node in ray.nodes()}
-            assert ray.is_initialized()
-    assert not ray.is_initialized()
-    assert len(nodes) == 1
-    assert sums[0] != sums[1]
 
 
 @pytest.mark.trust
@@ -356,6 +342,22 @@ class TestTwoWorkers:
 
         with pytest.raises(ExecutorError, match="--resume"):
             executor.call(die)
+
+
+@pytest.mark.trust
+def test_models_of_a_queue_share_one_cluster(cluster, llama_folder, monkeypatch):
+    """After the workers above, another executor with its own model, on the cluster that was started once."""
+    import ray
+
+    def first_weight(model: Any) -> float:
+        return float(next(iter(model.hf_model.parameters())).detach().sum())
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # for one worker instead of two
+    with open_executor("ray", {"model": str(llama_folder)}, parameter_bytes=10**6) as made:
+        there = made.call(first_weight)
+    assert there == first_weight(otl.load_model(llama_folder)) != first_weight(otl.load_model("organism"))
+    assert ray.is_initialized(), "it ends with the block around the queue"
+    assert only_node(ray) == cluster
 
 
 @pytest.mark.trust
