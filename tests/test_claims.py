@@ -495,21 +495,27 @@ def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("stage", ["choice on validation prompts", "variants of the chosen edits"])
-def test_a_stopped_run_goes_on_to_the_same_tables(stage, config, tested_run: Path, tmp_path, without_figures):
-    @contextmanager
-    def stopping(name: str, _count: int | None) -> Iterator[Callable[[int], None]]:
-        left = iter([1, 2])
+def test_a_run_stopped_twice_goes_on_to_the_same_tables(
+    config, tested_run: Path, tmp_path, monkeypatch, without_figures
+):
+    def stopping(stage: str) -> Any:
+        @contextmanager
+        def following(name: str, _count: int | None) -> Iterator[Callable[[int], None]]:
+            left = iter([1, 2])
 
-        def step(_done: int) -> None:
-            if name == stage and next(left, None) is None:
-                raise StoppedError
+            def step(_done: int) -> None:
+                if name == stage and next(left, None) is None:
+                    raise StoppedError
 
-        yield step
+            yield step
 
+        return following
+
+    monkeypatch.setattr("ot_lens.study.run.write_page", lambda *_: None)  # made from the tables alone
     with without_figures():
-        with pytest.raises(StoppedError):
-            otl.run_study(config, tmp_path / "run", stage=stopping)
+        for resume, stage in enumerate(("choice on validation prompts", "variants of the chosen edits")):
+            with pytest.raises(StoppedError):
+                otl.run_study(config, tmp_path / "run", resume=bool(resume), stage=stopping(stage))
         otl.run_study(config, tmp_path / "run", resume=True)
     for name in ("localization", "validation", "variants", "outcomes", "claims"):
         file = f"tables/{name}.parquet"

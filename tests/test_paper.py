@@ -442,7 +442,7 @@ def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
         "plane_layer": 1,
         "variants": {"strength": [0.5], "k": [2]},
         "max_new_tokens": 2,
-        "batch_size": 8,
+        "batch_size": 32,
         "permutations": 39,
         "bootstrap": 39,
         "capability": [],
