@@ -206,7 +206,7 @@ def run_settings() -> dict[str, Any]:
         "permutations": 39,
         "bootstrap": 39,
         "max_new_tokens": 16,
-        "batch_size": 8,
+        "batch_size": 12,
         "paper_table": True,
         "defence": True,
     }

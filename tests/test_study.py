@@ -3,10 +3,7 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,34 +225,29 @@ def test_a_run_stores_scores_but_no_answers_and_sums_them_up(finished_run):
     assert "nan" not in text
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, without_figures):
-    """Ctrl-C in a process of its own, resumed in this one."""
+def test_an_interrupted_run_resumes_to_the_same_bytes(run_settings, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of the sweep; that of a command: tests/trust/test_crash_safety.py."""
     few = {"layers": [5, 7], "methods": ["mean_shift"], "max_new_tokens": 4, "sufficiency": False}
+    few |= {"localizers": 2, "contributions": 2, "interchange": 2, "readout": 2, "ablated_heads": 0}
     settings = {**run_settings, **few, "search_size": 0, "paper_table": False, "defence": False}
-    config, run, whole = tmp_path / "few.yaml", tmp_path / "stopped", tmp_path / "whole"
-    config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "ot_lens.cli", "run", str(config), "--out", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while cached_parts(run) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    before = cached_parts(run)
-    errors = process.communicate(timeout=60)[1]
-    assert cached_parts(run) <= before + 1  # nothing but the part in hand is finished
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert f"ot-lens run {config} --out {run} --resume" in errors.strip().splitlines()[-1]
-    assert cached_parts(run) >= 3
+    config, run, whole = parse_config(settings), tmp_path / "stopped", tmp_path / "whole"
+
+    @contextmanager
+    def stopping(_name: str, _total: int | None):
+        def step(_done: int) -> None:
+            if cached_parts(run) >= 3:
+                raise KeyboardInterrupt
+
+        yield step
+
+    monkeypatch.setattr("ot_lens.study.run._draw", lambda *_: None)  # made from the tables alone
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, run, stage=stopping)
+    assert cached_parts(run) == 3
     with pytest.raises(RunFolderError, match=r"unfinished.*--resume"):
-        run_study(parse_config(settings), run)
-    with without_figures():
-        assert run_study(parse_config(settings), run, resume=True).report.is_file()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ot_lens.study.run.write_page", lambda *_: None)  # made from the tables alone
-            run_study(parse_config(settings), whole)
+        run_study(config, run)
+    run_study(config, run, resume=True)
+    run_study(config, whole)
     for name in TABLES:
         path = f"tables/{name}.parquet"
         assert (run / path).read_bytes() == (whole / path).read_bytes()
