@@ -28,7 +28,7 @@ from tests.trust.hostile_campaign import lay_out
 SOURCES = Path(otl.__file__).parent
 
 
-@pytest.mark.parametrize(("what", "few", "many"), [("file", 20, 4000), ("model", 8, 2000)])
+@pytest.mark.parametrize(("what", "few", "many"), [("file", 10, 4000), ("model", 4, 2000)])
 def test_every_file_is_read_or_refused_and_nothing_else_happens(
     what, few, many, finished_run, tmp_path, full_size, record_property
 ):
