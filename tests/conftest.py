@@ -198,7 +198,7 @@ def without_figures() -> Callable[[], AbstractContextManager[None]]:
 def run_settings() -> dict[str, Any]:
     """The configuration of `finished_run`: small, and every table is written."""
     return {
-        "sample": [12, 12, 12],
+        "sample": [16, 12, 12],
         "layers": [2, 5, 7],
         "methods": ["directional_ablation", "rfa", {"name": "pca_ot", "k": 1}, {"name": "pca_ot", "k": 2}],
         "controls": ["random_subspace"],

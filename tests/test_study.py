@@ -207,9 +207,9 @@ def test_a_run_folder_holds_everything_that_is_promised(finished_run):
     assert tables | {"config.yaml", "report.html", "activations/train/shards.sha256"} <= set(
         manifest["files"]
     )
-    assert otl.load_activations(finished_run / "activations" / "train").n_harmful == 12
+    assert otl.load_activations(finished_run / "activations" / "train").n_harmful == 16
     edit = otl.AffineMap.load(finished_run / "maps" / "pca_ot-k2" / "layer-007.safetensors")
-    assert (edit.info.layer, edit.info.k, edit.info.n_harmful) == (7, 2, 12)
+    assert (edit.info.layer, edit.info.k, edit.info.n_harmful) == (7, 2, 16)
     assert list((finished_run / "figures").glob("*.png"))
     assert not [p for p in finished_run.rglob("*") if ".tmp" in p.name or p.name == "parts"]
 
