@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import nbformat
@@ -27,6 +28,7 @@ CONTROLS = "application/vnd.jupyter.widget-view+json"
 STATES = "application/vnd.jupyter.widget-state+json"
 HERE = Path(__file__).resolve().parent
 WIDTH = 900
+LOOKS = 10  # seconds until the reply to a cell is looked for again
 # The second filter: ipykernel warns of itself when it is shut down. No notebook shows the files of figures in
 # a run folder, which take as long as everything else in a study.
 PREPARATION = """
@@ -41,7 +43,25 @@ plots.draw_all = lambda *_, **__: plots.Drawn(())
 """
 
 
-def executed(*paths: Path, preparation: str = PREPARATION, timeout: int = 300) -> list[nbformat.NotebookNode]:
+class Client(NotebookClient):
+    """A client that looks for a reply every few seconds, since pyzmq now and then loses the wake-up for one.
+
+    nbclient would then wait for all of a cell's `patience` in seconds, and only then see that it is there.
+    """
+
+    patience = 300
+    _late: tuple[Any, float] = (None, 0.0)
+
+    async def _async_handle_timeout(self, timeout: int, cell: Any = None) -> dict[str, Any] | None:
+        """Look again, unless the cell's time is over."""
+        if self._late[0] is not cell:
+            self._late = cell, monotonic() + self.patience - timeout
+        if monotonic() < self._late[1]:
+            return None
+        return await super()._async_handle_timeout(self.patience, cell)
+
+
+def executed(*paths: Path, preparation: str = PREPARATION) -> list[nbformat.NotebookNode]:
     """Notebooks run from top to bottom, in one kernel that forgets in between; a warning is an error.
 
     Raises:
@@ -52,7 +72,7 @@ def executed(*paths: Path, preparation: str = PREPARATION, timeout: int = 300) -
     whole = nbformat.v4.new_notebook()
     for notebook in notebooks:
         whole.cells += [nbformat.v4.new_code_cell("%reset -f\n" + preparation), *notebook.cells]
-    client = NotebookClient(whole, timeout=timeout, resources={"metadata": {"path": str(paths[0].parent)}})
+    client = Client(whole, timeout=LOOKS, resources={"metadata": {"path": str(paths[0].parent)}})
     client.execute(env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     for notebook in notebooks:  # the cells are the same objects
         notebook.metadata = whole.metadata

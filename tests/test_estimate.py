@@ -18,7 +18,7 @@ def test_the_estimate_counts_what_the_run_does(finished_run, run_settings):
     sweep = pd.read_parquet(finished_run / "tables" / "localization.parquet")
     assert costs["sweep, answers"].count + costs["sweep, next token"].count == sweep["key"].nunique() - 1
     assert costs["maps"].count == len(list((finished_run / "maps").rglob("*.safetensors")))
-    assert costs["activations"].count == 2 * 12 + 2 * 12
+    assert costs["activations"].count == 2 * 16 + 2 * 12
     tried = sweep.loc[sweep["measure"] == "choice_price", "note"].str.extract(r"best of (\d+)")[0]
     assert costs["search"].count == tried.astype(int).sum()
     edits = pd.read_parquet(finished_run / "tables" / "visibility.parquet")

@@ -1,14 +1,18 @@
 """The notebooks run from top to bottom, show what is committed, and stay small enough for a forge."""
 
+import asyncio
 import copy
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.channels import AsyncZMQSocketChannel
+from nbclient.exceptions import CellTimeoutError
 
-from notebooks.execute import PREPARATION, executed, normalized
+from notebooks.execute import PREPARATION, Client, executed, normalized
 from ot_lens.models.named import WHEEL
 from tests.printed import assert_alike
 from tests.test_docs import check_code
@@ -57,6 +61,36 @@ def test_committed_outputs_are_as_execute_leaves_them(path: Path) -> None:
     assert sum(cell.source.count("# your own model") for cell in code) == 1, "one line names the model"
     for cell in code:  # names and keywords exist, also where the notebook is not run
         check_code(cell.source.replace("%matplotlib inline", ""))
+
+
+def slow(seconds: float) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(f"import time; time.sleep({seconds}); print('late')")]
+    )
+
+
+@pytest.mark.trust
+def test_a_reply_is_looked_for_again_until_patience_ends(
+    monkeypatch: pytest.MonkeyPatch, full_size: bool
+) -> None:
+    """Without any wake-up: a reply is seen when it is looked for; a cell that takes too long is an error."""
+    if not full_size:
+        pytest.skip("waits for ten seconds: run with --full")
+    own, looks = AsyncZMQSocketChannel.get_msg, 2
+
+    async def asleep(channel: AsyncZMQSocketChannel, timeout: float | None = None) -> dict[str, Any]:
+        if timeout != looks:
+            return await own(channel, timeout)
+        await asyncio.sleep(looks)
+        return await own(channel, 0)
+
+    monkeypatch.setattr(AsyncZMQSocketChannel, "get_msg", asleep)
+    monkeypatch.setattr(Client, "patience", 4)
+    notebook = slow(2.5)
+    Client(notebook, timeout=looks).execute()
+    assert shown(notebook.cells[0]) == "late\n"
+    with pytest.raises(CellTimeoutError):
+        Client(slow(60), timeout=looks, shutdown_kernel="immediate").execute()
 
 
 def test_a_stale_output_would_be_noticed() -> None:
