@@ -126,18 +126,19 @@ def _compared(
 def _holm(made: Sequence[Comparison]) -> list[float]:
     """Corrected p-values, within each claim."""
     corrected = pd.Series([one.p_value for one in made], dtype="float64")
-    for _, values in corrected.groupby([one.claim for one in made], sort=False):
+    for _, values in corrected.groupby([one.question.claim for one in made], sort=False):
         corrected[values.index] = holm(values.to_numpy(np.float64))
     return [float(p) for p in corrected]
 
 
 def _row(one: Comparison, p_holm: float, model: str) -> dict[str, Any]:
-    text, source = published(model, one.claim, one.about)
+    asked = one.question
+    text, source = published(model, asked.claim, asked.about)
     return {
-        "claim": one.claim,
-        "statement": one.statement,
-        "comparison": one.comparison,
-        "quantity": one.quantity,
+        "claim": asked.claim,
+        "statement": asked.statement,
+        "comparison": asked.comparison,
+        "quantity": asked.quantity,
         "edit": one.edit.name,
         "reference": one.reference.name,
         "edit_key": one.edit.key,
@@ -148,8 +149,8 @@ def _row(one: Comparison, p_holm: float, model: str) -> dict[str, Any]:
         "p_value": one.p_value,
         "p_holm": p_holm,
         "test": one.test,
-        "margin": margin_of(one.kind),
-        "verdict": verdict(one.kind, one.estimate.low, one.estimate.high, p_holm),
+        "margin": margin_of(asked.kind),
+        "verdict": verdict(asked.kind, one.estimate.low, one.estimate.high, p_holm),
         "published": text,
         "source": source,
     }

@@ -33,20 +33,27 @@ Flags = Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One edit against another; `about` names what a published number would be of."""
+class Question:
+    """What is compared, and the claim that it bears on; `about` names what a published number would be of."""
 
     claim: str
     statement: str
     comparison: str
     quantity: str
+    kind: str = MORE
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer to a question: one edit against another."""
+
+    question: Question
     edit: Edit
     reference: Edit
     estimate: Estimate
     p_value: float
     test: str
-    kind: str = MORE
-    about: str = ""
 
 
 def chosen(run: Measured, layers: Sequence[int] | None = None) -> dict[str, dict[str, Edit]]:
@@ -83,8 +90,8 @@ def few_layers(run: Measured) -> Iterator[Comparison]:
                 if few in roles and whole in roles:
                     about = f"{names[few]} minus {names[whole]}"
                     for quantity in run.successes:
-                        sides = roles[few], roles[whole]
-                        yield from _rates(run, "layers", statement, about, quantity, *sides)
+                        question = Question("layers", statement, about, quantity)
+                        yield from _rates(run, question, roles[few], roles[whole])
 
 
 def by_depth(
@@ -94,17 +101,11 @@ def by_depth(
     layers = sorted({int(name) for name in run.edits.loc[run.edits["role"] == "single", "layers"]})
     inside, outside = ([n for n in layers if (n in band) == wanted] for wanted in (True, False))
     best, others = (in_layers(chosen(run, part)) for part in (inside, outside))
+    statement = "The layers at 40-60 % of the depth beat the others."
     for label in [label for label in best if label in others]:
-        sides = best[label]["single"], others[label]["single"]
         for quantity in run.successes:
-            yield from _rates(
-                run,
-                "depth",
-                "The layers at 40-60 % of the depth beat the others.",
-                "best layer inside minus best outside",
-                quantity,
-                *sides,
-            )
+            question = Question("depth", statement, "best layer inside minus best outside", quantity)
+            yield from _rates(run, question, best[label]["single"], others[label]["single"])
     beyond = [n for n in layers if n > late * n_layers]
     yield from _collapse(run, inside, beyond, late, seed)
 
@@ -135,8 +136,9 @@ def _collapse(
             (DEGENERATE, -1, f"beyond {100 * late:.0f} % minus 40-60 %"),
         ):
             difference = sign * (_mean_flags(run, band_keys, quantity) - _mean_flags(run, end_keys, quantity))
-            edits = (band, end) if sign > 0 else (end, band)
-            yield from _means("collapse", statement, about, quantity, *edits, difference, seed)
+            question = Question("collapse", statement, about, quantity)
+            edit, reference = (band, end) if sign > 0 else (end, band)
+            yield from _means(question, edit, reference, difference, seed)
 
 
 def _keys(rows: pd.DataFrame, layers: Sequence[int]) -> list[str]:
@@ -181,18 +183,8 @@ def _gains(run: Measured, edit: Edit, other: Edit, seed: int) -> Iterator[Compar
             continue
         estimate, p = gain(own, rival, seed=seed, whole=whole)
         about = f"at equal {run.cost_name}" + (", mean over strengths" if whole else "")
-        yield Comparison(
-            "gain",
-            statement,
-            about,
-            quantity,
-            edit,
-            other,
-            estimate,
-            p,
-            "joint_bootstrap",
-            about=other.method,
-        )
+        question = Question("gain", statement, about, quantity, about=other.method)
+        yield Comparison(question, edit, other, estimate, p, "joint_bootstrap")
 
 
 def sensitivity(run: Measured) -> Iterator[Comparison]:
@@ -206,7 +198,8 @@ def sensitivity(run: Measured) -> Iterator[Comparison]:
         edit = Edit(str(row.key), f"{reference.name}, {row.axis} {row.level}", reference.method, reference.k)
         statement = f"The result does not depend on {NAMES[str(row.axis)]}."
         about = f"{row.axis} {row.level} minus chosen"
-        yield from _rates(run, "sensitivity", statement, about, COHERENT, edit, reference, SAME)
+        question = Question("sensitivity", statement, about, COHERENT, SAME)
+        yield from _rates(run, question, edit, reference)
 
 
 NAMES = {"k": "the rank", "lift": "the lift", "tokens": "the token scope"}
@@ -223,12 +216,14 @@ def kept_capability(run: Measured, items: pd.DataFrame | None, seed: int) -> Ite
         for key in [key for key in dict.fromkeys(rows["key"]) if key in known]:
             after = rows[rows["key"] == key].set_index(unit)["value"].reindex(before.index)
             about = f"{task}, {measure}" + ("" if kind == "none" else f" ({kind})")
-            statement = "Capability is kept."
-            yield from _scores(statement, about, known[key], after, before, str(task), seed)
+            question = Question(
+                "capability", "Capability is kept.", about, "accuracy", NO_LOSS, about=str(task)
+            )
+            yield from _scores(question, known[key], after, before, seed)
 
 
 def _scores(
-    statement: str, about: str, edit: Edit, after: pd.Series, before: pd.Series, task: str, seed: int
+    question: Question, edit: Edit, after: pd.Series, before: pd.Series, seed: int
 ) -> Iterator[Comparison]:
     """The difference of two scores on the same items: of rates if they are 0 or 1, else of means."""
     pairs = pd.DataFrame({"after": after, "before": before}).dropna()
@@ -237,71 +232,44 @@ def _scores(
         return
     binary = np.isin(pairs.to_numpy(), BINARY).all()
     tested = _of_rates(a > 0, b > 0) if binary else _of_means(a - b, seed)
-    yield Comparison(
-        "capability", statement, about, "accuracy", edit, UNCHANGED, *tested, NO_LOSS, about=task
-    )
+    yield Comparison(question, edit, UNCHANGED, *tested)
 
 
 def success_measures(run: Measured, seed: int) -> Iterator[Comparison]:
     """Attack success against coherent success; and the judge's success against the phrases'."""
+    overstated = Question(
+        "success",
+        "The attack success rate counts answers that are no answers.",
+        "attack success minus coherent success",
+        "share of prompts",
+    )
+    agreed = Question(
+        "agreement", "The judge and the phrases agree.", "judge against phrases", "Cohen's kappa", AGREE
+    )
     for edit in [edit for roles in chosen(run).values() for edit in roles.values()]:
         asr, coherent = both_known(run.flags(edit.key, ASR), run.flags(edit.key, COHERENT))
         if len(asr):
-            yield Comparison(
-                "success",
-                "The attack success rate counts answers that are no answers.",
-                "attack success minus coherent success",
-                "share of prompts",
-                edit,
-                edit,
-                *_of_rates(asr, coherent),
-            )
+            yield Comparison(overstated, edit, edit, *_of_rates(asr, coherent))
         judged, phrases = both_known(run.flags(edit.key, JUDGED), run.flags(edit.key, ASR))
         if len(judged):
-            yield Comparison(
-                "agreement",
-                "The judge and the phrases agree.",
-                "judge against phrases",
-                "Cohen's kappa",
-                edit,
-                edit,
-                agreement(judged.tolist(), phrases.tolist(), seed=seed).kappa,
-                float("nan"),
-                "",
-                AGREE,
-            )
+            kappa = agreement(judged.tolist(), phrases.tolist(), seed=seed).kappa
+            yield Comparison(agreed, edit, edit, kappa, float("nan"), "")
 
 
-def _rates(
-    run: Measured,
-    claim: str,
-    statement: str,
-    about: str,
-    quantity: str,
-    edit: Edit,
-    reference: Edit,
-    kind: str = MORE,
-) -> Iterator[Comparison]:
+def _rates(run: Measured, question: Question, edit: Edit, reference: Edit) -> Iterator[Comparison]:
     """The difference of two rates on the same prompts, if there are any."""
-    a, b = run.pair(edit.key, reference.key, quantity)
+    a, b = run.pair(edit.key, reference.key, question.quantity)
     if len(a):
-        yield Comparison(claim, statement, about, quantity, edit, reference, *_of_rates(a, b), kind)
+        yield Comparison(question, edit, reference, *_of_rates(a, b))
 
 
 def _means(
-    claim: str,
-    statement: str,
-    about: str,
-    quantity: str,
-    edit: Edit,
-    reference: Edit,
-    difference: Differences,
-    seed: int,
+    question: Question, edit: Edit, reference: Edit, difference: Differences, seed: int
 ) -> Iterator[Comparison]:
     """The mean of each prompt's difference, where it is known."""
     known = difference[np.isfinite(difference)]
     if len(known):
-        yield Comparison(claim, statement, about, quantity, edit, reference, *_of_means(known, seed))
+        yield Comparison(question, edit, reference, *_of_means(known, seed))
 
 
 def _of_rates(a: Flags, b: Flags) -> tuple[Estimate, float, str]:

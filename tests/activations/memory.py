@@ -30,7 +30,7 @@ def wide_model() -> Any:
         hidden_size=WIDTH,
         intermediate_size=8,
         num_hidden_layers=1,
-        num_attention_heads=1,
+        num_attention_heads=16,
         max_position_embeddings=64,
     )
     return otl.load_model(LlamaForCausalLM(config).eval(), tokenizer=checkpoints.tokenizer("llama"))
