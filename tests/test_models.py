@@ -30,8 +30,10 @@ from ot_lens.models import (
     post_instruction_tokens,
     render,
     set_chat,
+    stream,
 )
 from ot_lens.models import pretrained as pretrained_module
+from ot_lens.models.backends import HFBackend
 from ot_lens.models.batching import groups_by_length
 from ot_lens.transport import AffineMap
 from tests import checkpoints, families
@@ -253,6 +255,31 @@ def test_a_record_is_json_and_distinguishes_models(llama_folder):
     bridge = otl.load_model(llama_folder, hooks="full")
     bridge.enable_compatibility_mode(disable_warnings=True)
     assert "compatibility mode" in model_record(bridge)["weight_processing"]
+
+
+def test_a_bridge_that_was_made_elsewhere_is_run_once_and_refused_if_its_cache_is_lost(
+    llama_folder, monkeypatch
+):
+    """As transformer-lens 4.3 loses the cache of transformers 5.24."""
+    bridge, calls = otl.load_model(llama_folder, hooks="full"), []
+    own = HFBackend.two_steps
+
+    def lost(served, tokens, mask):
+        calls.append(tokens)
+        token, steps = own(served, tokens, mask)
+        return token, torch.stack([steps[0], steps[0]]) if broken else steps
+
+    monkeypatch.setattr(HFBackend, "two_steps", lost)
+    for broken in (False, True):
+        stream._INSPECTED.pop(bridge)
+        calls.clear()
+        for _ in range(2):
+            if broken:
+                with pytest.raises(ModelError, match="with its cache"):
+                    otl.capture(bridge, checkpoints.contrast(2))
+            else:
+                otl.capture(bridge, checkpoints.contrast(2))
+        assert len(calls) == 1 + broken
 
 
 # ------------------------------------------------------------------------------------------------- loading

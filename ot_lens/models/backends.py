@@ -18,7 +18,7 @@ from ot_lens.models.architectures import hook_name, longrope_border, terminators
 from ot_lens.models.caches import TokensRead, cache_argument, cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
-from ot_lens.models.stream import INSIDE, check_sums, inspected
+from ot_lens.models.stream import INSIDE, check_stream, check_sums, inspected
 
 _PROMPT_WIDTH: ContextVar[int | None] = ContextVar("prompt_width", default=None)
 
@@ -277,13 +277,19 @@ Backend = HFBackend | HookedTransformerBackend
 
 
 def backend(model: Any) -> Backend:
-    """The backend of a hooked model; the model itself is left as it is."""
+    """The backend of a hooked model; the model itself is left as it is.
+
+    Raises:
+        ModelError: If it is not a hooked model, or a bridge that cannot be served: see `check_stream`.
+    """
     if isinstance(model, HookedCausalLM):
         return HFBackend(model, model.hf_model)
     from transformer_lens.model_bridge import TransformerBridge
 
     if isinstance(model, TransformerBridge):
-        return HFBackend(model, model.original_model)
+        bridge = HFBackend(model, model.original_model)
+        check_stream(bridge)  # the user may have made it; it is run once
+        return bridge
     if _is_hooked_transformer(model):
         return HookedTransformerBackend(model)
     if hasattr(model, "_orig_mod"):
