@@ -54,8 +54,8 @@ def verify_run(
     Returns:
         One row per check: item, how, compared, of, deviation (largest; NaN where only equality counts),
         tolerance, verdict ("ok", "differs", "missing" or "not checked"), note. The deviation of a number is
-        relative to it, or to 0.01 of the largest of its column and quantity if that is larger; of a
-        p-value, a hundredth of the difference.
+        relative to it, or to 0.001 of the largest of its column and quantity if that is larger: 0.01 where
+        the model is run again, and a hundredth of the difference of its p-values.
 
     Raises:
         RunFolderError: If the folder contains no run.
