@@ -45,7 +45,7 @@ BOUNDED_TESTS := $(addprefix tests/,transport prompts test_activations.py test_b
 
 # transformer-lens 4.3 drops the cache of transformers 5.24, so that hooks="full" is refused there when a model is
 # loaded: these tests load one.
-RESIDUAL_ONLY := not (full or right_padded_runs or however_it_arrives or every_hook_point_if_asked \
+RESIDUAL_ONLY := not (full or right_padded_runs or however_it_arrives or every_hook_point_if_asked or made_elsewhere \
     or of_each_kind_of_model or json_and_distinguishes_models)
 
 # Four wheels hold the pieces of one file, and nothing else is used of them.
