@@ -112,16 +112,24 @@ def single_layers(table: pd.DataFrame) -> pd.DataFrame:
 
 def at_one_setting(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of one setting per method, rank and kind of layer set; see `SETTINGS`."""
-    keep = pd.Series(data=True, index=table.index)
-    edit = table.groupby([c for c in ("method", "k", "set") if c in table], dropna=False, sort=False).ngroup()
+    keep = np.ones(len(table), dtype=bool)
+    edits = table.groupby(
+        [c for c in ("method", "k", "set") if c in table], dropna=False, sort=False
+    ).ngroup()
+    edit = edits.to_numpy()
     for column, preferred in SETTINGS.items():
-        if column not in table or (values := table.loc[keep, column]).nunique() < 2:
+        if column not in table:
             continue
-        by_edit = values.groupby(edit[keep])
-        chosen = by_edit.transform("max" if column == "strength" else "first")
-        if preferred is not None:
-            chosen = chosen.mask((values == preferred).groupby(edit[keep]).transform("any"), preferred)
-        keep[values.index] = values.isna() | (values == chosen)
+        codes, values = pd.factorize(table[column], sort=column == "strength")  # -1 where it is missing
+        known = np.flatnonzero(keep & (codes >= 0))
+        if len(np.unique(codes[known])) < 2:
+            continue
+        # Of the rows of an edit the last one counts: that of the largest strength, else the first.
+        order = known[np.argsort(codes[known], kind="stable")] if column == "strength" else known[::-1]
+        order = np.concatenate([order, known[values[codes[known]] == preferred]])
+        chosen = np.full(len(table), -1)
+        chosen[edit[order]] = codes[order]
+        keep &= (codes < 0) | (codes == chosen[edit])
     return _kept(table, keep)
 
 
