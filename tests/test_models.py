@@ -1,5 +1,6 @@
 """Batches, templates and system prompts, the record of a model, and all the ways in which loading fails."""
 
+import copy
 import json
 import logging
 import warnings
@@ -270,6 +271,10 @@ def test_a_bridge_that_was_made_elsewhere_is_run_once_and_refused_if_its_cache_i
         return token, torch.stack([steps[0], steps[0]]) if broken else steps
 
     monkeypatch.setattr(HFBackend, "two_steps", lost)
+    broken = True
+    with otl.intervene(bridge, {1: AffineMap.identity(backend(bridge).d_model)}):
+        backend(copy.deepcopy(bridge))  # of an edited copy nothing can be said
+    assert calls == []
     for broken in (False, True):
         stream._INSPECTED.pop(bridge)
         calls.clear()

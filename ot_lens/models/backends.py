@@ -18,7 +18,7 @@ from ot_lens.models.architectures import hook_name, longrope_border, terminators
 from ot_lens.models.caches import TokensRead, cache_argument, cache_of_everything
 from ot_lens.models.hooked import HOOKS, HookedCausalLM, input_device, padding_token, position_ids
 from ot_lens.models.reversible import Reversible
-from ot_lens.models.stream import INSIDE, check_stream, check_sums, inspected
+from ot_lens.models.stream import INSIDE, check_once, check_sums, inspected
 
 _PROMPT_WIDTH: ContextVar[int | None] = ContextVar("prompt_width", default=None)
 
@@ -288,7 +288,7 @@ def backend(model: Any) -> Backend:
 
     if isinstance(model, TransformerBridge):
         bridge = HFBackend(model, model.original_model)
-        check_stream(bridge)  # the user may have made it; it is run once
+        check_once(bridge)
         return bridge
     if _is_hooked_transformer(model):
         return HookedTransformerBackend(model)
