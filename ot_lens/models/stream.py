@@ -90,8 +90,8 @@ def check_stream(served: Any) -> None:
 
 def check_once(served: Any) -> None:
     """`check_stream` of a model that the user may have made, unless hooks at work on it change its logits."""
-    hooked = any(getattr(point, "fwd_hooks", ()) for point in served.model.hook_dict.values())
-    if served.model in _INSPECTED or not hooked:
+    points = served.model.hook_dict.values()
+    if served.model in _INSPECTED or not any(getattr(point, "fwd_hooks", ()) for point in points):
         check_stream(served)
 
 
