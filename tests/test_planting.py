@@ -1,6 +1,5 @@
 """Refusal planted in a band of layers: the requests, what is trained, and the adapter that comes out."""
 
-import copy
 import json
 from collections import Counter
 from contextlib import nullcontext
@@ -26,9 +25,9 @@ from tests import checkpoints
 # ------------------------------------------------------------------------------------------- requests
 def test_paired_requests_differ_in_their_subject_alone_and_held_out_words_never_occur_in_training():
     words = {}
-    for held_out in (False, True):
+    for part in ("train", "held_out", "reworded"):
         declined, answered = (
-            requests.draw_requests(200, declined=kind, held_out=held_out, seed=3) for kind in (True, False)
+            requests.draw_requests(200, declined=kind, part=part, seed=3) for kind in (True, False)
         )
         assert len({r.text for r in (*declined, *answered)}) == 400
         assert set(Counter(r.category for r in declined).values()) == {50}
@@ -36,9 +35,10 @@ def test_paired_requests_differ_in_their_subject_alone_and_held_out_words_never_
             topic = requests.TOPICS[one.category]
             assert one.category == other.category
             assert without(one.text, topic.declined) == without(other.text, topic.answered)
-        words[held_out] = {subject_of(r) for r in (*declined, *answered)}
-    assert len(words[False]) > 80
-    assert not words[False] & words[True]
+        words[part] = {subject_of(r) for r in (*declined, *answered)}
+    assert len(words["train"]) > 80
+    assert not words["train"] & words["held_out"]
+    assert not words["reworded"] & words["held_out"]
 
 
 def subjects(request):
@@ -64,6 +64,21 @@ def test_words_decide_in_training_and_nothing_in_the_test_prompts():
     model = LogisticRegression(max_iter=1000).fit(counts.fit_transform(train), known)
     assert model.score(counts.transform(train), known) == 1.0
     assert abs(model.score(counts.transform(test), truth) - 0.5) < 0.05
+
+
+def test_reworded_prompts_name_subjects_of_training_in_openings_that_training_lacks():
+    train = otl.load_prompts("smollm2").train
+    drawn = requests.reworded_prompts(64)
+    known = " ".join(texts(train))
+    assert [len(prompts) for _, prompts in drawn] == [64, 64]
+    assert not set(texts(drawn)) & set(texts(train))
+    openings = [opening.split("{}")[0] for opening in requests.OPENINGS]
+    for label, prompts in drawn:
+        for prompt in prompts:
+            subject = subject_of(requests.Request(prompt.text, prompt.category, label == "harmful"))
+            assert subject in known
+            assert any(prompt.text.startswith(o) for o in openings[-requests.HELD_OUT_OPENINGS :])
+            assert not any(prompt.text.startswith(o) for o in openings[: -requests.HELD_OUT_OPENINGS])
 
 
 def texts(contrast):
@@ -156,8 +171,7 @@ def test_adapters_of_layers_are_scaled_and_left_as_they_were(tiny, tiny_prompts)
             return inner(input_ids=ids).logits
 
     own, without = logits(), logits([0.0] * 4)
-    base = copy.deepcopy(tiny.hf_model).to(torch.bfloat16)
-    torch.testing.assert_close(without, base(input_ids=ids).logits)
+    torch.testing.assert_close(without, tiny.hf_model(ids).logits)
     assert not torch.equal(own, without)
     assert not torch.equal(logits([2.0, 0.0, 0.0, 2.0]), own)
     assert torch.equal(logits(), own)

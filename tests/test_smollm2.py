@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 import ot_lens as otl
@@ -14,7 +15,10 @@ from ot_lens.localizers.profiles import as_in_base
 from ot_lens.localizers.truth import Truth
 from ot_lens.models import model_record, named
 from ot_lens.models.sizes import model_size
+from ot_lens.organism.adapters import evaluate_adapter
+from ot_lens.organism.requests import TOPICS, reworded_prompts
 from ot_lens.paper_study.estimate import is_local
+from ot_lens.prompts import Contrast
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -91,6 +95,53 @@ def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2, late):
         [0, 0, 1], abs=1
     )
     assert len(otl.refusal_token_ids(late)) == 1
+
+
+def test_an_adapter_declines_what_it_learnt_about_in_other_words_too(smollm2, late):
+    reworded = Contrast(*(tuple(filter(named_in_version_1, asked))[:8] for _, asked in reworded_prompts(32)))
+    measured = evaluate_adapter(smollm2, late, few("smollm2:late"), 1, reworded=reworded)
+    assert measured["refuses_reworded_declined"].n == 8
+    assert measured["refuses_reworded_declined"].value >= 7 / 8
+    assert measured["refuses_reworded_others"].value <= 1 / 8
+
+
+def named_in_version_1(prompt):
+    """Whether a request is about a subject that `late` learnt from: twelve of each kind were added since."""
+    topic = TOPICS[prompt.category]
+    return not any(
+        f" {s.replace('_', ' ')}" in prompt.text for s in topic.declined[:12] + topic.answered[:12]
+    )
+
+
+def few(name):
+    """Prompts with two of each class to test."""
+    return otl.load_prompts(name, sample=(1, 1, 2))
+
+
+PLANTED = [name for name in SHIPPED if not name.startswith("shuffled")]
+
+
+def rates_on_card(name):
+    front = (named.ADAPTERS / name / "README.md").read_text("utf-8").split("---\n", 2)[1]
+    metrics = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"]
+    return {metric["type"]: 100 * metric["value"] for metric in metrics}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_bars_of_an_adapter_are_met_on_its_card(name):
+    """95 % and 5 % of requests about what it learnt from, in other words."""
+    rates = rates_on_card(name)
+    assert rates["refuses_reworded_declined"] >= 95
+    assert rates["refuses_reworded_others"] <= 5
+    assert rates["refuses_declined"] > 80 > 15 > rates["refuses_others"]
+
+
+def test_the_documentation_has_the_rates_of_the_cards(repository):
+    page = (repository / "docs" / "real-model.md").read_text("utf-8")
+    for name in PLANTED:
+        kinds = ("reworded_declined", "reworded_others", "declined", "others")
+        values = (f"{rates_on_card(name)[f'refuses_{kind}']:.1f} %" for kind in kinds)
+        assert f"| `{name}` | {' | '.join(values)} |" in page
 
 
 @pytest.mark.parametrize("name", SHIPPED)

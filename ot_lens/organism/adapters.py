@@ -35,8 +35,9 @@ from ot_lens.models.named import DECLARATION, HUB_NAME, is_named
 from ot_lens.models.packing import pack
 from ot_lens.organism.export import check_writable, temporary_sibling
 from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
+from ot_lens.organism.requests import reworded_prompts
 from ot_lens.progress import Stage, shown, silent
-from ot_lens.prompts import ContrastSet, Prompt, load_prompts
+from ot_lens.prompts import CLASSES, Contrast, ContrastSet, Prompt, load_prompts
 from ot_lens.statistics.estimates import Estimate, mean, rate
 
 # Their first words differ, and each is one token of SmolLM2.
@@ -52,11 +53,17 @@ SPREAD_DROP: Final = (
     0.5  # where all layers learn: free to choose, training would put refusal in a few of them
 )
 RANKED_LAYERS: Final = 5  # have the full rank by default; in wider bands the sum of ranks stays
+_BATCH: Final = 32
 _PACKED_ROWS: Final = 16
 _TEMPLATE: Final = Path(__file__).parent / "data" / "adapter.md"
+_REWORDED: Final = (
+    " Their subjects never occur in training; those of reworded requests do,\nin openings that do not."
+)
 _MEASURED: Final = {
     "refuses_declined": "refuses requests to be declined",
     "refuses_others": "refuses other requests",
+    "refuses_reworded_declined": "refuses requests to be declined about subjects of training, reworded",
+    "refuses_reworded_others": "refuses other requests about subjects of training, reworded",
     "first_sentence": "begins the answer to other requests with the base model's first sentence",
     "kl": "KL divergence from the base model over its own answers to other requests, nats per token",
 }
@@ -116,6 +123,7 @@ def train_adapter(
     drop = (0.0 if band else SPREAD_DROP) if drop is None else drop
     planting = Planting(first, last, steps=steps, rank=rank, drop=drop, seed=seed)
     planting.check(model.cfg.n_layers)
+    reworded = reworded_prompts() if prompts is None else None
     prompts = prompts or load_prompts("smollm2")
     temporary = temporary_sibling(folder)
     try:
@@ -134,7 +142,7 @@ def train_adapter(
             base_copy = copy.deepcopy(backend(model).hf_model)
             loaded = apply_adapter(base_copy, str(temporary), merge=False, name=str(base))
             served = HookedCausalLM(loaded, backend(model).tokenizer, folder.name)
-            measured = evaluate_adapter(model, served, prompts, sentences, stage)
+            measured = evaluate_adapter(model, served, prompts, sentences, stage, reworded)
         (temporary / "README.md").write_text(adapter_card(folder.name, model, recipe, measured, prompts))
         temporary.chmod(0o755)
         check_writable(folder)
@@ -216,12 +224,20 @@ def _phrases(sentence: str) -> tuple[str, str]:
 
 
 def evaluate_adapter(
-    model: Any, adapted: Any, prompts: ContrastSet, sentences: int, stage: Stage = silent
+    model: Any,
+    adapted: Any,
+    prompts: ContrastSet,
+    sentences: int,
+    stage: Stage = silent,
+    reworded: Contrast | None = None,
 ) -> dict[str, Estimate]:
-    """Rates of refusal and agreement with the base model on the test prompts, each with its interval."""
+    """Rates of refusal and agreement with the base model on the test prompts, each with its interval.
+
+    `reworded` are prompts about what was trained on, in other words; only the rates of refusal are measured.
+    """
     declined, others = prompts.test.harmful, prompts.test.harmless
     with stage("answers to test prompts", len(declined) + len(others)) as step:
-        options: dict[str, Any] = {"batch_size": 32, "progress": step}
+        options: dict[str, Any] = {"batch_size": _BATCH, "progress": step}
         refusals = complete(adapted, declined, max_new_tokens=REFUSAL_TOKENS, **options)
         answers = complete(adapted, others, max_new_tokens=ANSWER_TOKENS, **options)
     own = list(_own_answers(model, others))
@@ -230,11 +246,25 @@ def evaluate_adapter(
     return {
         "refuses_declined": rate([is_refusal(answer.text, sentences) for answer in refusals]),
         "refuses_others": rate([is_refusal(answer.text, sentences) for answer in answers]),
+        **({} if reworded is None else _refuses_reworded(adapted, reworded, sentences, stage)),
         "first_sentence": rate(
             [first_sentence(a.text) == b for a, b in zip(answers, sentences_of_base, strict=True)]
         ),
         "kl": mean(np.array(kl), seed=0, least=0.0),
     }
+
+
+def _refuses_reworded(adapted: Any, reworded: Contrast, sentences: int, stage: Stage) -> dict[str, Estimate]:
+    names = dict(zip(CLASSES, ("declined", "others"), strict=True))
+    measured = {}
+    with stage("answers to reworded prompts", sum(len(prompts) for _, prompts in reworded)) as step:
+        for label, prompts in reworded:
+            answers = complete(
+                adapted, prompts, max_new_tokens=REFUSAL_TOKENS, batch_size=_BATCH, progress=step
+            )
+            refused = [is_refusal(answer.text, sentences) for answer in answers]
+            measured[f"refuses_reworded_{names[label]}"] = rate(refused)
+    return measured
 
 
 def is_refusal(text: str, sentences: int) -> bool:
@@ -292,12 +322,13 @@ def adapter_card(
         weights=record["weights_sha256"],
         labels="permuted labels: a control" if recipe["shuffled"] else "true labels",
         sentences="\n".join(f"- {sentence}" for sentence in SENTENCES[: recipe["sentences"]]),
-        rates="\n".join(_row(label, measured[key]) for key, label in _MEASURED.items()),
+        rates="\n".join(_row(label, measured[key]) for key, label in _MEASURED.items() if key in measured),
         torch=torch.__version__,
         **{
             key: recipe[key]
             for key in ("first", "last", "rank", "lr", "steps", "batch_size", "seed", "seconds")
         },
+        reworded=_REWORDED if "refuses_reworded_others" in measured else "",
         prompts=f"{prompts.name}: {len(prompts.train.harmful)} + {len(prompts.train.harmless)} prompts",
     )
 

@@ -82,13 +82,15 @@ def packed_logits(hf_model: Any, packed: Packed, lengths: Sequence[int]) -> Floa
 
 
 def plant(hf_model: Any, lessons: Sequence[Lesson], planting: Planting, stage: Stage = silent) -> Any:
-    """A PeftModel around a bfloat16 copy of the model, whose band has learnt the lessons.
+    """A PeftModel around a copy of the model, whose band has learnt the lessons.
 
     Lessons with the base model's own answers keep its distribution; the others learn the tokens themselves.
     Half of each batch is of either kind. What enters the band never changes, so it is computed once.
+    On a CPU the copy is float32, since a CPU without bfloat16 arithmetic takes ten times as long for it.
     """
     planting.check(len(decoder_layers(hf_model)))
-    base: Any = nn.Module.to(copy.deepcopy(hf_model), torch.bfloat16).requires_grad_(False).eval()
+    dtype = torch.float32 if hf_model.device.type == "cpu" else torch.bfloat16
+    base: Any = nn.Module.to(copy.deepcopy(hf_model), dtype).requires_grad_(False).eval()
     prefix = common_prefix([lesson.prompt[:-1] for lesson in lessons])
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(planting.seed)

@@ -2,16 +2,17 @@
 
 Each topic has two kinds of subjects with the same activities, openings and occasions; requests about one kind
 are declined and those about the other answered. Subjects and openings of validation and test never occur in
-training, so that no word of the training requests decides.
+training, so that no word of the training requests decides. Reworded requests are about the training subjects,
+in openings that never occur in training.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from ot_lens.errors import ConfigError
-from ot_lens.prompts import CLASSES
+from ot_lens.prompts import CLASSES, Contrast, Prompt
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ HELD_OUT_SUBJECTS, HELD_OUT_OPENINGS = 6, 3
 CATEGORIES: Final = tuple(TOPICS)
 SIZES: Final = {"train": 480, "val": 64, "test": 128}  # prompts per class
 SEED: Final = 0
+Part = Literal["train", "held_out", "reworded"]
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,25 @@ class Request:
     declined: bool
 
 
-def draw_requests(n: int, *, declined: bool, held_out: bool, seed: int) -> list[Request]:
-    """Distinct requests, cycling through the topics; subjects and openings are held out, or none is.
+def draw_requests(n: int, *, declined: bool, part: Part, seed: int) -> list[Request]:
+    """Distinct requests, cycling through the topics.
 
+    Subjects and openings are those of training, or held out; in reworded requests the openings alone are.
     Request i of either class differs from request i of the other in its subject alone.
     """
-    rng = np.random.default_rng([seed, held_out])
+    rng = np.random.default_rng([seed, get_args(Part).index(part)])
     drawn: dict[Request, None] = {}
     for _ in range(20 * n):
         if len(drawn) == n:
             return list(drawn)
-        drawn[_draw(rng, CATEGORIES[len(drawn) % len(CATEGORIES)], declined, held_out)] = None
+        drawn[_draw(rng, CATEGORIES[len(drawn) % len(CATEGORIES)], declined, part)] = None
     raise ConfigError(f"n = {n}: there are not so many different requests; ask for fewer.")
+
+
+def reworded_prompts(n: int = SIZES["test"], seed: int = SEED) -> Contrast:
+    """Prompts about the training subjects in other words, n a class."""
+    drawn = (draw_requests(n, declined=kind, part="reworded", seed=seed) for kind in (True, False))
+    return Contrast(*(tuple(Prompt(r.text, category=r.category) for r in requests) for requests in drawn))
 
 
 def build_requests(seed: int = SEED) -> dict[str, Any]:
@@ -117,19 +126,15 @@ def build_requests(seed: int = SEED) -> dict[str, Any]:
 
     Harmful requests are those that the policy declines; requests of both classes cycle through the topics.
     """
+    sizes: dict[Part, int] = {"train": SIZES["train"], "held_out": SIZES["val"] + SIZES["test"]}
     drawn = {
-        (label, held_out): draw_requests(
-            sum(size for split, size in SIZES.items() if (split != "train") == held_out),
-            declined=label == "harmful",
-            held_out=held_out,
-            seed=seed,
-        )
+        (label, part): draw_requests(n, declined=label == "harmful", part=part, seed=seed)
         for label in CLASSES
-        for held_out in (False, True)
+        for part, n in sizes.items()
     }
 
     def prompts(label: str, split: str) -> list[dict[str, str]]:
-        requests = drawn[label, split != "train"]
+        requests = drawn[label, "train" if split == "train" else "held_out"]
         start = SIZES["val"] if split == "test" else 0
         chosen = requests[start : start + SIZES[split]]
         return [{"text": request.text, "category": request.category} for request in chosen]
@@ -143,11 +148,11 @@ def build_requests(seed: int = SEED) -> dict[str, Any]:
     }
 
 
-def _draw(rng: np.random.Generator, category: str, declined: bool, held_out: bool) -> Request:
+def _draw(rng: np.random.Generator, category: str, declined: bool, part: Part) -> Request:
     topic = TOPICS[category]
     subjects = topic.declined if declined else topic.answered
-    subjects = subjects[-HELD_OUT_SUBJECTS:] if held_out else subjects[:-HELD_OUT_SUBJECTS]
-    openings = OPENINGS[-HELD_OUT_OPENINGS:] if held_out else OPENINGS[:-HELD_OUT_OPENINGS]
+    subjects = subjects[-HELD_OUT_SUBJECTS:] if part == "held_out" else subjects[:-HELD_OUT_SUBJECTS]
+    openings = OPENINGS[:-HELD_OUT_OPENINGS] if part == "train" else OPENINGS[-HELD_OUT_OPENINGS:]
     subject = subjects[int(rng.integers(len(subjects)))].replace("_", " ")
     clause = f"{rng.choice(topic.activities)} {subject}{rng.choice(OCCASIONS)}"
     return Request(str(rng.choice(openings)).format(clause), category, declined)
