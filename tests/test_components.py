@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,7 +15,7 @@ from ot_lens.components import reading as reading_module
 from ot_lens.errors import ActivationError, HookError, SinglePassError
 from ot_lens.models import backend, encode
 from ot_lens.models.architectures import heads_of
-from ot_lens.prompts import Contrast
+from ot_lens.prompts import CLASSES, Contrast
 from ot_lens.transport import AffineMap
 from tests import checkpoints, decoders, families
 
@@ -244,6 +245,14 @@ def test_the_single_pass_ablates_heads_as_hooks_do(mode, llama, monkeypatch, mix
     numbers = single.select_dtypes("number").columns
     np.testing.assert_allclose(single[numbers], hooks[numbers], rtol=1e-3, atol=1e-4)
     assert abs(changes(single)["refusal_score", "harmful"]) > 1e-3
+
+
+@pytest.mark.parametrize(("apart", "as_low"), [(1e-7, 2), (1e-2, 1)])
+def test_a_random_set_of_the_same_heads_ties_however_its_row_rounds(apart, as_low):
+    chosen, same, other, unedited = -4.0, -4.0 + apart, -1.0, 0.0
+    values = torch.tensor([chosen, same, other, unedited]).double()[:, None, None].expand(4, 3, 2)
+    rows = pd.DataFrame(ablation._rows(dict.fromkeys(CLASSES, values), [(0, 1)], {}, 0))
+    assert rows["p_value"].dropna().tolist() == [as_low / 3]
 
 
 def test_resampling_one_prompt_is_its_mean(llama):

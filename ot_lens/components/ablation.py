@@ -25,6 +25,8 @@ from ot_lens.statistics.intervals import null_band
 
 MODES = ("mean", "resample")
 UNEDITED, CHOSEN, RANDOM = "unedited", "chosen", "random"
+# Relative to the largest value: random sets of the same heads tie, although their rows round otherwise.
+TIED = 1e-5
 SINGLE_PASS, HOOKS = "single_pass", "hooks"
 # Each with its unit and its least value.
 MEASURES = (("refusal_score", "nats", -np.inf), ("kl", "nats", 0.0))
@@ -296,7 +298,8 @@ def _rows(
                 if name == CHOSEN:
                     row |= null_band(torch.from_numpy(null))
                 if name == CHOSEN and (measure, label) == TESTED:
-                    row["p_value"] = (1 + int((null <= change.value).sum())) / (1 + len(null))
+                    as_low = null <= change.value + TIED * np.abs(values).max()
+                    row["p_value"] = (1 + int(as_low.sum())) / (1 + len(null))
                 yield row
 
 
