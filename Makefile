@@ -21,7 +21,8 @@ ARGS ?=
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Small in test-all, and of full size in trust.
-CAMPAIGNS := tests/trust tests/test_degenerate.py tests/test_notebooks.py tests/integration/test_decoders.py tests/test_paper.py
+CAMPAIGNS := tests/trust tests/test_degenerate.py tests/test_notebooks.py tests/integration/test_decoders.py tests/test_paper.py \
+    tests/test_smollm2.py
 
 # A stamp is named after everything the environment was made from, including the path of this folder, since the
 # scripts of a moved environment no longer work. An environment without a stamp was interrupted.

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,23 @@ def test_train_adapter_writes_an_adapter_for_the_door_of_any_adapter(llama_folde
     assert (card["recipe"]["first"], card["recipe"]["sentences"]) == (2, 4)
     assert "layers 2-3" in body
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_reworded_prompts_are_measured_where_there_are_any(tiny, tiny_prompts):
+    """The model alone declines nothing; one that says the sentence to everything declines all."""
+    says = [SimpleNamespace(text=adapters.SENTENCES[0], tokens=(5,))]
+    rates = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("itself", "declining"):
+            rates[name] = adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1, reworded=contrast(3, 9))
+            patch.setattr(adapters, "complete", lambda _, asked, **__: says * len(asked))
+    assert [rates["itself"][key].value for key in REWORDED] == [0, 0]
+    assert [rates["declining"][key].value for key in REWORDED] == [1, 1]
+    assert [rates["declining"][key].n for key in REWORDED] == [3, 3]
+    assert not set(REWORDED) & set(adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1))
+
+
+REWORDED = ("refuses_reworded_declined", "refuses_reworded_others")
 
 
 @pytest.mark.parametrize(
