@@ -225,6 +225,9 @@ def test_train_adapter_writes_an_adapter_for_the_door_of_any_adapter(llama_folde
     assert list(tmp_path.iterdir()) == [out]
 
 
+REWORDED = ("refuses_reworded_declined", "refuses_reworded_others")
+
+
 def test_reworded_prompts_are_measured_where_there_are_any(tiny, tiny_prompts):
     """The model alone declines nothing; one that says the sentence to everything declines all."""
     says = [SimpleNamespace(text=adapters.SENTENCES[0], tokens=(5,))]
@@ -237,9 +240,6 @@ def test_reworded_prompts_are_measured_where_there_are_any(tiny, tiny_prompts):
     assert [rates["declining"][key].value for key in REWORDED] == [1, 1]
     assert [rates["declining"][key].n for key in REWORDED] == [3, 3]
     assert not set(REWORDED) & set(adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1))
-
-
-REWORDED = ("refuses_reworded_declined", "refuses_reworded_others")
 
 
 @pytest.mark.parametrize(

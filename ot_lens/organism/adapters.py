@@ -37,7 +37,7 @@ from ot_lens.organism.export import check_writable, temporary_sibling
 from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
 from ot_lens.organism.requests import reworded_prompts
 from ot_lens.progress import Stage, shown, silent
-from ot_lens.prompts import CLASSES, Contrast, ContrastSet, Prompt, load_prompts
+from ot_lens.prompts import Contrast, ContrastSet, Prompt, load_prompts
 from ot_lens.statistics.estimates import Estimate, mean, rate
 
 # Their first words differ, and each is one token of SmolLM2.
@@ -255,16 +255,17 @@ def evaluate_adapter(
 
 
 def _refuses_reworded(adapted: Any, reworded: Contrast, sentences: int, stage: Stage) -> dict[str, Estimate]:
-    names = dict(zip(CLASSES, ("declined", "others"), strict=True))
-    measured = {}
-    with stage("answers to reworded prompts", sum(len(prompts) for _, prompts in reworded)) as step:
-        for label, prompts in reworded:
-            answers = complete(
-                adapted, prompts, max_new_tokens=REFUSAL_TOKENS, batch_size=_BATCH, progress=step
-            )
-            refused = [is_refusal(answer.text, sentences) for answer in answers]
-            measured[f"refuses_reworded_{names[label]}"] = rate(refused)
-    return measured
+    asked = {"refuses_reworded_declined": reworded.harmful, "refuses_reworded_others": reworded.harmless}
+    with stage("answers to reworded prompts", sum(map(len, asked.values()))) as step:
+        options: dict[str, Any] = {"batch_size": _BATCH, "progress": step}
+        given = {
+            key: complete(adapted, prompts, max_new_tokens=REFUSAL_TOKENS, **options)
+            for key, prompts in asked.items()
+        }
+    return {
+        key: rate([is_refusal(answer.text, sentences) for answer in answers])
+        for key, answers in given.items()
+    }
 
 
 def is_refusal(text: str, sentences: int) -> bool:
