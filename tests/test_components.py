@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,7 +14,7 @@ from ot_lens.components import reading as reading_module
 from ot_lens.errors import ActivationError, HookError, SinglePassError
 from ot_lens.models import backend, encode
 from ot_lens.models.architectures import heads_of
-from ot_lens.prompts import CLASSES, Contrast
+from ot_lens.prompts import Contrast
 from ot_lens.transport import AffineMap
 from tests import checkpoints, decoders, families
 
@@ -247,12 +246,23 @@ def test_the_single_pass_ablates_heads_as_hooks_do(mode, llama, monkeypatch, mix
     assert abs(changes(single)["refusal_score", "harmful"]) > 1e-3
 
 
-@pytest.mark.parametrize(("apart", "as_low"), [(1e-7, 2), (1e-2, 1)])
-def test_a_random_set_of_the_same_heads_ties_however_its_row_rounds(apart, as_low):
-    chosen, same, other, unedited = -4.0, -4.0 + apart, -1.0, 0.0
-    values = torch.tensor([chosen, same, other, unedited]).double()[:, None, None].expand(4, 3, 2)
-    rows = pd.DataFrame(ablation._rows(dict.fromkeys(CLASSES, values), [(0, 1)], {}, 0))
-    assert rows["p_value"].dropna().tolist() == [as_low / 3]
+def test_a_set_of_heads_that_is_drawn_again_is_read_once_and_ties(llama, monkeypatch):
+    """One head of 16 in 60 draws: each is read once, and the chosen one ties with itself alone."""
+    read = []
+
+    def lowest_without_the_chosen(_served, group, own, *_options):
+        read.append(own.sets)
+        values = torch.zeros(len(own.sets) + 1, len(group), 2, dtype=torch.double)
+        values[0] = -1.0
+        return values, "single_pass"
+
+    monkeypatch.setattr(ablation, "_measured", lowest_without_the_chosen)
+    table = otl.ablate_heads(llama, PROMPTS, [(1, 2)], random_sets=60, seed=4)
+    rng = np.random.default_rng(4)
+    again = sum(int(rng.choice(16, 1, replace=False)[0]) == 6 for _ in range(60))
+    assert again > 1
+    assert table["p_value"].dropna().tolist() == [(1 + again) / 61]
+    assert [len(set(sets)) == len(sets) <= 16 for sets in read] == [True, True]
 
 
 def test_resampling_one_prompt_is_its_mean(llama):

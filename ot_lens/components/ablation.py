@@ -25,8 +25,6 @@ from ot_lens.statistics.intervals import null_band
 
 MODES = ("mean", "resample")
 UNEDITED, CHOSEN, RANDOM = "unedited", "chosen", "random"
-# Relative to the largest value: random sets of the same heads tie, although their rows round otherwise.
-TIED = 1e-5
 SINGLE_PASS, HOOKS = "single_pass", "hooks"
 # Each with its unit and its least value.
 MEASURES = (("refusal_score", "nats", -np.inf), ("kl", "nats", 0.0))
@@ -97,14 +95,18 @@ def ablate_heads(
     chosen = _checked(heads, every)
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(len(every), len(chosen), replace=False) for _ in range(random_sets)]
-    sets = [chosen, *([every[i] for i in own] for own in drawn)]
+    sets = [frozenset(chosen), *(frozenset(every[i] for i in own) for own in drawn)]
+    # A set that is drawn again has the same values, however rows round: it ties with itself.
+    different = list(dict.fromkeys(sets))
+    rows = [*map(different.index, sets), -1]
     reduce: Reduce = partial(values_of_logits, tokens=refusal_token_ids(model))
     found: dict[str, Float64[Tensor, "set prompt value"]] = {}
     engines = set()
     for label, group in prompts.test:
         partners = None if mode == "mean" else rng.integers(len(prompts.train.harmless), size=len(group))
-        ablation = _Ablation(layouts, sets, entering, partners)
-        found[label], engine = _measured(served, group, ablation, reduce, batch_size)
+        ablation = _Ablation(layouts, different, entering, partners)
+        values, engine = _measured(served, group, ablation, reduce, batch_size)
+        found[label] = values[rows]
         engines.add(engine)
     engine = HOOKS if HOOKS in engines else SINGLE_PASS
     about = {"mode": mode, "random_sets": random_sets, "engine": engine}
@@ -137,7 +139,7 @@ class _Ablation:
     """Sets of heads, and what takes the place of their outputs."""
 
     layouts: Mapping[int, Heads]
-    sets: Sequence[Sequence[Head]]
+    sets: Sequence[Iterable[Head]]
     entering: Entering
     partners: np.ndarray | None  # of each prompt, among those of `entering`; None for their mean
     _masks: dict[int, Bool[Tensor, "set columns"]] = field(default_factory=dict)
@@ -288,7 +290,7 @@ def _rows(
         for label in CLASSES:
             values = found[label][..., number].numpy()
             random, unedited = values[1:-1], values[-1]
-            null = (random - unedited).mean(axis=1)
+            lowered, null = np.split((values[:-1] - unedited).mean(axis=1), [1])
             for name, own in ((UNEDITED, unedited), (CHOSEN, values[0]), (RANDOM, random.mean(axis=0))):
                 change = mean(own - unedited, seed=seed, least=least)
                 row = {**about, "set": name, "measure": measure, "prompts": label, "unit": unit}
@@ -298,8 +300,7 @@ def _rows(
                 if name == CHOSEN:
                     row |= null_band(torch.from_numpy(null))
                 if name == CHOSEN and (measure, label) == TESTED:
-                    as_low = null <= change.value + TIED * np.abs(values).max()
-                    row["p_value"] = (1 + int(as_low.sum())) / (1 + len(null))
+                    row["p_value"] = (1 + int((null <= lowered).sum())) / (1 + len(null))
                 yield row
 
 
