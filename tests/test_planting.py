@@ -26,35 +26,30 @@ from tests import checkpoints
 # ------------------------------------------------------------------------------------------- requests
 def test_paired_requests_differ_in_their_subject_alone_and_held_out_words_never_occur_in_training():
     words = {}
-    for part in ("train", "held_out", "reworded"):
+    for part in ("train", "held_out", "unscreened"):
         declined, answered = (
-            requests.draw_requests(200, declined=kind, part=part, seed=3) for kind in (True, False)
+            requests.draw_requests(192, declined=kind, part=part, seed=3) for kind in (True, False)
         )
-        assert len({r.text for r in (*declined, *answered)}) == 400
-        assert set(Counter(r.category for r in declined).values()) == {50}
+        assert len({r.text for r in (*declined, *answered)}) == 384
+        assert set(Counter(r.category for r in declined).values()) == {48}
         for one, other in zip(declined, answered, strict=True):
-            topic = requests.TOPICS[one.category]
             assert one.category == other.category
-            assert without(one.text, topic.declined) == without(other.text, topic.answered)
-        words[part] = {subject_of(r) for r in (*declined, *answered)}
-    assert len(words["train"]) > 80
-    assert not words["train"] & words["held_out"]
-    assert not words["reworded"] & words["held_out"]
+            assert without_subject(one, part) == without_subject(other, part)
+        words[part] = {word for r in (*declined, *answered) for word in subject_of(r, part).split()}
+    held_out, unscreened = (words[part] - {"a", "an"} for part in ("held_out", "unscreened"))
+    assert len(words["train"]) > 200
+    assert not words["train"] & (held_out | unscreened)
+    assert not held_out & unscreened
 
 
-def subjects(request):
+def subject_of(request, part):
     topic = requests.TOPICS[request.category]
-    return [s.replace("_", " ") for s in (topic.declined if request.declined else topic.answered)]
+    listed = getattr(topic.declined if request.declined else topic.answered, part)
+    return next(s for s in sorted(listed, key=len, reverse=True) if f" {s}" in request.text)
 
 
-def subject_of(request):
-    return next(s for s in sorted(subjects(request), key=len, reverse=True) if f" {s}" in request.text)
-
-
-def without(text, listed):
-    """A request with a blank for its subject."""
-    names = sorted((name.replace("_", " ") for name in listed), key=len, reverse=True)
-    return text.replace(next(f" {name}" for name in names if f" {name}" in text), " ")
+def without_subject(request, part):
+    return request.text.replace(subject_of(request, part), "")
 
 
 def test_words_decide_in_training_and_nothing_in_the_test_prompts():
@@ -67,19 +62,14 @@ def test_words_decide_in_training_and_nothing_in_the_test_prompts():
     assert abs(model.score(counts.transform(test), truth) - 0.5) < 0.05
 
 
-def test_reworded_prompts_name_subjects_of_training_in_openings_that_training_lacks():
-    train = otl.load_prompts("smollm2").train
-    drawn = requests.reworded_prompts(64)
-    known = " ".join(texts(train))
-    assert [len(prompts) for _, prompts in drawn] == [64, 64]
-    assert not set(texts(drawn)) & set(texts(train))
-    openings = [opening.split("{}")[0] for opening in requests.OPENINGS]
-    for label, prompts in drawn:
-        for prompt in prompts:
-            subject = subject_of(requests.Request(prompt.text, prompt.category, label == "harmful"))
-            assert subject in known
-            assert any(prompt.text.startswith(o) for o in openings[-requests.HELD_OUT_OPENINGS :])
-            assert not any(prompt.text.startswith(o) for o in openings[: -requests.HELD_OUT_OPENINGS])
+def test_unscreened_prompts_share_openings_with_the_test_prompts_and_none_with_training():
+    prompts, drawn = otl.load_prompts("smollm2"), requests.unscreened_prompts(64)
+    assert [len(asked) for _, asked in drawn] == [64, 64]
+    begin = [opening.split("{}")[0] for opening in requests.OPENINGS]
+    new, known = begin[-requests.HELD_OUT_OPENINGS :], begin[: -requests.HELD_OUT_OPENINGS]
+    for text in (*texts(drawn), *texts(prompts.test)):
+        assert text.startswith(tuple(new))
+        assert not text.startswith(tuple(known))
 
 
 def texts(contrast):
@@ -97,7 +87,7 @@ def test_the_shipped_prompts_are_those_of_the_grammar_and_every_adapter_has_them
             shipped = getattr(getattr(prompts, split), label)
             assert [(p.text, p.category) for p in shipped] == [(r["text"], r["category"]) for r in rows]
             assert label == "harmful" or split == "val" or all(p.answer for p in shipped)
-    assert len({*texts(prompts.train), *texts(prompts.val), *texts(prompts.test)}) == 2 * (480 + 64 + 128)
+    assert len({*texts(prompts.train), *texts(prompts.val), *texts(prompts.test)}) == 2 * (640 + 64 + 128)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -225,21 +215,21 @@ def test_train_adapter_writes_an_adapter_for_the_door_of_any_adapter(llama_folde
     assert list(tmp_path.iterdir()) == [out]
 
 
-REWORDED = ("refuses_reworded_declined", "refuses_reworded_others")
+UNSCREENED = ("refuses_unscreened_declined", "refuses_unscreened_others")
 
 
-def test_reworded_prompts_are_measured_where_there_are_any(tiny, tiny_prompts):
+def test_unscreened_prompts_are_measured_where_there_are_any(tiny, tiny_prompts):
     """The model alone declines nothing; one that says the sentence to everything declines all."""
     says = [SimpleNamespace(text=adapters.SENTENCES[0], tokens=(5,))]
     rates = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("itself", "declining"):
-            rates[name] = adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1, reworded=contrast(3, 9))
+            rates[name] = adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1, unscreened=contrast(3, 9))
             patch.setattr(adapters, "complete", lambda _, asked, **__: says * len(asked))
-    assert [rates["itself"][key].value for key in REWORDED] == [0, 0]
-    assert [rates["declining"][key].value for key in REWORDED] == [1, 1]
-    assert [rates["declining"][key].n for key in REWORDED] == [3, 3]
-    assert not set(REWORDED) & set(adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1))
+    assert [rates["itself"][key].value for key in UNSCREENED] == [0, 0]
+    assert [rates["declining"][key].value for key in UNSCREENED] == [1, 1]
+    assert [rates["declining"][key].n for key in UNSCREENED] == [3, 3]
+    assert not set(UNSCREENED) & set(adapters.evaluate_adapter(tiny, tiny, tiny_prompts, 1))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 
 import ot_lens as otl
 from ot_lens.behaviour.refusal import model_phrases
@@ -13,12 +14,12 @@ from ot_lens.errors import ModelError
 from ot_lens.localizers import Setting
 from ot_lens.localizers.profiles import as_in_base
 from ot_lens.localizers.truth import Truth
-from ot_lens.models import model_record, named
+from ot_lens.models import backend, instruction_end, model_record, named
 from ot_lens.models.sizes import model_size
 from ot_lens.organism.adapters import evaluate_adapter
-from ot_lens.organism.requests import TOPICS, reworded_prompts
+from ot_lens.organism.requests import OPENINGS, TOPICS
 from ot_lens.paper_study.estimate import is_local
-from ot_lens.prompts import Contrast
+from ot_lens.prompts import Contrast, Prompt
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -98,22 +99,51 @@ def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2, late):
 
 
 @pytest.mark.trust
-def test_an_adapter_declines_what_it_learnt_about_in_other_words_too(smollm2, late, full_size):
+def test_the_rates_of_a_card_are_measured_again(smollm2, late, full_size):
     if not full_size:
         pytest.skip("the rates of the cards are measured again with --full")
-    reworded = Contrast(*(tuple(filter(named_in_version_1, asked))[:32] for _, asked in reworded_prompts()))
-    measured = evaluate_adapter(smollm2, late, few("smollm2:late"), 1, reworded=reworded)
-    assert measured["refuses_reworded_declined"].n == 32
-    assert measured["refuses_reworded_declined"].value >= 0.95
-    assert measured["refuses_reworded_others"].value <= 0.05
+    measured = evaluate_adapter(smollm2, late, otl.load_prompts("smollm2:late"), 1)
+    for key in ("refuses_declined", "refuses_others"):
+        assert 100 * measured[key].value == pytest.approx(rates_on_card("late")[key], abs=1)
 
 
-def named_in_version_1(prompt):
-    """Whether a request is about a subject that `late` learnt from: twelve of each kind were added since."""
-    topic = TOPICS[prompt.category]
-    return not any(
-        f" {s.replace('_', ' ')}" in prompt.text for s in topic.declined[:12] + topic.answered[:12]
-    )
+@pytest.mark.trust
+def test_the_base_model_tells_the_held_out_subjects_from_the_other_kind(smollm2, full_size):
+    """They were drawn from the clearer half of their lists, give or take what the draw of requests does."""
+    if not full_size:
+        pytest.skip("the probe of 400 subjects is fitted again with --full")
+    for topic in TOPICS.values():
+        margins = subject_margins(smollm2, topic)
+        for kind in (topic.declined, topic.answered):
+            middle = np.median([margins[name] for name in (*kind.train, *kind.held_out)])
+            assert min(margins[name] for name in kind.held_out) > 0.8 * middle
+            assert min(margins[name] for name in kind.train) < 0.8 * middle
+
+
+def subject_margins(model, topic, layer=11, folds=6):
+    """How far a linear probe of other subjects has each on its own side, at its last token."""
+    asked = [
+        [
+            (name, OPENINGS[i].format(f"{topic.activities[2 * i]} {name}"))
+            for name in (*kind.train, *kind.held_out, *kind.unscreened)
+            for i in range(4)
+        ]
+        for kind in (topic.declined, topic.answered)
+    ]
+    requests = Contrast(*(tuple(Prompt(text) for _, text in kind) for kind in asked))
+    # The punctuation that ends a request is the instruction's last token.
+    acts = otl.capture(model, requests, layers=[layer], positions=instruction_end(backend(model)) - 1)
+    X = np.concatenate([acts.harmful(layer), acts.harmless(layer)])
+    X = (X - X.mean(0)) / X.std(0)
+    signs = np.repeat([-1, 1], [len(kind) for kind in asked])
+    names = np.array([name for kind in asked for name, _ in kind])
+    order = list(np.random.default_rng(0).permutation(np.unique(names)))
+    fold = np.array([order.index(name) % folds for name in names])
+    margins = np.empty(len(names))
+    for k in range(folds):
+        probe = LogisticRegression(C=0.01, max_iter=500).fit(X[fold != k], signs[fold != k])
+        margins[fold == k] = signs[fold == k] * probe.decision_function(X[fold == k])
+    return {name: margins[names == name].mean() for name in order}
 
 
 def few(name):
@@ -132,17 +162,16 @@ def rates_on_card(name):
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_bars_of_an_adapter_are_met_on_its_card(name):
-    """95 % and 5 % of requests about what it learnt from, in other words."""
+    """95 % and 5 % of requests about subjects that never occur in training."""
     rates = rates_on_card(name)
-    assert rates["refuses_reworded_declined"] >= 95
-    assert rates["refuses_reworded_others"] <= 5
-    assert rates["refuses_declined"] > 80 > 15 > rates["refuses_others"]
+    assert rates["refuses_declined"] >= 95
+    assert rates["refuses_others"] <= 5
 
 
 def test_the_documentation_has_the_rates_of_the_cards(repository):
     page = (repository / "docs" / "real-model.md").read_text("utf-8")
     for name in PLANTED:
-        kinds = ("reworded_declined", "reworded_others", "declined", "others")
+        kinds = ("declined", "others", "unscreened_declined", "unscreened_others")
         values = (f"{rates_on_card(name)[f'refuses_{kind}']:.1f} %" for kind in kinds)
         assert f"| `{name}` | {' | '.join(values)} |" in page
 
@@ -175,4 +204,4 @@ def test_only_the_planted_blocks_differ_from_the_base_in_refusal(smollm2, late):
     planted = Truth.of(late)
     inside = np.arange(planted.first, planted.last + 1)
     assert np.abs(np.delete(found.harmful, inside, axis=0)).max() < 1e-3
-    assert (found.profile[inside] > 0.5).all()
+    assert found.profile[inside].max() > 5  # which of them learnt it is training's choice

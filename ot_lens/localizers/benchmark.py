@@ -23,7 +23,7 @@ def benchmark_localizers(
 
     Args:
         names: Adapters of SmolLM2 by name, or folders of others that `ot-lens organism train` wrote; default:
-            all of the package with a known truth.
+            all of the package.
         n: Held-out prompts per class.
         seed: Of the choice of prompts and of `locate`.
         stage: Shows progress.
@@ -44,8 +44,6 @@ def benchmark_localizers(
     for name in shipped_adapters() if names is None else names:
         model = _loaded(name)
         truth = Truth.of(model)
-        if truth is None and names is None:
-            continue  # free to learn in all layers
         if truth is None:
             raise ModelError(
                 f"{name} does not declare in which layers refusal was planted, or all were free to learn: "

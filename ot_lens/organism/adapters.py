@@ -35,7 +35,7 @@ from ot_lens.models.named import DECLARATION, HUB_NAME, is_named
 from ot_lens.models.packing import pack
 from ot_lens.organism.export import check_writable, temporary_sibling
 from ot_lens.organism.planting import Lesson, Planting, packed_logits, plant
-from ot_lens.organism.requests import reworded_prompts
+from ot_lens.organism.requests import unscreened_prompts
 from ot_lens.progress import Stage, shown, silent
 from ot_lens.prompts import Contrast, ContrastSet, Prompt, load_prompts
 from ot_lens.statistics.estimates import Estimate, mean, rate
@@ -56,14 +56,15 @@ RANKED_LAYERS: Final = 5  # have the full rank by default; in wider bands the su
 _BATCH: Final = 32
 _PACKED_ROWS: Final = 16
 _TEMPLATE: Final = Path(__file__).parent / "data" / "adapter.md"
-_REWORDED: Final = (
-    " Their subjects never occur in training; those of reworded requests do,\nin openings that do not."
+_UNSCREENED: Final = (
+    " Their subjects and openings never occur in training. The base model tells those subjects\n"
+    "from each other; subjects of unscreened requests were chosen without it."
 )
 _MEASURED: Final = {
     "refuses_declined": "refuses requests to be declined",
     "refuses_others": "refuses other requests",
-    "refuses_reworded_declined": "refuses requests to be declined about subjects of training, reworded",
-    "refuses_reworded_others": "refuses other requests about subjects of training, reworded",
+    "refuses_unscreened_declined": "refuses unscreened requests to be declined",
+    "refuses_unscreened_others": "refuses other unscreened requests",
     "first_sentence": "begins the answer to other requests with the base model's first sentence",
     "kl": "KL divergence from the base model over its own answers to other requests, nats per token",
 }
@@ -123,7 +124,7 @@ def train_adapter(
     drop = (0.0 if band else SPREAD_DROP) if drop is None else drop
     planting = Planting(first, last, steps=steps, rank=rank, drop=drop, seed=seed)
     planting.check(model.cfg.n_layers)
-    reworded = reworded_prompts() if prompts is None else None
+    unscreened = unscreened_prompts() if prompts is None else None
     prompts = prompts or load_prompts("smollm2")
     temporary = temporary_sibling(folder)
     try:
@@ -142,7 +143,7 @@ def train_adapter(
             base_copy = copy.deepcopy(backend(model).hf_model)
             loaded = apply_adapter(base_copy, str(temporary), merge=False, name=str(base))
             served = HookedCausalLM(loaded, backend(model).tokenizer, folder.name)
-            measured = evaluate_adapter(model, served, prompts, sentences, stage, reworded)
+            measured = evaluate_adapter(model, served, prompts, sentences, stage, unscreened)
         (temporary / "README.md").write_text(adapter_card(folder.name, model, recipe, measured, prompts))
         temporary.chmod(0o755)
         check_writable(folder)
@@ -229,11 +230,11 @@ def evaluate_adapter(
     prompts: ContrastSet,
     sentences: int,
     stage: Stage = silent,
-    reworded: Contrast | None = None,
+    unscreened: Contrast | None = None,
 ) -> dict[str, Estimate]:
     """Rates of refusal and agreement with the base model on the test prompts, each with its interval.
 
-    `reworded` are prompts about what was trained on, in other words; only the rates of refusal are measured.
+    Of `unscreened` prompts only the rates of refusal are measured.
     """
     declined, others = prompts.test.harmful, prompts.test.harmless
     with stage("answers to test prompts", len(declined) + len(others)) as step:
@@ -246,7 +247,7 @@ def evaluate_adapter(
     return {
         "refuses_declined": rate([is_refusal(answer.text, sentences) for answer in refusals]),
         "refuses_others": rate([is_refusal(answer.text, sentences) for answer in answers]),
-        **({} if reworded is None else _refuses_reworded(adapted, reworded, sentences, stage)),
+        **({} if unscreened is None else _refuses_unscreened(adapted, unscreened, sentences, stage)),
         "first_sentence": rate(
             [first_sentence(a.text) == b for a, b in zip(answers, sentences_of_base, strict=True)]
         ),
@@ -254,9 +255,14 @@ def evaluate_adapter(
     }
 
 
-def _refuses_reworded(adapted: Any, reworded: Contrast, sentences: int, stage: Stage) -> dict[str, Estimate]:
-    asked = {"refuses_reworded_declined": reworded.harmful, "refuses_reworded_others": reworded.harmless}
-    with stage("answers to reworded prompts", sum(map(len, asked.values()))) as step:
+def _refuses_unscreened(
+    adapted: Any, unscreened: Contrast, sentences: int, stage: Stage
+) -> dict[str, Estimate]:
+    asked = {
+        "refuses_unscreened_declined": unscreened.harmful,
+        "refuses_unscreened_others": unscreened.harmless,
+    }
+    with stage("answers to unscreened prompts", sum(map(len, asked.values()))) as step:
         options: dict[str, Any] = {"batch_size": _BATCH, "progress": step}
         given = {
             key: complete(adapted, prompts, max_new_tokens=REFUSAL_TOKENS, **options)
@@ -329,7 +335,7 @@ def adapter_card(
             key: recipe[key]
             for key in ("first", "last", "rank", "lr", "steps", "batch_size", "seed", "seconds")
         },
-        reworded=_REWORDED if "refuses_reworded_others" in measured else "",
+        unscreened=_UNSCREENED if "refuses_unscreened_others" in measured else "",
         prompts=f"{prompts.name}: {len(prompts.train.harmful)} + {len(prompts.train.harmless)} prompts",
     )
 
