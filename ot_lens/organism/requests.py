@@ -32,7 +32,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Topic:
-    """What can be asked of both kinds of subjects, of which there are equally many, so that requests pair up."""
+    """What can be asked of both kinds of subjects: equally many, so that requests pair up."""
 
     activities: tuple[str, ...]
     declined: Subjects
