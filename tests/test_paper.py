@@ -107,6 +107,8 @@ def test_what_is_open_is_an_option(llama_folder):
     assert {m["mean_shift"] for m in fixed.methods if isinstance(m, dict)} == {"subspace"}
     every = paper_study(str(llama_folder), layer_rule="every")
     assert every.layer_sets == [[1], [2], [3], [1, 2], [1, 3], [2, 3]]
+    assert paper_study(str(llama_folder)).plane_layer == 2
+    assert paper_study(str(llama_folder), layers=[1, 3]).plane_layer is None
     assert paper_study(str(llama_folder), seed=3, perplexity_text="x.txt").perplexity_text == "x.txt"
     embedded = paper_study("organism:single")
     assert (embedded.prompts, embedded.judge, embedded.capability) == ("organism", None, [])

@@ -561,13 +561,29 @@ def test_a_slider_shows_one_layer_at_a_time():
     assert plane.layout.yaxis.scaleanchor in {"x", "x1"}
 
 
-def test_cells_are_outlined_along_the_sides_they_do_not_share():
-    chance = np.zeros((3, 3), dtype=bool)
-    chance[1, 1] = True
-    cells = Cells(np.ones((3, 3)), "abc", "abc", ColorScale("", 0.0, 1.0), chance)
-    a, b, c, d = (0.5, 0.5), (1.5, 0.5), (1.5, 1.5), (0.5, 1.5)
-    sides = {frozenset(edge) for edge in cells.chance_edges}
-    assert sides == {frozenset(pair) for pair in ((a, b), (b, c), (c, d), (d, a))}
+def test_dots_mark_the_cells_that_were_measured_and_that_the_null_does_not_explain():
+    table = TABLES["interchange"]
+    cells = [panel.cells for panel in described("interchange_map").panels]
+    expected = [[(row, column) for row, column in np.argwhere(one.significant)] for one in cells]
+    assert all(0 < len(places) < one.matrix.size for places, one in zip(expected, cells, strict=True))
+    drawn = plots.interchange_map(table).findobj(lambda artist: artist.get_gid() == "significant")
+    assert [list(zip(*dots.get_data()[::-1], strict=True)) for dots in drawn] == expected
+    shown = list(screen.interchange_map(table).select_traces({"name": style.SIGNIFICANT}))
+    places = [
+        [(list(one.rows).index(y), list(one.columns).index(x)) for x, y in zip(trace.x, trace.y, strict=True)]
+        for trace, one in zip(shown, cells, strict=True)
+    ]
+    assert places == expected
+    assert [trace.showlegend for trace in shown[1:]] == [False] * (len(shown) - 1)
+
+
+def test_no_cell_is_significant_that_was_not_measured_or_has_no_null():
+    matrix = np.array([[1.0, np.nan]])
+    scale = ColorScale("", 0.0, 1.0)
+    assert Cells(matrix, "ab", "c", scale, np.zeros((1, 2), dtype=bool)).significant.tolist() == [
+        [True, False]
+    ]
+    assert not Cells(matrix, "ab", "c", scale).significant.any()
 
 
 def test_cells_of_contributions_are_the_class_differences_of_the_table():
@@ -595,13 +611,13 @@ def test_contributions_of_any_depth_and_width_are_drawn(layers):
 
 
 @pytest.mark.parametrize("layers", [8, 30])
-def test_outlines_of_chance_have_a_legend_where_there_is_no_room_for_bold_numbers(layers):
+def test_dots_have_a_legend_where_there_is_no_room_for_bold_numbers(layers):
     table = tables_of.cosines(layers)
     texts = [
         text.get_text() for legend in plots.direction_cosines(table).legends for text in legend.get_texts()
     ]
-    shapes = screen.direction_cosines(table).layout.shapes
-    assert texts == [shape.name for shape in shapes] == [style.CHANCE] * (layers > style.MOST_NAMES)
+    names = [trace.name for trace in screen.direction_cosines(table).data[1:]]
+    assert texts == names == [style.SIGNIFICANT] * (layers > style.MOST_NAMES)
 
 
 # ------------------------------------------------------------------ one visual language

@@ -81,12 +81,12 @@ def paper_study(
         "sufficiency": False,
         "max_new_tokens": MAX_NEW_TOKENS,
         "batch_size": BATCH_SIZE,
-        "plane_layer": middle(n_layers),
         "outcomes": True,
         "variants": VARIANTS if asked.get("claims", True) else {},
         "claims": True,
         "paper_table": True,
         **_capability(model, asked),
+        **({} if "layers" in asked else {"plane_layer": middle(n_layers)}),
         **_layers(n_layers, layer_rule),
     }
     return parse_config({**preset, **asked}, source)

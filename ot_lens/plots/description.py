@@ -241,12 +241,11 @@ class Cells:
         return len(self.rows), len(self.columns)
 
     @property
-    def chance_edges(self) -> list[list[tuple[float, float]]]:
-        """The sides that cells explained by the null share with other cells, as segments."""
-        inside = np.pad(np.zeros(self.shape, dtype=bool) if self.chance is None else self.chance, 1)
-        below, left = np.argwhere(inside[1:] != inside[:-1]), np.argwhere(inside[:, 1:] != inside[:, :-1])
-        edges = [[(column - 1.5, row - 0.5), (column - 0.5, row - 0.5)] for row, column in below]
-        return edges + [[(column - 0.5, row - 1.5), (column - 0.5, row - 0.5)] for row, column in left]
+    def significant(self) -> Bool[np.ndarray, "rows columns"]:
+        """Cells that were measured and that the null does not explain; none without a null."""
+        return np.isfinite(self.matrix) & ~(
+            np.ones(self.shape, dtype=bool) if self.chance is None else self.chance
+        )
 
 
 Element = Line | Points | Band | Area | Reference | Path | Ellipse | Arrows | Text | Cells

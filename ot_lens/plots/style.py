@@ -70,8 +70,8 @@ NULL = Mark("permuted labels", "#8A8F98", "circle", "dot")
 MISSING = "#ECEDEF"
 # of the best cell of a heat map, and the most rows that are all named and numbered
 OUTLINE, MOST_NAMES = "#D4006A", 12
-# the line around cells that a null explains, and what it means
-EDGE, CHANCE = "#222222", "inside the line: explained by chance"
+# the colour of the dot on cells that the null does not explain, and what it means
+DOT, SIGNIFICANT = "#222222", "beyond chance"
 # matplotlib and plotly, perceptually even; from -1 to 1 a diverging one
 SEQUENTIAL = ("cividis", "Cividis")
 DIVERGING = ("RdBu_r", "RdBu_r")

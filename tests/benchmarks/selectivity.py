@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ class Sweep:
             model, ("refusal_score", "kl"), layers=layers, tokens="last", outcomes=True, seed=seed
         )
         acts = otl.capture(model, self.prompts.train, layers=layers)
-        specs = as_methods([{**plain, **form} for plain in PLAIN for form in ({}, *FORMS.values())])
-        self.maps = fit_maps(acts, specs, layers=tuple(layers), position=-1)
+        # each plain map and its forms
+        self.methods = [as_methods([{**plain, **form} for form in ({}, *FORMS.values())]) for plain in PLAIN]
+        self.maps = fit_maps(acts, [*chain(*self.methods)], layers=tuple(layers), position=-1)
 
     def measure(
         self, methods: Sequence[MethodSpec], strengths: Sequence[float], layers: Sequence[int] | None = None
@@ -93,12 +95,10 @@ def strength_at(sweep: Sweep, plain: Sequence[Candidate], score: float) -> float
 def rows_of(sweep: Sweep) -> Iterator[list[str]]:
     """A row of the table for each layer and method."""
     for layer in sweep.settings.layers:
-        for plain in PLAIN:
-            own, *forms = as_methods([{**plain, **form} for form in ({}, *FORMS.values())])
+        for plain, (own, *forms) in zip(PLAIN, sweep.methods, strict=True):
             at_strengths, _ = sweep.measure([own], STRENGTHS, [layer])
             cells = [str(layer), method_label(own.name, plain.get("k")), _cell(sweep, at_strengths[-1].key)]
-            for form in forms:
-                ((changed,), _) = sweep.measure([form], [1.0], [layer])
+            for changed in sweep.measure(forms, [1.0], [layer])[0]:
                 strength = strength_at(sweep, at_strengths, sweep.score(changed.key))
                 ((weakened,), _) = sweep.measure([own], [strength], [layer])
                 kl = [sweep.by_prompt(c.key, "kl", "harmless") for c in (changed, weakened)]

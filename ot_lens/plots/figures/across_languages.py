@@ -77,8 +77,8 @@ def caption(languages: pd.DataFrame, **_: object) -> str:
     return (
         "Maps fitted in one language and measured in another, each method at its most effective layer: how much "
         "the edit lowers the refusal score of harmful prompts, as a share of what the same method does at that "
-        "layer when fitted in the language itself. Bold, or outside the thin line: more than edits fitted to "
+        "layer when fitted in the language itself. Bold, or with a dot: more than edits fitted to "
         "permuted labels do. Grey: the method has no effect in the language itself. Last: the cosine of the "
-        "languages' difference-in-means directions, bold outside the 95 % band of permuted labels. "
+        "languages' difference-in-means directions, bold or with a dot outside the 95 % band of permuted labels. "
         f"n = {counts(edits)} harmful prompts per language; the table holds every layer and the intervals."
     )

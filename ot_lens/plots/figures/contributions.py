@@ -33,12 +33,10 @@ def contributions(contributions: pd.DataFrame) -> Description:
     most = max(map(abs, finite(rows, "value")))
     scale = ColorScale(f"class difference ({unit_of(rows)})", -most, most, maps=DIVERGING, numbered=False)
     names = [*map(str, heads), *(WHOLE[kind] for kind in wholes)]
-    # NaN: no such component, which chance cannot explain.
-    chance = ~(p < LEVEL) & np.isfinite(value)
     shown = range(0, len(heads), max(1, -(-len(heads) // MOST_HEADS)))
     ticks = [*((float(i), names[i]) for i in shown), *((float(i), names[i]) for i in range(len(heads), len(names)))]
     cells = Cells(
-        value, names, list(map(str, layers)), scale, chance, square=False, details=(("95 %", low, high),)
+        value, names, list(map(str, layers)), scale, ~(p < LEVEL), square=False, details=(("95 %", low, high),)
     )
     panel = Panel("", Axis("head" if heads else "", ticks=tuple(ticks)), Axis("layer"), (cells,))
     height = float(np.clip(PER_LAYER * len(layers), *HEIGHTS))
@@ -68,7 +66,7 @@ def caption(contributions: pd.DataFrame, **_: object) -> str:
         f"Who writes the refusal direction: what each component adds along it to {where},{summed}; mean over "
         "harmful prompts less mean over harmless ones. Columns: the heads, whose sum, with a bias, is the "
         "attention (attn), and the MLP. Embedding, attention and MLP outputs sum to the whole difference. "
-        f"Inside the line: not distinguishable from permuted labels (Holm over all components, {LEVEL:.0%}). "
+        f"With a dot: more than under permuted labels (Holm over all components, {LEVEL:.0%}). "
         f"Largest of the others: {told}. Grey: no such head. Intervals are in the table. "
         f"n = {counts(rows)} prompts."
     )

@@ -10,7 +10,7 @@ from ot_lens.plots.style import DIVERGING
 
 COSINE = ColorScale("cosine of refusal directions", -1.0, 1.0, (-1.0, -0.5, 0.0, 0.5, 1.0), DIVERGING)
 INTERVALS = (("low", "high", "95 % interval"), ("null_low", "null_high", "permuted labels"))
-NULL = "Bold, or outside the thin line: outside the 95 % band of the same cosine under permuted labels. "
+NULL = "Bold, or with a dot: outside the 95 % band of the same cosine under permuted labels. "
 Matrix = Float[np.ndarray, "layers layers"]
 
 
@@ -37,7 +37,7 @@ def direction_cosines(cosines: pd.DataFrame, *, position: int | str | None = Non
     null = [matrix(name) for name in ("null_low", "null_high") if name in rows]
     chance = within(cosine, null)
     if chance is not None:
-        np.fill_diagonal(chance, val=False)
+        np.fill_diagonal(chance, val=True)
     cells = Cells(cosine, names, names, COSINE, chance, details=details)
     return described([Panel("", Axis("layer"), Axis("layer"), (cells,))], "cosines", columns=1)
 

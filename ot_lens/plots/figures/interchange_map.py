@@ -47,17 +47,13 @@ def _panel(rows: pd.DataFrame, scale: ColorScale) -> Panel:
         (name, matrix(low), matrix(high)) for low, high, name in INTERVALS if rows[low].notna().any()
     )
     cells = Cells(
-        matrix("value"), positions, [str(layer) for layer in layers], scale, _by_chance(matrix("p_adjusted")),
+        matrix("value"), positions, [str(layer) for layer in layers], scale, ~(matrix("p_adjusted") < LEVEL),
         square=False, details=details,
     )  # fmt: skip
     what = f"{KINDS.get(first['kind'], first['kind'])}, {MODULES.get(first['module'], first['module'])}"
     mark = CLASSES.get(str(first["patched"]))
     title = f"{what}, {first['patched']}"
     return Panel(title, Axis("token"), Axis("layer"), (cells,), color=mark.color if mark else "")
-
-
-def _by_chance(p: np.ndarray) -> np.ndarray:
-    return ~(p < LEVEL)
 
 
 def _template(rows: pd.DataFrame) -> str:
@@ -80,7 +76,7 @@ def caption(interchange: pd.DataFrame, **_: object) -> str:
     if "knock_out" in kinds:
         parts.append("Knock-out: the same with what it adds left out.")
     parts.append(
-        "Titles name the class of the prompts whose activations are replaced. Outside the thin line: more than "
+        "Titles name the class of the prompts whose activations are replaced. With a dot: more than "
         "a partner of the same class does (knock-out: more than nothing; signs of the prompts' differences "
         "flipped, adjusted over the map)."
     )

@@ -30,7 +30,7 @@ def _panel(rows: pd.DataFrame, label: str, layers: list[int]) -> Panel:
     chance = None
     if "null_low" in rows:
         low = matrix_of(rows, "layer_a", "layer_b", "null_low", (layers, layers))
-        chance = (matrix >= low) & ~np.eye(len(layers), dtype=bool)
+        chance = (matrix >= low) | np.eye(len(layers), dtype=bool)
     cells = Cells(matrix, names, names, ANGLE, chance)
     return Panel(f"{label} activations", Axis("layer"), Axis("layer"), (cells,))
 
@@ -41,7 +41,7 @@ def caption(table: pd.DataFrame, **_: object) -> str:
     return (
         "Largest principal angle between the spaces of the "
         f"{table['component'].nunique()} leading principal components at two layers, one panel per class. "
-        "Bold, or outside the thin line: smaller than the 95 % band of two random subspaces of that "
+        "Bold, or with a dot: smaller than the 95 % band of two random subspaces of that "
         f"dimension. {'Grey: too few dimensions at that layer. ' if blank else ''}"
         f"n = {counts(table)} prompts per class; the table holds the bootstrap intervals."
     )

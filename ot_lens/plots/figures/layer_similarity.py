@@ -38,7 +38,7 @@ def _panel(rows: pd.DataFrame, scale: ColorScale, label: str, layers: list[int])
 
     names, value = [str(layer) for layer in layers], matrix("value")
     known = [ends for ends in INTERVALS if set(ends[:2]) <= set(rows.columns)]
-    chance = (value <= matrix("null_high")) & ~np.eye(len(layers), dtype=bool) if "null_high" in rows else None
+    chance = (value <= matrix("null_high")) | np.eye(len(layers), dtype=bool) if "null_high" in rows else None
     details = tuple((name, matrix(low), matrix(high)) for low, high, name in known)
     cells = Cells(value, names, names, scale, chance, details=details)
     return Panel(f"{scale.label}, {label}", Axis("layer"), Axis("layer"), (cells,))
@@ -51,7 +51,7 @@ def caption(table: pd.DataFrame, **_: object) -> str:
     return (
         "Similarity of the activations at two layers, one panel per measure and class. Debiased linear CKA: "
         "whether the prompts lie in the same pattern. Projection kernel: whether they vary along the same leading "
-        "principal components. Bold, or outside the thin line: above the 95 % band of permuted prompts (CKA) or "
+        "principal components. Bold, or with a dot: above the 95 % band of permuted prompts (CKA) or "
         f"of two random subspaces (kernel). {grey if blank else ''}n = {counts(table)} prompts per class; the "
         "table holds the intervals."
     )

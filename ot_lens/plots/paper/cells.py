@@ -6,7 +6,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -16,10 +15,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ot_lens.plots.description import Cells, ColorScale, Panel
 from ot_lens.plots.paper.axes import typeset
-from ot_lens.plots.style import EDGE, MISSING, MOST_NAMES, OUTLINE
+from ot_lens.plots.style import DOT, MISSING, MOST_NAMES, OUTLINE
 
 # widths of characters as shares of the type size, and the inches left free in a cell
 WIDTHS, DIGIT, PADDING = {".": 0.26, "\u2212": 0.66}, 0.52, 0.02
+# points of a dot per inch of its cell, and the smallest and the largest dot
+PER_INCH, DOTS = 14, (1.0, 3.0)
 
 
 def draw_cells(ax: Axes, panel: Panel, cells: Cells, *, cell: float) -> AxesImage:
@@ -40,9 +41,9 @@ def draw_cells(ax: Axes, panel: Panel, cells: Cells, *, cell: float) -> AxesImag
     needed = PADDING + max(map(text_width, texts.values()), default=0.0)
     if scale.numbered and cell > needed and len(cells.rows) <= MOST_NAMES:
         _numbers(ax, cells, image, texts)
-    elif len(cells.chance_edges):
-        edges = LineCollection(cells.chance_edges, colors=EDGE, linewidths=0.6, gid="chance")
-        ax.add_collection(edges, autolim=False)
+    elif cells.significant.any():
+        rows, columns = np.nonzero(cells.significant)
+        ax.plot(columns, rows, gid="significant", **dot_look(cell))
     if cells.best is not None:
         row, column = cells.best
         corner = (column - 0.5, row - 0.5)
@@ -50,6 +51,19 @@ def draw_cells(ax: Axes, panel: Panel, cells: Cells, *, cell: float) -> AxesImag
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=OUTLINE, linewidth=1.4, gid="best"))
     _cell_axes(ax, panel, cells)
     return image
+
+
+def dot_look(cell: float) -> dict[str, Any]:
+    """Of the dot on a significant cell of some inches, which has a light edge to be seen on dark cells."""
+    size = float(np.clip(PER_INCH * cell, *DOTS))
+    return {
+        "linestyle": "",
+        "marker": "o",
+        "color": DOT,
+        "markersize": size,
+        "markeredgecolor": "white",
+        "markeredgewidth": size / 6,
+    }
 
 
 def text_width(text: str) -> float:
@@ -63,9 +77,11 @@ def _numbers(ax: Axes, cells: Cells, image: AxesImage, texts: dict[tuple[int, ..
     for (row, column), text in texts.items():
         red, green, blue = image.cmap(image.norm(cells.matrix[row, column]))[:3]
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        outside = cells.chance is not None and not cells.chance[row, column]
         look: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
-        look |= {"fontsize": mpl.rcParams["xtick.labelsize"], "fontweight": "bold" if outside else "normal"}
+        look |= {
+            "fontsize": mpl.rcParams["xtick.labelsize"],
+            "fontweight": "bold" if cells.significant[row, column] else "normal",
+        }
         ax.text(column, row, text, color="white" if dark else "#1A1A1A", **look)
 
 

@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from ot_lens.plots.description import Description, Panel
 from ot_lens.plots.paper.axes import set_axes
 from ot_lens.plots.paper.canvas import canvas, style_named
-from ot_lens.plots.paper.cells import color_bars, draw_cells
+from ot_lens.plots.paper.cells import color_bars, dot_look, draw_cells
 from ot_lens.plots.paper.elements import draw_element
 from ot_lens.plots.paper.legend import add_legend, column_legends, entries_of, entries_per_row, rows_above
-from ot_lens.plots.style import CHANCE, EDGE
+from ot_lens.plots.style import SIGNIFICANT
 
 # inches of a page for the colour bars and for the tick labels of a panel
 BAR, TICKS = 0.75, 0.3
@@ -53,9 +53,9 @@ def draw(description: Description, *, style: str = "icml", axes: AnyAxes = None)
             _share_titles(grid, panels)
         if panels[0].cells is not None:
             color_bars(figure, grid, panels)
-            if axes is None and figure.findobj(lambda artist: artist.get_gid() == "chance"):
-                line = Line2D([], [], color=EDGE, linewidth=0.6, label=CHANCE)
-                figure.legend(handles=[line], loc="outside lower center")
+            if axes is None and figure.findobj(lambda artist: artist.get_gid() == "significant"):
+                dot = Line2D([], [], **dot_look(1), label=SIGNIFICANT)
+                figure.legend(handles=[dot], loc="outside lower center")
         elif axes is None and description.legend == "columns":
             column_legends(grid, figure.get_figwidth())
             figure.align_ylabels(grid[:, 0])

@@ -9,7 +9,10 @@ import plotly.graph_objects as go
 from ot_lens.plots.description import Cells, ColorScale, Panel
 from ot_lens.plots.screen.elements import Place
 from ot_lens.plots.screen.text import title
-from ot_lens.plots.style import MOST_NAMES, OUTLINE
+from ot_lens.plots.style import DOT, MOST_NAMES, OUTLINE, SIGNIFICANT
+
+# of a significant cell, with a light edge to be seen on dark cells
+MARKER = {"symbol": "circle", "size": 5, "color": DOT, "line": {"color": "white", "width": 0.8}}
 
 
 def color_bar(figure: go.Figure, scale: ColorScale, index: int, *, shared: bool) -> dict[str, Any]:
@@ -49,12 +52,19 @@ def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | Non
     look |= {"text": written, "texttemplate": "%{text}" if numbered else None}
     names = {"x": list(cells.columns), "y": list(cells.rows)}
     yield go.Heatmap(z=z, customdata=data, hovertemplate=hover, **names, **look, **place.axes)
+    if not numbered and cells.significant.any():
+        places = np.argwhere(cells.significant)
+        at = {"x": [cells.columns[c] for _, c in places], "y": [cells.rows[r] for r, _ in places]}
+        dots = {"mode": "markers", "marker": MARKER, "name": SIGNIFICANT, "legendgroup": SIGNIFICANT}
+        yield go.Scatter(**at, **dots, hoverinfo="skip", **place.axes)
     if cells.best is not None:
         row, column = cells.best
         # Categories have no corners to draw along.
         marker = {"symbol": "square-open", "size": 26, "color": OUTLINE, "line": {"width": 3}}
         at = {"x": [cells.columns[column]], "y": [cells.rows[row]]}
-        yield go.Scatter(**at, mode="markers", marker=marker, hoverinfo="skip", **place.axes)
+        yield go.Scatter(
+            **at, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, **place.axes
+        )
 
 
 def _details(cells: Cells) -> tuple[np.ndarray | None, str]:
@@ -74,4 +84,4 @@ def _text(cells: Cells, row: int, column: int) -> str:
     if not np.isfinite(value):
         return ""
     text = cells.scale.text(value)
-    return f"<b>{text}</b>" if cells.chance is not None and not cells.chance[row, column] else text
+    return f"<b>{text}</b>" if cells.significant[row, column] else text

@@ -13,7 +13,7 @@ from ot_lens.plots.screen.cells import color_bar, heat_map
 from ot_lens.plots.screen.elements import Place, Trace, traces_of
 from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
 from ot_lens.plots.screen.text import position, title
-from ot_lens.plots.style import CHANCE, EDGE, MOST_NAMES
+from ot_lens.plots.style import SIGNIFICANT
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
 BACKGROUND = "rgba(128,128,128,0.14)"
@@ -76,18 +76,11 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
     for index, (panel, one) in enumerate(zip(panels, cells, strict=True)):
         bar = None if shared and index else color_bar(figure, one.scale, index, shared=shared)
         figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
-        outlined = one.chance_edges if max(one.shape) > MOST_NAMES else []
-        path = "".join(f"M{x0},{y0}L{x1},{y1}" for (x0, y0), (x1, y1) in outlined)
-        if path:
-            look: dict[str, Any] = {
-                "line": {"color": EDGE, "width": 1},
-                "name": CHANCE,
-                "legendgroup": CHANCE,
-            }
-            look |= {"showlegend": not figure.layout.shapes}
-            figure.add_shape(type="path", path=path, xref=f"x{index + 1}", yref=f"y{index + 1}", **look)
     figure.update_layout(plot_bgcolor=BACKGROUND, margin_r=70 if shared else figure.layout.margin.r)
-    return add_legend(figure) if figure.layout.shapes else figure.update_layout(showlegend=False)
+    dotted = list(figure.select_traces({"name": SIGNIFICANT}))
+    for trace in dotted[1:]:
+        trace.showlegend = False
+    return add_legend(figure) if dotted else figure.update_layout(showlegend=False)
 
 
 def _row(description: Description, panels: Sequence[Panel]) -> int:
