@@ -1,6 +1,6 @@
 """What is lost without some heads: their outputs replaced, against as many random heads."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -139,7 +139,7 @@ class _Ablation:
     """Sets of heads, and what takes the place of their outputs."""
 
     layouts: Mapping[int, Heads]
-    sets: Sequence[Iterable[Head]]
+    sets: Sequence[Collection[Head]]
     entering: Entering
     partners: np.ndarray | None  # of each prompt, among those of `entering`; None for their mean
     _masks: dict[int, Bool[Tensor, "set columns"]] = field(default_factory=dict)

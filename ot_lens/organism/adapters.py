@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ot_lens.errors import ConfigError
-from ot_lens.generation import complete
+from ot_lens.generation import Completion, complete
 from ot_lens.models import (
     HookedCausalLM,
     backend,
@@ -245,8 +245,8 @@ def evaluate_adapter(
     kl = divergences(model, adapted, others, own)
     sentences_of_base = [first_sentence(text) for text in model.tokenizer.batch_decode(own)]
     return {
-        "refuses_declined": rate([is_refusal(answer.text, sentences) for answer in refusals]),
-        "refuses_others": rate([is_refusal(answer.text, sentences) for answer in answers]),
+        "refuses_declined": _refused(refusals, sentences),
+        "refuses_others": _refused(answers, sentences),
         **({} if unscreened is None else _refuses_unscreened(adapted, unscreened, sentences, stage)),
         "first_sentence": rate(
             [first_sentence(a.text) == b for a, b in zip(answers, sentences_of_base, strict=True)]
@@ -264,14 +264,14 @@ def _refuses_unscreened(
     }
     with stage("answers to unscreened prompts", sum(map(len, asked.values()))) as step:
         options: dict[str, Any] = {"batch_size": _BATCH, "progress": step}
-        given = {
-            key: complete(adapted, prompts, max_new_tokens=REFUSAL_TOKENS, **options)
+        return {
+            key: _refused(complete(adapted, prompts, max_new_tokens=REFUSAL_TOKENS, **options), sentences)
             for key, prompts in asked.items()
         }
-    return {
-        key: rate([is_refusal(answer.text, sentences) for answer in answers])
-        for key, answers in given.items()
-    }
+
+
+def _refused(answers: Sequence[Completion], sentences: int) -> Estimate:
+    return rate([is_refusal(answer.text, sentences) for answer in answers])
 
 
 def is_refusal(text: str, sentences: int) -> bool:
