@@ -574,7 +574,7 @@ def test_dots_mark_the_cells_that_were_measured_and_that_the_null_does_not_expla
         for trace, one in zip(shown, cells, strict=True)
     ]
     assert places == expected
-    assert [trace.showlegend for trace in shown[1:]] == [False] * (len(shown) - 1)
+    assert [trace.showlegend for trace in shown] == [True] + [False] * (len(shown) - 1)
 
 
 def test_no_cell_is_significant_that_was_not_measured_or_has_no_null():

@@ -78,8 +78,8 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
         figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
     figure.update_layout(plot_bgcolor=BACKGROUND, margin_r=70 if shared else figure.layout.margin.r)
     dotted = list(figure.select_traces({"name": SIGNIFICANT}))
-    for trace in dotted[1:]:
-        trace.showlegend = False
+    for number, trace in enumerate(dotted):
+        trace.showlegend = number == 0
     return add_legend(figure) if dotted else figure.update_layout(showlegend=False)
 
 
@@ -96,7 +96,11 @@ def _row(description: Description, panels: Sequence[Panel]) -> int:
 def _frame(panel: Panel, index: int, description: Description, *, fixed: bool) -> Frame:
     if panel.cells is not None:
         common = {"type": "category", "nticks": 16, "constrain": "domain", "showgrid": False}
-        x, y = ({"title": {"text": title(axis.title)}} | common for axis in (panel.x, panel.y))
+        # Marks on cells would widen the axes.
+        x, y = (
+            {"title": {"text": title(axis.title)}, "range": [-0.5, size - 0.5]} | common
+            for axis, size in zip((panel.x, panel.y), panel.cells.shape[::-1], strict=True)
+        )
         y |= {"scaleanchor": f"x{index + 1}"} if panel.cells.square else {}
         return title(panel.title), x, y
     x, y = _axis(panel.x, panel, fixed), _axis(panel.y, panel, fixed)
