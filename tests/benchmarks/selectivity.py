@@ -25,7 +25,7 @@ from ot_lens.localization.candidates import Candidate, candidates
 from ot_lens.localization.measure import measure_sweep, outcomes_in
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
 from ot_lens.localization.settings import sweep_settings
-from ot_lens.plots import save
+from ot_lens.plots import GALLERY, save
 from ot_lens.plots import selectivity as drawn
 from ot_lens.statistics import estimates
 from ot_lens.tables import SINGLE, UNEDITED, join
@@ -120,20 +120,25 @@ def main() -> None:
     parser.add_argument("--sample", type=int, nargs=3, default=(128, 1, 64))
     parser.add_argument("--layers", type=int, nargs="+", default=(18, 20, 22, 26, 29))
     parser.add_argument(
-        "--out", type=Path, help="draw the figure `selectivity` as this file, without its suffix"
+        "--out",
+        type=Path,
+        help="draw the figure `selectivity` and its caption as these files, without suffix",
     )
     options = parser.parse_args()
     sweep = Sweep(options.model, tuple(options.sample), tuple(options.layers))
     if options.out:
         _, table = sweep.measure(list(sweep.maps), DRAWN)
         save(drawn(table), options.out, ["png"])
+        (entry,) = (entry for entry in GALLERY if entry.name == "selectivity")
+        about = f"Model {options.model}, seed 0, ot_lens {otl.__version__}."
+        options.out.with_suffix(".txt").write_text(f"{entry.caption(table)} {about}\n")
     print("| layer | method | plain: score, KL |", " | ".join(f"{f}: score, KL, share" for f in FORMS), "|")
     print("|---" * (3 + len(FORMS)) + "|")
     for cells in rows_of(sweep):
         print("|", " | ".join(cells), "|", flush=True)
     unedited = estimates.mean(sweep.by_prompt(UNEDITED, "refusal_score", "harmful"), seed=0)
     print(f"unedited: score {unedited.value:.1f} ({unedited.low:.1f} to {unedited.high:.1f})")
-    print("*: the plain map's score is more than 0.05 nats off")
+    print("*: the plain map is more than 0.05 nats off, as where it does not reach the score")
 
 
 if __name__ == "__main__":
