@@ -252,10 +252,10 @@ def inputs(
 
 
 def save(
-    figure: Figure, stem: Path, formats: Sequence[str] = ("png", "pdf"), *, style: str = "icml"
+    figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "pdf"), *, style: str = "icml"
 ) -> list[Path]:
     """Write a figure in each format, fonts embedded, no time stamp: the same figure gives the same bytes."""
-    paths = [stem.with_suffix(f".{suffix}") for suffix in formats]
+    paths = [Path(stem).with_suffix(f".{suffix}") for suffix in formats]
     with styled(style):
         for path in paths:
             with atomic_path(path) as temporary:

@@ -40,7 +40,7 @@ def restored_refusals(defence: pd.DataFrame) -> Description:
     x, y = (measures.axis_of(m, rows, f"{m.prompts}: {m.label}", 0.25) for m in (X, Y))
     references = _references(rows)
     panels = [
-        Panel(TITLES[edits], x, y, (*_points(by_mark, best), *references))
+        Panel(TITLES[edits], x, y, (*references, *_points(by_mark, best)))
         for edits, by_mark in defences.items()
         if by_mark
     ]
@@ -96,9 +96,9 @@ def _points(by_mark: Mapping[Mark, Rates], best: Mapping[str, int]) -> list[Poin
 
 
 def _references(rows: pd.DataFrame) -> list[Points]:
-    """The unedited model and the attack alone."""
+    """The unedited model and the attack alone, large enough to be seen behind a defence that does the same."""
     return [
-        Points(f"reference:{mark.label}", mark, _curve([values]), size=4.6, notes=(note,))
+        Points(f"reference:{mark.label}", mark, _curve([values]), size=7.5, notes=(note,))
         for edits, (mark, note) in REFERENCES.items()
         if _complete(values := measures.values(select(rows, edits=edits)))
     ]
