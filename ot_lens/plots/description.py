@@ -243,9 +243,9 @@ class Cells:
     @property
     def significant(self) -> Bool[np.ndarray, "rows columns"]:
         """Cells that were measured and that the null does not explain; none without a null."""
-        return np.isfinite(self.matrix) & ~(
-            np.ones(self.shape, dtype=bool) if self.chance is None else self.chance
-        )
+        if self.chance is None:
+            return np.zeros(self.shape, dtype=bool)
+        return np.isfinite(self.matrix) & ~self.chance
 
 
 Element = Line | Points | Band | Area | Reference | Path | Ellipse | Arrows | Text | Cells

@@ -66,7 +66,7 @@ def caption(contributions: pd.DataFrame, **_: object) -> str:
         f"Who writes the refusal direction: what each component adds along it to {where},{summed}; mean over "
         "harmful prompts less mean over harmless ones. Columns: the heads, whose sum, with a bias, is the "
         "attention (attn), and the MLP. Embedding, attention and MLP outputs sum to the whole difference. "
-        f"With a dot: more than under permuted labels (Holm over all components, {LEVEL:.0%}). "
+        f"With a dot: distinguishable from permuted labels (Holm over all components, {LEVEL:.0%}). "
         f"Largest of the others: {told}. Grey: no such head. Intervals are in the table. "
         f"n = {counts(rows)} prompts."
     )
