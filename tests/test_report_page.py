@@ -101,6 +101,22 @@ def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidde
     assert page.evaluate(f"({visible})().map(t => t.legendgroup)") == ["harmful", "harmful"]
 
 
+def test_dots_mark_the_cells_beyond_chance_and_their_legend_button_hides_them(page):
+    (entry,) = (entry for entry in GALLERY if entry.name == "interchange_map")
+    maps = [panel.cells for panel in entry.describe(tables_of.tables()["interchange"]).panels]
+    figure = drawn(page, "interchange_map").locator("#figure-interchange_map")
+    axes = "document.querySelector('[data-figure=interchange_map]')._fullLayout"
+    names = [page.evaluate(f"{axes}.{axis}axis._categories") for axis in "xy"]
+    assert names == [list(maps[0].columns), list(maps[0].rows)]  # dots add none
+    dots = figure.locator(".scatterlayer .points path")
+    assert dots.count() == sum(int(cells.significant.sum()) for cells in maps) > 0
+    for count in (0, dots.count()):
+        figure.get_by_role("button", name="beyond chance").click()
+        page.wait_for_function(
+            "n => document.querySelectorAll('#figure-interchange_map .points path').length === n", arg=count
+        )
+
+
 def test_hostile_names_are_shown_as_text(page):
     assert page.get_by_text(HOSTILE).first.is_visible()
     assert page.locator("img[onerror]").count() == 0

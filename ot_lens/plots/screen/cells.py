@@ -1,6 +1,6 @@
 """Heat maps on a screen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,9 @@ def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | Non
     names = {"x": list(cells.columns), "y": list(cells.rows)}
     yield go.Heatmap(z=z, customdata=data, hovertemplate=hover, **names, **look, **place.axes)
     if not numbered and cells.significant.any():
-        places = np.argwhere(cells.significant)
-        at = {"x": [cells.columns[c] for _, c in places], "y": [cells.rows[r] for r, _ in places]}
+        y, x = map(_named, (cells.rows, cells.columns), np.nonzero(cells.significant))
         dots = {"mode": "markers", "marker": MARKER, "name": SIGNIFICANT, "legendgroup": SIGNIFICANT}
-        yield go.Scatter(**at, **dots, hoverinfo="skip", **place.axes)
+        yield go.Scatter(x=x, y=y, **dots, hoverinfo="skip", **place.axes)
     if cells.best is not None:
         row, column = cells.best
         # Categories have no corners to draw along.
@@ -65,6 +64,14 @@ def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | Non
         yield go.Scatter(
             **at, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, **place.axes
         )
+
+
+def _named(names: Sequence[str], places: np.ndarray) -> np.ndarray:
+    """Names by their places; as numbers where all are, which take a fraction of the room in a page."""
+    try:
+        return np.array(list(map(int, names)))[places]
+    except ValueError:
+        return np.array(names)[places]
 
 
 def _details(cells: Cells) -> tuple[np.ndarray | None, str]:
