@@ -3,6 +3,7 @@
 import pytest
 
 from ot_lens.plots import GALLERY
+from ot_lens.plots.gallery import entry_named
 from ot_lens.report import write_report
 from tests import generators_tables as tables_of
 
@@ -102,8 +103,8 @@ def test_the_slider_moves_through_the_layers_by_keyboard_and_keeps_what_is_hidde
 
 
 def test_dots_mark_the_cells_beyond_chance_and_their_legend_button_hides_them(page):
-    (entry,) = (entry for entry in GALLERY if entry.name == "interchange_map")
-    maps = [panel.cells for panel in entry.describe(tables_of.tables()["interchange"]).panels]
+    description = entry_named("interchange_map").describe(tables_of.tables()["interchange"])
+    maps = [panel.cells for panel in description.panels]
     figure = drawn(page, "interchange_map").locator("#figure-interchange_map")
     axes = "document.querySelector('[data-figure=interchange_map]')._fullLayout"
     names = [page.evaluate(f"{axes}.{axis}axis._categories") for axis in "xy"]

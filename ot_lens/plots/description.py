@@ -7,6 +7,7 @@ legend.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -240,7 +241,7 @@ class Cells:
         """Rows and columns."""
         return len(self.rows), len(self.columns)
 
-    @property
+    @cached_property
     def significant(self) -> Bool[np.ndarray, "rows columns"]:
         """Cells that were measured and that the null does not explain; none without a null."""
         if self.chance is None:

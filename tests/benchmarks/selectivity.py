@@ -25,8 +25,9 @@ from ot_lens.localization.candidates import Candidate, candidates
 from ot_lens.localization.measure import measure_sweep, outcomes_in
 from ot_lens.localization.methods import MethodSpec, as_methods, fit_maps
 from ot_lens.localization.settings import sweep_settings
-from ot_lens.plots import GALLERY, save
+from ot_lens.plots import save
 from ot_lens.plots import selectivity as drawn
+from ot_lens.plots.gallery import entry_named
 from ot_lens.statistics import estimates
 from ot_lens.tables import SINGLE, UNEDITED, join
 from ot_lens.transport import method_label
@@ -129,9 +130,8 @@ def main() -> None:
     if options.out:
         _, table = sweep.measure(list(sweep.maps), DRAWN)
         save(drawn(table), options.out, ["png"])
-        (entry,) = (entry for entry in GALLERY if entry.name == "selectivity")
         about = f"Model {options.model}, seed 0, ot_lens {otl.__version__}."
-        options.out.with_suffix(".txt").write_text(f"{entry.caption(table)} {about}\n")
+        options.out.with_suffix(".txt").write_text(f"{entry_named('selectivity').caption(table)} {about}\n")
     print("| layer | method | plain: score, KL |", " | ".join(f"{f}: score, KL, share" for f in FORMS), "|")
     print("|---" * (3 + len(FORMS)) + "|")
     for cells in rows_of(sweep):
