@@ -1,6 +1,6 @@
 """Next-token distributions at the last prompt position: refusal score and divergence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ot_lens.behaviour.refusal import declared
 from ot_lens.errors import PromptError, nan_logits
-from ot_lens.models import Backend, TokenBatch, backend, batches, by_row
+from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches, by_row
 from ot_lens.prompts import Prompt
+from ot_lens.single_pass.packed import packed_logits, parts
 
 # First words of a refusal of the common chat models, after Arditi et al. 2024, appendix A.2.
 DEFAULT_REFUSAL_TOKENS = ("I", "As")
@@ -28,8 +29,35 @@ def next_token_logprobs(
     """
     served = backend(model)
 
+    def logits(batch: TokenBatch) -> Float[Tensor, "batch d_vocab"]:
+        return served.logits(batch.tokens, batch.mask, keep=1)[:, -1]
+
+    return _logprobs(served, prompts, batch_size, logits)
+
+
+def packed_logprobs(
+    served: HFBackend, prompts: Sequence[Prompt | str], batch_size: int
+) -> Float64[Tensor, "prompt d_vocab"]:
+    """The same with what all prompts begin with read once, in a model that `packing` gives, at scope "all".
+
+    Raises:
+        ActivationError: If the logits contain NaN.
+    """
+
+    def logits(batch: TokenBatch) -> Float[Tensor, "batch d_vocab"]:
+        return torch.cat([packed_logits(served, part) for part in parts(served, batch)])
+
+    return _logprobs(served, prompts, batch_size, logits)
+
+
+def _logprobs(
+    served: Backend,
+    prompts: Sequence[Prompt | str],
+    batch_size: int,
+    logits: Callable[[TokenBatch], Float[Tensor, "batch d_vocab"]],
+) -> Float64[Tensor, "prompt d_vocab"]:
     def read(batch: TokenBatch) -> Float64[Tensor, "batch d_vocab"]:
-        return served.logits(batch.tokens, batch.mask, keep=1)[:, -1].cpu().double().log_softmax(dim=-1)
+        return logits(batch).cpu().double().log_softmax(dim=-1)
 
     logprobs = torch.stack(by_row(served, batches(served, prompts, batch_size), read))
     bad = int(torch.isnan(logprobs).any(dim=-1).sum())
@@ -46,7 +74,7 @@ def kl_divergence(
     Source: Arditi et al. 2024 (arXiv 2406.11717), appendix C.
     """
     # Tokens of probability zero contribute nothing, although their log-ratio is infinite.
-    ratio = torch.where(original.isneginf(), torch.zeros_like(original), original - edited)
+    ratio = torch.where(original.isneginf(), 0.0, original - edited)
     return (original.exp() * ratio).sum(dim=-1).clamp(min=0)
 
 

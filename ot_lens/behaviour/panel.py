@@ -13,11 +13,16 @@ from ot_lens.behaviour.coherence import degenerate, lengths_below, likelihoods, 
 from ot_lens.behaviour.judge_registry import LazyJudge
 from ot_lens.behaviour.judges import Judgement, judge_completions
 from ot_lens.behaviour.losses import TokenLoss, answer_loss
-from ot_lens.behaviour.next_token import kl_divergence, next_token_logprobs, score_from_logprobs
+from ot_lens.behaviour.next_token import (
+    kl_divergence,
+    next_token_logprobs,
+    packed_logprobs,
+    score_from_logprobs,
+)
 from ot_lens.behaviour.refusal import PhraseList, refuses
 from ot_lens.errors import PromptError, nan_logits, one_of
 from ot_lens.generation import Completion, complete
-from ot_lens.models import backend
+from ot_lens.models import HFBackend, backend
 from ot_lens.prompts import Prompt
 from ot_lens.statistics import Estimate, mean, rate
 
@@ -114,21 +119,20 @@ class Panel:
 
 
 def next_token_values(
-    logprobs: Float64[Tensor, "*row prompt d_vocab"],
+    logprobs: Float64[Tensor, "prompt d_vocab"],
     original: Float64[Tensor, "prompt d_vocab"],
     tokens: Sequence[int],
-) -> Float64[Tensor, "*row prompt two"]:
+) -> Float64[Tensor, "prompt two"]:
     """Refusal score and KL(original || edited) of next-token log-probabilities, as two columns."""
-    flat = logprobs.reshape(-1, logprobs.shape[-1])
-    score = score_from_logprobs(flat, tokens).reshape(logprobs.shape[:-1])
-    return torch.stack([score, kl_divergence(original.expand(logprobs.shape), logprobs)], dim=-1)
+    return torch.stack([score_from_logprobs(logprobs, tokens), kl_divergence(original, logprobs)], dim=-1)
 
 
 def values_of_logits(
     rows: Float[Tensor, "row batch d_vocab"], own: Float[Tensor, "batch d_vocab"], tokens: Sequence[int]
 ) -> Float64[Tensor, "row batch two"]:
-    """The same of edited and unedited logits, as a walk reduces them."""
-    return next_token_values(rows.log_softmax(-1), own.log_softmax(-1), tokens)
+    """The same of edited and unedited logits, as a walk reduces them: a row at a time, in little memory."""
+    original = own.log_softmax(-1)
+    return torch.stack([next_token_values(row.log_softmax(-1), original, tokens) for row in rows])
 
 
 def without_nan(values: Float64[Tensor, "*row prompt two"]) -> Float64[Tensor, "*row prompt two"]:
@@ -140,13 +144,21 @@ def without_nan(values: Float64[Tensor, "*row prompt two"]) -> Float64[Tensor, "
 
 
 def read_next_token(
-    model: Any, prompts: Sequence[Prompt | str], settings: PanelSettings, original: Tensor | None = None
+    model: Any,
+    prompts: Sequence[Prompt | str],
+    settings: PanelSettings,
+    original: Tensor | None = None,
+    packs: HFBackend | None = None,
 ) -> tuple[NextToken, Float64[Tensor, "prompt d_vocab"]]:
     """Next-token measures under the active interventions, and the log-probabilities they come from.
 
-    `original` are log-probabilities of the unedited model; None if this is the unedited model.
+    `original` are log-probabilities of the unedited model; None if this is the unedited model. Prompts are
+    read packed by a model that `packs` them; see `packed_logprobs`.
     """
-    logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
+    if packs is None:
+        logprobs = next_token_logprobs(model, prompts, batch_size=settings.batch_size)
+    else:
+        logprobs = packed_logprobs(packs, prompts, settings.batch_size)
     values = next_token_values(logprobs, logprobs if original is None else original, settings.refusal_tokens)
     return NextToken(values[..., 0], values[..., 1]), logprobs
 

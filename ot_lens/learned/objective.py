@@ -13,9 +13,9 @@ from ot_lens.behaviour.next_token import score_from_logprobs
 from ot_lens.errors import nan_logits
 from ot_lens.interventions import Edits, everywhere, intervene
 from ot_lens.linalg import float64
-from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches_of_rows, encode, frozen, in_memory
+from ot_lens.models import TokenBatch, backend, batches_of_rows, encode, frozen, in_memory
 from ot_lens.prompts import CLASSES, Contrast
-from ot_lens.single_pass.packed import packable, packed_logits, parts
+from ot_lens.single_pass.packed import packed_logits, packing, parts
 from ot_lens.transport import AffineMap, FitInfo
 from ot_lens.transport.projection import ablation_of
 
@@ -74,7 +74,7 @@ class Objective:
         self._served, self._batch_size = backend(model), batch_size
         tokens = refusal_token_ids(model, refusal_tokens)
         self._rows = {label: encode(self._served, group) for label, group in prompts}
-        self._packing = _packing(self._served, [row for rows in self._rows.values() for row in rows])
+        self._packing = packing(self._served, [row for rows in self._rows.values() for row in rows])
         original = next_token_logprobs(model, prompts.harmless, batch_size=batch_size)
 
         def score(logprobs: Tensor, _chosen: Sequence[int]) -> Tensor:
@@ -151,11 +151,6 @@ class Objective:
         if self._packing is None:
             return self._served.logits(batch.tokens, batch.mask, keep=1)[:, -1]
         return packed_logits(self._packing, batch)
-
-
-def _packing(served: Backend, rows: Sequence[Sequence[int]]) -> HFBackend | None:
-    """The model if it can read what all prompts begin with once, which edits of all tokens do not hinder."""
-    return served if isinstance(served, HFBackend) and packable(served, rows) else None
 
 
 def added(direction: Float64[Tensor, " d"], size: float) -> AffineMap:

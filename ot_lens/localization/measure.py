@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float64
 from torch import Tensor
 
 from ot_lens.behaviour import save_completions, text_loss
@@ -22,7 +23,10 @@ from ot_lens.localization.outside import counted, out_of_domain, warn_of_domains
 from ot_lens.localization.rows import candidate_rows, identity
 from ot_lens.localization.settings import SweepSettings
 from ot_lens.localization.walking import CandidateBatch, Walked, candidate_batches, walk_batch
+from ot_lens.models import HFBackend, backend, encode
 from ot_lens.prompts import Contrast, Prompt
+from ot_lens.single_pass import why_not
+from ot_lens.single_pass.packed import packing
 from ot_lens.tables import OUTCOMES, REMOVE, UNEDITED, UNEDITED_COLUMNS
 
 # Name in the cache of the outcomes of the candidate of a key.
@@ -132,7 +136,7 @@ def measure_batches(
     """Measure some batches; candidates not in `keys` only take part in what their batch does together."""
     for batch in batches:
         walked = walk_batch(model, prompts, batch, settings)
-        unedited = _Unedited(model, prompts, baseline, walked, settings)
+        unedited = _Unedited(model, prompts, baseline, walked, settings, batch.tokens)
         if batch.unedited and UNEDITED in keys:
             columns = {**settings.columns, **UNEDITED_COLUMNS}
             panels = unedited.panels()
@@ -156,16 +160,26 @@ class _Unedited:
     """The unedited model beside a batch. Where hooks read the next token, they read it without edits too."""
 
     def __init__(
-        self, model: Any, prompts: Contrast, baseline: Baseline, walked: Walked, settings: SweepSettings
+        self,
+        model: Any,
+        prompts: Contrast,
+        baseline: Baseline,
+        walked: Walked,
+        settings: SweepSettings,
+        tokens: str | None,
     ) -> None:
         self._model, self._prompts, self._settings = model, dict(prompts), settings
-        self._panels, self._walked = baseline.panels, walked
-        self._hooked: dict[str, tuple[NextToken, Tensor]] = {}
+        self._panels, self._walked, self._tokens = baseline.panels, walked, tokens
+        self._hooked: dict[str, _Hooked] = {}
         self._outside: dict[str, Tensor] = {}
 
-    def logprobs(self, label: str) -> Tensor:
-        """Of the next token after each prompt of a class; to be called without interventions."""
-        return self._read(label)[1]
+    def hooked(self, label: str) -> "_Hooked":
+        """The next token after a class of prompts as hooks read it; to be called without interventions."""
+        if label not in self._hooked:
+            group, packs = self._prompts[label], self._packing(label)
+            reading, logprobs = read_next_token(self._model, group, self._settings.panel, packs=packs)
+            self._hooked[label] = _Hooked(reading, logprobs, packs)
+        return self._hooked[label]
 
     def panels(self, candidate: Candidate | None = None) -> dict[str, Panel]:
         """The panels that a candidate is compared with, read as its own are."""
@@ -194,12 +208,23 @@ class _Unedited:
         walked = self._walked.readings.get(label, {})
         if walked and (candidate is None or candidate.key in walked):
             return self._walked.unedited[label]
-        return self._read(label)[0]
+        return self.hooked(label).reading
 
-    def _read(self, label: str) -> tuple[NextToken, Tensor]:
-        if label not in self._hooked:
-            self._hooked[label] = read_next_token(self._model, self._prompts[label], self._settings.panel)
-        return self._hooked[label]
+    def _packing(self, label: str) -> HFBackend | None:
+        """The model if it reads prompts packed, which edits of all tokens alone allow."""
+        if not self._settings.walks or self._tokens != "all" or why_not(self._model, {}):
+            return None
+        served = backend(self._model)
+        return packing(served, encode(served, self._prompts[label]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Hooked:
+    """What hooks read of the unedited model's next token, and how they do."""
+
+    reading: NextToken
+    logprobs: Float64[Tensor, "prompt d_vocab"]
+    packs: HFBackend | None
 
 
 def _with_answers(
@@ -250,13 +275,14 @@ def _panels(
     groups = {label: group for label, group in prompts if label in candidate.prompts}
     readings = {label: walked.readings.get(label, {}).get(candidate.key) for label in groups}
     hooked = [label for label in groups if readings[label] is None and settings.panel.reads_next_token]
-    logprobs = {label: unedited.logprobs(label) for label in hooked}
+    before = {label: unedited.hooked(label) for label in hooked}
     panels = {}
     with intervene(model, candidate.edits, candidate.tokens, hook=settings.hook):
         for label, group in groups.items():
             reading = readings[label]
-            if label in logprobs:
-                reading, _ = read_next_token(model, group, settings.panel, logprobs[label])
+            if label in before:
+                own = before[label]
+                reading, _ = read_next_token(model, group, settings.panel, own.logprobs, own.packs)
             if label in given:
                 panels[label] = _of_given(model, group, label, given[label], reading, settings)
             elif candidate.generates:

@@ -30,10 +30,15 @@ ANSWERED, READ = 32, 128
 
 @dataclass(frozen=True, eq=False)
 class CandidateBatch:
-    """Candidates that are measured together; the first batch of a sweep measures the unedited model too."""
+    """Candidates of one token scope, measured together; the first also has the unedited model."""
 
     candidates: tuple[Candidate, ...]
     unedited: bool = False
+
+    @property
+    def tokens(self) -> str | None:
+        """The token scope that all of them have; None if there are none."""
+        return self.candidates[0].tokens if self.candidates else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from ot_lens.interventions import AppliedMap, Edits
 from ot_lens.linalg import float64
 from ot_lens.models import Backend, HFBackend, TokenBatch, backend, batches_of_rows, by_row, encode
 from ot_lens.prompts import Prompt
-from ot_lens.single_pass.packed import PackedRecord, packable, parts
+from ot_lens.single_pass.packed import PackedRecord, packing, parts
 from ot_lens.single_pass.walk import Plan, Record, difference_of, replayed, rounding, run, walk
 
 MEMORY_BUDGET = 2**30
@@ -176,9 +176,8 @@ def recorded_rows(
             found += read(part, record)
         return found
 
-    step: Callable[[TokenBatch], Iterable[T]] = of_batch
-    if not last and isinstance(served, HFBackend) and packable(served, rows):
-        step = partial(packed, served)
+    packs = None if last else packing(served, rows)
+    step = of_batch if packs is None else partial(packed, packs)
     return by_row(served, batches_of_rows(served, rows, batch_size), step)
 
 

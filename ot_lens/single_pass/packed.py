@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ot_lens.errors import SinglePassError
-from ot_lens.models import HFBackend, TokenBatch, common_prefix, evaluating, token_batch
+from ot_lens.models import Backend, HFBackend, TokenBatch, common_prefix, evaluating, token_batch
 from ot_lens.models.architectures import decoder_layers, unembed
 from ot_lens.models.packing import Packed, pack
 from ot_lens.single_pass.hugging_face import HuggingFaceRecord
@@ -66,12 +66,16 @@ def parts(served: HFBackend, batch: TokenBatch) -> Iterator[TokenBatch]:
         yield batch
 
 
-def packable(served: HFBackend, rows: Sequence[Sequence[int]]) -> bool:
-    """Whether packing prompts saves enough, and the model reads a few of the longest the same way.
+def packing(served: Backend, rows: Sequence[Sequence[int]]) -> HFBackend | None:
+    """The model, if packing prompts saves enough and it reads a few of the longest the same way.
 
     Windows count places of a packed sequence, and other layers than attention see all of it: such models
-    are found out here.
+    are found out here. Edits of all tokens do not hinder packing.
     """
+    return served if isinstance(served, HFBackend) and _packable(served, rows) else None
+
+
+def _packable(served: HFBackend, rows: Sequence[Sequence[int]]) -> bool:
     shared = len(common_prefix([row[:-1] for row in rows]))
     if shared * (len(rows) - 1) < LEAST_SAVED * sum(map(len, rows)):
         return False
