@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ot_lens.execution import (
     ray_cluster,
     shared_cluster,
 )
+from ot_lens.io.helpers import helpers
 from ot_lens.localization import MethodSpec, measure_sweep, sweep_settings
 from ot_lens.localization.candidates import candidates
 from ot_lens.study import RunFolder, StudyConfig, read_config, run_study
@@ -169,6 +171,20 @@ class TestHelper:
             with pytest.warns(HelperLostWarning, match="done without it"):
                 assert sorted(executor.stream(function, range(4), os.getpid())) == list(range(4))
             assert {pid for _, pid in executor.stream(tasks.busy, range(3), 0)} == {os.getpid()}
+
+    def test_it_can_be_paused_in_the_middle_of_an_answer(self, monkeypatch):
+        """As by Ctrl-Z, and where Python is told not to buffer what it writes."""
+        monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+        before, until = set(descendants(os.getpid())), time.monotonic() + 60
+        with ThreadPoolExecutor(1) as pool, helpers(1, partial, bytes, 2**26) as (helper,):
+            (process,) = set(descendants(os.getpid())) - before
+            answer = pool.submit(helper.ask)
+            while not answer.done():
+                assert time.monotonic() < until
+                for pause in (signal.SIGSTOP, signal.SIGCONT):
+                    os.kill(process, pause)
+                    time.sleep(0.01)
+            assert answer.result() == bytes(2**26)
 
     def test_a_stream_that_is_given_up_ends_it_in_the_middle_of_its_task(self, one_thread):
         before = set(descendants(os.getpid()))

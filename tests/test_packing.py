@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ot_lens as otl
-from ot_lens.behaviour import next_token_logprobs
+from ot_lens.behaviour import next_token, next_token_logprobs
 from ot_lens.localizers import Setting
 from ot_lens.localizers.profiles import (
     as_in_base,
@@ -97,6 +97,31 @@ def test_prompts_that_share_little_are_read_plainly(llama, read):
     next_token_sweep(llama, PROMPTS, candidates(llama), logprobs, tokens="all")
     next_token_sweep(llama, ["w1 w2"], candidates(llama), logprobs, tokens="all")
     assert read["packed"] == 0 < read["plain"]
+
+
+def test_hooks_read_packed_prompts_under_edits_of_all_tokens(llama, monkeypatch):
+    """Edits inside blocks cannot be walked: each is a pass of its own, of less where prompts begin alike."""
+    parts_read = []
+
+    def noted(served, part):
+        parts_read.append(len(part.indices))
+        return packed.packed_logits(served, part)
+
+    monkeypatch.setattr(next_token, "packed_logits", noted)
+    prompts, options = checkpoints.contrast_set(4), {"methods": ["rfa"], "layers": [1, 2], "controls": []}
+    options |= {"measures": ["refusal_score", "kl"], "sets": ["single"]}
+    found = otl.localize(llama, prompts, **options)
+    assert sum(parts_read) == 2 * 4 * (1 + 2), "of both classes, without edits and under each"
+    parts_read.clear()
+    plain = otl.localize(llama, prompts, engine="hooks", **options)
+    otl.localize(llama, prompts, tokens="last", **options)
+    llama.hook_dict["blocks.1.hook_resid_pre"].add_hook(lambda x, hook: None)
+    otl.localize(llama, prompts, **options)
+    llama.reset_hooks()
+    assert not parts_read
+    np.testing.assert_allclose(found["value"], plain["value"], rtol=1e-3, atol=1e-4)
+    kl = found[(found["measure"] == "kl") & (found["set"] == "single")]
+    assert (kl["value"] > 1e-2).any()
 
 
 def test_what_is_observed_is_the_stream_of_each_prompt(llama, read, monkeypatch):

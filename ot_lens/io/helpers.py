@@ -83,9 +83,10 @@ def helpers(
 def serve() -> None:
     """Answer questions from standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at a terminal, Ctrl-C is for the caller
-    answers, sys.stdout = sys.stdout.buffer, sys.stderr
     read = partial(pickle.load, sys.stdin.buffer)  # of our own caller
-    with suppress(EOFError, BrokenPipeError):
+    # Buffered also where Python is told not to be: a pause in the middle of a raw write drops the rest of it.
+    with suppress(EOFError, BrokenPipeError), open(sys.stdout.fileno(), "wb", closefd=False) as answers:
+        sys.stdout = sys.stderr
         make, arguments = read()
         answer = make(*arguments)
         _give(True, answers)
