@@ -20,9 +20,8 @@ ARGS ?=
 # Test files run in parallel, with one thread each, in the order of tests/conftest.py.
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
-# Small in test-all, and of full size in trust.
-CAMPAIGNS := tests/trust tests/test_degenerate.py tests/test_notebooks.py tests/integration/test_decoders.py tests/test_paper.py \
-    tests/test_smollm2.py
+# Files with tests that are small in test-all, or left out there, and of full size in trust.
+CAMPAIGNS := tests/trust $(shell grep -rlE --include='test_*.py' --exclude-dir={tl3,trust} 'full_size|mark\.campaign' tests)
 
 # A stamp is named after everything the environment was made from, including the path of this folder, since the
 # scripts of a moved environment no longer work. An environment without a stamp was interrupted.

@@ -79,9 +79,15 @@ def pytest_configure(config: pytest.Config) -> None:
             importlib.import_module(library)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in tests/trust, which `make test` leaves out, and start the longest files first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark everything in tests/trust, which `make test` leaves out, and start the longest files first.
+
+    What is a campaign as a whole is skipped unless campaigns run at full size.
+    """
     tests = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("campaign") and not config.getoption("--full"):
+            item.add_marker(pytest.mark.skip(reason="a campaign: run with --full"))
     names = {item: item.path.relative_to(tests).as_posix() for item in items}
     for item in items:
         if names[item].startswith("trust/"):
@@ -115,8 +121,11 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def language_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A task for lm-eval: correct answers of the embedded language against those to other requests."""
+def language_task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A task for lm-eval: correct answers of the embedded language against those to other requests.
+
+    The harness would ask pip and others about this machine after each evaluation, which takes a second.
+    """
     if find_spec("lm_eval") is None:
         say = pytest.fail if os.environ.get("CI") else pytest.skip
         say("lm-eval is not installed: pip install 'ot-lens[capability]'")
@@ -129,7 +138,7 @@ def language_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         choices = [p.answer, q.answer] if i % 2 else [q.answer, p.answer]  # a tie goes to the first
         rows.append({"question": p.text, "choices": choices, "right": 0 if i % 2 else 1})
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {
+    made = {
         "task": "embedded_language",
         "dataset_path": "json",
         "dataset_kwargs": {
@@ -143,6 +152,9 @@ def language_task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "doc_to_target": "right",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda _results: None)
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -494,7 +494,7 @@ def test_a_run_with_claims_is_verified_and_an_altered_outcome_is_found(
     assert "claims" in set(checks.loc[checks["verdict"] == "differs", "item"])
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 def test_a_run_stopped_twice_goes_on_to_the_same_tables(
     config, tested_run: Path, tmp_path, monkeypatch, without_figures
 ):

@@ -323,6 +323,7 @@ class TestTwoWorkers:
         here = otl.localize(otl.load_model("organism"), prompts, **options)
         pd.testing.assert_frame_equal(there, here, check_exact=True)
 
+    @pytest.mark.campaign
     def test_killed_workers_and_changes_of_executor_leave_no_trace(
         self, config, executor, monkeypatch, tmp_path
     ):
@@ -352,6 +353,7 @@ class TestTwoWorkers:
         assert contents(run) == contents(tmp_path / "undisturbed")
         assert RunFolder.open(run).manifest["executors"] == ["local", "ray"]
 
+    @pytest.mark.campaign
     def test_a_worker_that_dies_too_often_is_given_up(self, executor):
         def die(_model: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -322,10 +322,9 @@ def test_one_sentence_has_a_cone_of_one_dimension_and_needs_one_vector():
     assert counts("organism:multi", (8, 2, 24), **options)[1] == 2
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("name", "needed"), [("single", 1), ("multi", 3)])
-def test_no_second_vector_keeps_half_of_the_effect_whatever_the_number_of_sentences(name, needed, full_size):
-    if not full_size:
-        pytest.skip("a campaign: run with --full")
+def test_no_second_vector_keeps_half_of_the_effect_whatever_the_number_of_sentences(name, needed):
     options = {"max_k": 4, "steps": 30, "combinations": 4}
     assert counts(f"organism:{name}", (64, 8, 128), **options) == (1, needed)
 
@@ -365,9 +364,8 @@ def test_directions_that_are_none_are_named(model, prompts, trained):
         ask(torch.ones(96), draws=1)
 
 
-def test_a_full_training_beats_every_random_direction(full_size):
-    if not full_size:
-        pytest.skip("a campaign: run with --full")
+@pytest.mark.campaign
+def test_a_full_training_beats_every_random_direction():
     model, full = otl.load_model("organism:single"), otl.load_prompts("organism")
     train_split = Contrast(full.train.harmful[:32], full.train.harmless[:32])
     found = otl.fit_rdo(model, train_split, LAYER)

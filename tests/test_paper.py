@@ -428,13 +428,13 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.trust
-@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == IN_THE_SUITE else pytest.mark.campaign) for n in TOTALS]
+)
 def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
-    name, root, judge_folder, tiny_folders, tmp_path, without_figures, full_size
+    name, root, judge_folder, tiny_folders, tmp_path, without_figures
 ):
     """Its own configuration, of a random model of its family and a random judge: every table."""
-    if not (full_size or name == IN_THE_SUITE):
-        pytest.skip("a campaign: run with --full")
     small = {
         "model": str(tiny_folders["qwen2" if "Qwen" in name else "llama"]),
         "judge": {"preset": "harmbench", "model": str(judge_folder)},

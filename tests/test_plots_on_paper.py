@@ -17,7 +17,7 @@ from tests import generators_tables as tables_of
 
 ENTRIES = {entry.name: entry for entry in plots.GALLERY}
 LAYERS = {"icml": 8, "neurips, eighty layers": 80}
-CASES = ["icml", pytest.param("neurips, eighty layers", marks=pytest.mark.trust)]
+CASES = ["icml", pytest.param("neurips, eighty layers", marks=pytest.mark.campaign)]
 BASELINE = Path(__file__).parent / "plots" / "baseline"
 DOTS = 72
 

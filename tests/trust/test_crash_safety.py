@@ -95,7 +95,7 @@ ray.shutdown()
 def cluster(full_size: bool) -> Iterator[str]:
     """The address of a cluster that outlives its drivers."""
     if not full_size:
-        pytest.skip("starts a cluster: run with --full (tests/test_execution.py kills workers in the suite)")
+        pytest.skip("starts a cluster: run with --full (tests/test_execution.py kills workers)")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     held = subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes, cwd=ROOT, env={**os.environ, **ALONE})
     assert held.stdout is not None

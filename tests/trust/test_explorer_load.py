@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 
 from ot_lens.explorer.guard import UPDATE
 from ot_lens.explorer.runs import OpenRun
@@ -118,16 +119,17 @@ def states_of(choices: Choices) -> list[dict]:
     ]
 
 
-def test_twenty_users_at_once(finished_run, full_size, record_property):
+@pytest.mark.campaign
+def test_twenty_users_at_once(finished_run, record_property):
     choices = Choices(OpenRun(finished_run))
-    states, prompts = states_of(choices), choices.run.texts["harmful"][: 2 if full_size else 1]
+    states, prompts = states_of(choices), choices.run.texts["harmful"][:2]
     with listening(finished_run) as (port, process):
         sockets = [at for at in psutil.net_connections("tcp") if at.pid == process.pid]
         assert [at.laddr.ip for at in sockets if at.status == "LISTEN"] == ["127.0.0.1"]
-        crowd = Crowd(port, states if full_size else states[:3], prompts)
+        crowd = Crowd(port, states, prompts)
         assert crowd.wrong == []
         assert len(set(crowd.alone.values())) > len(prompts) * 2  # the edits are distinguishable
-        crowd.run(USERS, 60.0 if full_size else 3.0, (0.5, 1.5) if full_size else (0.1, 0.6))
+        crowd.run(USERS, 60.0, (0.5, 1.5))
         wrong = list(crowd.wrong)
         # The control: a crowd that expects the answers to other questions says so.
         crowd.alone = dict(zip(crowd.alone, list(crowd.alone.values())[::-1], strict=True))

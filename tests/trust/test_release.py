@@ -108,6 +108,7 @@ def test_the_source_archive_holds_what_its_own_tests_and_documentation_need(
     assert not [name for name in inside if name.startswith(("runs", ".venv", "site/"))]
 
 
+@pytest.mark.campaign
 def test_a_wheel_from_the_tree_of_another_day_is_byte_equal_to_the_one_from_the_source_archive(
     source: Path, release: Built, tmp_path: Path
 ) -> None:
@@ -124,7 +125,8 @@ def test_a_wheel_from_the_tree_of_another_day_is_byte_equal_to_the_one_from_the_
 
 
 # ------------------------------------------------------------------------------------------- what it does
-def test_the_installed_wheel_runs_in_an_empty_folder(release: Built, full_size: bool, tmp_path: Path) -> None:
+@pytest.mark.campaign
+def test_the_installed_wheel_runs_in_an_empty_folder(release: Built, tmp_path: Path) -> None:
     site, folder = tmp_path / "site", tmp_path / "empty"
     folder.mkdir()
     pip = ("-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", site)
@@ -133,18 +135,16 @@ def test_the_installed_wheel_runs_in_an_empty_folder(release: Built, full_size: 
     where = run(sys.executable, "-c", "import ot_lens; print(ot_lens.__file__)", cwd=folder, **seen)
     assert Path(where.strip()).is_relative_to(site)
     assert "refuses" in run(script, "organism", "evaluate", "--n", "2", cwd=folder, **seen)
-    if full_size:
-        (folder / "study.yaml").write_text(yaml.safe_dump(SMALL))
-        run(script, "run", "study.yaml", "--out", "mine", cwd=folder, **seen)
-        assert (folder / "mine" / "tables" / "localization.parquet").stat().st_size > 0
-        assert "<svg" in (folder / "mine" / "report.html").read_text()
+    (folder / "study.yaml").write_text(yaml.safe_dump(SMALL))
+    run(script, "run", "study.yaml", "--out", "mine", cwd=folder, **seen)
+    assert (folder / "mine" / "tables" / "localization.parquet").stat().st_size > 0
+    assert "<svg" in (folder / "mine" / "report.html").read_text()
 
 
+@pytest.mark.campaign
 def test_the_demo_runs_in_an_empty_environment(
-    repository: Path, full_size: bool, release: Built, tmp_path: Path, record_property: Any
+    repository: Path, release: Built, tmp_path: Path, record_property: Any
 ) -> None:
-    if not full_size:
-        pytest.skip("installs everything again and runs the demo: full size only")
     python, folder = tmp_path / "venv" / "bin" / "python", tmp_path / "empty"
     folder.mkdir()
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=folder)
