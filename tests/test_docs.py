@@ -183,7 +183,7 @@ def as_a_reader(
 # Two studies of SmolLM2: three quarters of a minute.
 LONG = DOCS / "first-day.md"
 EXAMPLES = [
-    pytest.param(page, marks=pytest.mark.trust) if page == LONG else page
+    pytest.param(page, marks=pytest.mark.campaign) if page == LONG else page
     for page in PAGES
     if RUN[:8] in page.read_text("utf-8")
 ]

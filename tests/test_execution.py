@@ -362,7 +362,7 @@ class TestTwoWorkers:
             executor.call(die)
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 def test_models_of_a_queue_share_one_cluster(cluster, llama_folder, monkeypatch):
     """After the workers above, another executor with its own model, on the cluster that was started once."""
     import ray
@@ -378,7 +378,7 @@ def test_models_of_a_queue_share_one_cluster(cluster, llama_folder, monkeypatch)
     assert only_node(ray) == cluster
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 def test_a_model_that_cannot_be_loaded_is_named_as_in_this_process(cluster, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # for one worker instead of two
     wrong = {"model": "./no/such/folder"}

@@ -89,7 +89,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 @pytest.mark.parametrize("how", ["store", "resumed", "opened", "moments"])
 def test_memory_does_not_grow_with_the_number_of_prompts(peaks, how):
     more = (streaming.MANY - streaming.FEW) * streaming.BYTES
@@ -98,7 +98,7 @@ def test_memory_does_not_grow_with_the_number_of_prompts(peaks, how):
         assert peaks[how]["many"] < more / 20
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 def test_the_check_would_see_activations_in_memory(peaks):
     more = (streaming.MANY - streaming.FEW) * streaming.BYTES
     assert peaks["in memory"]["many"] - peaks["in memory"]["few"] > more / 2

@@ -28,15 +28,15 @@ from tests.trust.hostile_campaign import lay_out
 SOURCES = Path(otl.__file__).parent
 
 
-@pytest.mark.parametrize(("what", "few", "many"), [("file", 10, 4000), ("model", 4, 2000)])
+@pytest.mark.campaign
+@pytest.mark.parametrize(("what", "count"), [("file", 4000), ("model", 2000)])
 def test_every_file_is_read_or_refused_and_nothing_else_happens(
-    what, few, many, finished_run, tmp_path, full_size, record_property
+    what, count, finished_run, tmp_path, record_property
 ):
     """In a process of its own, whose memory is limited and whose signals are those of the command line."""
     program = [sys.executable, "-W", "ignore", "-m", "tests.trust.hostile_campaign"]
-    count = str(many if full_size else few)
     done = subprocess.run(
-        [*program, what, str(finished_run), str(tmp_path / "run"), count],
+        [*program, what, str(finished_run), str(tmp_path / "run"), str(count)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout[-500:], done.stderr[-2_000:])
