@@ -21,7 +21,7 @@ ARGS ?=
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Files with tests that are small in test-all, or left out there, and of full size in trust.
-CAMPAIGNS := tests/trust $(shell grep -rlE --include='test_*.py' --exclude-dir={tl3,trust} 'full_size|mark\.campaign' tests)
+CAMPAIGNS = tests/trust $(shell grep -rlE --include='test_*.py' --exclude-dir={tl3,trust} 'full_size|mark\.campaign' tests)
 
 # A stamp is named after everything the environment was made from, including the path of this folder, since the
 # scripts of a moved environment no longer work. An environment without a stamp was interrupted.

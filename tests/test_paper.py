@@ -30,7 +30,6 @@ TOTALS = {
     "Qwen/Qwen2.5-32B-Instruct": 32_763_876_352,
 }
 LLAMA_13B = "meta-llama/Llama-2-13b-chat-hf"
-IN_THE_SUITE = "Qwen/Qwen2.5-7B-Instruct"  # `finished` is a Llama
 
 
 # ------------------------------------------------------------------------------------------- sizes
@@ -427,10 +426,8 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {f: checkpoints.write(tmp_path_factory.mktemp(f), f) for f in ("llama", "qwen2")}
 
 
-@pytest.mark.trust
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == IN_THE_SUITE else pytest.mark.campaign) for n in TOTALS]
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", TOTALS)
 def test_the_study_of_each_model_runs_at_the_size_of_a_toy(
     name, root, judge_folder, tiny_folders, tmp_path, without_figures
 ):
