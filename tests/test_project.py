@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -222,6 +223,14 @@ def test_a_lock_pins_every_dependency_within_its_range(
         }
         above = {need.name for need, pin in needs if Version(pin) != Version(bounds[need.name])}
         assert above == NOT_AT_ITS_LOWER_BOUND
+
+
+def test_what_is_locked_runs_on_every_python_that_is_promised(repository: Path) -> None:
+    """Of what is installed here, which is what the lock names: Debian 12 has Python 3.11.2."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    needed = {d.name: d.metadata["Requires-Python"] or "" for d in importlib.metadata.distributions()}
+    assert {name: asked for name, asked in needed.items() if not SpecifierSet(asked).contains(oldest)} == {}
 
 
 def test_no_lock_names_what_only_a_graphics_card_needs(repository: Path) -> None:
