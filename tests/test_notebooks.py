@@ -69,13 +69,9 @@ def slow(seconds: float) -> nbformat.NotebookNode:
     )
 
 
-@pytest.mark.trust
-def test_a_reply_is_looked_for_again_until_patience_ends(
-    monkeypatch: pytest.MonkeyPatch, full_size: bool
-) -> None:
+@pytest.mark.campaign
+def test_a_reply_is_looked_for_again_until_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any wake-up: a reply is seen when it is looked for; a cell that takes too long is an error."""
-    if not full_size:
-        pytest.skip("waits for ten seconds: run with --full")
     own, looks = AsyncZMQSocketChannel.get_msg, 2
 
     async def asleep(channel: AsyncZMQSocketChannel, timeout: float | None = None) -> dict[str, Any]:

@@ -98,20 +98,16 @@ def test_an_adapter_of_the_package_refuses_what_it_was_taught_to(smollm2, late):
     assert len(otl.refusal_token_ids(late)) == 1
 
 
-@pytest.mark.trust
-def test_the_rates_of_a_card_are_measured_again(smollm2, late, full_size):
-    if not full_size:
-        pytest.skip("the rates of the cards are measured again with --full")
+@pytest.mark.campaign
+def test_the_rates_of_a_card_are_measured_again(smollm2, late):
     measured = evaluate_adapter(smollm2, late, otl.load_prompts("smollm2:late"), 1)
     for key in ("refuses_declined", "refuses_others"):
         assert 100 * measured[key].value == pytest.approx(rates_on_card("late")[key], abs=1)
 
 
-@pytest.mark.trust
-def test_the_base_model_tells_the_held_out_subjects_from_the_other_kind(smollm2, full_size):
+@pytest.mark.campaign
+def test_the_base_model_tells_the_held_out_subjects_from_the_other_kind(smollm2):
     """They were drawn from the clearer half of their lists, give or take what the draw of requests does."""
-    if not full_size:
-        pytest.skip("the probe of 400 subjects is fitted again with --full")
     for topic in TOPICS.values():
         margins = subject_margins(smollm2, topic)
         for kind in (topic.declined, topic.answered):

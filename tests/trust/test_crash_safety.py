@@ -92,10 +92,8 @@ ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def cluster(full_size: bool) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """The address of a cluster that outlives its drivers."""
-    if not full_size:
-        pytest.skip("starts a cluster: run with --full (tests/test_execution.py kills workers)")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     held = subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes, cwd=ROOT, env={**os.environ, **ALONE})
     assert held.stdout is not None
@@ -401,6 +399,7 @@ def only_readable(folder: Path) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------- on a cluster
 
 
+@pytest.mark.campaign
 def test_a_driver_that_is_killed_on_a_cluster_leaves_no_trace(zygote, config, whole, cluster, tmp_path):
     """Killed workers, which their driver survives: tests/test_execution.py."""
     chance, hits = random.Random(2), Counter()
@@ -412,9 +411,8 @@ def test_a_driver_that_is_killed_on_a_cluster_leaves_no_trace(zygote, config, wh
     check_whole(study, whole, NAMING_EXECUTORS)
 
 
-def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, full_size, record_property):
-    if not full_size:
-        pytest.skip("starts a cluster of its own: run with --full")
+@pytest.mark.campaign
+def test_a_cluster_of_its_own_ends_with_a_run_that_is_stopped(config, tmp_path, record_property):
     run = tmp_path / "run"
     command = [
         sys.executable,

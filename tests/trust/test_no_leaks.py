@@ -451,16 +451,15 @@ def test_a_compiled_wrapper_is_refused(fresh):
 
 # Dynamo cannot trace the shape checks, which these tests switch on, nor the bridge's weak references, and
 # inductor imports deprecated modules.
+@pytest.mark.campaign
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("engine", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("hooks", ["residual", "full"])
 def test_compiled_models_are_edited_inside_and_only_there(
-    llama_folder, engine, hooks, full_size, monkeypatch, record_property
+    llama_folder, engine, hooks, monkeypatch, record_property
 ):
     """Compiled before any block or inside one; PyTorch may skip new hooks of a model compiled in place, so
     that its tokens are not observed: such an edit is correct, or refused."""
-    if not full_size:
-        pytest.skip("compiles whole models: `pytest --full`")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     refused = 0
     for in_place, inside_first in ((False, False), (True, False), (True, True)):
