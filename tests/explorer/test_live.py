@@ -38,11 +38,11 @@ def test_the_columns_are_those_of_direct_use(live, opened, prompt, scope, of_tra
     """At the scope asked for; "auto" is the one at which the method was swept."""
     asked = asked_of(opened, strength="0.75", tokens=scope)
     tokens, refusing, (plain, ot, by) = live.next_tokens(prompt, asked)
-    assert plain.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
+    assert plain.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])), abs=1e-4)
     columns = ((ot, "pca_ot:2", of_transport), (by, "directional_ablation", of_projection))
     for column, key, used in columns:
         with otl.intervene(live.model, {7: opened.run.map(key, 7).at(0.75)}, used):
-            assert column.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
+            assert column.score == pytest.approx(float(otl.refusal_score(live.model, [prompt])), abs=1e-4)
     assert plain.kl == 0
     assert ot.kl > 0
     assert ot.score < plain.score
@@ -76,7 +76,7 @@ def test_any_registered_method_and_several_edits_at_once_are_tried(live, opened,
     assert [mark.label for mark in live.marks(asked)][3:] == ["Mean shift", "All edits together"]
     shift = otl.fit_all(otl.load_activations(opened.run.path / "activations" / "train"), "mean_shift")[7]
     with otl.intervene(live.model, {7: shift}, "last"):
-        assert columns[3].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
+        assert columns[3].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])), abs=1e-4)
     others = [
         ({7: opened.run.map("pca_ot:2", 7)}, "last"),
         ({7: opened.run.map("directional_ablation", 7)}, "all"),
@@ -84,7 +84,7 @@ def test_any_registered_method_and_several_edits_at_once_are_tried(live, opened,
     with ExitStack() as stack:
         for sites, scope in [*others, ({7: shift}, "last")]:
             stack.enter_context(otl.intervene(live.model, sites, scope))
-        assert columns[4].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
+        assert columns[4].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])), abs=1e-4)
     assert len(columns) == 5
 
 
@@ -99,11 +99,11 @@ def test_the_further_edits_of_a_request_are_checked(live, opened):
 
 def test_answers_are_scored_token_by_token_under_their_edit_and_without(live, opened, prompt):
     plain, ot, _ = live.answers(prompt, asked_of(opened))
-    assert all(one.log_probability == pytest.approx(one.unedited) for one in plain.tokens)
-    assert plain.tokens[0].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])))
+    assert all(one.log_probability == pytest.approx(one.unedited, abs=1e-4) for one in plain.tokens)
+    assert plain.tokens[0].score == pytest.approx(float(otl.refusal_score(live.model, [prompt])), abs=1e-4)
     completion = otl.complete(live.model, [prompt], max_new_tokens=16)
     assert sum(one.unedited for one in plain.tokens) / len(plain.tokens) == pytest.approx(
-        -float(otl.answer_nll(live.model, [prompt], completion)[0])
+        -float(otl.answer_nll(live.model, [prompt], completion)[0]), abs=1e-4
     )
     # Greedy under the edit: no token is less likely there than without it by chance alone.
     assert sum(one.log_probability for one in ot.tokens) > sum(one.unedited for one in ot.tokens)
