@@ -15,6 +15,8 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MPLBACKEND ?= Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
+# The tests start fifty processes: each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 ARGS ?=
 # Test files run in parallel, with one thread each, in the order of tests/conftest.py.
