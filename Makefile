@@ -60,7 +60,7 @@ VENV_RELEASE := .venv-release/ready-$(shell echo '$(CURDIR) $(RELEASE_TOOLS)' | 
 # Every identifier ignored here needs a reason in docs/how-to/release.md: make audit IGNORED="PYSEC-2099-1".
 IGNORED ?=
 
-.PHONY: help demo real figures paper-figures notebooks docs test test-all test-tl3 test-lowest test-newest trust gemma mutation bench lint \
+.PHONY: help demo real figures paper-figures notebooks docs test test-all test-plain test-tl3 test-lowest test-newest trust gemma mutation bench lint \
     format wheel-check release-check audit lock-lowest clean chromium FORCE
 
 help: ## show this list
@@ -84,6 +84,10 @@ test: $(VENV) chromium ## run the tests of every change (ARGS="-k word" selects 
 
 test-all: $(VENV) chromium test-tl3 ## run all tests: notebooks and small campaigns too, and transformer-lens 3.9
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+test-plain: $(VENV) chromium ## run all tests with arithmetic as on the oldest processor: none may depend on last digits
+	@MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem OMP_NUM_THREADS=1 \
+	    .venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-tl3: $(VENV_TL3) ## test HookedTransformer models on transformer-lens 3.9
 	@.venv-tl3/bin/python -m pytest tests/tl3 $(ARGS)
@@ -133,7 +137,7 @@ audit: $(VENV_RELEASE) ## look up known vulnerabilities of every locked package
 	    $(AUDIT) -r <(sed 's/+cpu//' $$lock) $(addprefix --ignore-vuln ,$(IGNORED)); \
 	done
 
-release-check: wheel-check test-lowest test-newest audit ## everything a release needs besides the tests
+release-check: wheel-check test-plain test-lowest test-newest audit ## everything a release needs besides the tests
 
 lock-lowest: $(VENV_RELEASE) ## rewrite constraints-lowest.txt after a lower bound has changed
 	@$(wheels); .venv-release/bin/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 $$wheels \

@@ -49,12 +49,10 @@ def test_the_critical_cases_hold_with_the_plainest_kernels():
     run("COMPATIBLE", "default", "critical")
 
 
-@pytest.mark.trust
+@pytest.mark.campaign
 @pytest.mark.parametrize("mkl", MKL)
 @pytest.mark.parametrize("aten", ATEN)
-def test_every_case_holds_with_every_kernel(mkl, aten, full_size):
-    if not full_size and (MKL.index(mkl) != ATEN.index(aten) or mkl == "COMPATIBLE"):
-        pytest.skip("every combination of kernels: run with --full")
+def test_every_case_holds_with_every_kernel(mkl, aten):
     if OWN in ATEN and ATEN.index(aten) > ATEN.index(OWN):
         pytest.skip(f"this processor has the kernels of {OWN}, and not those of {aten}")
-    run(mkl, aten, "all" if full_size else "critical")
+    run(mkl, aten, "all")

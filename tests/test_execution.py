@@ -163,7 +163,7 @@ class TestHelper:
         with pytest.raises(ModelError, match="task 99 in the driver: True"):
             list(helped.stream(tasks.fail, [99, 99], os.getpid()))
 
-    @pytest.mark.parametrize("lost", [pytest.param("killed", marks=pytest.mark.trust), "cannot be sent"])
+    @pytest.mark.parametrize("lost", [pytest.param("killed", marks=pytest.mark.campaign), "cannot be sent"])
     def test_it_can_be_lost(self, lost, one_thread):
         with open_executor("local", MODEL, processes=2) as executor:
             until_it_helps(executor)
