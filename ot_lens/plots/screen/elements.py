@@ -109,7 +109,7 @@ def _points(points: d.Points, place: Place) -> Iterator[Trace]:
     if points.ids:
         hover = f"{plain(points.notes[0])} %{{customdata}}<extra></extra>"
         look |= {
-            "customdata": np.array(points.ids, dtype=np.int32),
+            "customdata": np.array(points.ids, dtype=np.min_scalar_type(max(points.ids))),
             "hovertemplate": hover,
             "hoverinfo": None,
         }
