@@ -537,6 +537,12 @@ def test_a_screen_draws_every_element_in_the_same_colours(name):
     assert all(below[1] < above[0] for above, below in pairwise(domains))  # stacked, with a gap
 
 
+def test_panels_that_share_an_axis_show_its_numbers_in_front_of_each_row():
+    figure = screen.draw(described("model_similarity"))
+    shown = [figure.layout[f"yaxis{number or ''}"].showticklabels for number in (0, *range(2, 7))]
+    assert shown == [True, False, False] * 2
+
+
 def test_a_band_on_a_screen_is_broken_where_nothing_was_measured():
     low, high = np.array([0.0, 1, np.nan, 3, 4]), np.array([1.0, 2, np.nan, 4, 5])
     xs, ys = band_outline(Curve(np.arange(5.0), (low + high) / 2, low, high))

@@ -8,7 +8,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-GAP_X, TITLE, SLIDER, LEGEND_ROW = 70, 96, 80, 22
+# Between panels, with room for the title of a y axis and ticks of four letters; a color bar with its own.
+GAP_X, LETTER, BAR = 70, 7, 70
+TITLE, SLIDER, LEGEND_ROW = 96, 80, 22
 MARGIN = {"l": 62, "r": 14, "t": 40, "b": 50}
 GRID = "rgba(128,128,128,0.22)"
 AXIS: dict[str, Any] = {
@@ -30,12 +32,12 @@ FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "s
 
 
 # title of a panel, and what its axes x and y have beyond the common look
-Frame = tuple[str, Mapping[str, Any], Mapping[str, Any]]
+Frame = tuple[str, dict[str, Any], dict[str, Any]]
 
 
-def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int) -> go.Figure:
+def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int, gap: int = GAP_X) -> go.Figure:
     """A figure without traces, with axes `x1`, `y1`, `x2` and so on; its frames are `row` pixels high."""
-    layout = _placed(len(frames), columns, row, width)
+    layout = _placed(len(frames), columns, row, gap / width)
     for number, (title, x, y) in enumerate(frames, start=1):
         suffix = "" if number == 1 else str(number)
         layout[f"xaxis{suffix}"] |= _axis(x) | {"anchor": f"y{number}"}
@@ -47,10 +49,10 @@ def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int) ->
     return go.Figure(layout=layout)
 
 
-def stacked(figure: go.Figure, width: int = 360) -> dict[str, Any]:
+def stacked(figure: go.Figure) -> dict[str, Any]:
     """Changes of the layout for a phone: every panel as wide as the page, stacked."""
     meta = figure.layout.meta
-    placed = _placed(meta["panels"], 1, meta["row"], width)
+    placed = _placed(meta["panels"], 1, meta["row"])
     placed["height"] += meta["below"]
     notes = [note.to_plotly_json() for note in figure.layout.annotations]
     titles = [{"x": title["x"], "y": title["y"]} for title in placed["annotations"]]
@@ -62,12 +64,12 @@ def stacked(figure: go.Figure, width: int = 360) -> dict[str, Any]:
     return placed
 
 
-def _placed(count: int, columns: int, row: int, width: int) -> dict[str, Any]:
-    """Domains, title positions and the height of the plotting area."""
+def _placed(count: int, columns: int, row: int, gap_x: float = 0.0) -> dict[str, Any]:
+    """Domains, title positions and the height of the plotting area; gaps in parts of its width."""
     columns = min(columns, count)
     rows = -(-count // columns)
     height = rows * row + (rows - 1) * TITLE
-    gap_x, gap_y = GAP_X / width, TITLE / height
+    gap_y = TITLE / height
     wide, high = (1 - gap_x * (columns - 1)) / columns, row / height
     layout: dict[str, Any] = {"annotations": [], "height": height + MARGIN["t"] + MARGIN["b"]}
     for index in range(count):

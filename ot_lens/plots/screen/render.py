@@ -11,11 +11,13 @@ from ot_lens.plots.description import Axis, Description, Panel
 from ot_lens.plots.gallery import Entry
 from ot_lens.plots.screen.cells import color_bar, heat_map
 from ot_lens.plots.screen.elements import Place, Trace, traces_of
-from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
+from ot_lens.plots.screen.layout import BAR, GAP_X, LETTER, Frame, add_legend, add_slider, empty_figure
 from ot_lens.plots.screen.text import position, title
 from ot_lens.plots.style import SIGNIFICANT
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
+# The width of the plotting area for which gaps have the size they need: that of a window of 1200 pixels.
+NARROW = 820
 BACKGROUND = "rgba(128,128,128,0.14)"
 
 
@@ -26,10 +28,14 @@ def draw(description: Description) -> go.Figure:
     columns = 2 if len(panels) in (2, 4) else 3
     columns = min(columns if description.slider else description.columns, len(panels))
     fixed = len(frames) < 2
-    axes = [_frame(panel, i, description, fixed=fixed) for i, panel in enumerate(panels)]
-    figure = empty_figure(axes, columns, _row(description, panels), 2000 if columns > 3 else 1000)
+    axes = [_frame(panel, i, fixed=fixed) for i, panel in enumerate(panels)]
+    if description.share == "y":
+        for number, (_, _, y) in enumerate(axes):
+            y["showticklabels"] = number % columns == 0
+    row, width = _row(description, panels), 2000 if columns > 3 else NARROW
     if panels[0].cells is not None:
-        return _heat_maps(figure, panels)
+        return _heat_maps(empty_figure(axes, columns, row, width, _gap(panels)), panels)
+    figure = empty_figure(axes, columns, row, width)
     owners: list[int] = []
     positions: list[int | None] = [*frames] if frames else [None]
     for frame in positions:
@@ -71,8 +77,8 @@ def _traces(panels: Sequence[Panel]) -> list[Trace]:
 
 
 def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
+    shared = _one_scale(panels)
     cells = [panel.cells for panel in panels if panel.cells is not None]
-    shared = all(one.scale == cells[0].scale for one in cells)
     for index, (panel, one) in enumerate(zip(panels, cells, strict=True)):
         bar = None if shared and index else color_bar(figure, one.scale, index, shared=shared)
         figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
@@ -81,6 +87,17 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
     for number, trace in enumerate(dotted):
         trace.showlegend = number == 0
     return add_legend(figure) if dotted else figure.update_layout(showlegend=False)
+
+
+def _one_scale(panels: Sequence[Panel]) -> bool:
+    """Whether one color bar serves all heat maps."""
+    return len({panel.cells.scale for panel in panels if panel.cells is not None}) == 1
+
+
+def _gap(panels: Sequence[Panel]) -> int:
+    """Pixels between heat maps, for names of rows of up to 14 letters and color bars of their own."""
+    longest = max(len(name) for panel in panels if panel.cells is not None for name in panel.cells.rows)
+    return GAP_X + LETTER * min(max(longest - 4, 0), 10) + (0 if _one_scale(panels) else BAR)
 
 
 def _row(description: Description, panels: Sequence[Panel]) -> int:
@@ -93,7 +110,7 @@ def _row(description: Description, panels: Sequence[Panel]) -> int:
     return max(CURVES, round(PER_INCH * description.height)) if not description.slider else 340
 
 
-def _frame(panel: Panel, index: int, description: Description, *, fixed: bool) -> Frame:
+def _frame(panel: Panel, index: int, *, fixed: bool) -> Frame:
     if panel.cells is not None:
         common = {"type": "category", "nticks": 16, "constrain": "domain", "showgrid": False}
         # Marks on cells would widen the axes.
@@ -106,8 +123,6 @@ def _frame(panel: Panel, index: int, description: Description, *, fixed: bool) -
     x, y = _axis(panel.x, panel, fixed), _axis(panel.y, panel, fixed)
     if panel.equal:
         y |= {"scaleanchor": f"x{index + 1}", "scaleratio": 1}
-    if description.share == "y" and index:
-        y["showticklabels"] = False
     return title(panel.title), x, y
 
 
