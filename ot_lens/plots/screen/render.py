@@ -34,6 +34,7 @@ def draw(description: Description) -> go.Figure:
             y["showticklabels"] = number % columns == 0
     row, width = _row(description, panels), 2000 if columns > 3 else NARROW
     if panels[0].cells is not None:
+        columns = columns if _one_scale(panels) else min(columns, 2)  # three leave no room for numbers
         return _heat_maps(empty_figure(axes, columns, row, width, _gap(panels)), panels)
     figure = empty_figure(axes, columns, row, width)
     owners: list[int] = []
