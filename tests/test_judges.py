@@ -416,6 +416,8 @@ def test_a_registered_judge_goes_to_another_process_unloaded():
     [
         ("nobody", "'nobody'.*harmbench"),
         ({"modell": "x"}, "modell"),
+        ({"preset": ["harmbench"]}, r"preset is a name or a folder, not \['harmbench'\]"),
+        ({"classifier": 3}, "classifier is a name or a folder, not 3"),
         ({"preset": "harmbench", "yes": "x"}, "'yes'"),
         ({"classifier": "a", "labell": 1}, "labell"),
     ],

@@ -1,5 +1,6 @@
 """Judges as a configuration names them: registered by name, loaded on first use, moved aside if needed."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +64,10 @@ class LazyJudge:
                 f"judge = {description!r}: give a name ({', '.join(judge_names())}), or a mapping with one "
                 f"of the keys {', '.join(KINDS)}."
             )
-        self._kind, self._factory = kinds[0], _factory(kinds[0], self.description[kinds[0]])
+        self._kind, name = kinds[0], self.description[kinds[0]]
+        if not isinstance(name, str | os.PathLike):
+            raise JudgeError(f"judge = {description!r}: {self._kind} is a name or a folder, not {name!r}.")
+        self._factory = _factory(self._kind, name)
         self._judge: Judge | None = None
 
     def __getstate__(self) -> dict[str, Any]:
