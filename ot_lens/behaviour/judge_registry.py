@@ -61,12 +61,14 @@ class LazyJudge:
         kinds = [kind for kind in KINDS if kind in self.description]
         if len(kinds) != 1:
             raise JudgeError(
-                f"judge = {description!r}: give a name ({', '.join(judge_names())}), or a mapping with one "
-                f"of the keys {', '.join(KINDS)}."
+                f"judge = {quoted(description)}: give a name ({', '.join(judge_names())}), or a mapping with "
+                f"one of the keys {', '.join(KINDS)}."
             )
         self._kind, name = kinds[0], self.description[kinds[0]]
         if not isinstance(name, str | os.PathLike):
-            raise JudgeError(f"judge = {description!r}: {self._kind} is a name or a folder, not {name!r}.")
+            raise JudgeError(
+                f"judge = {quoted(description)}: {self._kind} is a name or a folder, not {quoted(name)}."
+            )
         self._factory = _factory(self._kind, name)
         self._judge: Judge | None = None
 
@@ -91,7 +93,7 @@ class LazyJudge:
             try:
                 self._judge = self._factory(**options)
             except TypeError as error:
-                raise JudgeError(f"judge = {self.description}: {error}.") from error
+                raise JudgeError(f"judge = {quoted(self.description)}: {error}.") from error
         return self._judge
 
     @contextmanager

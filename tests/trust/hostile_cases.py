@@ -146,6 +146,8 @@ def odd_table(valid: pd.DataFrame, draw: random.Random) -> bytes:
 
 def _odd_column(rows: int, draw: random.Random) -> pa.Array:
     kind, cell = draw.choice(TYPES), value(draw)
+    if pa.types.is_map(kind):  # pyarrow ends the process on a list with None
+        return pa.array([[(repr(cell), draw.choice((0, -1, None)))]] * rows, kind)
     for content in (cell, str(cell).encode("utf-8", "replace").decode()):
         with suppress(pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError):
             return pa.array([content] * rows, type=kind)
