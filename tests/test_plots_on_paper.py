@@ -2,7 +2,7 @@
 
 import os
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,21 @@ def test_the_checks_for_overlap_and_for_what_is_cut_can_fail():
     boxes = boxes_of(figure, laid_out(figure))
     assert cut(boxes, figure.bbox) == ["out of the page"]
     assert {b for _, b in clashes(boxes)} == {"under the tick labels"}
+
+
+@pytest.mark.parametrize("highest", [0.02, 0.09, 0.3, 1.1, 8.0, 60.0])
+def test_ticks_of_costs_stand_apart_in_narrow_panels_and_leave_a_scale(highest):
+    sweep = tables(8)["localization"].copy()
+    ends = ["value", "low", "high"]
+    costs = sweep["measure"] == "kl"
+    sweep.loc[costs, ends] *= highest / sweep.loc[costs & (sweep["prompts"] == "harmless"), ends].max().max()
+    figure = ENTRIES["method_intervals"].draw(sweep)
+    renderer = laid_out(figure)
+    [ax] = [ax for ax in figure.axes if ax.get_xlabel() == "KL (nats)"]
+    named = [tick.label1 for tick in ax.xaxis._update_ticks() if tick.label1.get_text()]
+    boxes = [label.get_window_extent(renderer) for label in named]
+    assert all(b.x0 - a.x1 > 0.04 * figure.dpi for a, b in pairwise(boxes))  # inches
+    assert {float(label.get_text()) for label in named} > {0.0}
 
 
 @pytest.mark.parametrize("case", CASES)

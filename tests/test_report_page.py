@@ -78,15 +78,22 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(page):
     assert [texts for figure, *texts in overlapping if figure != "method_intervals"] == []
 
 
-# Titles of axes and color bars that lie on other text: their figures, and both texts.
+# Titles that lie on other text, and titles and ticks that lie on a panel: their figures, and what they say.
 OVERLAPPING = """() => [...document.querySelectorAll("[data-figure]")].flatMap((figure) => {
+  const boxOf = (e) => e.getBoundingClientRect();
+  const crosses = (low, high, start, end) => low < end - 1 && start < high - 1;
+  const on = (a, b) => crosses(a.left, a.right, b.left, b.right) && crosses(a.top, a.bottom, b.top, b.bottom);
   const texts = [...figure.querySelectorAll("text")].filter(
     (e) => e.textContent && !e.closest(".annotation"));
-  const boxes = texts.map((e) => e.getBoundingClientRect());
-  const on = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-  return texts.flatMap((title, i) => /title/.test(title.getAttribute("class")) ? texts.flatMap((other, j) =>
-    i !== j && on(boxes[i], boxes[j]) ? [[figure.dataset.figure, title.textContent, other.textContent]] : []
-  ) : []);
+  const titles = texts.filter((e) => /title/.test(e.getAttribute("class")));
+  const outside = texts.filter((e) => titles.includes(e) || e.closest("[class$=tick]"));
+  const panels = [...figure.querySelectorAll(".nsewdrag")].map(boxOf);
+  return [
+    ...titles.flatMap((e) => texts.filter((other) => other !== e && on(boxOf(e), boxOf(other)))
+      .map((other) => [figure.dataset.figure, e.textContent, other.textContent])),
+    ...outside.filter((e) => panels.some((panel) => on(boxOf(e), panel)))
+      .map((e) => [figure.dataset.figure, e.textContent]),
+  ];
 })"""
 
 
@@ -131,6 +138,7 @@ def test_dots_mark_the_cells_beyond_chance_and_their_legend_button_hides_them(pa
         page.wait_for_function(
             "n => document.querySelectorAll('#figure-interchange_map .points path').length === n", arg=count
         )
+    assert figure.locator(".legend button").all_inner_texts() == ["beyond chance"]
 
 
 def test_hostile_names_are_shown_as_text(page):

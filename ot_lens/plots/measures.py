@@ -145,8 +145,15 @@ def present(sweep: pd.DataFrame, measure: Measure) -> bool:
     return bool(finite(measured(sweep, measure.name, measure.prompts), "value"))
 
 
-def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, step: float = 0.5) -> Axis:
-    """The axis of a measure, for its values in a sweep and their intervals."""
+def axis_of(
+    measure: Measure,
+    sweep: pd.DataFrame,
+    title: str | None = None,
+    step: float = 0.5,
+    *,
+    narrow: bool = False,
+) -> Axis:
+    """The axis of a measure, for its values in a sweep and their intervals; `narrow` has fewer ticks."""
     name = measure.label if title is None else title
     low, high = _extent(sweep, measure)
     if measure.scale == "share":
@@ -154,8 +161,8 @@ def axis_of(measure: Measure, sweep: pd.DataFrame, title: str | None = None, ste
     if measure.scale == "cost":
         end = max(1.25 * high, 3 * COST_KNEE)
         # 1 and 3 of each decade while there are few of them; the knee's label would touch the zero's if not.
-        ticks = COST_TICKS if high < 1 else COST_TICKS[:1] + COST_TICKS[1::2]
-        names = {COST_KNEE: ""} if high >= 2 else {}
+        ticks = COST_TICKS if high < 1 and not narrow else COST_TICKS[:1] + COST_TICKS[1::2]
+        names = {COST_KNEE: ""} if high >= (0.1 if narrow else 2) else {}
         named = tuple((tick, names.get(tick, f"{tick:g}")) for tick in ticks if tick <= end)
         return Axis(name, "cost", (-COST_KNEE / 3, end), named)
     if measure.scale != "log" or not 0 < 10 * low < high:

@@ -50,7 +50,7 @@ def method_intervals(localization: pd.DataFrame) -> Description:
 def _panel(
     sweep: pd.DataFrame, unedited: Values, methods: list[Contender], measure: Measure, y: Axis
 ) -> Panel:
-    x = measures.axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"))
+    x = measures.axis_of(measure, sweep, measure.label.replace("answered ", "answered\n"), narrow=True)
     level = measures.interval(unedited, measure)[0]
     elements: list[Any] = []
     if np.isfinite(level):

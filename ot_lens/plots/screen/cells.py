@@ -48,7 +48,7 @@ def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | Non
     shown = "%{customdata[0]:.3g}" if scale.log else "%{z:.1%}" if scale.percent else "%{z:.3g}"
     hover = f"{title(panel.x.title)} %{{x}}, {title(panel.y.title)} %{{y}}: {shown}{more}<extra></extra>"
     look: dict[str, Any] = {"colorscale": scale.maps[1], "showscale": bar is not None, "colorbar": bar}
-    look |= {"zmin": ends[0], "zmax": ends[1], "textfont": {"size": 11}}
+    look |= {"zmin": ends[0], "zmax": ends[1], "textfont": {"size": 11}, "showlegend": False}
     look |= {"text": written, "texttemplate": "%{text}" if numbered else None}
     names = {"x": list(cells.columns), "y": list(cells.rows)}
     yield go.Heatmap(z=z, customdata=data, hovertemplate=hover, **names, **look, **place.axes)

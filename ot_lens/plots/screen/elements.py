@@ -104,6 +104,7 @@ def _points(points: d.Points, place: Place) -> Iterator[Trace]:
     marker |= {"size": 5 if points.size < 3 else 9, "line": {"width": 1.6 if hollow else 0}}
     look: dict[str, Any] = {"mode": "markers", "marker": marker, "showlegend": points.legend}
     look |= {"opacity": 0.45 if points.faint else 1.0, "error_x": error_bars(curve.x_errors, mark.color)}
+    look["cliponaxis"] = bool(points.ids)  # prompts may lie outside the limits; all else is shown whole
     if np.isfinite([curve.low, curve.high]).any():
         look["error_y"] = error_bars(curve.errors, mark.color)
     if points.ids:

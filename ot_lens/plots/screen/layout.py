@@ -8,8 +8,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-# Between panels, with room for the title of a y axis and ticks of four letters; a color bar with its own.
-GAP_X, LETTER, BAR = 70, 7, 70
 TITLE, SLIDER, LEGEND_ROW = 96, 80, 22
 MARGIN = {"l": 62, "r": 14, "t": 40, "b": 50}
 GRID = "rgba(128,128,128,0.22)"
@@ -35,9 +33,12 @@ FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "s
 Frame = tuple[str, dict[str, Any], dict[str, Any]]
 
 
-def empty_figure(frames: Sequence[Frame], columns: int, row: int, width: int, gap: int = GAP_X) -> go.Figure:
-    """A figure without traces, with axes `x1`, `y1`, `x2` and so on; its frames are `row` pixels high."""
-    layout = _placed(len(frames), columns, row, gap / width)
+def empty_figure(frames: Sequence[Frame], columns: int, row: int, gap: float) -> go.Figure:
+    """A figure without traces, with axes `x1`, `y1`, `x2` and so on; its frames are `row` pixels high.
+
+    The gap between two columns is a part of the width.
+    """
+    layout = _placed(len(frames), columns, row, gap)
     for number, (title, x, y) in enumerate(frames, start=1):
         suffix = "" if number == 1 else str(number)
         layout[f"xaxis{suffix}"] |= _axis(x) | {"anchor": f"y{number}"}

@@ -11,13 +11,16 @@ from ot_lens.plots.description import Axis, Description, Panel
 from ot_lens.plots.gallery import Entry
 from ot_lens.plots.screen.cells import color_bar, heat_map
 from ot_lens.plots.screen.elements import Place, Trace, traces_of
-from ot_lens.plots.screen.layout import BAR, GAP_X, LETTER, Frame, add_legend, add_slider, empty_figure
+from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
 from ot_lens.plots.screen.text import position, title
 from ot_lens.plots.style import SIGNIFICANT
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
 # The width of the plotting area for which gaps have the size they need: that of a window of 1200 pixels.
 NARROW = 820
+# Between panels, with room for the title of a y axis and ticks of four letters; with neither; per letter
+# beyond; and a color bar with its title.
+GAP_X, BARE, LETTER, BAR = 70, 28, 7, 70
 BACKGROUND = "rgba(128,128,128,0.14)"
 
 
@@ -26,17 +29,21 @@ def draw(description: Description) -> go.Figure:
     frames = list(dict.fromkeys(panel.frame for panel in description.panels if panel.frame is not None))
     panels = [p for p in description.panels if p.frame is None or p.frame == frames[0]]
     columns = 2 if len(panels) in (2, 4) else 3
-    columns = min(columns if description.slider else description.columns, len(panels))
+    if not description.slider:
+        columns = description.columns if _bare(description) else min(description.columns, 3)
+    if not _one_scale(panels):
+        columns = min(columns, 2)  # three leave no room for numbers
+    columns = min(columns, len(panels))
     fixed = len(frames) < 2
     axes = [_frame(panel, i, fixed=fixed) for i, panel in enumerate(panels)]
     if description.share == "y":
         for number, (_, _, y) in enumerate(axes):
             y["showticklabels"] = number % columns == 0
-    row, width = _row(description, panels), 2000 if columns > 3 else NARROW
+    figure = empty_figure(
+        axes, columns, _row(description, panels), _gap(description, panels, columns) / NARROW
+    )
     if panels[0].cells is not None:
-        columns = columns if _one_scale(panels) else min(columns, 2)  # three leave no room for numbers
-        return _heat_maps(empty_figure(axes, columns, row, width, _gap(panels)), panels)
-    figure = empty_figure(axes, columns, row, width)
+        return _heat_maps(figure, panels)
     owners: list[int] = []
     positions: list[int | None] = [*frames] if frames else [None]
     for frame in positions:
@@ -91,14 +98,28 @@ def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
 
 
 def _one_scale(panels: Sequence[Panel]) -> bool:
-    """Whether one color bar serves all heat maps."""
-    return len({panel.cells.scale for panel in panels if panel.cells is not None}) == 1
+    """Whether one color bar serves all heat maps, if there are any."""
+    return len({panel.cells.scale for panel in panels if panel.cells is not None}) <= 1
 
 
-def _gap(panels: Sequence[Panel]) -> int:
-    """Pixels between heat maps, for names of rows of up to 14 letters and color bars of their own."""
-    longest = max(len(name) for panel in panels if panel.cells is not None for name in panel.cells.rows)
-    return GAP_X + LETTER * min(max(longest - 4, 0), 10) + (0 if _one_scale(panels) else BAR)
+def _bare(description: Description) -> bool:
+    """Whether nothing is written beside panels but for the first of a row."""
+    return description.share == "y" and not any(panel.y.title for panel in description.panels)
+
+
+def _gap(description: Description, panels: Sequence[Panel], columns: int) -> int:
+    """Pixels between panels, for names of rows and color bars of their own; in all two fifths at most."""
+    if _bare(description):
+        return BARE
+    bar = 0 if _one_scale(panels) else BAR
+    names = [] if description.share == "y" else [name for panel in panels for name in _names(panel)]
+    longer = max((len(name) - 4 for name in names), default=0)
+    return min(GAP_X + bar + LETTER * max(longer, 0), 2 * NARROW // 5 // max(columns - 1, 1))
+
+
+def _names(panel: Panel) -> Sequence[str]:
+    """What is written in front of the rows of a panel."""
+    return panel.cells.rows if panel.cells is not None else [name for _, name in panel.y.ticks or ()]
 
 
 def _row(description: Description, panels: Sequence[Panel]) -> int:

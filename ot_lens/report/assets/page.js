@@ -61,7 +61,7 @@
 
   const addLegend = (node, content, state) => {
     const entries = content.figure.data.filter((trace, i) => trace.showlegend !== false && trace.visible !== false);
-    if (content.figure.layout.showlegend === false || entries.length < 2) return;
+    if (content.figure.layout.showlegend === false || !entries.length) return;
     const list = Object.assign(document.createElement("div"), { className: "legend" });
     list.setAttribute("role", "group");
     list.setAttribute("aria-label", "Show or hide");
