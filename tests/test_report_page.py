@@ -8,7 +8,7 @@ from ot_lens.report import write_report
 from tests import generators_tables as tables_of
 
 pytestmark = pytest.mark.browser
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
+PHONE, TABLET, DESK = ({"width": w, "height": h} for w, h in ((390, 844), (820, 1180), (1200, 900)))
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -71,11 +71,13 @@ def check_figures(page, width):
     assert overflow(page) == 0
 
 
-def test_every_figure_is_drawn_and_nothing_scrolls_sideways(page):
-    check_figures(page, DESK["width"])
-    overlapping = page.evaluate(OVERLAPPING)
-    # Beside its labels, of which one is hostile and long, there is little room.
-    assert [texts for figure, *texts in overlapping if figure != "method_intervals"] == []
+def test_every_figure_is_drawn_and_nothing_scrolls_sideways_or_overlaps(page):
+    for window in (DESK, TABLET):
+        page.set_viewport_size(window)
+        check_figures(page, window["width"])
+        # Beside its labels, of which one is hostile and long, there is little room.
+        overlapping = [texts for figure, *texts in page.evaluate(OVERLAPPING) if figure != "method_intervals"]
+        assert overlapping == []
 
 
 # Titles that lie on other text, and titles and ticks that lie on a panel: their figures, and what they say.

@@ -15,40 +15,34 @@ from ot_lens.plots.style import DOT, MOST_NAMES, OUTLINE, SIGNIFICANT
 MARKER = {"symbol": "circle", "size": 5, "color": DOT, "line": {"color": "white", "width": 0.8}}
 
 
-def color_bar(figure: go.Figure, scale: ColorScale, index: int, *, shared: bool) -> dict[str, Any]:
-    """Beside all panels, or inside the gap right of its own."""
-    suffix = "" if index == 0 else str(index + 1)
-    x, y = figure.layout[f"xaxis{suffix}"].domain, figure.layout[f"yaxis{suffix}"].domain
-    ticks = scale.ticks
-    look: dict[str, Any] = {"thickness": 12, "x": 1.01 if shared else x[1] + 0.004, "xanchor": "left"}
-    look |= {
-        "y": (y[0] + y[1]) / 2,
-        "len": max(y[1] - y[0], 0.1) * 0.95,
-        "title": {"text": scale.label, "side": "right"},
-    }
+def color_axis(scale: ColorScale) -> dict[str, Any]:
+    """Colours of cells, and their bar; where it stands is up to the layout."""
+    low, high = np.log10([scale.low, scale.high]) if scale.log else (scale.low, scale.high)
+    bar = {"thickness": 12, "xanchor": "left", "title": {"text": scale.label, "side": "right"}}
+    return {"colorscale": scale.maps[1], "cmin": low, "cmax": high, "colorbar": bar | _bar_ticks(scale)}
+
+
+def _bar_ticks(scale: ColorScale) -> dict[str, Any]:
     if scale.log:
         powers = list(range(int(np.ceil(np.log10(scale.low))), int(np.floor(np.log10(scale.high))) + 1))
-        return look | {"tickvals": powers, "ticktext": [f"10<sup>{power}</sup>" for power in powers]}
-    if ticks is not None:
-        names = [f"{100 * tick:.0f}" if scale.percent else f"{tick:g}" for tick in ticks]
-        look |= {"tickvals": list(ticks), "ticktext": names}
-    return look
+        return {"tickvals": powers, "ticktext": [f"10<sup>{power}</sup>" for power in powers]}
+    if scale.ticks is None:
+        return {}
+    names = [f"{100 * tick:.0f}" if scale.percent else f"{tick:g}" for tick in scale.ticks]
+    return {"tickvals": list(scale.ticks), "ticktext": names}
 
 
-def heat_map(panel: Panel, cells: Cells, place: Place, bar: dict[str, Any] | None) -> Iterator[Any]:
+def heat_map(panel: Panel, cells: Cells, place: Place, coloraxis: str) -> Iterator[Any]:
     """The cells, and a mark on the best one."""
     scale, z = cells.scale, cells.matrix.astype(np.float32)
-    ends = [scale.low, scale.high]
-    if scale.log:
-        z, ends = np.log10(np.maximum(z, scale.low)), np.log10(ends).tolist()
+    z = np.log10(np.maximum(z, scale.low)) if scale.log else z
     numbered = scale.numbered and max(cells.shape) <= MOST_NAMES
     rows, columns = map(range, cells.shape)
     written = [[_text(cells, r, c) for c in columns] for r in rows] if numbered else None
     data, more = _details(cells)
     shown = "%{customdata[0]:.3g}" if scale.log else "%{z:.1%}" if scale.percent else "%{z:.3g}"
     hover = f"{title(panel.x.title)} %{{x}}, {title(panel.y.title)} %{{y}}: {shown}{more}<extra></extra>"
-    look: dict[str, Any] = {"colorscale": scale.maps[1], "showscale": bar is not None, "colorbar": bar}
-    look |= {"zmin": ends[0], "zmax": ends[1], "textfont": {"size": 11}, "showlegend": False}
+    look: dict[str, Any] = {"coloraxis": coloraxis, "textfont": {"size": 11}, "showlegend": False}
     look |= {"text": written, "texttemplate": "%{text}" if numbered else None}
     names = {"x": list(cells.columns), "y": list(cells.rows)}
     yield go.Heatmap(z=z, customdata=data, hovertemplate=hover, **names, **look, **place.axes)

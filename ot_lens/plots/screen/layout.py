@@ -1,4 +1,4 @@
-"""Panels on the screen: side by side where there is room, under each other on a phone. Sizes in CSS pixels.
+"""Panels on the screen: side by side where there is room, else under each other. Sizes in CSS pixels.
 
 Colours of text and grid are left to the page, so that one figure serves a light and a dark one.
 """
@@ -9,6 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 TITLE, SLIDER, LEGEND_ROW = 96, 80, 22
+# The width of a color bar with its ticks and title.
+BAR = 70
 MARGIN = {"l": 62, "r": 14, "t": 40, "b": 50}
 GRID = "rgba(128,128,128,0.22)"
 AXIS: dict[str, Any] = {
@@ -40,9 +42,8 @@ def empty_figure(frames: Sequence[Frame], columns: int, row: int, gap: float) ->
     """
     layout = _placed(len(frames), columns, row, gap)
     for number, (title, x, y) in enumerate(frames, start=1):
-        suffix = "" if number == 1 else str(number)
-        layout[f"xaxis{suffix}"] |= _axis(x) | {"anchor": f"y{number}"}
-        layout[f"yaxis{suffix}"] |= _axis(y) | {"anchor": f"x{number}"}
+        layout[axis_name("xaxis", number - 1)] |= _axis(x) | {"anchor": f"y{number}"}
+        layout[axis_name("yaxis", number - 1)] |= _axis(y) | {"anchor": f"x{number}"}
         layout["annotations"][number - 1]["text"] = f"<b>{title}</b>"
     layout["meta"] = {"panels": len(frames), "row": row, "below": 0}
     layout |= {"margin": dict(MARGIN), "font": FONT, "hovermode": "closest", "template": go.layout.Template()}
@@ -50,18 +51,45 @@ def empty_figure(frames: Sequence[Frame], columns: int, row: int, gap: float) ->
     return go.Figure(layout=layout)
 
 
+def axis_name(kind: str, index: int) -> str:
+    """What plotly calls the axis of a panel."""
+    return kind if index == 0 else f"{kind}{index + 1}"
+
+
+def add_color_bars(figure: go.Figure, axes: Sequence[Mapping[str, Any]]) -> None:
+    """One color bar beside all panels, or one behind each."""
+    beside = len(axes) == 1
+    for index, axis in enumerate(axes):
+        name = axis_name("coloraxis", index)
+        figure.layout[name] = dict(axis)
+        figure.layout[name].colorbar.update(_bar_place(figure.layout.to_plotly_json(), index, beside=beside))
+    figure.update_layout(margin_r=BAR if beside else MARGIN["r"])
+
+
+def _bar_place(layout: Mapping[str, Any], index: int, *, beside: bool) -> dict[str, Any]:
+    """Right of all panels, or in the gap behind its own; as high as its own."""
+    right = layout[axis_name("xaxis", index)]["domain"][1]
+    low, high = layout[axis_name("yaxis", index)]["domain"]
+    x = 1.01 if beside else right + 0.004
+    return {"x": x, "y": (low + high) / 2, "len": max(high - low, 0.1) * 0.95}
+
+
 def stacked(figure: go.Figure) -> dict[str, Any]:
-    """Changes of the layout for a phone: every panel as wide as the page, stacked."""
+    """Changes of the layout for a narrow window: every panel as wide as the page, stacked."""
     meta = figure.layout.meta
     placed = _placed(meta["panels"], 1, meta["row"])
     placed["height"] += meta["below"]
-    notes = [note.to_plotly_json() for note in figure.layout.annotations]
+    own = figure.layout.to_plotly_json()
+    notes = [dict(note) for note in own["annotations"]]
     titles = [{"x": title["x"], "y": title["y"]} for title in placed["annotations"]]
     for note, at in zip(notes, titles, strict=False):
         note.update(at)
     placed["annotations"] = notes
-    for number in range(2, meta["panels"] + 1):
-        placed[f"yaxis{number}"]["showticklabels"] = True
+    for index in range(meta["panels"]):
+        placed[axis_name("yaxis", index)]["showticklabels"] = True
+        if (name := axis_name("coloraxis", index)) in own:
+            placed[name] = {"colorbar": _bar_place(placed, index, beside=True)}
+            placed["margin"] = {"r": BAR}
     return placed
 
 
@@ -75,9 +103,8 @@ def _placed(count: int, columns: int, row: int, gap_x: float = 0.0) -> dict[str,
     layout: dict[str, Any] = {"annotations": [], "height": height + MARGIN["t"] + MARGIN["b"]}
     for index in range(count):
         left, top = (index % columns) * (wide + gap_x), 1 - (index // columns) * (high + gap_y)
-        suffix = "" if index == 0 else str(index + 1)
-        layout[f"xaxis{suffix}"] = {"domain": [left, min(left + wide, 1.0)]}
-        layout[f"yaxis{suffix}"] = {"domain": [max(top - high, 0.0), top]}
+        layout[axis_name("xaxis", index)] = {"domain": [left, min(left + wide, 1.0)]}
+        layout[axis_name("yaxis", index)] = {"domain": [max(top - high, 0.0), top]}
         layout["annotations"].append(NOTE | {"x": left, "y": top})
     return layout
 

@@ -9,18 +9,26 @@ import plotly.graph_objects as go
 
 from ot_lens.plots.description import Axis, Description, Panel
 from ot_lens.plots.gallery import Entry
-from ot_lens.plots.screen.cells import color_bar, heat_map
+from ot_lens.plots.screen.cells import color_axis, heat_map
 from ot_lens.plots.screen.elements import Place, Trace, traces_of
-from ot_lens.plots.screen.layout import Frame, add_legend, add_slider, empty_figure
+from ot_lens.plots.screen.layout import (
+    BAR,
+    Frame,
+    add_color_bars,
+    add_legend,
+    add_slider,
+    axis_name,
+    empty_figure,
+)
 from ot_lens.plots.screen.text import position, title
 from ot_lens.plots.style import SIGNIFICANT
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
 # The width of the plotting area for which gaps have the size they need: that of a window of 1200 pixels.
 NARROW = 820
-# Between panels, with room for the title of a y axis and ticks of four letters; with neither; per letter
-# beyond; and a color bar with its title.
-GAP_X, BARE, LETTER, BAR = 70, 28, 7, 70
+# Between panels, with room for the title of a y axis and short names of its ticks; with neither; for each
+# letter beyond.
+GAP_X, BARE, LETTER, SHORT = 70, 28, 7, 4
 BACKGROUND = "rgba(128,128,128,0.14)"
 
 
@@ -39,9 +47,7 @@ def draw(description: Description) -> go.Figure:
     if description.share == "y":
         for number, (_, _, y) in enumerate(axes):
             y["showticklabels"] = number % columns == 0
-    figure = empty_figure(
-        axes, columns, _row(description, panels), _gap(description, panels, columns) / NARROW
-    )
+    figure = empty_figure(axes, columns, _row(description, panels), _gap(description, panels, columns))
     if panels[0].cells is not None:
         return _heat_maps(figure, panels)
     owners: list[int] = []
@@ -87,10 +93,12 @@ def _traces(panels: Sequence[Panel]) -> list[Trace]:
 def _heat_maps(figure: go.Figure, panels: Sequence[Panel]) -> go.Figure:
     shared = _one_scale(panels)
     cells = [panel.cells for panel in panels if panel.cells is not None]
+    scales = [one.scale for one in cells]
+    add_color_bars(figure, [color_axis(scale) for scale in (scales[:1] if shared else scales)])
     for index, (panel, one) in enumerate(zip(panels, cells, strict=True)):
-        bar = None if shared and index else color_bar(figure, one.scale, index, shared=shared)
-        figure.add_traces(list(heat_map(panel, one, Place(panel, index), bar)))
-    figure.update_layout(plot_bgcolor=BACKGROUND, margin_r=70 if shared else figure.layout.margin.r)
+        name = axis_name("coloraxis", 0 if shared else index)
+        figure.add_traces(list(heat_map(panel, one, Place(panel, index), name)))
+    figure.update_layout(plot_bgcolor=BACKGROUND)
     dotted = list(figure.select_traces({"name": SIGNIFICANT}))
     for number, trace in enumerate(dotted):
         trace.showlegend = number == 0
@@ -107,14 +115,14 @@ def _bare(description: Description) -> bool:
     return description.share == "y" and not any(panel.y.title for panel in description.panels)
 
 
-def _gap(description: Description, panels: Sequence[Panel], columns: int) -> int:
-    """Pixels between panels, for names of rows and color bars of their own; in all two fifths at most."""
+def _gap(description: Description, panels: Sequence[Panel], columns: int) -> float:
+    """The gap between panels in parts of the width; in all two fifths at most."""
     if _bare(description):
-        return BARE
-    bar = 0 if _one_scale(panels) else BAR
+        return BARE / NARROW
     names = [] if description.share == "y" else [name for panel in panels for name in _names(panel)]
-    longer = max((len(name) - 4 for name in names), default=0)
-    return min(GAP_X + bar + LETTER * max(longer, 0), 2 * NARROW // 5 // max(columns - 1, 1))
+    longer = max((len(name) - SHORT for name in names), default=0)
+    beside = LETTER * max(longer, 0) + (0 if _one_scale(panels) else BAR)
+    return min((GAP_X + beside) / max(NARROW - beside, 1), 0.4 / max(columns - 1, 1))
 
 
 def _names(panel: Panel) -> Sequence[str]:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const phone = matchMedia("(max-width: 760px)");
+  const narrow = matchMedia("(max-width: 999px)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const exact = matchMedia("(pointer: fine)");
 
@@ -23,7 +23,7 @@
   };
 
   const layoutOf = (content) => {
-    const layout = phone.matches ? merged(content.figure.layout, content.narrow) : content.figure.layout;
+    const layout = narrow.matches ? merged(content.figure.layout, content.narrow) : content.figure.layout;
     return merged(merged(layout, colors()), { dragmode: exact.matches ? "zoom" : false, autosize: true });
   };
 
@@ -137,6 +137,6 @@
   }), { rootMargin: "800px" });
   plots.forEach((node) => watcher.observe(node));
   addEventListener("beforeprint", () => plots.forEach(draw));
-  phone.addEventListener("change", redraw);
+  narrow.addEventListener("change", redraw);
   dark.addEventListener("change", redraw);
 })();
