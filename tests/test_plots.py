@@ -537,6 +537,17 @@ def test_a_screen_draws_every_element_in_the_same_colours(name):
     assert all(below[1] < above[0] for above, below in pairwise(domains))  # stacked, with a gap
 
 
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(' "])', '"])'), (r"'\n'", r"'\n'"), ("{x}^2", "{x}^2"), ("“é…”", "“é…”"), ("<eos>", "‹eos›")]
+    + [("$x$", "U+0024xU+0024"), ("\n", "U+000A"), (" ", "U+0020"), ("a\u202e", "aU+202E"), ("日", "U+65E5")],
+)
+def test_a_token_is_shown_unless_fonts_lack_it_or_markup_reads_it(token, shown):
+    description = ENTRIES["readout"].describe(TABLES["readout"].assign(token=token))
+    names = {name.partition(": ")[2] for panel in description.panels for _, name in panel.y.ticks}
+    assert names == {", ".join([shown] * 3)}
+
+
 def test_panels_that_share_an_axis_show_its_numbers_in_front_of_each_row():
     figure = screen.draw(described("model_similarity"))
     shown = [figure.layout[f"yaxis{number or ''}"].showticklabels for number in (0, *range(2, 7))]

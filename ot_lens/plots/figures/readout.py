@@ -17,8 +17,8 @@ SIDES = {
 RANDOM = Mark("random directions", NULL.color, NULL.marker)
 # Layers, axes, tokens of a layer and characters of a token that are shown at most.
 MOST_LAYERS, MOST_AXES, TOKENS, LETTERS = 16, 2, 3, 14
-# What fonts have and no markup reads.
-PLAIN = re.compile(r"[\w\s,.?!'\"\-:;()/#*+=%&@‹›«»…–—|]")
+# What fonts have and no markup reads: ASCII without the dollar, Latin letters, signs of punctuation.
+PLAIN = re.compile(r"[ -#%-~\u00a1-\u00ac\u00ae-\u024f\u2013\u2014\u2018-\u201d\u2026\u2039\u203a]")
 BRACKETS = str.maketrans("<>", "‹›")
 
 
@@ -77,9 +77,9 @@ def _words(rows: pd.DataFrame) -> str:
 
 def _shown(token: str) -> str:
     """A token, without what a font may lack or markup may read."""
+    seen = token.strip()
     text = "".join(
-        c if PLAIN.fullmatch(c) and ord(c) < 0x250 or c in "‹›" else f"U+{ord(c):04X}"
-        for c in token.strip().translate(BRACKETS)
+        c if seen and PLAIN.fullmatch(c) else f"U+{ord(c):04X}" for c in (seen or token).translate(BRACKETS)
     )
     return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
 

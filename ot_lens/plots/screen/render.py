@@ -116,13 +116,13 @@ def _bare(description: Description) -> bool:
 
 
 def _gap(description: Description, panels: Sequence[Panel], columns: int) -> float:
-    """The gap between panels in parts of the width; in all two fifths at most."""
+    """The gap between panels in parts of the width; in all less than half of it."""
     if _bare(description):
         return BARE / NARROW
     names = [] if description.share == "y" else [name for panel in panels for name in _names(panel)]
     longer = max((len(name) - SHORT for name in names), default=0)
     beside = LETTER * max(longer, 0) + (0 if _one_scale(panels) else BAR)
-    return min((GAP_X + beside) / max(NARROW - beside, 1), 0.4 / max(columns - 1, 1))
+    return min((GAP_X + beside) / max(NARROW - beside, 1), 0.45 / max(columns - 1, 1))
 
 
 def _names(panel: Panel) -> Sequence[str]:
