@@ -539,9 +539,11 @@ def test_a_screen_draws_every_element_in_the_same_colours(name):
 
 @pytest.mark.parametrize(
     ("token", "shown"),
-    [(' "])', '"])'), (r"'\n'", r"'\n'"), ("{x}^2", "{x}^2"), ("“é…”", "“é…”"), ("<eos>", "‹eos›")]
-    + [("$x$", "U+0024xU+0024"), ("\n", "U+000A"), (" ", "U+0020"), ("a\u202e", "aU+202E"), ("日", "U+65E5")],
-)
+    [
+        (' "])', '"])'), (r"'\n'", r"'\n'"), ("{x}^2", "{x}^2"), ("“é…”", "“é…”"), ("<eos>", "‹eos›"),
+        ("$x$", "U+0024xU+0024"), ("\n", "U+000A"), (" ", "U+0020"), ("a\u202e", "aU+202E"), ("日", "U+65E5"),
+    ],
+)  # fmt: skip
 def test_a_token_is_shown_unless_fonts_lack_it_or_markup_reads_it(token, shown):
     description = ENTRIES["readout"].describe(TABLES["readout"].assign(token=token))
     names = {name.partition(": ")[2] for panel in description.panels for _, name in panel.y.ticks}
