@@ -188,6 +188,26 @@ def test_findings_tell_what_makes_refusal_from_where_it_can_be_changed():
     assert "no layer has an effect (p = 0.00)" in " ".join(summarize(SWEEP, nothing))
 
 
+@pytest.mark.parametrize(
+    ("interval", "conclusion"),
+    [
+        ((0.9, 0.7, 0.97), "one direction suffices to take most refusals away"),
+        ((0.0, 0.0, 0.1), "takes most refusals away, but coherent answers do not take their place"),
+        ((0.5, 0.3, 0.7), "whether coherent answers take their place is undecided"),
+        (None, "one direction suffices to take most refusals away"),
+    ],
+)
+def test_one_direction_suffices_where_answers_take_the_place_of_refusals(interval, conclusion):
+    sweep = SWEEP[SWEEP["measure"] == "refusal_rate"].copy()
+    sweep.loc[sweep["method"] == "rfa", ["value", "low", "high"]] = 0.0, 0.0, 0.05
+    if interval:
+        answers = sweep.assign(measure="coherent_success_rate")
+        answers[["value", "low", "high"]] = interval
+        sweep = pd.concat([sweep, answers], ignore_index=True)
+    [sentence] = [text for text in summarize(sweep) if text.startswith("With the best single direction")]
+    assert sentence.endswith(f"{conclusion}.")
+
+
 def test_findings_praise_no_destroyed_model():
     destroyed = SWEEP[SWEEP["measure"] == "refusal_rate"].copy()
     destroyed.loc[destroyed["set"] != "none", ["value", "low", "high"]] = 0.0, 0.0, 0.1

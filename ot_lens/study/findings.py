@@ -40,6 +40,12 @@ CONCLUSION = {
     False: "one direction does not suffice to take most refusals away",
     None: "whether one direction suffices is undecided",
 }
+# Of an ablation that takes most refusals away.
+REPLACED = {
+    True: CONCLUSION[True],
+    False: "one direction takes most refusals away, but coherent answers do not take their place",
+    None: "one direction takes most refusals away; whether coherent answers take their place is undecided",
+}
 SETS_OF_LAYERS = {
     ALL: "Edited at all layers at once",
     SEARCHED: "Best sets of layers, chosen on the validation prompts and measured on these",
@@ -211,8 +217,15 @@ def _one_direction_sentence(table: pd.DataFrame, singles: pd.DataFrame) -> list[
     return [
         f"With the best single direction ablated at every block (RFA, direction of layer {best.layer}), "
         f"{best.refusal:.0%} (95 % interval {best.low:.0%} to {best.high:.0%}) of {best.n} harmful "
-        f"prompts are still refused{_coherent(row)}: {CONCLUSION[best.suffices]}."
+        f"prompts are still refused{_coherent(row)}: {_conclusion(best.suffices, row)}."
     ]
+
+
+def _conclusion(suffices: bool | None, row: pd.Series) -> str:
+    """A model that answers nothing refuses nothing either: coherent answers count where they are known."""
+    if not suffices or pd.isna(row["coherent"]):
+        return CONCLUSION[suffices]
+    return REPLACED[True if row["coherent_low"] > 0.5 else False if row["coherent_high"] < 0.5 else None]
 
 
 def _method_sentence(
