@@ -88,6 +88,15 @@ def test_harm_apart_from_refusal_is_measured_on_request(monkeypatch):
         assert MAKERS[maker](replace(study, config=config.model_copy(update=off))) == {}
 
 
+def test_a_run_names_the_methods_that_come_with_controls(finished_run):
+    folder = RunFolder.open(finished_run)
+    named = [record["name"] for record in folder.manifest["methods"]]
+    assert named == ["directional_ablation", "rfa", "pca_ot", "mean_shift", "linear_act"]
+    sweep = folder.read_table("localization")
+    assert set(named) == set(sweep.loc[sweep["set"] != "none", "method"])
+    assert "<b>Linear-AcT</b>" in (finished_run / "report.html").read_text()
+
+
 def test_a_model_that_cannot_be_replayed_is_studied_without_localizers(finished_run, monkeypatch):
     def fails(*_args, **_options):
         raise SinglePassError("A block cannot be run again.")

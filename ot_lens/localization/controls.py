@@ -1,7 +1,7 @@
 """Controls: edits of the same size without information about the classes, in the same table."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -18,6 +18,11 @@ from ot_lens.transport import ActivationMap, AffineMap, method_named
 
 # Methods to compare with: a shift alone, and single coordinates alone.
 REFERENCES = tuple(MethodSpec(name) for name in transport.REFERENCES)
+
+
+def with_references(methods: Sequence[MethodSpec], controls: Sequence[str]) -> list[MethodSpec]:
+    """Methods, and those that a sweep with controls measures beside them."""
+    return [*methods, *(method for method in REFERENCES if controls and method not in methods)]
 
 
 def controls(

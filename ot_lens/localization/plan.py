@@ -7,7 +7,7 @@ from typing import Any
 from ot_lens.activations import Activations
 from ot_lens.execution import as_runner
 from ot_lens.localization.candidates import Candidate, Maps, candidates, listed
-from ot_lens.localization.controls import REFERENCES, controls, swapped
+from ot_lens.localization.controls import controls, swapped, with_references
 from ot_lens.localization.methods import MethodSpec, fit_maps, fit_sequentially
 from ot_lens.localization.outside import with_domains
 from ot_lens.localization.search import search
@@ -32,7 +32,7 @@ def fit_sweep(
 
     Methods that are trained through the model need it, or a `Runner`, and the training prompts.
     """
-    fitted = [*methods, *(m for m in REFERENCES if plan.controls and m not in methods)]
+    fitted = with_references(methods, plan.controls)
     with stage("maps", sum(len(settings.layers) if m.learned else 1 for m in fitted)) as step:
         return fit_maps(
             acts,

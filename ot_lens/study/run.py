@@ -14,6 +14,7 @@ from ot_lens.execution import Runner, open_executor
 from ot_lens.geometry.quantities import registered
 from ot_lens.io.files import locked, release
 from ot_lens.localization import MethodSpec, as_methods
+from ot_lens.localization.controls import with_references
 from ot_lens.progress import Stage, silent
 from ot_lens.study import sweeping
 from ot_lens.study.config import StudyConfig
@@ -110,13 +111,14 @@ def run_study(
 def _measure(work: Work, methods: Sequence[MethodSpec]) -> None:
     """Do everything that needs the model."""
     folder, config, prompts, workers = work.folder, work.config, work.prompts, work.executor
+    measured = with_references(methods, config.controls)
     folder.save_manifest(
         model=work.ready.record,
         measuring=work.ready.measuring,
         prompts=prompts.manifest(),
         languages={name: own.manifest() for name, own in work.languages.items()},
         executors=sorted({workers.name, *folder.manifest.get("executors", [])}),
-        methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in methods)],
+        methods=[as_record(method_named(name)) for name in dict.fromkeys(m.name for m in measured)],
         diagnostics=[quantity.name for quantity in registered()],
     )
     acts = {split: sweeping.capture_split(work, split) for split in ("train", "test")}

@@ -12,7 +12,7 @@ import pandas as pd
 from ot_lens.activations import Activations, load_activations
 from ot_lens.errors import EvidenceError, OtLensError
 from ot_lens.localization import MethodSpec, as_methods
-from ot_lens.localization.controls import REFERENCES
+from ot_lens.localization.controls import with_references
 from ot_lens.progress import Stage, silent
 from ot_lens.prompts import ContrastSet
 from ot_lens.study.config import StudyConfig
@@ -68,8 +68,7 @@ class Evidence:
     @cached_property
     def methods(self) -> list[MethodSpec]:
         """The methods whose maps were fitted: those of the configuration, and the references of controls."""
-        configured = as_methods(self.config.method_entries)
-        return [*configured, *(m for m in REFERENCES if self.config.controls and m not in configured)]
+        return with_references(as_methods(self.config.method_entries), self.config.controls)
 
     @cached_property
     @_needed("needs the activations of the training prompts")
