@@ -41,10 +41,10 @@ def empty_figure(frames: Sequence[Frame], columns: int, row: int, gap: float) ->
     The gap between two columns is a part of the width.
     """
     layout = _placed(len(frames), columns, row, gap)
-    for number, (title, x, y) in enumerate(frames, start=1):
-        layout[axis_name("xaxis", number - 1)] |= _axis(x) | {"anchor": f"y{number}"}
-        layout[axis_name("yaxis", number - 1)] |= _axis(y) | {"anchor": f"x{number}"}
-        layout["annotations"][number - 1]["text"] = f"<b>{title}</b>"
+    for index, (title, x, y) in enumerate(frames):
+        layout[axis_name("xaxis", index)] |= _axis(x) | {"anchor": f"y{index + 1}"}
+        layout[axis_name("yaxis", index)] |= _axis(y) | {"anchor": f"x{index + 1}"}
+        layout["annotations"][index]["text"] = f"<b>{title}</b>"
     layout["meta"] = {"panels": len(frames), "row": row, "below": 0}
     layout |= {"margin": dict(MARGIN), "font": FONT, "hovermode": "closest", "template": go.layout.Template()}
     layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "dragmode": False}
@@ -58,12 +58,12 @@ def axis_name(kind: str, index: int) -> str:
 
 def add_color_bars(figure: go.Figure, axes: Sequence[Mapping[str, Any]]) -> None:
     """One color bar beside all panels, or one behind each."""
-    beside = len(axes) == 1
+    beside, layout = len(axes) == 1, figure.layout.to_plotly_json()
     for index, axis in enumerate(axes):
-        name = axis_name("coloraxis", index)
-        figure.layout[name] = dict(axis)
-        figure.layout[name].colorbar.update(_bar_place(figure.layout.to_plotly_json(), index, beside=beside))
-    figure.update_layout(margin_r=BAR if beside else MARGIN["r"])
+        bar = axis["colorbar"] | _bar_place(layout, index, beside=beside)
+        figure.layout[axis_name("coloraxis", index)] = {**axis, "colorbar": bar}
+    if beside:
+        figure.update_layout(margin_r=BAR)
 
 
 def _bar_place(layout: Mapping[str, Any], index: int, *, beside: bool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ot_lens.plots.style import SIGNIFICANT
 
 SQUARE, ONE_SQUARE, FLAT, EQUAL, CURVES, PER_INCH = 380, 440, 240, 300, 270, 175
 # The width of the plotting area for which gaps have the size they need: that of a window of 1200 pixels.
-NARROW = 820
+WIDTH = 820
 # Between panels, with room for the title of a y axis and short names of its ticks; with neither; for each
 # letter beyond.
 GAP_X, BARE, LETTER, SHORT = 70, 28, 7, 4
@@ -36,12 +36,7 @@ def draw(description: Description) -> go.Figure:
     """Draw a description with plotly; a click on an entry of the legend hides it in every panel."""
     frames = list(dict.fromkeys(panel.frame for panel in description.panels if panel.frame is not None))
     panels = [p for p in description.panels if p.frame is None or p.frame == frames[0]]
-    columns = 2 if len(panels) in (2, 4) else 3
-    if not description.slider:
-        columns = description.columns if _bare(description) else min(description.columns, 3)
-    if not _one_scale(panels):
-        columns = min(columns, 2)  # three leave no room for numbers
-    columns = min(columns, len(panels))
+    columns = _columns(description, panels)
     fixed = len(frames) < 2
     axes = [_frame(panel, i, fixed=fixed) for i, panel in enumerate(panels)]
     if description.share == "y":
@@ -115,14 +110,23 @@ def _bare(description: Description) -> bool:
     return description.share == "y" and not any(panel.y.title for panel in description.panels)
 
 
+def _columns(description: Description, panels: Sequence[Panel]) -> int:
+    """Panels in a row: as on paper, but no more than there is room for beside titles and color bars."""
+    if description.slider:
+        return min(2 if len(panels) in (2, 4) else 3, len(panels))
+    if _bare(description):
+        return min(description.columns, len(panels))
+    return min(description.columns, 3 if _one_scale(panels) else 2, len(panels))
+
+
 def _gap(description: Description, panels: Sequence[Panel], columns: int) -> float:
     """The gap between panels in parts of the width; in all less than half of it."""
     if _bare(description):
-        return BARE / NARROW
+        return BARE / WIDTH
     names = [] if description.share == "y" else [name for panel in panels for name in _names(panel)]
     longer = max((len(name) - SHORT for name in names), default=0)
     beside = LETTER * max(longer, 0) + (0 if _one_scale(panels) else BAR)
-    return min((GAP_X + beside) / max(NARROW - beside, 1), 0.45 / max(columns - 1, 1))
+    return min((GAP_X + beside) / max(WIDTH - beside, 1), 0.45 / max(columns - 1, 1))
 
 
 def _names(panel: Panel) -> Sequence[str]:
